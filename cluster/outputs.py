@@ -1,0 +1,73 @@
+"""What an engine says about a request: tokens on the side stream, and the unary reply that ends the call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+PREEMPTED = -9  # wire value of a slot whose request was preempted (FastDeploy's PREEMPTED_TOKEN_ID)
+NO_TOKEN = -1  # the slot did not sample in this step
+
+FINISH_STOP = "stop"
+FINISH_LENGTH = "length"
+FINISH_ABORT = "abort"
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities of one position, from the model's raw distribution (before penalties and temperature).
+
+    ``top_ids``/``top_logprobs`` are the most likely tokens, best first; ``rank`` of the token itself starts at 1.
+    """
+
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class TokenDelta(NamedTuple):
+    """New tokens of one request in one engine step. ``index`` is the position of the first in the whole output.
+
+    The ingress delivers a token once: it drops what comes from an older ``attempt`` or an ``index`` it already has.
+    ``finish_reason`` is set on the last delta; ``matched_stop`` is then the token id or token sequence that matched.
+    ``prompt_logprobs`` comes once, with the first token; its first entry is None.
+    """
+
+    request_id: str
+    attempt: int
+    index: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    matched_stop: int | list[int] | None = None
+    num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+
+class GenerateReply(NamedTuple):
+    """Reply of the unary call: how many output tokens the stream delivers in all (earlier attempts included)."""
+
+    num_tokens: int
+    finish_reason: str
+
+
+class AttachRequired(NamedTuple):
+    """Reply of the unary call when the subscriber has no stream to this engine yet; nothing was submitted.
+
+    ``runner`` is the Ray actor handle whose ``attach`` method streams the tokens.
+    """
+
+    engine_id: str
+    runner: object
+    fingerprint: str
+
+
+class EngineInfo(NamedTuple):
+    """Constants of a loaded engine."""
+
+    engine_id: str
+    fingerprint: str
+    model_id: str
+    max_model_len: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int

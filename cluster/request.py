@@ -1,0 +1,64 @@
+"""A request as it travels from the ingress to an engine, and the states it passes through there."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from cluster.sampling_params import SamplingParams
+
+
+@dataclass(slots=True)
+class EngineRequest:
+    """One sequence to generate, as the ingress submits it.
+
+    Attributes:
+        request_id: unique for the life of the cluster.
+        attempt: counts submissions of the same request; a late token of an older attempt is dropped (fencing).
+        subscriber: the token stream (one per ingress) on which the tokens are delivered.
+        prompt_token_ids: the client's prompt; its length never changes.
+        params: sampling and stop parameters, seed included.
+        output_token_ids: tokens delivered by earlier attempts; they are recomputed, not sampled or sent again.
+        priority: larger values give way first, as in vLLM (0 is the default).
+        cache_salt: separates prefix-cache entries of clients that must not share them.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    attempt: int = 0
+    subscriber: str = ""
+    output_token_ids: list[int] = field(default_factory=list)
+    priority: int = 0
+    cache_salt: str = ""
+
+
+class RequestState(enum.Enum):
+    """Where a request stands inside an engine."""
+
+    WAITING = "waiting"  # in the queue, owns no slot and no block
+    RUNNING = "running"  # owns a slot and its KV blocks
+    PREEMPTING = "preempting"  # blocks freed, slot kept until its PREEMPTED marker is saved
+    RETIRING = "retiring"  # finished or aborted, slot kept until its PREEMPTED marker is saved
+    FINISHED = "finished"  # owns nothing
+
+
+_S = RequestState
+TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
+    _S.WAITING: frozenset({_S.RUNNING, _S.FINISHED}),
+    _S.RUNNING: frozenset({_S.PREEMPTING, _S.RETIRING, _S.FINISHED}),
+    _S.PREEMPTING: frozenset({_S.WAITING, _S.RETIRING}),
+    _S.RETIRING: frozenset({_S.FINISHED}),
+    _S.FINISHED: frozenset(),
+}
+
+
+class IllegalTransitionError(RuntimeError):
+    """A request was moved along an edge that TRANSITIONS does not have: a bug in the scheduler."""
+
+
+def check_transition(old: RequestState, new: RequestState, request_id: str) -> RequestState:
+    """Return ``new``, or raise IllegalTransitionError if the table has no edge from ``old`` to it."""
+    if new not in TRANSITIONS[old]:
+        raise IllegalTransitionError(f"request {request_id}: {old.value} -> {new.value}")
+    return new

@@ -1,0 +1,52 @@
+"""How one request wants its tokens chosen and its generation ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MAX_LOGIT_BIAS = 300
+MAX_STOP_TOKEN_IDS = 32
+MAX_STOP_SEQS = 8
+MAX_STOP_SEQ_LEN = 16
+MAX_LOGPROBS = 20
+
+
+@dataclass(slots=True, frozen=True)
+class SamplingParams:
+    """Validated sampling and stopping parameters; names follow OpenAI and vLLM.
+
+    Attributes:
+        temperature: 0 selects the most likely token; otherwise logits are divided by it.
+        top_p: smallest set of tokens whose probability reaches it, (0, 1].
+        top_k: number of most likely tokens kept; 0 keeps all.
+        min_p: tokens below min_p times the best probability are dropped, [0, 1].
+        presence_penalty, frequency_penalty: over generated tokens, [-2, 2].
+        repetition_penalty: over prompt and generated tokens, (0, inf), 1 is off.
+        logit_bias: token id to additive bias, at most MAX_LOGIT_BIAS entries.
+        seed: always assigned by the ingress; with the absolute position it fixes every random draw.
+        max_tokens, min_tokens: bounds of the generated length; min_tokens holds back every kind of stop.
+        stop: stop strings, matched on text by the ingress.
+        stop_token_ids: ids that end generation, reported as matched_stop.
+        stop_token_seqs: token sequences that end generation, matched on the device.
+        ignore_eos: do not end at the model's end-of-sequence tokens.
+        logprobs: number of alternatives reported with each token, None for no log-probabilities.
+        prompt_logprobs: the same for prompt tokens.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int = 0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    stop_token_seqs: tuple[tuple[int, ...], ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None

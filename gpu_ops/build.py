@@ -1,0 +1,140 @@
+"""Build the custom ops once and cache them by content, so that every Ray worker of a node loads the same library.
+
+The key covers the sources, the compiler, Paddle's version and Python's, and what the processor can do: nodes of a cluster
+differ, and the cache may lie on a shared disk. A lock file makes concurrent first starts build once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata, util
+from pathlib import Path
+
+CSRC = Path(__file__).parent / "csrc"
+KERNEL_FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-Wall", "-pthread"]
+BINDING_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-DPADDLE_WITH_CUSTOM_KERNEL", "-w", "-pthread"]
+
+Progress = Callable[[str, int, int], None]
+
+
+class OpBuildError(RuntimeError):
+    """The ops could not be built; the message holds the compiler's own words and what to install."""
+
+
+def cache_dir() -> Path:
+    """Where built libraries are kept: $BIREME_CACHE, else the user's cache folder."""
+    base = os.environ.get("BIREME_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "bireme")
+    return Path(base)
+
+
+def paddle_distribution() -> metadata.Distribution:
+    """The installed Paddle package, found without importing it."""
+    for name in ("paddlepaddle-gpu", "paddlepaddle"):
+        try:
+            return metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+    raise OpBuildError("PaddlePaddle is not installed: pip install paddlepaddle (CPU) or paddlepaddle-gpu")
+
+
+def _sources() -> list[Path]:
+    return sorted([*CSRC.glob("kernels/**/*.cc"), *CSRC.glob("bindings/*.cc")])
+
+
+def _instruction_set() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return " ".join(sorted(line.split(":", 1)[1].split()))
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, else g++ or clang++."""
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and shutil.which(name):
+            return name
+    raise OpBuildError("no C++ compiler found: install g++ (Debian: apt-get install g++) or set CXX")
+
+
+def build_key() -> str:
+    """Hash of everything that the built library depends on."""
+    key = hashlib.sha256()
+    for path in sorted(p for p in CSRC.rglob("*") if p.is_file()):
+        key.update(str(path.relative_to(CSRC)).encode() + b"\0" + path.read_bytes() + b"\0")
+    distribution = paddle_distribution()
+    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
+    for part in (distribution.name, distribution.version, *version, platform.python_version(), platform.machine(),
+                 _instruction_set(), *KERNEL_FLAGS, *BINDING_FLAGS):
+        key.update(part.encode() + b"\0")
+    return key.hexdigest()[:20]
+
+
+def library_path() -> Path:
+    """Where the library for the present sources and machine is, or will be."""
+    return cache_dir() / "ops" / build_key() / "libbireme_ops.so"
+
+
+def build(progress: Progress | None = None) -> Path:
+    """Return the library, building it first if the cache has none.
+
+    Args:
+        progress: called as ``progress(file name, files done, files in all)`` while it compiles.
+    Raises:
+        OpBuildError: there is no compiler, or a file did not compile.
+    """
+    target = library_path()
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            _compile(target, progress)
+    return target
+
+
+def _compile(target: Path, progress: Progress | None) -> None:
+    spec = util.find_spec("paddle")
+    assert spec is not None and spec.origin is not None
+    paddle_root = Path(spec.origin).parent
+    includes = [f"-I{paddle_root}/include", f"-I{paddle_root}/include/third_party", f"-I{sysconfig.get_paths()['include']}"]
+    sources = _sources()
+    done = 0
+
+    def compile_one(source: Path) -> Path:
+        nonlocal done
+        is_binding = source.parent.name == "bindings"
+        obj = target.parent / f"{source.parent.name}_{source.stem}.o"
+        flags = [*BINDING_FLAGS, *includes] if is_binding else KERNEL_FLAGS
+        _run([compiler(), *flags, "-c", str(source), "-o", str(obj)])
+        done += 1
+        if progress:
+            progress(source.name, done, len(sources))
+        return obj
+
+    with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 8))) as pool:
+        # Bindings include Paddle's headers and take longest, so they start first.
+        objects = list(pool.map(compile_one, sorted(sources, key=lambda path: path.parent.name != "bindings")))
+    partial = target.with_suffix(".partial")
+    _run([compiler(), "-shared", *map(str, objects), "-o", str(partial), f"-L{paddle_root}/base", f"-L{paddle_root}/libs",
+          "-l:libpaddle.so", f"-Wl,-rpath,{paddle_root}/base:{paddle_root}/libs", "-pthread"])
+    for obj in objects:
+        obj.unlink()
+    partial.rename(target)
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise OpBuildError(f"building the native ops failed: {' '.join(command)}\n{result.stdout}{result.stderr}")
