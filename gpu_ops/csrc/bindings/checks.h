@@ -2,6 +2,7 @@
 // checked here, once, and the kernels trust their arguments.
 #pragma once
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 
 #include "paddle/extension.h"
@@ -15,4 +16,43 @@ inline void check_tensor(const paddle::Tensor& tensor, const char* name, paddle:
 template <typename T>
 inline T* mutable_data(const paddle::Tensor& tensor) {
   return const_cast<T*>(tensor.data<T>());
+}
+
+// A dimension that a shape check leaves open.
+constexpr int64_t kAnySize = -1;
+
+template <typename Sizes>
+std::string shape_text(const Sizes& sizes) {
+  std::string text = "[";
+  for (int64_t size : sizes) {
+    if (text.size() > 1) text += ", ";
+    text += size == kAnySize ? "any" : std::to_string(size);
+  }
+  return text + "]";
+}
+
+// Exact dtype and shape; the error names the tensor, what it has and what the op needs.
+inline void check_shape(const paddle::Tensor& tensor, const char* name, paddle::DataType dtype,
+                        std::initializer_list<int64_t> sizes) {
+  PD_CHECK(tensor.dtype() == dtype, name, ": has dtype ", phi::DataTypeToString(tensor.dtype()), ", needs ",
+           phi::DataTypeToString(dtype));
+  const std::vector<int64_t> actual = tensor.shape();
+  bool same = actual.size() == sizes.size();
+  size_t axis = 0;
+  for (int64_t size : sizes) {
+    same = same && (size == kAnySize || actual[axis] == size);
+    ++axis;
+  }
+  PD_CHECK(same, name, ": has shape ", shape_text(actual), ", needs ", shape_text(sizes));
+}
+
+// Ops whose CUDA kernel has not joined yet refuse device tensors instead of reading device memory from the host.
+inline void check_cpu(const paddle::Tensor& tensor, const char* name) {
+  PD_CHECK(tensor.is_cpu(), name, ": lies on a device for which this op has no kernel, needs a CPU tensor");
+}
+
+// Data of a tensor that may have no elements; Paddle refuses to hand out the pointer of an empty one.
+template <typename T>
+T* data_or_null(const paddle::Tensor& tensor) {
+  return tensor.numel() ? const_cast<T*>(tensor.data<T>()) : nullptr;
 }
