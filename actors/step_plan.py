@@ -1,0 +1,86 @@
+"""What the scheduler asks of the runner in one step, as plain data: a recorded list of plans can be replayed bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from cluster.outputs import TokenLogprobs
+from cluster.sampling_params import SamplingParams
+
+
+class SlotInsert(NamedTuple):
+    """A request enters a slot. ``token_ids`` are the tokens to (re)compute: the prompt and outputs of earlier runs."""
+
+    slot: int
+    request_id: str
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    params: SamplingParams
+
+
+class PromptLogprobs(NamedTuple):
+    """Positions ``start ..`` of a prompt whose next tokens ``targets`` are scored in this step."""
+
+    slot: int
+    start: int
+    targets: tuple[int, ...]
+    num_logprobs: int
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step.
+
+    Attributes:
+        step: number of the step, counted from 0.
+        scheduled: slot to number of tokens; an upper bound, because the device may know of a stop that the host does not.
+        inserts: requests that enter a slot before the step computes.
+        block_updates: (slot, index in its block table, block id).
+        preempted: slots that leave (preempted or aborted); the step carries their PREEMPTED marker.
+        request_ids: slot to request, for every scheduled or preempted slot, as it was when the plan was made.
+        sampling: slots that sample, as far as the host knows.
+        num_logprobs: most alternatives any sampling request wants, -1 for none.
+        needs_penalties: some sampling request has penalties, a bias, or a minimum length not yet reached.
+        prompt_logprobs: prompt positions to score.
+    """
+
+    step: int
+    scheduled: dict[int, int] = field(default_factory=dict)
+    inserts: list[SlotInsert] = field(default_factory=list)
+    block_updates: list[tuple[int, int, int]] = field(default_factory=list)
+    preempted: list[int] = field(default_factory=list)
+    request_ids: dict[int, str] = field(default_factory=dict)
+    sampling: list[int] = field(default_factory=list)
+    num_logprobs: int = -1
+    needs_penalties: bool = False
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.scheduled.values())
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.scheduled and not self.preempted
+
+
+class SlotOutput(NamedTuple):
+    """What one step says about one slot. ``token`` is a token id, NO_TOKEN or PREEMPTED; ``finish_reason`` ends the request."""
+
+    slot: int
+    request_id: str
+    token: int
+    finish_reason: str | None = None
+    matched_stop: int | None = None
+    stopped_by_sequence: bool = False
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+
+
+class StepResult(NamedTuple):
+    """Outputs of one saved step, one per slot of its plan."""
+
+    step: int
+    outputs: list[SlotOutput]
