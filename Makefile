@@ -1,0 +1,43 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup prepare serve test lint lock bench bench-ops clean
+
+CONFIG ?= ray_configs/smollm2_cpu.yaml
+BIN := .venv/bin
+export RAY_USAGE_STATS_ENABLED ?= 0
+export PYTHONUNBUFFERED = 1
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@echo "  PYTHON=...      the Python (3.10 to 3.12) that .venv is made with"
+	@echo "  CONFIG=...      the Serve configuration of make serve ($(CONFIG))"
+	@echo "  PYTEST_ARGS=... arguments for pytest, e.g. PYTEST_ARGS='-m \"not slow\" tests/gpu_ops'"
+
+setup: ## Python environment with the pinned dependencies
+	@scripts/setup.sh
+
+prepare: setup ## setup, native ops and the default model
+	@$(BIN)/python -m deployments.prepare
+
+# Its own Ray on this machine, even if another one happens to run here, unless RAY_ADDRESS names a cluster.
+serve: prepare ## set everything up and serve the default model
+	@exec $(BIN)/serve run --address "$${RAY_ADDRESS:-local}" $(CONFIG)
+
+test: prepare ## set everything up and run all tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: prepare ## engine, HTTP and, if it is installed, transformers on the default model
+	@$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
+
+bench-ops: prepare ## native ops one by one, with their bandwidth
+	@$(BIN)/python -m benchmarks.bench_ops $(BENCH_ARGS)
+
+lock: setup ## pin the newest dependencies again (LOCK_PYTHONS: a 3.10, a 3.11 and a 3.12)
+	@$(BIN)/python scripts/lock.py $(LOCK_PYTHONS)
+
+clean: ## remove the environment and everything that was generated in this folder
+	rm -rf .venv build bireme.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
