@@ -1,7 +1,8 @@
 """Create .venv and install what requirements.lock pins. Needs only the standard library; a second run does nothing.
 
-Two keys in .venv say what it was made from: one for the environment itself (interpreter and place), one for the packages
-(contents of the files that name them). Contents, not dates: a fresh checkout or a switched branch changes every date.
+Two keys in .venv say what it was made from: one for the environment itself (interpreter and place), one for the
+packages (contents of the files that name them). Contents, not dates: a fresh checkout or a switched branch changes
+every date.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def create() -> None:
     if fallback.returncode:
         shutil.rmtree(VENV, ignore_errors=True)
         sys.exit(
-            f"{result.stdout}{result.stderr}Cannot create {VENV.name}: {python} has neither ensurepip nor a pip >= 22.3. "
+            f"{result.stdout}{result.stderr}{VENV.name}: {python} has neither ensurepip nor a pip >= 22.3. "
             "Install the missing part (Debian: apt-get install python3-venv) and try again."
         )
 
