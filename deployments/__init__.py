@@ -1,0 +1,1 @@
+"""The Ray Serve application: OpenAI-compatible ingress, engine replicas, and what travels between them."""

@@ -1,0 +1,213 @@
+"""Requests of the OpenAI-compatible API: their fields, their limits, and what is refused by name.
+
+Fields follow OpenAI's API reference; extensions have vLLM's names. A field that is null counts as absent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from cluster.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_SEQ_LEN, MAX_STOP_SEQS, MAX_STOP_TOKEN_IDS
+from deployments.api_errors import ApiError, bad_request
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_CHARS = 1024
+MAX_MESSAGES = 4096
+MAX_N = 128
+MAX_SHORT_TEXT = 1024
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+ShortText = Annotated[str, StringConstraints(max_length=MAX_SHORT_TEXT)]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _text_parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+def _without_nulls(value: Any) -> Any:
+    return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class StreamOptions(_Fields):
+    """Options of a streamed answer."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class GenerationRequest(_Fields):
+    """What completions and chat completions have in common."""
+
+    model: ShortText | None = None
+    max_tokens: int | None = Field(None, ge=0, lt=2**31)
+    min_tokens: int = Field(0, ge=0, lt=2**31)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, lt=2**31)
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_LOGIT_BIAS)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    n: int = Field(1, ge=1, le=MAX_N)
+    stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=MAX_STOP_STRINGS)] = []
+    include_stop_str_in_output: bool = False
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKEN_IDS)
+    stop_token_seqs: list[Annotated[list[TokenId], Field(min_length=1, max_length=MAX_STOP_SEQ_LEN)]] = Field(
+        default_factory=list, max_length=MAX_STOP_SEQS)
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    return_token_ids: bool = False
+    skip_special_tokens: bool = True
+    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    cache_salt: ShortText = ""
+    user: ShortText | None = None
+    metadata: dict[ShortText, ShortText] | None = Field(None, max_length=16)
+    store: bool | None = None
+    service_tier: ShortText | None = None
+    safety_identifier: ShortText | None = None
+    prompt_cache_key: ShortText | None = None
+    request_id: ShortText | None = None
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of POST /v1/completions."""
+
+    prompt: Any
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    add_special_tokens: bool = True
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts in order, whichever of the four forms they came in.
+
+        Raises:
+            ApiError: not a string, a list of token ids, or a list of either; or an empty one.
+        """
+        prompt = self.prompt
+        several = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], (str, list))
+        prompts = prompt if several else [prompt]
+        for i, item in enumerate(prompts):
+            where = f"prompt.{i}" if several else "prompt"
+            if isinstance(item, list):
+                for token in item:
+                    if type(token) is not int or not 0 <= token < 2**31:
+                        raise bad_request(f"{where}: token ids must be integers in [0, 2147483648), got {_shown(token)}", where)
+            elif not isinstance(item, str):
+                raise bad_request(f"{where} must be a string, a list of token ids, or a list of either; got {_shown(item)}", where)
+            if not item and isinstance(item, list):
+                raise bad_request(f"{where} must not be an empty list", where)
+        return prompts
+
+
+class TextPart(_Fields):
+    """A content part; text is the only type the models here read."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Fields):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[TextPart], BeforeValidator(_text_parts), Field(max_length=MAX_MESSAGES)] = []
+    name: ShortText | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        return _without_nulls(value)
+
+    def as_template_message(self) -> dict[str, str]:
+        """The message as chat templates read it; ``developer`` is OpenAI's newer word for ``system``."""
+        text = "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = False
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
+    parallel_tool_calls: bool | None = None
+
+
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},), "suffix": ("",), "modalities": (["text"],), "use_beam_search": (False,),
+    "length_penalty": (1, 1.0), "audio": (), "prediction": (), "reasoning_effort": (), "web_search_options": (),
+    "verbosity": (), "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
+}
+
+_Request = TypeVar("_Request", bound=GenerationRequest)
+
+
+def parse_request(kind: type[_Request], body: Any) -> _Request:
+    """Validate a decoded JSON body.
+
+    Raises:
+        ApiError: 400 that names the field at fault and what it may be.
+    """
+    if not isinstance(body, dict):
+        raise bad_request(f"the body must be a JSON object, got {_shown(body)}")
+    fields = _without_nulls(body)
+    for name in _HARMLESS.keys() & fields.keys():
+        value = fields.pop(name)
+        if value not in _HARMLESS[name]:
+            raise bad_request(f"{name} is not supported by this server; leave it out", name, "unsupported_parameter")
+    best_of = fields.pop("best_of", None)
+    try:
+        request = kind.model_validate(fields)
+    except ValidationError as error:
+        raise _as_api_error(error, kind) from None
+    if best_of not in (None, request.n):
+        raise bad_request(f"best_of must equal n ({request.n}), got {_shown(best_of)}", "best_of", "unsupported_parameter")
+    if request.stream_options is not None and not request.stream:
+        raise bad_request("stream_options is only allowed with stream=true", "stream_options")
+    return request
+
+
+def _as_api_error(error: ValidationError, kind: type[BaseModel]) -> ApiError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    # Members of a union appear in the location under their type's name; a client only knows field names and indices.
+    known = {name for model in (kind, ChatMessage, TextPart, StreamOptions) for name in model.model_fields}
+    path = [str(part) for part in first["loc"] if isinstance(part, int) or part in known] or [str(p) for p in first["loc"]]
+    param = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        param = ".".join([*path, name]) if name not in path else param
+        return bad_request(f"unknown field {_shown(name)}", param, "unknown_parameter")
+    if first["type"] == "missing":
+        return bad_request(f"{param} is required", param, "missing_required_parameter")
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return bad_request(f"{param}: {message}, got {_shown(first['input'])}", param)
+
+
+def _shown(value: Any) -> str:
+    """A value in an error message, cut to a length that no client can abuse."""
+    if isinstance(value, (list, dict)) and len(value) > 16:
+        return f"a {type(value).__name__} of {len(value)} items"
+    if isinstance(value, str):
+        value = value[:81]
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
