@@ -82,7 +82,10 @@ def main() -> None:
         created.write_text(environment_key())
     if is_current(installed, packages_key()):
         return
-    print("Dependencies: 385 MB to download, 1.4 GB on disk; 1 to 5 minutes", flush=True)
+    if installed.exists():
+        print("Dependencies: requirements.lock or pyproject.toml changed, updating", flush=True)
+    else:
+        print("Dependencies: 385 MB to download, 1.4 GB on disk; 1 to 5 minutes", flush=True)
     # A half-installed environment must not look finished to the next run.
     installed.unlink(missing_ok=True)
     try:

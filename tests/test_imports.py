@@ -1,0 +1,141 @@
+"""Imports point one way: deployments -> actors -> gpu_ops, everything may use cluster; Paddle stays with the runner."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What no file of a package may import, wherever in the file the import stands.
+FORBIDDEN = {
+    "cluster": ("actors", "gpu_ops", "deployments", "paddle"),
+    "gpu_ops": ("ray", "actors", "deployments"),
+    "actors": ("deployments", "ray.serve"),
+    "deployments": ("paddle",),
+}
+
+# What processes without a runner load, and the plain-Python half of the engine.
+WITHOUT_PADDLE = (
+    "actors.kv_cache",
+    "actors.model_source",
+    "actors.scheduler",
+    "actors.tokenizer",
+    "cluster.client",
+    "deployments.cli",
+    "deployments.engine_replica",
+    "deployments.ingress",
+    "deployments.llm",
+    "deployments.prepare",
+    "gpu_ops.build",
+)
+
+
+def python_files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute names of all modules that a file imports, inside functions too; ``from a import b`` gives a and a.b."""
+    package = path.relative_to(ROOT).parent.parts
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join((*parents, *filter(None, [node.module])))
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "importlib.import_module",
+            "import_module",
+            "__import__",
+        ):
+            names.update(
+                argument.value
+                for argument in node.args
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+            )
+    return names
+
+
+def is_within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def imports_paddle(path: Path) -> bool:
+    return any(is_within(module, "paddle") for module in imported_modules(path))
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_point_one_way(package: str) -> None:
+    files = python_files(package)
+    assert files, f"{package}/ has no Python files"
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in files
+        for module in sorted(imported_modules(path))
+        if any(is_within(module, forbidden) for forbidden in FORBIDDEN[package])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_deployments_use_no_op_that_imports_paddle() -> None:
+    with_paddle = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in python_files("gpu_ops")
+        if imports_paddle(path)
+    }
+    assert with_paddle, "no module of gpu_ops imports paddle: the search is broken"
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in python_files("deployments")
+        for module in sorted(imported_modules(path) & with_paddle)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_kernels_include_no_paddle_header() -> None:
+    kernels = [path for path in (ROOT / "gpu_ops" / "csrc" / "kernels").rglob("*") if path.is_file()]
+    assert kernels
+    wrong = [str(path.relative_to(ROOT)) for path in kernels if '#include "paddle/' in path.read_text()]
+    assert not wrong, f"kernels with Paddle headers: {wrong}"
+
+
+@pytest.mark.parametrize("module", WITHOUT_PADDLE)
+def test_module_loads_without_paddle(module: str) -> None:
+    program = (
+        f"import sys, {module}\n"
+        "found = sorted(name for name in sys.modules if name == 'paddle' or name.startswith('paddle.'))\n"
+        "sys.exit('imported ' + ', '.join(found[:5]) if found else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_search_sees_every_form_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "actors" / "models" / "llama.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "import a.b as c\nfrom d import e\nfrom . import f\nfrom ..g import h\n"
+        "def later():\n    import i\n    import importlib\n    importlib.import_module('j.k')\n"
+    )
+    expected = {
+        "a.b",
+        "d",
+        "d.e",
+        "actors.models",
+        "actors.models.f",
+        "actors.g",
+        "actors.g.h",
+        "i",
+        "importlib",
+        "j.k",
+    }
+    assert imported_modules(path) == expected
