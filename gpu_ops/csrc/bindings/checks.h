@@ -56,3 +56,14 @@ template <typename T>
 T* data_or_null(const paddle::Tensor& tensor) {
   return tensor.numel() ? const_cast<T*>(tensor.data<T>()) : nullptr;
 }
+
+// Slots of `rows` sampling rows; the tensor may be longer. -1 means no slot.
+inline void check_sample_slots(const paddle::Tensor& sample_slots, int64_t rows, int64_t slots) {
+  check_shape(sample_slots, "sample_slots", paddle::DataType::INT32, {kAnySize});
+  PD_CHECK(sample_slots.numel() >= rows, "sample_slots: has ", sample_slots.numel(), " rows, needs ", rows);
+  const int32_t* slot = data_or_null<int32_t>(sample_slots);
+  for (int64_t row = 0; row < rows; ++row) {
+    PD_CHECK(slot[row] >= -1 && slot[row] < slots, "sample_slots: row ", row, " names slot ", slot[row], ", needs -1 to ",
+             slots - 1);
+  }
+}
