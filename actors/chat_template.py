@@ -1,0 +1,135 @@
+"""A model's chat template, rendered in a sandbox: the template is part of a downloaded model and is not trusted."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+from cluster.errors import InvalidRequestError, ModelLoadError
+
+MAX_RENDERED_CHARS = 16 * 2**20
+_MAX_POWER = 10**6
+
+
+class TemplateRefusal(jinja2.TemplateError):
+    """The template called raise_exception: it does not take these messages."""
+
+
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Also bounds the operators with which a short expression makes an enormous value."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and (not _is_small(left) or not _is_small(right)):
+            raise jinja2.sandbox.SecurityError("operands of ** are too large")
+        if operator == "*":
+            for sequence, times in ((left, right), (right, left)):
+                if isinstance(sequence, (str, bytes, list, tuple)) and isinstance(times, int):
+                    if len(sequence) * times > MAX_RENDERED_CHARS:
+                        raise jinja2.sandbox.SecurityError("result of * is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """``{% generation %}...{% endgeneration %}`` marks the assistant's part for training; here it is only its content."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _is_small(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= _MAX_POWER
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateRefusal(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
+            sort_keys: bool = False) -> str:
+    # Jinja's own filter escapes for HTML, which would change what the model reads.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.datetime.now().strftime(pattern)
+
+
+def _environment() -> _Environment:
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock])
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+class ChatTemplate:
+    """One compiled template.
+
+    Args:
+        source: Jinja text.
+        special_tokens: bos_token, eos_token and the like, visible to the template.
+        where: names the model in errors.
+    Raises:
+        ModelLoadError: the text is not valid Jinja.
+    """
+
+    def __init__(self, source: str, special_tokens: dict[str, str], where: object) -> None:
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelLoadError(f"the chat template of {where} is not valid ({error}): mend or remove it.", "tokenizer") from error
+        self._special_tokens = special_tokens
+
+    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True,
+               tools: list[dict[str, Any]] | None = None, **template_kwargs: Any) -> str:
+        """Return the prompt text.
+
+        Args:
+            messages: OpenAI chat messages; content is a string, None, or a list of text parts, which are joined by newlines.
+            tools: OpenAI tool definitions, passed on to the template.
+            template_kwargs: further variables of the template, e.g. enable_thinking.
+        Raises:
+            InvalidRequestError: the template refuses the messages, fails on them, or renders more than MAX_RENDERED_CHARS.
+        """
+        variables = {**self._special_tokens, **template_kwargs, "messages": [_plain(m, i) for i, m in enumerate(messages)],
+                     "tools": tools, "add_generation_prompt": add_generation_prompt}
+        pieces, length = [], 0
+        try:
+            for piece in self._template.generate(variables):
+                length += len(piece)
+                if length > MAX_RENDERED_CHARS:
+                    raise InvalidRequestError(f"messages render to more than {MAX_RENDERED_CHARS} characters", "messages")
+                pieces.append(piece)
+        except TemplateRefusal as error:
+            raise InvalidRequestError(f"the model's chat template refuses these messages: {error}", "messages") from error
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
+                MemoryError) as error:
+            raise InvalidRequestError(f"the model's chat template fails on these messages: {error}", "messages") from error
+        return "".join(pieces)
+
+
+def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """Return the message with a string (or None) as content."""
+    content = message.get("content")
+    if not isinstance(content, (list, tuple)):
+        return message
+    texts = []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise InvalidRequestError(f"messages[{index}].content has a part of type {kind!r}; allowed: text", "messages")
+    return {**message, "content": "\n".join(texts)}

@@ -1,0 +1,41 @@
+"""Text of a growing token sequence, delivered piece by piece."""
+
+from __future__ import annotations
+
+import codecs
+
+from actors.tokenizer import Tokenizer
+
+_UTF8 = codecs.getincrementaldecoder("utf-8")
+
+
+class IncrementalDetokenizer:
+    """Turns tokens into text as they come; all pieces joined are ``tokenizer.decode`` of all ids.
+
+    A character whose bytes are spread over several tokens is held back until it is whole. Time per token is constant.
+
+    Args:
+        continues: the tokens continue a text that was shown before, so a SentencePiece model's first space is kept.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, *, continues: bool = False) -> None:
+        self._bytes = tokenizer.token_bytes_table
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._decoder = _UTF8("replace")
+        self._strip_next = self._bytes.strips_first_space and not continues
+
+    def push(self, token_id: int) -> str:
+        """Return the text that this token completes, often '' or part of a word."""
+        if token_id in self._skipped:
+            return ""
+        return self._stripped(self._decoder.decode(self._bytes[token_id]))
+
+    def finish(self) -> str:
+        """Return what was held back: U+FFFD for a character that never became whole, else ''."""
+        return self._stripped(self._decoder.decode(b"", final=True))
+
+    def _stripped(self, text: str) -> str:
+        if self._strip_next and text:
+            self._strip_next = False
+            return text[1:] if text[0] == " " else text
+        return text

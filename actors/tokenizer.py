@@ -1,0 +1,162 @@
+"""Text to token ids and back, and chat prompts. Loads in a fraction of a second and knows no tensor library."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from actors.chat_template import ChatTemplate
+from actors.gguf_file import read_gguf
+from actors.gguf_tokenizer import build_tokenizer, gguf_eos_token_ids, special_token_text
+from actors.model_config import read_json, token_ids
+from actors.model_source import ModelSource
+from actors.token_bytes import TokenBytes
+from cluster.errors import InvalidRequestError, ModelLoadError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerParts:
+    """What the files of a model say about its tokenizer, before it is put together.
+
+    Attributes:
+        special_tokens: bos_token, eos_token, ... to their text.
+    """
+
+    backend: tokenizers.Tokenizer
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    eos_token_ids: tuple[int, ...] = ()
+    chat_template: str | None = None
+
+
+class Tokenizer:
+    """A loaded tokenizer; safe to use from several threads.
+
+    Attributes:
+        vocab_size: one more than the largest id; the model's vocabulary may be larger (padding).
+        bos_token_id: or None.
+        eos_token_ids: ids that end a generation by default.
+        special_ids: ids that decode leaves out with skip_special_tokens.
+    """
+
+    def __init__(self, parts: TokenizerParts, name: str) -> None:
+        self._backend = parts.backend
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._name = name
+        added = self._backend.get_added_tokens_decoder()
+        self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.bos_token_id = self._backend.token_to_id(parts.special_tokens.get("bos_token", ""))
+        self.eos_token_ids = parts.eos_token_ids
+        self.token_bytes_table = TokenBytes(self._backend, self.vocab_size, name)
+        template = parts.chat_template
+        self._template = ChatTemplate(template, parts.special_tokens, name) if template is not None else None
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether apply_chat_template can be used."""
+        return self._template is not None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of ``text``; special tokens written out in it become their ids.
+
+        Args:
+            add_special_tokens: add what the model wants around a prompt (BOS). Off for rendered chat templates, which write
+                it themselves.
+        """
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(f"text is not valid Unicode (lone surrogate at {error.start})", "prompt") from error
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
+        skipped = self.special_ids if skip_special_tokens else ()
+        text = b"".join([self.token_bytes(i) for i in ids if i not in skipped]).decode("utf-8", "replace")
+        return text[1:] if self.token_bytes_table.strips_first_space and text.startswith(" ") else text
+
+    def token_text(self, token_id: int) -> str:
+        """Return one token as text; parts of a character become U+FFFD."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for; those of all tokens of a text, joined, are its UTF-8."""
+        return self.token_bytes_table[token_id]
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True,
+                            tools: list[dict[str, Any]] | None = None, **template_kwargs: Any) -> str:
+        """Render the model's chat template; encode the result with ``add_special_tokens=False``.
+
+        Raises:
+            InvalidRequestError: the model has no template, or it does not take these messages.
+        """
+        if self._template is None:
+            raise InvalidRequestError(
+                f"model {self._name} has no chat template: use completions, or put a chat_template.jinja beside its tokenizer.json",
+                "messages", "no_chat_template")
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_kwargs)
+
+
+def load_tokenizer(source: ModelSource) -> Tokenizer:
+    """Load the tokenizer of a model, or the one that was chosen instead.
+
+    Raises:
+        ModelLoadError: there is none, or it is damaged or of a kind that is not supported.
+    """
+    path = source.tokenizer
+    if path is None:
+        raise ModelLoadError(f"{source.path} has no tokenizer.json: copy it there, or set tokenizer to one.", "tokenizer")
+    return Tokenizer(_from_gguf(path) if path.suffix == ".gguf" else _from_json(path, source), source.name)
+
+
+def _from_gguf(path: Path) -> TokenizerParts:
+    metadata = read_gguf(path).metadata
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    special = {name: special_token_text(metadata, key) for name, key in names.items()}
+    template = metadata.get("tokenizer.chat_template")
+    return TokenizerParts(build_tokenizer(metadata, path), {name: text for name, text in special.items() if text},
+                          gguf_eos_token_ids(metadata), template if isinstance(template, str) else None)
+
+
+def _from_json(path: Path, source: ModelSource) -> TokenizerParts:
+    file = path if path.is_file() else path / "tokenizer.json"
+    folder = file.parent
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise ModelLoadError(f"{file} is damaged or of a newer format ({error}): download or copy it again.", "tokenizer") from error
+    settings = _optional_json(folder / "tokenizer_config.json")
+    special = {name: _token_text(value) for name, value in
+               {**_optional_json(folder / "special_tokens_map.json"), **settings}.items() if name.endswith("_token")}
+    special = {name: text for name, text in special.items() if text}
+    eos = {backend.token_to_id(special.get("eos_token", ""))}
+    for name in ("config.json", "generation_config.json"):
+        eos |= token_ids(_optional_json(folder / name).get("eos_token_id"))
+    return TokenizerParts(backend, special, tuple(sorted(i for i in eos if i is not None)), _template_text(folder, settings))
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _token_text(value: Any) -> str:
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else ""
+
+
+def _template_text(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The template of a model directory: a file of its own goes before the one inside tokenizer_config.json."""
+    for name in ("chat_template.jinja", "chat_template.json"):
+        file = folder / name
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            return text if name.endswith(".jinja") else json.loads(text).get("chat_template")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

@@ -1,0 +1,119 @@
+"""Weights of a model as NumPy arrays under Hugging Face names, whatever file they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from actors.file_hash import content_id
+from actors.gguf_file import read_gguf
+from actors.model_config import ModelConfig
+from actors.model_source import ModelSource
+from actors.weights.dummy import dummy_tensor
+from actors.weights.gguf import read_tensor
+from actors.weights.layout import expected_tensors, gguf_name, rotated_heads, to_half_rotation
+from actors.weights.safetensors import ITEM_BYTES, SafeTensor, read_header
+from cluster.errors import ModelLoadError
+
+DTYPES = ("float32", "float16", "bfloat16")
+Loader = Callable[[], np.ndarray]
+
+
+def iter_weights(source: ModelSource, config: ModelConfig, dtype: str = "float32") -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (Hugging Face name, tensor) for every tensor of the model, one in memory at a time.
+
+    Names and shapes are checked before the first tensor is read. Rows of q and k are always in half-rotation order.
+
+    Args:
+        dtype: one of DTYPES; bfloat16 comes as uint16 bit patterns (rounded to nearest even), NumPy having no such type.
+    Raises:
+        ModelLoadError: a tensor is missing, misshapen or of an unsupported type; the message names it.
+    """
+    if str(dtype) not in DTYPES:
+        raise ModelLoadError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}", "dtype")
+    loaders = _loaders(source, config)
+    return ((name, _convert(loader(), str(dtype))) for name, loader in loaders)
+
+
+def num_weights(config: ModelConfig) -> int:
+    """Return how many tensors ``iter_weights`` will yield, for progress bars."""
+    return len(expected_tensors(config))
+
+
+def weights_fingerprint(source: ModelSource) -> str:
+    """Return 32 hex digits that are equal on every machine where the same model would compute the same thing.
+
+    Covers the weight files' content (see file_hash.content_id) and config.json; for dummy weights, configuration and seed.
+    """
+    digest = hashlib.sha256(f"{'dummy' if source.kind == 'dummy' else 'stored'}\0{source.seed}".encode())
+    if source.is_gguf and source.kind == "dummy":
+        digest.update(content_id(source.path).encode())
+    elif not source.is_gguf:
+        digest.update(content_id(source.path / "config.json").encode())
+    for file in source.weight_files():
+        digest.update(b"\0" + content_id(file).encode())
+    return digest.hexdigest()[:32]
+
+
+def _loaders(source: ModelSource, config: ModelConfig) -> list[tuple[str, Loader]]:
+    expected = expected_tensors(config)
+    if source.kind == "dummy":
+        return [(name, lambda name=name, shape=shape: dummy_tensor(name, shape, source.seed)) for name, shape in expected.items()]
+    find = _find_in_gguf(source) if source.kind == "gguf" else _find_in_safetensors(source)
+    loaders = []
+    for name, shape in expected.items():
+        found, loader = find(name)
+        if found != shape:
+            raise ModelLoadError(f"{source.path}: tensor {name} has shape {list(found)}, the configuration wants {list(shape)}: "
+                                 "weights and configuration do not belong together.", "model")
+        heads = rotated_heads(name, config) if config.rope_interleaved else 0
+        loaders.append((name, _reordered(loader, heads) if heads else loader))
+    return loaders
+
+
+def _find_in_gguf(source: ModelSource) -> Callable[[str], tuple[tuple[int, ...], Loader]]:
+    file = read_gguf(source.path)
+
+    def find(name: str) -> tuple[tuple[int, ...], Loader]:
+        tensor = file.tensors.get(gguf_name(name))
+        if tensor is None:
+            raise _missing(source, f"{gguf_name(name)} ({name})")
+        return tensor.shape, lambda: read_tensor(file, tensor)
+
+    return find
+
+
+def _find_in_safetensors(source: ModelSource) -> Callable[[str], tuple[tuple[int, ...], Loader]]:
+    table: dict[str, SafeTensor] = {}
+    for path in source.weight_files():
+        table.update(read_header(path))
+
+    def find(name: str) -> tuple[tuple[int, ...], Loader]:
+        tensor = table.get(name) or table.get(name.removeprefix("model."))  # base models are saved without the prefix
+        if tensor is None:
+            raise _missing(source, name)
+        if tensor.dtype not in ITEM_BYTES:
+            raise ModelLoadError(f"{tensor.path}: tensor {name} has dtype {tensor.dtype}; supported: {', '.join(ITEM_BYTES)}.", "model")
+        return tensor.shape, tensor.read
+
+    return find
+
+
+def _missing(source: ModelSource, name: str) -> ModelLoadError:
+    return ModelLoadError(f"{source.path} has no tensor {name}: the file is incomplete or of another architecture than it says.", "model")
+
+
+def _reordered(loader: Loader, heads: int) -> Loader:
+    return lambda: to_half_rotation(loader(), heads)
+
+
+def _convert(tensor: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "float32":
+        return np.ascontiguousarray(tensor)
+    if dtype == "float16":
+        return tensor.astype(np.float16, order="C")
+    bits = np.ascontiguousarray(tensor).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(tensor), np.uint16(0x7FC0), rounded)
