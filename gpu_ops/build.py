@@ -7,6 +7,7 @@ differ, and the cache may lie on a shared disk. A lock file makes concurrent fir
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import platform
@@ -67,17 +68,27 @@ def compiler() -> str:
     raise OpBuildError("no C++ compiler found: install g++ (Debian: apt-get install g++) or set CXX")
 
 
-def build_key() -> str:
-    """Hash of everything that the built library depends on."""
+def sources_hash() -> str:
+    """Hash of the ops' sources. The CPU kernels give the same bits on every processor, so it stands for their results."""
     key = hashlib.sha256()
     for path in sorted(p for p in CSRC.rglob("*") if p.is_file()):
         key.update(str(path.relative_to(CSRC)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return key.hexdigest()
+
+
+@functools.cache
+def environment_key() -> str:
+    """Hash of what a build depends on besides the sources."""
     distribution = paddle_distribution()
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
-    for part in (distribution.name, distribution.version, *version, platform.python_version(), platform.machine(),
-                 _instruction_set(), *KERNEL_FLAGS, *BINDING_FLAGS):
-        key.update(part.encode() + b"\0")
-    return key.hexdigest()[:20]
+    parts = [distribution.name, distribution.version, *version, platform.python_version(), platform.machine(),
+             _instruction_set(), *KERNEL_FLAGS, *BINDING_FLAGS]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def build_key() -> str:
+    """Hash of everything that the built library depends on."""
+    return hashlib.sha256((sources_hash() + environment_key()).encode()).hexdigest()[:20]
 
 
 def library_path() -> Path:
@@ -112,12 +123,21 @@ def _compile(target: Path, progress: Progress | None) -> None:
     sources = _sources()
     done = 0
 
+    headers = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(CSRC.rglob("*.h")))).hexdigest()
+    objects_dir = cache_dir() / "ops" / "objects"
+    objects_dir.mkdir(parents=True, exist_ok=True)
+
     def compile_one(source: Path) -> Path:
         nonlocal done
         is_binding = source.parent.name == "bindings"
-        obj = target.parent / f"{source.parent.name}_{source.stem}.o"
         flags = [*BINDING_FLAGS, *includes] if is_binding else KERNEL_FLAGS
-        _run([compiler(), *flags, "-c", str(source), "-o", str(obj)])
+        # A changed kernel must not cost the bindings' slow compilation again, so objects are cached on their own.
+        key = hashlib.sha256("\0".join([environment_key(), headers, source.read_text(), *flags]).encode()).hexdigest()[:20]
+        obj = objects_dir / f"{source.stem}-{key}.o"
+        if not obj.exists():
+            partial = obj.with_suffix(f".{os.getpid()}.partial.o")
+            _run([compiler(), *flags, "-c", str(source), "-o", str(partial)])
+            partial.rename(obj)
         done += 1
         if progress:
             progress(source.name, done, len(sources))
@@ -129,8 +149,6 @@ def _compile(target: Path, progress: Progress | None) -> None:
     partial = target.with_suffix(".partial")
     _run([compiler(), "-shared", *map(str, objects), "-o", str(partial), f"-L{paddle_root}/base", f"-L{paddle_root}/libs",
           "-l:libpaddle.so", f"-Wl,-rpath,{paddle_root}/base:{paddle_root}/libs", "-pthread"])
-    for obj in objects:
-        obj.unlink()
     partial.rename(target)
 
 

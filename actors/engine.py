@@ -1,0 +1,159 @@
+"""The engine in one plain process, without Ray: scheduler, KV cache and runner, one ``step`` at a time.
+
+Tests and benchmarks drive it directly; the engine loop drives it inside a runner actor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+
+from actors.kv_cache import KVCache
+from actors.model_config import ModelConfig, load_model_config
+from actors.model_runner import ModelRunner
+from actors.model_source import ModelSource, resolve_model
+from actors.models import load_model
+from actors.scheduler import Scheduler
+from actors.step_plan import StepPlan
+from actors.weights import iter_weights, weights_fingerprint
+from cluster import __version__
+from cluster.config import EngineConfig
+from cluster.errors import BiremeError, InvalidRequestError
+from cluster.outputs import EngineInfo, TokenDelta
+from cluster.request import EngineRequest
+from gpu_ops import forward
+from gpu_ops.build import sources_hash
+
+DEFAULT_MAX_MODEL_LEN = 8192
+Progress = Callable[[str, int, int], None]
+
+
+class ConfigError(BiremeError):
+    """Settings that are each allowed but do not fit the model or each other."""
+
+    code = "config_error"
+
+
+class Engine:
+    """One copy of a model that generates for many requests at once.
+
+    Args:
+        config: settings.
+        engine_id: name in metrics and logs.
+        progress: called as ``progress(what, done, total)`` during start.
+        record: a list that receives every plan, so that a run can be replayed.
+
+    Raises:
+        ModelLoadError, ConfigError, OpBuildError: with one message that says what to do.
+    """
+
+    def __init__(self, config: EngineConfig, engine_id: str = "engine", progress: Progress | None = None,
+                 record: list[StepPlan] | None = None) -> None:
+        self.config = config
+        self.engine_id = engine_id
+        self.record = record
+        if config.device == "gpu":
+            raise ConfigError("device: this build computes on the CPU only; use device=cpu or auto", "device")
+        if config.dtype not in ("auto", "float32"):
+            raise ConfigError(f"dtype: the CPU computes in float32, got {config.dtype}", "dtype")
+        self.source: ModelSource = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
+        self.model_config: ModelConfig = load_model_config(self.source)
+        block_bytes = 8 * config.block_size * self.model_config.num_layers * self.model_config.num_kv_heads * self.model_config.head_dim
+        self.max_model_len, num_blocks = size_kv_cache(config, self.model_config.max_position_embeddings, block_bytes)
+        forward.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+        model = load_model(self.model_config, iter_weights(self.source, self.model_config), self.max_model_len, progress)
+        self.scheduler = Scheduler(
+            KVCache(num_blocks, config.block_size, config.enable_prefix_caching), config.max_num_seqs,
+            config.max_num_batched_tokens, self.max_model_len, config.max_queued_requests)
+        self.runner = ModelRunner(
+            model, max_num_seqs=config.max_num_seqs, max_model_len=self.max_model_len,
+            max_num_batched_tokens=config.max_num_batched_tokens, num_blocks=num_blocks, block_size=config.block_size,
+            eos_token_ids=tuple(self.model_config.eos_token_ids))
+        self.info = EngineInfo(engine_id, fingerprint(config, self.source), config.model_id or self.source.name,
+                               self.max_model_len, self.model_config.vocab_size, num_blocks, config.block_size)
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Queue a request; raises InvalidRequestError or OverloadedError (see ``Scheduler.add_request``)."""
+        vocab_size = self.model_config.vocab_size
+        check_token_ids("prompt", request.prompt_token_ids, vocab_size)
+        check_token_ids("logit_bias", request.params.logit_bias, vocab_size)
+        check_token_ids("stop_token_ids", request.params.stop_token_ids, vocab_size)
+        self.scheduler.add_request(request)
+
+    def abort(self, request_id: str, attempt: int = 0) -> TokenDelta | None:
+        """End a request; its blocks are free at once. None if it is not here."""
+        return self.scheduler.abort(request_id, attempt)
+
+    def has_work(self) -> bool:
+        """A step can be launched, or one in flight is still to be saved."""
+        return self.scheduler.has_unfinished() or self.runner.has_in_flight()
+
+    def step(self) -> list[TokenDelta]:
+        """Schedule, launch, save: one pass of the loop. With overlap, what is saved is the step before."""
+        plan = self.scheduler.schedule()
+        if plan is not None and self.record is not None:
+            self.record.append(plan)
+        if self.config.enable_overlap_schedule:
+            result = self.runner.execute_model_overlap(plan)
+        else:
+            result = None if plan is None else self.runner.execute_model(plan)
+        return [] if result is None else self.scheduler.update(result)
+
+    def generate(self, requests: Iterable[EngineRequest]) -> dict[str, list[TokenDelta]]:
+        """Run requests to their end, together; deltas by request id."""
+        deltas: dict[str, list[TokenDelta]] = {}
+        for request in requests:
+            self.add_request(request)
+            deltas[request.request_id] = []
+        while self.has_work():
+            for delta in self.step():
+                deltas[delta.request_id].append(delta)
+        return deltas
+
+    def check_integrity(self) -> None:
+        """Raise unless nothing has leaked; for use between steps."""
+        self.scheduler.check_integrity()
+        if not self.has_work():
+            if (self.runner.preempted_idx >= 0).any():
+                raise RuntimeError(f"stale preempted_idx: {self.runner.preempted_idx.tolist()}")
+            if not self.runner.is_idle():
+                raise RuntimeError("the device reports a running slot, the scheduler has none")
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+def check_token_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    """Raise InvalidRequestError naming the first id outside the vocabulary."""
+    for token in token_ids:
+        if not 0 <= token < vocab_size:
+            raise InvalidRequestError(f"{name}: token id {token} is outside the vocabulary, 0 to {vocab_size - 1}", name)
+
+
+def size_kv_cache(config: EngineConfig, model_limit: int, block_bytes: int) -> tuple[int, int]:
+    """(max_model_len, num_blocks) that fit the settings, the model and each other.
+
+    Raises:
+        ConfigError: an explicit max_model_len exceeds the model's limit or the pool.
+    """
+    num_blocks = config.num_kv_blocks or max(2, int(config.kv_cache_memory_gb * 2**30) // block_bytes)
+    capacity = num_blocks * config.block_size
+    if config.max_model_len is None:
+        return min(model_limit, DEFAULT_MAX_MODEL_LEN, capacity), num_blocks
+    if config.max_model_len > model_limit:
+        raise ConfigError(f"max_model_len is {config.max_model_len}, this model allows at most {model_limit}", "max_model_len")
+    if config.max_model_len > capacity:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but the KV cache holds {capacity} tokens ({num_blocks} blocks of "
+            f"{config.block_size}); lower it, or raise kv_cache_memory_gb or num_kv_blocks", "max_model_len")
+    return config.max_model_len, num_blocks
+
+
+def fingerprint(config: EngineConfig, source: ModelSource) -> str:
+    """Equal for engines that continue each other's requests exactly: weights, tokenizer, dtype, kernels, version.
+
+    On the CPU the kernels give the same bits on every instruction set, so only their sources count.
+    """
+    parts = (__version__, weights_fingerprint(source), str(config.tokenizer), config.dtype, str(config.seed), sources_hash())
+    return "bireme-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,29 @@
+"""Host tensors that both Paddle's ops and NumPy see: staging buffers on the way in, landing buffers on the way out."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import paddle
+
+_NUMPY_TYPES = {paddle.int64: np.int64, paddle.int32: np.int32, paddle.float32: np.float32, paddle.bool: np.bool_}
+
+
+def host_view(tensor: paddle.Tensor) -> np.ndarray:
+    """NumPy array over the memory of a contiguous host tensor. The tensor must outlive it.
+
+    Slice assignment to a Paddle tensor from Python may copy, and moves a pinned tensor to the GPU; a view does neither.
+    """
+    dtype = np.dtype(_NUMPY_TYPES[tensor.dtype])
+    count = int(np.prod(tensor.shape))
+    address = ctypes.cast(tensor.data_ptr(), ctypes.POINTER(ctypes.c_char * (count * dtype.itemsize)))
+    return np.frombuffer(address.contents, dtype=dtype).reshape(tensor.shape)
+
+
+class HostBuffer:
+    """A host tensor of fixed shape with its NumPy view."""
+
+    def __init__(self, shape: list[int], dtype: str, fill: int = 0) -> None:
+        self.tensor = paddle.full(shape, fill, dtype=dtype)
+        self.array = host_view(self.tensor)

@@ -1,0 +1,20 @@
+"""Model architectures on our ops: which one serves a given configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from actors.model_config import ModelConfig
+from actors.models.decoder import Decoder
+
+Progress = Callable[[str, int, int], None]
+
+
+def load_model(config: ModelConfig, weights: Iterator[tuple[str, np.ndarray]], max_model_len: int,
+               progress: Progress | None = None) -> Decoder:
+    """Build the model and move its weights in, one tensor at a time."""
+    model = Decoder(config, max_model_len)
+    model.load_weights(weights, progress)
+    return model

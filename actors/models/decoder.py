@@ -1,0 +1,150 @@
+"""The decoder-only transformer that Llama, Mistral, Qwen2, Qwen3 and dense ERNIE 4.5 share: they differ by switches
+of ``ModelConfig`` (attention bias, head norms, tied head), not by code.
+
+Pre-norm residual blocks with RMSNorm, rotary grouped-query attention over the paged KV cache, SwiGLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+
+from actors.model_config import ModelConfig
+from actors.rope import rope_table
+from gpu_ops import forward as ops
+
+Progress = Callable[[str, int, int], None]
+
+
+class BatchRows(NamedTuple):
+    """Which sequence and position each packed row belongs to.
+
+    ids int64 [T], positions int32 [T], slots int32 [T] (-1 = surplus row), block_tables int32 [B, NB].
+    """
+
+    ids: paddle.Tensor
+    positions: paddle.Tensor
+    slots: paddle.Tensor
+    block_tables: paddle.Tensor
+
+
+class Linear:
+    """A weight in the matmul's own layout, [out_features, in_features] outside, with an optional bias."""
+
+    def __init__(self, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
+        self.out_features = weight.shape[0]
+        self.packed = ops.pack_weight(paddle.to_tensor(weight))
+        self.bias = None if bias is None else paddle.to_tensor(bias)
+
+    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
+        return ops.linear(x, self.packed, self.out_features, self.bias)
+
+
+class Layer:
+    """Weights of one decoder block."""
+
+    input_norm: paddle.Tensor
+    post_attention_norm: paddle.Tensor
+    q_norm: paddle.Tensor | None = None
+    k_norm: paddle.Tensor | None = None
+    qkv: Linear
+    o: Linear
+    gate_up: Linear
+    down: Linear
+
+
+class Decoder:
+    """Weights and forward pass; float32, one copy in memory.
+
+    Args:
+        config: the architecture.
+        max_model_len: rows of the rotary table.
+    """
+
+    def __init__(self, config: ModelConfig, max_model_len: int) -> None:
+        self.config = config
+        self.cos_sin = paddle.to_tensor(rope_table(config, max_model_len))
+        self.scale = config.head_dim**-0.5
+        self.layers: list[Layer] = [Layer() for _ in range(config.num_layers)]
+        self.final_norm: paddle.Tensor
+        self.embed: Linear
+        self.lm_head: Linear
+
+    def load_weights(self, weights: Iterator[tuple[str, np.ndarray]], progress: Progress | None = None) -> None:
+        """Take (Hugging Face name, float32 array) pairs in any order; parts that are fused wait only for their partners."""
+        parts: dict[str, np.ndarray] = {}
+        fused = {name: (index, group) for index in range(len(self.layers)) for group in self._groups(index) for name in group}
+        num_layers_done = 0
+        for name, array in weights:
+            if name == "model.embed_tokens.weight":
+                self.embed = Linear(array)
+            elif name == "lm_head.weight":
+                self.lm_head = Linear(array)
+            elif name == "model.norm.weight":
+                self.final_norm = paddle.to_tensor(array)
+            else:
+                index, group = fused[name]
+                parts[name] = array
+                if all(member in parts for member in group):
+                    self._place(index, group, [parts.pop(member) for member in group])
+                    if progress and any(member.endswith("down_proj.weight") for member in group):
+                        num_layers_done += 1
+                        progress("layers", num_layers_done, len(self.layers))
+        if self.config.tie_word_embeddings:
+            self.lm_head = self.embed
+
+    def _groups(self, index: int) -> list[tuple[str, ...]]:
+        prefix = f"model.layers.{index}."
+        kinds = ("weight", "bias") if self.config.attention_bias else ("weight",)
+        qkv = tuple(f"{prefix}self_attn.{p}_proj.{kind}" for kind in kinds for p in "qkv")
+        singles = ["input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight"]
+        if self.config.qk_norm:
+            singles += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
+        gate_up = tuple(f"{prefix}mlp.{p}_proj.weight" for p in ("gate", "up"))
+        return [qkv, gate_up, *((prefix + name,) for name in singles)]
+
+    def _place(self, index: int, group: tuple[str, ...], arrays: list[np.ndarray]) -> None:
+        layer, name = self.layers[index], group[0].split(".", 3)[3]
+        if name == "self_attn.q_proj.weight":
+            bias = np.concatenate(arrays[3:]) if len(arrays) > 3 else None
+            layer.qkv = Linear(np.concatenate(arrays[:3]), bias)
+        elif name == "mlp.gate_proj.weight":
+            layer.gate_up = Linear(np.concatenate(arrays))
+        elif name == "self_attn.o_proj.weight":
+            layer.o = Linear(arrays[0])
+        elif name == "mlp.down_proj.weight":
+            layer.down = Linear(arrays[0])
+        else:
+            attribute = {"input_layernorm": "input_norm", "post_attention_layernorm": "post_attention_norm",
+                         "self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm"}[name.removesuffix(".weight")]
+            setattr(layer, attribute, paddle.to_tensor(arrays[0]))
+
+    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> list[tuple[paddle.Tensor, paddle.Tensor]]:
+        """One (k, v) pair of cache tensors per layer, zeroed."""
+        k_shape, v_shape = ops.kv_cache_shape(num_blocks, block_size, self.config.num_kv_heads, self.config.head_dim)
+        return [(paddle.zeros(k_shape), paddle.zeros(v_shape)) for _ in self.layers]
+
+    def forward(self, rows: BatchRows, kv_cache: list[tuple[paddle.Tensor, paddle.Tensor]]) -> paddle.Tensor:
+        """Hidden states after the final norm, float32 [T, hidden_size]; keys and values of the rows enter the cache."""
+        config, eps = self.config, self.config.rms_norm_eps
+        residual = ops.embedding(self.embed.packed, rows.ids, config.vocab_size, config.hidden_size)
+        hidden = ops.rms_norm(residual, self.layers[0].input_norm, eps)
+        next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.final_norm]
+        for layer, (k_cache, v_cache), next_norm in zip(self.layers, kv_cache, next_norms, strict=True):
+            qkv = layer.qkv(hidden)
+            if layer.q_norm is not None:
+                ops.qk_norm(qkv, layer.q_norm, layer.k_norm, config.num_heads, config.num_kv_heads, eps)
+            ops.rotary_kv_write(qkv, self.cos_sin, rows.positions, rows.slots, rows.block_tables, k_cache, v_cache,
+                                config.num_heads, config.num_kv_heads)
+            attended = ops.paged_attention(qkv, k_cache, v_cache, rows.block_tables, rows.positions, rows.slots,
+                                           config.num_heads, config.num_kv_heads, self.scale)
+            hidden = ops.add_rms_norm(layer.o(attended), residual, layer.post_attention_norm, eps)
+            hidden = ops.add_rms_norm(layer.down(ops.swiglu(layer.gate_up(hidden))), residual, next_norm, eps)
+        return hidden
+
+    def compute_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """Logits float32 [T, vocab_size]; give it every row for all-position logits, the last ones for sampling."""
+        return self.lm_head(hidden)

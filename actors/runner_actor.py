@@ -1,0 +1,264 @@
+"""The Ray actor of one rank: owns an engine, takes requests, and streams tokens to every ingress that attached.
+
+Wrapped with ``ray.remote`` by the deployment; plain here, so that a test can drive it in one process. All methods run on
+the actor's asyncio loop and only pass messages to and from the engine loop's thread.
+
+A request is one pending ``generate`` call. Its tokens travel on the subscriber's stream, one message per engine step with
+the tokens of every request of that subscriber; the reply of ``generate`` only says how many there were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from cluster.config import EngineConfig
+from cluster.errors import EngineDeadError
+from cluster.outputs import FINISH_ABORT, AttachRequired, EngineInfo, GenerateReply, TokenDelta
+from cluster.request import EngineRequest
+
+logger = logging.getLogger("bireme.runner")
+
+# A finished answer is kept this long, so that an ingress whose stream broke can fetch the end of it.
+RETENTION_S = 60.0
+# A step longer than this is a hang: even a prefill chunk of a large model on a CPU ends sooner.
+STEP_LIMIT_S = 120.0
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """A request inside this actor, or one that ended lately."""
+
+    request: EngineRequest
+    done: asyncio.Future
+    deltas: list[TokenDelta] = field(default_factory=list)
+    finished_at: float | None = None
+
+
+class _Stream:
+    """Deltas on their way to one subscriber; what gathers while a message is under way goes out as one."""
+
+    def __init__(self) -> None:
+        self.pending: list[TokenDelta] = []
+        self.ready = asyncio.Event()
+        self.closed = False
+
+    def put(self, deltas: list[TokenDelta]) -> None:
+        self.pending += deltas
+        self.ready.set()
+
+    def close(self) -> None:
+        self.closed = True
+        self.ready.set()
+
+
+class RunnerActor:
+    """One copy of the model as an actor.
+
+    Args:
+        config: settings of the engine.
+        engine_id: name in metrics and logs.
+    """
+
+    def __init__(self, config: EngineConfig, engine_id: str) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+        self._config = config
+        self._engine_id = engine_id
+        self._info: EngineInfo | None = None
+        self._live: dict[tuple[str, int], _Live] = {}
+        self._attempts: dict[str, int] = {}
+        self._streams: dict[str, _Stream] = {}
+
+    async def start(self) -> EngineInfo:
+        """Build the ops, load the model, run one warm-up request, start the loop.
+
+        Raises:
+            ModelLoadError, ConfigError, OpBuildError: one message that says what to do.
+        """
+        self._loop = asyncio.get_running_loop()
+        engine = await self._loop.run_in_executor(None, self._load)
+        self._info = engine.info
+        self._engine_loop = _new_loop(engine, self._publish, self._on_death)
+        return engine.info
+
+    def _load(self):
+        # Imported here: Ray imports this module wherever the class is known, and only the runner's process needs Paddle.
+        from actors.engine import Engine
+        from actors.warm_up import warm_up
+        from gpu_ops.build import build
+
+        # A thread that waits for the interpreter lock gets it after this time; steps are tens of milliseconds.
+        sys.setswitchinterval(0.0005)
+        started = time.monotonic()
+        build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
+        logger.info("loading %s", self._config.model)
+        engine = Engine(self._config, self._engine_id, _log_progress)
+        warm_up(engine)
+        info = engine.info
+        logger.info("%s is ready after %.1f s: %d KV blocks of %d tokens, up to %d tokens a request", info.model_id,
+                    time.monotonic() - started, info.num_blocks, info.block_size, info.max_model_len)
+        return engine
+
+    async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired:
+        """Run one request to its end. Pending for the whole generation; cancelling it aborts the request.
+
+        Raises:
+            InvalidRequestError, OverloadedError: it was not taken.
+            EngineDeadError: the engine died under it.
+        """
+        assert self._info is not None
+        if request.subscriber not in self._streams:
+            return AttachRequired(self._engine_id, None, self._info.fingerprint)
+        key = request.request_id, request.attempt
+        newest = self._attempts.get(request.request_id, -1)
+        if request.attempt < newest:
+            raise EngineDeadError(f"attempt {request.attempt} of {request.request_id} is older than attempt {newest}")
+        if newest >= 0 and newest < request.attempt:
+            await self.abort(request.request_id, newest)
+        self._forget_old()
+        live = _Live(request, self._loop.create_future())
+        self._live[key] = live
+        self._attempts[request.request_id] = request.attempt
+        try:
+            await asyncio.wrap_future(self._engine_loop.submit(request))
+            return await live.done
+        except asyncio.CancelledError:
+            self._engine_loop.abort(*key)
+            raise
+        except BaseException:
+            self._drop(key)
+            raise
+
+    async def abort(self, request_id: str, attempt: int) -> None:
+        """End a request if it is here; its KV blocks are free before the next step."""
+        self._engine_loop.abort(request_id, attempt)
+
+    async def attach(self, subscriber: str, resume: dict[str, int]) -> AsyncIterator[list[TokenDelta]]:
+        """Stream the deltas of every request of ``subscriber``, one list per engine step.
+
+        Args:
+            subscriber: name of the ingress. A second attach of the same name replaces the first.
+            resume: request id to the index of the next token wanted, for a stream that broke.
+        """
+        if subscriber in self._streams:
+            self._streams[subscriber].close()
+        stream = _Stream()
+        self._streams[subscriber] = stream
+        for live in self._live.values():
+            if live.request.subscriber == subscriber and live.request.request_id in resume:
+                wanted = resume[live.request.request_id]
+                stream.put([d for d in live.deltas if d.index + len(d.token_ids) > wanted or d.finish_reason])
+        try:
+            while True:
+                await stream.ready.wait()
+                stream.ready.clear()
+                deltas, stream.pending = stream.pending, []
+                if deltas:
+                    yield deltas
+                if stream.closed and not stream.pending:
+                    return
+        finally:
+            if self._streams.get(subscriber) is stream:
+                del self._streams[subscriber]
+
+    async def detach(self, subscriber: str) -> None:
+        """End the subscriber's stream once it is empty."""
+        if subscriber in self._streams:
+            self._streams[subscriber].close()
+
+    async def stats(self) -> dict:
+        """Counters of the moment: requests by state, blocks, steps, preemptions."""
+
+        def read(engine) -> dict:
+            scheduler = engine.scheduler
+            return {
+                "num_requests_waiting": len(scheduler.waiting), "num_requests_running": len(scheduler.running),
+                "num_slots_leaving": len(scheduler.leaving), "num_preemptions": scheduler.num_preemptions,
+                "num_blocks_available": scheduler.kv_cache.num_available, "num_blocks": scheduler.kv_cache.num_blocks}
+
+        stats = await asyncio.wrap_future(self._engine_loop.call(read))
+        return {**stats, "engine_id": self._engine_id, "pid": os.getpid(), "num_steps": self._engine_loop.num_steps,
+                "num_subscribers": len(self._streams)}
+
+    async def check_health(self) -> None:
+        """Raise EngineDeadError when the loop died or hangs in a step."""
+        if self._info is None:
+            return
+        if self._engine_loop.error is not None:
+            raise EngineDeadError(f"the engine loop died: {self._engine_loop.error!r}")
+        if self._engine_loop.seconds_in_step() > STEP_LIMIT_S:
+            raise EngineDeadError(f"the engine hangs: one step has taken {self._engine_loop.seconds_in_step():.0f} s")
+
+    async def check_integrity(self) -> dict:
+        """Raise if blocks, slots or queues are inconsistent; else the same as ``stats``."""
+        await asyncio.wrap_future(self._engine_loop.call(lambda engine: engine.check_integrity()))
+        return await self.stats()
+
+    async def shutdown(self) -> None:
+        """End streams and the engine loop."""
+        for stream in self._streams.values():
+            stream.close()
+        if self._info is not None:
+            await self._loop.run_in_executor(None, self._engine_loop.close)
+
+    # From the engine loop's thread.
+
+    def _publish(self, deltas: list[TokenDelta]) -> None:
+        self._loop.call_soon_threadsafe(self._deliver, deltas)
+
+    def _on_death(self, error: BaseException) -> None:
+        self._loop.call_soon_threadsafe(self._fail_all, error)
+
+    # On the actor's loop.
+
+    def _deliver(self, deltas: list[TokenDelta]) -> None:
+        by_subscriber: dict[str, list[TokenDelta]] = {}
+        for delta in deltas:
+            live = self._live.get((delta.request_id, delta.attempt))
+            if live is None:
+                continue
+            live.deltas.append(delta)
+            by_subscriber.setdefault(live.request.subscriber, []).append(delta)
+            if delta.finish_reason is not None:
+                live.finished_at = time.monotonic()
+                if not live.done.done():
+                    live.done.set_result(GenerateReply(delta.index + len(delta.token_ids), delta.finish_reason))
+                if delta.finish_reason == FINISH_ABORT:
+                    self._drop((delta.request_id, delta.attempt))
+        for subscriber, batch in by_subscriber.items():
+            if subscriber in self._streams:
+                self._streams[subscriber].put(batch)
+
+    def _fail_all(self, error: BaseException) -> None:
+        for live in self._live.values():
+            if not live.done.done():
+                live.done.set_exception(EngineDeadError(f"the engine died: {error!r}"))
+        for stream in self._streams.values():
+            stream.close()
+
+    def _forget_old(self) -> None:
+        """Drop answers that ended long ago; they are in order of age, because dictionaries keep insertion order."""
+        now = time.monotonic()
+        for key in [k for k, live in self._live.items() if live.finished_at and now - live.finished_at > RETENTION_S]:
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, int]) -> None:
+        self._live.pop(key, None)
+        if self._attempts.get(key[0]) == key[1]:
+            del self._attempts[key[0]]
+
+
+def _new_loop(engine, publish, on_death):
+    from actors.engine_loop import EngineLoop
+
+    return EngineLoop(engine, publish, on_death)
+
+
+def _log_progress(what: str, done: int, total: int) -> None:
+    if done == total or done % max(1, total // 5) == 0:
+        logger.info("loading weights: %d of %d %s", done, total, what)
