@@ -48,8 +48,13 @@ class Engine:
         ModelLoadError, ConfigError, OpBuildError: with one message that says what to do.
     """
 
-    def __init__(self, config: EngineConfig, engine_id: str = "engine", progress: Progress | None = None,
-                 record: list[StepPlan] | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        engine_id: str = "engine",
+        progress: Progress | None = None,
+        record: list[StepPlan] | None = None,
+    ) -> None:
         self.config = config
         self.engine_id = engine_id
         self.record = record
@@ -57,21 +62,47 @@ class Engine:
             raise ConfigError("device: this build computes on the CPU only; use device=cpu or auto", "device")
         if config.dtype not in ("auto", "float32"):
             raise ConfigError(f"dtype: the CPU computes in float32, got {config.dtype}", "dtype")
-        self.source: ModelSource = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
+        self.source: ModelSource = resolve_model(
+            config.model, load_format=config.load_format, tokenizer=config.tokenizer
+        )
         self.model_config: ModelConfig = load_model_config(self.source)
-        block_bytes = 8 * config.block_size * self.model_config.num_layers * self.model_config.num_kv_heads * self.model_config.head_dim
+        block_bytes = (
+            8
+            * config.block_size
+            * self.model_config.num_layers
+            * self.model_config.num_kv_heads
+            * self.model_config.head_dim
+        )
         self.max_model_len, num_blocks = size_kv_cache(config, self.model_config.max_position_embeddings, block_bytes)
         forward.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-        model = load_model(self.model_config, iter_weights(self.source, self.model_config), self.max_model_len, progress)
+        model = load_model(
+            self.model_config, iter_weights(self.source, self.model_config), self.max_model_len, progress
+        )
         self.scheduler = Scheduler(
-            KVCache(num_blocks, config.block_size, config.enable_prefix_caching), config.max_num_seqs,
-            config.max_num_batched_tokens, self.max_model_len, config.max_queued_requests)
+            KVCache(num_blocks, config.block_size, config.enable_prefix_caching),
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            self.max_model_len,
+            config.max_queued_requests,
+        )
         self.runner = ModelRunner(
-            model, max_num_seqs=config.max_num_seqs, max_model_len=self.max_model_len,
-            max_num_batched_tokens=config.max_num_batched_tokens, num_blocks=num_blocks, block_size=config.block_size,
-            eos_token_ids=tuple(self.model_config.eos_token_ids))
-        self.info = EngineInfo(engine_id, fingerprint(config, self.source), config.model_id or self.source.name,
-                               self.max_model_len, self.model_config.vocab_size, num_blocks, config.block_size)
+            model,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=self.max_model_len,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            eos_token_ids=tuple(self.model_config.eos_token_ids),
+        )
+        self.info = EngineInfo(
+            engine_id,
+            fingerprint(config, self.source),
+            config.model_id or self.source.name,
+            self.max_model_len,
+            self.model_config.vocab_size,
+            num_blocks,
+            config.block_size,
+        )
 
     def add_request(self, request: EngineRequest) -> None:
         """Queue a request; raises InvalidRequestError or OverloadedError (see ``Scheduler.add_request``)."""
@@ -128,7 +159,9 @@ def check_token_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> Non
     """Raise InvalidRequestError naming the first id outside the vocabulary."""
     for token in token_ids:
         if not 0 <= token < vocab_size:
-            raise InvalidRequestError(f"{name}: token id {token} is outside the vocabulary, 0 to {vocab_size - 1}", name)
+            raise InvalidRequestError(
+                f"{name}: token id {token} is outside the vocabulary, 0 to {vocab_size - 1}", name
+            )
 
 
 def size_kv_cache(config: EngineConfig, model_limit: int, block_bytes: int) -> tuple[int, int]:
@@ -142,11 +175,15 @@ def size_kv_cache(config: EngineConfig, model_limit: int, block_bytes: int) -> t
     if config.max_model_len is None:
         return min(model_limit, DEFAULT_MAX_MODEL_LEN, capacity), num_blocks
     if config.max_model_len > model_limit:
-        raise ConfigError(f"max_model_len is {config.max_model_len}, this model allows at most {model_limit}", "max_model_len")
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, this model allows at most {model_limit}", "max_model_len"
+        )
     if config.max_model_len > capacity:
         raise ConfigError(
             f"max_model_len is {config.max_model_len}, but the KV cache holds {capacity} tokens ({num_blocks} blocks of "
-            f"{config.block_size}); lower it, or raise kv_cache_memory_gb or num_kv_blocks", "max_model_len")
+            f"{config.block_size}); lower it, or raise kv_cache_memory_gb or num_kv_blocks",
+            "max_model_len",
+        )
     return config.max_model_len, num_blocks
 
 
@@ -155,5 +192,12 @@ def fingerprint(config: EngineConfig, source: ModelSource) -> str:
 
     On the CPU the kernels give the same bits on every instruction set, so only their sources count.
     """
-    parts = (__version__, weights_fingerprint(source), str(config.tokenizer), config.dtype, str(config.seed), sources_hash())
+    parts = (
+        __version__,
+        weights_fingerprint(source),
+        str(config.tokenizer),
+        config.dtype,
+        str(config.seed),
+        sources_hash(),
+    )
     return "bireme-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

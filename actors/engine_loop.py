@@ -31,8 +31,9 @@ class EngineLoop:
         on_death: called once, on the loop's thread, when a step failed; the loop is over then.
     """
 
-    def __init__(self, engine: Engine, publish: Callable[[list[TokenDelta]], None],
-                 on_death: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, engine: Engine, publish: Callable[[list[TokenDelta]], None], on_death: Callable[[BaseException], None]
+    ) -> None:
         self.error: BaseException | None = None
         self.num_steps = 0
         self._engine = engine

@@ -126,7 +126,9 @@ class KVCache:
                 raise KVCacheError(f"block {block} has {count} references, {held[block]} owners")
         owned = sum(count > 0 for count in self._refs)
         if len(self._free) + len(self._cached) + owned != self.num_blocks:
-            raise KVCacheError(f"{len(self._free)} free + {len(self._cached)} cached + {owned} owned != {self.num_blocks}")
+            raise KVCacheError(
+                f"{len(self._free)} free + {len(self._cached)} cached + {owned} owned != {self.num_blocks}"
+            )
         if len(set(self._free)) != len(self._free) or any(self._refs[b] for b in [*self._free, *self._cached]):
             raise KVCacheError("a block is free twice, or free and owned")
         for block_hash, block in self._block_of.items():

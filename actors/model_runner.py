@@ -46,8 +46,17 @@ class ModelRunner:
         eos_token_ids: the model's end-of-sequence tokens.
     """
 
-    def __init__(self, model: Decoder, *, max_num_seqs: int, max_model_len: int, max_num_batched_tokens: int,
-                 num_blocks: int, block_size: int, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        max_num_batched_tokens: int,
+        num_blocks: int,
+        block_size: int,
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
         self.model = model
         self.eos_token_ids = eos_token_ids
         self.stream = CpuStream()
@@ -132,13 +141,25 @@ class ModelRunner:
         state.apply_step(share, out.scheduled.tensor, out.cleared.tensor, out.block_updates)
         if not plan.scheduled:
             return 0, 0
-        state.pack_tokens(share, self.ids_remove_padding, self.positions, self.batch_id_per_token,
-                          self.cu_seqlens_q.tensor, self.sample_rows, self.sample_slots, self.counts.tensor)
+        state.pack_tokens(
+            share,
+            self.ids_remove_padding,
+            self.positions,
+            self.batch_id_per_token,
+            self.cu_seqlens_q.tensor,
+            self.sample_rows,
+            self.sample_slots,
+            self.counts.tensor,
+        )
         # On the CPU the stream may look: a slot that stopped one step ago costs nothing.
         num_rows, num_samples = map(int, self.counts.array)
         if num_rows:
-            rows = BatchRows(self.ids_remove_padding[:num_rows], self.positions[:num_rows],
-                             self.batch_id_per_token[:num_rows], share.block_tables)
+            rows = BatchRows(
+                self.ids_remove_padding[:num_rows],
+                self.positions[:num_rows],
+                self.batch_id_per_token[:num_rows],
+                share.block_tables,
+            )
             self._hidden = self.model.forward(rows, self.kv_cache)
         return num_rows, num_samples
 
@@ -223,7 +244,19 @@ def _slot_output(slot: int, request_id: str, packed: PackedResult, out: StepOutp
     if packed.logprobs is not None and packed.logprobs.counts[slot] >= 0:
         count = int(packed.logprobs.counts[slot])
         ids, values = packed.logprobs.ids[slot], packed.logprobs.logprobs[slot]
-        logprobs = TokenLogprobs(float(values[0]), int(packed.logprobs.ranks[slot]),
-                                 ids[1 : count + 1].tolist(), values[1 : count + 1].tolist())
-    return SlotOutput(slot, request_id, int(packed.tokens[slot]), finish_reason, matched,
-                      reason == StopReason.STOP_SEQUENCE, logprobs, prompt_logprobs)
+        logprobs = TokenLogprobs(
+            float(values[0]),
+            int(packed.logprobs.ranks[slot]),
+            ids[1 : count + 1].tolist(),
+            values[1 : count + 1].tolist(),
+        )
+    return SlotOutput(
+        slot,
+        request_id,
+        int(packed.tokens[slot]),
+        finish_reason,
+        matched,
+        reason == StopReason.STOP_SEQUENCE,
+        logprobs,
+        prompt_logprobs,
+    )

@@ -100,8 +100,14 @@ class RunnerActor:
         engine = Engine(self._config, self._engine_id, _log_progress)
         warm_up(engine)
         info = engine.info
-        logger.info("%s is ready after %.1f s: %d KV blocks of %d tokens, up to %d tokens a request", info.model_id,
-                    time.monotonic() - started, info.num_blocks, info.block_size, info.max_model_len)
+        logger.info(
+            "%s is ready after %.1f s: %d KV blocks of %d tokens, up to %d tokens a request",
+            info.model_id,
+            time.monotonic() - started,
+            info.num_blocks,
+            info.block_size,
+            info.max_model_len,
+        )
         return engine
 
     async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired:
@@ -177,13 +183,22 @@ class RunnerActor:
         def read(engine) -> dict:
             scheduler = engine.scheduler
             return {
-                "num_requests_waiting": len(scheduler.waiting), "num_requests_running": len(scheduler.running),
-                "num_slots_leaving": len(scheduler.leaving), "num_preemptions": scheduler.num_preemptions,
-                "num_blocks_available": scheduler.kv_cache.num_available, "num_blocks": scheduler.kv_cache.num_blocks}
+                "num_requests_waiting": len(scheduler.waiting),
+                "num_requests_running": len(scheduler.running),
+                "num_slots_leaving": len(scheduler.leaving),
+                "num_preemptions": scheduler.num_preemptions,
+                "num_blocks_available": scheduler.kv_cache.num_available,
+                "num_blocks": scheduler.kv_cache.num_blocks,
+            }
 
         stats = await asyncio.wrap_future(self._engine_loop.call(read))
-        return {**stats, "engine_id": self._engine_id, "pid": os.getpid(), "num_steps": self._engine_loop.num_steps,
-                "num_subscribers": len(self._streams)}
+        return {
+            **stats,
+            "engine_id": self._engine_id,
+            "pid": os.getpid(),
+            "num_steps": self._engine_loop.num_steps,
+            "num_subscribers": len(self._streams),
+        }
 
     async def check_health(self) -> None:
         """Raise EngineDeadError when the loop died or hangs in a step."""

@@ -40,8 +40,14 @@ class Scheduler:
         max_queued_requests: requests that may wait; the next one is refused.
     """
 
-    def __init__(self, kv_cache: KVCache, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int,
-                 max_queued_requests: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        kv_cache: KVCache,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        max_queued_requests: int = 1_000_000,
+    ) -> None:
         assert max_num_batched_tokens >= max_num_seqs
         assert kv_cache.num_blocks_for(max_model_len) <= kv_cache.num_blocks
         self.kv_cache = kv_cache
@@ -75,7 +81,10 @@ class Scheduler:
         if num_prompt + params.max_tokens > self.max_model_len:
             raise InvalidRequestError(
                 f"the prompt has {num_prompt} tokens and max_tokens is {params.max_tokens}, together more than this model's "
-                f"limit of {self.max_model_len}", "max_tokens", "context_length_exceeded")
+                f"limit of {self.max_model_len}",
+                "max_tokens",
+                "context_length_exceeded",
+            )
         if len(request.output_token_ids) >= params.max_tokens:
             raise InvalidRequestError("output_token_ids already reach max_tokens", "output_token_ids")
         if len(self.waiting) >= self.max_queued_requests:
@@ -83,7 +92,9 @@ class Scheduler:
         sequence = Sequence(request, self._arrivals)
         key = request.request_id, request.attempt
         if key in self._sequences:
-            raise InvalidRequestError(f"request {request.request_id} attempt {request.attempt} is already here", "request_id")
+            raise InvalidRequestError(
+                f"request {request.request_id} attempt {request.attempt} is already here", "request_id"
+            )
         self._arrivals += 1
         self._sequences[key] = sequence
         bisect.insort(self.waiting, sequence, key=lambda s: s.rank)
@@ -205,9 +216,16 @@ class Scheduler:
             sequence.slot = self._free_slots.pop()
             sequence.move_to(_State.RUNNING)
             self.running.append(sequence)
-            plan.inserts.append(SlotInsert(
-                sequence.slot, sequence.request.request_id, tuple(sequence.token_ids), sequence.num_prompt_tokens,
-                sequence.num_computed_tokens, sequence.request.params))
+            plan.inserts.append(
+                SlotInsert(
+                    sequence.slot,
+                    sequence.request.request_id,
+                    tuple(sequence.token_ids),
+                    sequence.num_prompt_tokens,
+                    sequence.num_computed_tokens,
+                    sequence.request.params,
+                )
+            )
             plan.block_updates += [(sequence.slot, index, block) for index, block in enumerate(cached)]
             self._extend(sequence, missing, plan)
             count = min(sequence.num_uncomputed_tokens, budget)
@@ -235,8 +253,12 @@ class Scheduler:
             if params.logprobs is not None:
                 plan.num_logprobs = max(plan.num_logprobs, params.logprobs)
             plan.needs_penalties |= bool(
-                params.logit_bias or params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
-                or sequence.num_tokens - sequence.num_prompt_tokens < params.min_tokens)
+                params.logit_bias
+                or params.presence_penalty
+                or params.frequency_penalty
+                or params.repetition_penalty != 1
+                or sequence.num_tokens - sequence.num_prompt_tokens < params.min_tokens
+            )
             sequence.num_in_flight += 1
 
     @staticmethod
@@ -271,8 +293,17 @@ class Scheduler:
         if output.logprobs is not None and wanted is not None:
             full = output.logprobs
             logprobs = [full._replace(top_ids=full.top_ids[:wanted], top_logprobs=full.top_logprobs[:wanted])]
-        return TokenDelta(request.request_id, request.attempt, index, [output.token], logprobs, output.finish_reason, matched,
-                          sequence.num_cached_tokens if is_first else 0, prompt_logprobs)
+        return TokenDelta(
+            request.request_id,
+            request.attempt,
+            index,
+            [output.token],
+            logprobs,
+            output.finish_reason,
+            matched,
+            sequence.num_cached_tokens if is_first else 0,
+            prompt_logprobs,
+        )
 
     def _release_marked(self, sequence: Sequence) -> None:
         del self.leaving[sequence.slot]

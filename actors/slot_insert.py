@@ -21,7 +21,9 @@ NUM_INTS = _BIAS + MAX_LOGIT_BIAS
 NUM_FLOATS = _FLOAT_SCALARS + MAX_LOGIT_BIAS
 
 
-def pack_inserts(inserts: Sequence[SlotInsert], eos_token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pack_inserts(
+    inserts: Sequence[SlotInsert], eos_token_ids: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ints int64 [n, NUM_INTS], floats float32 [n, NUM_FLOATS], tokens int64 [n, longest], for n requests."""
     ints = np.full((len(inserts), NUM_INTS), -1, np.int64)
     floats = np.zeros((len(inserts), NUM_FLOATS), np.float32)
@@ -35,9 +37,17 @@ def pack_inserts(inserts: Sequence[SlotInsert], eos_token_ids: Sequence[int]) ->
 def _pack(insert: SlotInsert, eos_token_ids: Sequence[int], ints: np.ndarray, floats: np.ndarray) -> None:
     params, num_tokens = insert.params, len(insert.token_ids)
     ints[:_INT_SCALARS] = (
-        insert.slot, insert.num_prompt_tokens, num_tokens, num_tokens - insert.num_prompt_tokens,
-        insert.num_computed_tokens, params.min_tokens, params.max_tokens, params.top_k, params.seed,
-        -1 if params.logprobs is None else params.logprobs)
+        insert.slot,
+        insert.num_prompt_tokens,
+        num_tokens,
+        num_tokens - insert.num_prompt_tokens,
+        insert.num_computed_tokens,
+        params.min_tokens,
+        params.max_tokens,
+        params.top_k,
+        params.seed,
+        -1 if params.logprobs is None else params.logprobs,
+    )
     if not params.ignore_eos:
         ints[_EOS : _EOS + len(eos_token_ids)] = eos_token_ids
     ints[_STOP_IDS : _STOP_IDS + len(params.stop_token_ids)] = params.stop_token_ids
@@ -47,8 +57,14 @@ def _pack(insert: SlotInsert, eos_token_ids: Sequence[int], ints: np.ndarray, fl
         lengths[index] = len(sequence)
         start = _SEQS + index * MAX_STOP_SEQ_LEN
         ints[start : start + len(sequence)] = sequence
-    floats[:_FLOAT_SCALARS] = (params.temperature, params.top_p, params.min_p, params.repetition_penalty,
-                               params.presence_penalty, params.frequency_penalty)
+    floats[:_FLOAT_SCALARS] = (
+        params.temperature,
+        params.top_p,
+        params.min_p,
+        params.repetition_penalty,
+        params.presence_penalty,
+        params.frequency_penalty,
+    )
     for index, (token, bias) in enumerate(params.logit_bias.items()):
         ints[_BIAS + index] = token
         floats[_FLOAT_SCALARS + index] = bias

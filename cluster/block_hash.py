@@ -21,7 +21,9 @@ def root_hash(salt: str = "") -> BlockHash:
 
 def hash_block(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
     """Hash of one full block whose predecessor hashed to ``parent``; token ids fit int32."""
-    return hashlib.blake2b(array("i", token_ids).tobytes(), digest_size=16, key=parent, person=b"bireme-kv-block").digest()
+    return hashlib.blake2b(
+        array("i", token_ids).tobytes(), digest_size=16, key=parent, person=b"bireme-kv-block"
+    ).digest()
 
 
 def hash_blocks(token_ids: Sequence[int], block_size: int, salt: str = "") -> list[BlockHash]:

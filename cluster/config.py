@@ -17,25 +17,50 @@ class EngineConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    model: str = Field(DEFAULT_MODEL, description="Model: the default's name, a GGUF file, a directory, or a Hugging Face id.")
-    model_id: str | None = Field(None, description="Name under which clients ask for the model; default: derived from model.")
+    model: str = Field(
+        DEFAULT_MODEL, description="Model: the default's name, a GGUF file, a directory, or a Hugging Face id."
+    )
+    model_id: str | None = Field(
+        None, description="Name under which clients ask for the model; default: derived from model."
+    )
     tokenizer: str | None = Field(None, description="Directory or tokenizer.json to use instead of the model's own.")
-    load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights for the model's config.json.")
-    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: gpu where Paddle was built for one and sees it.")
+    load_format: Literal["auto", "dummy"] = Field(
+        "auto", description="dummy: random weights for the model's config.json."
+    )
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="auto: gpu where Paddle was built for one and sees it."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of weights and KV cache; auto: float32 on the CPU, bfloat16 on a GPU. The CPU runs float32 only.")
-    max_model_len: int | None = Field(None, ge=16, le=1_048_576, description="Longest prompt plus output in tokens; default: the model's own limit, at most 8192.")
+        "auto",
+        description="Type of weights and KV cache; auto: float32 on the CPU, bfloat16 on a GPU. The CPU runs float32 only.",
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=16,
+        le=1_048_576,
+        description="Longest prompt plus output in tokens; default: the model's own limit, at most 8192.",
+    )
     max_num_seqs: int = Field(16, ge=1, le=1024, description="Sequence slots: requests that run at the same time.")
-    max_num_batched_tokens: int = Field(512, ge=16, le=131_072, description="Token budget of one step; longer prompts are prefilled in chunks.")
+    max_num_batched_tokens: int = Field(
+        512, ge=16, le=131_072, description="Token budget of one step; longer prompts are prefilled in chunks."
+    )
     block_size: Literal[16, 32, 64] = Field(16, description="Tokens in one KV-cache block.")
-    num_kv_blocks: int | None = Field(None, ge=2, le=16_777_216, description="KV blocks; default: from the memory settings below.")
+    num_kv_blocks: int | None = Field(
+        None, ge=2, le=16_777_216, description="KV blocks; default: from the memory settings below."
+    )
     kv_cache_memory_gb: float = Field(1.0, gt=0, le=4096, description="Memory for the KV cache on the CPU, in GiB.")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Fraction of a GPU's memory for weights, buffers and KV cache.")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="Fraction of a GPU's memory for weights, buffers and KV cache."
+    )
     enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
     enable_overlap_schedule: bool = Field(True, description="Launch step N before step N-1 is saved.")
-    num_threads: int | None = Field(None, ge=1, le=256, description="CPU threads that compute; default: the machine's cores.")
+    num_threads: int | None = Field(
+        None, ge=1, le=256, description="CPU threads that compute; default: the machine's cores."
+    )
     tensor_parallel_size: Literal[1] = Field(1, description="GPUs per copy of the model.")
-    max_queued_requests: int = Field(256, ge=1, le=1_000_000, description="Requests that may wait in an engine; more get 429.")
+    max_queued_requests: int = Field(
+        256, ge=1, le=1_000_000, description="Requests that may wait in an engine; more get 429."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of dummy weights.")
 
     @model_validator(mode="after")
@@ -43,27 +68,50 @@ class EngineConfig(BaseModel):
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs ({self.max_num_seqs}): "
-                "every running sequence decodes one token a step")
+                "every running sequence decodes one token a step"
+            )
         return self
 
 
-SERVE_OPTIONS = frozenset({
-    "num_replicas", "autoscaling_config", "max_ongoing_requests", "max_queued_requests", "graceful_shutdown_timeout_s",
-    "graceful_shutdown_wait_loop_s", "health_check_period_s", "health_check_timeout_s", "ray_actor_options", "logging_config",
-    "request_router_config",
-})
+SERVE_OPTIONS = frozenset(
+    {
+        "num_replicas",
+        "autoscaling_config",
+        "max_ongoing_requests",
+        "max_queued_requests",
+        "graceful_shutdown_timeout_s",
+        "graceful_shutdown_wait_loop_s",
+        "health_check_period_s",
+        "health_check_timeout_s",
+        "ray_actor_options",
+        "logging_config",
+        "request_router_config",
+    }
+)
 
 
 class LLMConfig(EngineConfig):
     """Argument of ``deployments.llm:build_openai_app``: the engine's settings and those of the Serve application."""
 
-    deployment_config: dict[str, Any] = Field(default_factory=dict, description="Ray Serve options of the engine deployment, e.g. num_replicas or autoscaling_config.")
-    ingress_config: dict[str, Any] = Field(default_factory=dict, description="Ray Serve options of the ingress deployment.")
+    deployment_config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Ray Serve options of the engine deployment, e.g. num_replicas or autoscaling_config.",
+    )
+    ingress_config: dict[str, Any] = Field(
+        default_factory=dict, description="Ray Serve options of the ingress deployment."
+    )
     runner_num_cpus: float = Field(0.5, gt=0, le=256, description="CPUs that Ray reserves for a runner actor.")
-    runner_num_gpus: float | None = Field(None, ge=0, le=1, description="GPUs that Ray reserves for a runner actor; default: 1 on a GPU, else 0.")
+    runner_num_gpus: float | None = Field(
+        None, ge=0, le=1, description="GPUs that Ray reserves for a runner actor; default: 1 on a GPU, else 0."
+    )
     accelerator_type: str | None = Field(None, description="Ray accelerator type the runner needs, e.g. H200.")
-    api_keys: list[str] = Field(default_factory=list, description="Accepted bearer tokens; empty: BIREME_API_KEY (comma separated) if set, else open.")
-    max_attempts: int = Field(5, ge=1, le=100, description="Times a request is submitted before it fails because engines died under it.")
+    api_keys: list[str] = Field(
+        default_factory=list,
+        description="Accepted bearer tokens; empty: BIREME_API_KEY (comma separated) if set, else open.",
+    )
+    max_attempts: int = Field(
+        5, ge=1, le=100, description="Times a request is submitted before it fails because engines died under it."
+    )
     max_prompt_bytes: int = Field(4 * 2**20, ge=1024, le=2**30, description="Largest request body in bytes.")
     max_choices: int = Field(128, ge=1, le=1024, description="Most sequences of one HTTP request (prompts times n).")
 
@@ -72,7 +120,9 @@ class LLMConfig(EngineConfig):
     def _known_serve_options(cls, value: dict[str, Any]) -> dict[str, Any]:
         unknown = sorted(set(value) - SERVE_OPTIONS)
         if unknown:
-            raise ValueError(f"unknown Ray Serve option {', '.join(unknown)}; allowed: {', '.join(sorted(SERVE_OPTIONS))}")
+            raise ValueError(
+                f"unknown Ray Serve option {', '.join(unknown)}; allowed: {', '.join(sorted(SERVE_OPTIONS))}"
+            )
         return value
 
     def engine_config(self) -> EngineConfig:

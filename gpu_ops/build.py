@@ -20,7 +20,16 @@ from importlib import metadata, util
 from pathlib import Path
 
 CSRC = Path(__file__).parent / "csrc"
-KERNEL_FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-Wall", "-pthread"]
+KERNEL_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fPIC",
+    "-Wall",
+    "-pthread",
+]
 BINDING_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-DPADDLE_WITH_CUSTOM_KERNEL", "-w", "-pthread"]
 
 Progress = Callable[[str, int, int], None]
@@ -81,8 +90,16 @@ def environment_key() -> str:
     """Hash of what a build depends on besides the sources."""
     distribution = paddle_distribution()
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
-    parts = [distribution.name, distribution.version, *version, platform.python_version(), platform.machine(),
-             _instruction_set(), *KERNEL_FLAGS, *BINDING_FLAGS]
+    parts = [
+        distribution.name,
+        distribution.version,
+        *version,
+        platform.python_version(),
+        platform.machine(),
+        _instruction_set(),
+        *KERNEL_FLAGS,
+        *BINDING_FLAGS,
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -119,7 +136,11 @@ def _compile(target: Path, progress: Progress | None) -> None:
     spec = util.find_spec("paddle")
     assert spec is not None and spec.origin is not None
     paddle_root = Path(spec.origin).parent
-    includes = [f"-I{paddle_root}/include", f"-I{paddle_root}/include/third_party", f"-I{sysconfig.get_paths()['include']}"]
+    includes = [
+        f"-I{paddle_root}/include",
+        f"-I{paddle_root}/include/third_party",
+        f"-I{sysconfig.get_paths()['include']}",
+    ]
     sources = _sources()
     done = 0
 
@@ -132,7 +153,9 @@ def _compile(target: Path, progress: Progress | None) -> None:
         is_binding = source.parent.name == "bindings"
         flags = [*BINDING_FLAGS, *includes] if is_binding else KERNEL_FLAGS
         # A changed kernel must not cost the bindings' slow compilation again, so objects are cached on their own.
-        key = hashlib.sha256("\0".join([environment_key(), headers, source.read_text(), *flags]).encode()).hexdigest()[:20]
+        key = hashlib.sha256("\0".join([environment_key(), headers, source.read_text(), *flags]).encode()).hexdigest()[
+            :20
+        ]
         obj = objects_dir / f"{source.stem}-{key}.o"
         if not obj.exists():
             partial = obj.with_suffix(f".{os.getpid()}.partial.o")
@@ -147,8 +170,20 @@ def _compile(target: Path, progress: Progress | None) -> None:
         # Bindings include Paddle's headers and take longest, so they start first.
         objects = list(pool.map(compile_one, sorted(sources, key=lambda path: path.parent.name != "bindings")))
     partial = target.with_suffix(".partial")
-    _run([compiler(), "-shared", *map(str, objects), "-o", str(partial), f"-L{paddle_root}/base", f"-L{paddle_root}/libs",
-          "-l:libpaddle.so", f"-Wl,-rpath,{paddle_root}/base:{paddle_root}/libs", "-pthread"])
+    _run(
+        [
+            compiler(),
+            "-shared",
+            *map(str, objects),
+            "-o",
+            str(partial),
+            f"-L{paddle_root}/base",
+            f"-L{paddle_root}/libs",
+            "-l:libpaddle.so",
+            f"-Wl,-rpath,{paddle_root}/base:{paddle_root}/libs",
+            "-pthread",
+        ]
+    )
     partial.rename(target)
 
 

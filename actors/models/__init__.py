@@ -12,8 +12,9 @@ from actors.models.decoder import Decoder
 Progress = Callable[[str, int, int], None]
 
 
-def load_model(config: ModelConfig, weights: Iterator[tuple[str, np.ndarray]], max_model_len: int,
-               progress: Progress | None = None) -> Decoder:
+def load_model(
+    config: ModelConfig, weights: Iterator[tuple[str, np.ndarray]], max_model_len: int, progress: Progress | None = None
+) -> Decoder:
     """Build the model and move its weights in, one tensor at a time."""
     model = Decoder(config, max_model_len)
     model.load_weights(weights, progress)

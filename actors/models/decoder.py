@@ -76,7 +76,9 @@ class Decoder:
     def load_weights(self, weights: Iterator[tuple[str, np.ndarray]], progress: Progress | None = None) -> None:
         """Take (Hugging Face name, float32 array) pairs in any order; parts that are fused wait only for their partners."""
         parts: dict[str, np.ndarray] = {}
-        fused = {name: (index, group) for index in range(len(self.layers)) for group in self._groups(index) for name in group}
+        fused = {
+            name: (index, group) for index in range(len(self.layers)) for group in self._groups(index) for name in group
+        }
         num_layers_done = 0
         for name, array in weights:
             if name == "model.embed_tokens.weight":
@@ -100,7 +102,12 @@ class Decoder:
         prefix = f"model.layers.{index}."
         kinds = ("weight", "bias") if self.config.attention_bias else ("weight",)
         qkv = tuple(f"{prefix}self_attn.{p}_proj.{kind}" for kind in kinds for p in "qkv")
-        singles = ["input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight"]
+        singles = [
+            "input_layernorm.weight",
+            "post_attention_layernorm.weight",
+            "self_attn.o_proj.weight",
+            "mlp.down_proj.weight",
+        ]
         if self.config.qk_norm:
             singles += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
         gate_up = tuple(f"{prefix}mlp.{p}_proj.weight" for p in ("gate", "up"))
@@ -118,8 +125,12 @@ class Decoder:
         elif name == "mlp.down_proj.weight":
             layer.down = Linear(arrays[0])
         else:
-            attribute = {"input_layernorm": "input_norm", "post_attention_layernorm": "post_attention_norm",
-                         "self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm"}[name.removesuffix(".weight")]
+            attribute = {
+                "input_layernorm": "input_norm",
+                "post_attention_layernorm": "post_attention_norm",
+                "self_attn.q_norm": "q_norm",
+                "self_attn.k_norm": "k_norm",
+            }[name.removesuffix(".weight")]
             setattr(layer, attribute, paddle.to_tensor(arrays[0]))
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> list[tuple[paddle.Tensor, paddle.Tensor]]:
@@ -137,10 +148,28 @@ class Decoder:
             qkv = layer.qkv(hidden)
             if layer.q_norm is not None:
                 ops.qk_norm(qkv, layer.q_norm, layer.k_norm, config.num_heads, config.num_kv_heads, eps)
-            ops.rotary_kv_write(qkv, self.cos_sin, rows.positions, rows.slots, rows.block_tables, k_cache, v_cache,
-                                config.num_heads, config.num_kv_heads)
-            attended = ops.paged_attention(qkv, k_cache, v_cache, rows.block_tables, rows.positions, rows.slots,
-                                           config.num_heads, config.num_kv_heads, self.scale)
+            ops.rotary_kv_write(
+                qkv,
+                self.cos_sin,
+                rows.positions,
+                rows.slots,
+                rows.block_tables,
+                k_cache,
+                v_cache,
+                config.num_heads,
+                config.num_kv_heads,
+            )
+            attended = ops.paged_attention(
+                qkv,
+                k_cache,
+                v_cache,
+                rows.block_tables,
+                rows.positions,
+                rows.slots,
+                config.num_heads,
+                config.num_kv_heads,
+                self.scale,
+            )
             hidden = ops.add_rms_norm(layer.o(attended), residual, layer.post_attention_norm, eps)
             hidden = ops.add_rms_norm(layer.down(ops.swiglu(layer.gate_up(hidden))), residual, next_norm, eps)
         return hidden
