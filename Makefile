@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve test lint lock bench bench-ops clean
+.PHONY: help setup prepare serve test lint format lock bench bench-ops clean
 
 CONFIG ?= ray_configs/smollm2_cpu.yaml
 BIN := .venv/bin
@@ -28,6 +28,9 @@ test: prepare ## set everything up and run all tests
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+format: setup ## let ruff rewrite the layout of every file
+	@$(BIN)/ruff format .
 
 bench: prepare ## engine, HTTP and, if it is installed, transformers on the default model
 	@$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)

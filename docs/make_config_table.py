@@ -1,0 +1,82 @@
+"""Write the configuration table of README.md from ``cluster.config.LLMConfig``, so that the two cannot differ.
+
+``python docs/make_config_table.py`` rewrites the part of the README between the two markers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cluster.config import LLMConfig  # noqa: E402 (the script runs without an installed package)
+
+README = ROOT / "README.md"
+START = "<!-- config table: written by docs/make_config_table.py -->"
+END = "<!-- end of config table -->"
+BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def type_text(annotation: Any) -> str:
+    """A type for a reader: ``int``, ``auto, cpu or gpu``, ``list of str``; None is left to the default's column."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        values = [str(value) for value in arguments]
+        return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(type_text(argument) for argument in arguments if argument is not type(None))
+    if get_origin(annotation) is list:
+        return f"list of {type_text(arguments[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping"
+    return annotation.__name__
+
+
+def number_text(value: float) -> str:
+    """Powers of two as such, because that is how they were chosen."""
+    if isinstance(value, int) and value >= 2**20 and value & (value - 1) == 0:
+        return f"2^{value.bit_length() - 1}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def values_text(field: FieldInfo) -> str:
+    """Type and bounds of a setting."""
+    bounds = [
+        f"{sign} {number_text(getattr(limit, name))}"
+        for limit in field.metadata
+        for name, sign in BOUNDS.items()
+        if getattr(limit, name, None) is not None
+    ]
+    return ", ".join([type_text(field.annotation), *bounds])
+
+
+def default_text(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    return "" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def config_table() -> str:
+    """The table in Markdown, one row a setting, in the order of the class."""
+    rows = ["| setting | values | default | meaning |", "|---|---|---|---|"]
+    for name, field in LLMConfig.model_fields.items():
+        meaning = (field.description or "").replace("|", "\\|")
+        rows.append(f"| `{name}` | {values_text(field)} | {default_text(field)} | {meaning} |")
+    return "\n".join(rows)
+
+
+def with_table(readme: str) -> str:
+    """``readme`` with the part between the markers replaced by the present table."""
+    before, rest = readme.split(START, 1)
+    _, after = rest.split(END, 1)
+    return f"{before}{START}\n{config_table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")

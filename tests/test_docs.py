@@ -1,0 +1,77 @@
+"""What the documentation says is so: its Python blocks run, its tables match the code, its files and commands exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from cluster.config import LLMConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "DECISIONS.md", *sorted((ROOT / "docs").glob("*.md"))]
+URL_IN_README = "http://127.0.0.1:8000"
+
+PYTHON_BLOCK = re.compile(r"(<!-- runnable -->\n)?```python\n(.*?)```", re.DOTALL)
+
+
+def config_table_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_config_table", ROOT / "docs" / "make_config_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def runnable_blocks() -> list[str]:
+    return [code for mark, code in PYTHON_BLOCK.findall(README) if mark]
+
+
+def test_every_python_block_is_marked_runnable() -> None:
+    blocks = PYTHON_BLOCK.findall(README)
+    assert blocks
+    unmarked = [code for mark, code in blocks if not mark]
+    assert not unmarked, f"python blocks that no test runs: {unmarked}"
+
+
+@pytest.mark.parametrize("code", runnable_blocks(), ids=lambda code: code.strip().splitlines()[0])
+def test_python_block_runs(code: str, served_app: str) -> None:
+    assert URL_IN_README in code
+    program = code.replace(URL_IN_README, served_app.rstrip("/").removesuffix("/v1"))
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip(), "the block printed nothing"
+
+
+def test_config_table_is_current() -> None:
+    assert config_table_script().with_table(README) == README, "run: python docs/make_config_table.py"
+
+
+def test_config_table_has_every_setting() -> None:
+    script = config_table_script()
+    table = README.split(script.START, 1)[1].split(script.END, 1)[0]
+    documented = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", table, re.MULTILINE)
+    assert [name for name, _ in documented] == list(LLMConfig.model_fields)
+    assert all(meaning.strip() for _, meaning in documented), "a setting without a description"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    local = [target.split("#")[0] for target in targets if not target.startswith(("http://", "https://", "#"))]
+    missing = [target for target in local if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_named_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE)}
+    assert named
+    assert named <= targets
