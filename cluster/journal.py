@@ -58,11 +58,14 @@ class JournalEntry:
         repeated = self.next_index - delta.index
         if repeated < 0:
             raise JournalGapError(
-                f"request {self.request_id}: token {delta.index} arrived, token {self.next_index} is still missing")
+                f"request {self.request_id}: token {delta.index} arrived, token {self.next_index} is still missing"
+            )
         if repeated:
             delta = delta._replace(
-                index=self.next_index, token_ids=delta.token_ids[repeated:],
-                logprobs=delta.logprobs[repeated:] if delta.logprobs else delta.logprobs)
+                index=self.next_index,
+                token_ids=delta.token_ids[repeated:],
+                logprobs=delta.logprobs[repeated:] if delta.logprobs else delta.logprobs,
+            )
         if not delta.token_ids and delta.finish_reason is None:
             return None
         self.output_token_ids.extend(delta.token_ids)
@@ -72,9 +75,15 @@ class JournalEntry:
     def engine_request(self) -> EngineRequest:
         """The current attempt, as an engine gets it."""
         return EngineRequest(
-            request_id=self.request_id, prompt_token_ids=self.prompt_token_ids, params=self.params, attempt=self.attempt,
-            subscriber=self.subscriber, output_token_ids=list(self.output_token_ids), priority=self.priority,
-            cache_salt=self.cache_salt)
+            request_id=self.request_id,
+            prompt_token_ids=self.prompt_token_ids,
+            params=self.params,
+            attempt=self.attempt,
+            subscriber=self.subscriber,
+            output_token_ids=list(self.output_token_ids),
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+        )
 
     def resume_request(self) -> EngineRequest:
         """Begin the next attempt: it continues after the delivered tokens, and the tokens of this one are fenced off."""

@@ -27,8 +27,15 @@ class ApiError(Exception):
         headers: response headers, e.g. Retry-After (seconds) of a 429 or 503.
     """
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None,
-                 headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
@@ -38,8 +45,14 @@ class ApiError(Exception):
 
     def body(self) -> dict:
         """The response body."""
-        return {"error": {"message": self.message, "type": _TYPES.get(self.status, "api_error"), "param": self.param,
-                          "code": self.code}}
+        return {
+            "error": {
+                "message": self.message,
+                "type": _TYPES.get(self.status, "api_error"),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:

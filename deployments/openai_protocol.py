@@ -59,14 +59,17 @@ class GenerationRequest(_Fields):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_LOGIT_BIAS)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, max_length=MAX_LOGIT_BIAS
+    )
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: int = Field(1, ge=1, le=MAX_N)
     stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=MAX_STOP_STRINGS)] = []
     include_stop_str_in_output: bool = False
     stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKEN_IDS)
     stop_token_seqs: list[Annotated[list[TokenId], Field(min_length=1, max_length=MAX_STOP_SEQ_LEN)]] = Field(
-        default_factory=list, max_length=MAX_STOP_SEQS)
+        default_factory=list, max_length=MAX_STOP_SEQS
+    )
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -106,9 +109,13 @@ class CompletionRequest(GenerationRequest):
             if isinstance(item, list):
                 for token in item:
                     if type(token) is not int or not 0 <= token < 2**31:
-                        raise bad_request(f"{where}: token ids must be integers in [0, 2147483648), got {_shown(token)}", where)
+                        raise bad_request(
+                            f"{where}: token ids must be integers in [0, 2147483648), got {_shown(token)}", where
+                        )
             elif not isinstance(item, str):
-                raise bad_request(f"{where} must be a string, a list of token ids, or a list of either; got {_shown(item)}", where)
+                raise bad_request(
+                    f"{where} must be a string, a list of token ids, or a list of either; got {_shown(item)}", where
+                )
             if not item and isinstance(item, list):
                 raise bad_request(f"{where} must not be an empty list", where)
         return prompts
@@ -153,10 +160,25 @@ class ChatCompletionRequest(GenerationRequest):
 
 
 _HARMLESS: dict[str, tuple[Any, ...]] = {
-    "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},), "suffix": ("",), "modalities": (["text"],), "use_beam_search": (False,),
-    "length_penalty": (1, 1.0), "audio": (), "prediction": (), "reasoning_effort": (), "web_search_options": (),
-    "verbosity": (), "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "modalities": (["text"],),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "web_search_options": (),
+    "verbosity": (),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
 }
 
 _Request = TypeVar("_Request", bound=GenerationRequest)
@@ -181,7 +203,9 @@ def parse_request(kind: type[_Request], body: Any) -> _Request:
     except ValidationError as error:
         raise _as_api_error(error, kind) from None
     if best_of not in (None, request.n):
-        raise bad_request(f"best_of must equal n ({request.n}), got {_shown(best_of)}", "best_of", "unsupported_parameter")
+        raise bad_request(
+            f"best_of must equal n ({request.n}), got {_shown(best_of)}", "best_of", "unsupported_parameter"
+        )
     if request.stream_options is not None and not request.stream:
         raise bad_request("stream_options is only allowed with stream=true", "stream_options")
     return request
@@ -191,7 +215,9 @@ def _as_api_error(error: ValidationError, kind: type[BaseModel]) -> ApiError:
     first = error.errors(include_url=False, include_context=False)[0]
     # Members of a union appear in the location under their type's name; a client only knows field names and indices.
     known = {name for model in (kind, ChatMessage, TextPart, StreamOptions) for name in model.model_fields}
-    path = [str(part) for part in first["loc"] if isinstance(part, int) or part in known] or [str(p) for p in first["loc"]]
+    path = [str(part) for part in first["loc"] if isinstance(part, int) or part in known] or [
+        str(p) for p in first["loc"]
+    ]
     param = ".".join(path)
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])

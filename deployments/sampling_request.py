@@ -39,19 +39,35 @@ def sampling_params(request: GenerationRequest, prompt_len: int, seed: int, limi
         _check_ids(sequence, f"stop_token_seqs.{i}", limits.vocab_size)
     logprobs, prompt_logprobs = _logprobs(request)
     return SamplingParams(
-        temperature=request.temperature, top_p=request.top_p, top_k=max(request.top_k, 0), min_p=request.min_p,
-        presence_penalty=request.presence_penalty, frequency_penalty=request.frequency_penalty,
-        repetition_penalty=request.repetition_penalty, logit_bias=_logit_bias(request, limits.vocab_size),
-        seed=seed % _SEED_RANGE, max_tokens=max(max_tokens, 1), min_tokens=request.min_tokens, stop=tuple(request.stop),
-        stop_token_ids=tuple(request.stop_token_ids), stop_token_seqs=tuple(tuple(seq) for seq in request.stop_token_seqs),
-        ignore_eos=request.ignore_eos, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=max(request.top_k, 0),
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias=_logit_bias(request, limits.vocab_size),
+        seed=seed % _SEED_RANGE,
+        max_tokens=max(max_tokens, 1),
+        min_tokens=request.min_tokens,
+        stop=tuple(request.stop),
+        stop_token_ids=tuple(request.stop_token_ids),
+        stop_token_seqs=tuple(tuple(seq) for seq in request.stop_token_seqs),
+        ignore_eos=request.ignore_eos,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
 
 
 def _max_tokens(request: GenerationRequest, prompt_len: int, max_model_len: int) -> int:
     room = max_model_len - prompt_len
     if room < 1:
-        raise bad_request(f"the prompt has {prompt_len} tokens; this model takes at most {max_model_len - 1}, "
-                          "so that one can be generated", "prompt", "context_length_exceeded")
+        raise bad_request(
+            f"the prompt has {prompt_len} tokens; this model takes at most {max_model_len - 1}, "
+            "so that one can be generated",
+            "prompt",
+            "context_length_exceeded",
+        )
     if isinstance(request, ChatCompletionRequest):
         name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
@@ -64,8 +80,12 @@ def _max_tokens(request: GenerationRequest, prompt_len: int, max_model_len: int)
     if wanted < lowest:
         raise bad_request(f"{name} must be at least {lowest}, got {wanted} (0 is allowed with echo=true)", name)
     if wanted > room:
-        raise bad_request(f"{name} ({wanted}) and the prompt ({prompt_len} tokens) exceed the model's {max_model_len} tokens; "
-                          f"at most {room} fit behind this prompt", name, "context_length_exceeded")
+        raise bad_request(
+            f"{name} ({wanted}) and the prompt ({prompt_len} tokens) exceed the model's {max_model_len} tokens; "
+            f"at most {room} fit behind this prompt",
+            name,
+            "context_length_exceeded",
+        )
     return wanted
 
 

@@ -34,11 +34,33 @@ class SequenceOutput:
         num_cached_tokens: prompt tokens found in the prefix cache.
     """
 
-    __slots__ = ("_detokenizer", "_eos", "_include_stop", "_longest_seq", "_matcher", "_matches_strings", "_min_tokens",
-                 "_pushed", "_stop_seqs", "_tail", "finish_reason", "logprobs", "num_cached_tokens", "prompt_logprobs", "stop_reason", "text", "token_ids")
+    __slots__ = (
+        "_detokenizer",
+        "_eos",
+        "_include_stop",
+        "_longest_seq",
+        "_matcher",
+        "_matches_strings",
+        "_min_tokens",
+        "_pushed",
+        "_stop_seqs",
+        "_tail",
+        "finish_reason",
+        "logprobs",
+        "num_cached_tokens",
+        "prompt_logprobs",
+        "stop_reason",
+        "text",
+        "token_ids",
+    )
 
-    def __init__(self, detokenizer: Detokenizer, params: SamplingParams, eos_token_ids: Sequence[int] = (),
-                 include_stop: bool = False) -> None:
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        params: SamplingParams,
+        eos_token_ids: Sequence[int] = (),
+        include_stop: bool = False,
+    ) -> None:
         self._detokenizer = detokenizer
         self._matcher = StopStringMatcher(params.stop, include_stop)
         self._min_tokens = params.min_tokens
@@ -77,7 +99,7 @@ class SequenceOutput:
         if self._matcher.matched is not None:
             self.finish_reason = FINISH_STOP
             self.stop_reason = self._matcher.matched
-            del self.token_ids[self._pushed:], self.logprobs[self._pushed:]
+            del self.token_ids[self._pushed :], self.logprobs[self._pushed :]
         elif finished:
             text += self._matcher.finish()
             self.finish_reason = delta.finish_reason
@@ -89,7 +111,7 @@ class SequenceOutput:
     def _drop_matched_stop(self, delta: TokenDelta) -> None:
         if delta.finish_reason == FINISH_STOP and delta.matched_stop is not None and not self._include_stop:
             length = 1 if isinstance(delta.matched_stop, int) else len(delta.matched_stop)
-            del self._tail[len(self._tail) - length:]
+            del self._tail[len(self._tail) - length :]
 
     def _num_unsettled(self) -> int:
         """Number of last tokens that begin a stop sequence: their text is no part of the answer if the sequence completes."""

@@ -1,0 +1,46 @@
+"""Bearer tokens that may use the API."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Sequence
+
+from deployments.api_errors import ApiError
+
+API_KEY_VARIABLE = "BIREME_API_KEY"
+
+
+class ApiKeys:
+    """The accepted keys; none at all leaves the API open."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        # Digests have one length, so a comparison tells nothing about how long a key is.
+        self._digests = [_digest(key) for key in keys]
+
+    @classmethod
+    def configured(cls, keys: Sequence[str]) -> ApiKeys:
+        """``keys``, or if there are none those in BIREME_API_KEY, separated by commas."""
+        from_environment = [key.strip() for key in os.environ.get(API_KEY_VARIABLE, "").split(",") if key.strip()]
+        return cls(keys or from_environment)
+
+    def check(self, authorization: str | None) -> None:
+        """Raise ApiError 401 unless the header carries an accepted key. Takes as long for a near miss as for any other."""
+        if not self._digests:
+            return
+        scheme, _, token = (authorization or "").partition(" ")
+        offered = _digest(token.strip())
+        # Every key is compared, so the time does not say which one came close.
+        matches = [hmac.compare_digest(offered, digest) for digest in self._digests]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise ApiError(
+                401,
+                "a valid API key is required: send it as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

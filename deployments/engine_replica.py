@@ -1,0 +1,157 @@
+"""The Serve deployment of engines: one replica a copy of the model, each with a runner actor in its placement group.
+
+The replica's own process has no Paddle: it routes calls to its runner, answers for the runner's health, and goes when it goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import uuid
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+from actors.runner_actor import RunnerActor
+from cluster.config import LLMConfig
+from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError
+from cluster.outputs import AttachRequired, EngineInfo, GenerateReply
+from cluster.request import EngineRequest
+from deployments.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
+
+logger = logging.getLogger("ray.serve")
+
+# All pending requests of an engine are calls on its runner; they wait on a future, they do not hold a thread.
+_RUNNER_CONCURRENCY = 10_000
+_EXIT_DELAY_S = 0.2
+_CALL_TIMEOUT_S = 10.0
+
+Reply = GenerateReply | AttachRequired | RequestRefused | EngineLost | FingerprintMismatch
+
+
+class LLMServer:
+    """One engine: a replica and the runner actor it owns."""
+
+    async def __init__(self, config: LLMConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        """Start the runner and load the model.
+
+        Raises:
+            RuntimeError: the model cannot be served; one sentence that says why.
+        """
+        self._engine_id = f"engine-{uuid.uuid4().hex[:12]}"
+        self._dead = False
+        runner = ray.remote(RunnerActor).options(
+            num_cpus=config.runner_num_cpus,
+            num_gpus=runner_num_gpus(config),
+            max_concurrency=_RUNNER_CONCURRENCY,
+            max_restarts=0,
+            scheduling_strategy=_runner_bundle(),
+        )
+        self._runner: Any = runner.remote(config.engine_config(), self._engine_id)
+        try:
+            self._info: EngineInfo = await self._runner.start.remote()
+        except RayTaskError as error:
+            if isinstance(error.cause, BiremeError):
+                raise RuntimeError(f"the model cannot be served: {error.cause.message}") from None
+            raise
+
+    async def info(self) -> EngineInfo:
+        """Constants of the engine."""
+        return self._info
+
+    async def record_replica_metadata(self) -> dict[str, str]:
+        """What routers and operators may know of this replica before they send it anything."""
+        return {"engine_id": self._info.engine_id, "fingerprint": self._info.fingerprint}
+
+    async def generate(self, request: EngineRequest, fingerprint: str = "") -> Reply:
+        """Run one request to its end; cancelling the call aborts it.
+
+        Args:
+            fingerprint: of the engine that made ``request.output_token_ids``; empty if there are none.
+        """
+        info = self._info
+        if fingerprint and fingerprint != info.fingerprint:
+            return FingerprintMismatch(info.engine_id, info.fingerprint)
+        if self._dead:
+            # An engine without work looks idle to routers and would draw every request; this process ends in a moment,
+            # and the callers that wait here are sent elsewhere then.
+            await asyncio.Event().wait()
+        try:
+            reply = await self._runner.generate.remote(request)
+        except asyncio.CancelledError:
+            self._runner.abort.remote(request.request_id, request.attempt)
+            raise
+        except ActorDiedError as error:
+            self._exit_soon()
+            return EngineLost(info.engine_id, str(error).splitlines()[0])
+        except RayTaskError as error:
+            return self._refusal(error, info)
+        except RayError as error:
+            return EngineLost(info.engine_id, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return reply._replace(runner=self._runner) if isinstance(reply, AttachRequired) else reply
+
+    def _refusal(self, error: RayTaskError, info: EngineInfo) -> Reply:
+        cause = error.cause
+        if isinstance(cause, (InvalidRequestError, OverloadedError)):
+            return RequestRefused(cause)
+        if isinstance(cause, EngineDeadError):
+            return EngineLost(info.engine_id, cause.message)
+        logger.error("the runner failed on a request", exc_info=error)
+        return EngineLost(info.engine_id, f"{type(cause).__name__}: {cause}")
+
+    async def stats(self) -> dict:
+        """Counters of the runner."""
+        return await self._runner.stats.remote()
+
+    async def check_integrity(self) -> dict:
+        """Raise if the engine's accounting is inconsistent; else its counters."""
+        return await self._runner.check_integrity.remote()
+
+    async def check_health(self) -> None:
+        """Raise if the runner cannot work any more, so that Serve replaces this replica."""
+        if self._info is None:
+            return
+        try:
+            await asyncio.wait_for(_as_coroutine(self._runner.check_health.remote()), _CALL_TIMEOUT_S * 3)
+        except ActorDiedError:
+            self._exit_soon()
+            raise RuntimeError(f"runner of {self._engine_id} died") from None
+
+    def _exit_soon(self) -> None:
+        """End this process: routers drop a dead replica at once, an unhealthy one only after its next health check."""
+        if not self._dead:
+            self._dead = True
+            logger.error("the runner of %s died; this replica ends and is replaced", self._engine_id)
+            asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
+
+    async def __del__(self) -> None:
+        """Called by Serve once the last request has ended."""
+        if self._runner is not None and not self._dead:
+            try:
+                await asyncio.wait_for(_as_coroutine(self._runner.shutdown.remote()), _CALL_TIMEOUT_S)
+            except (RayError, asyncio.TimeoutError) as error:
+                logger.warning("runner of %s did not shut down cleanly: %s", self._engine_id, error)
+            ray.kill(self._runner)
+
+
+async def _as_coroutine(ref: Any) -> Any:
+    return await ref
+
+
+def runner_num_gpus(config: LLMConfig) -> float:
+    """GPUs that Ray reserves for a runner."""
+    if config.runner_num_gpus is not None:
+        return config.runner_num_gpus
+    return 1.0 if config.device == "gpu" else 0.0
+
+
+def _runner_bundle():
+    from ray.util.placement_group import get_current_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = get_current_placement_group()
+    return (
+        PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=1) if group else "DEFAULT"
+    )

@@ -1,0 +1,95 @@
+"""Server-sent events, and waiting for an answer only as long as its client is there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from deployments.api_errors import ApiError
+from deployments.generation import Generation
+from deployments.openai_responses import Answer
+
+_Result = TypeVar("_Result")
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection before the answer was complete."""
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run ``work`` and return its result.
+
+    Raises:
+        ClientGoneError: the client went away first; ``work`` was cancelled and has ended.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def encode_events(objects: list[dict[str, Any]]) -> bytes:
+    """One ``data:`` event an object."""
+    return "".join([f"data: {_encode(item)}\n\n" for item in objects]).encode()
+
+
+class EventStream(Response):
+    """Writes a generation as it grows. Chunks that pile up behind a slow client leave as one."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, generation: Generation, answer: Answer, first: dict[int, str]) -> None:
+        """``first`` is what the first ``Generation.read`` returned: a status can no longer be sent after it."""
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._generation = generation
+        self._answer = answer
+        self._first = first
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await while_connected(receive, self._write(send))
+        except (ClientGoneError, OSError):
+            pass
+        finally:
+            self._generation.close()
+
+    async def _write(self, send: Send) -> None:
+        texts, generation, answer = self._first, self._generation, self._answer
+        try:
+            while True:
+                chunks = answer.chunks(texts)
+                if chunks:
+                    await _send_body(send, encode_events(chunks))
+                if generation.finished:
+                    break
+                texts = await generation.read()
+            usage = answer.usage_chunk()
+            tail = encode_events([usage]) if usage is not None else b""
+        except ApiError as error:
+            tail = encode_events([error.body()])
+        await send({"type": "http.response.body", "body": tail + b"data: [DONE]\n\n", "more_body": False})
+
+
+def _send_body(send: Send, body: bytes) -> Awaitable[None]:
+    return send({"type": "http.response.body", "body": body, "more_body": True})

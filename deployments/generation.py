@@ -1,0 +1,95 @@
+"""All sequences of one HTTP request, read as one series of events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+from cluster.journal import JournalEntry
+from cluster.outputs import TokenDelta
+from deployments.api_errors import ApiError
+from deployments.engine_client import EngineClient, Submission
+from deployments.sequence_output import SequenceOutput
+
+
+class Generation:
+    """Runs the sequences of one request and feeds their outputs.
+
+    What nobody has read yet waits in one list, which the answer's own length bounds; a slow reader gets it as one piece.
+
+    Attributes:
+        outputs: one a sequence, in the order of ``entries``.
+        entries: the journal entries.
+    """
+
+    def __init__(
+        self, client: EngineClient, entries: Sequence[JournalEntry], outputs: Sequence[SequenceOutput]
+    ) -> None:
+        self.entries = entries
+        self.outputs = outputs
+        self._client = client
+        self._unread: list[tuple[int, TokenDelta]] = []
+        self._error: ApiError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._num_open = len(outputs)
+        self._submissions: list[Submission] = []
+
+    @property
+    def finished(self) -> bool:
+        """Every sequence is over and was read."""
+        return self._num_open == 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the engine that made the tokens; empty before the first."""
+        return next((entry.fingerprint for entry in self.entries if entry.fingerprint), "")
+
+    def start(self) -> None:
+        """Submit every sequence."""
+        for i, entry in enumerate(self.entries):
+            self._submissions.append(self._client.submit(entry, partial(self._put, i), self._fail))
+
+    async def read(self) -> dict[int, str]:
+        """Wait for tokens; the new text of every sequence that got any, by index (empty text if none was released yet).
+
+        Raises:
+            ApiError: a sequence cannot be completed; the whole request is over.
+        """
+        if not self._unread and self._error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._error is not None:
+            raise self._error
+        unread, self._unread = self._unread, []
+        texts: dict[int, str] = {}
+        for i, delta in unread:
+            output = self.outputs[i]
+            if output.finish_reason is not None:
+                continue
+            texts[i] = texts.get(i, "") + output.push(delta)
+            if output.finish_reason is not None:
+                self._num_open -= 1
+                if delta.finish_reason is None:
+                    self._client.cancel(self._submissions[i])
+        return texts
+
+    def close(self) -> None:
+        """Give up what is not finished; safe to call at any time."""
+        for submission in self._submissions:
+            self._client.cancel(submission)
+
+    def _put(self, index: int, delta: TokenDelta) -> None:
+        self._unread.append((index, delta))
+        self._wake()
+
+    def _fail(self, error: ApiError) -> None:
+        self._error = self._error or error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,204 @@
+"""The Serve deployment that speaks HTTP: routes, authentication, and the way from a request to an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from actors.model_source import resolve_model
+from actors.tokenizer import load_tokenizer
+from cluster.config import LLMConfig
+from cluster.outputs import EngineInfo
+from deployments.api_errors import ApiError, unavailable
+from deployments.api_keys import ApiKeys
+from deployments.engine_client import EngineClient
+from deployments.event_stream import ClientGoneError, EventStream, while_connected
+from deployments.generation import Generation
+from deployments.openai_responses import Answer, model_object
+from deployments.openai_service import OpenAiService
+from deployments.ready_line import ready_line
+from deployments.request_body import read_json
+from deployments.sampling_request import ModelLimits
+
+logger = logging.getLogger("ray.serve")
+
+_RETRY_INFO_S = 1.0
+
+
+class OpenAiIngress:
+    """OpenAI-compatible HTTP in front of the engines. Holds no Paddle and no weights, only the tokenizer."""
+
+    def __init__(self, config: LLMConfig, engines: DeploymentHandle) -> None:
+        self._config = config
+        self._engines = engines
+        self._keys = ApiKeys.configured(config.api_keys)
+        self._created = int(time.time())
+        self._service: OpenAiService | None = None
+        self._client: EngineClient | None = None
+        self._starting: asyncio.Task | None = None
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        routes = [
+            Route("/health", self.health),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{model_id:path}", self.model),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+        ]
+        app = Starlette(
+            routes=routes,
+            exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _crash},
+            lifespan=self._lifespan,
+        )
+        return _Authenticated(app, self._keys)
+
+    def _lifespan(self, app: Starlette) -> _Lifespan:
+        return _Lifespan(self)
+
+    async def start(self) -> None:
+        """Begin to load the tokenizer and to wait for an engine; requests before that get 503."""
+        self._client = EngineClient(self._engines, self._config.max_attempts)
+        self._starting = asyncio.create_task(self._connect(self._client))
+
+    async def stop(self) -> None:
+        """Cancel what runs and detach from the engines."""
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._client is not None:
+            await self._client.close()
+
+    async def _connect(self, client: EngineClient) -> None:
+        config = self._config
+        source = await asyncio.to_thread(
+            resolve_model, config.model, load_format=config.load_format, tokenizer=config.tokenizer
+        )
+        tokenizer = await asyncio.to_thread(load_tokenizer, source)
+        info: EngineInfo | None = None
+        while info is None:
+            try:
+                info = await self._engines.info.remote()
+            except (
+                Exception
+            ) as error:  # a replica that dies while it starts is replaced; the next call waits for the next one
+                logger.debug("no engine yet: %s", error)
+                await asyncio.sleep(_RETRY_INFO_S)
+        limits = ModelLimits(info.max_model_len, info.vocab_size)
+        self._service = OpenAiService(client, tokenizer, config.model_id or info.model_id, limits, config.max_choices)
+        logger.info(ready_line(self._service.model_id, bool(config.api_keys)))
+
+    async def health(self, request: Request) -> Response:
+        """200 once requests can be served."""
+        if self._service is None:
+            return JSONResponse({"status": "loading"}, 503, {"Retry-After": "2"})
+        return JSONResponse({"status": "ok"})
+
+    async def models(self, request: Request) -> Response:
+        """The one model of this application."""
+        service = self._ready()
+        return JSONResponse({"object": "list", "data": [self._model_object(service)]})
+
+    async def model(self, request: Request) -> Response:
+        """The model by name."""
+        service = self._ready()
+        service.check_model(request.path_params["model_id"])
+        return JSONResponse(self._model_object(service))
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        service = self._ready()
+        return await _answer(
+            request, *await service.completion(await read_json(request, self._config.max_prompt_bytes))
+        )
+
+    async def chat_completions(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        service = self._ready()
+        return await _answer(request, *await service.chat(await read_json(request, self._config.max_prompt_bytes)))
+
+    def _ready(self) -> OpenAiService:
+        if self._service is None:
+            raise unavailable("the model is still loading", code="loading")
+        return self._service
+
+    def _model_object(self, service: OpenAiService) -> dict:
+        return model_object(service.model_id, self._created, service.limits.max_model_len)
+
+
+async def _answer(request: Request, generation: Generation, answer: Answer) -> Response:
+    handed_over = False
+    try:
+        # The first tokens are awaited before the status is sent: a refusal by the engine still gets its own status.
+        first = await while_connected(request.receive, generation.read())
+        if answer.request.stream:
+            handed_over = True
+            return EventStream(generation, answer, first)
+        await while_connected(request.receive, _read_all(generation))
+        return JSONResponse(answer.whole())
+    except ClientGoneError:
+        return Response(status_code=499)
+    finally:
+        if not handed_over:
+            generation.close()
+
+
+async def _read_all(generation: Generation) -> None:
+    while not generation.finished:
+        await generation.read()
+
+
+class _Lifespan:
+    def __init__(self, ingress: OpenAiIngress) -> None:
+        self._ingress = ingress
+
+    async def __aenter__(self) -> None:
+        await self._ingress.start()
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._ingress.stop()
+
+
+class _Authenticated:
+    """Checks the API key before anything else looks at a request; only /health is open."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/health":
+            try:
+                self._keys.check(Request(scope).headers.get("authorization"))
+            except ApiError as error:
+                await _error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _error_response(error: ApiError) -> Response:
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = {404: f"there is no {request.url.path}", 405: f"{request.method} is not allowed on {request.url.path}"}
+    return JSONResponse(
+        ApiError(error.status_code, what.get(error.status_code, error.detail)).body(), error.status_code, error.headers
+    )
+
+
+async def _crash(request: Request, error: Exception) -> Response:
+    return _error_response(ApiError(500, "internal error; the server's log has the details", code="internal_error"))

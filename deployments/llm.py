@@ -1,0 +1,63 @@
+"""Builds the application: ``serve run deployments.llm:build_openai_app model=... max_num_seqs=8``.
+
+Annotations here are evaluated, because Ray Serve reads the builder's parameter type to validate its arguments.
+"""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from cluster.config import LLMConfig
+from deployments.engine_replica import LLMServer, runner_num_gpus
+from deployments.ingress import OpenAiIngress
+
+INGRESS_CPUS = 0.2
+ENGINE_REPLICA_CPUS = 0.1
+_INGRESS_ONGOING_REQUESTS = 10_000
+_HEALTH_CHECK_PERIOD_S = 2.0
+
+
+def engine_options(config: LLMConfig) -> dict[str, Any]:
+    """Serve options of the engine deployment; those in ``deployment_config`` win."""
+    in_engine = config.max_num_seqs + config.max_queued_requests
+    options: dict[str, Any] = {
+        "max_ongoing_requests": in_engine,
+        "max_queued_requests": config.max_queued_requests,
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
+        "graceful_shutdown_timeout_s": 120.0,
+        "ray_actor_options": {"num_cpus": ENGINE_REPLICA_CPUS},
+        "logging_config": {"enable_access_log": False},
+        **config.deployment_config,
+    }
+    autoscaling = options.get("autoscaling_config")
+    if autoscaling is not None:
+        options["autoscaling_config"] = {"target_ongoing_requests": config.max_num_seqs, **autoscaling}
+    replica = {"CPU": options["ray_actor_options"].get("num_cpus", ENGINE_REPLICA_CPUS)}
+    runner = {"CPU": config.runner_num_cpus}
+    if runner_num_gpus(config):
+        runner["GPU"] = runner_num_gpus(config)
+    if config.accelerator_type is not None:
+        runner[f"accelerator_type:{config.accelerator_type}"] = 0.001
+    return {
+        **options,
+        "placement_group_bundles": [replica, runner],
+        "placement_group_strategy": "STRICT_PACK",
+        "max_constructor_retry_count": 1,
+    }
+
+
+def ingress_options(config: LLMConfig) -> dict[str, Any]:
+    """Serve options of the ingress deployment; those in ``ingress_config`` win."""
+    return {
+        "max_ongoing_requests": _INGRESS_ONGOING_REQUESTS,
+        "ray_actor_options": {"num_cpus": INGRESS_CPUS},
+        **config.ingress_config,
+    }
+
+
+def build_openai_app(config: LLMConfig) -> Application:
+    """The Serve application for ``config``: one ingress, and the engines behind it."""
+    engines = serve.deployment(LLMServer).options(name="LLMServer", **engine_options(config)).bind(config)
+    ingress = serve.deployment(serve.ingress()(OpenAiIngress)).options(name="OpenAiIngress", **ingress_options(config))
+    return ingress.bind(config, engines)

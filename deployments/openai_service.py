@@ -1,0 +1,145 @@
+"""The two generating endpoints: from a request body to a running generation and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from actors.detokenizer import IncrementalDetokenizer
+from actors.tokenizer import Tokenizer
+from cluster.errors import BiremeError
+from cluster.journal import JournalEntry
+from deployments.api_errors import ApiError, bad_request, from_engine
+from deployments.engine_client import EngineClient
+from deployments.generation import Generation
+from deployments.openai_protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_request
+from deployments.openai_responses import Answer, ChatAnswer, CompletionAnswer
+from deployments.sampling_request import ModelLimits, assign_seed, check_prompt_ids, sampling_params
+from deployments.sequence_output import SequenceOutput
+
+# Encoding this many characters takes about a millisecond; a longer prompt must not hold up other clients' tokens.
+_INLINE_CHARS = 4096
+
+
+class OpenAiService:
+    """Starts generations for validated requests.
+
+    Args:
+        model_id: name under which clients ask for the model.
+        max_choices: most sequences (prompts times n) of one request.
+    """
+
+    def __init__(
+        self, client: EngineClient, tokenizer: Tokenizer, model_id: str, limits: ModelLimits, max_choices: int
+    ) -> None:
+        self.model_id = model_id
+        self.limits = limits
+        self._client = client
+        self._tokenizer = tokenizer
+        self._max_choices = max_choices
+
+    async def completion(self, body: Any) -> tuple[Generation, Answer]:
+        """Start a completion.
+
+        Raises:
+            ApiError: the request is refused; nothing was started.
+        """
+        request = parse_request(CompletionRequest, body)
+        self.check_model(request.model)
+        prompts = request.prompts()
+        self._check_choices(len(prompts) * request.n)
+        prompt_ids, prompt_texts = [], []
+        for i, prompt in enumerate(prompts):
+            param = "prompt" if len(prompts) == 1 else f"prompt.{i}"
+            if isinstance(prompt, str):
+                ids = await self._encode(prompt, request.add_special_tokens)
+                if not ids:
+                    raise bad_request(f"{param} has no tokens; write at least one character", param)
+            else:
+                ids = prompt
+                check_prompt_ids(ids, param, self.limits.vocab_size)
+            prompt_ids.append(ids)
+            prompt_texts.append(
+                prompt if isinstance(prompt, str) else self._tokenizer.decode(ids) if request.echo else ""
+            )
+        generation, seed = self._start(request, prompt_ids)
+        return generation, CompletionAnswer(
+            request, self.model_id, self._tokenizer, generation, prompt_ids, seed, prompt_texts=prompt_texts
+        )
+
+    async def chat(self, body: Any) -> tuple[Generation, Answer]:
+        """Start a chat completion.
+
+        Raises:
+            ApiError: the request is refused; nothing was started.
+        """
+        request = parse_request(ChatCompletionRequest, body)
+        self.check_model(request.model)
+        self._check_choices(request.n)
+        reserved = request.chat_template_kwargs.keys() & {"messages", "tools", "add_generation_prompt"}
+        if reserved:
+            raise bad_request(
+                f"chat_template_kwargs may not contain {', '.join(sorted(reserved))}", "chat_template_kwargs"
+            )
+        messages = [message.as_template_message() for message in request.messages]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=request.add_generation_prompt, **request.chat_template_kwargs
+            )
+        except BiremeError as error:
+            raise from_engine(error) from None
+        prompt_ids = [await self._encode(text, request.add_special_tokens)]
+        generation, seed = self._start(request, prompt_ids)
+        return generation, ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, seed)
+
+    def check_model(self, model: str | None) -> None:
+        """Raise ApiError 404 for a model that is not served."""
+        if model is not None and model != self.model_id:
+            raise ApiError(
+                404,
+                f"the model {model[:80]!r} does not exist; this server has {self.model_id!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _check_choices(self, count: int) -> None:
+        if count > self._max_choices:
+            raise bad_request(
+                f"prompts times n is {count}; at most {self._max_choices} sequences are allowed in one request", "n"
+            )
+
+    async def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            if len(text) <= _INLINE_CHARS:
+                return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        except BiremeError as error:
+            raise from_engine(error) from None
+
+    def _start(self, request: GenerationRequest, prompts: Sequence[list[int]]) -> tuple[Generation, int]:
+        seed = assign_seed(request)
+        entries, outputs = [], []
+        for prompt_ids in prompts:
+            for i in range(request.n):
+                params = sampling_params(request, len(prompt_ids), seed + i, self.limits)
+                entries.append(
+                    JournalEntry(
+                        request_id=uuid.uuid4().hex,
+                        prompt_token_ids=prompt_ids,
+                        params=params,
+                        subscriber=self._client.subscriber,
+                        priority=request.priority,
+                        cache_salt=request.cache_salt,
+                    )
+                )
+                detokenizer = IncrementalDetokenizer(self._tokenizer, request.skip_special_tokens)
+                outputs.append(
+                    SequenceOutput(
+                        detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output
+                    )
+                )
+        generation = Generation(self._client, entries, outputs)
+        generation.start()
+        return generation, seed

@@ -1,0 +1,29 @@
+"""What a person reads once the application answers: where it is, and a command to paste."""
+
+from __future__ import annotations
+
+import json
+
+from ray import serve
+
+
+def base_url() -> str:
+    """URL of this application's HTTP proxy, from inside a replica."""
+    from ray.serve.context import _get_global_client
+
+    options = _get_global_client().http_config
+    host = "127.0.0.1" if options.host in (None, "0.0.0.0", "::") else options.host
+    prefix = serve.status().applications[serve.get_replica_context().app_name]
+    route = getattr(prefix, "route_prefix", None) or ""
+    return f"http://{host}:{options.port}{route.rstrip('/')}"
+
+
+def ready_line(model_id: str, needs_key: bool) -> str:
+    """The ready line and a curl command for ``model_id``."""
+    url = base_url()
+    body = json.dumps({"model": model_id, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    key = '-H "Authorization: Bearer $BIREME_API_KEY" ' if needs_key else ""
+    return (
+        f"READY: {model_id} answers at {url}/v1 - try:\n"
+        f"curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{body}'"
+    )

@@ -1,0 +1,38 @@
+"""Reading a request body that a stranger sent: bounded size, JSON only, nothing that JSON does not have."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.requests import Request
+
+from deployments.api_errors import ApiError, bad_request
+
+
+async def read_json(request: Request, max_bytes: int) -> Any:
+    """The decoded JSON body.
+
+    Raises:
+        ApiError: 413 as soon as more than ``max_bytes`` have come, 400 for another content type or bytes that are not JSON.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise bad_request(
+            f"the content type must be application/json, got {content_type[:80] or 'none'}; "
+            "with curl: -H 'Content-Type: application/json'",
+            code="invalid_content_type",
+        )
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > max_bytes:
+            raise ApiError(413, f"the request body exceeds {max_bytes} bytes", code="request_too_large")
+    try:
+        return json.loads(bytes(body), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

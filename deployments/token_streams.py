@@ -1,0 +1,104 @@
+"""The long-lived streams on which engines send tokens to one ingress: one a pair, one message an engine step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from cluster.journal import JournalGapError
+from cluster.outputs import AttachRequired, TokenDelta
+
+logger = logging.getLogger("ray.serve")
+
+_MAX_BREAKS = 4
+_FIRST_BACKOFF_S = 0.05
+
+
+class TokenStream:
+    """The stream from one engine.
+
+    Attributes:
+        engine_id, fingerprint: of the engine.
+        runner: handle of its runner actor.
+        alive: False once the engine is known to be gone.
+    """
+
+    def __init__(self, reply: AttachRequired) -> None:
+        self.engine_id = reply.engine_id
+        self.fingerprint = reply.fingerprint
+        self.runner: Any = reply.runner
+        self.alive = True
+        self.task: asyncio.Task | None = None
+
+    def abort(self, request_id: str, attempt: int) -> None:
+        """Tell the engine to give up a request; not waited for."""
+        if self.alive:
+            self.runner.abort.remote(request_id, attempt)
+
+
+class TokenStreams:
+    """All streams of one ingress.
+
+    ``deliver(stream, deltas)`` gets every message, and may raise JournalGapError to have the stream attached again from what
+    ``resume_indices()`` says; ``lost(stream, why)`` is called once when an engine is gone.
+    """
+
+    def __init__(
+        self,
+        subscriber: str,
+        deliver: Callable[[TokenStream, Sequence[TokenDelta]], None],
+        resume_indices: Callable[[], dict[str, int]],
+        lost: Callable[[TokenStream, str], None],
+    ) -> None:
+        self.subscriber = subscriber
+        self._deliver = deliver
+        self._resume_indices = resume_indices
+        self._lost = lost
+        self._streams: dict[str, TokenStream] = {}
+
+    def attach(self, reply: AttachRequired) -> bool:
+        """Open the stream that ``reply`` asks for; False if it is open already (concurrent requests share it)."""
+        if reply.engine_id in self._streams:
+            return False
+        stream = TokenStream(reply)
+        self._streams[stream.engine_id] = stream
+        stream.task = asyncio.get_running_loop().create_task(self._pump(stream))
+        return True
+
+    async def _pump(self, stream: TokenStream) -> None:
+        breaks, why = 0, ""
+        while breaks < _MAX_BREAKS:
+            try:
+                messages = stream.runner.attach.options(num_returns="streaming").remote(
+                    self.subscriber, self._resume_indices()
+                )
+                async for message in messages:
+                    self._deliver(stream, await message)
+                    breaks = 0
+                why = "the engine closed the token stream"
+            except JournalGapError as error:
+                why = str(error)
+            except ray.exceptions.ActorDiedError as error:
+                why = str(error).splitlines()[0]
+                break
+            except ray.exceptions.RayError as error:
+                why = str(error).splitlines()[0]
+            breaks += 1
+            logger.warning("token stream of engine %s broke (%s); attaching again", stream.engine_id, why)
+            await asyncio.sleep(_FIRST_BACKOFF_S * 2**breaks)
+        stream.alive = False
+        self._streams.pop(stream.engine_id, None)
+        self._lost(stream, why)
+
+    async def close(self) -> None:
+        """Detach from every engine."""
+        streams = list(self._streams.values())
+        self._streams.clear()
+        for stream in streams:
+            if stream.task is not None:
+                stream.task.cancel()
+            stream.runner.detach.remote(self.subscriber)
