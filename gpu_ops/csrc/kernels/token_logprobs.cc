@@ -1,0 +1,102 @@
+#include "token_logprobs.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "row_math.h"
+
+namespace bireme {
+namespace {
+
+// Distance below the best value; equal values have distance 0, also when both are infinite.
+inline float below(float value, float best) { return value == best ? 0.0f : value - best; }
+
+inline float or_lowest(float value) { return value == value ? value : kNegativeInfinity; }
+
+double log_sum(const float* row, int64_t n, float best) {
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int k = 0; k < kLanes; ++k) lanes[k] += exp_nonpositive(below(or_lowest(row[i + k]), best));
+  }
+  for (; i < n; ++i) lanes[i % kLanes] += exp_nonpositive(below(or_lowest(row[i]), best));
+  double sum = 0;
+  for (double lane : lanes) sum += lane;
+  return log_positive(sum);
+}
+
+int64_t count_greater(const float* row, int64_t n, float value) {
+  int32_t count = 0;
+  for (int64_t i = 0; i < n; ++i) count += row[i] > value;
+  return count;
+}
+
+// The `num` largest values of a row, best first, lower index first among equals. Blocks without a value above the worst
+// one kept, which are nearly all, cost one vector comparison a lane.
+class TopTokens {
+ public:
+  void find(const float* row, int64_t n, int64_t num) {
+    ids_.clear();
+    values_.clear();
+    num_ = std::min(num, n);
+    constexpr int64_t kBlock = 64;
+    for (int64_t start = 0; num_ > 0 && start < n; start += kBlock) {
+      const int64_t end = std::min(start + kBlock, n);
+      if (full()) {
+        int better = 0;
+        for (int64_t i = start; i < end; ++i) better |= row[i] > values_.back();
+        if (!better) continue;
+      }
+      for (int64_t i = start; i < end; ++i) {
+        const float value = or_lowest(row[i]);
+        if (!full() || value > values_.back()) insert(i, value);
+      }
+    }
+  }
+  const std::vector<int64_t>& ids() const { return ids_; }
+  const std::vector<float>& values() const { return values_; }
+
+ private:
+  bool full() const { return static_cast<int64_t>(ids_.size()) == num_; }
+  void insert(int64_t id, float value) {
+    if (full()) {
+      ids_.pop_back();
+      values_.pop_back();
+    }
+    // After every equal value: those have lower indices.
+    const auto place = std::upper_bound(values_.begin(), values_.end(), value, [](float a, float b) { return a > b; });
+    ids_.insert(ids_.begin() + (place - values_.begin()), id);
+    values_.insert(place, value);
+  }
+
+  int64_t num_ = 0;
+  std::vector<int64_t> ids_;
+  std::vector<float> values_;
+};
+
+}  // namespace
+
+void token_logprobs_cpu(const float* logits, int64_t rows, int64_t vocab, const int64_t* tokens, int64_t num, int64_t* ids,
+                        float* logprobs, int64_t* ranks) {
+  TopTokens top;
+  for (int64_t row = 0; row < rows; ++row, logits += vocab, ids += num + 1, logprobs += num + 1) {
+    const float best = row_max(logits, vocab);
+    const double log_total = log_sum(logits, vocab, best);
+    const auto logprob = [&](float value) { return static_cast<float>(double{below(value, best)} - log_total); };
+
+    const bool valid = tokens[row] >= 0 && tokens[row] < vocab;
+    const float chosen = valid ? or_lowest(logits[tokens[row]]) : kNegativeInfinity;
+    ids[0] = tokens[row];
+    logprobs[0] = valid ? logprob(chosen) : kNegativeInfinity;
+    ranks[row] = valid ? 1 + count_greater(logits, vocab, chosen) : 0;
+
+    top.find(logits, vocab, num);
+    for (int64_t i = 0; i < num; ++i) {
+      const bool present = i < static_cast<int64_t>(top.ids().size());
+      ids[1 + i] = present ? top.ids()[i] : -1;
+      logprobs[1 + i] = present ? logprob(top.values()[i]) : kNegativeInfinity;
+    }
+  }
+}
+
+}  // namespace bireme

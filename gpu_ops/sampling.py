@@ -1,0 +1,66 @@
+"""Sampling ops: from logits to tokens; a row's result depends on that row, its slot and nothing else."""
+
+from __future__ import annotations
+
+import paddle
+
+from gpu_ops.loader import run_op
+from gpu_ops.share_inputs import ShareInputs
+
+
+def gather_last_tokens(hidden: paddle.Tensor, sample_rows: paddle.Tensor) -> paddle.Tensor:
+    """The rows of `hidden` float32 [T, H] named by `sample_rows` int32 [R], as float32 [R, H]; -1 gives zeros."""
+    return run_op("gather_last_tokens", hidden, sample_rows)[0]
+
+
+def apply_penalties(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tensor) -> None:
+    """Change `logits` float32 [R, V] in place: bias, minimum length, repetition, then frequency and presence.
+
+    Args:
+        sample_slots: int32 [R or more], slot of each row; rows with slot -1 stay as they are.
+    Raises:
+        ValueError: `logits` is not contiguous.
+    """
+    if not logits.is_contiguous():
+        raise ValueError("logits must be contiguous: the op writes it in place, and a write into a view would be lost")
+    s = state
+    run_op(
+        "apply_penalties", s.token_ids_all, s.prompt_lens, s.step_idx, s.eos_token_id, s.stop_token_ids, s.min_dec_len,
+        s.penalty_score, s.presence_score, s.frequency_score, s.logit_bias_ids, s.logit_bias_values, logits,
+        sample_slots,
+    )  # fmt: skip
+
+
+def sample(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tensor) -> paddle.Tensor:
+    """One token for each row of `logits` float32 [R, V], int64 [R].
+
+    Temperature at most 1e-5, and rows with NaN or without a finite maximum, take the lowest index of the largest value
+    that is not NaN (0 if all are). Otherwise: temperature, min_p, top_k, softmax, top_p, and the inverse of the
+    cumulative distribution in index order at a Philox number of (seed, absolute position).
+
+    Args:
+        sample_slots: int32 [R or more], slot of each row; rows with slot -1 take the largest value.
+    """
+    s = state
+    return run_op(
+        "sample", s.prompt_lens, s.step_idx, s.temperature, s.top_p, s.min_p, s.top_k, s.seeds, logits, sample_slots
+    )[0]
+
+
+def token_logprobs(
+    logits: paddle.Tensor, tokens: paddle.Tensor, num: int
+) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    """Log-softmax of raw logits at the chosen and at the most likely tokens.
+
+    NaN counts as -inf; a row of nothing else is uniform.
+
+    Args:
+        logits: float32 [R, V], before penalties and temperature.
+        tokens: int64 [R], chosen; a row whose token is outside [0, V) gets log-probability -inf and rank 0.
+        num: alternatives besides the chosen token, at least 0.
+    Returns:
+        ids int64 [R, num + 1] (chosen token, then the most likely, lower index first among equals, -1 beyond V),
+        log-probabilities float32 [R, num + 1], ranks int64 [R] (1 + number of tokens strictly more likely).
+    """
+    ids, logprobs, ranks = run_op("token_logprobs", logits, tokens, num)
+    return ids, logprobs, ranks
