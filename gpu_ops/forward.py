@@ -1,0 +1,178 @@
+"""Forward ops: everything between token ids and logits. Twins in NumPy: ``gpu_ops.twins.forward``.
+
+All floats are float32. A row's result depends on that row's inputs alone: not on the other rows, how many there are, the
+number of threads or the instruction set. Shapes are checked natively; an error names the argument.
+"""
+
+from __future__ import annotations
+
+import paddle
+
+from gpu_ops.loader import run_op
+
+DEFAULT_SPIN_MICROSECONDS = 50
+
+_num_threads = 1
+
+
+def set_num_threads(threads: int, spin_microseconds: int = DEFAULT_SPIN_MICROSECONDS) -> None:
+    """Set how many threads of this process compute, the calling one included.
+
+    Args:
+        threads: 1 to 1024.
+        spin_microseconds: how long an idle helper spins for its next work before it sleeps, 0 to 1000000. Spinning
+            bridges the gap between two ops of a step; sleeping keeps an idle engine off the processor.
+    Raises:
+        RuntimeError, OSError: a value is out of range.
+    """
+    global _num_threads
+    run_op("set_num_threads", paddle.to_tensor([threads, spin_microseconds], dtype="int64", place=paddle.CPUPlace()))
+    _num_threads = threads
+
+
+def get_num_threads() -> int:
+    """How many threads compute."""
+    return _num_threads
+
+
+def pack_weight(weight: paddle.Tensor) -> paddle.Tensor:
+    """Bring a weight [out_features, in_features] into the layout of ``linear``.
+
+    Returns:
+        [ceil(out_features / 32), in_features, 32]: panels of 32 output columns, zeros beyond out_features.
+    """
+    return run_op("pack_weight", weight)[0]
+
+
+def linear(x: paddle.Tensor, packed: paddle.Tensor, out_features: int, bias: paddle.Tensor | None = None) -> paddle.Tensor:
+    """x W^T + bias.
+
+    Args:
+        x: [T, in_features].
+        packed: W as ``pack_weight`` returned it.
+        out_features: rows of W.
+        bias: [out_features] or None.
+    Returns:
+        [T, out_features].
+    """
+    return run_op("linear", x, packed, bias, out_features)[0]
+
+
+def embedding(weight: paddle.Tensor, ids: paddle.Tensor, vocab_size: int) -> paddle.Tensor:
+    """Rows of an embedding table.
+
+    Args:
+        weight: the table as ``pack_weight`` returned it (one copy serves a tied head too), or plain [vocab_size, H].
+        ids: int64 [T].
+        vocab_size: rows of the table.
+    Returns:
+        [T, H]; zeros for an id outside [0, vocab_size).
+    """
+    return run_op("embedding", weight, ids, vocab_size)[0]
+
+
+def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; x [T, H], weight [H] -> [T, H]."""
+    return run_op("rms_norm", x, weight, eps)[0]
+
+
+def add_rms_norm(x: paddle.Tensor, residual: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tensor:
+    """Add x [T, H] to residual [T, H] in place; return the norm of the sum, [T, H]."""
+    _require_contiguous(residual, "residual")
+    return run_op("add_rms_norm", x, residual, weight, eps)[0]
+
+
+def qk_norm(
+    qkv: paddle.Tensor, q_weight: paddle.Tensor, k_weight: paddle.Tensor, q_heads: int, kv_heads: int, eps: float
+) -> None:
+    """Norm each query and key head of qkv in place, as Qwen3 does; value heads stay.
+
+    Args:
+        qkv: [T, (q_heads + 2 * kv_heads) * D]: query heads, then key heads, then value heads.
+        q_weight, k_weight: [D].
+    """
+    _require_contiguous(qkv, "qkv")
+    run_op("qk_norm", qkv, q_weight, k_weight, q_heads, kv_heads, eps)
+
+
+def swiglu(gate_up: paddle.Tensor) -> paddle.Tensor:
+    """silu(gate) * up; gate_up [T, 2I] holds the gate in its first half -> [T, I]."""
+    return run_op("swiglu", gate_up)[0]
+
+
+def kv_cache_shape(num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> tuple[list[int], list[int]]:
+    """Shapes of one layer's key and value cache: keys lie position-fastest, so that a block's scores are full vectors.
+
+    Raises:
+        ValueError: block_size is not 16, 32, 64, 128 or 256, or head_dim not a multiple of 8 up to 256.
+    """
+    if block_size not in (16, 32, 64, 128, 256):
+        raise ValueError(f"block_size is {block_size}, needs to be 16, 32, 64, 128 or 256")
+    if head_dim % 8 or not 8 <= head_dim <= 256:
+        raise ValueError(f"head_dim is {head_dim}, needs to be a multiple of 8 up to 256")
+    return [num_blocks, kv_heads, head_dim, block_size], [num_blocks, kv_heads, block_size, head_dim]
+
+
+def rotary_kv_write(
+    qkv: paddle.Tensor,
+    cos_sin: paddle.Tensor,
+    positions: paddle.Tensor,
+    batch_id_per_token: paddle.Tensor,
+    block_tables: paddle.Tensor,
+    k_cache: paddle.Tensor,
+    v_cache: paddle.Tensor,
+    q_heads: int,
+    kv_heads: int,
+) -> None:
+    """Rotate the queries of qkv in place and write rotated keys and values into the cache.
+
+    Args:
+        qkv: [T, (q_heads + 2 * kv_heads) * D].
+        cos_sin: [M, D], by position: cosines in the first half of the row, sines in the second. Element i turns with
+            element i + D / 2.
+        positions: int32 [T].
+        batch_id_per_token: int32 [T], the row's slot; -1 skips the row.
+        block_tables: int32 [B, NB].
+        k_cache, v_cache: as ``kv_cache_shape`` says.
+    Raises:
+        RuntimeError, ValueError, OSError: a shape is wrong, or a row's position has no block. Nothing was written then.
+    """
+    _require_contiguous(qkv, "qkv")
+    _require_contiguous(k_cache, "k_cache")
+    _require_contiguous(v_cache, "v_cache")
+    run_op(
+        "rotary_kv_write", qkv, cos_sin, positions, batch_id_per_token, block_tables, k_cache, v_cache, q_heads, kv_heads
+    )
+
+
+def paged_attention(
+    qkv: paddle.Tensor,
+    k_cache: paddle.Tensor,
+    v_cache: paddle.Tensor,
+    block_tables: paddle.Tensor,
+    positions: paddle.Tensor,
+    batch_id_per_token: paddle.Tensor,
+    q_heads: int,
+    kv_heads: int,
+    scale: float,
+) -> paddle.Tensor:
+    """Causal attention of rotated queries over the cache, for prefill chunks and decode alike.
+
+    Args:
+        qkv: [T, (q_heads + 2 * kv_heads) * D]; only the query heads are read. Query head h attends with key head
+            h // (q_heads / kv_heads).
+        block_tables, positions, batch_id_per_token, k_cache, v_cache: as in ``rotary_kv_write``.
+        scale: factor on the scores.
+    Returns:
+        [T, q_heads * D]; zeros where the slot is -1.
+    Raises:
+        RuntimeError, ValueError, OSError: a shape is wrong, or a position has no block.
+    """
+    return run_op(
+        "paged_attention", qkv, k_cache, v_cache, block_tables, positions, batch_id_per_token, q_heads, kv_heads, scale
+    )[0]
+
+
+def _require_contiguous(tensor: paddle.Tensor, name: str) -> None:
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous: the op writes it in place, and a write into a view would be lost")
