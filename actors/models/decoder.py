@@ -141,7 +141,7 @@ class Decoder:
     def forward(self, rows: BatchRows, kv_cache: list[tuple[paddle.Tensor, paddle.Tensor]]) -> paddle.Tensor:
         """Hidden states after the final norm, float32 [T, hidden_size]; keys and values of the rows enter the cache."""
         config, eps = self.config, self.config.rms_norm_eps
-        residual = ops.embedding(self.embed.packed, rows.ids, config.vocab_size, config.hidden_size)
+        residual = ops.embedding(self.embed.packed, rows.ids, config.vocab_size)
         hidden = ops.rms_norm(residual, self.layers[0].input_norm, eps)
         next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.final_norm]
         for layer, (k_cache, v_cache), next_norm in zip(self.layers, kv_cache, next_norms, strict=True):
