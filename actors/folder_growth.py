@@ -44,6 +44,7 @@ class FolderGrowth:
             self._report()
 
     def _report(self) -> None:
+        assert self._progress is not None  # the thread runs only where someone listens
         grown = max(0, folder_bytes(self._folder) - self._before)
         self._progress(self._what, min(grown, self._total) if self._total else grown, self._total)
 

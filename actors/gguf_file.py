@@ -23,9 +23,19 @@ _SUPPORTED_VERSIONS = (2, 3)
 
 # ggml type id -> (name, elements of a block, bytes of a block): the types that can be turned into float32.
 TENSOR_TYPES = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210),
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    30: ("BF16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
 }
 
 
@@ -79,7 +89,9 @@ def _read(path: Path, size: int, mtime_ns: int) -> GGUFFile:
     try:
         with open(path, "rb") as file:
             if file.read(4) != b"GGUF":
-                raise ModelLoadError(f"{path} is not a GGUF file (it does not begin with GGUF): download it again.", "model")
+                raise ModelLoadError(
+                    f"{path} is not a GGUF file (it does not begin with GGUF): download it again.", "model"
+                )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Cursor(data, size).parse(path)
     except (struct.error, ValueError, IndexError, OverflowError) as error:
@@ -97,8 +109,11 @@ class _Cursor:
     def parse(self, path: Path) -> GGUFFile:
         version = self._number("<I")
         if version not in _SUPPORTED_VERSIONS:
-            raise ModelLoadError(f"{path} has GGUF version {version}; supported: {', '.join(map(str, _SUPPORTED_VERSIONS))} "
-                                 "(little-endian). Convert it again with a current tool.", "model")
+            raise ModelLoadError(
+                f"{path} has GGUF version {version}; supported: {', '.join(map(str, _SUPPORTED_VERSIONS))} "
+                "(little-endian). Convert it again with a current tool.",
+                "model",
+            )
         num_tensors, num_keys = self._count(24), self._count(12)
         metadata = {}
         for _ in range(num_keys):
@@ -117,7 +132,9 @@ class _Cursor:
                 raise ValueError(f"rows of tensor {name} do not fill whole {type_name} blocks")
             tensor = GGUFTensor(name, type_id, shape, data_start + offset, elements // block * block_bytes)
             if tensor.offset + tensor.num_bytes > self._size:
-                raise ValueError(f"tensor {name} ends at byte {tensor.offset + tensor.num_bytes}, the file at {self._size}")
+                raise ValueError(
+                    f"tensor {name} ends at byte {tensor.offset + tensor.num_bytes}, the file at {self._size}"
+                )
             tensors[name] = tensor
         return GGUFFile(path, metadata, tensors)
 
@@ -135,7 +152,7 @@ class _Cursor:
     def _string(self) -> str:
         length = self._count(1)
         self._at += length
-        return self._data[self._at - length:self._at].decode("utf-8")
+        return self._data[self._at - length : self._at].decode("utf-8")
 
     def _value(self, type_id: int) -> Any:
         if type_id in _SCALARS:
@@ -181,6 +198,9 @@ class _Cursor:
         offset = self._number("<Q")
         if type_id not in TENSOR_TYPES:
             known = ", ".join(type_name for type_name, _, _ in TENSOR_TYPES.values())
-            raise ModelLoadError(f"{path}: tensor {name} has ggml type {type_id}, which is not supported; supported: {known}. "
-                                 "Use a file with another quantisation.", "model")
+            raise ModelLoadError(
+                f"{path}: tensor {name} has ggml type {type_id}, which is not supported; supported: {known}. "
+                "Use a file with another quantisation.",
+                "model",
+            )
         return name, type_id, tuple(reversed(dims)), offset

@@ -13,13 +13,23 @@ from cluster.errors import ModelLoadError
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
 # Words, numbers and runs of punctuation, as the published tokenizer.json files of Llama 3 and Qwen 2 split them.
-_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|"
-          r"\s+(?!\S)|\s+")
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
 _PRE_TOKENIZERS = {
-    "gpt-2": "gpt2", "gpt2": "gpt2", "default": "gpt2",
-    "smollm": "digits", "starcoder": "digits", "refact": "digits", "command-r": "digits",
-    "llama-bpe": "llama3", "llama3": "llama3", "llama-v3": "llama3",
-    "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2",
+    "gpt-2": "gpt2",
+    "gpt2": "gpt2",
+    "default": "gpt2",
+    "smollm": "digits",
+    "starcoder": "digits",
+    "refact": "digits",
+    "command-r": "digits",
+    "llama-bpe": "llama3",
+    "llama3": "llama3",
+    "llama-v3": "llama3",
+    "qwen2": "qwen2",
+    "deepseek-r1-qwen": "qwen2",
 }
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
@@ -33,17 +43,25 @@ def build_tokenizer(metadata: dict[str, Any], where: Path) -> Tokenizer:
     model = metadata.get("tokenizer.ggml.model")
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not model or not tokens:
-        raise ModelLoadError(f"{where} holds no tokenizer: set tokenizer to a tokenizer.json or a directory that holds one.", "tokenizer")
+        raise ModelLoadError(
+            f"{where} holds no tokenizer: set tokenizer to a tokenizer.json or a directory that holds one.", "tokenizer"
+        )
     if model == "gpt2":
         tokenizer, default_bos = _byte_level(metadata, tokens, where)
     elif model == "llama":
         tokenizer, default_bos = _sentencepiece(metadata, tokens, where), True
     else:
-        raise ModelLoadError(f"{where}: tokenizer model {model!r} is not supported; supported: gpt2, llama. Set tokenizer to a "
-                             "tokenizer.json instead.", "tokenizer")
+        raise ModelLoadError(
+            f"{where}: tokenizer model {model!r} is not supported; supported: gpt2, llama. Set tokenizer to a "
+            "tokenizer.json instead.",
+            "tokenizer",
+        )
     types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
-    added = [AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
-             for token, kind in zip(tokens, types) if kind in (_CONTROL, _USER_DEFINED) or (kind == _UNKNOWN and model == "llama")]
+    added = [
+        AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+        for token, kind in zip(tokens, types)
+        if kind in (_CONTROL, _USER_DEFINED) or (kind == _UNKNOWN and model == "llama")
+    ]
     tokenizer.add_tokens(added)
     _surround(tokenizer, metadata, tokens, default_bos)
     return tokenizer
@@ -71,8 +89,11 @@ def _byte_level(metadata: dict[str, Any], tokens: list[str], where: Path) -> tup
     """Return (byte-level BPE tokenizer, whether prompts begin with BOS unless the file says otherwise)."""
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if pre not in _PRE_TOKENIZERS:
-        raise ModelLoadError(f"{where}: pre-tokenizer {pre!r} is not supported; supported: {', '.join(sorted(_PRE_TOKENIZERS))}. "
-                             "Set tokenizer to the model's tokenizer.json instead.", "tokenizer")
+        raise ModelLoadError(
+            f"{where}: pre-tokenizer {pre!r} is not supported; supported: {', '.join(sorted(_PRE_TOKENIZERS))}. "
+            "Set tokenizer to the model's tokenizer.json instead.",
+            "tokenizer",
+        )
     style = _PRE_TOKENIZERS[pre]
     merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or []]
     tokenizer = Tokenizer(_bpe(where, tokens, merges, ignore_merges=style == "llama3"))
@@ -94,9 +115,13 @@ def _sentencepiece(metadata: dict[str, Any], tokens: list[str], where: Path) -> 
     """SentencePiece BPE: the file has no merges, they follow from the scores of the pieces."""
     scores = metadata.get("tokenizer.ggml.scores")
     if not scores or len(scores) != len(tokens):
-        raise ModelLoadError(f"{where}: tokenizer.ggml.scores is missing or too short: set tokenizer to a tokenizer.json.", "tokenizer")
+        raise ModelLoadError(
+            f"{where}: tokenizer.ggml.scores is missing or too short: set tokenizer to a tokenizer.json.", "tokenizer"
+        )
     unknown = special_token_text(metadata, "unknown") or None
-    model = _bpe(where, tokens, _merges_from_scores(tokens, scores), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    model = _bpe(
+        where, tokens, _merges_from_scores(tokens, scores), unk_token=unknown, fuse_unk=True, byte_fallback=True
+    )
     tokenizer = Tokenizer(model)
     spaces = normalizers.Replace(" ", "▁")
     prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
@@ -121,12 +146,17 @@ def _merges_from_scores(tokens: list[str], scores: list[float]) -> list[tuple[st
 def _bpe(where: Path, tokens: list[str], merges: list[tuple[str, str]], **options: Any) -> BPE:
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
-        raise ModelLoadError(f"{where}: the vocabulary holds a token twice: set tokenizer to a tokenizer.json.", "tokenizer")
+        raise ModelLoadError(
+            f"{where}: the vocabulary holds a token twice: set tokenizer to a tokenizer.json.", "tokenizer"
+        )
     try:
         return BPE(vocab=vocab, merges=merges, **options)
     except Exception as error:  # the library raises plain Exception
-        raise ModelLoadError(f"{where}: the vocabulary does not fit its merges ({error}): download the file again, or set "
-                             "tokenizer to a tokenizer.json.", "tokenizer") from error
+        raise ModelLoadError(
+            f"{where}: the vocabulary does not fit its merges ({error}): download the file again, or set "
+            "tokenizer to a tokenizer.json.",
+            "tokenizer",
+        ) from error
 
 
 def _surround(tokenizer: Tokenizer, metadata: dict[str, Any], tokens: list[str], default_bos: bool) -> None:
@@ -138,5 +168,6 @@ def _surround(tokenizer: Tokenizer, metadata: dict[str, Any], tokens: list[str],
     if not used:
         return
     template = [*([names["bos"]] if names.get("bos") else []), "$A", *([names["eos"]] if names.get("eos") else [])]
-    tokenizer.post_processor = processors.Sequence([processors.TemplateProcessing(
-        single=template, pair=[*template, "$B:1"], special_tokens=list(used.items()))])
+    tokenizer.post_processor = processors.Sequence(
+        [processors.TemplateProcessing(single=template, pair=[*template, "$B:1"], special_tokens=list(used.items()))]
+    )

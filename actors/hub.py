@@ -33,8 +33,11 @@ def ensure_snapshot(repo: str, need_weights: bool, progress: Progress | None = N
 
     patterns = WANTED if need_weights else [pattern for pattern in WANTED if pattern != "*.safetensors"]
     try:
-        snapshot = Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns, ignore_patterns=UNWANTED,
-                                                          local_files_only=True))
+        snapshot = Path(
+            huggingface_hub.snapshot_download(
+                repo, allow_patterns=patterns, ignore_patterns=UNWANTED, local_files_only=True
+            )
+        )
         if is_complete(snapshot, need_weights):
             return snapshot
     except (OSError, ValueError):
@@ -49,10 +52,14 @@ def ensure_snapshot(repo: str, need_weights: bool, progress: Progress | None = N
         raise ModelLoadError(
             f"model {repo} is not in the Hugging Face cache and could not be downloaded ({type(error).__name__}: {reason}). "
             "Check the name and the network, set HF_TOKEN if the model is gated, or set model to a local directory.",
-            "model") from error
+            "model",
+        ) from error
     if not is_complete(snapshot, need_weights):
-        raise ModelLoadError(f"Hugging Face repository {repo} has no config.json with safetensors weights. Choose a repository "
-                             "that has them, or set model to a local GGUF file.", "model")
+        raise ModelLoadError(
+            f"Hugging Face repository {repo} has no config.json with safetensors weights. Choose a repository "
+            "that has them, or set model to a local GGUF file.",
+            "model",
+        )
     return snapshot
 
 
@@ -76,6 +83,8 @@ def _download_bytes(huggingface_hub, repo: str, need_weights: bool) -> int:
     files = huggingface_hub.HfApi().model_info(repo, files_metadata=True).siblings or []
     wanted = huggingface_hub.utils.filter_repo_objects(
         [file.rfilename for file in files],
-        allow_patterns=WANTED if need_weights else ["*.json", "*.jinja"], ignore_patterns=UNWANTED)
+        allow_patterns=WANTED if need_weights else ["*.json", "*.jinja"],
+        ignore_patterns=UNWANTED,
+    )
     names = set(wanted)
     return sum(file.size or 0 for file in files if file.rfilename in names)

@@ -56,23 +56,40 @@ class ModelConfig:
 
     def check(self, where: object) -> ModelConfig:
         """Return self, or raise ModelLoadError naming the first value that cannot be right."""
-        sizes = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
-                 "max_position_embeddings")
+        sizes = (
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "vocab_size",
+            "max_position_embeddings",
+        )
         for name in sizes:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ModelLoadError(f"{where}: {name} is {value!r}, it must be a positive integer.", "model")
         if self.num_heads % self.num_kv_heads:
-            raise ModelLoadError(f"{where}: num_heads ({self.num_heads}) is not a multiple of num_kv_heads "
-                                 f"({self.num_kv_heads}).", "model")
+            raise ModelLoadError(
+                f"{where}: num_heads ({self.num_heads}) is not a multiple of num_kv_heads ({self.num_kv_heads}).",
+                "model",
+            )
         if self.head_dim % 2:
-            raise ModelLoadError(f"{where}: head_dim is {self.head_dim}, rotary embedding needs an even number.", "model")
+            raise ModelLoadError(
+                f"{where}: head_dim is {self.head_dim}, rotary embedding needs an even number.", "model"
+            )
         if not self.rms_norm_eps > 0 or not self.rope_theta > 1:
-            raise ModelLoadError(f"{where}: rms_norm_eps ({self.rms_norm_eps}) must be above 0 and rope_theta "
-                                 f"({self.rope_theta}) above 1.", "model")
+            raise ModelLoadError(
+                f"{where}: rms_norm_eps ({self.rms_norm_eps}) must be above 0 and rope_theta "
+                f"({self.rope_theta}) above 1.",
+                "model",
+            )
         outside = [token for token in self.eos_token_ids if not 0 <= token < self.vocab_size]
         if outside:
-            raise ModelLoadError(f"{where}: eos_token_id {outside[0]} is not below vocab_size ({self.vocab_size}).", "model")
+            raise ModelLoadError(
+                f"{where}: eos_token_id {outside[0]} is not below vocab_size ({self.vocab_size}).", "model"
+            )
         return self
 
 
@@ -95,7 +112,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelLoadError(f"cannot read {path}: {error.strerror}. A model directory needs this file.", "model") from error
+        raise ModelLoadError(
+            f"cannot read {path}: {error.strerror}. A model directory needs this file.", "model"
+        ) from error
     except ValueError as error:
         raise ModelLoadError(f"{path} is not valid JSON ({error}): download or copy it again.", "model") from error
     if not isinstance(content, dict):
@@ -105,7 +124,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def refuse_architecture(name: object, where: object) -> ModelLoadError:
     """The error for a model type that the engine does not compute."""
-    return ModelLoadError(f"{where}: architecture {name!r} is not supported; supported: {', '.join(ARCHITECTURES)}.", "model")
+    return ModelLoadError(
+        f"{where}: architecture {name!r} is not supported; supported: {', '.join(ARCHITECTURES)}.", "model"
+    )
 
 
 def token_ids(value: Any) -> set[int]:
@@ -139,7 +160,9 @@ def config_from_json(raw: dict[str, Any], generation: dict[str, Any], where: obj
 
     hidden, heads = required("hidden_size"), required("num_attention_heads")
     if not isinstance(heads, int) or heads < 1 or not isinstance(hidden, int):
-        raise ModelLoadError(f"{where}: hidden_size ({hidden!r}) and num_attention_heads ({heads!r}) must be positive integers.", "model")
+        raise ModelLoadError(
+            f"{where}: hidden_size ({hidden!r}) and num_attention_heads ({heads!r}) must be positive integers.", "model"
+        )
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     default_theta = 500_000.0 if arch == "ernie4_5" else 10_000.0
     # Mistral's published code has no biases, whatever its configuration says.
@@ -149,26 +172,38 @@ def config_from_json(raw: dict[str, Any], generation: dict[str, Any], where: obj
     bos = raw.get("bos_token_id", generation.get("bos_token_id"))
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
     return ModelConfig(
-        architecture=arch, hidden_size=hidden, intermediate_size=required("intermediate_size"),
-        num_layers=required("num_hidden_layers"), num_heads=heads, num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or (128 if arch in ("qwen3", "ernie4_5") else hidden // heads), vocab_size=required("vocab_size"),
+        architecture=arch,
+        hidden_size=hidden,
+        intermediate_size=required("intermediate_size"),
+        num_layers=required("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or (128 if arch in ("qwen3", "ernie4_5") else hidden // heads),
+        vocab_size=required("vocab_size"),
         max_position_embeddings=_within_window(raw, arch, max_positions),
         rms_norm_eps=float(raw.get("rms_norm_eps") or (1e-5 if arch == "ernie4_5" else 1e-6)),
-        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or default_theta), rope_scaling=scaling,
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", arch == "ernie4_5")), rope_interleaved=arch == "ernie4_5",
-        attention_bias=arch == "qwen2" or bias, attention_out_bias=bias and arch in ("llama", "ernie4_5", "qwen3"),
+        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or default_theta),
+        rope_scaling=scaling,
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", arch == "ernie4_5")),
+        rope_interleaved=arch == "ernie4_5",
+        attention_bias=arch == "qwen2" or bias,
+        attention_out_bias=bias and arch in ("llama", "ernie4_5", "qwen3"),
         mlp_bias=bias if arch == "ernie4_5" else bool(raw.get("mlp_bias", False)) and arch == "llama",
         qk_norm=arch == "qwen3",
         eos_token_ids=tuple(sorted(token_ids(raw.get("eos_token_id")) | token_ids(generation.get("eos_token_id")))),
-        bos_token_id=bos if isinstance(bos, int) else None, dtype=dtype if dtype in DTYPES else "float32",
+        bos_token_id=bos if isinstance(bos, int) else None,
+        dtype=dtype if dtype in DTYPES else "float32",
     )
 
 
 def _refuse_unsupported(raw: dict[str, Any], where: object) -> None:
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
-        raise ModelLoadError(f"{where}: quantization_config ({method}) is not supported for safetensors: use the unquantised "
-                             "model or a GGUF file.", "model")
+        raise ModelLoadError(
+            f"{where}: quantization_config ({method}) is not supported for safetensors: use the unquantised "
+            "model or a GGUF file.",
+            "model",
+        )
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise ModelLoadError(f"{where}: hidden_act is {raw['hidden_act']!r}; supported: silu.", "model")
     factor = (raw.get("rope_parameters") or {}).get("partial_rotary_factor", raw.get("partial_rotary_factor"))

@@ -45,8 +45,14 @@ class ModelSource:
         return [self.path] if self.kind == "gguf" else safetensors_files(self.path)
 
 
-def resolve_model(model: str, *, load_format: str = "auto", tokenizer: str | None = None,
-                  progress: Progress | None = None, seed: int = 0) -> ModelSource:
+def resolve_model(
+    model: str,
+    *,
+    load_format: str = "auto",
+    tokenizer: str | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> ModelSource:
     """Find the model's files, downloading them if ``model`` is the default's name or a Hugging Face id that is not cached.
 
     Args:
@@ -62,6 +68,8 @@ def resolve_model(model: str, *, load_format: str = "auto", tokenizer: str | Non
     if load_format not in LOAD_FORMATS:
         raise ModelLoadError(f"load_format is {load_format!r}; allowed: {', '.join(LOAD_FORMATS)}", "load_format")
     dummy = load_format == "dummy"
+    kind: Literal["gguf", "safetensors"]
+    own_tokenizer: Path | None
     path, name = _locate(model, dummy, progress)
     if path.suffix == ".gguf":
         kind, own_tokenizer = "gguf", path
@@ -89,12 +97,18 @@ def safetensors_files(folder: Path) -> list[Path]:
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelLoadError(f"{folder} has a config.json but no *.safetensors file: add the weights, or set load_format to "
-                             "dummy for random ones (other weight formats, e.g. pytorch_model.bin, are not read).", "model")
+        raise ModelLoadError(
+            f"{folder} has a config.json but no *.safetensors file: add the weights, or set load_format to "
+            "dummy for random ones (other weight formats, e.g. pytorch_model.bin, are not read).",
+            "model",
+        )
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise ModelLoadError(f"{folder} lacks {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}, named by "
-                             f"{index.name}: copy the missing shards there.", "model")
+        raise ModelLoadError(
+            f"{folder} lacks {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}, named by "
+            f"{index.name}: copy the missing shards there.",
+            "model",
+        )
     return files
 
 
@@ -103,18 +117,24 @@ def _locate(model: str, dummy: bool, progress: Progress | None) -> tuple[Path, s
     if model == DEFAULT_MODEL:
         return ensure_default_model(progress), DEFAULT_MODEL
     path = Path(model).expanduser()
-    if path.is_file():
+    if model and path.is_file():
         return _from_file(path.resolve(), dummy)
-    if path.is_dir():
+    if model and path.is_dir():
         return _from_directory(path.resolve())
     looks_local = model.startswith((".", "/", "~")) or path.suffix in (".gguf", ".json", ".safetensors")
     if not looks_local and is_hub_id(model):
         return ensure_snapshot(model, not dummy, progress), model
     if looks_local or "/" in model:
-        raise ModelLoadError(f"model {model} does not exist: give the path of a GGUF file or of a directory with config.json "
-                             "and safetensors files.", "model")
-    raise ModelLoadError(f"model {model!r} is unknown; allowed: {DEFAULT_MODEL}, a GGUF file, a directory, or a Hugging Face id "
-                         "(owner/name).", "model")
+        raise ModelLoadError(
+            f"model {model} does not exist: give the path of a GGUF file or of a directory with config.json "
+            "and safetensors files.",
+            "model",
+        )
+    raise ModelLoadError(
+        f"model {model!r} is unknown; allowed: {DEFAULT_MODEL}, a GGUF file, a directory, or a Hugging Face id "
+        "(owner/name).",
+        "model",
+    )
 
 
 def _from_file(path: Path, dummy: bool) -> tuple[Path, str]:
@@ -124,8 +144,11 @@ def _from_file(path: Path, dummy: bool) -> tuple[Path, str]:
         return path.parent, path.parent.name
     if path.name == "config.json":
         raise ModelLoadError(f"{path} has no weights beside it: set load_format to dummy for random ones.", "model")
-    raise ModelLoadError(f"{path} is no model: allowed are a file that ends in .gguf, a config.json (load_format dummy), or a "
-                         "directory.", "model")
+    raise ModelLoadError(
+        f"{path} is no model: allowed are a file that ends in .gguf, a config.json (load_format dummy), or a "
+        "directory.",
+        "model",
+    )
 
 
 def _from_directory(folder: Path) -> tuple[Path, str]:
@@ -135,14 +158,22 @@ def _from_directory(folder: Path) -> tuple[Path, str]:
     if len(gguf_files) == 1:
         return gguf_files[0], gguf_files[0].stem
     if gguf_files:
-        raise ModelLoadError(f"{folder} holds {len(gguf_files)} GGUF files: set model to one of them, e.g. {gguf_files[0]}.", "model")
-    raise ModelLoadError(f"{folder} holds neither config.json nor a GGUF file: a model directory needs config.json, "
-                         "tokenizer.json and *.safetensors, or one .gguf.", "model")
+        raise ModelLoadError(
+            f"{folder} holds {len(gguf_files)} GGUF files: set model to one of them, e.g. {gguf_files[0]}.", "model"
+        )
+    raise ModelLoadError(
+        f"{folder} holds neither config.json nor a GGUF file: a model directory needs config.json, "
+        "tokenizer.json and *.safetensors, or one .gguf.",
+        "model",
+    )
 
 
 def _tokenizer_path(tokenizer: str) -> Path:
     path = Path(tokenizer).expanduser()
-    if path.is_file() and path.suffix in (".json", ".gguf") or (path / "tokenizer.json").is_file():
+    is_tokenizer_file = path.is_file() and path.suffix in (".json", ".gguf")
+    if is_tokenizer_file or (path / "tokenizer.json").is_file():
         return path.resolve()
-    raise ModelLoadError(f"tokenizer {tokenizer} is no tokenizer: give a tokenizer.json, a directory that holds one, or a GGUF "
-                         "file.", "tokenizer")
+    raise ModelLoadError(
+        f"tokenizer {tokenizer} is no tokenizer: give a tokenizer.json, a directory that holds one, or a GGUF file.",
+        "tokenizer",
+    )

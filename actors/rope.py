@@ -53,7 +53,9 @@ def normalise_rope_scaling(raw: dict[str, Any], max_positions: int, where: objec
     """
     kind = raw.get("rope_type", raw.get("type")) or "default"
     if kind not in SCALINGS:
-        raise ModelLoadError(f"{where}: rope scaling {kind!r} is not supported; supported: {', '.join(SCALINGS)}.", "model")
+        raise ModelLoadError(
+            f"{where}: rope scaling {kind!r} is not supported; supported: {', '.join(SCALINGS)}.", "model"
+        )
     if kind in ("default", "dynamic"):
         return RopeScaling(), max_positions
 
@@ -61,7 +63,9 @@ def normalise_rope_scaling(raw: dict[str, Any], max_positions: int, where: objec
         value = raw.get(name)
         value = default if value is None else value
         if not isinstance(value, (int, float)) or not value > 0:
-            raise ModelLoadError(f"{where}: {kind} rope scaling has {name} = {value!r}; it must be a number above 0.", "model")
+            raise ModelLoadError(
+                f"{where}: {kind} rope scaling has {name} = {value!r}; it must be a number above 0.", "model"
+            )
         return float(value)
 
     factor = number("factor")
@@ -71,11 +75,19 @@ def normalise_rope_scaling(raw: dict[str, Any], max_positions: int, where: objec
     if kind == "llama3":
         low, high = number("low_freq_factor"), number("high_freq_factor")
         if not high > low:
-            raise ModelLoadError(f"{where}: rope scaling's high_freq_factor ({high}) must be above low_freq_factor ({low}).", "model")
+            raise ModelLoadError(
+                f"{where}: rope scaling's high_freq_factor ({high}) must be above low_freq_factor ({low}).", "model"
+            )
         return RopeScaling("llama3", factor, original, low_freq_factor=low, high_freq_factor=high), max_positions
     scaling = RopeScaling(
-        "yarn", factor, original, beta_fast=number("beta_fast", 32.0), beta_slow=number("beta_slow", 1.0),
-        truncate=bool(raw.get("truncate", True)), attention_factor=_yarn_attention_factor(raw, factor))
+        "yarn",
+        factor,
+        original,
+        beta_fast=number("beta_fast", 32.0),
+        beta_slow=number("beta_slow", 1.0),
+        truncate=bool(raw.get("truncate", True)),
+        attention_factor=_yarn_attention_factor(raw, factor),
+    )
     return scaling, max(max_positions, int(original * factor))
 
 

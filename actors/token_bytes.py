@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import tokenizers
 
@@ -46,8 +47,8 @@ class TokenBytes:
 
 
 def _converter(backend: tokenizers.Tokenizer, where: str) -> tuple[Callable[[str], bytes], bool]:
-    decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {"type": None}
-    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    decoder: dict[str, Any] = json.loads(backend.decoder.__getstate__()) if backend.decoder else {"type": None}
+    steps: list[dict[str, Any]] = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
         return _from_byte_level, False
@@ -60,8 +61,11 @@ def _converter(backend: tokenizers.Tokenizer, where: str) -> tuple[Callable[[str
         if pattern and strip["content"] == " " and strip["start"] in (0, 1) and strip["stop"] == 0:
             content = steps[0]["content"]
             return lambda token: _from_sentencepiece(token, pattern, content), strip["start"] == 1
-    raise ModelLoadError(f"the tokenizer of {where} has a decoder of type {'+'.join(map(str, kinds))}; supported: ByteLevel, "
-                         "Metaspace, and SentencePiece with byte fallback.", "tokenizer")
+    raise ModelLoadError(
+        f"the tokenizer of {where} has a decoder of type {'+'.join(map(str, kinds))}; supported: ByteLevel, "
+        "Metaspace, and SentencePiece with byte fallback.",
+        "tokenizer",
+    )
 
 
 def _byte_alphabet() -> dict[str, int]:

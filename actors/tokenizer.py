@@ -71,7 +71,9 @@ class Tokenizer:
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except UnicodeEncodeError as error:
-            raise InvalidRequestError(f"text is not valid Unicode (lone surrogate at {error.start})", "prompt") from error
+            raise InvalidRequestError(
+                f"text is not valid Unicode (lone surrogate at {error.start})", "prompt"
+            ) from error
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
@@ -87,8 +89,14 @@ class Tokenizer:
         """Return the bytes that a token stands for; those of all tokens of a text, joined, are its UTF-8."""
         return self.token_bytes_table[token_id]
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True,
-                            tools: list[dict[str, Any]] | None = None, **template_kwargs: Any) -> str:
+    def apply_chat_template(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+        **template_kwargs: Any,
+    ) -> str:
         """Render the model's chat template; encode the result with ``add_special_tokens=False``.
 
         Raises:
@@ -96,9 +104,14 @@ class Tokenizer:
         """
         if self._template is None:
             raise InvalidRequestError(
-                f"model {self._name} has no chat template: use completions, or put a chat_template.jinja beside its tokenizer.json",
-                "messages", "no_chat_template")
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_kwargs)
+                f"model {self._name} has no chat template: use completions, or put a chat_template.jinja beside its "
+                "tokenizer.json",
+                "messages",
+                "no_chat_template",
+            )
+        return self._template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_kwargs
+        )
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
@@ -109,7 +122,9 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     """
     path = source.tokenizer
     if path is None:
-        raise ModelLoadError(f"{source.path} has no tokenizer.json: copy it there, or set tokenizer to one.", "tokenizer")
+        raise ModelLoadError(
+            f"{source.path} has no tokenizer.json: copy it there, or set tokenizer to one.", "tokenizer"
+        )
     return Tokenizer(_from_gguf(path) if path.suffix == ".gguf" else _from_json(path, source), source.name)
 
 
@@ -118,8 +133,12 @@ def _from_gguf(path: Path) -> TokenizerParts:
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     special = {name: special_token_text(metadata, key) for name, key in names.items()}
     template = metadata.get("tokenizer.chat_template")
-    return TokenizerParts(build_tokenizer(metadata, path), {name: text for name, text in special.items() if text},
-                          gguf_eos_token_ids(metadata), template if isinstance(template, str) else None)
+    return TokenizerParts(
+        build_tokenizer(metadata, path),
+        {name: text for name, text in special.items() if text},
+        gguf_eos_token_ids(metadata),
+        template if isinstance(template, str) else None,
+    )
 
 
 def _from_json(path: Path, source: ModelSource) -> TokenizerParts:
@@ -128,15 +147,22 @@ def _from_json(path: Path, source: ModelSource) -> TokenizerParts:
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
-        raise ModelLoadError(f"{file} is damaged or of a newer format ({error}): download or copy it again.", "tokenizer") from error
+        raise ModelLoadError(
+            f"{file} is damaged or of a newer format ({error}): download or copy it again.", "tokenizer"
+        ) from error
     settings = _optional_json(folder / "tokenizer_config.json")
-    special = {name: _token_text(value) for name, value in
-               {**_optional_json(folder / "special_tokens_map.json"), **settings}.items() if name.endswith("_token")}
+    special = {
+        name: _token_text(value)
+        for name, value in {**_optional_json(folder / "special_tokens_map.json"), **settings}.items()
+        if name.endswith("_token")
+    }
     special = {name: text for name, text in special.items() if text}
     eos = {backend.token_to_id(special.get("eos_token", ""))}
     for name in ("config.json", "generation_config.json"):
         eos |= token_ids(_optional_json(folder / name).get("eos_token_id"))
-    return TokenizerParts(backend, special, tuple(sorted(i for i in eos if i is not None)), _template_text(folder, settings))
+    return TokenizerParts(
+        backend, special, tuple(sorted(i for i in eos if i is not None)), _template_text(folder, settings)
+    )
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

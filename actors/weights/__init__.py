@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -60,14 +61,17 @@ def weights_fingerprint(source: ModelSource) -> str:
 def _loaders(source: ModelSource, config: ModelConfig) -> list[tuple[str, Loader]]:
     expected = expected_tensors(config)
     if source.kind == "dummy":
-        return [(name, lambda name=name, shape=shape: dummy_tensor(name, shape, source.seed)) for name, shape in expected.items()]
+        return [(name, partial(dummy_tensor, name, shape, source.seed)) for name, shape in expected.items()]
     find = _find_in_gguf(source) if source.kind == "gguf" else _find_in_safetensors(source)
     loaders = []
     for name, shape in expected.items():
         found, loader = find(name)
         if found != shape:
-            raise ModelLoadError(f"{source.path}: tensor {name} has shape {list(found)}, the configuration wants {list(shape)}: "
-                                 "weights and configuration do not belong together.", "model")
+            raise ModelLoadError(
+                f"{source.path}: tensor {name} has shape {list(found)}, the configuration wants {list(shape)}: "
+                "weights and configuration do not belong together.",
+                "model",
+            )
         heads = rotated_heads(name, config) if config.rope_interleaved else 0
         loaders.append((name, _reordered(loader, heads) if heads else loader))
     return loaders
@@ -80,7 +84,7 @@ def _find_in_gguf(source: ModelSource) -> Callable[[str], tuple[tuple[int, ...],
         tensor = file.tensors.get(gguf_name(name))
         if tensor is None:
             raise _missing(source, f"{gguf_name(name)} ({name})")
-        return tensor.shape, lambda: read_tensor(file, tensor)
+        return tensor.shape, partial(read_tensor, file, tensor)
 
     return find
 
@@ -95,14 +99,18 @@ def _find_in_safetensors(source: ModelSource) -> Callable[[str], tuple[tuple[int
         if tensor is None:
             raise _missing(source, name)
         if tensor.dtype not in ITEM_BYTES:
-            raise ModelLoadError(f"{tensor.path}: tensor {name} has dtype {tensor.dtype}; supported: {', '.join(ITEM_BYTES)}.", "model")
+            raise ModelLoadError(
+                f"{tensor.path}: tensor {name} has dtype {tensor.dtype}; supported: {', '.join(ITEM_BYTES)}.", "model"
+            )
         return tensor.shape, tensor.read
 
     return find
 
 
 def _missing(source: ModelSource, name: str) -> ModelLoadError:
-    return ModelLoadError(f"{source.path} has no tensor {name}: the file is incomplete or of another architecture than it says.", "model")
+    return ModelLoadError(
+        f"{source.path} has no tensor {name}: the file is incomplete or of another architecture than it says.", "model"
+    )
 
 
 def _reordered(loader: Loader, heads: int) -> Loader:

@@ -28,5 +28,7 @@ def read_tensor(file: GGUFFile, tensor: GGUFTensor) -> np.ndarray:
     out = np.empty((len(rows), tensor.shape[-1]), np.float32)
     step = max(1, _ROWS_BYTES // (4 * tensor.shape[-1]))
     for start in range(0, len(rows), step):
-        out[start:start + step] = dequantize(np.asarray(rows[start:start + step]), GGMLQuantizationType(tensor.type_id))
+        out[start : start + step] = dequantize(
+            np.asarray(rows[start : start + step]), GGMLQuantizationType(tensor.type_id)
+        )
     return out.reshape(tensor.shape)

@@ -1,10 +1,12 @@
 """Make the reference values beside this file with torch and transformers; run by hand, never by the tests.
 
-    python -m venv ref && ref/bin/pip install torch transformers gguf safetensors numpy
+    python -m venv ref && ref/bin/pip install torch transformers gguf safetensors sentencepiece numpy
     ref/bin/python tests/golden/make_golden.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
 Writes one folder per tiny random model (config.json, safetensors, logits.npz with token_ids [48] and float32 logits
-[48, vocabulary]), and smollm2_greedy.json and smollm2_first_logits.npz for the default model.
+[48, vocabulary]), sentencepiece.json (a trained tokenizer and its results), and for the default model
+smollm2_greedy.json (texts, and token ids of difficult strings) and smollm2_first_logits.npz (logits of the first and
+the last position of the first prompt).
 """
 
 from __future__ import annotations
@@ -23,25 +25,49 @@ SEQUENCE = 48
 NEW_TOKENS = 48
 VOCAB = 128
 SMALL = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 16, "vocab_size": VOCAB, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
-    "pad_token_id": 0, "rms_norm_eps": 1e-5,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-5,
 }
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
 # name -> (configuration class, changes to SMALL, dtype of the file, largest shard)
 MODELS: dict[str, tuple[str, dict, str, str]] = {
     "llama_tied": ("LlamaConfig", {"tie_word_embeddings": True, "head_dim": 8}, "float32", "1GB"),
-    "llama_bias": ("LlamaConfig", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}, "float32", "1GB"),
+    "llama_bias": (
+        "LlamaConfig",
+        {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
+        "float32",
+        "1GB",
+    ),
     "llama_llama3_rope": ("LlamaConfig", {"rope_parameters": LLAMA3}, "float32", "1GB"),
     "llama_yarn": ("LlamaConfig", {"rope_parameters": YARN}, "float32", "1GB"),
     "llama_linear_rope": ("LlamaConfig", {"rope_parameters": LINEAR, "num_key_value_heads": 1}, "float16", "1GB"),
     "mistral_sharded": ("MistralConfig", {"sliding_window": None}, "float32", "60KB"),
-    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True, "num_attention_heads": 2, "head_dim": 16, "num_key_value_heads": 1},
-              "bfloat16", "1GB"),
+    "qwen2": (
+        "Qwen2Config",
+        {"tie_word_embeddings": True, "num_attention_heads": 2, "head_dim": 16, "num_key_value_heads": 1},
+        "bfloat16",
+        "1GB",
+    ),
     "qwen3": ("Qwen3Config", {"tie_word_embeddings": True}, "float32", "1GB"),
     "ernie4_5": ("Ernie4_5Config", {"tie_word_embeddings": True}, "float32", "1GB"),
     "ernie4_5_bias": ("Ernie4_5Config", {"tie_word_embeddings": False, "use_bias": True}, "float32", "1GB"),
@@ -51,16 +77,24 @@ CHATS = [
     [{"role": "user", "content": "What is the capital of France?"}],
     [{"role": "user", "content": "Write a haiku about the sea."}],
     [{"role": "system", "content": "You are a terse assistant."}, {"role": "user", "content": "Why is the sky blue?"}],
-    [{"role": "user", "content": "Name three fruits."}, {"role": "assistant", "content": "Apple, pear, plum."},
-     {"role": "user", "content": "Now name three vegetables."}],
+    [
+        {"role": "user", "content": "Name three fruits."},
+        {"role": "assistant", "content": "Apple, pear, plum."},
+        {"role": "user", "content": "Now name three vegetables."},
+    ],
     [{"role": "user", "content": "Translate to French: I would like a cup of coffee, please."}],
-    [{"role": "user", "content": "Summarise in one sentence: " + "The galley had two banks of oars, one above the other, and "
-      "the rowers of both kept the same stroke so that neither bank waited for the other. " * 8}],
+    [
+        {
+            "role": "user",
+            "content": "Summarise in one sentence: " + "The galley had two banks of oars, one above the other, and "
+            "the rowers of both kept the same stroke so that neither bank waited for the other. " * 8,
+        }
+    ],
 ]
 PROMPTS = [
     "The capital of Italy is",
     "Once upon a time",
-    "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n",
+    'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n',
     "#include <stdio.h>\n\nint main(void) {\n",
     "1, 2, 3, 4, 5, 6,",
     "La Tour Eiffel se trouve à Paris, près de la Seine. Elle mesure",
@@ -72,13 +106,55 @@ PROMPTS = [
     "A",
 ]
 STRINGS = [
-    "", " ", "  ", "\n", "\n\n\n", "\t\tx", "Hello, world!", " leading", "trailing ", "don't I'll we've they're it's", "DON'T",
-    "12345 3.14159 1,000,000", "a1b2c3", "x = y+z; // note", "    indented\n\tcode()", "naïve café Ünïcödé", "Ελληνικά",
-    "Русский текст", "中文字符测试", "日本語テキスト", "한국어", "العربية", "עברית", "हिन्दी", "ไทย", "🙂", "👨‍👩‍👧‍👦🏳️‍🌈", "é vs é",
-    "\u00a0nbsp\u2003em\u200bzero", "\u0000\u0001\u007f", "�", "<|im_start|>user\nhi<|im_end|>\n", "<|endoftext|>",
-    "<|im_start|", "<|im_end|><|im_end|>", "http://example.org/a?b=c&d=%20", "CamelCaseIdentifiers_and_snake",
-    "a" * 200, "?!?!...---***", "\r\nwindows\r\n", "٣٤٥ ½ ² Ⅷ", "end of line   \n   start", "tab\tseparated\tvalues",
-    "{\"key\": [1, 2, {\"a\": null}]}", "𝕳𝖊𝖑𝖑𝖔", "ﬁ ligature", "1  2   3", "year 1999", "hello  1 there",
+    "",
+    " ",
+    "  ",
+    "\n",
+    "\n\n\n",
+    "\t\tx",
+    "Hello, world!",
+    " leading",
+    "trailing ",
+    "don't I'll we've they're it's",
+    "DON'T",
+    "12345 3.14159 1,000,000",
+    "a1b2c3",
+    "x = y+z; // note",
+    "    indented\n\tcode()",
+    "naïve café Ünïcödé",
+    "Ελληνικά",
+    "Русский текст",
+    "中文字符测试",
+    "日本語テキスト",
+    "한국어",
+    "العربية",
+    "עברית",
+    "हिन्दी",
+    "ไทย",
+    "🙂",
+    "👨‍👩‍👧‍👦🏳️‍🌈",
+    "é vs é",
+    "\u00a0nbsp\u2003em\u200bzero",
+    "\u0000\u0001\u007f",
+    "�",
+    "<|im_start|>user\nhi<|im_end|>\n",
+    "<|endoftext|>",
+    "<|im_start|",
+    "<|im_end|><|im_end|>",
+    "http://example.org/a?b=c&d=%20",
+    "CamelCaseIdentifiers_and_snake",
+    "a" * 200,
+    "?!?!...---***",
+    "\r\nwindows\r\n",
+    "٣٤٥ ½ ² Ⅷ",
+    "end of line   \n   start",
+    "tab\tseparated\tvalues",
+    '{"key": [1, 2, {"a": null}]}',
+    "𝕳𝖊𝖑𝖑𝖔",
+    "ﬁ ligature",
+    "1  2   3",
+    "year 1999",
+    "hello  1 there",
 ]
 
 
@@ -112,7 +188,9 @@ def make_tiny(name: str) -> None:
     randomise(model)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     tokens = np.random.default_rng(7).integers(0, VOCAB, SEQUENCE)
     with torch.no_grad():
         logits = model(torch.tensor(tokens)[None]).logits[0].numpy()
@@ -148,26 +226,85 @@ def make_smollm2(gguf: Path) -> None:
     # transformers drops the digit splitter when it converts a GGUF; the model's published tokenizer.json has it.
     pre = tokenizers.pre_tokenizers
     tokenizer.backend_tokenizer.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(False)])
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32,
-                                                              attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     cases = []
     for case in [*({"messages": chat} for chat in CHATS), *({"prompt": prompt} for prompt in PROMPTS)]:
         chat = case.get("messages")
-        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) if chat else case["prompt"]
+        prompt = (
+            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) if chat else case["prompt"]
+        )
         ids = tokenizer(prompt, add_special_tokens=False).input_ids
         tokens, margin = greedy(model, ids, tokenizer.eos_token_id)
         text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        cases.append({**case, "rendered": prompt, "prompt_token_ids": ids, "token_ids": tokens, "text": text,
-                      "smallest_margin": round(margin, 5)})
+        cases.append(
+            {
+                **case,
+                "rendered": prompt,
+                "prompt_token_ids": ids,
+                "token_ids": tokens,
+                "text": text,
+                "smallest_margin": round(margin, 5),
+            }
+        )
         print(f"{margin:.4f} {prompt[-40:]!r} -> {text[:60]!r}")
     strings = [{"text": text, "token_ids": tokenizer(text, add_special_tokens=False).input_ids} for text in STRINGS]
     content = {"transformers": transformers.__version__, "cases": cases, "tokenizations": strings}
-    (HERE / "smollm2_greedy.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (HERE / "smollm2_greedy.json").write_text(
+        json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
     ids = cases[0]["prompt_token_ids"]
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0]
-    np.savez_compressed(HERE / "smollm2_first_logits.npz", token_ids=np.array(ids), first=logits[0].numpy().astype(np.float32),
-                        last=logits[-1].numpy().astype(np.float32))
+    np.savez_compressed(
+        HERE / "smollm2_first_logits.npz",
+        token_ids=np.array(ids),
+        first=logits[0].numpy().astype(np.float32),
+        last=logits[-1].numpy().astype(np.float32),
+    )
+
+
+def make_sentencepiece() -> None:
+    """Write a small SentencePiece BPE model as GGUF metadata would hold it, with what the library itself makes of STRINGS."""
+    import io
+
+    import sentencepiece
+
+    trained = io.BytesIO()
+    corpus = [line for chat in CHATS for message in chat for line in [message["content"]]] + PROMPTS + STRINGS
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for line in corpus if "\0" not in line] * 4),
+        model_writer=trained,
+        model_type="bpe",
+        vocab_size=700,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=0.98,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+    ids = range(model.vocab_size())
+    kinds = [3 if model.is_control(i) else 2 if model.is_unknown(i) else 6 if model.is_byte(i) else 1 for i in ids]
+    texts = [text for text in STRINGS if "\0" not in text]
+    content = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [model.id_to_piece(i) for i in ids],
+        "tokenizer.ggml.scores": [model.get_score(i) for i in ids],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.bos_token_id": model.bos_id(),
+        "tokenizer.ggml.eos_token_id": model.eos_id(),
+        "tokenizer.ggml.unknown_token_id": model.unk_id(),
+    }
+    strings = [
+        {"text": text, "token_ids": model.encode(text), "decoded": model.decode(model.encode(text))} for text in texts
+    ]
+    (HERE / "sentencepiece.json").write_text(
+        json.dumps({"metadata": content, "tokenizations": strings}, ensure_ascii=False, indent=0) + "\n",
+        encoding="utf-8",
+    )
 
 
 def main() -> None:
@@ -177,6 +314,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in MODELS:
         make_tiny(name)
+    make_sentencepiece()
     if arguments.gguf:
         make_smollm2(arguments.gguf)
 

@@ -1,0 +1,31 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from actors.model_source import ModelSource, resolve_model
+from actors.tokenizer import Tokenizer, load_tokenizer
+from cluster.config import DEFAULT_MODEL
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def smollm2_source() -> ModelSource:
+    """The default model, from the cache or downloaded into it once."""
+    return resolve_model(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2_source: ModelSource) -> Tokenizer:
+    """The default model's tokenizer."""
+    return load_tokenizer(smollm2_source)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the reference values that tests/golden/make_golden.py wrote."""
+    return GOLDEN
