@@ -48,7 +48,7 @@ def _line_report(console: Console, title: str) -> Report:
         tenth = 10 * done // total if total else 0
         if tenth > printed:
             printed = tenth
-            console.print(f"  {title}: {what} {_amount(done, total)}", highlight=False)
+            console.out(f"  {title}: {what} {_amount(done, total)}", highlight=False)
 
     return report
 
@@ -63,11 +63,11 @@ def prepare_ops(console: Console) -> None:
     """Build the native ops unless the cache has them."""
     if library_path().exists():
         return
-    console.print("Native ops: compiling, about a minute", highlight=False)
+    console.out("Native ops: compiling, about a minute", highlight=False)
     start = time.monotonic()
     with progress_bar(console, "Native ops") as report:
         path = build(report)
-    console.print(f"Native ops: built in {time.monotonic() - start:.0f} s, kept in {path.parent}", highlight=False)
+    console.out(f"Native ops: built in {time.monotonic() - start:.0f} s, kept in {path.parent}", highlight=False)
 
 
 def prepare_model(console: Console, model: str) -> None:
@@ -83,7 +83,7 @@ def prepare_model(console: Console, model: str) -> None:
 
         resolve_model(model, load_format="auto", progress=watched)
     if fetched:
-        console.print(f"Model {model}: ready after {time.monotonic() - start:.0f} s", highlight=False)
+        console.out(f"Model {model}: ready after {time.monotonic() - start:.0f} s", highlight=False)
 
 
 def main() -> None:
