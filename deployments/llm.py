@@ -52,6 +52,7 @@ def ingress_options(config: LLMConfig) -> dict[str, Any]:
     return {
         "max_ongoing_requests": _INGRESS_ONGOING_REQUESTS,
         "ray_actor_options": {"num_cpus": INGRESS_CPUS},
+        "logging_config": {"enable_access_log": False},
         **config.ingress_config,
     }
 
