@@ -1,4 +1,7 @@
-"""Sampling ops: from logits to tokens; a row's result depends on that row, its slot and nothing else."""
+"""Sampling ops: from logits to tokens; a row's result depends on that row, its slot and nothing else.
+
+A step in which no row samples is ordinary, and Paddle 2.6 refuses ops with empty outputs: the wrappers return early.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from gpu_ops.share_inputs import ShareInputs
 
 def gather_last_tokens(hidden: paddle.Tensor, sample_rows: paddle.Tensor) -> paddle.Tensor:
     """The rows of `hidden` float32 [T, H] named by `sample_rows` int32 [R], as float32 [R, H]; -1 gives zeros."""
+    if not sample_rows.shape[0]:
+        return paddle.empty([0, hidden.shape[1]], "float32")
     return run_op("gather_last_tokens", hidden, sample_rows)[0]
 
 
@@ -23,6 +28,8 @@ def apply_penalties(logits: paddle.Tensor, state: ShareInputs, sample_slots: pad
     """
     if not logits.is_contiguous():
         raise ValueError("logits must be contiguous: the op writes it in place, and a write into a view would be lost")
+    if not logits.shape[0]:
+        return
     s = state
     run_op(
         "apply_penalties", s.token_ids_all, s.prompt_lens, s.step_idx, s.eos_token_id, s.stop_token_ids, s.min_dec_len,
@@ -41,6 +48,8 @@ def sample(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tenso
     Args:
         sample_slots: int32 [R or more], slot of each row; rows with slot -1 take the largest value.
     """
+    if not logits.shape[0]:
+        return paddle.empty([0], "int64")
     s = state
     return run_op(
         "sample", s.prompt_lens, s.step_idx, s.temperature, s.top_p, s.min_p, s.top_k, s.seeds, logits, sample_slots
@@ -62,5 +71,7 @@ def token_logprobs(
         ids int64 [R, num + 1] (chosen token, then the most likely, lower index first among equals, -1 beyond V),
         log-probabilities float32 [R, num + 1], ranks int64 [R] (1 + number of tokens strictly more likely).
     """
+    if not logits.shape[0]:
+        return paddle.empty([0, num + 1], "int64"), paddle.empty([0, num + 1], "float32"), paddle.empty([0], "int64")
     ids, logprobs, ranks = run_op("token_logprobs", logits, tokens, num)
     return ids, logprobs, ranks

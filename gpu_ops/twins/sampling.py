@@ -60,7 +60,7 @@ def kept_probabilities(
         distance = best - scaled
     if not np.isfinite(best) or np.isnan(row).any():
         return None
-    weight = np.where(distance < 87, np.exp(-distance.astype(np.float64)), 0.0)
+    weight = np.exp(-distance.astype(np.float64))
     kept = weight >= min_p
     if 0 < top_k < kept.sum():
         kept &= distance <= np.sort(distance[kept])[top_k - 1]

@@ -195,7 +195,8 @@ void UpdateInputs(const Tensor& token_ids_all, const Tensor& prompt_lens, const 
   bireme::update_inputs_cpu(state, data_or_null<int64_t>(tokens), data_or_null<int32_t>(sample_slots), rows);
 }
 
-// Only the first tensor that an op writes is named as its output: every further one would cost a Python object a step.
+// One tensor that an op writes is named as its output, one that is never empty: every further one would cost a Python
+// object a step, and Paddle 2.6 refuses empty ones.
 PD_BUILD_OP(bireme_apply_step)
     .Inputs({"prompt_lens", "prefill_lens", "step_idx", "seq_lens_this_time", "seq_lens_encoder", "seq_lens_decoder",
              "stop_flags", "is_block_step", "block_tables", "scheduled", "cleared", "block_updates"})
@@ -212,8 +213,8 @@ PD_BUILD_OP(bireme_recover_block)
 PD_BUILD_OP(bireme_pack_tokens)
     .Inputs({"token_ids_all", "prompt_lens", "step_idx", "seq_lens_this_time", "seq_lens_decoder", "ids_remove_padding",
              "positions", "batch_id_per_token", "cu_seqlens_q", "sample_rows", "sample_slots", "counts"})
-    .Outputs({"ids_remove_padding_out"})
-    .SetInplaceMap({{"ids_remove_padding", "ids_remove_padding_out"}})
+    .Outputs({"counts_out"})
+    .SetInplaceMap({{"counts", "counts_out"}})
     .SetKernelFn(PD_KERNEL(PackTokens));
 PD_BUILD_OP(bireme_detect_stop)
     .Inputs({"token_ids_all", "prompt_lens", "step_idx", "stop_flags", "stop_reason", "matched_stop", "eos_token_id",

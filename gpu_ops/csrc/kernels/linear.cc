@@ -10,19 +10,18 @@
 namespace bireme {
 namespace {
 
-// A block of depth: kDepth x 32 weights stay in the L1 cache while row tiles pass by.
+// A block of depth: its weights for one panel come from the L1 or L2 cache for every row tile after the first.
 constexpr int64_t kDepth = 384;
 constexpr int64_t kGroupPanels = 4;
 constexpr int64_t kGroupTiles = 8;
-// With this many row tiles or fewer the op is bound by reading weights: one panel a task, prefetched.
+// With this many row tiles or fewer the op is bound by reading weights, and a task is a run of whole panels.
 constexpr int64_t kStreamTiles = 4;
 // Weight floats worth handing to another thread: a few microseconds of reading.
 constexpr int64_t kStreamGrain = 16 * 1024;
-// Far enough ahead to cover the memory's latency: 2 KiB of the panel's stream.
-constexpr int64_t kPrefetchFloats = 16 * kPanelColumns;
+// 6 KiB ahead in the panel's stream covers the memory's latency with up to 12 rows; less starves them.
+constexpr int64_t kPrefetchFloats = 48 * kPanelColumns;
 
-constexpr TileKernels kStreaming = tile_kernels<kTileVecs, Interleaved, false, true>();
-constexpr TileKernels kResident = tile_kernels<kTileVecs, Interleaved, false, false>();
+constexpr TileKernels kKernels = tile_kernels<kTileVecs, Interleaved, false, true>();
 
 const float kZeros[kPanelColumns] = {};
 
@@ -33,7 +32,6 @@ struct Product {
   float* y;
   int64_t in_features, out_features;
   EvenSplit tiles, depths;
-  const TileKernels& kernels;
 
   // One depth block of one row tile times one panel, added to y.
   void panel_block(int64_t depth, int64_t tile, int64_t panel) const {
@@ -73,7 +71,7 @@ struct Product {
  private:
   void run(TileArgs args, int64_t rows) const {
     for (int64_t column = 0; column < kPanelColumns; column += kTileVecs * kLanes) {
-      kernels[rows - 1](args, 0);
+      kKernels[rows - 1](args, 0);
       args.w += kTileVecs * kLanes;
       args.start += kTileVecs * kLanes;
       args.out += kTileVecs * kLanes;
@@ -127,9 +125,9 @@ void linear_cpu(const float* x, int64_t rows, int64_t in_features, const float* 
     interleave(x, in_features, tiles, interleaved);
     x_tiles = interleaved;
   }
+  const Product product{x_tiles, packed, bias, y, in_features, out_features, tiles, depths};
   const int64_t panels = panel_count(out_features);
   if (tiles.parts <= kStreamTiles) {
-    const Product product{x_tiles, packed, bias, y, in_features, out_features, tiles, depths, kStreaming};
     const int64_t grain = std::max<int64_t>(1, kStreamGrain / (in_features * kPanelColumns * tiles.parts));
     parallel_for(panels, grain, [&](int64_t begin, int64_t end) {
       for (int64_t panel = begin; panel < end; ++panel) {
@@ -140,7 +138,6 @@ void linear_cpu(const float* x, int64_t rows, int64_t in_features, const float* 
     });
     return;
   }
-  const Product product{x_tiles, packed, bias, y, in_features, out_features, tiles, depths, kResident};
   const EvenSplit row_groups(tiles.parts, kGroupTiles), panel_groups(panels, kGroupPanels);
   parallel_for(row_groups.parts * panel_groups.parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {

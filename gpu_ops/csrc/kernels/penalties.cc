@@ -1,8 +1,7 @@
 #include "penalties.h"
 
+#include <limits>
 #include <vector>
-
-#include "row_math.h"
 
 namespace bireme {
 namespace {
@@ -40,7 +39,7 @@ class TokenCounts {
 
 void mask(const int64_t* ids, int64_t count, float* logits, int64_t vocab) {
   for (int64_t i = 0; i < count; ++i) {
-    if (ids[i] >= 0 && ids[i] < vocab) logits[ids[i]] = kNegativeInfinity;
+    if (ids[i] >= 0 && ids[i] < vocab) logits[ids[i]] = -std::numeric_limits<float>::infinity();
   }
 }
 

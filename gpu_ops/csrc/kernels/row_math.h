@@ -1,40 +1,61 @@
-// Mathematics of one row of logits whose bits depend on nothing but the row: fixed lanes, explicit FMA, own exp and log.
-// The lane loops compile to vector code for whatever the processor has, and give the same bits for all of it.
+// Mathematics of one row of logits whose bits depend on nothing but the row: exact maxima, sums in fixed lanes.
 #pragma once
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
+
+#include "vec16.h"
 
 namespace bireme {
+namespace {
 
-constexpr int kLanes = 16;
-constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// e^x for x <= 0, within 1e-7 relative; 0 below -87 (no denormals), and for NaN.
-inline float exp_nonpositive(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer that stands in the low bits
-  const float clamped = x > -87.0f ? x : -87.0f;
-  const float shifted = std::fma(clamped, 1.44269504f, kRound);
-  const float n = shifted - kRound;
-  // ln 2 in two parts, so that n * ln 2 loses nothing.
-  const float r = std::fma(n, -1.42860677e-6f, std::fma(n, -0.693145752f, clamped));
-  float p = 1.38888889e-3f;
-  p = std::fma(p, r, 8.33333333e-3f);
-  p = std::fma(p, r, 4.16666667e-2f);
-  p = std::fma(p, r, 1.66666667e-1f);
-  p = std::fma(p, r, 0.5f);
-  p = std::fma(p, r, 1.0f);
-  p = std::fma(p, r, 1.0f);
-  uint32_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3f800000u;  // the low bits of `shifted` are n in two's complement
-  float scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return x > -87.0f ? p * scale : 0.0f;
+// Rows of working memory are padded to whole vectors.
+inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// Sixteen values from i on, `filler` beyond n.
+BIREME_INLINE Vec16 load_row(const float* row, int64_t i, int64_t n, Vec16 filler) {
+  if (i + kLanes <= n) return load(row + i);
+  const int lanes = static_cast<int>(n - i);
+  return keep_first(load_first(row + i, lanes), lanes, filler);
 }
 
-// Natural logarithm of a normal x > 0, within 1e-14 relative to 1.
+// Sums in float64, one a lane. Vector types of the compiler: it lowers them to what the processor has.
+class LaneSums {
+ public:
+  BIREME_INLINE void add(const float* values) {
+    for (int half = 0; half < 2; ++half) sums_[half] += __builtin_convertvector(read<Float8>(values + 8 * half), Double8);
+  }
+  // Adds the values whose key is at most `limit`.
+  BIREME_INLINE void add_where(const float* values, const float* keys, float limit) {
+    for (int half = 0; half < 2; ++half) {
+      const Int8 within = read<Float8>(keys + 8 * half) <= limit;
+      const Int8 bits = read<Int8>(values + 8 * half) & within;
+      sums_[half] += __builtin_convertvector((Float8)bits, Double8);
+    }
+  }
+  double total() const {
+    double sum = 0;
+    for (int lane = 0; lane < kLanes; ++lane) sum += sums_[lane / 8][lane % 8];
+    return sum;
+  }
+
+ private:
+  typedef float Float8 __attribute__((vector_size(32)));
+  typedef int32_t Int8 __attribute__((vector_size(32)));
+  typedef double Double8 __attribute__((vector_size(64)));
+
+  template <typename Vector>
+  static BIREME_INLINE Vector read(const float* from) {
+    Vector value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+  }
+
+  Double8 sums_[2] = {};
+};
+
+// Natural logarithm of a normal x > 0, within 1e-14 relative to 1; the C library's differs between machines.
 inline double log_positive(double x) {
   int exponent;
   double m = std::frexp(x, &exponent);
@@ -50,16 +71,13 @@ inline double log_positive(double x) {
 
 // Largest value that is not NaN, -inf if there is none.
 inline float row_max(const float* row, int64_t n) {
-  float lanes[kLanes];
-  for (float& lane : lanes) lane = kNegativeInfinity;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int k = 0; k < kLanes; ++k) lanes[k] = row[i + k] > lanes[k] ? row[i + k] : lanes[k];
+  const Vec16 lowest = broadcast(-kInfinity);
+  Vec16 even = lowest, odd = lowest;  // max keeps its second operand beside a NaN
+  for (int64_t i = 0; i < n; i += 2 * kLanes) {
+    even = max(load_row(row, i, n, lowest), even);
+    if (i + kLanes < n) odd = max(load_row(row, i + kLanes, n, lowest), odd);
   }
-  for (; i < n; ++i) lanes[0] = row[i] > lanes[0] ? row[i] : lanes[0];
-  float best = kNegativeInfinity;
-  for (float lane : lanes) best = lane > best ? lane : best;
-  return best;
+  return max_lanes(max(even, odd));
 }
 
 // Lowest index of the largest value that is not NaN, 0 if all are NaN.
@@ -78,17 +96,5 @@ inline int64_t row_argmax(const float* row, int64_t n) {
   return 0;
 }
 
-// Sum in float64 over fixed lanes.
-inline double row_sum(const float* row, int64_t n) {
-  double lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int k = 0; k < kLanes; ++k) lanes[k] += row[i + k];
-  }
-  for (; i < n; ++i) lanes[i % kLanes] += row[i];
-  double sum = 0;
-  for (double lane : lanes) sum += lane;
-  return sum;
-}
-
+}  // namespace
 }  // namespace bireme

@@ -24,29 +24,33 @@ uint32_t to_bits(float value) {
 }
 
 // Tokens in index order: how far each scaled logit lies below the best one, and its weight exp(-distance).
+// Padding up to whole vectors has infinite distance and no weight.
 class Candidates {
  public:
   // False when the row has no distribution: a NaN, or a best value that is not finite.
   bool load(const float* logits, int64_t vocab, float temperature) {
     const float best = row_max(logits, vocab) / temperature;
-    if (!(std::fabs(best) < std::numeric_limits<float>::infinity())) return false;
+    if (!(std::fabs(best) < kInfinity)) return false;
     n_ = vocab;
     all_ = true;
-    distance_.resize(vocab);
-    weight_.resize(vocab);
-    int32_t nans = 0;
-    for (int64_t i = 0; i < vocab; ++i) {
-      const float distance = best - logits[i] / temperature;
-      nans += distance != distance;
-      distance_[i] = distance;
-      weight_[i] = exp_nonpositive(-distance);
+    distance_.resize(padded(vocab));
+    weight_.resize(padded(vocab));
+    const Vec16 divisor = broadcast(temperature), top = broadcast(best), lowest = broadcast(-kInfinity);
+    for (int64_t i = 0; i < vocab; i += kLanes) {
+      const Vec16 distance = top - load_row(logits, i, vocab, lowest) / divisor;
+      store(&distance_[i], distance);
+      store(&weight_[i], exp(zero() - distance));
     }
+    int32_t nans = 0;
+    for (int64_t i = 0; i < vocab; ++i) nans += logits[i] != logits[i];
     return nans == 0;
   }
 
   void drop_below_weight(float least) {
     if (!(least > 0)) return;
-    keep([&](int64_t i) { return weight_[i] >= least; });
+    // The cutoff only spares work; the weight decides.
+    const float cutoff = static_cast<float>(-log_positive(least)) + 0.01f;
+    keep_within(cutoff, [&](int64_t i) { return weight_[i] >= least; });
   }
 
   // Keeps every token at least as likely as the k-th.
@@ -55,20 +59,20 @@ class Candidates {
     const auto enough = [&](float cutoff) { return count_within(cutoff) >= k; };
     const Bracket bracket = narrow(enough);
     const float threshold = smallest(bracket, enough);
-    keep([&](int64_t i) { return distance_[i] <= threshold; });
+    keep_within(threshold);
   }
 
   // Keeps the smallest set of the most likely tokens, lower index first among equals, whose weight reaches its share.
   void keep_top_p(float top_p) {
     if (!(top_p < 1)) return;
-    const double target = static_cast<double>(top_p) * row_sum(weight_.data(), n_);
+    const double target = static_cast<double>(top_p) * weight_between(0, n_);
     const auto enough = [&](float cutoff) { return weight_within(cutoff) >= target; };
     const Bracket bracket = narrow(enough);
     const float threshold = smallest(bracket, enough);
     double sum = threshold > 0 ? weight_within(from_bits(to_bits(threshold) - 1)) : 0;
     bool reached = false;
-    keep([&](int64_t i) {
-      if (distance_[i] != threshold) return distance_[i] < threshold;
+    keep_within(threshold, [&](int64_t i) {
+      if (distance_[i] < threshold) return true;
       if (reached) return false;
       sum += weight_[i];
       reached = sum >= target;
@@ -81,7 +85,7 @@ class Candidates {
     chunk_sums_.clear();
     double total = 0;
     for (int64_t start = 0; start < n_; start += kChunk) {
-      chunk_sums_.push_back(row_sum(weight_.data() + start, std::min(kChunk, n_ - start)));
+      chunk_sums_.push_back(weight_between(start, std::min(start + kChunk, n_)));
       total += chunk_sums_.back();
     }
     const double target = u * total;
@@ -120,21 +124,22 @@ class Candidates {
   }
 
   double weight_within(float cutoff) const {
-    double lanes[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= n_; i += kLanes) {
-      for (int k = 0; k < kLanes; ++k) lanes[k] += distance_[i + k] <= cutoff ? weight_[i + k] : 0.0f;
-    }
-    for (; i < n_; ++i) lanes[i % kLanes] += distance_[i] <= cutoff ? weight_[i] : 0.0f;
-    double sum = 0;
-    for (double lane : lanes) sum += lane;
-    return sum;
+    LaneSums sums;
+    for (int64_t i = 0; i < n_; i += kLanes) sums.add_where(&weight_[i], &distance_[i], cutoff);
+    return sums.total();
+  }
+
+  // Weight of [start, end); start is a multiple of the vector length.
+  double weight_between(int64_t start, int64_t end) const {
+    LaneSums sums;
+    for (int64_t i = start; i < end; i += kLanes) sums.add(&weight_[i]);
+    return sums.total();
   }
 
   // Coarse search over the whole row, then only the tokens within the cutoff stay.
   template <typename Enough>
   Bracket narrow(const Enough& enough) {
-    Bracket bracket{0, to_bits(std::numeric_limits<float>::infinity())};
+    Bracket bracket{0, to_bits(kInfinity)};
     for (float cutoff : {1.0f, 2.0f, 4.0f, 8.0f, 16.0f, 32.0f}) {
       if (enough(cutoff)) {
         bracket.enough = to_bits(cutoff);
@@ -143,7 +148,7 @@ class Candidates {
       bracket.below = to_bits(cutoff);
     }
     const float cutoff = from_bits(bracket.enough);
-    keep([&](int64_t i) { return distance_[i] <= cutoff; });
+    keep_within(cutoff);
     return bracket;
   }
 
@@ -161,19 +166,33 @@ class Candidates {
     return from_bits(bracket.enough);
   }
 
+  // Moves the tokens that stay to the front; blocks of which none can stay, nearly all of a vocabulary, are passed over.
   template <typename Keep>
-  void keep(Keep&& kept) {
-    if (all_) index_.resize(n_);
+  void keep_within(float cutoff, Keep&& kept) {
+    if (all_) index_.resize(distance_.size());
+    constexpr int64_t kBlock = 64;
     int64_t n = 0;
-    for (int64_t i = 0; i < n_; ++i) {
-      const bool stays = kept(i);
-      distance_[n] = distance_[i];
-      weight_[n] = weight_[i];
-      index_[n] = static_cast<int32_t>(token(i));
-      n += stays;
+    for (int64_t start = 0; start < n_; start += kBlock) {
+      const int64_t end = std::min(start + kBlock, n_);
+      int near = 0;
+      for (int64_t i = start; i < end; ++i) near |= distance_[i] <= cutoff;
+      if (!near) continue;
+      for (int64_t i = start; i < end; ++i) {
+        const bool stays = distance_[i] <= cutoff && kept(i);
+        distance_[n] = distance_[i];
+        weight_[n] = weight_[i];
+        index_[n] = static_cast<int32_t>(token(i));
+        n += stays;
+      }
     }
     n_ = n;
     all_ = false;
+    std::fill(distance_.begin() + n, distance_.begin() + padded(n), kInfinity);
+    std::fill(weight_.begin() + n, weight_.begin() + padded(n), 0.0f);
+  }
+
+  void keep_within(float cutoff) {
+    keep_within(cutoff, [](int64_t) { return true; });
   }
 
   int64_t n_ = 0;

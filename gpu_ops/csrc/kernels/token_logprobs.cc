@@ -8,21 +8,26 @@
 namespace bireme {
 namespace {
 
+inline float or_lowest(float value) { return value == value ? value : -kInfinity; }
+
 // Distance below the best value; equal values have distance 0, also when both are infinite.
 inline float below(float value, float best) { return value == best ? 0.0f : value - best; }
 
-inline float or_lowest(float value) { return value == value ? value : kNegativeInfinity; }
-
+// log(sum of exp(value - best)). A best value that is infinite shares everything with its equals.
 double log_sum(const float* row, int64_t n, float best) {
-  double lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int k = 0; k < kLanes; ++k) lanes[k] += exp_nonpositive(below(or_lowest(row[i + k]), best));
+  if (!(std::fabs(best) < kInfinity)) {
+    int64_t equals = 0;
+    for (int64_t i = 0; i < n; ++i) equals += or_lowest(row[i]) == best;
+    return log_positive(static_cast<double>(equals));
   }
-  for (; i < n; ++i) lanes[i % kLanes] += exp_nonpositive(below(or_lowest(row[i]), best));
-  double sum = 0;
-  for (double lane : lanes) sum += lane;
-  return log_positive(sum);
+  const Vec16 lowest = broadcast(-kInfinity);
+  LaneSums sums;
+  float terms[kLanes];
+  for (int64_t i = 0; i < n; i += kLanes) {
+    store(terms, exp(max(load_row(row, i, n, lowest), lowest) - broadcast(best)));
+    sums.add(terms);
+  }
+  return log_positive(sums.total());
 }
 
 int64_t count_greater(const float* row, int64_t n, float value) {
@@ -85,16 +90,16 @@ void token_logprobs_cpu(const float* logits, int64_t rows, int64_t vocab, const 
     const auto logprob = [&](float value) { return static_cast<float>(double{below(value, best)} - log_total); };
 
     const bool valid = tokens[row] >= 0 && tokens[row] < vocab;
-    const float chosen = valid ? or_lowest(logits[tokens[row]]) : kNegativeInfinity;
+    const float chosen = valid ? or_lowest(logits[tokens[row]]) : -kInfinity;
     ids[0] = tokens[row];
-    logprobs[0] = valid ? logprob(chosen) : kNegativeInfinity;
+    logprobs[0] = valid ? logprob(chosen) : -kInfinity;
     ranks[row] = valid ? 1 + count_greater(logits, vocab, chosen) : 0;
 
     top.find(logits, vocab, num);
     for (int64_t i = 0; i < num; ++i) {
       const bool present = i < static_cast<int64_t>(top.ids().size());
       ids[1 + i] = present ? top.ids()[i] : -1;
-      logprobs[1 + i] = present ? logprob(top.values()[i]) : kNegativeInfinity;
+      logprobs[1 + i] = present ? logprob(top.values()[i]) : -kInfinity;
     }
   }
 }
