@@ -145,7 +145,7 @@ def test_sharded_directory_lists_the_shards_of_its_index(golden: Path, tmp_path:
     files = resolve_model(str(folder)).weight_files()
     assert [file.name for file in files] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     files[1].unlink()
-    with pytest.raises(ModelLoadError, match="lacks model-00002-of-00003.safetensors"):
+    with pytest.raises(ModelLoadError, match=r"lacks model-00002-of-00003.safetensors"):
         resolve_model(str(folder))
 
 
@@ -204,7 +204,7 @@ def test_file_and_directory_that_hold_no_model(tmp_path: Path):
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ModelLoadError, match="is no model"):
         resolve_model(str(tmp_path / "model.bin"))
-    with pytest.raises(ModelLoadError, match="neither config.json nor a GGUF file"):
+    with pytest.raises(ModelLoadError, match=r"neither config.json nor a GGUF file"):
         resolve_model(str(tmp_path))
 
 
@@ -237,7 +237,7 @@ def test_hub_id_is_served_from_the_cached_snapshot(golden: Path, hub_cache: Path
 
 
 def test_hub_id_without_network_says_what_to_do(hub_cache: Path):
-    with pytest.raises(ModelLoadError, match="could not be downloaded.*Check the name and the network"):
+    with pytest.raises(ModelLoadError, match=r"could not be downloaded.*Check the name and the network"):
         resolve_model("someone/unheard-of")
 
 

@@ -250,7 +250,7 @@ def test_gguf_cut_off_anywhere_is_refused(tmp_path: Path):
     for keep in (*range(0, 400, 7), len(whole) // 2, len(whole) - 64):
         file = tmp_path / f"cut-{keep}.gguf"
         file.write_bytes(whole[:keep])
-        with pytest.raises(ModelLoadError, match="damaged or cut off|not a GGUF file"):
+        with pytest.raises(ModelLoadError, match=r"damaged or cut off|not a GGUF file"):
             read_gguf(file)
 
 
@@ -283,7 +283,7 @@ def test_gguf_type_that_cannot_be_read_is_named(tmp_path: Path):
         writer.close,
     ):
         write()
-    with pytest.raises(ModelLoadError, match="tensor t has ggml type 23.*supported: F32"):
+    with pytest.raises(ModelLoadError, match=r"tensor t has ggml type 23.*supported: F32"):
         read_gguf(tmp_path / "m.gguf")
 
 
