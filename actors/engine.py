@@ -132,14 +132,14 @@ class Engine:
         return [] if result is None else self.scheduler.update(result)
 
     def generate(self, requests: Iterable[EngineRequest]) -> dict[str, list[TokenDelta]]:
-        """Run requests to their end, together; deltas by request id."""
+        """Run these requests, and those queued before, to their end; deltas by request id."""
         deltas: dict[str, list[TokenDelta]] = {}
         for request in requests:
             self.add_request(request)
             deltas[request.request_id] = []
         while self.has_work():
             for delta in self.step():
-                deltas[delta.request_id].append(delta)
+                deltas.setdefault(delta.request_id, []).append(delta)
         return deltas
 
     def check_integrity(self) -> None:

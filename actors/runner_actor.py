@@ -21,6 +21,7 @@ from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError
 from cluster.outputs import FINISH_ABORT, AttachRequired, EngineInfo, GenerateReply, TokenDelta
 from cluster.request import EngineRequest
+from gpu_ops.build import build
 
 logger = logging.getLogger("bireme.runner")
 
@@ -90,7 +91,6 @@ class RunnerActor:
         # Imported here: Ray imports this module wherever the class is known, and only the runner's process needs Paddle.
         from actors.engine import Engine
         from actors.warm_up import warm_up
-        from gpu_ops.build import build
 
         # A thread that waits for the interpreter lock gets it after this time; steps are tens of milliseconds.
         sys.setswitchinterval(0.0005)
