@@ -29,15 +29,19 @@ def progress_bar(console: Console, title: str) -> Iterator[Report]:
         yield _line_report(console, title)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None, amount="")
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task(title, total=None, amount="")
 
-        def report(what: str, done: int, total: int) -> None:
-            bar.update(
-                task, description=f"{title}: {what}", completed=done, total=total or None, amount=_amount(done, total)
-            )
+    def report(what: str, done: int, total: int) -> None:
+        # Started late, so that work which is already done flashes no empty bar.
+        bar.start()
+        amount = _amount(done, total)
+        bar.update(task, description=f"{title}: {what}", completed=done, total=total or None, amount=amount)
 
+    try:
         yield report
+    finally:
+        bar.stop()
 
 
 def _line_report(console: Console, title: str) -> Report:
