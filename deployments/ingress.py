@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 
 from ray.serve.handle import DeploymentHandle
@@ -30,6 +31,7 @@ from deployments.request_body import read_json
 from deployments.sampling_request import ModelLimits
 
 logger = logging.getLogger("ray.serve")
+announcements = logging.getLogger("bireme")
 
 _RETRY_INFO_S = 1.0
 
@@ -38,6 +40,7 @@ class OpenAiIngress:
     """OpenAI-compatible HTTP in front of the engines. Holds no Paddle and no weights, only the tokenizer."""
 
     def __init__(self, config: LLMConfig, engines: DeploymentHandle) -> None:
+        _log_to_terminal()
         self._config = config
         self._engines = engines
         self._keys = ApiKeys.configured(config.api_keys)
@@ -93,7 +96,7 @@ class OpenAiIngress:
                 await asyncio.sleep(_RETRY_INFO_S)
         limits = ModelLimits(info.max_model_len, info.vocab_size)
         self._service = OpenAiService(client, tokenizer, config.model_id or info.model_id, limits, config.max_choices)
-        logger.info(ready_line(self._service.model_id, bool(config.api_keys)))
+        announcements.info(ready_line(self._service.model_id, bool(config.api_keys)))
 
     async def health(self, request: Request) -> Response:
         """200 once requests can be served."""
@@ -131,6 +134,14 @@ class OpenAiIngress:
 
     def _model_object(self, service: OpenAiService) -> dict:
         return model_object(service.model_id, self._created, service.limits.max_model_len)
+
+
+def _log_to_terminal() -> None:
+    """Ray prints what its workers write to stderr where ``serve run`` runs; Serve's own log may be turned off there."""
+    if not announcements.handlers:
+        announcements.addHandler(logging.StreamHandler(sys.stderr))
+        announcements.setLevel(logging.INFO)
+        announcements.propagate = False
 
 
 async def _answer(request: Request, generation: Generation, answer: Answer) -> Response:

@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve import Application
 
 from cluster.config import LLMConfig
+from deployments.app_arguments import AppArguments
 from deployments.engine_replica import LLMServer, runner_num_gpus
 from deployments.ingress import OpenAiIngress
 
@@ -57,8 +58,9 @@ def ingress_options(config: LLMConfig) -> dict[str, Any]:
     }
 
 
-def build_openai_app(config: LLMConfig) -> Application:
-    """The Serve application for ``config``: one ingress, and the engines behind it."""
+def build_openai_app(arguments: AppArguments) -> Application:
+    """The Serve application: one ingress, and the engines behind it. From Python, an ``LLMConfig`` will do."""
+    config = LLMConfig(**{name: getattr(arguments, name) for name in LLMConfig.model_fields})
     engines = serve.deployment(LLMServer).options(name="LLMServer", **engine_options(config)).bind(config)
     ingress = serve.deployment(serve.ingress()(OpenAiIngress)).options(name="OpenAiIngress", **ingress_options(config))
     return ingress.bind(config, engines)

@@ -1,0 +1,141 @@
+"""The ``bireme`` commands that talk to a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cluster import __version__
+from cluster.api_types import Answer
+from cluster.client import API_KEY_VARIABLE, DEFAULT_URL, Client
+from cluster.errors import BiremeError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Bireme: large language models on Paddle and Ray.")
+console = Console()
+errors = Console(stderr=True)
+
+Url = Annotated[str, typer.Option(help="Server.", envvar="BIREME_URL")]
+Model = Annotated[str | None, typer.Option(help="Model name; default: the one the server has.")]
+ApiKey = Annotated[str | None, typer.Option(help="Bearer token.", envvar=API_KEY_VARIABLE)]
+Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 takes the most likely token each time.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Makes an answer repeatable.")]
+
+
+def _options(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@contextmanager
+def _connected(url: str, model: str | None, api_key: str | None) -> Iterator[Client]:
+    """A client whose errors end the command with one line."""
+    try:
+        with Client(url, model=model, api_key=api_key) as client:
+            yield client
+    except BiremeError as error:
+        errors.print(f"Error: {error.message}", style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from None
+
+
+def _print_stream(chunks: Iterator[Answer]) -> str:
+    """Print chunks as they come; the whole text."""
+    pieces = []
+    for chunk in chunks:
+        pieces.append(chunk.text)
+        console.print(chunk.text, end="", markup=False, highlight=False, soft_wrap=True)
+    console.print()
+    return "".join(pieces)
+
+
+@app.command()
+def chat(
+    message: Annotated[
+        str | None, typer.Argument(help="Ask this and leave; without it the chat is interactive.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    model: Model = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Chat with the model. Ctrl-C stops an answer, Ctrl-D leaves."""
+    options = _options(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    messages = [{"role": "system", "content": system}] if system else []
+    with _connected(url, model, api_key) as client:
+        if message is not None:
+            _print_stream(client.stream_chat([*messages, {"role": "user", "content": message}], **options))
+            return
+        served = ", ".join(item.id for item in client.models())
+        console.print(f"Chatting with {served}. Ctrl-C stops an answer, Ctrl-D leaves, /new starts over.", style="dim")
+        _converse(messages, lambda conversation: client.stream_chat(conversation, **options))
+
+
+def _converse(system: list[dict[str, str]], ask: Callable[[list[dict[str, str]]], Iterator[Answer]]) -> None:
+    messages = list(system)
+    while True:
+        try:
+            text = console.input("[bold cyan]> [/]").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if text == "/new":
+            messages = list(system)
+        elif text:
+            messages.append({"role": "user", "content": text})
+            answer = _answer(ask, messages)
+            if answer is None:
+                messages.pop()
+            else:
+                messages.append({"role": "assistant", "content": answer})
+
+
+def _answer(ask: Callable[[list[dict[str, str]]], Iterator[Answer]], messages: list[dict[str, str]]) -> str | None:
+    """Stream one answer; None if it was interrupted or refused, so that it is no part of the conversation."""
+    try:
+        return _print_stream(ask(messages))
+    except KeyboardInterrupt:
+        console.print("\n(stopped)", style="dim")
+    except BiremeError as error:
+        errors.print(f"Error: {error.message}", style="red", highlight=False, markup=False)
+    return None
+
+
+@app.command()
+def complete(
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    url: Url = DEFAULT_URL,
+    model: Model = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = 64,
+    seed: Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Continue a text."""
+    options = _options(temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop or None)
+    with _connected(url, model, api_key) as client:
+        _print_stream(client.stream_complete(prompt, **options))
+
+
+@app.command()
+def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Show whether the server is ready, and its models. Exit code 1 if it is not."""
+    with _connected(url, None, api_key) as client:
+        if not client.health():
+            console.print(f"{url}: loading", highlight=False)
+            raise typer.Exit(1)
+        console.print(f"{url}: ready", highlight=False)
+        for model in client.models():
+            console.print(f"  {model.id} (up to {model.max_model_len} tokens)", highlight=False, markup=False)
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    console.print(__version__, highlight=False)
