@@ -44,7 +44,9 @@ def pack_weight(weight: paddle.Tensor) -> paddle.Tensor:
     return run_op("pack_weight", weight)[0]
 
 
-def linear(x: paddle.Tensor, packed: paddle.Tensor, out_features: int, bias: paddle.Tensor | None = None) -> paddle.Tensor:
+def linear(
+    x: paddle.Tensor, packed: paddle.Tensor, out_features: int, bias: paddle.Tensor | None = None
+) -> paddle.Tensor:
     """x W^T + bias.
 
     Args:
@@ -141,7 +143,16 @@ def rotary_kv_write(
     _require_contiguous(k_cache, "k_cache")
     _require_contiguous(v_cache, "v_cache")
     run_op(
-        "rotary_kv_write", qkv, cos_sin, positions, batch_id_per_token, block_tables, k_cache, v_cache, q_heads, kv_heads
+        "rotary_kv_write",
+        qkv,
+        cos_sin,
+        positions,
+        batch_id_per_token,
+        block_tables,
+        k_cache,
+        v_cache,
+        q_heads,
+        kv_heads,
     )
 
 

@@ -253,14 +253,30 @@ def test_attention_agrees_with_its_twin(threads, q_heads, kv_heads, dim, block_s
     tables, positions, slots = tensor(case.block_tables), tensor(case.positions), tensor(case.slots)
     ops.rotary_kv_write(qkv, tensor(case.cos_sin), positions, slots, tables, k_cache, v_cache, q_heads, kv_heads)
     twins.rotary_kv_write(
-        case.qkv, case.cos_sin, case.positions, case.slots, case.block_tables, case.k_cache, case.v_cache, q_heads, kv_heads
+        case.qkv,
+        case.cos_sin,
+        case.positions,
+        case.slots,
+        case.block_tables,
+        case.k_cache,
+        case.v_cache,
+        q_heads,
+        kv_heads,
     )
     np.testing.assert_allclose(qkv.numpy(), case.qkv, rtol=0, atol=2e-6)
     np.testing.assert_allclose(k_cache.numpy(), case.k_cache, rtol=0, atol=2e-6)
     np.testing.assert_array_equal(v_cache.numpy(), case.v_cache)
     actual = ops.paged_attention(qkv, k_cache, v_cache, tables, positions, slots, q_heads, kv_heads, case.scale)
     expected = twins.paged_attention(
-        case.qkv, case.k_cache, case.v_cache, case.block_tables, case.positions, case.slots, q_heads, kv_heads, case.scale
+        case.qkv,
+        case.k_cache,
+        case.v_cache,
+        case.block_tables,
+        case.positions,
+        case.slots,
+        q_heads,
+        kv_heads,
+        case.scale,
     )
     np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=5e-6)
     assert not actual.numpy()[-2:].any()

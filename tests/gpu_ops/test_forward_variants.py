@@ -1,0 +1,140 @@
+"""The forward kernels give the same bits with AVX-512, AVX2 and plain C++, built here for each."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpu_ops.build import CSRC, KERNEL_FLAGS, compiler
+
+SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in ("linear", "norm", "paged_attention", "rotary", "thread_pool")),
+           Path(__file__).parent / "kernel_variants.cc"]  # fmt: skip
+LEVELS = {"x86-64": "baseline", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
+
+
+def _runs_here(level: str) -> bool:
+    return LEVELS[level] == "baseline" or f" {LEVELS[level]} " in Path("/proc/cpuinfo").read_text().replace("\n", " ")
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory) -> dict[str, ctypes.CDLL]:
+    """One library per instruction set that this processor has."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the variants are x86-64 instruction sets")
+    folder = tmp_path_factory.mktemp("variants")
+
+    def build(level: str) -> Path:
+        library = folder / f"{level}.so"
+        flags = [f"-march={level}" if flag == "-march=native" else flag for flag in KERNEL_FLAGS]
+        subprocess.run([compiler(), *flags, "-shared", f"-I{CSRC}", *map(str, SOURCES), "-o", str(library)], check=True)
+        return library
+
+    levels = [level for level in LEVELS if _runs_here(level)]
+    with ThreadPoolExecutor(2) as pool:
+        return {level: ctypes.CDLL(str(path)) for level, path in zip(levels, pool.map(build, levels))}
+
+
+def _call(function, *arguments):
+    def c_value(argument):
+        if argument is None:
+            return None
+        if isinstance(argument, np.ndarray):
+            assert argument.flags.c_contiguous
+            return argument.ctypes.data_as(ctypes.c_void_p)
+        return ctypes.c_int64(argument)
+
+    function.restype = ctypes.c_int64
+    return function(*map(c_value, arguments))
+
+
+def assert_same_bits(results: dict[str, np.ndarray]) -> None:
+    (first, expected), *others = results.items()
+    for level, actual in others:
+        same = actual.view(np.uint32) == expected.view(np.uint32)
+        assert same.all(), f"{level} and {first} differ in {np.count_nonzero(~same)} of {same.size} values"
+
+
+def test_the_variants_differ_in_their_tiles(variants):
+    assert len({library.tile_rows() for library in variants.values()}) == len(variants)
+
+
+def test_exponential_is_the_same_and_within_two_ulp(variants):
+    rng = np.random.default_rng(0)
+    ends = np.array(
+        [0, -0.0, -87.4, -100, -103.9, 88.7, 89, 1e30, -1e30, np.inf, -np.inf, 1e-30, 0.34657, -0.34658, 1, -1]
+    )
+    x = np.concatenate([ends, rng.uniform(-104, 89, 2**18), rng.uniform(-1, 1, 2**18)]).astype(np.float32)
+    results = {}
+    for level, library in variants.items():
+        results[level] = np.empty_like(x)
+        _call(library.exponential, x, x.size, results[level])
+    assert_same_bits(results)
+    actual = next(iter(results.values())).astype(np.float64)
+    with np.errstate(over="ignore"):
+        exact = np.exp(x.astype(np.float64))
+        rounded = exact.astype(np.float32)
+    finite = np.isfinite(rounded)
+    np.testing.assert_array_equal(np.isfinite(actual), finite)
+    ulp = np.spacing(np.maximum(rounded[finite], np.float32(1e-45)).astype(np.float32)).astype(np.float64)
+    assert (np.abs(actual[finite] - exact[finite]) / ulp).max() < 2
+    nan = np.full(16, np.nan, np.float32)
+    for library in variants.values():
+        out = np.zeros(16, np.float32)
+        _call(library.exponential, nan, 16, out)
+        assert np.isnan(out).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "out_features", "in_features"), [(1, 70, 100), (8, 33, 500), (29, 96, 390), (100, 70, 64)]
+)
+def test_linear_is_the_same(variants, rows, out_features, in_features):
+    rng = np.random.default_rng(rows)
+    x, weight = (rng.standard_normal(s, dtype=np.float32) for s in ((rows, in_features), (out_features, in_features)))
+    bias = rng.standard_normal(out_features, dtype=np.float32)
+    results = {}
+    for level, library in variants.items():
+        packed = np.empty((-(-out_features // 32), in_features, 32), np.float32)
+        results[level] = np.empty((rows, out_features), np.float32)
+        _call(library.linear, x, rows, in_features, weight, out_features, bias, packed, results[level])
+    assert_same_bits(results)
+    np.testing.assert_allclose(next(iter(results.values())), x @ weight.T + bias, atol=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (5, 577), (3, 9)])
+def test_norm_and_swiglu_are_the_same(variants, rows, width):
+    rng = np.random.default_rng(width)
+    x, residual, gate_up = (rng.standard_normal((rows, n), dtype=np.float32) * 5 for n in (width, width, 2 * width))
+    weight = rng.standard_normal(width, dtype=np.float32)
+    norms, activations = {}, {}
+    for level, library in variants.items():
+        norms[level], activations[level] = np.empty_like(x), np.empty_like(x)
+        _call(library.add_rms_norm, x, residual.copy(), weight, rows, width, norms[level])
+        _call(library.swiglu, gate_up, rows, width, activations[level])
+    assert_same_bits(norms)
+    assert_same_bits(activations)
+
+
+@pytest.mark.parametrize(("q_heads", "kv_heads", "dim", "block_size"), [(9, 3, 64, 16), (2, 2, 24, 32), (7, 1, 80, 64)])
+def test_rotary_and_attention_are_the_same(variants, q_heads, kv_heads, dim, block_size):
+    rng = np.random.default_rng(dim)
+    rows = 300
+    blocks = -(-rows // block_size)
+    qkv = rng.standard_normal((rows, (q_heads + 2 * kv_heads) * dim), dtype=np.float32)
+    cos_sin = rng.standard_normal((blocks * block_size, dim), dtype=np.float32)
+    positions, slots = np.arange(rows, dtype=np.int32), np.zeros(rows, np.int32)
+    results = {}
+    for level, library in variants.items():
+        k_cache = np.full((blocks, kv_heads, dim, block_size), np.nan, np.float32)
+        v_cache = np.full((blocks, kv_heads, block_size, dim), np.nan, np.float32)
+        results[level] = np.empty((rows, q_heads * dim), np.float32)
+        fault = _call(library.attend, qkv.copy(), cos_sin, positions, slots, np.arange(blocks, dtype=np.int32), k_cache,
+                      v_cache, rows, q_heads, kv_heads, dim, blocks, block_size, results[level])  # fmt: skip
+        assert fault == -1
+        assert np.isfinite(results[level]).all()
+    assert_same_bits(results)
