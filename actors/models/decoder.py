@@ -74,12 +74,15 @@ class Decoder:
         self.lm_head: Linear
 
     def load_weights(self, weights: Iterator[tuple[str, np.ndarray]], progress: Progress | None = None) -> None:
-        """Take (Hugging Face name, float32 array) pairs in any order; parts that are fused wait only for their partners."""
+        """Take (Hugging Face name, float32 array) pairs in any order; fused parts wait only for their partners."""
         parts: dict[str, np.ndarray] = {}
-        fused = {
-            name: (index, group) for index in range(len(self.layers)) for group in self._groups(index) for name in group
+        owners = {
+            name: (index, attribute, names)
+            for index in range(len(self.layers))
+            for attribute, names in self._layer_parameters(index).items()
+            for name in names
         }
-        num_layers_done = 0
+        num_left = [len(self._layer_parameters(index)) for index in range(len(self.layers))]
         for name, array in weights:
             if name == "model.embed_tokens.weight":
                 self.embed = Linear(array)
@@ -88,50 +91,35 @@ class Decoder:
             elif name == "model.norm.weight":
                 self.final_norm = paddle.to_tensor(array)
             else:
-                index, group = fused[name]
+                index, attribute, names = owners[name]
                 parts[name] = array
-                if all(member in parts for member in group):
-                    self._place(index, group, [parts.pop(member) for member in group])
-                    if progress and any(member.endswith("down_proj.weight") for member in group):
-                        num_layers_done += 1
-                        progress("layers", num_layers_done, len(self.layers))
+                if all(member in parts for member in names):
+                    setattr(self.layers[index], attribute, _parameter(attribute, [parts.pop(n) for n in names]))
+                    num_left[index] -= 1
+                    if progress and num_left[index] == 0:
+                        progress("layers", sum(left == 0 for left in num_left), len(self.layers))
         if self.config.tie_word_embeddings:
             self.lm_head = self.embed
 
-    def _groups(self, index: int) -> list[tuple[str, ...]]:
-        prefix = f"model.layers.{index}."
-        kinds = ("weight", "bias") if self.config.attention_bias else ("weight",)
-        qkv = tuple(f"{prefix}self_attn.{p}_proj.{kind}" for kind in kinds for p in "qkv")
-        singles = [
-            "input_layernorm.weight",
-            "post_attention_layernorm.weight",
-            "self_attn.o_proj.weight",
-            "mlp.down_proj.weight",
-        ]
-        if self.config.qk_norm:
-            singles += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
-        gate_up = tuple(f"{prefix}mlp.{p}_proj.weight" for p in ("gate", "up"))
-        return [qkv, gate_up, *((prefix + name,) for name in singles)]
+    def _layer_parameters(self, index: int) -> dict[str, list[str]]:
+        """Attribute of Layer to the names it is made of: weights in order of output rows, then biases."""
+        config, prefix = self.config, f"model.layers.{index}."
 
-    def _place(self, index: int, group: tuple[str, ...], arrays: list[np.ndarray]) -> None:
-        layer, name = self.layers[index], group[0].split(".", 3)[3]
-        if name == "self_attn.q_proj.weight":
-            bias = np.concatenate(arrays[3:]) if len(arrays) > 3 else None
-            layer.qkv = Linear(np.concatenate(arrays[:3]), bias)
-        elif name == "mlp.gate_proj.weight":
-            layer.gate_up = Linear(np.concatenate(arrays))
-        elif name == "self_attn.o_proj.weight":
-            layer.o = Linear(arrays[0])
-        elif name == "mlp.down_proj.weight":
-            layer.down = Linear(arrays[0])
-        else:
-            attribute = {
-                "input_layernorm": "input_norm",
-                "post_attention_layernorm": "post_attention_norm",
-                "self_attn.q_norm": "q_norm",
-                "self_attn.k_norm": "k_norm",
-            }[name.removesuffix(".weight")]
-            setattr(layer, attribute, paddle.to_tensor(arrays[0]))
+        def linear(modules: list[str], has_bias: bool) -> list[str]:
+            kinds = ("weight", "bias") if has_bias else ("weight",)
+            return [f"{prefix}{module}_proj.{kind}" for kind in kinds for module in modules]
+
+        names = {
+            "input_norm": [prefix + "input_layernorm.weight"],
+            "post_attention_norm": [prefix + "post_attention_layernorm.weight"],
+            "qkv": linear(["self_attn.q", "self_attn.k", "self_attn.v"], config.attention_bias),
+            "o": linear(["self_attn.o"], config.attention_out_bias),
+            "gate_up": linear(["mlp.gate", "mlp.up"], config.mlp_bias),
+            "down": linear(["mlp.down"], config.mlp_bias),
+        }
+        if config.qk_norm:
+            names |= {"q_norm": [prefix + "self_attn.q_norm.weight"], "k_norm": [prefix + "self_attn.k_norm.weight"]}
+        return names
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> list[tuple[paddle.Tensor, paddle.Tensor]]:
         """One (k, v) pair of cache tensors per layer, zeroed."""
@@ -177,3 +165,11 @@ class Decoder:
     def compute_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Logits float32 [T, vocab_size]; give it every row for all-position logits, the last ones for sampling."""
         return self.lm_head(hidden)
+
+
+def _parameter(attribute: str, arrays: list[np.ndarray]) -> Linear | paddle.Tensor:
+    if attribute.endswith("norm"):
+        return paddle.to_tensor(arrays[0])
+    weights = [array for array in arrays if array.ndim == 2]
+    biases = [array for array in arrays if array.ndim == 1]
+    return Linear(np.concatenate(weights), np.concatenate(biases) if biases else None)
