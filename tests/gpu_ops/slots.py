@@ -35,12 +35,10 @@ def put_request(state: SimpleNamespace, slot: int, prompt: list[int], generated:
     state.max_dec_len[slot] = 10_000
     state.temperature[slot] = state.top_p[slot] = state.penalty_score[slot] = 1
     for name, value in fields.items():
-        row = getattr(state, name)[slot]
         if np.ndim(value):
             getattr(state, name)[slot, : len(value)] = value
         else:
             getattr(state, name)[slot] = value
-            assert row is not None
 
 
 def put_stop_seqs(state: SimpleNamespace, slot: int, *sequences: list[int]) -> None:
@@ -50,7 +48,9 @@ def put_stop_seqs(state: SimpleNamespace, slot: int, *sequences: list[int]) -> N
         state.stop_seqs_len[slot, index] = len(sequence)
 
 
-def random_state(rng: np.random.Generator, slots: int, max_model_len: int, block_size: int, vocab: int) -> SimpleNamespace:
+def random_state(
+    rng: np.random.Generator, slots: int, max_model_len: int, block_size: int, vocab: int
+) -> SimpleNamespace:
     """Every field within its range; tokens and stop conditions from few ids, so that they meet often."""
     state = empty_state(slots, max_model_len, block_size)
     for slot in range(slots):
