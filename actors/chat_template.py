@@ -120,8 +120,8 @@ class ChatTemplate:
             InvalidRequestError: the template refuses the messages, fails on them, or renders more than MAX_RENDERED_CHARS.
         """
         variables = {
-            **self._special_tokens,
             **template_kwargs,
+            **self._special_tokens,
             "messages": [_plain(m, i) for i, m in enumerate(messages)],
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,

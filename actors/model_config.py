@@ -13,6 +13,17 @@ from cluster.errors import ModelLoadError
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "ernie4_5")
 DTYPES = ("float32", "float16", "bfloat16")
+# Far above any model: what exceeds it is a damaged file, which must not make the loader allocate or loop for ever.
+LARGEST = {
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "num_layers": 2**12,
+    "num_heads": 2**14,
+    "num_kv_heads": 2**14,
+    "head_dim": 2**14,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**31,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +67,12 @@ class ModelConfig:
 
     def check(self, where: object) -> ModelConfig:
         """Return self, or raise ModelLoadError naming the first value that cannot be right."""
-        sizes = (
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "vocab_size",
-            "max_position_embeddings",
-        )
-        for name in sizes:
+        for name, largest in LARGEST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ModelLoadError(f"{where}: {name} is {value!r}, it must be a positive integer.", "model")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+                raise ModelLoadError(
+                    f"{where}: {name} is {value!r}, it must be an integer from 1 to {largest}.", "model"
+                )
         if self.num_heads % self.num_kv_heads:
             raise ModelLoadError(
                 f"{where}: num_heads ({self.num_heads}) is not a multiple of num_kv_heads ({self.num_kv_heads}).",
@@ -99,12 +102,17 @@ def load_model_config(source: ModelSource) -> ModelConfig:
     Raises:
         ModelLoadError: missing or damaged configuration, unknown architecture, or a feature that is not supported.
     """
-    if source.is_gguf:
-        from actors.gguf_config import config_from_gguf
+    where = source.path if source.is_gguf else source.path / "config.json"
+    try:
+        if source.is_gguf:
+            from actors.gguf_config import config_from_gguf
 
-        return config_from_gguf(source.path).check(source.path)
-    path = source.path / "config.json"
-    return config_from_json(read_json(path), _generation_config(source.path), path).check(path)
+            return config_from_gguf(source.path).check(where)
+        return config_from_json(read_json(where), _generation_config(source.path), where).check(where)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ModelLoadError(
+            f"{where} holds a value of the wrong type ({error}): use the file that belongs to the model.", "model"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

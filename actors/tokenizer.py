@@ -70,9 +70,9 @@ class Tokenizer:
         """
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
+        except (TypeError, UnicodeEncodeError) as error:  # which one depends on the library's version
             raise InvalidRequestError(
-                f"text is not valid Unicode (lone surrogate at {error.start})", "prompt"
+                "text is not valid Unicode: it holds half of a surrogate pair", "prompt"
             ) from error
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:

@@ -34,8 +34,8 @@ def test_variables():
     assert render("{{ tools is none }}{{ add_generation_prompt }}", add_generation_prompt=False) == "TrueFalse"
 
 
-def test_callers_cannot_replace_the_messages():
-    assert render("{{ messages[0].content }}", **{"bos_token": "x"}) == "hi"
+def test_callers_cannot_replace_special_tokens():
+    assert render("{{ bos_token }}", special={"bos_token": "<s>"}, bos_token="x") == "<s>"
 
 
 def test_loop_controls_and_generation_blocks():
@@ -85,7 +85,7 @@ def test_failures_inside_the_template_are_the_clients_error(source: str):
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
-        "{{ strftime_now.__globals__ }}",
+        "{{ strftime_now.__globals__.os }}",
         "{{ 'a' * 10 ** 9 }}",
         "{{ [0] * 99999999 }}",
         "{{ 9 ** 9 ** 9 }}",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from actors.detokenizer import IncrementalDetokenizer
 from actors.gguf_tokenizer import build_tokenizer
 from actors.tokenizer import Tokenizer, TokenizerParts
-from tests.actors.test_tokenizer import byte_level_metadata
+from tests.actors.tiny_tokenizer import byte_level_metadata
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -108,7 +108,8 @@ def test_rope_theta_is_read_from_old_and_new_places():
         ({"model_type": "mamba"}, "architecture 'mamba' is not supported; supported: llama, mistral"),
         ({"model_type": None}, "architecture None"),
         ({"hidden_size": None}, "lacks hidden_size"),
-        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"vocab_size": 0}, "vocab_size is 0, it must be an integer from 1 to"),
+        ({"num_hidden_layers": 10**9}, "num_layers is 1000000000"),
         ({"num_hidden_layers": "2"}, "num_layers is '2'"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "not a multiple of num_kv_heads"),
@@ -138,6 +139,13 @@ def test_damaged_config_json(tmp_path: Path, text: str | None, message: str):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelLoadError, match=message):
+        load_model_config(ModelSource("dummy", tmp_path, None, "m"))
+
+
+@pytest.mark.parametrize("changes", [{"rms_norm_eps": "small"}, {"rope_scaling": 4}, {"rope_theta": [1]}])
+def test_values_of_the_wrong_type_are_refused(tmp_path: Path, changes: dict[str, Any]):
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+    with pytest.raises(ModelLoadError, match=r"config.json holds a value of the wrong type"):
         load_model_config(ModelSource("dummy", tmp_path, None, "m"))
 
 

@@ -10,31 +10,13 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import decoders, models, processors
 
 from actors.gguf_tokenizer import build_tokenizer, gguf_eos_token_ids
 from actors.model_source import ModelSource, resolve_model
 from actors.tokenizer import Tokenizer, TokenizerParts, load_tokenizer
 from cluster.errors import InvalidRequestError, ModelLoadError
-
-SPECIAL = ["<s>", "</s>", "<|im_end|>"]
-
-
-def byte_level_metadata(pre: str, **changes: Any) -> dict[str, Any]:
-    """A vocabulary of the 256 bytes, a few merges, and special tokens at the end."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = ["h e", "l l", "he ll", "hell o", "1 2", "12 3", "Ġ Ġ"]
-    tokens = [*alphabet, *(merge.replace(" ", "") for merge in merges), *SPECIAL]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [1] * (len(tokens) - len(SPECIAL)) + [3] * len(SPECIAL),
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.bos_token_id": len(tokens) - 3,
-        "tokenizer.ggml.eos_token_id": len(tokens) - 2,
-        **changes,
-    }
+from tests.actors.tiny_tokenizer import byte_level_metadata
 
 
 def from_metadata(metadata: dict[str, Any]) -> Tokenizer:
@@ -198,7 +180,7 @@ def test_tokenizer_of_another_model(golden: Path, byte_level_folder: Path):
 
 
 def test_missing_or_damaged_tokenizer(golden: Path, byte_level_folder: Path):
-    with pytest.raises(ModelLoadError, match="has no tokenizer.json"):
+    with pytest.raises(ModelLoadError, match=r"has no tokenizer.json"):
         load_tokenizer(resolve_model(str(golden / "qwen2")))
     (byte_level_folder / "tokenizer.json").write_text("{")
     with pytest.raises(ModelLoadError, match="is damaged"):
