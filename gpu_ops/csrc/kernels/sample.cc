@@ -7,6 +7,7 @@
 
 #include "philox.h"
 #include "row_math.h"
+#include "thread_pool.h"
 
 namespace bireme {
 namespace {
@@ -202,10 +203,11 @@ class Candidates {
   std::vector<double> chunk_sums_;
 };
 
+bool is_greedy(const SampleState& state, int64_t slot) { return slot < 0 || !(state.temperature[slot] > kGreedyTemperature); }
+
 int64_t sample_row(const SampleState& state, int64_t slot, const float* logits, int64_t vocab) {
   static thread_local Candidates candidates;
-  if (slot < 0 || !(state.temperature[slot] > kGreedyTemperature)) return row_argmax(logits, vocab);
-  if (!candidates.load(logits, vocab, state.temperature[slot])) return row_argmax(logits, vocab);
+  if (is_greedy(state, slot) || !candidates.load(logits, vocab, state.temperature[slot])) return row_argmax(logits, vocab);
   candidates.drop_below_weight(state.min_p[slot]);
   candidates.keep_top_k(state.top_k[slot]);
   candidates.keep_top_p(state.top_p[slot]);
@@ -216,7 +218,13 @@ int64_t sample_row(const SampleState& state, int64_t slot, const float* logits, 
 
 void sample_cpu(const SampleState& state, const float* logits, int64_t rows, int64_t vocab, const int32_t* sample_slots,
                 int64_t* tokens) {
-  for (int64_t row = 0; row < rows; ++row) tokens[row] = sample_row(state, sample_slots[row], logits + row * vocab, vocab);
+  // A greedy row takes microseconds, less than waking a thread for it.
+  const bool greedy = std::all_of(sample_slots, sample_slots + rows, [&](int32_t slot) { return is_greedy(state, slot); });
+  parallel_for(rows, greedy ? 16 : 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      tokens[row] = sample_row(state, sample_slots[row], logits + row * vocab, vocab);
+    }
+  });
 }
 
 }  // namespace bireme

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "row_math.h"
+#include "thread_pool.h"
 
 namespace bireme {
 namespace {
@@ -79,29 +80,35 @@ class TopTokens {
   std::vector<float> values_;
 };
 
+void row_logprobs(const float* logits, int64_t vocab, int64_t token, int64_t num, int64_t* ids, float* logprobs, int64_t* rank) {
+  static thread_local TopTokens top;
+  const float best = row_max(logits, vocab);
+  const double log_total = log_sum(logits, vocab, best);
+  const auto logprob = [&](float value) { return static_cast<float>(double{below(value, best)} - log_total); };
+
+  const bool valid = token >= 0 && token < vocab;
+  const float chosen = valid ? or_lowest(logits[token]) : -kInfinity;
+  ids[0] = token;
+  logprobs[0] = valid ? logprob(chosen) : -kInfinity;
+  *rank = valid ? 1 + count_greater(logits, vocab, chosen) : 0;
+
+  top.find(logits, vocab, num);
+  for (int64_t i = 0; i < num; ++i) {
+    const bool present = i < static_cast<int64_t>(top.ids().size());
+    ids[1 + i] = present ? top.ids()[i] : -1;
+    logprobs[1 + i] = present ? logprob(top.values()[i]) : -kInfinity;
+  }
+}
+
 }  // namespace
 
 void token_logprobs_cpu(const float* logits, int64_t rows, int64_t vocab, const int64_t* tokens, int64_t num, int64_t* ids,
                         float* logprobs, int64_t* ranks) {
-  TopTokens top;
-  for (int64_t row = 0; row < rows; ++row, logits += vocab, ids += num + 1, logprobs += num + 1) {
-    const float best = row_max(logits, vocab);
-    const double log_total = log_sum(logits, vocab, best);
-    const auto logprob = [&](float value) { return static_cast<float>(double{below(value, best)} - log_total); };
-
-    const bool valid = tokens[row] >= 0 && tokens[row] < vocab;
-    const float chosen = valid ? or_lowest(logits[tokens[row]]) : -kInfinity;
-    ids[0] = tokens[row];
-    logprobs[0] = valid ? logprob(chosen) : -kInfinity;
-    ranks[row] = valid ? 1 + count_greater(logits, vocab, chosen) : 0;
-
-    top.find(logits, vocab, num);
-    for (int64_t i = 0; i < num; ++i) {
-      const bool present = i < static_cast<int64_t>(top.ids().size());
-      ids[1 + i] = present ? top.ids()[i] : -1;
-      logprobs[1 + i] = present ? logprob(top.values()[i]) : -kInfinity;
+  parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      row_logprobs(logits + row * vocab, vocab, tokens[row], num, ids + row * (num + 1), logprobs + row * (num + 1), ranks + row);
     }
-  }
+  });
 }
 
 }  // namespace bireme

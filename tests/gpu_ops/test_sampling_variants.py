@@ -1,0 +1,68 @@
+"""The sampling kernels give the same bits with AVX-512, AVX2 and plain C++, built here for each."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpu_ops.build import CSRC, KERNEL_FLAGS, compiler
+
+SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in ("sample", "token_logprobs", "thread_pool")),
+           Path(__file__).parent / "sampling_variants.cc"]  # fmt: skip
+FLAG_OF_LEVEL = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory) -> dict[str, ctypes.CDLL]:
+    """One library per instruction set that this processor has."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the variants are x86-64 instruction sets")
+    folder = tmp_path_factory.mktemp("variants")
+    flags_here = Path("/proc/cpuinfo").read_text().split()
+    libraries = {}
+    for level in (level for level, flag in FLAG_OF_LEVEL.items() if flag in flags_here):
+        flags = [f"-march={level}" if flag == "-march=native" else flag for flag in KERNEL_FLAGS]
+        library = folder / f"{level}.so"
+        subprocess.run([compiler(), *flags, "-shared", f"-I{CSRC}", *map(str, SOURCES), "-o", str(library)], check=True)
+        libraries[level] = ctypes.CDLL(str(library))
+    return libraries
+
+
+def pointer(array: np.ndarray) -> ctypes.c_void_p:
+    """The address of a contiguous array."""
+    assert array.flags.c_contiguous
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+@pytest.mark.parametrize("vocab", [7, 333, 50_001])
+def test_sampled_tokens_and_logprobs_are_the_same(variants, vocab):
+    rng = np.random.default_rng(vocab)
+    rows = 24
+    logits = (rng.normal(size=(rows, vocab)) * 3).astype(np.float32)
+    temperature = rng.choice([0.0, 0.5, 1.3], rows).astype(np.float32)
+    top_p = rng.choice([0.3, 0.9, 1.0], rows).astype(np.float32)
+    min_p = rng.choice([0.0, 0.05], rows).astype(np.float32)
+    top_k = rng.choice([0, 5, 200], rows).astype(np.int32)
+    seeds, zeros, slots = rng.integers(0, 2**60, rows), np.zeros(rows, np.int64), np.arange(rows, dtype=np.int32)
+    results = []
+    for library in variants.values():
+        tokens, ranks = np.empty(rows, np.int64), np.empty(rows, np.int64)
+        ids, logprobs = np.empty((rows, 6), np.int64), np.empty((rows, 6), np.float32)
+        library.sample(
+            pointer(logits), ctypes.c_int64(rows), ctypes.c_int64(vocab),
+            *map(pointer, (temperature, top_p, min_p, top_k, seeds, zeros, slots, tokens)),
+        )  # fmt: skip
+        library.token_logprobs(
+            pointer(logits), ctypes.c_int64(rows), ctypes.c_int64(vocab), pointer(tokens), ctypes.c_int64(5),
+            *map(pointer, (ids, logprobs, ranks)),
+        )  # fmt: skip
+        results.append((tokens, ids, ranks, logprobs.view(np.uint32)))
+    assert ((results[0][0] >= 0) & (results[0][0] < vocab)).all()
+    for other in results[1:]:
+        for actual, expected in zip(other, results[0]):
+            np.testing.assert_array_equal(actual, expected)
