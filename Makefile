@@ -18,9 +18,10 @@ setup: ## Python environment with the pinned dependencies
 prepare: setup ## setup, native ops and the default model
 	@$(BIN)/python -m deployments.prepare
 
-# Its own Ray on this machine, even if another one happens to run here, unless RAY_ADDRESS names a cluster.
-serve: prepare ## set everything up and serve the default model
-	@exec $(BIN)/serve run --address "$${RAY_ADDRESS:-local}" $(CONFIG)
+# bireme serve prepares what CONFIG names and becomes `serve run`. It starts a Ray of its own, even if another one happens to
+# run here, unless RAY_ADDRESS names a cluster.
+serve: setup ## set everything up and serve the default model
+	@exec $(BIN)/bireme serve $(CONFIG)
 
 test: prepare ## set everything up and run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
