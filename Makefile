@@ -28,6 +28,7 @@ test: prepare ## set everything up and run all tests
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
 format: setup ## let ruff rewrite the layout of every file
