@@ -34,6 +34,11 @@ def config_from_gguf(path: Path) -> ModelConfig:
             raise ModelLoadError(f"{path} lacks the metadata key {arch}.{key}: convert or download it again.", "model")
         return value
 
+    if file.metadata.get("split.count", 1) > 1:
+        raise ModelLoadError(
+            f"{path} is one of {file.metadata['split.count']} parts: join them first (llama-gguf-split --merge).",
+            "model",
+        )
     if file.metadata.get(f"{arch}.expert_count"):
         raise ModelLoadError(
             f"{path} is a mixture of experts, which is not supported; supported: dense models.", "model"

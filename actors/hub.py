@@ -44,7 +44,7 @@ def ensure_snapshot(repo: str, need_weights: bool, progress: Progress | None = N
         pass  # not cached yet
     blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
     try:
-        total = _download_bytes(huggingface_hub, repo, need_weights) if progress else 0
+        total = _download_bytes(repo, patterns) if progress else 0
         with FolderGrowth(blobs, f"downloading {repo}", total, progress):
             snapshot = Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns, ignore_patterns=UNWANTED))
     except Exception as error:  # the hub client raises its own, requests' and httpx's errors
@@ -79,12 +79,10 @@ def is_complete(folder: Path, need_weights: bool) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def _download_bytes(huggingface_hub, repo: str, need_weights: bool) -> int:
-    files = huggingface_hub.HfApi().model_info(repo, files_metadata=True).siblings or []
-    wanted = huggingface_hub.utils.filter_repo_objects(
-        [file.rfilename for file in files],
-        allow_patterns=WANTED if need_weights else ["*.json", "*.jinja"],
-        ignore_patterns=UNWANTED,
-    )
-    names = set(wanted)
-    return sum(file.size or 0 for file in files if file.rfilename in names)
+def _download_bytes(repo: str, patterns: list[str]) -> int:
+    """Size of the files that a download will fetch, for the progress display."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import filter_repo_objects
+
+    sizes = {file.rfilename: file.size or 0 for file in HfApi().model_info(repo, files_metadata=True).siblings or []}
+    return sum(sizes[name] for name in filter_repo_objects(sizes, allow_patterns=patterns, ignore_patterns=UNWANTED))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,12 +175,13 @@ def _token_text(value: Any) -> str:
 
 def _template_text(folder: Path, settings: dict[str, Any]) -> str | None:
     """The template of a model directory: a file of its own goes before the one inside tokenizer_config.json."""
-    for name in ("chat_template.jinja", "chat_template.json"):
-        file = folder / name
-        if file.is_file():
-            text = file.read_text(encoding="utf-8")
-            return text if name.endswith(".jinja") else json.loads(text).get("chat_template")
-    template = settings.get("chat_template")
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise ModelLoadError(f"{file} is not UTF-8 text ({error}): copy it again.", "tokenizer") from error
+    template = _optional_json(folder / "chat_template.json").get("chat_template") or settings.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")

@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,7 @@ from actors.file_hash import content_id, sha256_of
 from actors.model_source import ModelSource, resolve_model
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import ModelLoadError
+from tests.actors.hub_server import serve_repository
 
 CONTENT = b"GGUF" + bytes(range(256)) * 64
 
@@ -239,6 +243,38 @@ def test_hub_id_is_served_from_the_cached_snapshot(golden: Path, hub_cache: Path
 def test_hub_id_without_network_says_what_to_do(hub_cache: Path):
     with pytest.raises(ModelLoadError, match=r"could not be downloaded.*Check the name and the network"):
         resolve_model("someone/unheard-of")
+
+
+def resolve_in_a_new_process(model: str, endpoint: str, home: Path, load_format: str = "auto") -> dict[str, Any]:
+    """The hub's client reads its settings when it is imported."""
+    code = (
+        "import json, sys; from actors.model_source import resolve_model; events = []; "
+        "s = resolve_model(sys.argv[1], load_format=sys.argv[2], progress=lambda *e: events.append(e)); "
+        "print(json.dumps({'path': str(s.path), 'kind': s.kind, 'events': events}))"
+    )
+    names = ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN")
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    env.update(HF_ENDPOINT=endpoint, HF_HOME=str(home), NO_PROXY="127.0.0.1", PYTHONPATH=str(Path(__file__).parents[2]))
+    result = subprocess.run([sys.executable, "-c", code, model, load_format], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_hub_id_is_downloaded_once(golden: Path, tmp_path: Path):
+    folder = shutil.copytree(golden / "qwen2", tmp_path / "repo")
+    (folder / "pytorch_model.bin").write_bytes(b"unwanted")
+    (folder / "consolidated.safetensors").write_bytes(b"unwanted")
+    size = sum((folder / name).stat().st_size for name in ("config.json", "model.safetensors"))
+    with serve_repository(folder, "someone/tiny") as (endpoint, fetched):
+        shape = resolve_in_a_new_process("someone/tiny", endpoint, tmp_path / "home", "dummy")
+        assert (shape["kind"], fetched) == ("dummy", ["config.json"])
+        first = resolve_in_a_new_process("someone/tiny", endpoint, tmp_path / "home")
+        assert sorted(fetched) == ["config.json", "model.safetensors"]
+        assert first["events"][0] == ["downloading someone/tiny", 0, size]
+        assert first["events"][-1][1] > 0
+    again = resolve_in_a_new_process("someone/tiny", "http://127.0.0.1:9", tmp_path / "home")
+    assert again == {"path": first["path"], "kind": "safetensors", "events": []}
+    assert (Path(first["path"]) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
 def test_hub_ids_are_told_from_paths():

@@ -170,8 +170,13 @@ def test_template_file_goes_before_the_one_in_tokenizer_config(byte_level_folder
     (byte_level_folder / "tokenizer_config.json").write_text(json.dumps(settings))
     source = resolve_model(str(byte_level_folder))
     assert load_tokenizer(source).apply_chat_template([]) == "inside"
+    (byte_level_folder / "chat_template.json").write_text(json.dumps({"chat_template": "in JSON"}))
+    assert load_tokenizer(source).apply_chat_template([]) == "in JSON"
     (byte_level_folder / "chat_template.jinja").write_text("beside")
     assert load_tokenizer(source).apply_chat_template([]) == "beside"
+    (byte_level_folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ModelLoadError, match="is not UTF-8 text"):
+        load_tokenizer(source)
 
 
 def test_tokenizer_of_another_model(golden: Path, byte_level_folder: Path):
