@@ -142,7 +142,7 @@ class ChatMessage(_Fields):
 
     def as_template_message(self) -> dict[str, str]:
         """The message as chat templates read it; ``developer`` is OpenAI's newer word for ``system``."""
-        text = "".join(part.text for part in self.content)
+        text = "\n".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 

@@ -1,0 +1,98 @@
+"""One application with the default model for all end-to-end tests."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from openai import OpenAI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from cluster.client import Client
+from cluster.config import LLMConfig
+from deployments.llm import build_openai_app
+
+KEYS = ["first-key", "second-key"]
+
+
+@dataclass
+class App:
+    """A running application.
+
+    Attributes:
+        url: without /v1.
+        engines: handle of the engine deployment, for questions that HTTP does not answer.
+    """
+
+    url: str
+    engines: DeploymentHandle
+
+    def client(self) -> Client:
+        return Client(self.url, api_key=KEYS[1], timeout=120)
+
+    def openai(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=KEYS[0], max_retries=0, timeout=120)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        # json.dumps escapes what is not ASCII, so that a lone surrogate can be sent too.
+        headers = {"Authorization": f"Bearer {KEYS[0]}", "Content-Type": "application/json"}
+        return httpx.post(self.url + path, content=json.dumps(body), headers=headers, timeout=120, **options)
+
+    def stats(self) -> dict:
+        """Counters of the engine, after its integrity was checked."""
+        return self.engines.check_integrity.remote().result(timeout_s=60)
+
+    def wait_until_idle(self, timeout_s: float = 5.0) -> dict:
+        """The engine's counters once nothing runs or waits."""
+        return wait_for(
+            lambda: (stats := self.stats())["num_requests_running"] + stats["num_requests_waiting"] == 0 and stats,
+            timeout_s,
+            "the engine still has requests",
+        )
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    """The first true result of ``condition``; fails after ``timeout_s`` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        result = condition()
+        if result:
+            return result
+        time.sleep(0.05)
+    pytest.fail(f"{what} after {timeout_s} s")
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def app(smollm2_source) -> Iterator[App]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # As many CPUs as the smallest machine the application is made for.
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        config = LLMConfig(
+            max_num_seqs=4, max_queued_requests=8, api_keys=KEYS, max_prompt_bytes=100_000, max_choices=16
+        )
+        serve.run(build_openai_app(config))
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: _is_healthy(url), 60, "the application is not ready")
+        yield App(url, serve.get_deployment_handle("LLMServer", "default"))
+    finally:
+        serve.shutdown()
+        ray.shutdown()
