@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_ops import sampling as ops
+from gpu_ops.forward import get_num_threads, set_num_threads
 from gpu_ops.twins import sampling as twins
 from gpu_ops.twins.philox import philox4x32_10, uniform
 from tests.gpu_ops.sample_one import sample_one
@@ -185,6 +186,24 @@ def test_sample_depends_on_nothing_but_its_row():
         for slot in range(12)
     ]
     assert alone == together
+
+
+def test_sampling_does_not_depend_on_the_number_of_threads():
+    rng = np.random.default_rng(5)
+    logits = tensor(rng.normal(size=(16, 5000)) * 2, "float32")
+    state = empty_state(slots=16)
+    for slot in range(16):
+        put_request(state, slot, prompt=[1], seeds=slot, temperature=slot / 8, top_p=0.9, top_k=1000)
+    device, slots = on_device(state), tensor(np.arange(16), "int32")
+    before, results = get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            set_num_threads(threads)
+            tokens = ops.sample(logits, device, slots)
+            results.append([tokens.tolist(), *(x.tolist() for x in ops.token_logprobs(logits, tokens, 5))])
+    finally:
+        set_num_threads(before)
+    assert results[0] == results[1] == results[2]
 
 
 def test_non_contiguous_logits_are_refused():
