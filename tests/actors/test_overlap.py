@@ -191,8 +191,9 @@ def test_a_report_in_flight_does_not_overwrite_the_hosts_intent(tiny_model):
     runner.execute_model_overlap(engine.scheduler.schedule())  # a's only step: the device will report "nothing runs"
     runner.stream.run(gates[1].wait)
     engine.add_request(request("b", PROMPT, max_tokens=2))
+    runner._launch(engine.scheduler.schedule())  # the host intends to run b; a's report comes after that
     gates[0].set()
-    engine.scheduler.update(runner.execute_model_overlap(engine.scheduler.schedule()))
+    engine.scheduler.update(runner._save_output(runner._in_flight[0]))
     assert not runner.is_idle(), "the step of b is in flight"
     gates[1].set()
     engine.generate([])

@@ -1,0 +1,60 @@
+"""Bugs that other engines shipped: each patch brings one back, and the test that is named in it must fail with it.
+
+A patch that no longer applies has to follow the code; one that no test notices means that the rule is not held any more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATCHES = sorted((Path(__file__).parent / "patches").glob("*.patch"))
+COPIED = ("cluster", "actors", "gpu_ops", "tests", "pyproject.toml")
+
+
+def named_test(patch: Path) -> str:
+    (line,) = [line for line in patch.read_text().splitlines() if line.startswith("Test: ")]
+    return line.removeprefix("Test: ")
+
+
+def run_test(tree: Path, test: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=120", test]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=280)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """A copy of the sources that patches may change."""
+    copy = tmp_path_factory.mktemp("learned") / "tree"
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=ignore)
+        else:
+            shutil.copy(source, copy / name)
+    return copy
+
+
+def test_there_is_a_patch_for_every_learned_rule():
+    assert len(PATCHES) == 13
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
+def test_the_named_test_fails_with_the_bug(tree, patch):
+    apply = ["git", "apply", "--unsafe-paths", "--whitespace=nowarn", str(patch)]
+    subprocess.run(apply, cwd=tree, check=True, capture_output=True, env={**os.environ, "GIT_CEILING_DIRECTORIES": "/"})
+    try:
+        result = run_test(tree, named_test(patch))
+    finally:
+        subprocess.run([*apply, "--reverse"], cwd=tree, check=True, capture_output=True)
+    assert "1 failed" in result.stdout, f"the bug went unnoticed, or the test broke:\n{result.stdout[-3000:]}"
+    assert result.returncode == 1
