@@ -13,9 +13,14 @@ from cluster.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_SEQ_LEN, MAX_STOP_S
 MAX_EOS_TOKEN_IDS = 8
 
 
+def _tensor(dtype: str, *sizes: str, fill: Any = 0) -> Any:
+    """A field by dtype, names of its sizes (`field_arrays` knows their values) and what an empty slot holds."""
+    return field(metadata={"dtype": dtype, "sizes": sizes, "fill": fill})
+
+
 def _slots(dtype: str, *sizes: str, fill: Any = 0) -> Any:
-    """A tensor with one row a slot; further sizes by the name that `field_sizes` gives them."""
-    return field(metadata={"dtype": dtype, "sizes": ("max_num_seqs", *sizes), "fill": fill})
+    """A field with one row a slot."""
+    return _tensor(dtype, "max_num_seqs", *sizes, fill=fill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class ShareInputs:
     num_sampled: paddle.Tensor = _slots("int32")
     stop_reason: paddle.Tensor = _slots("int32")
     matched_stop: paddle.Tensor = _slots("int64", fill=-1)
-    not_need_stop: paddle.Tensor = field(metadata={"dtype": "bool", "sizes": ("tokens_per_step",), "fill": False})
+    not_need_stop: paddle.Tensor = _tensor("bool", "tokens_per_step", fill=False)
     eos_token_id: paddle.Tensor = _slots("int64", "eos_token_ids", fill=-1)
     stop_token_ids: paddle.Tensor = _slots("int64", "stop_token_ids", fill=-1)
     stop_seqs: paddle.Tensor = _slots("int64", "stop_seqs", "stop_seq_len", fill=-1)

@@ -92,4 +92,4 @@ def unpack_outputs(landing: np.ndarray) -> StepResult:
             ids=block[:, 2 : 2 + columns],
             logprobs=block[:, 2 + columns :].view(np.float64),
         )
-    return StepResult(bool(header & 1), *slots, logprobs=logprobs)
+    return StepResult(bool(header & 1), slots[0], slots[1], slots[2], slots[3], slots[4], logprobs)

@@ -47,18 +47,18 @@ def _has_block(state: Any, slot: int, position: int) -> bool:
 
 def recover_block(state: Any) -> None:
     """Paused slots go on when the block of their next position is there."""
-    for slot in np.flatnonzero(state.is_block_step):
-        state.is_block_step[slot] = not _has_block(state, slot, state.seq_lens_decoder[slot])
+    for slot in np.flatnonzero(state.is_block_step).tolist():
+        state.is_block_step[slot] = not _has_block(state, slot, int(state.seq_lens_decoder[slot]))
 
 
 def apply_step(state: Any, scheduled: np.ndarray, cleared: np.ndarray, block_updates: np.ndarray) -> None:
     """Clear slots, enter blocks, recover, set the lengths of this step."""
-    for slot in np.flatnonzero(cleared):
+    for slot in np.flatnonzero(cleared).tolist():
         state.block_tables[slot] = -1
         state.stop_flags[slot] = True
         state.is_block_step[slot] = False
         state.seq_lens_this_time[slot] = state.seq_lens_encoder[slot] = state.seq_lens_decoder[slot] = 0
-    for slot, index, block in block_updates:
+    for slot, index, block in block_updates.tolist():
         state.block_tables[slot, index] = block
     recover_block(state)
 
@@ -174,7 +174,7 @@ def pack_outputs(
     token = np.where(state.num_sampled > 0, state.sampled_token_ids[:, 0], -1)
     columns = (token, state.num_sampled, state.stop_reason, state.matched_stop, state.seq_lens_decoder)
     landing[1:end] = np.stack(columns, axis=1).reshape(-1)
-    if logprob_ids is None:
+    if logprob_ids is None or sample_slots is None or logprobs is None or ranks is None:
         return
 
     block = landing[end:].reshape(slots, -1)
