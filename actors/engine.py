@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
+from actors.file_hash import content_id
 from actors.kv_cache import KVCache
 from actors.model_config import ModelConfig, load_model_config
 from actors.model_runner import ModelRunner
@@ -18,6 +19,7 @@ from actors.scheduler import Scheduler
 from actors.step_plan import StepPlan
 from actors.weights import iter_weights, weights_fingerprint
 from cluster import __version__
+from cluster.cache import Progress
 from cluster.config import EngineConfig
 from cluster.errors import BiremeError, InvalidRequestError
 from cluster.outputs import EngineInfo, TokenDelta
@@ -26,7 +28,6 @@ from gpu_ops import forward
 from gpu_ops.build import sources_hash
 
 DEFAULT_MAX_MODEL_LEN = 8192
-Progress = Callable[[str, int, int], None]
 
 
 class ConfigError(BiremeError):
@@ -63,7 +64,7 @@ class Engine:
         if config.dtype not in ("auto", "float32"):
             raise ConfigError(f"dtype: the CPU computes in float32, got {config.dtype}", "dtype")
         self.source: ModelSource = resolve_model(
-            config.model, load_format=config.load_format, tokenizer=config.tokenizer
+            config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.seed
         )
         self.model_config: ModelConfig = load_model_config(self.source)
         block_bytes = (
@@ -192,12 +193,8 @@ def fingerprint(config: EngineConfig, source: ModelSource) -> str:
 
     On the CPU the kernels give the same bits on every instruction set, so only their sources count.
     """
-    parts = (
-        __version__,
-        weights_fingerprint(source),
-        str(config.tokenizer),
-        config.dtype,
-        str(config.seed),
-        sources_hash(),
+    tokenizer = (
+        content_id(source.tokenizer) if source.tokenizer and source.tokenizer.is_file() else str(source.tokenizer)
     )
+    parts = (__version__, weights_fingerprint(source), tokenizer, config.dtype, str(config.seed), sources_hash())
     return "bireme-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -27,8 +27,8 @@ from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, Tok
 from gpu_ops import sampling, state
 from gpu_ops.host_flag import get_stop, set_stop
 from gpu_ops.share_inputs import allocate_share_inputs
-from gpu_ops.step_result import StopReason, unpack_outputs
 from gpu_ops.step_result import StepResult as PackedResult
+from gpu_ops.step_result import StopReason, unpack_outputs
 
 # Rows of all-position logits computed at once: 64 rows of a 150,000-token vocabulary are 38 MB.
 _LOGITS_ROWS = 64

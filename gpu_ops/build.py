@@ -6,7 +6,6 @@ differ, and the cache may lie on a shared disk. A lock file makes concurrent fir
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import os
@@ -14,10 +13,11 @@ import platform
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
+
+from cluster.cache import Progress, cache_dir, exclusive
 
 CSRC = Path(__file__).parent / "csrc"
 KERNEL_FLAGS = [
@@ -32,17 +32,9 @@ KERNEL_FLAGS = [
 ]
 BINDING_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-DPADDLE_WITH_CUSTOM_KERNEL", "-w", "-pthread"]
 
-Progress = Callable[[str, int, int], None]
-
 
 class OpBuildError(RuntimeError):
     """The ops could not be built; the message holds the compiler's own words and what to install."""
-
-
-def cache_dir() -> Path:
-    """Where built libraries are kept: $BIREME_CACHE, else the user's cache folder."""
-    base = os.environ.get("BIREME_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "bireme")
-    return Path(base)
 
 
 def paddle_distribution() -> metadata.Distribution:
@@ -125,8 +117,7 @@ def build(progress: Progress | None = None) -> Path:
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.parent / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(target.parent / "lock"):
         if not target.exists():
             _compile(target, progress)
     return target

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from actors.model_config import ModelConfig
 from actors.models.decoder import Decoder
-
-Progress = Callable[[str, int, int], None]
+from cluster.cache import Progress
 
 
 def load_model(

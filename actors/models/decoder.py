@@ -6,7 +6,7 @@ Pre-norm residual blocks with RMSNorm, rotary grouped-query attention over the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +14,8 @@ import paddle
 
 from actors.model_config import ModelConfig
 from actors.rope import rope_table
+from cluster.cache import Progress
 from gpu_ops import forward as ops
-
-Progress = Callable[[str, int, int], None]
 
 
 class BatchRows(NamedTuple):

@@ -13,7 +13,7 @@ from actors.scheduler import Scheduler
 from actors.step_plan import SlotOutput, StepPlan, StepResult
 from cluster.errors import InvalidRequestError, OverloadedError
 from cluster.outputs import NO_TOKEN, PREEMPTED
-from cluster.request import EngineRequest, RequestState
+from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 
 BLOCK = 16
