@@ -42,8 +42,8 @@ def apply_step(
 ) -> None:
     """Begin a step: clear slots, enter new blocks, resume paused slots that got their block, set the lengths.
 
-    A slot whose blocks do not cover all positions it would compute pauses instead. Requests that reuse a slot cleared
-    in the same step are inserted afterwards.
+    A slot whose blocks do not cover all positions it would compute pauses instead. New requests are inserted before,
+    so no slot may be both inserted and cleared in one step.
 
     Args:
         scheduled: int32 [B], tokens to compute; may exceed what a slot has left, never what it needs.
