@@ -32,6 +32,7 @@ bireme::AttentionShape check_attention(const paddle::Tensor& qkv, const paddle::
   check_shape(block_tables, "block_tables", kInt32, {kAnySize, kAnySize});
   shape.slots = block_tables.shape()[0];
   shape.table_width = block_tables.shape()[1];
+  check_not_empty(qkv, "qkv");
   check_cpu(qkv, "qkv");
   check_cpu(k_cache, "k_cache");
   check_cpu(v_cache, "v_cache");
@@ -47,7 +48,6 @@ void RotaryKvWrite(const paddle::Tensor& qkv, const paddle::Tensor& cos_sin, con
   const auto shape =
       check_attention(qkv, k_cache, v_cache, block_tables, positions, batch_id_per_token, q_heads, kv_heads);
   check_shape(cos_sin, "cos_sin", kFloat, {kAnySize, shape.head_dim});
-  if (shape.rows == 0) return;
   check_fault(bireme::rotary_kv_write_cpu(mutable_data<float>(qkv), cos_sin.data<float>(), cos_sin.shape()[0],
                                           positions.data<int32_t>(), batch_id_per_token.data<int32_t>(),
                                           block_tables.data<int32_t>(), mutable_data<float>(k_cache),
@@ -61,7 +61,6 @@ std::vector<paddle::Tensor> PagedAttention(const paddle::Tensor& qkv, const padd
   const auto shape =
       check_attention(qkv, k_cache, v_cache, block_tables, positions, batch_id_per_token, q_heads, kv_heads);
   auto out = paddle::empty({shape.rows, q_heads * shape.head_dim}, kFloat, qkv.place());
-  if (shape.rows == 0) return {out};
   check_fault(bireme::paged_attention_cpu(qkv.data<float>(), k_cache.data<float>(), v_cache.data<float>(),
                                           block_tables.data<int32_t>(), positions.data<int32_t>(),
                                           batch_id_per_token.data<int32_t>(), scale, shape, out.data<float>()));

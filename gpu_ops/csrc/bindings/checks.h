@@ -51,6 +51,11 @@ inline void check_cpu(const paddle::Tensor& tensor, const char* name) {
   PD_CHECK(tensor.is_cpu(), name, ": lies on a device for which this op has no kernel, needs a CPU tensor");
 }
 
+// Ops that return a tensor need elements to return: Paddle 2.6 takes an empty output for one that was forgotten.
+inline void check_not_empty(const paddle::Tensor& tensor, const char* name) {
+  PD_CHECK(tensor.numel() > 0, name, ": has no elements, needs at least one row");
+}
+
 // Data of a tensor that may have no elements; Paddle refuses to hand out the pointer of an empty one.
 template <typename T>
 T* data_or_null(const paddle::Tensor& tensor) {

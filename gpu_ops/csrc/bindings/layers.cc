@@ -7,6 +7,7 @@ constexpr auto kFloat = paddle::DataType::FLOAT32;
 
 void check_rows(const paddle::Tensor& x, const char* name) {
   check_shape(x, name, kFloat, {kAnySize, kAnySize});
+  check_not_empty(x, name);
   check_cpu(x, name);
 }
 }  // namespace
@@ -16,7 +17,6 @@ std::vector<paddle::Tensor> RmsNorm(const paddle::Tensor& x, const paddle::Tenso
   const int64_t rows = x.shape()[0], hidden = x.shape()[1];
   check_shape(weight, "weight", kFloat, {hidden});
   auto out = paddle::empty({rows, hidden}, kFloat, x.place());
-  if (out.numel() == 0) return {out};
   bireme::rms_norm_cpu(x.data<float>(), weight.data<float>(), eps, rows, hidden, out.data<float>());
   return {out};
 }
@@ -28,7 +28,6 @@ std::vector<paddle::Tensor> AddRmsNorm(const paddle::Tensor& x, const paddle::Te
   check_shape(residual, "residual", kFloat, {rows, hidden});
   check_shape(weight, "weight", kFloat, {hidden});
   auto out = paddle::empty({rows, hidden}, kFloat, x.place());
-  if (out.numel() == 0) return {out};
   bireme::add_rms_norm_cpu(x.data<float>(), mutable_data<float>(residual), weight.data<float>(), eps, rows, hidden,
                            out.data<float>());
   return {out};
@@ -51,7 +50,6 @@ std::vector<paddle::Tensor> Swiglu(const paddle::Tensor& gate_up) {
   PD_CHECK(gate_up.shape()[1] % 2 == 0, "gate_up: has ", gate_up.shape()[1], " columns, needs an even number");
   const int64_t rows = gate_up.shape()[0], inner = gate_up.shape()[1] / 2;
   auto out = paddle::empty({rows, inner}, kFloat, gate_up.place());
-  if (out.numel() == 0) return {out};
   bireme::swiglu_cpu(gate_up.data<float>(), rows, inner, out.data<float>());
   return {out};
 }

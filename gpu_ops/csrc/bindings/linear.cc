@@ -27,7 +27,7 @@ void SetNumThreads(const paddle::Tensor& threads) {
 
 std::vector<paddle::Tensor> PackWeight(const paddle::Tensor& weight) {
   check_shape(weight, "weight", kFloat, {kAnySize, kAnySize});
-  PD_CHECK(weight.numel() > 0, "weight: has no elements, needs at least one row and one column");
+  check_not_empty(weight, "weight");
   check_cpu(weight, "weight");
   const int64_t out_features = weight.shape()[0], in_features = weight.shape()[1];
   const std::vector<int64_t> shape{bireme::panel_count(out_features), in_features, bireme::kPanelColumns};
@@ -42,11 +42,11 @@ std::vector<paddle::Tensor> Linear(const paddle::Tensor& x, const paddle::Tensor
   check_packed(packed, out_features);
   const int64_t in_features = packed.shape()[1];
   check_shape(x, "x", kFloat, {kAnySize, in_features});
+  check_not_empty(x, "x");
   check_cpu(x, "x");
   if (bias) check_shape(*bias, "bias", kFloat, {out_features});
   const int64_t rows = x.shape()[0];
   auto y = paddle::empty({rows, out_features}, kFloat, x.place());
-  if (rows == 0) return {y};
   bireme::linear_cpu(x.data<float>(), rows, in_features, packed.data<float>(), out_features,
                      bias ? bias->data<float>() : nullptr, y.data<float>());
   return {y};
@@ -54,6 +54,7 @@ std::vector<paddle::Tensor> Linear(const paddle::Tensor& x, const paddle::Tensor
 
 std::vector<paddle::Tensor> Embedding(const paddle::Tensor& weight, const paddle::Tensor& ids, int64_t vocab_size) {
   check_shape(ids, "ids", kInt64, {kAnySize});
+  check_not_empty(ids, "ids");
   check_cpu(ids, "ids");
   const bool is_packed = weight.shape().size() == 3;
   if (is_packed) {
@@ -63,7 +64,6 @@ std::vector<paddle::Tensor> Embedding(const paddle::Tensor& weight, const paddle
   }
   const int64_t rows = ids.shape()[0], hidden = weight.shape()[1];
   auto out = paddle::empty({rows, hidden}, kFloat, weight.place());
-  if (rows == 0) return {out};
   (is_packed ? bireme::embedding_packed_cpu : bireme::embedding_table_cpu)(
       weight.data<float>(), ids.data<int64_t>(), rows, vocab_size, hidden, out.data<float>());
   return {out};

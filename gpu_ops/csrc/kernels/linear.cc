@@ -43,7 +43,7 @@ struct Product {
     args.x = x_tiles + row * in_features + depths.begin(depth) * rows;
     args.w = packed + (panel * in_features + depths.begin(depth)) * kPanelColumns;
     args.ldw = kPanelColumns;
-    args.prefetch = kPrefetchFloats;
+    args.ahead = args.w + kPrefetchFloats;
     const bool first = depth == 0;
     if (columns == kPanelColumns) {
       args.out = out;
@@ -73,6 +73,7 @@ struct Product {
     for (int64_t column = 0; column < kPanelColumns; column += kTileVecs * kLanes) {
       kKernels[rows - 1](args, 0);
       args.w += kTileVecs * kLanes;
+      args.ahead += kTileVecs * kLanes;
       args.start += kTileVecs * kLanes;
       args.out += kTileVecs * kLanes;
     }

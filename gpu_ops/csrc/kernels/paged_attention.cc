@@ -18,14 +18,15 @@ namespace {
 constexpr int64_t kSegment = 256;
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int kStride = kSegment + 16;  // of score rows; off a power of two for the cache's sets
+constexpr int64_t kPositionsAhead = 32;
 constexpr int64_t kGrainFmas = 128 * 1024;
 constexpr int64_t kWide = kTileVecs * kLanes;
 
-constexpr TileKernels kScoreWide = tile_kernels<kTileVecs, Interleaved, false, false>();
-constexpr TileKernels kScoreNarrow = tile_kernels<1, Interleaved, false, false>();
-constexpr TileKernels kValueWide = tile_kernels<kTileVecs, Strided<kStride>, false, false>();
-constexpr TileKernels kValueNarrow = tile_kernels<1, Strided<kStride>, false, false>();
-constexpr TileKernels kValuePartial = tile_kernels<1, Strided<kStride>, true, false>();
+constexpr TileKernels kScoreWide = tile_kernels<kTileVecs, Interleaved, false, true>();
+constexpr TileKernels kScoreNarrow = tile_kernels<1, Interleaved, false, true>();
+constexpr TileKernels kValueWide = tile_kernels<kTileVecs, Strided<kStride>, false, true>();
+constexpr TileKernels kValueNarrow = tile_kernels<1, Strided<kStride>, false, true>();
+constexpr TileKernels kValuePartial = tile_kernels<1, Strided<kStride>, true, true>();
 
 // Query vectors that share cache loads: `heads` heads of one group, of `rows` rows at consecutive positions of one slot.
 // Vector r is row r / heads, head r % heads.
@@ -69,12 +70,20 @@ struct Attention {
     }
   }
 
+  // Where position's entry of a cache begins: k advances by 1 a position inside a block, v by head_dim.
+  const float* key_at(const Tile& tile, int64_t kv_head, int64_t position) const {
+    return block_of(k_cache, tile, kv_head, position) + position % shape.block_size;
+  }
+  const float* value_at(const Tile& tile, int64_t kv_head, int64_t position) const {
+    return block_of(v_cache, tile, kv_head, position) + position % shape.block_size * shape.head_dim;
+  }
   const float* block_of(const float* cache, const Tile& tile, int64_t kv_head, int64_t position) const {
     const int64_t block = tile.blocks[position / shape.block_size];
     return cache + (block * shape.kv_heads + kv_head) * shape.head_dim * shape.block_size;
   }
 
   // scores[r][j] = q_r k_{first + j} for j < count, rounded up to full vectors; the surplus is whatever the block holds.
+  // Blocks lie anywhere in memory, which defeats the hardware's prefetcher; hence `ahead`, here and for the values.
   void score(const Tile& tile, int64_t kv_head, int64_t first, int64_t count, const float* queries, float* scores) const {
     static const float zeros[kWide] = {};
     TileArgs args{};
@@ -83,16 +92,22 @@ struct Attention {
     args.ldw = shape.block_size;
     args.start = zeros;
     args.ld_out = kStride;
-    for (int64_t j0 = 0; j0 < count; j0 += shape.block_size) {
-      const float* keys = block_of(k_cache, tile, kv_head, first + j0);
-      const int64_t end = std::min(shape.block_size, count - j0);
-      for (int64_t j = 0; j < end;) {
-        const bool wide = j + kWide <= shape.block_size && end - j > kLanes;
-        args.w = keys + j;
-        args.out = scores + j0 + j;
-        (wide ? kScoreWide : kScoreNarrow)[tile.vectors() - 1](args, 0);
-        j += wide ? kWide : kLanes;
+    const auto ahead = [&](int64_t j) {
+      const int64_t next = j + kPositionsAhead;
+      return next < count ? key_at(tile, kv_head, first + next) : value_at(tile, kv_head, first);
+    };
+    for (int64_t j = 0; j < count;) {
+      const bool wide = kTileVecs == 2 && count - j > kLanes;
+      args.w = key_at(tile, kv_head, first + j);
+      args.ahead = ahead(j);
+      if (wide) {
+        // The two vectors may lie in different blocks.
+        args.vec_step = key_at(tile, kv_head, first + j + kLanes) - args.w;
+        args.ahead_vec_step = ahead(j + kLanes) - args.ahead;
       }
+      args.out = scores + j;
+      (wide ? kScoreWide : kScoreNarrow)[tile.vectors() - 1](args, 0);
+      j += wide ? kWide : kLanes;
     }
   }
 
@@ -103,13 +118,16 @@ struct Attention {
     args.ldw = shape.head_dim;
     args.ld_start = args.ld_out = kMaxHeadDim;
     while (from < to) {
-      const int64_t entry = (first + from) % shape.block_size;
-      args.depth = std::min(shape.block_size - entry, to - from);
+      const int64_t left_in_block = shape.block_size - (first + from) % shape.block_size;
+      args.depth = std::min({left_in_block, kPositionsAhead, to - from});
       args.x = weights + from;
-      const float* values = block_of(v_cache, tile, kv_head, first + from) + entry * shape.head_dim;
+      const float* values = value_at(tile, kv_head, first + from);
+      const int64_t next = from + kPositionsAhead;
+      const float* ahead = next < to ? value_at(tile, kv_head, first + next) : values;
       for (int64_t d = 0; d < shape.head_dim;) {
         const int64_t left = shape.head_dim - d;
         args.w = values + d;
+        args.ahead = ahead + d;
         args.start = args.out = acc + d;
         const TileKernels& kernels = left >= kWide ? kValueWide : left >= kLanes ? kValueNarrow : kValuePartial;
         kernels[vectors - 1](args, static_cast<int>(left));

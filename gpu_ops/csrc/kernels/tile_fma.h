@@ -15,13 +15,15 @@ namespace {
 struct TileArgs {
   int64_t depth;
   const float* x;  // element (row, k), laid out as the kernel's Layout says
-  const float* w;  // w[k * ldw + column]
+  const float* w;  // w[k * ldw + vector * vec_step + lane]
   int64_t ldw;
+  int64_t vec_step = kLanes;
   const float* start;  // what the sums start from: start[row * ld_start + column]; ld_start 0 repeats one row
   int64_t ld_start;
   float* out;  // out[row * ld_out + column]
   int64_t ld_out;
-  int64_t prefetch;  // floats ahead of w to prefetch, used by kernels with Prefetch
+  const float* ahead;  // prefetched in the same steps as w is read; only by kernels with Prefetch; may lie anywhere
+  int64_t ahead_vec_step = kLanes;
 };
 
 // x as packed rows, x[k * rows + row]: one stream, which the hardware prefetches.
@@ -47,12 +49,14 @@ void tile_fma(const TileArgs& a, int lanes) {
   }
   const float* w = a.w;
   const float* x = a.x;
+  const float* ahead = a.ahead;
   for (int64_t k = 0; k < a.depth; ++k, w += a.ldw, x += Layout::step(Rows)) {
     if (Prefetch) {
-      for (int v = 0; v < Vecs; ++v) __builtin_prefetch(w + a.prefetch + v * kLanes);
+      for (int v = 0; v < Vecs; ++v) __builtin_prefetch(ahead + v * a.ahead_vec_step);
+      ahead += a.ldw;
     }
     Vec16 column[Vecs];
-    for (int v = 0; v < Vecs; ++v) column[v] = Partial ? load_first(w, lanes) : load(w + v * kLanes);
+    for (int v = 0; v < Vecs; ++v) column[v] = Partial ? load_first(w, lanes) : load(w + v * a.vec_step);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const Vec16 value = broadcast(x[r * Layout::row_stride()]);
