@@ -18,7 +18,7 @@ def host_view(tensor: paddle.Tensor) -> np.ndarray:
     dtype = np.dtype(_NUMPY_TYPES[tensor.dtype])
     count = int(np.prod(tensor.shape))
     address = ctypes.cast(tensor.data_ptr(), ctypes.POINTER(ctypes.c_char * (count * dtype.itemsize)))
-    return np.frombuffer(address.contents, dtype=dtype).reshape(tensor.shape)
+    return np.frombuffer(memoryview(address.contents), dtype=dtype).reshape(tensor.shape)
 
 
 class HostBuffer:

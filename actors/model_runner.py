@@ -190,12 +190,13 @@ class ModelRunner:
 
     def _score_prompt(self, wanted: PromptLogprobs) -> list[TokenLogprobs]:
         """Log-probabilities of prompt tokens from all-position logits, a bounded number of rows at a time."""
-        first = int(self.cu_seqlens_q.array[wanted.slot])
+        hidden, first = self._hidden, int(self.cu_seqlens_q.array[wanted.slot])
+        assert hidden is not None
         scored: list[TokenLogprobs] = []
         for start in range(0, len(wanted.targets), _LOGITS_ROWS):
             targets = paddle.to_tensor(np.asarray(wanted.targets[start : start + _LOGITS_ROWS], np.int64))
             row = first + start
-            logits = self.model.compute_logits(self._hidden[row : row + targets.shape[0]])
+            logits = self.model.compute_logits(hidden[row : row + targets.shape[0]])
             ids, values, ranks = (t.numpy() for t in sampling.token_logprobs(logits, targets, wanted.num_logprobs))
             scored += [
                 TokenLogprobs(float(v[0]), int(r), i[1:].tolist(), v[1:].tolist())

@@ -34,7 +34,7 @@ class TokenDelta(NamedTuple):
 
     request_id: str
     attempt: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None

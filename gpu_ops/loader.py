@@ -12,9 +12,8 @@ from gpu_ops.build import build
 
 @functools.cache
 def _runner() -> Any:
-    from paddle.utils.cpp_extension.extension_utils import load_op_meta_info_and_register_op
-
-    load_op_meta_info_and_register_op(str(build()))
+    # paddle.utils.cpp_extension also registers static-graph prototypes, and imports setuptools; neither is needed here.
+    paddle.base.core.load_op_meta_info_and_register_op(str(build()))
     try:
         return paddle._C_ops._run_custom_op  # Paddle 3.x
     except AttributeError:

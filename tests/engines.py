@@ -47,7 +47,9 @@ def make_engine(folder: Path, record: list | None = None, **settings) -> Engine:
 
 def request(request_id: str, prompt: list[int], **params) -> EngineRequest:
     """A greedy request unless told otherwise; fields of EngineRequest go to it, the others to SamplingParams."""
-    own = {name: params.pop(name) for name in ("priority", "cache_salt", "attempt", "output_token_ids") if name in params}
+    own = {
+        name: params.pop(name) for name in ("priority", "cache_salt", "attempt", "output_token_ids") if name in params
+    }
     return EngineRequest(request_id, prompt, SamplingParams(**{"temperature": 0.0, "max_tokens": 8, **params}), **own)
 
 

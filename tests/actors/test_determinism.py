@@ -101,7 +101,14 @@ def test_overlapped_plain_and_solo_runs_agree_bit_for_bit(tiny_model, solo, work
 
 
 def test_a_continuation_on_another_engine_goes_on_exactly(tiny_model):
-    params = {"temperature": 0.9, "seed": 4, "frequency_penalty": 0.7, "min_tokens": 10, "max_tokens": 16, "logprobs": 1}
+    params = {
+        "temperature": 0.9,
+        "seed": 4,
+        "frequency_penalty": 0.7,
+        "min_tokens": 10,
+        "max_tokens": 16,
+        "logprobs": 1,
+    }
     whole, _ = generate(tiny_model, [request("a", [3, 4, 5], **params)])
     tokens, logprobs, *end = whole["a"]
     for cut in range(1, 16):

@@ -61,7 +61,9 @@ def mixed_requests():
     return [
         request("greedy", PROMPT, max_tokens=24),
         request("sampled", list(range(3, 90)), temperature=1.0, top_p=0.9, seed=7, max_tokens=24, logprobs=3),
-        request("penalised", PROMPT, temperature=0.8, seed=1, presence_penalty=0.5, repetition_penalty=1.3, max_tokens=24),
+        request(
+            "penalised", PROMPT, temperature=0.8, seed=1, presence_penalty=0.5, repetition_penalty=1.3, max_tokens=24
+        ),
         request("short", [7], max_tokens=1),
         request("biased", list(range(40)), logit_bias={11: 4.0}, min_tokens=6, max_tokens=12),
         request("scored", list(range(50, 90)), prompt_logprobs=2, max_tokens=3),

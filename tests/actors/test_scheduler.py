@@ -272,7 +272,9 @@ def test_a_plan_of_markers_alone_is_launched():
 @given(st.data())
 def test_every_request_ends_once_with_its_own_tokens(data):
     num_blocks = data.draw(st.integers(2, 12), "num_blocks")
-    scheduler = make_scheduler(num_blocks, data.draw(st.integers(1, 6), "slots"), data.draw(st.integers(8, 64), "budget"))
+    scheduler = make_scheduler(
+        num_blocks, data.draw(st.integers(1, 6), "slots"), data.draw(st.integers(8, 64), "budget")
+    )
     limit, device = num_blocks * BLOCK, Device(scheduler, overlap=data.draw(st.booleans(), "overlap"))
     aborted, count = set(), data.draw(st.integers(1, 12), "requests")
     for index in range(count):

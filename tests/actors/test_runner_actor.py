@@ -1,0 +1,143 @@
+"""The runner actor without Ray: one asyncio loop drives it the way Ray would."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from actors.runner_actor import RunnerActor
+from cluster.config import EngineConfig
+from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError
+from cluster.outputs import AttachRequired, GenerateReply
+from tests.engines import answer, make_engine, request
+
+
+def subscribed(name: str, prompt: list[int], attempt: int = 0, **params):
+    made = request(name, prompt, attempt=attempt, **params)
+    made.subscriber = "ingress"
+    return made
+
+
+class Subscriber:
+    """Collects what an attached stream brings."""
+
+    def __init__(self, actor: RunnerActor, resume: dict[str, int] | None = None) -> None:
+        self.messages: list = []
+        self.task = asyncio.create_task(self._run(actor, resume or {}))
+
+    async def _run(self, actor, resume):
+        async for message in actor.attach("ingress", resume):
+            self.messages.append(message)
+
+    def of(self, name: str) -> list:
+        return [delta for message in self.messages for delta in message if delta.request_id == name]
+
+    async def wait_for(self, name: str, count: int) -> None:
+        async def poll():
+            while len(self.of(name)) < count:
+                await asyncio.sleep(0.002)
+
+        await asyncio.wait_for(poll(), 20)
+
+
+@pytest.fixture
+async def actor(tiny_model):
+    config = EngineConfig(
+        model=str(tiny_model), load_format="dummy", max_num_seqs=4, max_num_batched_tokens=64, num_kv_blocks=64
+    )
+    made = RunnerActor(config, "engine-1")
+    info = await made.start()
+    assert info.engine_id == "engine-1" and info.vocab_size == 128
+    yield made
+    await made.shutdown()
+
+
+async def test_a_request_needs_the_subscribers_stream_first(actor):
+    reply = await actor.generate(subscribed("a", [1, 2]))
+    assert isinstance(reply, AttachRequired) and reply.fingerprint.startswith("bireme-")
+    assert (await actor.check_integrity())["num_requests_running"] == 0
+
+
+async def test_the_stream_carries_the_tokens_and_the_reply_their_number(actor, tiny_model):
+    engine = make_engine(tiny_model)
+    expected = engine.generate([request("a", [3, 4, 5]), request("b", [9] * 30, max_tokens=3)])
+    engine.close()
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    replies = await asyncio.gather(
+        actor.generate(subscribed("a", [3, 4, 5])), actor.generate(subscribed("b", [9] * 30, max_tokens=3))
+    )
+    assert replies == [GenerateReply(8, "length"), GenerateReply(3, "length")]
+    await stream.wait_for("a", 8)
+    assert {name: answer(stream.of(name)) for name in "ab"} == {name: answer(expected[name]) for name in "ab"}
+
+
+async def test_cancelling_the_call_aborts_the_request_within_two_steps(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    call = asyncio.create_task(actor.generate(subscribed("a", [1], max_tokens=500)))
+    await stream.wait_for("a", 3)
+    call.cancel()
+    await asyncio.sleep(0)
+    loop, steps = actor._engine_loop, actor._engine_loop.num_steps
+    read = loop.call(lambda engine: (engine.scheduler.kv_cache.num_available, loop.num_steps))
+    available, steps_then = await asyncio.wrap_future(read)
+    assert available == 64
+    assert steps_then <= steps + 2
+
+
+async def test_a_broken_stream_resumes_from_an_index(actor):
+    first = Subscriber(actor)
+    await asyncio.sleep(0)
+    call = asyncio.create_task(actor.generate(subscribed("a", [7, 7], max_tokens=40)))
+    await first.wait_for("a", 5)
+    first.task.cancel()
+    seen = len(first.of("a"))
+    await call  # finishes while nobody listens
+    second = Subscriber(actor, {"a": seen})
+    await second.wait_for("a", 40 - seen)
+    indices = [delta.index for delta in first.of("a") + second.of("a")]
+    assert indices == list(range(40))
+    assert second.of("a")[-1].finish_reason == "length"
+
+
+async def test_a_newer_attempt_ends_the_older_one_and_the_older_is_fenced(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    old = asyncio.create_task(actor.generate(subscribed("a", [5, 6], max_tokens=400)))
+    await stream.wait_for("a", 4)
+    known = [token for delta in stream.of("a")[:4] for token in delta.token_ids]
+    reply = await actor.generate(subscribed("a", [5, 6], attempt=1, output_token_ids=known, max_tokens=8))
+    assert reply == GenerateReply(8, "length")
+    assert (await old).finish_reason == "abort"
+    with pytest.raises(EngineDeadError, match="attempt 0 of a is older than attempt 1"):
+        await actor.generate(subscribed("a", [5, 6]))
+
+
+async def test_a_refusal_reaches_the_caller_and_leaves_nothing_behind(actor):
+    Subscriber(actor)
+    await asyncio.sleep(0)
+    with pytest.raises(InvalidRequestError, match="limit of 512"):
+        await actor.generate(subscribed("a", [1] * 20, max_tokens=500))
+    assert (await actor.generate(subscribed("a", [1]))).num_tokens == 8
+
+
+async def test_a_dead_loop_fails_calls_and_health(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+
+    def fail(rows, kv_cache):
+        raise RuntimeError("device fault")
+
+    await asyncio.wrap_future(actor._engine_loop.call(lambda engine: setattr(engine.runner.model, "forward", fail)))
+    with pytest.raises(EngineDeadError, match="device fault"):
+        await actor.generate(subscribed("a", [1]))
+    with pytest.raises(EngineDeadError, match="device fault"):
+        await actor.check_health()
+    await asyncio.wait_for(stream.task, 10)
+
+
+async def test_a_model_that_is_not_there_says_so():
+    with pytest.raises(ModelLoadError, match="/nowhere"):
+        await RunnerActor(EngineConfig(model="/nowhere/model.gguf"), "engine-1").start()
