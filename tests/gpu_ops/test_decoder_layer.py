@@ -1,0 +1,97 @@
+"""The block op gives the bits of the single ops it stands for."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from gpu_ops import forward as ops
+from gpu_ops.decoder_layer import decoder_layer
+
+Q_HEADS, KV_HEADS, DIM, HIDDEN, INNER, EPS, SCALE = 6, 2, 16, 70, 50, 1e-5, 0.25
+QKV = (Q_HEADS + 2 * KV_HEADS) * DIM
+
+
+def random_tensor(rng: np.random.Generator, *shape: int) -> paddle.Tensor:
+    return paddle.to_tensor(rng.standard_normal(shape, dtype=np.float32), place=paddle.CPUPlace())
+
+
+def int_tensor(values) -> paddle.Tensor:
+    return paddle.to_tensor(np.asarray(values, np.int32), place=paddle.CPUPlace())
+
+
+@pytest.fixture
+def block():
+    """Arguments of the op for 23 rows: 20 of slot 1, two of slot 0, one surplus."""
+    rng = np.random.default_rng(0)
+    k_shape, v_shape = ops.kv_cache_shape(4, 16, KV_HEADS, DIM)
+    return {
+        "hidden": random_tensor(rng, 23, HIDDEN),
+        "residual": random_tensor(rng, 23, HIDDEN),
+        "qkv": ops.pack_weight(random_tensor(rng, QKV, HIDDEN)),
+        "o": ops.pack_weight(random_tensor(rng, HIDDEN, Q_HEADS * DIM)),
+        "gate_up": ops.pack_weight(random_tensor(rng, 2 * INNER, HIDDEN)),
+        "down": ops.pack_weight(random_tensor(rng, HIDDEN, INNER)),
+        "post_attention_norm": random_tensor(rng, HIDDEN),
+        "next_norm": random_tensor(rng, HIDDEN),
+        "cos_sin": random_tensor(rng, 32, DIM),
+        "positions": int_tensor([*range(20), 0, 1, 0]),
+        "batch_id_per_token": int_tensor([1] * 20 + [0] * 2 + [-1]),
+        "block_tables": int_tensor([[3, -1], [0, 2]]),
+        "k_cache": paddle.zeros(k_shape),
+        "v_cache": paddle.zeros(v_shape),
+        "q_heads": Q_HEADS,
+        "kv_heads": KV_HEADS,
+        "eps": EPS,
+        "scale": SCALE,
+    }
+
+
+def single_ops(a: dict) -> paddle.Tensor:
+    qkv = ops.linear(a["hidden"], a["qkv"], QKV, a.get("qkv_bias"))
+    if "q_norm" in a:
+        ops.qk_norm(qkv, a["q_norm"], a["k_norm"], Q_HEADS, KV_HEADS, EPS)
+    place = (a["positions"], a["batch_id_per_token"], a["block_tables"])
+    ops.rotary_kv_write(qkv, a["cos_sin"], *place, a["k_cache"], a["v_cache"], Q_HEADS, KV_HEADS)
+    attended = ops.paged_attention(
+        qkv, a["k_cache"], a["v_cache"], a["block_tables"], *place[:2], Q_HEADS, KV_HEADS, SCALE
+    )
+    attended = ops.linear(attended, a["o"], HIDDEN, a.get("o_bias"))
+    hidden = ops.add_rms_norm(attended, a["residual"], a["post_attention_norm"], EPS)
+    activated = ops.swiglu(ops.linear(hidden, a["gate_up"], 2 * INNER, a.get("gate_up_bias")))
+    down = ops.linear(activated, a["down"], HIDDEN, a.get("down_bias"))
+    return ops.add_rms_norm(down, a["residual"], a["next_norm"], EPS)
+
+
+@pytest.mark.parametrize("extras", [False, True])
+def test_block_equals_the_single_ops(block, extras):
+    if extras:
+        rng = np.random.default_rng(1)
+        sizes = {"qkv_bias": QKV, "o_bias": HIDDEN, "gate_up_bias": 2 * INNER, "down_bias": HIDDEN}
+        block |= {name: random_tensor(rng, size) for name, size in (sizes | {"q_norm": DIM, "k_norm": DIM}).items()}
+    written = ("residual", "k_cache", "v_cache")
+    other = block | {name: block[name].clone() for name in written}
+    expected = single_ops(other)
+    actual = decoder_layer(**block)
+    np.testing.assert_array_equal(actual.numpy().view(np.uint32), expected.numpy().view(np.uint32))
+    for name in written:
+        np.testing.assert_array_equal(block[name].numpy(), other[name].numpy())
+
+
+@pytest.mark.parametrize(
+    "name", ["residual", "qkv", "o", "gate_up", "down", "post_attention_norm", "next_norm", "cos_sin", "v_cache"]
+)
+def test_wrong_shape_raises_with_the_name_of_the_argument(block, name):
+    block[name] = paddle.zeros([3, 5])
+    with pytest.raises((RuntimeError, ValueError, OSError), match=name):
+        decoder_layer(**block)
+
+
+def test_missing_block_and_lonely_norm_are_refused(block):
+    with pytest.raises((RuntimeError, ValueError, OSError), match="k_norm"):
+        decoder_layer(**block, q_norm=paddle.ones([DIM]))
+    with pytest.raises((RuntimeError, ValueError, OSError), match="block_tables"):
+        decoder_layer(**(block | {"block_tables": int_tensor([[3, -1], [0, -1]])}))
+    with pytest.raises(ValueError, match="residual"):
+        decoder_layer(**(block | {"residual": paddle.zeros([23, 2 * HIDDEN])[:, ::2]}))
