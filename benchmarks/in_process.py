@@ -1,0 +1,73 @@
+"""The engine in this process, through its loop: what the served path is compared with."""
+
+from __future__ import annotations
+
+import queue
+import time
+
+from actors.engine import Engine
+from actors.engine_loop import EngineLoop
+from actors.warm_up import warm_up
+from benchmarks.workload import ANSWER_TOKENS, Timings, prompt
+from cluster.config import EngineConfig
+from cluster.request import EngineRequest
+from cluster.sampling_params import SamplingParams
+
+
+class InProcess:
+    """An engine that stays loaded between runs and costs nothing while it is idle."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._published: queue.SimpleQueue = queue.SimpleQueue()
+        self._engine = Engine(config)
+        warm_up(self._engine)
+        self._steps: list[tuple[float, float]] = []
+        self._loop = EngineLoop(self._engine, self._publish, lambda error: self._published.put(error))
+        self._count = 0
+
+    def run(self, concurrency: int, requests: int) -> Timings:
+        """``concurrency`` streams that ask again as soon as they are answered."""
+        timings, asked, arrivals = Timings(), {}, {}
+        self._steps.clear()
+        started, left = time.perf_counter(), requests
+
+        def ask() -> None:
+            nonlocal left
+            left -= 1
+            self._count += 1
+            name = str(self._count)
+            arrivals[name], asked[name] = [], time.perf_counter()
+            params = SamplingParams(temperature=0.0, max_tokens=ANSWER_TOKENS, ignore_eos=True)
+            self._loop.submit(EngineRequest(name, prompt(self._count), params))
+
+        for _ in range(min(concurrency, requests)):
+            ask()
+        while arrivals:
+            now, deltas = self._take()
+            for delta in deltas:
+                arrivals[delta.request_id] += [now] * len(delta.token_ids)
+                if delta.finish_reason:
+                    timings.add(asked[delta.request_id], arrivals.pop(delta.request_id))
+                    if left:
+                        ask()
+        timings.seconds = time.perf_counter() - started
+        saved = [at for at, _ in self._steps]
+        # A step that was waited for after an idle moment says nothing about steps in a row.
+        timings.step = [b - a for a, b in zip(saved, saved[1:], strict=False)]
+        timings.device = [device for _, device in self._steps[1:]]
+        return timings
+
+    def close(self) -> None:
+        self._loop.close()
+
+    def _publish(self, deltas: list) -> None:
+        step = self._engine.runner.last_saved
+        if step is not None:
+            self._steps.append((step.saved_at, step.device_end - step.device_start))
+        self._published.put((time.perf_counter(), deltas))
+
+    def _take(self) -> tuple[float, list]:
+        item = self._published.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
