@@ -14,12 +14,12 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from actors.runner_actor import RunnerActor
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply
 from cluster.request import EngineRequest
 from deployments.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
+from deployments.streaming_runner import StreamingRunner
 
 logger = logging.getLogger("ray.serve")
 
@@ -42,7 +42,7 @@ class LLMServer:
         """
         self._engine_id = f"engine-{uuid.uuid4().hex[:12]}"
         self._dead = False
-        runner = ray.remote(RunnerActor).options(
+        runner = ray.remote(StreamingRunner).options(
             num_cpus=config.runner_num_cpus,
             num_gpus=runner_num_gpus(config),
             max_concurrency=_RUNNER_CONCURRENCY,

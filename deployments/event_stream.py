@@ -1,50 +1,21 @@
-"""Server-sent events, and waiting for an answer only as long as its client is there."""
+"""Answers as server-sent events."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deployments.api_errors import ApiError
+from deployments.connection import ClientGoneError, while_connected
 from deployments.generation import Generation
 from deployments.openai_responses import Answer
 
 _Result = TypeVar("_Result")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
-class ClientGoneError(Exception):
-    """The client closed its connection before the answer was complete."""
-
-
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run ``work`` and return its result.
-
-    Raises:
-        ClientGoneError: the client went away first; ``work`` was cancelled and has ended.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGoneError
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def encode_events(objects: list[dict[str, Any]]) -> bytes:

@@ -21,14 +21,16 @@ from cluster.config import LLMConfig
 from cluster.outputs import EngineInfo
 from deployments.api_errors import ApiError, unavailable
 from deployments.api_keys import ApiKeys
+from deployments.connection import ClientGoneError, while_connected
 from deployments.engine_client import EngineClient
-from deployments.event_stream import ClientGoneError, EventStream, while_connected
+from deployments.event_stream import EventStream
 from deployments.generation import Generation
 from deployments.openai_responses import Answer, model_object
 from deployments.openai_service import OpenAiService
 from deployments.ready_line import ready_line
 from deployments.request_body import read_json
 from deployments.sampling_request import ModelLimits
+from deployments.whole_answer import WholeAnswer
 
 logger = logging.getLogger("ray.serve")
 announcements = logging.getLogger("bireme")
@@ -145,25 +147,17 @@ def _log_to_terminal() -> None:
 
 
 async def _answer(request: Request, generation: Generation, answer: Answer) -> Response:
-    handed_over = False
+    response: Response | None = None
     try:
         # The first tokens are awaited before the status is sent: a refusal by the engine still gets its own status.
         first = await while_connected(request.receive, generation.read())
-        if answer.request.stream:
-            handed_over = True
-            return EventStream(generation, answer, first)
-        await while_connected(request.receive, _read_all(generation))
-        return JSONResponse(answer.whole())
+        response = EventStream(generation, answer, first) if answer.request.stream else WholeAnswer(generation, answer)
+        return response
     except ClientGoneError:
         return Response(status_code=499)
     finally:
-        if not handed_over:
+        if response is None:
             generation.close()
-
-
-async def _read_all(generation: Generation) -> None:
-    while not generation.finished:
-        await generation.read()
 
 
 class _Lifespan:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import ray
 
 from cluster.journal import JournalGapError
 from cluster.outputs import AttachRequired, TokenDelta
+from deployments.token_socket import read_messages
 
 logger = logging.getLogger("ray.serve")
 
@@ -73,11 +74,8 @@ class TokenStreams:
         breaks, why = 0, ""
         while breaks < _MAX_BREAKS:
             try:
-                messages = stream.runner.attach.options(num_returns="streaming").remote(
-                    self.subscriber, self._resume_indices()
-                )
-                async for message in messages:
-                    self._deliver(stream, await message)
+                async for deltas in self._messages(stream):
+                    self._deliver(stream, deltas)
                     breaks = 0
                 why = "the engine closed the token stream"
             except JournalGapError as error:
@@ -85,14 +83,24 @@ class TokenStreams:
             except ray.exceptions.ActorDiedError as error:
                 why = str(error).splitlines()[0]
                 break
-            except ray.exceptions.RayError as error:
+            except (ray.exceptions.RayError, OSError) as error:
                 why = str(error).splitlines()[0]
             breaks += 1
-            logger.warning("token stream of engine %s broke (%s); attaching again", stream.engine_id, why)
             await asyncio.sleep(_FIRST_BACKOFF_S * 2**breaks)
+        logger.warning("token stream of engine %s ended: %s", stream.engine_id, why)
         stream.alive = False
         self._streams.pop(stream.engine_id, None)
         self._lost(stream, why)
+
+    async def _messages(self, stream: TokenStream) -> AsyncIterator[Sequence[TokenDelta]]:
+        node_id, path = await stream.runner.token_socket.remote()
+        if node_id == ray.get_runtime_context().get_node_id():
+            async for deltas in read_messages(path, self.subscriber, self._resume_indices()):
+                yield deltas
+        else:
+            attach = stream.runner.attach.options(num_returns="streaming")
+            async for message in attach.remote(self.subscriber, self._resume_indices()):
+                yield await message
 
     async def close(self) -> None:
         """Detach from every engine."""

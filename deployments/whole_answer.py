@@ -1,0 +1,68 @@
+"""Answers as one JSON object."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from deployments.api_errors import ApiError
+from deployments.connection import ClientGoneError, while_connected
+from deployments.generation import Generation
+from deployments.openai_responses import Answer
+
+_HEARTBEAT_S = 0.5
+
+
+class WholeAnswer(Response):
+    """Waits for the end of a generation and sends it as JSON.
+
+    An answer that takes long begins with spaces, which JSON allows: they keep proxies from closing a silent connection, and
+    writing is the only way to learn of a client that has gone behind a proxy which does not pass that on (HAProxy does not
+    when a request came in two pieces, as Python's clients send it). After the first space it is too late for an error
+    status; such an answer is cut off, which every client reports.
+    """
+
+    media_type = "application/json"
+
+    def __init__(self, generation: Generation, answer: Answer) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._generation = generation
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._write(scope, receive, send))
+        except (ClientGoneError, OSError):
+            pass
+        finally:
+            self._generation.close()
+
+    async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+        reading = asyncio.ensure_future(self._read_all())
+        try:
+            while not (await asyncio.wait((reading,), timeout=_HEARTBEAT_S))[0]:
+                if not started:
+                    await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                    started = True
+                await send({"type": "http.response.body", "body": b" ", "more_body": True})
+            reading.result()
+        except ApiError as error:
+            if started:
+                raise
+            await JSONResponse(error.body(), error.status, error.headers)(scope, receive, send)
+            return
+        finally:
+            reading.cancel()
+        whole = JSONResponse(self._answer.whole())
+        if started:
+            await send({"type": "http.response.body", "body": whole.body, "more_body": False})
+        else:
+            await whole(scope, receive, send)
+
+    async def _read_all(self) -> None:
+        while not self._generation.finished:
+            await self._generation.read()
