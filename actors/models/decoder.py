@@ -16,6 +16,7 @@ from actors.model_config import ModelConfig
 from actors.rope import rope_table
 from cluster.cache import Progress
 from gpu_ops import forward as ops
+from gpu_ops.decoder_layer import decoder_layer
 
 
 class BatchRows(NamedTuple):
@@ -130,36 +131,54 @@ class Decoder:
         config, eps = self.config, self.config.rms_norm_eps
         residual = ops.embedding(self.embed.packed, rows.ids, config.vocab_size)
         hidden = ops.rms_norm(residual, self.layers[0].input_norm, eps)
-        next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.final_norm]
-        for layer, (k_cache, v_cache), next_norm in zip(self.layers, kv_cache, next_norms, strict=True):
+        for layer, (k_cache, v_cache), next_norm in zip(self.layers, kv_cache, self._next_norms(), strict=True):
+            hidden = decoder_layer(
+                hidden,
+                residual,
+                qkv=layer.qkv.packed,
+                qkv_bias=layer.qkv.bias,
+                q_norm=layer.q_norm,
+                k_norm=layer.k_norm,
+                o=layer.o.packed,
+                o_bias=layer.o.bias,
+                gate_up=layer.gate_up.packed,
+                gate_up_bias=layer.gate_up.bias,
+                down=layer.down.packed,
+                down_bias=layer.down.bias,
+                post_attention_norm=layer.post_attention_norm,
+                next_norm=next_norm,
+                cos_sin=self.cos_sin,
+                positions=rows.positions,
+                batch_id_per_token=rows.slots,
+                block_tables=rows.block_tables,
+                k_cache=k_cache,
+                v_cache=v_cache,
+                q_heads=config.num_heads,
+                kv_heads=config.num_kv_heads,
+                eps=eps,
+                scale=self.scale,
+            )
+        return hidden
+
+    def forward_op_by_op(self, rows: BatchRows, kv_cache: list[tuple[paddle.Tensor, paddle.Tensor]]) -> paddle.Tensor:
+        """The plain twin of ``forward``: the same block, one op after the other, and the same bits."""
+        heads, eps = (self.config.num_heads, self.config.num_kv_heads), self.config.rms_norm_eps
+        residual = ops.embedding(self.embed.packed, rows.ids, self.config.vocab_size)
+        hidden = ops.rms_norm(residual, self.layers[0].input_norm, eps)
+        for layer, (k_cache, v_cache), next_norm in zip(self.layers, kv_cache, self._next_norms(), strict=True):
+            where = (rows.positions, rows.slots)
             qkv = layer.qkv(hidden)
             if layer.q_norm is not None:
-                ops.qk_norm(qkv, layer.q_norm, layer.k_norm, config.num_heads, config.num_kv_heads, eps)
-            ops.rotary_kv_write(
-                qkv,
-                self.cos_sin,
-                rows.positions,
-                rows.slots,
-                rows.block_tables,
-                k_cache,
-                v_cache,
-                config.num_heads,
-                config.num_kv_heads,
-            )
-            attended = ops.paged_attention(
-                qkv,
-                k_cache,
-                v_cache,
-                rows.block_tables,
-                rows.positions,
-                rows.slots,
-                config.num_heads,
-                config.num_kv_heads,
-                self.scale,
-            )
+                ops.qk_norm(qkv, layer.q_norm, layer.k_norm, *heads, eps)
+            ops.rotary_kv_write(qkv, self.cos_sin, *where, rows.block_tables, k_cache, v_cache, *heads)
+            attended = ops.paged_attention(qkv, k_cache, v_cache, rows.block_tables, *where, *heads, self.scale)
             hidden = ops.add_rms_norm(layer.o(attended), residual, layer.post_attention_norm, eps)
             hidden = ops.add_rms_norm(layer.down(ops.swiglu(layer.gate_up(hidden))), residual, next_norm, eps)
         return hidden
+
+    def _next_norms(self) -> list[paddle.Tensor]:
+        """The norm that follows each layer: the next layer's, and the final one."""
+        return [*(layer.input_norm for layer in self.layers[1:]), self.final_norm]
 
     def compute_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Logits float32 [T, vocab_size]; give it every row for all-position logits, the last ones for sampling."""

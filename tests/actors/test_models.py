@@ -29,7 +29,7 @@ def load(path: Path) -> Decoder:
     return load_model(config, iter_weights(source, config), 128)
 
 
-def all_logits(model: Decoder, token_ids: np.ndarray, chunks: list[int]) -> np.ndarray:
+def all_logits(model: Decoder, token_ids: np.ndarray, chunks: list[int], forward=Decoder.forward) -> np.ndarray:
     """Logits of every position, computed in the given chunks through the paged cache."""
     num_blocks = -(-len(token_ids) // BLOCK)
     kv_cache = model.allocate_kv_cache(num_blocks + 2, BLOCK)
@@ -44,7 +44,7 @@ def all_logits(model: Decoder, token_ids: np.ndarray, chunks: list[int]) -> np.n
             paddle.to_tensor(np.zeros(count, np.int32)),
             block_tables,
         )
-        logits.append(model.compute_logits(model.forward(rows, kv_cache)).numpy())
+        logits.append(model.compute_logits(forward(model, rows, kv_cache)).numpy())
         start += count
     return np.concatenate(logits)
 
@@ -61,6 +61,8 @@ def test_logits_match_transformers(name):
     assert np.abs(whole - reference["logits"]).max() < 1e-4
     chunked = all_logits(model, token_ids, [1, 20, *[1] * 10, len(token_ids) - 31])
     assert (chunked == whole).all(), "chunks must not change a bit"
+    plain = all_logits(model, token_ids, [len(token_ids)], Decoder.forward_op_by_op)
+    assert (plain == whole).all(), "the fused block must not change a bit"
 
 
 def test_untied_heads_and_biases_are_among_the_references():
