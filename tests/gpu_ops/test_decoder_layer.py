@@ -1,4 +1,4 @@
-"""The block op gives the bits of the single ops it stands for."""
+"""The block op gives the bits of the single ops it stands for, and agrees with its twin."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from gpu_ops import forward as ops
 from gpu_ops.decoder_layer import decoder_layer
+from gpu_ops.twins.decoder_layer import decoder_layer as twin
 
 Q_HEADS, KV_HEADS, DIM, HIDDEN, INNER, EPS, SCALE = 6, 2, 16, 70, 50, 1e-5, 0.25
 QKV = (Q_HEADS + 2 * KV_HEADS) * DIM
@@ -72,8 +73,10 @@ def test_block_equals_the_single_ops(block, extras):
         block |= {name: random_tensor(rng, size) for name, size in (sizes | {"q_norm": DIM, "k_norm": DIM}).items()}
     written = ("residual", "k_cache", "v_cache")
     other = block | {name: block[name].clone() for name in written}
+    arrays = {name: value.numpy().copy() if isinstance(value, paddle.Tensor) else value for name, value in block.items()}
     expected = single_ops(other)
     actual = decoder_layer(**block)
+    np.testing.assert_allclose(actual.numpy(), twin(**arrays), rtol=0, atol=1e-4)
     np.testing.assert_array_equal(actual.numpy().view(np.uint32), expected.numpy().view(np.uint32))
     for name in written:
         np.testing.assert_array_equal(block[name].numpy(), other[name].numpy())
