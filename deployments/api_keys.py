@@ -25,6 +25,11 @@ class ApiKeys:
         from_environment = [key.strip() for key in os.environ.get(API_KEY_VARIABLE, "").split(",") if key.strip()]
         return cls(keys or from_environment)
 
+    @property
+    def required(self) -> bool:
+        """Whether requests need a key."""
+        return bool(self._digests)
+
     def check(self, authorization: str | None) -> None:
         """Raise ApiError 401 unless the header carries an accepted key. Takes as long for a near miss as for any other."""
         if not self._digests:

@@ -42,12 +42,18 @@ def serve(
 
 
 def prepare(config: LLMConfig) -> None:
-    """Build the ops and fetch the model, where a person can watch."""
+    """Build the ops, fetch the model and look into it, where a person can watch and an error is one line."""
+    from actors.model_config import load_model_config
+    from actors.model_source import resolve_model
+    from actors.tokenizer import load_tokenizer
     from deployments.prepare import prepare_model, prepare_ops
 
     prepare_ops(console)
     if config.load_format == "auto":
         prepare_model(console, config.model)
+    source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
+    load_model_config(source)
+    load_tokenizer(source)
 
 
 def configured_model(settings: list[str], is_file: bool) -> LLMConfig:

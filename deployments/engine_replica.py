@@ -20,6 +20,7 @@ from cluster.outputs import AttachRequired, EngineInfo, GenerateReply
 from cluster.request import EngineRequest
 from deployments.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
 from deployments.streaming_runner import StreamingRunner
+from deployments.terminal import cannot_start
 
 logger = logging.getLogger("ray.serve")
 
@@ -54,7 +55,7 @@ class LLMServer:
             self._info: EngineInfo = await self._runner.start.remote()
         except RayTaskError as error:
             if isinstance(error.cause, BiremeError):
-                raise RuntimeError(f"the model cannot be served: {error.cause.message}") from None
+                raise cannot_start(error.cause.message) from None
             raise
 
     async def info(self) -> EngineInfo:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 
 from ray.serve.handle import DeploymentHandle
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from actors.model_source import resolve_model
 from actors.tokenizer import load_tokenizer
 from cluster.config import LLMConfig
+from cluster.errors import BiremeError
 from cluster.outputs import EngineInfo
 from deployments.api_errors import ApiError, unavailable
 from deployments.api_keys import ApiKeys
@@ -30,10 +30,10 @@ from deployments.openai_service import OpenAiService
 from deployments.ready_line import ready_line
 from deployments.request_body import read_json
 from deployments.sampling_request import ModelLimits
+from deployments.terminal import cannot_start, terminal_logger
 from deployments.whole_answer import WholeAnswer
 
 logger = logging.getLogger("ray.serve")
-announcements = logging.getLogger("bireme")
 
 _RETRY_INFO_S = 1.0
 
@@ -42,9 +42,18 @@ class OpenAiIngress:
     """OpenAI-compatible HTTP in front of the engines. Holds no Paddle and no weights, only the tokenizer."""
 
     def __init__(self, config: LLMConfig, engines: DeploymentHandle) -> None:
-        _log_to_terminal()
+        """Load the tokenizer.
+
+        Raises:
+            RuntimeError: the model has none that can be loaded; one sentence that says why.
+        """
         self._config = config
         self._engines = engines
+        try:
+            source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
+            self._tokenizer = load_tokenizer(source)
+        except BiremeError as error:
+            raise cannot_start(error.message) from None
         self._keys = ApiKeys.configured(config.api_keys)
         self._created = int(time.time())
         self._service: OpenAiService | None = None
@@ -70,7 +79,7 @@ class OpenAiIngress:
         return _Lifespan(self)
 
     async def start(self) -> None:
-        """Begin to load the tokenizer and to wait for an engine; requests before that get 503."""
+        """Begin to wait for an engine; requests before that get 503."""
         self._client = EngineClient(self._engines, self._config.max_attempts)
         self._starting = asyncio.create_task(self._connect(self._client))
 
@@ -82,11 +91,6 @@ class OpenAiIngress:
             await self._client.close()
 
     async def _connect(self, client: EngineClient) -> None:
-        config = self._config
-        source = await asyncio.to_thread(
-            resolve_model, config.model, load_format=config.load_format, tokenizer=config.tokenizer
-        )
-        tokenizer = await asyncio.to_thread(load_tokenizer, source)
         info: EngineInfo | None = None
         while info is None:
             try:
@@ -97,8 +101,8 @@ class OpenAiIngress:
                 logger.debug("no engine yet: %s", error)
                 await asyncio.sleep(_RETRY_INFO_S)
         limits = ModelLimits(info.max_model_len, info.vocab_size)
-        self._service = OpenAiService(client, tokenizer, config.model_id or info.model_id, limits, config.max_choices)
-        announcements.info(ready_line(self._service.model_id, bool(config.api_keys)))
+        self._service = OpenAiService(client, self._tokenizer, info.model_id, limits, self._config.max_choices)
+        terminal_logger().info(ready_line(self._service.model_id, self._keys.required))
 
     async def health(self, request: Request) -> Response:
         """200 once requests can be served."""
@@ -136,14 +140,6 @@ class OpenAiIngress:
 
     def _model_object(self, service: OpenAiService) -> dict:
         return model_object(service.model_id, self._created, service.limits.max_model_len)
-
-
-def _log_to_terminal() -> None:
-    """Ray prints what its workers write to stderr where ``serve run`` runs; Serve's own log may be turned off there."""
-    if not announcements.handlers:
-        announcements.addHandler(logging.StreamHandler(sys.stderr))
-        announcements.setLevel(logging.INFO)
-        announcements.propagate = False
 
 
 async def _answer(request: Request, generation: Generation, answer: Answer) -> Response:

@@ -55,6 +55,7 @@ def ingress_options(config: LLMConfig) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": INGRESS_CPUS},
         "logging_config": {"enable_access_log": False},
         **config.ingress_config,
+        "max_constructor_retry_count": 1,
     }
 
 
