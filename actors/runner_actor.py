@@ -178,7 +178,7 @@ class RunnerActor:
             self._streams[subscriber].close()
 
     async def stats(self) -> dict:
-        """Counters of the moment: requests by state, blocks, steps, preemptions."""
+        """Counters: requests by state, tokens, blocks, steps, preemptions; those of the past count from the start."""
 
         def read(engine) -> dict:
             scheduler = engine.scheduler
@@ -187,6 +187,9 @@ class RunnerActor:
                 "num_requests_running": len(scheduler.running),
                 "num_slots_leaving": len(scheduler.leaving),
                 "num_preemptions": scheduler.num_preemptions,
+                "num_prompt_tokens": scheduler.num_prompt_tokens,
+                "num_cached_prompt_tokens": scheduler.num_cached_prompt_tokens,
+                "num_generated_tokens": scheduler.num_generated_tokens,
                 "num_blocks_available": scheduler.kv_cache.num_available,
                 "num_blocks": scheduler.kv_cache.num_blocks,
             }

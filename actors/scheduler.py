@@ -59,6 +59,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.leaving: dict[int, Sequence] = {}  # slot -> preempted or retiring, until its marker has been saved
         self.num_preemptions = 0
+        self.num_prompt_tokens = self.num_cached_prompt_tokens = self.num_generated_tokens = 0
         self._sequences: dict[tuple[str, int], Sequence] = {}
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._clears: list[int] = []
@@ -213,6 +214,8 @@ class Scheduler:
             sequence.num_computed_tokens = len(cached) * self.kv_cache.block_size
             if sequence.num_preemptions == 0:
                 sequence.num_cached_tokens = sequence.num_computed_tokens
+                self.num_prompt_tokens += sequence.num_prompt_tokens
+                self.num_cached_prompt_tokens += sequence.num_cached_tokens
             sequence.slot = self._free_slots.pop()
             sequence.move_to(_State.RUNNING)
             self.running.append(sequence)
@@ -270,6 +273,7 @@ class Scheduler:
     def _accept(self, sequence: Sequence, output: SlotOutput) -> TokenDelta:
         request, index = sequence.request, sequence.num_output_tokens
         sequence.token_ids.append(output.token)
+        self.num_generated_tokens += 1
         sequence.num_in_flight -= 1
         matched: int | list[int] | None = output.matched_stop
         if output.finish_reason is not None:

@@ -1,0 +1,39 @@
+"""Names and meanings of the metrics that Ray exports to Prometheus; vLLM's names where it has the same thing.
+
+Ray puts ``ray_`` in front of every name and adds its own tags (node, process, session).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+LATENCY_BUCKETS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0]
+
+
+class Metric(NamedTuple):
+    """One metric. ``kind`` is gauge, counter or histogram; ``tags`` are its own labels."""
+
+    name: str
+    kind: str
+    description: str
+    tags: tuple[str, ...] = ()
+
+
+ENGINE_METRICS = (
+    Metric("bireme_num_requests_running", "gauge", "Requests that own a sequence slot.", ("engine_id",)),
+    Metric("bireme_num_requests_waiting", "gauge", "Requests that wait for a slot or for KV blocks.", ("engine_id",)),
+    Metric("bireme_kv_cache_usage_perc", "gauge", "Share of KV blocks that requests own, 0 to 1.", ("engine_id",)),
+    Metric("bireme_prompt_tokens", "counter", "Prompt tokens of admitted requests.", ("engine_id",)),
+    Metric("bireme_cached_prompt_tokens", "counter", "Prompt tokens found in the prefix cache.", ("engine_id",)),
+    Metric("bireme_generation_tokens", "counter", "Tokens generated.", ("engine_id",)),
+    Metric("bireme_num_preemptions", "counter", "Requests preempted for want of KV blocks.", ("engine_id",)),
+    Metric("bireme_engine_steps", "counter", "Engine steps.", ("engine_id",)),
+)
+
+INGRESS_METRICS = (
+    Metric("bireme_requests", "counter", "Sequences by how they ended.", ("finish_reason",)),
+    Metric("bireme_request_attempts", "counter", "Submissions after the first, by cause.", ("cause",)),
+    Metric("bireme_time_to_first_token_seconds", "histogram", "From receiving a request to its first token."),
+    Metric("bireme_time_per_output_token_seconds", "histogram", "Mean time between the tokens of a request."),
+    Metric("bireme_e2e_request_latency_seconds", "histogram", "From receiving a request to its last token."),
+)
