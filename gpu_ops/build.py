@@ -31,6 +31,8 @@ KERNEL_FLAGS = [
     "-pthread",
 ]
 BINDING_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-DPADDLE_WITH_CUSTOM_KERNEL", "-w", "-pthread"]
+CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC"]
+CUDA_ARCHS = "80 89 90a 90+PTX"
 
 
 class OpBuildError(RuntimeError):
@@ -47,8 +49,36 @@ def paddle_distribution() -> metadata.Distribution:
     raise OpBuildError("PaddlePaddle is not installed: pip install paddlepaddle (CPU) or paddlepaddle-gpu")
 
 
+def cuda_home() -> Path | None:
+    """The CUDA toolkit that builds the GPU kernels; None where Paddle was built without CUDA or there is no nvcc."""
+    if paddle_distribution().name.lower() != "paddlepaddle-gpu":
+        return None
+    nvcc = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parents[1]]
+    for home in [*homes, "/usr/local/cuda"]:
+        if home and Path(home, "bin", "nvcc").exists():
+            return Path(home)
+    return None
+
+
+def cuda_targets() -> list[str]:
+    """nvcc's target options for $BIREME_CUDA_ARCHS, by default compute capabilities 8.0, 8.9, 9.0a and PTX for later ones.
+
+    Raises:
+        OpBuildError: an entry is not like 80, 90a or 90+PTX.
+    """
+    targets = []
+    for entry in os.environ.get("BIREME_CUDA_ARCHS", CUDA_ARCHS).replace(",", " ").split():
+        arch, _, ptx = entry.partition("+")
+        if not arch[:-1].isdigit() or ptx not in ("", "PTX"):
+            raise OpBuildError(f"BIREME_CUDA_ARCHS: got {entry}, needs entries like 80, 90a or 90+PTX")
+        targets.append(f"-gencode=arch=compute_{arch},code={'compute' if ptx else 'sm'}_{arch}")
+    return targets
+
+
 def _sources() -> list[Path]:
-    return sorted([*CSRC.glob("kernels/**/*.cc"), *CSRC.glob("bindings/*.cc")])
+    kernels = CSRC.glob("kernels/**/*.cu") if cuda_home() else []
+    return sorted([*CSRC.glob("kernels/**/*.cc"), *CSRC.glob("bindings/*.cc"), *kernels])
 
 
 def _instruction_set() -> str:
@@ -92,6 +122,10 @@ def environment_key() -> str:
         *KERNEL_FLAGS,
         *BINDING_FLAGS,
     ]
+    home = cuda_home()
+    if home:
+        nvcc = subprocess.run([str(home / "bin/nvcc"), "--version"], capture_output=True, text=True).stdout
+        parts += [nvcc, *CUDA_FLAGS, *cuda_targets()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -132,6 +166,9 @@ def _compile(target: Path, progress: Progress | None) -> None:
         f"-I{paddle_root}/include/third_party",
         f"-I{sysconfig.get_paths()['include']}",
     ]
+    home = cuda_home()
+    if home:
+        includes += ["-DPADDLE_WITH_CUDA", "-DBIREME_WITH_CUDA", f"-I{home}/include", f"-I{home}/include/cccl"]
     sources = _sources()
     done = 0
 
@@ -142,7 +179,9 @@ def _compile(target: Path, progress: Progress | None) -> None:
     def compile_one(source: Path) -> Path:
         nonlocal done
         is_binding = source.parent.name == "bindings"
-        flags = [*BINDING_FLAGS, *includes] if is_binding else KERNEL_FLAGS
+        flags = [compiler(), *(BINDING_FLAGS + includes if is_binding else KERNEL_FLAGS)]
+        if source.suffix == ".cu":
+            flags = [f"{home}/bin/nvcc", "-ccbin", compiler(), *CUDA_FLAGS, *cuda_targets()]
         # A changed kernel must not cost the bindings' slow compilation again, so objects are cached on their own.
         key = hashlib.sha256("\0".join([environment_key(), headers, source.read_text(), *flags]).encode()).hexdigest()[
             :20
@@ -150,7 +189,7 @@ def _compile(target: Path, progress: Progress | None) -> None:
         obj = objects_dir / f"{source.stem}-{key}.o"
         if not obj.exists():
             partial = obj.with_suffix(f".{os.getpid()}.partial.o")
-            _run([compiler(), *flags, "-c", str(source), "-o", str(partial)])
+            _run([*flags, "-c", str(source), "-o", str(partial)])
             partial.rename(obj)
         done += 1
         if progress:
@@ -158,8 +197,9 @@ def _compile(target: Path, progress: Progress | None) -> None:
         return obj
 
     with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 8))) as pool:
-        # Bindings include Paddle's headers and take longest, so they start first.
-        objects = list(pool.map(compile_one, sorted(sources, key=lambda path: path.parent.name != "bindings")))
+        # Bindings include Paddle's headers, and CUDA kernels are compiled for several chips: they take longest, so they
+        # start first.
+        objects = list(pool.map(compile_one, sorted(sources, key=lambda path: path.parent.name == "kernels")))
     partial = target.with_suffix(".partial")
     _run(
         [
@@ -171,11 +211,22 @@ def _compile(target: Path, progress: Progress | None) -> None:
             f"-L{paddle_root}/base",
             f"-L{paddle_root}/libs",
             "-l:libpaddle.so",
+            *_cuda_libraries(home, paddle_root),
             f"-Wl,-rpath,{paddle_root}/base:{paddle_root}/libs",
             "-pthread",
         ]
     )
     partial.rename(target)
+
+
+def _cuda_libraries(home: Path | None, paddle_root: Path) -> list[str]:
+    if home is None:
+        return []
+    # Paddle keeps streams and places in libraries of their own. The runtime is linked in and kept private, because Paddle
+    # may have brought another version of it.
+    own = [f"-l{name}" for name in ("phi", "phi_core", "phi_gpu", "common") if (paddle_root / f"libs/lib{name}.so").exists()]
+    folder = next((home / name for name in ("lib64", "lib") if (home / name / "libcudart_static.a").exists()), home / "lib64")
+    return [*own, f"-L{folder}", "-lcudart_static", "-Wl,--exclude-libs,libcudart_static.a", "-ldl", "-lrt"]
 
 
 def _run(command: list[str]) -> None:

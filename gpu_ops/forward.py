@@ -1,7 +1,9 @@
 """Forward ops: everything between token ids and logits. Twins in NumPy: ``gpu_ops.twins.forward``.
 
-All floats are float32. A row's result depends on that row's inputs alone: not on the other rows, how many there are, the
-number of threads or the instruction set. Shapes are checked natively; an error names the argument.
+On the CPU all floats are float32, and a row's result depends on that row's inputs alone: not on the other rows, how many
+there are, the number of threads or the instruction set. On the GPU activations, weights and caches are float16 or bfloat16
+(sums, rotary table and logits float32), rows are multiples of 8 elements, and ``linear`` and ``paged_attention`` keep that
+promise where ``batch_invariant`` asks for it. Shapes are checked natively; an error names the argument.
 """
 
 from __future__ import annotations
@@ -39,13 +41,21 @@ def pack_weight(weight: paddle.Tensor) -> paddle.Tensor:
     """Bring a weight [out_features, in_features] into the layout of ``linear``.
 
     Returns:
-        [ceil(out_features / 32), in_features, 32]: panels of 32 output columns, zeros beyond out_features.
+        [ceil(out_features / 32), in_features, 32]: panels of 32 output columns, zeros beyond out_features. On the GPU
+        the weight itself.
     """
+    if weight.place.is_gpu_place():
+        return weight
     return run_op("pack_weight", weight)[0]
 
 
 def linear(
-    x: paddle.Tensor, packed: paddle.Tensor, out_features: int, bias: paddle.Tensor | None = None
+    x: paddle.Tensor,
+    packed: paddle.Tensor,
+    out_features: int,
+    bias: paddle.Tensor | None = None,
+    float32_output: bool = False,
+    batch_invariant: bool = False,
 ) -> paddle.Tensor:
     """x W^T + bias.
 
@@ -54,10 +64,13 @@ def linear(
         packed: W as ``pack_weight`` returned it.
         out_features: rows of W.
         bias: [out_features] or None.
+        float32_output: on the GPU, give float32 (logits) instead of the type of x.
+        batch_invariant: on the GPU, one pinned algorithm a weight shape without a split over in_features, so that a
+            row's bits do not depend on how many rows there are. On the CPU that always holds.
     Returns:
         [T, out_features].
     """
-    return run_op("linear", x, packed, bias, out_features)[0]
+    return run_op("linear", x, packed, bias, out_features, float32_output, batch_invariant)[0]
 
 
 def embedding(weight: paddle.Tensor, ids: paddle.Tensor, vocab_size: int) -> paddle.Tensor:
@@ -102,8 +115,13 @@ def swiglu(gate_up: paddle.Tensor) -> paddle.Tensor:
     return run_op("swiglu", gate_up)[0]
 
 
-def kv_cache_shape(num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> tuple[list[int], list[int]]:
-    """Shapes of one layer's key and value cache: keys lie position-fastest, so that a block's scores are full vectors.
+def kv_cache_shape(
+    num_blocks: int, block_size: int, kv_heads: int, head_dim: int, on_gpu: bool = False
+) -> tuple[list[int], list[int]]:
+    """Shapes of one layer's key and value cache.
+
+    On the CPU keys lie position-fastest, so that a block's scores are full vectors; on the GPU, whose tensor cores turn
+    them, keys lie as values do.
 
     Raises:
         ValueError: block_size is not 16, 32, 64, 128 or 256, or head_dim not a multiple of 8 up to 256.
@@ -112,6 +130,8 @@ def kv_cache_shape(num_blocks: int, block_size: int, kv_heads: int, head_dim: in
         raise ValueError(f"block_size is {block_size}, needs to be 16, 32, 64, 128 or 256")
     if head_dim % 8 or not 8 <= head_dim <= 256:
         raise ValueError(f"head_dim is {head_dim}, needs to be a multiple of 8 up to 256")
+    if on_gpu:
+        return [num_blocks, kv_heads, block_size, head_dim], [num_blocks, kv_heads, block_size, head_dim]
     return [num_blocks, kv_heads, head_dim, block_size], [num_blocks, kv_heads, block_size, head_dim]
 
 
@@ -166,6 +186,9 @@ def paged_attention(
     q_heads: int,
     kv_heads: int,
     scale: float,
+    cu_seqlens_q: paddle.Tensor | None = None,
+    max_rows_per_slot: int = 1,
+    batch_invariant: bool = False,
 ) -> paddle.Tensor:
     """Causal attention of rotated queries over the cache, for prefill chunks and decode alike.
 
@@ -174,14 +197,19 @@ def paged_attention(
             h // (q_heads / kv_heads).
         block_tables, positions, batch_id_per_token, k_cache, v_cache: as in ``rotary_kv_write``.
         scale: factor on the scores.
+        cu_seqlens_q: int32 [B + 1] as ``pack_tokens`` writes it. The GPU computes rows of one slot together where it is
+            given; left out, every row is computed on its own, which is right but slow for prompts. The CPU ignores it.
+        max_rows_per_slot: with ``cu_seqlens_q``, a bound on the rows of any slot, known to the host; 1 = all decode.
+        batch_invariant: on the GPU, a row of a chunk has the same bits as the same row decoded alone.
     Returns:
         [T, q_heads * D]; zeros where the slot is -1.
     Raises:
         RuntimeError, ValueError, OSError: a shape is wrong, or a position has no block.
     """
     return run_op(
-        "paged_attention", qkv, k_cache, v_cache, block_tables, positions, batch_id_per_token, q_heads, kv_heads, scale
-    )[0]
+        "paged_attention", qkv, k_cache, v_cache, block_tables, positions, batch_id_per_token, cu_seqlens_q,
+        q_heads, kv_heads, scale, max_rows_per_slot, batch_invariant,
+    )[0]  # fmt: skip
 
 
 def _require_contiguous(tensor: paddle.Tensor, name: str) -> None:

@@ -18,10 +18,24 @@ def get_stop(flag: paddle.Tensor) -> bool:
 
 
 def event_record(cell: paddle.Tensor, ticket: int) -> None:
-    """Mark int64 [1] host ``cell`` as having reached ``ticket`` and wake who waits for it."""
+    """Mark int64 [1] host ``cell`` as having reached ``ticket`` and wake who waits for it.
+
+    A pinned cell reaches it when the current GPU stream gets here; it keeps its memory as long as the process, because
+    its address names its event. Tickets of a cell grow. Not inside a captured graph.
+    """
     run_op("event_record", cell, ticket)
 
 
 def event_wait(cell: paddle.Tensor, ticket: int) -> None:
     """Block, without the interpreter lock, until ``cell`` holds ``ticket`` or more."""
     run_op("event_wait", cell, ticket)
+
+
+def copy_async(destination: paddle.Tensor, source: paddle.Tensor) -> None:
+    """Copy all of ``source`` into ``destination`` (same type and number of elements) without waiting for the GPU.
+
+    A host side should be pinned. Between two host tensors the copy is done when this returns.
+    """
+    if not destination.is_contiguous():
+        raise ValueError("destination must be contiguous: the op writes it in place, and a write into a view would be lost")
+    run_op("copy_async", destination, source)

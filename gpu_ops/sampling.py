@@ -12,9 +12,9 @@ from gpu_ops.share_inputs import ShareInputs
 
 
 def gather_last_tokens(hidden: paddle.Tensor, sample_rows: paddle.Tensor) -> paddle.Tensor:
-    """The rows of `hidden` float32 [T, H] named by `sample_rows` int32 [R], as float32 [R, H]; -1 gives zeros."""
+    """The rows of `hidden` [T, H] named by `sample_rows` int32 [R], as [R, H] of the same type; -1 gives zeros."""
     if not sample_rows.shape[0]:
-        return paddle.empty([0, hidden.shape[1]], "float32")
+        return paddle.empty([0, hidden.shape[1]], hidden.dtype)
     return run_op("gather_last_tokens", hidden, sample_rows)[0]
 
 

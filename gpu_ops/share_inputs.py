@@ -119,13 +119,14 @@ def field_arrays(max_num_seqs: int, max_model_len: int, block_size: int) -> dict
 
 
 def allocate_share_inputs(max_num_seqs: int, max_model_len: int, block_size: int, place: Any = None) -> ShareInputs:
-    """State for empty slots on `place` (default: the CPU).
+    """State for empty slots on `place` (default: the CPU). On a GPU `not_need_stop` lies in pinned host memory.
 
     Raises:
         ValueError: a size is below 1.
     """
     place = paddle.CPUPlace() if place is None else place
     arrays = field_arrays(max_num_seqs, max_model_len, block_size)
-    return ShareInputs(
-        **{name: paddle.to_tensor(array, place=place) for name, array in arrays.items()}, block_size=block_size
-    )
+    tensors = {name: paddle.to_tensor(array, place=place) for name, array in arrays.items()}
+    if tensors["token_ids_all"].place.is_gpu_place():
+        tensors["not_need_stop"] = paddle.to_tensor(arrays["not_need_stop"], place=paddle.CUDAPinnedPlace())
+    return ShareInputs(**tensors, block_size=block_size)

@@ -1,33 +1,50 @@
 // rms_norm, add_rms_norm, qk_norm, swiglu.
+#include "../kernels/cuda/layers.h"
 #include "../kernels/norm.h"
-#include "checks.h"
+#include "device.h"
 
 namespace {
-constexpr auto kFloat = paddle::DataType::FLOAT32;
-
-void check_rows(const paddle::Tensor& x, const char* name) {
-  check_shape(x, name, kFloat, {kAnySize, kAnySize});
+// Returns the type of x, which the op's other tensors share.
+paddle::DataType check_rows(const paddle::Tensor& x, const char* name) {
+  const paddle::DataType dtype = float_type(x, name);
+  check_shape(x, name, dtype, {kAnySize, kAnySize});
   check_not_empty(x, name);
-  check_cpu(x, name);
+  PD_CHECK(!x.is_gpu() || x.shape()[1] % 8 == 0, name, ": has ", x.shape()[1], " columns, needs a multiple of 8 on the GPU");
+  return dtype;
 }
 }  // namespace
 
 std::vector<paddle::Tensor> RmsNorm(const paddle::Tensor& x, const paddle::Tensor& weight, float eps) {
-  check_rows(x, "x");
+  const paddle::DataType dtype = check_rows(x, "x");
   const int64_t rows = x.shape()[0], hidden = x.shape()[1];
-  check_shape(weight, "weight", kFloat, {hidden});
-  auto out = paddle::empty({rows, hidden}, kFloat, x.place());
+  check_shape(weight, "weight", dtype, {hidden});
+  check_same_place(x, "x", weight, "weight");
+  auto out = paddle::empty({rows, hidden}, dtype, x.place());
+  if constexpr (kWithCuda) {
+    if (x.is_gpu()) {
+      bireme::rms_norm_cuda(half_of(dtype), x.data(), weight.data(), eps, rows, hidden, out.data(), stream_of(x));
+      return {out};
+    }
+  }
   bireme::rms_norm_cpu(x.data<float>(), weight.data<float>(), eps, rows, hidden, out.data<float>());
   return {out};
 }
 
 std::vector<paddle::Tensor> AddRmsNorm(const paddle::Tensor& x, const paddle::Tensor& residual, const paddle::Tensor& weight,
                                        float eps) {
-  check_rows(x, "x");
+  const paddle::DataType dtype = check_rows(x, "x");
   const int64_t rows = x.shape()[0], hidden = x.shape()[1];
-  check_shape(residual, "residual", kFloat, {rows, hidden});
-  check_shape(weight, "weight", kFloat, {hidden});
-  auto out = paddle::empty({rows, hidden}, kFloat, x.place());
+  check_shape(residual, "residual", dtype, {rows, hidden});
+  check_shape(weight, "weight", dtype, {hidden});
+  check_same_place(x, "x", residual, "residual", weight, "weight");
+  auto out = paddle::empty({rows, hidden}, dtype, x.place());
+  if constexpr (kWithCuda) {
+    if (x.is_gpu()) {
+      bireme::add_rms_norm_cuda(half_of(dtype), x.data(), raw_data(residual), weight.data(), eps, rows, hidden, out.data(),
+                                stream_of(x));
+      return {out};
+    }
+  }
   bireme::add_rms_norm_cpu(x.data<float>(), mutable_data<float>(residual), weight.data<float>(), eps, rows, hidden,
                            out.data<float>());
   return {out};
@@ -35,21 +52,36 @@ std::vector<paddle::Tensor> AddRmsNorm(const paddle::Tensor& x, const paddle::Te
 
 void QkNorm(const paddle::Tensor& qkv, const paddle::Tensor& q_weight, const paddle::Tensor& k_weight, int64_t q_heads,
             int64_t kv_heads, float eps) {
-  check_shape(q_weight, "q_weight", kFloat, {kAnySize});
+  const paddle::DataType dtype = float_type(qkv, "qkv");
+  check_shape(q_weight, "q_weight", dtype, {kAnySize});
   const int64_t head_dim = q_weight.numel();
-  check_shape(k_weight, "k_weight", kFloat, {head_dim});
-  check_shape(qkv, "qkv", kFloat, {kAnySize, (q_heads + 2 * kv_heads) * head_dim});
-  check_cpu(qkv, "qkv");
+  check_shape(k_weight, "k_weight", dtype, {head_dim});
+  check_shape(qkv, "qkv", dtype, {kAnySize, (q_heads + 2 * kv_heads) * head_dim});
+  check_same_place(qkv, "qkv", q_weight, "q_weight", k_weight, "k_weight");
   if (qkv.numel() == 0) return;
+  if constexpr (kWithCuda) {
+    if (qkv.is_gpu()) {
+      PD_CHECK(head_dim % 8 == 0 && head_dim <= 256, "q_weight: has ", head_dim, " elements, needs a multiple of 8 up to 256");
+      return bireme::qk_norm_cuda(half_of(dtype), raw_data(qkv), q_weight.data(), k_weight.data(), eps, qkv.shape()[0], q_heads,
+                                  kv_heads, head_dim, stream_of(qkv));
+    }
+  }
   bireme::qk_norm_cpu(mutable_data<float>(qkv), q_weight.data<float>(), k_weight.data<float>(), eps, qkv.shape()[0], q_heads,
                       kv_heads, head_dim);
 }
 
 std::vector<paddle::Tensor> Swiglu(const paddle::Tensor& gate_up) {
-  check_rows(gate_up, "gate_up");
+  const paddle::DataType dtype = check_rows(gate_up, "gate_up");
   PD_CHECK(gate_up.shape()[1] % 2 == 0, "gate_up: has ", gate_up.shape()[1], " columns, needs an even number");
   const int64_t rows = gate_up.shape()[0], inner = gate_up.shape()[1] / 2;
-  auto out = paddle::empty({rows, inner}, kFloat, gate_up.place());
+  auto out = paddle::empty({rows, inner}, dtype, gate_up.place());
+  if constexpr (kWithCuda) {
+    if (gate_up.is_gpu()) {
+      PD_CHECK(inner % 8 == 0, "gate_up: has ", 2 * inner, " columns, needs a multiple of 16 on the GPU");
+      bireme::swiglu_cuda(half_of(dtype), gate_up.data(), rows, inner, out.data(), stream_of(gate_up));
+      return {out};
+    }
+  }
   bireme::swiglu_cpu(gate_up.data<float>(), rows, inner, out.data<float>());
   return {out};
 }

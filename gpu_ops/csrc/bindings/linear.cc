@@ -1,9 +1,11 @@
 // set_num_threads, pack_weight, linear, embedding.
 #include "../kernels/linear.h"
 
+#include "../kernels/cuda/layers.h"
+#include "../kernels/cuda/linear.h"
 #include "../kernels/huge_pages.h"
 #include "../kernels/thread_pool.h"
-#include "checks.h"
+#include "device.h"
 
 namespace {
 constexpr auto kFloat = paddle::DataType::FLOAT32;
@@ -37,8 +39,50 @@ std::vector<paddle::Tensor> PackWeight(const paddle::Tensor& weight) {
   return {packed};
 }
 
+namespace {
+// On the GPU weights stay as they are, [out_features, in_features].
+std::vector<paddle::Tensor> linear_gpu(const paddle::Tensor& x, const paddle::Tensor& weight,
+                                       const paddle::optional<paddle::Tensor>& bias, int64_t out_features, bool float32_output,
+                                       bool batch_invariant) {
+  const paddle::DataType dtype = float_type(x, "x");
+  check_shape(weight, "packed", dtype, {out_features, kAnySize});
+  const int64_t in_features = weight.shape()[1];
+  PD_CHECK(in_features % 8 == 0, "packed: has ", in_features, " columns, needs a multiple of 8 on the GPU");
+  check_shape(x, "x", dtype, {kAnySize, in_features});
+  check_not_empty(x, "x");
+  check_same_place(x, "x", weight, "packed");
+  if (bias) {
+    check_shape(*bias, "bias", dtype, {out_features});
+    check_same_place(x, "x", *bias, "bias");
+  }
+  const int64_t rows = x.shape()[0];
+  auto y = paddle::empty({rows, out_features}, float32_output ? kFloat : dtype, x.place());
+  if constexpr (kWithCuda) {
+    bireme::linear_cuda({half_of(dtype), float32_output, batch_invariant, rows, in_features, out_features, x.data(), weight.data(),
+                         bias ? bias->data() : nullptr, y.data()},
+                        stream_of(x));
+  }
+  return {y};
+}
+
+std::vector<paddle::Tensor> embedding_gpu(const paddle::Tensor& weight, const paddle::Tensor& ids, int64_t vocab_size) {
+  check_same_place(weight, "weight", ids, "ids");
+  const paddle::DataType dtype = float_type(weight, "weight");
+  check_shape(weight, "weight", dtype, {vocab_size, kAnySize});
+  const int64_t rows = ids.shape()[0], hidden = weight.shape()[1];
+  PD_CHECK(hidden % 8 == 0, "weight: has ", hidden, " columns, needs a multiple of 8 on the GPU");
+  auto out = paddle::empty({rows, hidden}, dtype, weight.place());
+  if constexpr (kWithCuda) {
+    bireme::gather_rows_cuda(weight.data(), vocab_size, hidden, ids.data<int64_t>(), rows, out.data(), stream_of(weight));
+  }
+  return {out};
+}
+}  // namespace
+
 std::vector<paddle::Tensor> Linear(const paddle::Tensor& x, const paddle::Tensor& packed,
-                                   const paddle::optional<paddle::Tensor>& bias, int64_t out_features) {
+                                   const paddle::optional<paddle::Tensor>& bias, int64_t out_features, bool float32_output,
+                                   bool batch_invariant) {
+  if (x.is_gpu()) return linear_gpu(x, packed, bias, out_features, float32_output, batch_invariant);
   check_packed(packed, out_features);
   const int64_t in_features = packed.shape()[1];
   check_shape(x, "x", kFloat, {kAnySize, in_features});
@@ -55,6 +99,7 @@ std::vector<paddle::Tensor> Linear(const paddle::Tensor& x, const paddle::Tensor
 std::vector<paddle::Tensor> Embedding(const paddle::Tensor& weight, const paddle::Tensor& ids, int64_t vocab_size) {
   check_shape(ids, "ids", kInt64, {kAnySize});
   check_not_empty(ids, "ids");
+  if (weight.is_gpu()) return embedding_gpu(weight, ids, vocab_size);
   check_cpu(ids, "ids");
   const bool is_packed = weight.shape().size() == 3;
   if (is_packed) {
@@ -74,7 +119,8 @@ PD_BUILD_OP(bireme_set_num_threads)
     .SetKernelFn(PD_KERNEL(SetNumThreads));
 PD_BUILD_OP(bireme_pack_weight).Inputs({"weight"}).Outputs({"packed"}).SetKernelFn(PD_KERNEL(PackWeight));
 PD_BUILD_OP(bireme_linear)
-    .Inputs({"x", "packed", paddle::Optional("bias")}).Attrs({"out_features: int64_t"}).Outputs({"y"})
+    .Inputs({"x", "packed", paddle::Optional("bias")})
+    .Attrs({"out_features: int64_t", "float32_output: bool", "batch_invariant: bool"}).Outputs({"y"})
     .SetKernelFn(PD_KERNEL(Linear));
 PD_BUILD_OP(bireme_embedding)
     .Inputs({"weight", "ids"}).Attrs({"vocab_size: int64_t"}).Outputs({"out"}).SetKernelFn(PD_KERNEL(Embedding));

@@ -1,9 +1,11 @@
 // Sampling ops: gather_last_tokens, apply_penalties, sample, token_logprobs.
+#include "../kernels/cuda/layers.h"
+#include "../kernels/cuda/sampling.h"
 #include "../kernels/gather_rows.h"
 #include "../kernels/penalties.h"
 #include "../kernels/sample.h"
 #include "../kernels/token_logprobs.h"
-#include "checks.h"
+#include "device.h"
 
 using paddle::DataType;
 using paddle::Tensor;
@@ -11,7 +13,7 @@ using paddle::Tensor;
 namespace {
 
 void check_logits(const Tensor& logits) {
-  check_cpu(logits, "logits");
+  check_place(logits, "logits");
   check_shape(logits, "logits", DataType::FLOAT32, {kAnySize, kAnySize});
   PD_CHECK(logits.shape()[1] > 0 && logits.shape()[1] <= INT32_MAX, "logits: has a vocabulary of ", logits.shape()[1],
            ", needs 1 to ", INT32_MAX);
@@ -20,11 +22,20 @@ void check_logits(const Tensor& logits) {
 }  // namespace
 
 std::vector<Tensor> GatherLastTokens(const Tensor& hidden, const Tensor& sample_rows) {
-  check_cpu(hidden, "hidden");
-  check_shape(hidden, "hidden", DataType::FLOAT32, {kAnySize, kAnySize});
+  const DataType dtype = float_type(hidden, "hidden");
+  check_shape(hidden, "hidden", dtype, {kAnySize, kAnySize});
   check_shape(sample_rows, "sample_rows", DataType::INT32, {kAnySize});
   const int64_t rows = sample_rows.numel(), width = hidden.shape()[1];
-  Tensor out = paddle::empty({rows, width}, DataType::FLOAT32, hidden.place());
+  Tensor out = paddle::empty({rows, width}, dtype, hidden.place());
+  if constexpr (kWithCuda) {
+    if (hidden.is_gpu()) {
+      PD_CHECK(width % 8 == 0, "hidden: has ", width, " columns, needs a multiple of 8 on the GPU");
+      check_same_place(hidden, "hidden", sample_rows, "sample_rows");
+      bireme::gather_rows_cuda(hidden.data(), hidden.shape()[0], width, sample_rows.data<int32_t>(), rows, out.data(),
+                               stream_of(hidden));
+      return {out};
+    }
+  }
   bireme::gather_rows_cpu(data_or_null<float>(hidden), hidden.shape()[0], width, data_or_null<int32_t>(sample_rows), rows,
                           data_or_null<float>(out));
   return {out};
@@ -48,7 +59,8 @@ void ApplyPenalties(const Tensor& token_ids_all, const Tensor& prompt_lens, cons
   const int64_t biases = logit_bias_ids.shape()[1];
   check_shape(logit_bias_values, "logit_bias_values", DataType::FLOAT32, {slots, biases});
   check_logits(logits);
-  check_sample_slots(sample_slots, logits.shape()[0], slots);
+  check_slots(sample_slots, logits.shape()[0], slots, logits.is_gpu());
+  check_same_place(logits, "logits", token_ids_all, "token_ids_all");
   const bireme::PenaltyState state{token_ids_all.shape()[1],
                                    eos_token_id.shape()[1],
                                    stop_token_ids.shape()[1],
@@ -64,6 +76,12 @@ void ApplyPenalties(const Tensor& token_ids_all, const Tensor& prompt_lens, cons
                                    frequency_score.data<float>(),
                                    data_or_null<int64_t>(logit_bias_ids),
                                    data_or_null<float>(logit_bias_values)};
+  if constexpr (kWithCuda) {
+    if (logits.is_gpu()) {
+      return bireme::apply_penalties_cuda(state, slots, mutable_data<float>(logits), logits.shape()[1],
+                                          sample_slots.data<int32_t>(), logits.shape()[0], stream_of(logits));
+    }
+  }
   bireme::apply_penalties_cpu(state, data_or_null<float>(logits), logits.shape()[1], data_or_null<int32_t>(sample_slots),
                               logits.shape()[0]);
 }
@@ -81,11 +99,19 @@ std::vector<Tensor> Sample(const Tensor& prompt_lens, const Tensor& step_idx, co
   check_shape(seeds, "seeds", DataType::INT64, {slots});
   check_logits(logits);
   const int64_t rows = logits.shape()[0];
-  check_sample_slots(sample_slots, rows, slots);
+  check_slots(sample_slots, rows, slots, logits.is_gpu());
+  check_same_place(logits, "logits", prompt_lens, "prompt_lens");
   Tensor tokens = paddle::empty({rows}, DataType::INT64, logits.place());
   const bireme::SampleState state{prompt_lens.data<int64_t>(), step_idx.data<int64_t>(), temperature.data<float>(),
                                   top_p.data<float>(),         min_p.data<float>(),      top_k.data<int32_t>(),
                                   seeds.data<int64_t>()};
+  if constexpr (kWithCuda) {
+    if (logits.is_gpu()) {
+      bireme::sample_cuda(state, slots, logits.data<float>(), rows, logits.shape()[1], sample_slots.data<int32_t>(),
+                          tokens.data<int64_t>(), stream_of(logits));
+      return {tokens};
+    }
+  }
   bireme::sample_cpu(state, data_or_null<float>(logits), rows, logits.shape()[1], data_or_null<int32_t>(sample_slots),
                      data_or_null<int64_t>(tokens));
   return {tokens};
@@ -99,6 +125,14 @@ std::vector<Tensor> TokenLogprobs(const Tensor& logits, const Tensor& tokens, in
   Tensor ids = paddle::empty({rows, num + 1}, DataType::INT64, logits.place());
   Tensor logprobs = paddle::empty({rows, num + 1}, DataType::FLOAT32, logits.place());
   Tensor ranks = paddle::empty({rows}, DataType::INT64, logits.place());
+  check_same_place(logits, "logits", tokens, "tokens");
+  if constexpr (kWithCuda) {
+    if (logits.is_gpu()) {
+      bireme::token_logprobs_cuda(logits.data<float>(), rows, logits.shape()[1], tokens.data<int64_t>(), num,
+                                  ids.data<int64_t>(), logprobs.data<float>(), ranks.data<int64_t>(), stream_of(logits));
+      return {ids, logprobs, ranks};
+    }
+  }
   bireme::token_logprobs_cpu(data_or_null<float>(logits), rows, logits.shape()[1], data_or_null<int64_t>(tokens), num,
                              data_or_null<int64_t>(ids), data_or_null<float>(logprobs), data_or_null<int64_t>(ranks));
   return {ids, logprobs, ranks};

@@ -1,7 +1,8 @@
 // State ops at the ends of a request's stay on the device: insert_requests, pack_outputs, pack_logprobs.
+#include "../kernels/cuda/state.h"
 #include "../kernels/insert_requests.h"
 #include "../kernels/pack_outputs.h"
-#include "checks.h"
+#include "device.h"
 
 using paddle::DataType;
 using paddle::Tensor;
@@ -16,7 +17,7 @@ void InsertRequests(const Tensor& token_ids_all, const Tensor& prompt_lens, cons
                     const Tensor& presence_score, const Tensor& frequency_score, const Tensor& top_k, const Tensor& seeds,
                     const Tensor& logit_bias_ids, const Tensor& logit_bias_values, const Tensor& num_logprobs,
                     const Tensor& ints, const Tensor& floats, const Tensor& tokens) {
-  check_cpu(token_ids_all, "token_ids_all");
+  check_place(token_ids_all, "token_ids_all");
   check_shape(token_ids_all, "token_ids_all", DataType::INT64, {kAnySize, kAnySize});
   const int64_t slots = token_ids_all.shape()[0];
   check_shape(block_tables, "block_tables", DataType::INT32, {slots, kAnySize});
@@ -68,8 +69,12 @@ void InsertRequests(const Tensor& token_ids_all, const Tensor& prompt_lens, cons
   check_shape(floats, "floats", DataType::FLOAT32, {rows, bireme::kInsertFloatColumns + sizes.logit_bias});
   check_shape(tokens, "tokens", DataType::INT64, {rows, kAnySize});
   const int64_t width = tokens.shape()[1];
+  const bool on_gpu = token_ids_all.is_gpu();
+  check_staging(ints, "ints", on_gpu);
+  check_staging(floats, "floats", on_gpu);
+  check_staging(tokens, "tokens", on_gpu);
   const int64_t* values = data_or_null<int64_t>(ints);
-  for (int64_t row = 0; row < rows; ++row) {
+  for (int64_t row = 0; row < rows && host_readable(ints); ++row) {
     const char* fault = bireme::insert_request_fault(sizes, values + row * ints.shape()[1], width);
     PD_CHECK(fault == nullptr, "ints: row ", row, " has an impossible ", fault, " for ", sizes.slots, " slots of ",
              sizes.max_model_len, " tokens and token rows of ", width);
@@ -106,12 +111,18 @@ void InsertRequests(const Tensor& token_ids_all, const Tensor& prompt_lens, cons
                                    mutable_data<int64_t>(logit_bias_ids),
                                    mutable_data<float>(logit_bias_values),
                                    mutable_data<int32_t>(num_logprobs)};
+  if constexpr (kWithCuda) {
+    if (on_gpu) {
+      return bireme::insert_requests_cuda(sizes, state, rows, values, data_or_null<float>(floats), data_or_null<int64_t>(tokens),
+                                          width, stream_of(token_ids_all));
+    }
+  }
   bireme::insert_requests_cpu(sizes, state, rows, values, data_or_null<float>(floats), data_or_null<int64_t>(tokens), width);
 }
 
 void PackOutputs(const Tensor& seq_lens_decoder, const Tensor& sampled_token_ids, const Tensor& num_sampled,
                  const Tensor& stop_reason, const Tensor& matched_stop, const Tensor& not_need_stop, const Tensor& landing) {
-  check_cpu(seq_lens_decoder, "seq_lens_decoder");
+  check_place(seq_lens_decoder, "seq_lens_decoder");
   const int64_t slots = seq_lens_decoder.numel();
   check_shape(seq_lens_decoder, "seq_lens_decoder", DataType::INT32, {slots});
   check_shape(sampled_token_ids, "sampled_token_ids", DataType::INT64, {slots, 1});
@@ -120,6 +131,16 @@ void PackOutputs(const Tensor& seq_lens_decoder, const Tensor& sampled_token_ids
   check_shape(matched_stop, "matched_stop", DataType::INT64, {slots});
   check_shape(not_need_stop, "not_need_stop", DataType::BOOL, {1});
   check_tensor(landing, "landing", DataType::INT64, 1 + slots * bireme::kSlotFields);
+  check_same_place(seq_lens_decoder, "seq_lens_decoder", landing, "landing");
+  check_staging(not_need_stop, "not_need_stop", seq_lens_decoder.is_gpu());
+  if constexpr (kWithCuda) {
+    if (seq_lens_decoder.is_gpu()) {
+      return bireme::pack_outputs_cuda(seq_lens_decoder.data<int32_t>(), sampled_token_ids.data<int64_t>(),
+                                       num_sampled.data<int32_t>(), stop_reason.data<int32_t>(), matched_stop.data<int64_t>(),
+                                       not_need_stop.data<bool>(), slots, mutable_data<int64_t>(landing),
+                                       stream_of(seq_lens_decoder));
+    }
+  }
   bireme::pack_outputs_cpu(seq_lens_decoder.data<int32_t>(), sampled_token_ids.data<int64_t>(), num_sampled.data<int32_t>(),
                            stop_reason.data<int32_t>(), matched_stop.data<int64_t>(), *not_need_stop.data<bool>(), slots,
                            mutable_data<int64_t>(landing));
@@ -127,7 +148,7 @@ void PackOutputs(const Tensor& seq_lens_decoder, const Tensor& sampled_token_ids
 
 void PackLogprobs(const Tensor& num_sampled, const Tensor& num_logprobs, const Tensor& landing, const Tensor& sample_slots,
                   const Tensor& ids, const Tensor& logprobs, const Tensor& ranks) {
-  check_cpu(num_sampled, "num_sampled");
+  check_place(num_sampled, "num_sampled");
   const int64_t slots = num_sampled.numel();
   check_shape(num_sampled, "num_sampled", DataType::INT32, {slots});
   check_shape(num_logprobs, "num_logprobs", DataType::INT32, {slots});
@@ -135,11 +156,20 @@ void PackLogprobs(const Tensor& num_sampled, const Tensor& num_logprobs, const T
   const int64_t rows = ids.shape()[0], columns = ids.shape()[1];
   check_shape(logprobs, "logprobs", DataType::FLOAT32, {rows, columns});
   check_shape(ranks, "ranks", DataType::INT64, {rows});
-  check_sample_slots(sample_slots, rows, slots);
+  check_slots(sample_slots, rows, slots, num_sampled.is_gpu());
   check_tensor(landing, "landing", DataType::INT64, 1 + slots * (bireme::kSlotFields + 4));
   const int64_t width = (landing.numel() - 1) / slots - bireme::kSlotFields, landing_columns = (width - 2) / 2;
   PD_CHECK(landing.numel() == 1 + slots * (bireme::kSlotFields + 2 + 2 * landing_columns), "landing: has ", landing.numel(),
            " elements, needs 1 + ", slots, " * (", bireme::kSlotFields, " + 2 + 2 * alternatives)");
+  check_same_place(num_sampled, "num_sampled", landing, "landing", ids, "logprob_ids");
+  if constexpr (kWithCuda) {
+    if (num_sampled.is_gpu()) {
+      return bireme::pack_logprobs_cuda(num_sampled.data<int32_t>(), num_logprobs.data<int32_t>(), slots,
+                                        mutable_data<int64_t>(landing), landing_columns, data_or_null<int32_t>(sample_slots),
+                                        data_or_null<int64_t>(ids), data_or_null<float>(logprobs), data_or_null<int64_t>(ranks),
+                                        rows, columns, stream_of(num_sampled));
+    }
+  }
   bireme::pack_logprobs_cpu(num_sampled.data<int32_t>(), num_logprobs.data<int32_t>(), slots, mutable_data<int64_t>(landing),
                             landing_columns, data_or_null<int32_t>(sample_slots), data_or_null<int64_t>(ids),
                             data_or_null<float>(logprobs), data_or_null<int64_t>(ranks), rows, columns);

@@ -1,9 +1,10 @@
 // State ops that move a step along: apply_step, recover_block, pack_tokens, detect_stop, update_inputs.
 #include "../kernels/apply_step.h"
+#include "../kernels/cuda/state.h"
 #include "../kernels/detect_stop.h"
 #include "../kernels/pack_tokens.h"
 #include "../kernels/update_inputs.h"
-#include "checks.h"
+#include "device.h"
 
 using paddle::DataType;
 using paddle::Tensor;
@@ -16,7 +17,7 @@ struct TableSizes {
 
 // Block tables fix the number of slots; everything else is held against it.
 TableSizes check_block_tables(const Tensor& block_tables, int64_t block_size) {
-  check_cpu(block_tables, "block_tables");
+  check_place(block_tables, "block_tables");
   check_shape(block_tables, "block_tables", DataType::INT32, {kAnySize, kAnySize});
   PD_CHECK(block_size > 0, "block_size: is ", block_size, ", needs at least 1");
   return {block_tables.shape()[0], block_tables.shape()[1]};
@@ -27,7 +28,7 @@ struct HistorySizes {
 };
 
 HistorySizes check_history(const Tensor& token_ids_all, const Tensor& prompt_lens, const Tensor& step_idx) {
-  check_cpu(token_ids_all, "token_ids_all");
+  check_place(token_ids_all, "token_ids_all");
   check_shape(token_ids_all, "token_ids_all", DataType::INT64, {kAnySize, kAnySize});
   const int64_t slots = token_ids_all.shape()[0];
   check_shape(prompt_lens, "prompt_lens", DataType::INT64, {slots});
@@ -36,10 +37,11 @@ HistorySizes check_history(const Tensor& token_ids_all, const Tensor& prompt_len
 }
 
 // The R sampled tokens; sample_slots may be longer. Returns R.
-int64_t check_sampled(const Tensor& tokens, const Tensor& sample_slots, int64_t slots) {
+int64_t check_sampled(const Tensor& tokens, const Tensor& sample_slots, int64_t slots, const Tensor& state) {
   check_shape(tokens, "tokens", DataType::INT64, {kAnySize});
   const int64_t rows = tokens.numel();
-  check_sample_slots(sample_slots, rows, slots);
+  check_slots(sample_slots, rows, slots, state.is_gpu());
+  check_staging(tokens, "tokens", state.is_gpu());
   return rows;
 }
 
@@ -56,6 +58,7 @@ void check_seq_lens(const Tensor& this_time, const Tensor& encoder, const Tensor
 
 void check_block_updates(const Tensor& block_updates, const TableSizes& sizes) {
   check_shape(block_updates, "block_updates", DataType::INT32, {kAnySize, 3});
+  if (!host_readable(block_updates)) return;
   const int32_t* update = data_or_null<int32_t>(block_updates);
   for (int64_t row = 0; row < block_updates.shape()[0]; ++row, update += 3) {
     PD_CHECK(update[0] >= 0 && update[0] < sizes.slots, "block_updates: row ", row, " names slot ", update[0],
@@ -89,6 +92,17 @@ void ApplyStep(const Tensor& prompt_lens, const Tensor& prefill_lens, const Tens
                                 mutable_data<bool>(stop_flags),
                                 mutable_data<bool>(is_block_step),
                                 mutable_data<int32_t>(block_tables)};
+  const bool on_gpu = block_tables.is_gpu();
+  check_staging(scheduled, "scheduled", on_gpu);
+  check_staging(cleared, "cleared", on_gpu);
+  check_staging(block_updates, "block_updates", on_gpu);
+  if constexpr (kWithCuda) {
+    if (on_gpu) {
+      return bireme::apply_step_cuda(state, sizes.slots, sizes.blocks, block_size, scheduled.data<int32_t>(),
+                                     cleared.data<int32_t>(), data_or_null<int32_t>(block_updates), block_updates.shape()[0],
+                                     stream_of(block_tables));
+    }
+  }
   bireme::apply_step_cpu(state, sizes.slots, sizes.blocks, block_size, scheduled.data<int32_t>(), cleared.data<int32_t>(),
                          data_or_null<int32_t>(block_updates), block_updates.shape()[0]);
 }
@@ -97,6 +111,13 @@ void RecoverBlock(const Tensor& seq_lens_decoder, const Tensor& is_block_step, c
   const TableSizes sizes = check_block_tables(block_tables, block_size);
   check_shape(seq_lens_decoder, "seq_lens_decoder", DataType::INT32, {sizes.slots});
   check_shape(is_block_step, "is_block_step", DataType::BOOL, {sizes.slots});
+  if constexpr (kWithCuda) {
+    if (block_tables.is_gpu()) {
+      return bireme::recover_block_cuda(seq_lens_decoder.data<int32_t>(), mutable_data<bool>(is_block_step),
+                                        block_tables.data<int32_t>(), sizes.slots, sizes.blocks, block_size,
+                                        stream_of(block_tables));
+    }
+  }
   bireme::recover_block_cpu(seq_lens_decoder.data<int32_t>(), mutable_data<bool>(is_block_step), block_tables.data<int32_t>(),
                             sizes.slots, sizes.blocks, block_size);
 }
@@ -120,6 +141,14 @@ void PackTokens(const Tensor& token_ids_all, const Tensor& prompt_lens, const Te
                                  data_or_null<int32_t>(batch_id_per_token), mutable_data<int32_t>(cu_seqlens_q),
                                  mutable_data<int32_t>(sample_rows), mutable_data<int32_t>(sample_slots),
                                  mutable_data<int32_t>(counts)};
+  check_same_place(token_ids_all, "token_ids_all", ids_remove_padding, "ids_remove_padding", counts, "counts");
+  if constexpr (kWithCuda) {
+    if (token_ids_all.is_gpu()) {
+      return bireme::pack_tokens_cuda(token_ids_all.data<int64_t>(), prompt_lens.data<int64_t>(), step_idx.data<int64_t>(),
+                                      seq_lens_this_time.data<int32_t>(), seq_lens_decoder.data<int32_t>(), sizes.slots,
+                                      sizes.max_model_len, out, rows, stream_of(token_ids_all));
+    }
+  }
   const int64_t tokens = bireme::pack_tokens_cpu(token_ids_all.data<int64_t>(), prompt_lens.data<int64_t>(),
                                                  step_idx.data<int64_t>(), seq_lens_this_time.data<int32_t>(),
                                                  seq_lens_decoder.data<int32_t>(), sizes.slots, sizes.max_model_len, out, rows);
@@ -140,7 +169,7 @@ void DetectStop(const Tensor& token_ids_all, const Tensor& prompt_lens, const Te
   check_shape(stop_seqs_len, "stop_seqs_len", DataType::INT32, {sizes.slots, stop_seqs.shape()[1]});
   check_shape(min_dec_len, "min_dec_len", DataType::INT64, {sizes.slots});
   check_shape(max_dec_len, "max_dec_len", DataType::INT64, {sizes.slots});
-  const int64_t rows = check_sampled(tokens, sample_slots, sizes.slots);
+  const int64_t rows = check_sampled(tokens, sample_slots, sizes.slots, token_ids_all);
   const bireme::StopState state{sizes.slots,
                                 sizes.max_model_len,
                                 eos_token_id.shape()[1],
@@ -159,6 +188,12 @@ void DetectStop(const Tensor& token_ids_all, const Tensor& prompt_lens, const Te
                                 data_or_null<int32_t>(stop_seqs_len),
                                 min_dec_len.data<int64_t>(),
                                 max_dec_len.data<int64_t>()};
+  if constexpr (kWithCuda) {
+    if (token_ids_all.is_gpu()) {
+      return bireme::detect_stop_cuda(state, data_or_null<int64_t>(tokens), data_or_null<int32_t>(sample_slots), rows,
+                                      stream_of(token_ids_all));
+    }
+  }
   bireme::detect_stop_cpu(state, data_or_null<int64_t>(tokens), data_or_null<int32_t>(sample_slots), rows);
 }
 
@@ -175,7 +210,7 @@ void UpdateInputs(const Tensor& token_ids_all, const Tensor& prompt_lens, const 
   check_shape(sampled_token_ids, "sampled_token_ids", DataType::INT64, {sizes.slots, 1});
   check_shape(num_sampled, "num_sampled", DataType::INT32, {sizes.slots});
   check_shape(not_need_stop, "not_need_stop", DataType::BOOL, {1});
-  const int64_t rows = check_sampled(tokens, sample_slots, sizes.slots);
+  const int64_t rows = check_sampled(tokens, sample_slots, sizes.slots, token_ids_all);
   const bireme::UpdateState state{sizes.slots,
                                   sizes.max_model_len,
                                   table.blocks,
@@ -192,6 +227,13 @@ void UpdateInputs(const Tensor& token_ids_all, const Tensor& prompt_lens, const 
                                   mutable_data<int64_t>(sampled_token_ids),
                                   mutable_data<int32_t>(num_sampled),
                                   mutable_data<bool>(not_need_stop)};
+  check_staging(not_need_stop, "not_need_stop", token_ids_all.is_gpu());
+  if constexpr (kWithCuda) {
+    if (token_ids_all.is_gpu()) {
+      return bireme::update_inputs_cuda(state, data_or_null<int64_t>(tokens), data_or_null<int32_t>(sample_slots), rows,
+                                        stream_of(token_ids_all));
+    }
+  }
   bireme::update_inputs_cpu(state, data_or_null<int64_t>(tokens), data_or_null<int32_t>(sample_slots), rows);
 }
 

@@ -1,0 +1,255 @@
+// One warp's share of attention: 16 * kTiles query rows against tiles of 64 cache positions, on tensor cores, with a running
+// softmax. Every kernel goes through the same tiles in the same order, so that a row gets the same bits alone and in a chunk.
+//
+// Fragments are those of mma.m16n8k16: a thread holds rows lane / 4 and lane / 4 + 8, columns (lane % 4) * 2 and the next.
+#pragma once
+#include "common.cuh"
+
+namespace bireme {
+
+constexpr int kTileKeys = 64;
+
+template <typename T>
+__device__ inline void mma(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <>
+__device__ inline void mma<__half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+__device__ inline void mma<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row)) : "memory");
+}
+
+__device__ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row)) : "memory");
+}
+
+// Copies 16 bytes to shared memory in the background, or zeros when there is nothing to read.
+__device__ inline void copy_async(void* to, const void* from, bool present) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(present ? 16 : 0)
+               : "memory");
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Rows in shared memory are padded by 16 bytes, so that eight of them lie in different banks.
+template <int kHeadDim>
+constexpr int kRowStride = kHeadDim + kVec;
+
+// Where a slot's keys and values lie.
+template <typename T>
+struct PagedCache {
+  const T *k, *v;
+  const int32_t* table;  // of the slot
+  int table_width, blocks, block_size, kv_heads, kv_head, length;  // positions [0, length) may be read
+};
+
+// Brings keys and values of positions [first, first + 64) to shared memory, zeros beyond the length. Each of `kWarps` warps
+// brings its own part of the positions.
+template <typename T, int kHeadDim, int kWarps>
+__device__ inline void load_tile(const PagedCache<T>& cache, int first, T* k_tile, T* v_tile, int warp) {
+  constexpr int kKeys = kTileKeys / kWarps, kChunks = kHeadDim / kVec;
+  const int lane = threadIdx.x % kWarp, start = first + warp * kKeys;
+  // A lane looks up the block of one or two neighbouring positions; blocks hold 16 or more, so two share it.
+  constexpr int kPerLane = kKeys > kWarp ? 2 : 1;
+  const int mine = start + lane * kPerLane, index = mine / cache.block_size;
+  int block = -1;
+  if (mine < cache.length && lane * kPerLane < kKeys && index < cache.table_width) block = cache.table[index];
+  if (block >= cache.blocks) block = -1;
+#pragma unroll
+  for (int i = 0; i < kKeys * kChunks / kWarp; ++i) {
+    const int item = i * kWarp + lane, key = item / kChunks, column = item % kChunks * kVec, position = start + key;
+    const int key_block = __shfl_sync(kAllLanes, block, key / kPerLane);
+    const bool present = key_block >= 0 && position < cache.length;
+    const int64_t from =
+        present ? ((int64_t{key_block} * cache.kv_heads + cache.kv_head) * cache.block_size + position % cache.block_size) *
+                          kHeadDim + column
+                : 0;
+    const int to = (warp * kKeys + key) * kRowStride<kHeadDim> + column;
+    copy_async(k_tile + to, cache.k + from, present);
+    copy_async(v_tile + to, cache.v + from, present);
+  }
+}
+
+template <typename T, int kHeadDim, int kTiles>
+struct RowState {
+  static constexpr int kColumns = kHeadDim / 8;
+  float out[kTiles][kColumns][4];
+  float best[kTiles][2], sum[kTiles][2];  // largest score and, of this thread's columns, sum of weights
+  int position[kTiles][2];                // of the row's token, -1 for a row without one
+
+  __device__ void reset() {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        best[t][half] = -INFINITY;
+        sum[t][half] = 0;
+      }
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out[t][n][i] = 0;
+      }
+    }
+  }
+
+  __device__ int last_position() const {
+    int last = -1;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) last = max(last, max(position[t][0], position[t][1]));
+    for (int offset = 4; offset < kWarp; offset *= 2) last = max(last, __shfl_xor_sync(kAllLanes, last, offset));
+    return last;
+  }
+
+  __device__ int first_position() const {
+    int first = position[0][0];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) first = min(first, min(position[t][0], position[t][1]));
+    for (int offset = 4; offset < kWarp; offset *= 2) first = min(first, __shfl_xor_sync(kAllLanes, first, offset));
+    return first;
+  }
+
+  // One tile whose first key is position `first`. query(t, step, a) gives the fragment of head dimensions [16 step, 16 step + 16).
+  // `masked`: some row must not see all of the tile.
+  template <typename Query>
+  __device__ void add_tile(const T* k_tile, const T* v_tile, int first, bool masked, float scale_log2, const Query& query) {
+    constexpr int kStride = kRowStride<kHeadDim>;
+    const int lane = threadIdx.x % kWarp, matrix = lane / 8, line = lane % 8;
+    float score[kTiles][kTileKeys / 8][4] = {};
+#pragma unroll
+    for (int step = 0; step < kHeadDim / 16; ++step) {
+      uint32_t a[kTiles][4];
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) query(t, step, a[t]);
+#pragma unroll
+      for (int n = 0; n < kTileKeys / 16; ++n) {
+        uint32_t b[4];
+        load_matrices(b, k_tile + (n * 16 + matrix / 2 * 8 + line) * kStride + step * 16 + matrix % 2 * 8);
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) {
+          mma<T>(score[t][2 * n], a[t], b[0], b[1]);
+          mma<T>(score[t][2 * n + 1], a[t], b[2], b[3]);
+        }
+      }
+    }
+    uint32_t weight[kTiles][kTileKeys / 16][4];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      if (masked) {
+#pragma unroll
+        for (int n = 0; n < kTileKeys / 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if (first + n * 8 + lane % 4 * 2 + i % 2 > position[t][i / 2]) score[t][n][i] = -INFINITY;
+          }
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float top = best[t][half];
+#pragma unroll
+        for (int n = 0; n < kTileKeys / 8; ++n) top = fmaxf(top, fmaxf(score[t][n][2 * half], score[t][n][2 * half + 1]));
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+        // A row that has seen no key keeps weights of zero.
+        const float base = top == -INFINITY ? 0.0f : __fmul_rn(top, scale_log2);
+        // Rounded before the difference: exactly 1 where the tile brought nothing better.
+        const float rescale = exp2_fast(__fsub_rn(__fmul_rn(best[t][half], scale_log2), base));
+        best[t][half] = top;
+        float total = 0;
+#pragma unroll
+        for (int n = 0; n < kTileKeys / 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            float& s = score[t][n][2 * half + i];
+            s = exp2_fast(fmaf(s, scale_log2, -base));
+            total += s;
+          }
+        }
+        sum[t][half] = fmaf(sum[t][half], rescale, total);
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) {
+          out[t][n][2 * half] *= rescale;
+          out[t][n][2 * half + 1] *= rescale;
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kTileKeys / 16; ++n) {
+        weight[t][n][0] = pack_pair<T>(score[t][2 * n][0], score[t][2 * n][1]);
+        weight[t][n][1] = pack_pair<T>(score[t][2 * n][2], score[t][2 * n][3]);
+        weight[t][n][2] = pack_pair<T>(score[t][2 * n + 1][0], score[t][2 * n + 1][1]);
+        weight[t][n][3] = pack_pair<T>(score[t][2 * n + 1][2], score[t][2 * n + 1][3]);
+      }
+    }
+#pragma unroll
+    for (int step = 0; step < kTileKeys / 16; ++step) {
+#pragma unroll
+      for (int n = 0; n < kHeadDim / 16; ++n) {
+        uint32_t b[4];
+        load_matrices_transposed(b, v_tile + (step * 16 + matrix % 2 * 8 + line) * kStride + n * 16 + matrix / 2 * 8);
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) {
+          mma<T>(out[t][2 * n], weight[t][step], b[0], b[1]);
+          mma<T>(out[t][2 * n + 1], weight[t][step], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  // Sums of weights over the whole row, in every thread of it.
+  __device__ void finish_sums() {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        sum[t][half] += __shfl_xor_sync(kAllLanes, sum[t][half], 1);
+        sum[t][half] += __shfl_xor_sync(kAllLanes, sum[t][half], 2);
+      }
+    }
+  }
+};
+
+// Joins the result of a further part of the context to that of the parts before it; all kernels join in this way, part by
+// part, which makes the bits independent of who computed a part.
+struct Join {
+  float before, part;  // factors of the two results
+
+  __device__ static Join of(float best_before, float best_part, float scale_log2) {
+    const float top = fmaxf(best_before, best_part);
+    if (top == -INFINITY) return {0, 0};
+    const float base = __fmul_rn(top, scale_log2);
+    return {exp2_fast(__fsub_rn(__fmul_rn(best_before, scale_log2), base)),
+            exp2_fast(__fsub_rn(__fmul_rn(best_part, scale_log2), base))};
+  }
+  __device__ float operator()(float value_before, float value_part) const {
+    return __fmaf_rn(value_part, part, __fmul_rn(value_before, before));
+  }
+};
+
+}  // namespace bireme
