@@ -16,8 +16,6 @@ from deployments.ingress import OpenAiIngress
 INGRESS_CPUS = 0.2
 ENGINE_REPLICA_CPUS = 0.1
 _INGRESS_ONGOING_REQUESTS = 10_000
-# Calls to engines are made from the loop that serves HTTP: two thread switches less on the way to a first token.
-_INGRESS_ENVIRONMENT = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 _HEALTH_CHECK_PERIOD_S = 2.0
 
 
@@ -54,7 +52,7 @@ def ingress_options(config: LLMConfig) -> dict[str, Any]:
     """Serve options of the ingress deployment; those in ``ingress_config`` win."""
     return {
         "max_ongoing_requests": _INGRESS_ONGOING_REQUESTS,
-        "ray_actor_options": {"num_cpus": INGRESS_CPUS, "runtime_env": {"env_vars": _INGRESS_ENVIRONMENT}},
+        "ray_actor_options": {"num_cpus": INGRESS_CPUS},
         "logging_config": {"enable_access_log": False},
         **config.ingress_config,
         "max_constructor_retry_count": 1,
