@@ -101,7 +101,8 @@ class EngineLoop:
         finally:
             self._busy_since = None
             for _, future in self._inbox:
-                future.set_exception(EngineDeadError(f"the engine is not running: {self.error or 'it was shut down'}"))
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(EngineDeadError(f"the engine is not running: {self.error or 'it was shut down'}"))
             self._inbox.clear()
 
     def _take_inbox(self) -> bool:
@@ -112,6 +113,8 @@ class EngineLoop:
             messages, self._inbox = self._inbox, collections.deque()
             closing = self._closing
         for function, future in messages:
+            if not future.set_running_or_notify_cancel():
+                continue  # whoever asked has gone
             try:
                 future.set_result(function(self._engine))
             except BiremeError as error:

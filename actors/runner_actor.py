@@ -258,6 +258,10 @@ class RunnerActor:
                 live.done.set_exception(EngineDeadError(f"the engine died: {error!r}"))
         for stream in self._streams.values():
             stream.close()
+        self._after_engine_death()
+
+    def _after_engine_death(self) -> None:
+        """For the deployed actor: its process ends, so that whoever waits for it learns at once."""
 
     def _forget_old(self) -> None:
         """Drop answers that ended long ago; they are in order of age, because dictionaries keep insertion order."""

@@ -87,6 +87,19 @@ async def test_cancelling_the_call_aborts_the_request_within_two_steps(actor):
     assert steps_then <= steps + 2
 
 
+async def test_a_call_cancelled_before_the_engine_took_it_harms_nobody(actor):
+    Subscriber(actor)
+    await asyncio.sleep(0)
+    busy = asyncio.create_task(actor.generate(subscribed("busy", [1], max_tokens=200)))
+    for number in range(200):
+        call = asyncio.create_task(actor.generate(subscribed(str(number), [1])))
+        await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.sleep(0)
+    assert await busy == GenerateReply(200, "length")
+    assert (await actor.check_integrity())["num_requests_running"] == 0
+
+
 async def test_a_broken_stream_resumes_from_an_index(actor):
     first = Subscriber(actor)
     await asyncio.sleep(0)
