@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 
 from actors.file_hash import content_id
@@ -16,6 +17,7 @@ from actors.model_runner import ModelRunner
 from actors.model_source import ModelSource, resolve_model
 from actors.models import load_model
 from actors.scheduler import Scheduler
+from actors.step_clock import StepClock
 from actors.step_plan import StepPlan
 from actors.weights import iter_weights, weights_fingerprint
 from cluster import __version__
@@ -59,6 +61,7 @@ class Engine:
         self.config = config
         self.engine_id = engine_id
         self.record = record
+        self._clock = StepClock()
         if config.device == "gpu":
             raise ConfigError("device: this build computes on the CPU only; use device=cpu or auto", "device")
         if config.dtype not in ("auto", "float32"):
@@ -130,7 +133,20 @@ class Engine:
             result = self.runner.execute_model_overlap(plan)
         else:
             result = None if plan is None else self.runner.execute_model(plan)
-        return [] if result is None else self.scheduler.update(result)
+        if result is None:
+            return []
+        saved = self.runner.last_saved
+        if saved is not None:
+            self._clock.observe(saved.num_tokens, saved.device_end - saved.device_start)
+        return self.scheduler.update(result)
+
+    def seconds_to_wait(self) -> float:
+        """How long the next ``step`` may wait for arrivals without the device running dry; 0 when it must not wait."""
+        in_flight = self.runner.step_in_flight
+        if in_flight is None:
+            return 0.0
+        elapsed = time.perf_counter() - in_flight.device_start if in_flight.device_start else 0.0
+        return self._clock.seconds_to_wait(in_flight.num_tokens, elapsed)
 
     def generate(self, requests: Iterable[EngineRequest]) -> dict[str, list[TokenDelta]]:
         """Run these requests, and those queued before, to their end; deltas by request id."""

@@ -92,6 +92,8 @@ class EngineLoop:
                 self.num_steps += 1
                 if deltas:
                     self._publish(deltas)
+                # Requests that arrive while the device computes are in the next plan if it is made late enough.
+                time.sleep(self._engine.seconds_to_wait())
             self._engine.close()
         except BaseException as error:
             logger.exception("the engine loop died")
@@ -102,7 +104,9 @@ class EngineLoop:
             self._busy_since = None
             for _, future in self._inbox:
                 if future.set_running_or_notify_cancel():
-                    future.set_exception(EngineDeadError(f"the engine is not running: {self.error or 'it was shut down'}"))
+                    future.set_exception(
+                        EngineDeadError(f"the engine is not running: {self.error or 'it was shut down'}")
+                    )
             self._inbox.clear()
 
     def _take_inbox(self) -> bool:

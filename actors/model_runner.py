@@ -101,6 +101,11 @@ class ModelRunner:
     def has_in_flight(self) -> bool:
         return bool(self._in_flight)
 
+    @property
+    def step_in_flight(self) -> StepOutput | None:
+        """The step that was launched and not saved; None if there is none."""
+        return self._in_flight[0] if self._in_flight else None
+
     def discard_in_flight(self) -> None:
         """Drop outputs and events of steps in flight (teardown, weight reload), once the device is done with them."""
         self.stream.synchronize()

@@ -24,20 +24,24 @@ class StepOutput:
 
     Attributes:
         plan: the step, or None while the object is free.
+        num_tokens: tokens of the step, kept after it was saved.
         scheduled, cleared: int32 [B] staging buffers.
         block_updates, insert_ints, insert_floats, insert_tokens: staging tensors of this step's own size.
         landing: int64 block that the device packs its results into.
         prompt_logprobs: slot to scored prompt positions, filled by the device stream.
         error: what went wrong on the device stream; raised when the step is saved.
-        launched_at, device_start, device_end, saved_at: ``time.perf_counter`` stamps, in seconds.
+        launched_at, device_start, device_end, saved_at: ``time.perf_counter`` stamps, in seconds; device_start is 0 before
+            the device begins.
     """
 
     def __init__(self, max_num_seqs: int) -> None:
         self.plan: StepPlan | None = None
+        self.num_tokens = 0
         self.scheduled = HostBuffer([max_num_seqs], "int32")
         self.cleared = HostBuffer([max_num_seqs], "int32")
         self.landing = HostBuffer([landing_size(max_num_seqs, MAX_LOGPROBS)], "int64")
-        self.block_updates: paddle.Tensor
+        self._no_updates = paddle.to_tensor(np.zeros((0, 3), np.int32))
+        self.block_updates = self._no_updates
         self.insert_ints: paddle.Tensor
         self.insert_floats: paddle.Tensor
         self.insert_tokens: paddle.Tensor
@@ -52,6 +56,8 @@ class StepOutput:
         if self.plan is not None:
             raise RuntimeError(f"step {self.plan.step} has not been saved yet")
         self.plan = plan
+        self.num_tokens = plan.num_tokens
+        self.device_start = 0.0
         self.prompt_logprobs = {}
         self.error = None
         self._ticket += 1
@@ -60,8 +66,9 @@ class StepOutput:
         for slot, count in plan.scheduled.items():
             self.scheduled.array[slot] = count
         self.cleared.array[plan.preempted] = 1
-        updates = np.asarray(plan.block_updates, dtype=np.int32).reshape(-1, 3)
-        self.block_updates = paddle.to_tensor(updates)
+        self.block_updates = self._no_updates
+        if plan.block_updates:
+            self.block_updates = paddle.to_tensor(np.asarray(plan.block_updates, dtype=np.int32))
         if plan.inserts:
             staged = pack_inserts(plan.inserts, eos_token_ids)
             self.insert_ints, self.insert_floats, self.insert_tokens = map(paddle.to_tensor, staged)
