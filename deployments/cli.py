@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from cluster.cli import app, console, errors
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
-from deployments.app_arguments import AppArguments, SettingsError
-from deployments.serve_environment import apply_serve_environment
+from deployments.run_folder import make_run_folder
+from deployments.serve_config import DEFAULT_HOST, DEFAULT_PORT, configured_model, serve_config
+from deployments.serve_environment import LOOPBACK_CLUSTER, apply_serve_environment, is_free
+from gpu_ops.build import OpBuildError
 
-BUILDER = "deployments.llm:build_openai_app"
+LOCAL = "local"
 
 
 @app.command()
@@ -23,22 +26,40 @@ def serve(
     settings: Annotated[
         list[str] | None, typer.Argument(help="A Serve config file, or settings such as model=PATH max_num_seqs=8.")
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Address the API listens on; default: what the file says, else {DEFAULT_HOST}, this machine alone. "
+            "0.0.0.0 is every network: set api_keys."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help=f"Port of the API; default: what the file says, else {DEFAULT_PORT}."),
+    ] = None,
     address: Annotated[
         str, typer.Option(help="Ray cluster; local starts one on this machine.", envvar="RAY_ADDRESS")
-    ] = "local",
+    ] = LOCAL,
 ) -> None:
     """Prepare ops and model, then serve in the foreground until Ctrl-C."""
-    settings = settings or []
-    is_file = len(settings) == 1 and Path(settings[0]).is_file()
     try:
-        prepare(configured_model(settings, is_file))
-    except BiremeError as error:
-        errors.print(f"Error: {error.message}", style="red", highlight=False, markup=False)
+        config = serve_config(settings or [], host, port)
+        if address == LOCAL and not is_free(config["http_options"]["port"]):
+            raise BiremeError(
+                f"port {config['http_options']['port']} is taken on this machine; choose another with --port"
+            )
+        prepare(configured_model(config))
+    except (BiremeError, OpBuildError) as error:
+        errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None
-    apply_serve_environment()
-    target = settings if is_file else [BUILDER, *settings]
+    folder = make_run_folder()
+    if address == LOCAL:
+        os.environ.update(LOOPBACK_CLUSTER)
+    apply_serve_environment(folder)
+    file = folder / "serve.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
     program = Path(sys.executable).with_name("serve")
-    os.execv(program, [str(program), "run", "--address", address, *target])
+    os.execv(program, [str(program), "run", "--address", address, str(file)])
 
 
 def prepare(config: LLMConfig) -> None:
@@ -54,28 +75,6 @@ def prepare(config: LLMConfig) -> None:
     source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
     load_model_config(source)
     load_tokenizer(source)
-
-
-def configured_model(settings: list[str], is_file: bool) -> LLMConfig:
-    """The configuration that ``settings`` amount to.
-
-    Raises:
-        BiremeError: they are not valid.
-    """
-    if is_file:
-        import yaml
-
-        applications = (yaml.safe_load(Path(settings[0]).read_text()) or {}).get("applications") or [{}]
-        arguments = applications[0].get("args") or {}
-    else:
-        wrong = [item for item in settings if "=" not in item]
-        if wrong:
-            raise BiremeError(f"{wrong[0]!r} is neither a file nor a setting of the form NAME=VALUE")
-        arguments = dict(item.split("=", 1) for item in settings)
-    try:
-        return AppArguments.model_validate(arguments)
-    except SettingsError as error:
-        raise BiremeError(error.message) from None
 
 
 if __name__ == "__main__":

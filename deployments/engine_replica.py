@@ -19,8 +19,10 @@ from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, Ov
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply
 from cluster.request import EngineRequest
 from deployments.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
+from deployments.replica_port import listen_where_the_node_does
 from deployments.streaming_runner import StreamingRunner
 from deployments.terminal import cannot_start
+from gpu_ops.build import OpBuildError
 
 logger = logging.getLogger("ray.serve")
 
@@ -41,6 +43,7 @@ class LLMServer:
         Raises:
             RuntimeError: the model cannot be served; one sentence that says why.
         """
+        listen_where_the_node_does()
         self._engine_id = f"engine-{uuid.uuid4().hex[:12]}"
         self._dead = False
         runner = ray.remote(StreamingRunner).options(
@@ -54,8 +57,8 @@ class LLMServer:
         try:
             self._info: EngineInfo = await self._runner.start.remote()
         except RayTaskError as error:
-            if isinstance(error.cause, BiremeError):
-                raise cannot_start(error.cause.message) from None
+            if isinstance(error.cause, (BiremeError, OpBuildError)):
+                raise cannot_start(str(error.cause)) from None
             raise
 
     async def info(self) -> EngineInfo:

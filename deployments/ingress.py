@@ -28,6 +28,7 @@ from deployments.generation import Generation
 from deployments.openai_responses import Answer, model_object
 from deployments.openai_service import OpenAiService
 from deployments.ready_line import ready_line
+from deployments.replica_port import listen_where_the_node_does
 from deployments.request_body import read_json
 from deployments.sampling_request import ModelLimits
 from deployments.terminal import cannot_start, terminal_logger
@@ -47,6 +48,7 @@ class OpenAiIngress:
         Raises:
             RuntimeError: the model has none that can be loaded; one sentence that says why.
         """
+        listen_where_the_node_does()
         self._config = config
         self._engines = engines
         try:

