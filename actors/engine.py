@@ -30,6 +30,9 @@ from gpu_ops import forward
 from gpu_ops.build import sources_hash
 
 DEFAULT_MAX_MODEL_LEN = 8192
+# More tokens a step hardly raise a CPU's throughput (it is bound by arithmetic from about 16 rows on), but everyone
+# waits for the step: at 512 the first tokens of a burst came twice as late (DECISIONS.md).
+CPU_MAX_NUM_BATCHED_TOKENS = 64
 
 
 class ConfigError(BiremeError):
@@ -78,6 +81,7 @@ class Engine:
             * self.model_config.head_dim
         )
         self.max_model_len, num_blocks = size_kv_cache(config, self.model_config.max_position_embeddings, block_bytes)
+        budget = config.max_num_batched_tokens or max(CPU_MAX_NUM_BATCHED_TOKENS, config.max_num_seqs)
         forward.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         model = load_model(
             self.model_config, iter_weights(self.source, self.model_config), self.max_model_len, progress
@@ -85,7 +89,7 @@ class Engine:
         self.scheduler = Scheduler(
             KVCache(num_blocks, config.block_size, config.enable_prefix_caching),
             config.max_num_seqs,
-            config.max_num_batched_tokens,
+            budget,
             self.max_model_len,
             config.max_queued_requests,
         )
@@ -93,7 +97,7 @@ class Engine:
             model,
             max_num_seqs=config.max_num_seqs,
             max_model_len=self.max_model_len,
-            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_batched_tokens=budget,
             num_blocks=num_blocks,
             block_size=config.block_size,
             eos_token_ids=tuple(self.model_config.eos_token_ids),

@@ -41,8 +41,11 @@ class EngineConfig(BaseModel):
         description="Longest prompt plus output in tokens; default: the model's own limit, at most 8192.",
     )
     max_num_seqs: int = Field(16, ge=1, le=1024, description="Sequence slots: requests that run at the same time.")
-    max_num_batched_tokens: int = Field(
-        512, ge=16, le=131_072, description="Token budget of one step; longer prompts are prefilled in chunks."
+    max_num_batched_tokens: int | None = Field(
+        None,
+        ge=16,
+        le=131_072,
+        description="Token budget of one step; longer prompts are prefilled in chunks. Default: 64 on the CPU, at least max_num_seqs.",
     )
     block_size: Literal[16, 32, 64] = Field(16, description="Tokens in one KV-cache block.")
     num_kv_blocks: int | None = Field(
@@ -65,7 +68,7 @@ class EngineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _budget_covers_every_slot(self) -> EngineConfig:
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs ({self.max_num_seqs}): "
                 "every running sequence decodes one token a step"
