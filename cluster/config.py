@@ -28,7 +28,7 @@ class EngineConfig(BaseModel):
         "auto", description="dummy: random weights for the model's config.json."
     )
     device: Literal["auto", "cpu", "gpu"] = Field(
-        "auto", description="auto: gpu where Paddle was built for one and sees it."
+        "auto", description="Where the engine computes; auto is the CPU, and so far the only choice that starts."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -52,15 +52,11 @@ class EngineConfig(BaseModel):
         None, ge=2, le=16_777_216, description="KV blocks; default: from the memory settings below."
     )
     kv_cache_memory_gb: float = Field(1.0, gt=0, le=4096, description="Memory for the KV cache on the CPU, in GiB.")
-    gpu_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="Fraction of a GPU's memory for weights, buffers and KV cache."
-    )
     enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
     enable_overlap_schedule: bool = Field(True, description="Launch step N before step N-1 is saved.")
     num_threads: int | None = Field(
         None, ge=1, le=256, description="CPU threads that compute; default: the machine's cores."
     )
-    tensor_parallel_size: Literal[1] = Field(1, description="GPUs per copy of the model.")
     max_queued_requests: int = Field(
         256, ge=1, le=1_000_000, description="Requests that may wait in an engine; more get 429."
     )
