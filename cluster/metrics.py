@@ -1,6 +1,6 @@
 """Names and meanings of the metrics that Ray exports to Prometheus; vLLM's names where it has the same thing.
 
-Ray puts ``ray_`` in front of every name and adds its own tags (node, process, session).
+Ray puts ``ray_`` in front of every name and ``_total`` behind a counter's, and adds its own tags (node, process, session).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from cluster.journal import JournalEntry, RequestJournal
 from cluster.outputs import FINISH_ABORT, AttachRequired, GenerateReply, TokenDelta
 from deployments.api_errors import ApiError, from_engine, overloaded, unavailable
 from deployments.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
+from deployments.ingress_metrics import IngressMetrics
 from deployments.token_streams import TokenStream, TokenStreams
 
 logger = logging.getLogger("ray.serve")
@@ -57,6 +58,7 @@ class EngineClient:
     def __init__(self, handle: DeploymentHandle, max_attempts: int) -> None:
         self._handle = handle
         self._max_attempts = max_attempts
+        self.metrics = IngressMetrics()
         self._journal = RequestJournal()
         self._submissions: dict[str, Submission] = {}
         self.subscriber = f"ingress-{uuid.uuid4().hex[:16]}"
@@ -149,6 +151,7 @@ class EngineClient:
             failures += 1
             if failures >= self._max_attempts:
                 return _gave_up(entry, outcome, failures)
+            self.metrics.count_attempt(outcome)
             if isinstance(outcome, EngineLost):
                 logger.warning(
                     "request %s: attempt %d ended after %d tokens (%s); submitting again",

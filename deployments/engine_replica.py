@@ -18,6 +18,7 @@ from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply
 from cluster.request import EngineRequest
+from deployments.engine_metrics import export_engine_metrics
 from deployments.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
 from deployments.replica_port import listen_where_the_node_does
 from deployments.streaming_runner import StreamingRunner
@@ -60,6 +61,7 @@ class LLMServer:
             if isinstance(error.cause, (BiremeError, OpBuildError)):
                 raise cannot_start(str(error.cause)) from None
             raise
+        self._exporting = asyncio.create_task(export_engine_metrics(self._engine_id, self.stats))
 
     async def info(self) -> EngineInfo:
         """Constants of the engine."""

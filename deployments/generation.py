@@ -10,6 +10,7 @@ from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
 from deployments.api_errors import ApiError
 from deployments.engine_client import EngineClient, Submission
+from deployments.ingress_metrics import SequenceTimes
 from deployments.sequence_output import SequenceOutput
 
 
@@ -24,8 +25,13 @@ class Generation:
     """
 
     def __init__(
-        self, client: EngineClient, entries: Sequence[JournalEntry], outputs: Sequence[SequenceOutput]
+        self,
+        client: EngineClient,
+        entries: Sequence[JournalEntry],
+        outputs: Sequence[SequenceOutput],
+        received: float,
     ) -> None:
+        """``received``: when the request came in, of ``time.monotonic``."""
         self.entries = entries
         self.outputs = outputs
         self._client = client
@@ -34,6 +40,7 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None
         self._num_open = len(outputs)
         self._submissions: list[Submission] = []
+        self._times = [SequenceTimes(client.metrics, received) for _ in outputs]
 
     @property
     def finished(self) -> bool:
@@ -73,17 +80,20 @@ class Generation:
             texts[i] = texts.get(i, "") + output.push(delta)
             if output.finish_reason is not None:
                 self._num_open -= 1
+                self._times[i].finished(output.finish_reason, len(output.token_ids))
                 if delta.finish_reason is None:
                     self._client.cancel(self._submissions[i])
         return texts
 
     def close(self) -> None:
         """Give up what is not finished; safe to call at any time."""
-        for submission in self._submissions:
+        for submission, times in zip(self._submissions, self._times):
             self._client.cancel(submission)
+            times.given_up(self._error is not None)
 
     def _put(self, index: int, delta: TokenDelta) -> None:
         self._unread.append((index, delta))
+        self._times[index].arrived(bool(delta.token_ids))
         self._wake()
 
     def _fail(self, error: ApiError) -> None:

@@ -25,6 +25,7 @@ from deployments.connection import ClientGoneError, while_connected
 from deployments.engine_client import EngineClient
 from deployments.event_stream import EventStream
 from deployments.generation import Generation
+from deployments.node_metrics import CONTENT_TYPE, NodeMetrics
 from deployments.openai_responses import Answer, model_object
 from deployments.openai_service import OpenAiService
 from deployments.ready_line import ready_line
@@ -58,6 +59,7 @@ class OpenAiIngress:
             raise cannot_start(error.message) from None
         self._keys = ApiKeys.configured(config.api_keys)
         self._created = int(time.time())
+        self._metrics = NodeMetrics()
         self._service: OpenAiService | None = None
         self._client: EngineClient | None = None
         self._starting: asyncio.Task | None = None
@@ -65,6 +67,7 @@ class OpenAiIngress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = [
             Route("/health", self.health),
+            Route("/metrics", self.metrics),
             Route("/v1/models", self.models),
             Route("/v1/models/{model_id:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),
@@ -111,6 +114,10 @@ class OpenAiIngress:
         if self._service is None:
             return JSONResponse({"status": "loading"}, 503, {"Retry-After": "2"})
         return JSONResponse({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        """What the processes of this node measured, as Prometheus reads it."""
+        return Response(await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def models(self, request: Request) -> Response:
         """The one model of this application."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -46,6 +47,7 @@ class OpenAiService:
         Raises:
             ApiError: the request is refused; nothing was started.
         """
+        received = time.monotonic()
         request = parse_request(CompletionRequest, body)
         self.check_model(request.model)
         prompts = request.prompts()
@@ -64,7 +66,7 @@ class OpenAiService:
             prompt_texts.append(
                 prompt if isinstance(prompt, str) else self._tokenizer.decode(ids) if request.echo else ""
             )
-        generation, seed = self._start(request, prompt_ids)
+        generation, seed = self._start(request, prompt_ids, received)
         return generation, CompletionAnswer(
             request, self.model_id, self._tokenizer, generation, prompt_ids, seed, prompt_texts=prompt_texts
         )
@@ -75,6 +77,7 @@ class OpenAiService:
         Raises:
             ApiError: the request is refused; nothing was started.
         """
+        received = time.monotonic()
         request = parse_request(ChatCompletionRequest, body)
         self.check_model(request.model)
         self._check_choices(request.n)
@@ -91,7 +94,7 @@ class OpenAiService:
         except BiremeError as error:
             raise from_engine(error) from None
         prompt_ids = [await self._encode(text, request.add_special_tokens)]
-        generation, seed = self._start(request, prompt_ids)
+        generation, seed = self._start(request, prompt_ids, received)
         return generation, ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, seed)
 
     def check_model(self, model: str | None) -> None:
@@ -118,7 +121,9 @@ class OpenAiService:
         except BiremeError as error:
             raise from_engine(error) from None
 
-    def _start(self, request: GenerationRequest, prompts: Sequence[list[int]]) -> tuple[Generation, int]:
+    def _start(
+        self, request: GenerationRequest, prompts: Sequence[list[int]], received: float
+    ) -> tuple[Generation, int]:
         seed = assign_seed(request)
         entries, outputs = [], []
         for prompt_ids in prompts:
@@ -134,12 +139,15 @@ class OpenAiService:
                         cache_salt=request.cache_salt,
                     )
                 )
-                detokenizer = IncrementalDetokenizer(self._tokenizer, request.skip_special_tokens)
+                # A completion goes on with the prompt's text; a chat's answer is a text of its own.
+                detokenizer = IncrementalDetokenizer(
+                    self._tokenizer, request.skip_special_tokens, continues=isinstance(request, CompletionRequest)
+                )
                 outputs.append(
                     SequenceOutput(
                         detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output
                     )
                 )
-        generation = Generation(self._client, entries, outputs)
+        generation = Generation(self._client, entries, outputs, received)
         generation.start()
         return generation, seed
