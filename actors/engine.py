@@ -44,6 +44,9 @@ class ConfigError(BiremeError):
 class Engine:
     """One copy of a model that generates for many requests at once.
 
+    Attributes:
+        computes_prefill: the step launched or saved now has slots with several tokens, so it may take long.
+
     Args:
         config: settings.
         engine_id: name in metrics and logs.
@@ -65,6 +68,7 @@ class Engine:
         self.engine_id = engine_id
         self.record = record
         self._clock = StepClock()
+        self.computes_prefill = self._launched_prefill = False
         if config.device == "gpu":
             raise ConfigError("device: this build computes on the CPU only; use device=cpu or auto", "device")
         if config.dtype not in ("auto", "float32"):
@@ -131,6 +135,9 @@ class Engine:
     def step(self) -> list[TokenDelta]:
         """Schedule, launch, save: one pass of the loop. With overlap, what is saved is the step before."""
         plan = self.scheduler.schedule()
+        prefills = plan is not None and plan.has_prefill
+        # With overlap this pass also waits for the step before.
+        self.computes_prefill, self._launched_prefill = prefills or self._launched_prefill, prefills
         if plan is not None and self.record is not None:
             self.record.append(plan)
         if self.config.enable_overlap_schedule:

@@ -1,7 +1,8 @@
 """The thread that owns an engine: nothing else touches engine state, others put messages into its inbox.
 
 One pass: take the inbox, run one engine step, publish the step's deltas in one call. An idle loop sleeps until a message
-arrives; it first saves what is in flight, so the last output never waits for the next request.
+arrives; it first saves what is in flight, so the last output never waits for the next request, and then checks the engine's
+accounting: an engine that leaked is not one to go on with.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from cluster.outputs import TokenDelta
 from cluster.request import EngineRequest
 
 logger = logging.getLogger("bireme.engine")
+
+# Idle for this long, the engine is checked; between two requests of one client nobody should wait for that.
+_IDLE_CHECK_DELAY_S = 0.1
 
 
 class EngineLoop:
@@ -76,6 +80,11 @@ class EngineLoop:
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
+    @property
+    def computes_prefill(self) -> bool:
+        """The present step computes prompts, so it may take many times as long as one that only decodes."""
+        return self._engine.computes_prefill
+
     def close(self) -> None:
         """End the thread and give the engine's device resources back. Requests still inside are dropped."""
         with self._wake:
@@ -112,8 +121,11 @@ class EngineLoop:
     def _take_inbox(self) -> bool:
         """Run what others asked for; wait for it while there is nothing to compute. False when closing."""
         with self._wake:
+            checked = False
             while not self._inbox and not self._closing and not self._engine.has_work():
-                self._wake.wait()
+                if not self._wake.wait(None if checked else _IDLE_CHECK_DELAY_S) and not self._inbox:
+                    self._engine.check_integrity()
+                    checked = True
             messages, self._inbox = self._inbox, collections.deque()
             closing = self._closing
         for function, future in messages:

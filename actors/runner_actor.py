@@ -4,7 +4,8 @@ Wrapped with ``ray.remote`` by the deployment; plain here, so that a test can dr
 the actor's asyncio loop and only pass messages to and from the engine loop's thread.
 
 A request is one pending ``generate`` call. Its tokens travel on the subscriber's stream, one message per engine step with
-the tokens of every request of that subscriber; the reply of ``generate`` only says how many there were.
+the tokens of every request of that subscriber; the reply of ``generate`` only says how many there were. A stream that has
+nothing to say carries an empty message twice a second: silence means that this process or its engine hangs.
 """
 
 from __future__ import annotations
@@ -17,18 +18,30 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from actors.delta_stream import DeltaStream
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError
-from cluster.outputs import FINISH_ABORT, AttachRequired, EngineInfo, GenerateReply, TokenDelta
+from cluster.outputs import (
+    FINISH_ABORT,
+    FINISH_HANDOVER,
+    AttachRequired,
+    EngineInfo,
+    GenerateReply,
+    NotAdmitted,
+    TokenDelta,
+)
 from cluster.request import EngineRequest
+from cluster.silence_clock import TICK_S, SilenceClock
 from gpu_ops.build import build
 
 logger = logging.getLogger("bireme.runner")
 
 # A finished answer is kept this long, so that an ingress whose stream broke can fetch the end of it.
 RETENTION_S = 60.0
-# A step longer than this is a hang: even a prefill chunk of a large model on a CPU ends sooner.
-STEP_LIMIT_S = 120.0
+# A step with prefill may take this many times ``hang_timeout_s``: a chunk of prompt is hundreds of tokens of work.
+PREFILL_FACTOR = 10
+# A subscriber that does not come back within this time is gone, and nobody wants its tokens.
+ORPHAN_S = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -39,23 +52,6 @@ class _Live:
     done: asyncio.Future
     deltas: list[TokenDelta] = field(default_factory=list)
     finished_at: float | None = None
-
-
-class _Stream:
-    """Deltas on their way to one subscriber; what gathers while a message is under way goes out as one."""
-
-    def __init__(self) -> None:
-        self.pending: list[TokenDelta] = []
-        self.ready = asyncio.Event()
-        self.closed = False
-
-    def put(self, deltas: list[TokenDelta]) -> None:
-        self.pending += deltas
-        self.ready.set()
-
-    def close(self) -> None:
-        self.closed = True
-        self.ready.set()
 
 
 class RunnerActor:
@@ -73,7 +69,12 @@ class RunnerActor:
         self._info: EngineInfo | None = None
         self._live: dict[tuple[str, int], _Live] = {}
         self._attempts: dict[str, int] = {}
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, DeltaStream] = {}
+        self._draining: asyncio.Task | None = None
+        self._drain_until = float("inf")
+        self._idle = asyncio.Event()
+        self._step_clock = SilenceClock()
+        self._watching: asyncio.Task | None = None
 
     async def start(self) -> EngineInfo:
         """Build the ops, load the model, run one warm-up request, start the loop.
@@ -85,6 +86,8 @@ class RunnerActor:
         engine = await self._loop.run_in_executor(None, self._load)
         self._info = engine.info
         self._engine_loop = _new_loop(engine, self._publish, self._on_death)
+        # First steps after loading are the warm-up's; they ended before the watch begins.
+        self._watching = self._loop.create_task(self._watch())
         return engine.info
 
     def _load(self):
@@ -110,14 +113,18 @@ class RunnerActor:
         )
         return engine
 
-    async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired:
+    async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
         """Run one request to its end. Pending for the whole generation; cancelling it aborts the request.
+
+        The subscriber learns from an empty delta that the request is here: if this process dies, it died with the request.
 
         Raises:
             InvalidRequestError, OverloadedError: it was not taken.
             EngineDeadError: the engine died under it.
         """
         assert self._info is not None
+        if self._draining is not None:
+            return NotAdmitted(self._engine_id, "the engine drains")
         if request.subscriber not in self._streams:
             return AttachRequired(self._engine_id, None, self._info.fingerprint)
         key = request.request_id, request.attempt
@@ -128,9 +135,12 @@ class RunnerActor:
             await self.abort(request.request_id, newest)
         self._forget_old()
         live = _Live(request, self._loop.create_future())
+        self._idle.clear()
         self._live[key] = live
         self._attempts[request.request_id] = request.attempt
         try:
+            accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
+            self._streams[request.subscriber].put([accepted])
             await asyncio.wrap_future(self._engine_loop.submit(request))
             return await live.done
         except asyncio.CancelledError:
@@ -153,29 +163,57 @@ class RunnerActor:
         """
         if subscriber in self._streams:
             self._streams[subscriber].close()
-        stream = _Stream()
+        stream = DeltaStream()
         self._streams[subscriber] = stream
         for live in self._live.values():
             if live.request.subscriber == subscriber and live.request.request_id in resume:
                 wanted = resume[live.request.request_id]
                 stream.put([d for d in live.deltas if d.index + len(d.token_ids) > wanted or d.finish_reason])
         try:
-            while True:
-                await stream.ready.wait()
-                stream.ready.clear()
-                deltas, stream.pending = stream.pending, []
-                if deltas:
-                    yield deltas
-                if stream.closed and not stream.pending:
-                    return
+            async for deltas in stream.messages(self._is_well):
+                yield deltas
         finally:
             if self._streams.get(subscriber) is stream:
                 del self._streams[subscriber]
+                self._loop.call_later(ORPHAN_S, self._abort_orphans, subscriber)
 
     async def detach(self, subscriber: str) -> None:
         """End the subscriber's stream once it is empty."""
         if subscriber in self._streams:
             self._streams[subscriber].close()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take no new request, let those that run finish for ``timeout_s`` seconds, and hand the rest over.
+
+        Requests that have not begun are handed over at once. Returns how many were handed over. A second call can only make
+        the time shorter, and waits for the same end.
+        """
+        self._drain_until = min(self._drain_until, time.monotonic() + timeout_s)
+        if self._draining is None:
+            self._draining = self._loop.create_task(self._drain())
+        return await asyncio.shield(self._draining)
+
+    async def _drain(self) -> int:
+        moved = await self._hand_over(
+            lambda scheduler: [(s.request.request_id, s.request.attempt) for s in scheduler.waiting]
+        )
+        self._note_idle()
+        while not self._idle.is_set() and time.monotonic() < self._drain_until:
+            await asyncio.wait((asyncio.ensure_future(self._idle.wait()),), timeout=TICK_S)
+        moved += await self._hand_over(lambda scheduler: list(scheduler.request_keys()))
+        logger.info("%s drained: %d requests handed over", self._engine_id, moved)
+        return moved
+
+    async def _hand_over(self, choose) -> int:
+        """End the requests whose keys ``choose(scheduler)`` returns, so that their ingress continues them elsewhere."""
+
+        def run(engine) -> int:
+            ended = [engine.abort(*key) for key in choose(engine.scheduler)]
+            deltas = [delta._replace(finish_reason=FINISH_HANDOVER) for delta in ended if delta is not None]
+            self._publish(deltas)
+            return len(deltas)
+
+        return await asyncio.wrap_future(self._engine_loop.call(run))
 
     async def stats(self) -> dict:
         """Counters: requests by state, tokens, blocks, steps, preemptions; those of the past count from the start."""
@@ -198,6 +236,7 @@ class RunnerActor:
         return {
             **stats,
             "engine_id": self._engine_id,
+            "state": "draining" if self._draining is not None else "running",
             "pid": os.getpid(),
             "num_steps": self._engine_loop.num_steps,
             "num_subscribers": len(self._streams),
@@ -209,7 +248,7 @@ class RunnerActor:
             return
         if self._engine_loop.error is not None:
             raise EngineDeadError(f"the engine loop died: {self._engine_loop.error!r}")
-        if self._engine_loop.seconds_in_step() > STEP_LIMIT_S:
+        if not self._is_well():
             raise EngineDeadError(f"the engine hangs: one step has taken {self._engine_loop.seconds_in_step():.0f} s")
 
     async def check_integrity(self) -> dict:
@@ -217,8 +256,26 @@ class RunnerActor:
         await asyncio.wrap_future(self._engine_loop.call(lambda engine: engine.check_integrity()))
         return await self.stats()
 
+    def _is_well(self) -> bool:
+        factor = PREFILL_FACTOR if self._engine_loop.computes_prefill else 1
+        return self._step_clock.silent_s <= self._config.hang_timeout_s * factor
+
+    async def _watch(self) -> None:
+        """End this engine when one step takes longer than it may: whoever waits for it goes elsewhere."""
+        steps = -1
+        while self._is_well():
+            await asyncio.sleep(TICK_S)
+            self._step_clock.tick()
+            if self._engine_loop.num_steps != steps or not self._engine_loop.seconds_in_step():
+                steps = self._engine_loop.num_steps
+                self._step_clock.heard()
+        logger.error("%s hangs: one step has taken %.1f s", self._engine_id, self._engine_loop.seconds_in_step())
+        self._fail_all(EngineDeadError("one step took longer than hang_timeout_s allows"))
+
     async def shutdown(self) -> None:
         """End streams and the engine loop."""
+        if self._watching is not None:
+            self._watching.cancel()
         for stream in self._streams.values():
             stream.close()
         if self._info is not None:
@@ -246,8 +303,9 @@ class RunnerActor:
                 live.finished_at = time.monotonic()
                 if not live.done.done():
                     live.done.set_result(GenerateReply(delta.index + len(delta.token_ids), delta.finish_reason))
-                if delta.finish_reason == FINISH_ABORT:
+                if delta.finish_reason in (FINISH_ABORT, FINISH_HANDOVER):
                     self._drop((delta.request_id, delta.attempt))
+                self._note_idle()
         for subscriber, batch in by_subscriber.items():
             if subscriber in self._streams:
                 self._streams[subscriber].put(batch)
@@ -263,6 +321,21 @@ class RunnerActor:
     def _after_engine_death(self) -> None:
         """For the deployed actor: its process ends, so that whoever waits for it learns at once."""
 
+    def _note_idle(self) -> None:
+        if all(live.finished_at for live in self._live.values()):
+            self._idle.set()
+
+    def _abort_orphans(self, subscriber: str) -> None:
+        """End the requests of a subscriber that did not come back."""
+        if subscriber in self._streams:
+            return
+        orphans = [
+            k for k, live in self._live.items() if live.request.subscriber == subscriber and not live.finished_at
+        ]
+        for key in orphans:
+            logger.warning("request %s attempt %d: its ingress is gone; aborted", *key)
+            self._engine_loop.abort(*key)
+
     def _forget_old(self) -> None:
         """Drop answers that ended long ago; they are in order of age, because dictionaries keep insertion order."""
         now = time.monotonic()
@@ -273,6 +346,7 @@ class RunnerActor:
         self._live.pop(key, None)
         if self._attempts.get(key[0]) == key[1]:
             del self._attempts[key[0]]
+        self._note_idle()
 
 
 def _new_loop(engine, publish, on_death):

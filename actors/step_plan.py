@@ -62,6 +62,10 @@ class StepPlan:
         return sum(self.scheduled.values())
 
     @property
+    def has_prefill(self) -> bool:
+        return any(count > 1 for count in self.scheduled.values())
+
+    @property
     def is_empty(self) -> bool:
         return not self.scheduled and not self.preempted
 

@@ -60,6 +60,12 @@ class EngineConfig(BaseModel):
     max_queued_requests: int = Field(
         256, ge=1, le=1_000_000, description="Requests that may wait in an engine; more get 429."
     )
+    hang_timeout_s: float = Field(
+        3.0,
+        ge=0.5,
+        le=3600,
+        description="Silence after which an engine counts as hung: of its process, or of one step that only decodes; a step with prefill may take ten times as long.",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of dummy weights.")
 
     @model_validator(mode="after")
@@ -110,6 +116,12 @@ class LLMConfig(EngineConfig):
     )
     max_attempts: int = Field(
         5, ge=1, le=100, description="Times a request is submitted before it fails because engines died under it."
+    )
+    drain_timeout_s: float = Field(
+        20.0,
+        ge=0,
+        le=86_400,
+        description="Seconds that a leaving engine lets its requests finish before it hands the rest over to other engines.",
     )
     max_prompt_bytes: int = Field(4 * 2**20, ge=1024, le=2**30, description="Largest request body in bytes.")
     max_choices: int = Field(128, ge=1, le=1024, description="Most sequences of one HTTP request (prompts times n).")

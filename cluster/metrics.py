@@ -37,3 +37,12 @@ INGRESS_METRICS = (
     Metric("bireme_time_per_output_token_seconds", "histogram", "Mean time between the tokens of a request."),
     Metric("bireme_e2e_request_latency_seconds", "histogram", "From receiving a request to its last token."),
 )
+
+CONTINUITY_METRICS = (
+    Metric("bireme_request_handovers", "counter", "Requests continued elsewhere because their engine left on purpose."),
+    Metric("bireme_fenced_messages", "counter", "Messages of attempts that were given up, dropped."),
+    Metric("bireme_quarantined_requests", "counter", "Requests refused because engines died under them."),
+    Metric("bireme_client_resumes", "counter", "Answers continued for a client whose connection had broken."),
+    Metric("bireme_silent_engines", "counter", "Engines given up because nothing was heard from them."),
+    Metric("bireme_recovery_seconds", "histogram", "From losing an attempt to the next token of the request."),
+)

@@ -10,6 +10,7 @@ NO_TOKEN = -1  # the slot did not sample in this step
 FINISH_STOP = "stop"
 FINISH_LENGTH = "length"
 FINISH_ABORT = "abort"
+FINISH_HANDOVER = "handover"  # the engine leaves on purpose; the ingress continues the request elsewhere
 
 
 class TokenLogprobs(NamedTuple):
@@ -59,6 +60,17 @@ class AttachRequired(NamedTuple):
     engine_id: str
     runner: object
     fingerprint: str
+
+
+class NotAdmitted(NamedTuple):
+    """Reply of the unary call of an engine that takes no new requests; nothing was submitted, and no attempt is used up.
+
+    ``last_resort`` says that it would still take a request that no other engine takes (its node drains, but it still serves).
+    """
+
+    engine_id: str
+    message: str
+    last_resort: bool = False
 
 
 class EngineInfo(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -12,10 +13,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from cluster.journal import JournalEntry, RequestJournal
-from cluster.outputs import FINISH_ABORT, AttachRequired, GenerateReply, TokenDelta
+from cluster.outputs import FINISH_ABORT, FINISH_HANDOVER, AttachRequired, GenerateReply, NotAdmitted, TokenDelta
+from cluster.request import EngineRequest
+from cluster.suspicion import Suspicion, Verdict
 from deployments.api_errors import ApiError, from_engine, overloaded, unavailable
-from deployments.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
+from deployments.engine_replies import EngineLost, FingerprintMismatch, HandedOver, RequestRefused
 from deployments.ingress_metrics import IngressMetrics
+from deployments.request_events import ATTEMPTS, FENCED, HANDOVERS, QUARANTINED, SILENT_ENGINES, RequestEvents
 from deployments.token_streams import TokenStream, TokenStreams
 
 logger = logging.getLogger("ray.serve")
@@ -25,6 +29,11 @@ _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
 _ATTACH_POLL_S = 0.005
 _MAX_ATTACH_POLLS = 8
+_REFUSAL_BACKOFF_S = 0.05
+_MAX_REFUSAL_BACKOFF_S = 0.5
+_REFUSALS_BEFORE_LAST_RESORT = 4
+# While engines leave and others start, a request waits this long for one that takes it.
+_ADMISSION_TIMEOUT_S = 300.0
 
 
 class Submission:
@@ -34,6 +43,10 @@ class Submission:
         entry: what was asked and delivered.
         deliver: called with each delta that is new, in order.
         fail: called once, instead of a last delta, when the sequence cannot be completed.
+        stream: of the engine that the present attempt is known to be on.
+        alone: no other sequence of this ingress was on that engine during the attempt.
+        isolated: a suspect that is tried while no other suspect is.
+        lost_at: when the last attempt was lost, until the next token.
     """
 
     def __init__(
@@ -44,10 +57,14 @@ class Submission:
         self.fail = fail
         self.stream: TokenStream | None = None
         self.task: asyncio.Task | None = None
-        self.ended: asyncio.Future[EngineLost | None] = asyncio.get_running_loop().create_future()
+        self.suspicion = Suspicion()
+        self.isolated = False
+        self.alone = True
+        self.lost_at: float | None = None
+        self.ended: asyncio.Future[EngineLost | HandedOver | None] = asyncio.get_running_loop().create_future()
 
-    def end_attempt(self, lost: EngineLost | None) -> None:
-        """The attempt is over: finished (None), or lost."""
+    def end_attempt(self, lost: EngineLost | HandedOver | None) -> None:
+        """The attempt is over: finished (None), lost, or to be continued elsewhere."""
         if not self.ended.done():
             self.ended.set_result(lost)
 
@@ -55,21 +72,28 @@ class Submission:
 class EngineClient:
     """Runs sequences on the engine deployment behind ``handle``; every method belongs to one event loop."""
 
-    def __init__(self, handle: DeploymentHandle, max_attempts: int) -> None:
+    def __init__(self, handle: DeploymentHandle, max_attempts: int, hang_timeout_s: float = 3.0) -> None:
+        self.events = RequestEvents()
         self._handle = handle
+        self._isolation = asyncio.Lock()
         self._max_attempts = max_attempts
         self.metrics = IngressMetrics()
         self._journal = RequestJournal()
         self._submissions: dict[str, Submission] = {}
         self.subscriber = f"ingress-{uuid.uuid4().hex[:16]}"
         self._streams = TokenStreams(
-            self.subscriber, self._on_deltas, self._journal.resume_indices, self._on_engine_lost
+            self.subscriber, self._on_deltas, self._journal.resume_indices, self._on_engine_lost, hang_timeout_s
         )
 
     @property
     def num_running(self) -> int:
         """Sequences that are not finished."""
         return len(self._submissions)
+
+    @property
+    def streams(self) -> list[TokenStream]:
+        """The engines that this ingress is attached to."""
+        return list(self._streams)
 
     def submit(
         self, entry: JournalEntry, deliver: Callable[[TokenDelta], None], fail: Callable[[ApiError], None]
@@ -84,6 +108,7 @@ class EngineClient:
     def cancel(self, submission: Submission) -> None:
         """Stop caring about a sequence; its engine frees it at once. Safe to call at any time."""
         self._forget(submission)
+        self._leave_isolation(submission)
         if submission.task is not None and not submission.task.done():
             if submission.stream is not None and not submission.entry.finished:
                 submission.stream.abort(submission.entry.request_id, submission.entry.attempt)
@@ -102,25 +127,59 @@ class EngineClient:
     def _on_deltas(self, stream: TokenStream, deltas: Sequence[TokenDelta]) -> None:
         for delta in deltas:
             submission = self._submissions.get(delta.request_id)
-            if submission is None or delta.attempt != submission.entry.attempt:
+            if submission is None:
+                continue
+            if delta.attempt != submission.entry.attempt:
+                if delta.token_ids:
+                    self.events.record(
+                        FENCED, delta.request_id, engine=stream.engine_id, attempt=delta.attempt, index=delta.index
+                    )
                 continue
             # An engine that gave up on its own account does not end the request; another attempt does.
-            aborted = delta.finish_reason == FINISH_ABORT
+            aborted = delta.finish_reason in (FINISH_ABORT, FINISH_HANDOVER)
             new = submission.entry.accept(delta._replace(finish_reason=None) if aborted else delta)
-            submission.stream = stream
+            if submission.stream is not stream:
+                self._arrived(submission, stream)
             if new is not None:
                 submission.entry.fingerprint = stream.fingerprint
+                if submission.lost_at is not None and new.token_ids:
+                    self.events.recovered(delta.request_id, time.monotonic() - submission.lost_at)
+                    submission.lost_at = None
+                if submission.suspicion.progressed(submission.entry.next_index):
+                    self._leave_isolation(submission)
                 submission.deliver(new)
                 if new.finish_reason is not None:
                     self._forget(submission)
                     submission.end_attempt(None)
-            if aborted:
+            if delta.finish_reason == FINISH_HANDOVER:
+                submission.end_attempt(HandedOver(stream.engine_id))
+            elif aborted:
                 submission.end_attempt(EngineLost(stream.engine_id, "the engine aborted the request"))
 
     def _on_engine_lost(self, stream: TokenStream, why: str) -> None:
+        if stream.silent:
+            self.events.record(SILENT_ENGINES, "-", engine=stream.engine_id)
         for submission in list(self._submissions.values()):
             if submission.stream is stream:
-                submission.end_attempt(EngineLost(stream.engine_id, why))
+                submission.end_attempt(EngineLost(stream.engine_id, why, died=True))
+
+    def _arrived(self, submission: Submission, stream: TokenStream) -> None:
+        """The engine behind ``stream`` has taken the sequence."""
+        others = [other for other in self._submissions.values() if other.stream is stream]
+        for other in others:
+            other.alone = False
+        submission.stream, submission.alone = stream, not others
+
+    def _shares_with_isolated(self, submission: Submission) -> bool:
+        return any(
+            other.isolated and other is not submission and other.stream is submission.stream
+            for other in self._submissions.values()
+        )
+
+    def _leave_isolation(self, submission: Submission) -> None:
+        if submission.isolated:
+            submission.isolated = False
+            self._isolation.release()
 
     async def _run(self, submission: Submission) -> None:
         try:
@@ -128,6 +187,7 @@ class EngineClient:
         except Exception as unexpected:
             logger.exception("request %s failed", submission.entry.request_id)
             error = ApiError(500, f"internal error: {type(unexpected).__name__}", code="internal_error")
+        self._leave_isolation(submission)
         if error is not None:
             self._forget(submission)
             submission.fail(error)
@@ -135,9 +195,13 @@ class EngineClient:
     async def _complete(self, submission: Submission) -> ApiError | None:
         """Submit until the sequence is finished (None) or cannot be (the error)."""
         entry = submission.entry
-        request, failures, polls = entry.engine_request(), 0, 0
+        request, failures, polls, refusals = entry.engine_request(), 0, 0, 0
+        last_resort, waiting_since, progress = False, 0.0, entry.next_index
         while True:
-            outcome = await self._attempt(submission, request)
+            if submission.suspicion.must_isolate and not submission.isolated:
+                await self._isolation.acquire()
+                submission.isolated = True
+            outcome = await self._attempt(submission, request, last_resort)
             if outcome is None or isinstance(outcome, ApiError):
                 return outcome
             if isinstance(outcome, AttachRequired):
@@ -147,30 +211,67 @@ class EngineClient:
                     # The stream and this call reach the engine on different ways; give the stream a head start.
                     await asyncio.sleep(_ATTACH_POLL_S * 2 ** (polls - 1))
                     continue
+                polls = 0
                 outcome = EngineLost(outcome.engine_id, "the token stream could not be attached")
-            failures += 1
+            if isinstance(outcome, NotAdmitted):
+                waiting_since = waiting_since if refusals else time.monotonic()
+                refusals += 1
+                if time.monotonic() - waiting_since > _ADMISSION_TIMEOUT_S:
+                    return unavailable(f"no engine took the request: {outcome.message}")
+                last_resort = outcome.last_resort and refusals >= _REFUSALS_BEFORE_LAST_RESORT
+                await _pause(_REFUSAL_BACKOFF_S, refusals, _MAX_REFUSAL_BACKOFF_S)
+                continue
+            refusals, last_resort = 0, False
+            if isinstance(outcome, EngineLost) and outcome.died and self._convicts(submission):
+                return self._quarantine(submission, outcome)
+            if not isinstance(outcome, FingerprintMismatch):
+                request = self._next_attempt(submission, outcome)
+            if isinstance(outcome, HandedOver):
+                continue
+            failures = failures + 1 if entry.next_index == progress else 1
+            progress = entry.next_index
             if failures >= self._max_attempts:
                 return _gave_up(entry, outcome, failures)
-            self.metrics.count_attempt(outcome)
-            if isinstance(outcome, EngineLost):
-                logger.warning(
-                    "request %s: attempt %d ended after %d tokens (%s); submitting again",
-                    entry.request_id,
-                    entry.attempt,
-                    entry.next_index,
-                    outcome.message,
-                )
-                if submission.stream is not None:
-                    submission.stream.abort(entry.request_id, entry.attempt)
-                    submission.stream = None
-                submission.ended = asyncio.get_running_loop().create_future()
-                request = entry.resume_request()
-            backoff = min(_FIRST_BACKOFF_S * 2 ** (failures - 1), _MAX_BACKOFF_S)
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            await _pause(_FIRST_BACKOFF_S, failures, _MAX_BACKOFF_S)
 
-    async def _attempt(self, submission: Submission, request):
+    def _convicts(self, submission: Submission) -> bool:
+        """Count the death of the engine under ``submission``; True if it is to blame. Nearby or queued elsewhere it is not."""
+        if submission.stream is None or self._shares_with_isolated(submission):
+            return False
+        verdict = submission.suspicion.engine_died(submission.entry.next_index, submission.alone, submission.isolated)
+        return verdict is Verdict.QUARANTINE
+
+    def _quarantine(self, submission: Submission, outcome: EngineLost) -> ApiError:
+        entry, deaths = submission.entry, submission.suspicion.deaths
+        self.events.record(
+            QUARANTINED, entry.request_id, engine=outcome.engine_id, deaths=deaths, tokens=entry.next_index
+        )
+        return ApiError(
+            500,
+            f"{deaths} engines went down while they ran this request, which is refused now so that others are served; "
+            f"the last one ended with: {outcome.message}",
+            code="request_quarantined",
+        )
+
+    def _next_attempt(self, submission: Submission, outcome: EngineLost | HandedOver) -> EngineRequest:
+        entry = submission.entry
+        if submission.stream is not None:
+            submission.stream.abort(entry.request_id, entry.attempt)
+            submission.stream = None
+        submission.ended = asyncio.get_running_loop().create_future()
+        submission.lost_at = submission.lost_at or time.monotonic()
+        details = {"engine": outcome.engine_id, "attempt": entry.attempt + 1, "tokens": entry.next_index}
+        if isinstance(outcome, HandedOver):
+            self.events.record(HANDOVERS, entry.request_id, **details)
+        else:
+            cause = "engine_died" if outcome.died else "attempt_lost"
+            self.metrics.count_attempt(outcome)
+            self.events.record(ATTEMPTS, entry.request_id, cause=cause, **details, why=repr(outcome.message))
+        return entry.resume_request()
+
+    async def _attempt(self, submission: Submission, request: EngineRequest, last_resort: bool):
         """One pending call; returns None (finished), an ApiError (final), or a reply that asks for another try."""
-        call = self._handle.generate.remote(request, submission.entry.fingerprint)
+        call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
         reply = asyncio.ensure_future(_reply_of(call))
         try:
             await asyncio.wait((reply, submission.ended), return_when=asyncio.FIRST_COMPLETED)
@@ -191,6 +292,11 @@ class EngineClient:
             raise
 
 
+async def _pause(first_s: float, count: int, longest_s: float) -> None:
+    """Back off: twice as long each time, with some randomness so that many do not come back at once."""
+    await asyncio.sleep(min(first_s * 2 ** min(count - 1, 16), longest_s) * random.uniform(0.5, 1.0))
+
+
 async def _reply_of(call):
     """The reply of a Serve call; every way to lose the replica becomes EngineLost."""
     try:
@@ -202,7 +308,7 @@ async def _reply_of(call):
     except asyncio.CancelledError:
         return EngineLost("", "the call was cancelled")
     except Exception as error:  # Serve raises what its transport raised: actor death, gRPC status, cancellation
-        return EngineLost("", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return EngineLost("", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", died=True)
     return from_engine(reply.error) if isinstance(reply, RequestRefused) else reply
 
 

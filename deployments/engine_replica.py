@@ -12,15 +12,17 @@ import uuid
 from typing import Any
 
 import ray
+from ray import serve
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError
-from cluster.outputs import AttachRequired, EngineInfo, GenerateReply
+from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted
 from cluster.request import EngineRequest
 from deployments.engine_metrics import export_engine_metrics
 from deployments.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
 from deployments.replica_port import listen_where_the_node_does
+from deployments.runner_watch import RunnerWatch
 from deployments.streaming_runner import StreamingRunner
 from deployments.terminal import cannot_start
 from gpu_ops.build import OpBuildError
@@ -29,10 +31,13 @@ logger = logging.getLogger("ray.serve")
 
 # All pending requests of an engine are calls on its runner; they wait on a future, they do not hold a thread.
 _RUNNER_CONCURRENCY = 10_000
+RUNNER_NAME_PREFIX = "bireme-runner::"
 _EXIT_DELAY_S = 0.2
 _CALL_TIMEOUT_S = 10.0
 
-Reply = GenerateReply | AttachRequired | RequestRefused | EngineLost | FingerprintMismatch
+GRACEFUL_SHUTDOWN_TIMEOUT_S = 120.0
+
+Reply = GenerateReply | AttachRequired | NotAdmitted | RequestRefused | EngineLost | FingerprintMismatch
 
 
 class LLMServer:
@@ -47,12 +52,14 @@ class LLMServer:
         listen_where_the_node_does()
         self._engine_id = f"engine-{uuid.uuid4().hex[:12]}"
         self._dead = False
+        self._watch: RunnerWatch | None = None
         runner = ray.remote(StreamingRunner).options(
             num_cpus=config.runner_num_cpus,
             num_gpus=runner_num_gpus(config),
             max_concurrency=_RUNNER_CONCURRENCY,
             max_restarts=0,
             scheduling_strategy=_runner_bundle(),
+            name=f"{RUNNER_NAME_PREFIX}{application_name()}::{self._engine_id}",
         )
         self._runner: Any = runner.remote(config.engine_config(), self._engine_id)
         try:
@@ -63,6 +70,9 @@ class LLMServer:
             raise
         self._exporting = asyncio.create_task(export_engine_metrics(self._engine_id, self.stats))
 
+        shutdown_timeout_s = config.deployment_config.get("graceful_shutdown_timeout_s", GRACEFUL_SHUTDOWN_TIMEOUT_S)
+        self._watch = RunnerWatch(self._runner, self._engine_id, config, shutdown_timeout_s, self._exit_soon)
+
     async def info(self) -> EngineInfo:
         """Constants of the engine."""
         return self._info
@@ -71,15 +81,24 @@ class LLMServer:
         """What routers and operators may know of this replica before they send it anything."""
         return {"engine_id": self._info.engine_id, "fingerprint": self._info.fingerprint}
 
-    async def generate(self, request: EngineRequest, fingerprint: str = "") -> Reply:
+    async def generate(self, request: EngineRequest, fingerprint: str = "", last_resort: bool = False) -> Reply:
         """Run one request to its end; cancelling the call aborts it.
 
         Args:
             fingerprint: of the engine that made ``request.output_token_ids``; empty if there are none.
+            last_resort: other engines did not take it; an engine whose node drains then does, as long as it serves at all.
         """
         info = self._info
         if fingerprint and fingerprint != info.fingerprint:
             return FingerprintMismatch(info.engine_id, info.fingerprint)
+        watch = self._watch
+        assert watch is not None
+        if watch.stopping:
+            return NotAdmitted(info.engine_id, "the engine leaves")
+        if watch.node_drains and not last_resort:
+            return NotAdmitted(info.engine_id, "the engine's node drains", last_resort=True)
+        if watch.suspects_hang:
+            return NotAdmitted(info.engine_id, "the engine does not answer", last_resort=True)
         if self._dead:
             # An engine without work looks idle to routers and would draw every request; this process ends in a moment,
             # and the callers that wait here are sent elsewhere then.
@@ -90,8 +109,9 @@ class LLMServer:
             self._runner.abort.remote(request.request_id, request.attempt)
             raise
         except ActorDiedError as error:
-            self._exit_soon()
-            return EngineLost(info.engine_id, str(error).splitlines()[0])
+            why = str(error).splitlines()[0]
+            self._exit_soon(why)
+            return EngineLost(info.engine_id, why, died=True)
         except RayTaskError as error:
             return self._refusal(error, info)
         except RayError as error:
@@ -103,7 +123,7 @@ class LLMServer:
         if isinstance(cause, (InvalidRequestError, OverloadedError)):
             return RequestRefused(cause)
         if isinstance(cause, EngineDeadError):
-            return EngineLost(info.engine_id, cause.message)
+            return EngineLost(info.engine_id, cause.message, died=True)
         logger.error("the runner failed on a request", exc_info=error)
         return EngineLost(info.engine_id, f"{type(cause).__name__}: {cause}")
 
@@ -116,30 +136,34 @@ class LLMServer:
         return await self._runner.check_integrity.remote()
 
     async def check_health(self) -> None:
-        """Raise if the runner cannot work any more, so that Serve replaces this replica."""
-        if self._info is None:
-            return
-        try:
-            await asyncio.wait_for(_as_coroutine(self._runner.check_health.remote()), _CALL_TIMEOUT_S * 3)
-        except ActorDiedError:
-            self._exit_soon()
-            raise RuntimeError(f"runner of {self._engine_id} died") from None
+        """Raise if the runner died or hangs, so that Serve replaces this replica; its watch mostly ends it sooner."""
+        if self._watch is not None:
+            self._watch.check()
+        if self._dead:
+            raise RuntimeError(f"runner of {self._engine_id} died")
 
-    def _exit_soon(self) -> None:
+    def _exit_soon(self, why: str) -> None:
         """End this process: routers drop a dead replica at once, an unhealthy one only after its next health check."""
         if not self._dead:
             self._dead = True
-            logger.error("the runner of %s died; this replica ends and is replaced", self._engine_id)
+            logger.error("event=engine_dead engine=%s: %s; this replica ends and is replaced", self._engine_id, why)
             asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
 
     async def __del__(self) -> None:
         """Called by Serve once the last request has ended."""
+        if self._watch is not None:
+            self._watch.close()
         if self._runner is not None and not self._dead:
             try:
                 await asyncio.wait_for(_as_coroutine(self._runner.shutdown.remote()), _CALL_TIMEOUT_S)
             except (RayError, asyncio.TimeoutError) as error:
                 logger.warning("runner of %s did not shut down cleanly: %s", self._engine_id, error)
             ray.kill(self._runner)
+
+
+def application_name() -> str:
+    """Of the Serve application that this process belongs to."""
+    return serve.get_replica_context().app_name
 
 
 async def _as_coroutine(ref: Any) -> Any:

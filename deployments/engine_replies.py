@@ -15,10 +15,20 @@ class RequestRefused(NamedTuple):
 
 
 class EngineLost(NamedTuple):
-    """The runner under the replica is gone or will not finish the request; another attempt may succeed."""
+    """The runner under the replica is gone or will not finish the request; another attempt may succeed.
+
+    ``died`` says that the engine went down, by a crash or a hang, rather than that this request could not go on there.
+    """
 
     engine_id: str
     message: str
+    died: bool = False
+
+
+class HandedOver(NamedTuple):
+    """The engine leaves on purpose; the request goes on elsewhere at once, and nobody failed."""
+
+    engine_id: str
 
 
 class FingerprintMismatch(NamedTuple):

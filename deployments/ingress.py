@@ -85,7 +85,7 @@ class OpenAiIngress:
 
     async def start(self) -> None:
         """Begin to wait for an engine; requests before that get 503."""
-        self._client = EngineClient(self._engines, self._config.max_attempts)
+        self._client = EngineClient(self._engines, self._config.max_attempts, self._config.hang_timeout_s)
         self._starting = asyncio.create_task(self._connect(self._client))
 
     async def stop(self) -> None:

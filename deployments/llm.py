@@ -10,12 +10,13 @@ from ray.serve import Application
 
 from cluster.config import LLMConfig
 from deployments.app_arguments import AppArguments
-from deployments.engine_replica import LLMServer, runner_num_gpus
+from deployments.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, LLMServer, runner_num_gpus
 from deployments.ingress import OpenAiIngress
 
 INGRESS_CPUS = 0.2
 ENGINE_REPLICA_CPUS = 0.1
 _INGRESS_ONGOING_REQUESTS = 10_000
+_INGRESS_SHUTDOWN_TIMEOUT_S = 600.0
 _HEALTH_CHECK_PERIOD_S = 2.0
 
 
@@ -26,7 +27,8 @@ def engine_options(config: LLMConfig) -> dict[str, Any]:
         "max_ongoing_requests": in_engine,
         "max_queued_requests": config.max_queued_requests,
         "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
-        "graceful_shutdown_timeout_s": 120.0,
+        "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_TIMEOUT_S,
+        "graceful_shutdown_wait_loop_s": 0.5,
         "ray_actor_options": {"num_cpus": ENGINE_REPLICA_CPUS},
         "logging_config": {"enable_access_log": False},
         **config.deployment_config,
@@ -52,6 +54,9 @@ def ingress_options(config: LLMConfig) -> dict[str, Any]:
     """Serve options of the ingress deployment; those in ``ingress_config`` win."""
     return {
         "max_ongoing_requests": _INGRESS_ONGOING_REQUESTS,
+        # A leaving ingress ends the answers it has begun; nobody else can, unless the client resumes them.
+        "graceful_shutdown_timeout_s": _INGRESS_SHUTDOWN_TIMEOUT_S,
+        "graceful_shutdown_wait_loop_s": 0.5,
         "ray_actor_options": {"num_cpus": INGRESS_CPUS},
         "logging_config": {"enable_access_log": False},
         **config.ingress_config,

@@ -3,30 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
+import signal
 
 import ray
 
 from actors.runner_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
+from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.token_socket import TokenSocket
+
+logger = logging.getLogger("bireme.runner")
 
 _EXIT_DELAY_S = 0.2
 
 
 class StreamingRunner(RunnerActor):
-    """A RunnerActor with a second way to attach, for subscribers on the same machine."""
+    """A RunnerActor with a second way to attach, for subscribers on the same machine, that lives and dies with its replica."""
 
     def __init__(self, config: EngineConfig, engine_id: str) -> None:
         super().__init__(config, engine_id)
         self._socket = TokenSocket(self.attach)
+        self._replica_clock = SilenceClock()
+        self._replica_pid: int | None = None
+        self._guard: asyncio.Task | None = None
 
     async def start(self) -> EngineInfo:
         """As RunnerActor; opens the socket too."""
         info = await super().start()
         await self._socket.open()
         return info
+
+    async def ping(self, replica_pid: int) -> int:
+        """A sign of life of the engine replica, and one in return: this process's id. Raises when the engine hangs.
+
+        The replica must be on this node. From the first call on, its silence for ``hang_timeout_s`` ends both processes: a
+        replica that hangs would go on drawing requests, and nobody else notices it as soon.
+        """
+        self._replica_clock.heard()
+        if self._guard is None:
+            self._replica_pid = replica_pid
+            self._guard = asyncio.get_running_loop().create_task(self._watch_replica())
+        await self.check_health()
+        return os.getpid()
+
+    async def _watch_replica(self) -> None:
+        while self._replica_clock.tick() <= self._config.hang_timeout_s:
+            await asyncio.sleep(TICK_S)
+        logger.error("the replica of %s hangs; both processes end", self._engine_id)
+        assert self._replica_pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._replica_pid, signal.SIGKILL)
+        self._after_engine_death()
 
     async def token_socket(self) -> tuple[str, str]:
         """(Ray node id, path of the socket on that node)."""
@@ -38,5 +69,7 @@ class StreamingRunner(RunnerActor):
 
     async def shutdown(self) -> None:
         """As RunnerActor; closes the socket too."""
+        if self._guard is not None:
+            self._guard.cancel()
         await self._socket.close()
         await super().shutdown()

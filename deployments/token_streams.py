@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 
 from cluster.journal import JournalGapError
 from cluster.outputs import AttachRequired, TokenDelta
+from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.token_socket import read_messages
 
 logger = logging.getLogger("ray.serve")
@@ -26,6 +27,7 @@ class TokenStream:
         engine_id, fingerprint: of the engine.
         runner: handle of its runner actor.
         alive: False once the engine is known to be gone.
+        silent: nothing was heard for ``hang_timeout_s``: the engine counts as gone until it speaks again.
     """
 
     def __init__(self, reply: AttachRequired) -> None:
@@ -33,6 +35,8 @@ class TokenStream:
         self.fingerprint = reply.fingerprint
         self.runner: Any = reply.runner
         self.alive = True
+        self.silent = False
+        self.clock = SilenceClock()
         self.task: asyncio.Task | None = None
 
     def abort(self, request_id: str, attempt: int) -> None:
@@ -45,7 +49,8 @@ class TokenStreams:
     """All streams of one ingress.
 
     ``deliver(stream, deltas)`` gets every message, and may raise JournalGapError to have the stream attached again from what
-    ``resume_indices()`` says; ``lost(stream, why)`` is called once when an engine is gone.
+    ``resume_indices()`` says; ``lost(stream, why)`` is called when an engine is gone or has been silent for
+    ``hang_timeout_s`` seconds.
     """
 
     def __init__(
@@ -54,12 +59,18 @@ class TokenStreams:
         deliver: Callable[[TokenStream, Sequence[TokenDelta]], None],
         resume_indices: Callable[[], dict[str, int]],
         lost: Callable[[TokenStream, str], None],
+        hang_timeout_s: float,
     ) -> None:
         self.subscriber = subscriber
         self._deliver = deliver
         self._resume_indices = resume_indices
         self._lost = lost
+        self._hang_timeout_s = hang_timeout_s
         self._streams: dict[str, TokenStream] = {}
+        self._listening: asyncio.Task | None = None
+
+    def __iter__(self) -> Iterator[TokenStream]:
+        return iter(self._streams.values())
 
     def attach(self, reply: AttachRequired) -> bool:
         """Open the stream that ``reply`` asks for; False if it is open already (concurrent requests share it)."""
@@ -67,15 +78,37 @@ class TokenStreams:
             return False
         stream = TokenStream(reply)
         self._streams[stream.engine_id] = stream
-        stream.task = asyncio.get_running_loop().create_task(self._pump(stream))
+        loop = asyncio.get_running_loop()
+        stream.task = loop.create_task(self._pump(stream))
+        if self._listening is None:
+            self._listening = loop.create_task(self._listen())
         return True
+
+    async def _listen(self) -> None:
+        """Notice streams that fell silent. They stay open: when the engine speaks again, it is used again."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            for stream in list(self._streams.values()):
+                if stream.clock.tick() > self._hang_timeout_s and not stream.silent:
+                    stream.silent = True
+                    why = f"nothing was heard from it for {self._hang_timeout_s:g} s"
+                    logger.warning("event=engine_silent engine=%s: %s", stream.engine_id, why)
+                    self._lost(stream, why)
+
+    def _heard(self, stream: TokenStream) -> None:
+        stream.clock.heard()
+        if stream.silent:
+            stream.silent = False
+            logger.warning("event=engine_speaks_again engine=%s", stream.engine_id)
 
     async def _pump(self, stream: TokenStream) -> None:
         breaks, why = 0, ""
         while breaks < _MAX_BREAKS:
             try:
                 async for deltas in self._messages(stream):
-                    self._deliver(stream, deltas)
+                    self._heard(stream)
+                    if deltas:
+                        self._deliver(stream, deltas)
                     breaks = 0
                 why = "the engine closed the token stream"
             except JournalGapError as error:
@@ -104,6 +137,8 @@ class TokenStreams:
 
     async def close(self) -> None:
         """Detach from every engine."""
+        if self._listening is not None:
+            self._listening.cancel()
         streams = list(self._streams.values())
         self._streams.clear()
         for stream in streams:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 
 import pytest
 
 from actors.runner_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError
-from cluster.outputs import AttachRequired, GenerateReply
+from cluster.outputs import AttachRequired, GenerateReply, NotAdmitted
 from tests.engines import answer, make_engine, request
 
 
@@ -31,7 +33,9 @@ class Subscriber:
             self.messages.append(message)
 
     def of(self, name: str) -> list:
-        return [delta for message in self.messages for delta in message if delta.request_id == name]
+        """What was said about a request, without the word that it was taken."""
+        deltas = [delta for message in self.messages for delta in message if delta.request_id == name]
+        return [delta for delta in deltas if delta.token_ids or delta.finish_reason]
 
     async def wait_for(self, name: str, count: int) -> None:
         async def poll():
@@ -154,3 +158,60 @@ async def test_a_dead_loop_fails_calls_and_health(actor):
 async def test_a_model_that_is_not_there_says_so():
     with pytest.raises(ModelLoadError, match="/nowhere"):
         await RunnerActor(EngineConfig(model="/nowhere/model.gguf"), "engine-1").start()
+
+
+async def test_an_idle_stream_has_a_heartbeat_and_a_hung_step_ends_it(tiny_model):
+    config = EngineConfig(model=str(tiny_model), load_format="dummy", num_kv_blocks=64, hang_timeout_s=0.5)
+    hung = RunnerActor(config, "engine-1")
+    await hung.start()
+    stream = Subscriber(hung)
+    await asyncio.sleep(1.2)
+    assert stream.messages.count([]) >= 2
+    release = threading.Event()
+    hung._engine_loop._engine.runner.model.forward = lambda rows, kv_cache: release.wait(20)
+    call = asyncio.create_task(hung.generate(subscribed("a", [1])))
+    started = asyncio.get_running_loop().time()
+    with pytest.raises(EngineDeadError, match="hang_timeout_s"):
+        await call
+    assert asyncio.get_running_loop().time() - started < 2.0
+    await asyncio.wait_for(stream.task, 5)
+    with pytest.raises(EngineDeadError, match="hangs"):
+        await hung.check_health()
+    release.set()
+    await hung.shutdown()
+
+
+async def test_a_leak_ends_the_engine_as_soon_as_it_is_idle(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    await actor.generate(subscribed("a", [1, 2, 3]))
+    await asyncio.wrap_future(actor._engine_loop.call(lambda engine: engine.scheduler.kv_cache.allocate(1)))
+    await asyncio.wait_for(stream.task, 5)
+    with pytest.raises(EngineDeadError, match="died"):
+        await actor.check_health()
+
+
+async def test_drain_lets_a_short_request_finish_and_hands_over_a_long_and_a_waiting_one(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    calls = {
+        name: asyncio.create_task(actor.generate(subscribed(name, [5, 6], max_tokens=500 if name != "short" else 20)))
+        for name in ("long", "b", "c", "short", "waiting")
+    }
+    await stream.wait_for("long", 3)
+
+    def slow(engine):
+        forward = engine.runner.model.forward
+        engine.runner.model.forward = lambda rows, kv_cache: (time.sleep(0.01), forward(rows, kv_cache))[1]
+
+    await asyncio.wrap_future(actor._engine_loop.call(slow))
+    moved = await actor.drain(1.0)
+    assert moved == 4
+    replies = {name: await call for name, call in calls.items()}
+    assert replies["short"] == GenerateReply(20, "length")
+    assert {name for name, reply in replies.items() if reply.finish_reason == "handover"} == {"long", "b", "c", "waiting"}
+    assert replies["waiting"].num_tokens == 0
+    assert isinstance(await actor.generate(subscribed("late", [1])), NotAdmitted)
+    await asyncio.sleep(0.1)
+    stats = await actor.check_integrity()
+    assert (stats["state"], stats["num_blocks_available"]) == ("draining", stats["num_blocks"])

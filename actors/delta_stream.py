@@ -1,0 +1,45 @@
+"""Deltas on their way from a runner to one subscriber, with a heartbeat where there are none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from cluster.outputs import TokenDelta
+
+HEARTBEAT_S = 0.5
+
+
+class DeltaStream:
+    """What gathers while a message is under way goes out as one. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self.pending: list[TokenDelta] = []
+        self.closed = False
+        self._ready = asyncio.Event()
+
+    def put(self, deltas: list[TokenDelta]) -> None:
+        self.pending += deltas
+        self._ready.set()
+
+    def close(self) -> None:
+        """End the stream once it is empty."""
+        self.closed = True
+        self._ready.set()
+
+    async def messages(self, is_well: Callable[[], bool]) -> AsyncIterator[list[TokenDelta]]:
+        """Yield what was put; at least every HEARTBEAT_S seconds an empty list, as long as ``is_well()``."""
+        self._beat()
+        try:
+            while not self.closed or self.pending:
+                await self._ready.wait()
+                self._ready.clear()
+                deltas, self.pending = self.pending, []
+                if deltas or (not self.closed and is_well()):
+                    yield deltas
+        finally:
+            self._timer.cancel()
+
+    def _beat(self) -> None:
+        self._ready.set()
+        self._timer = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
