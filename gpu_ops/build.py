@@ -56,7 +56,7 @@ def cuda_home() -> Path | None:
     nvcc = shutil.which("nvcc")
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parents[1]]
     for home in [*homes, "/usr/local/cuda"]:
-        if home and Path(home, "bin", "nvcc").exists():
+        if home and Path(home, "bin/nvcc").exists() and Path(home, "include/cuda_runtime.h").exists():
             return Path(home)
     return None
 
@@ -224,8 +224,18 @@ def _cuda_libraries(home: Path | None, paddle_root: Path) -> list[str]:
         return []
     # Paddle keeps streams and places in libraries of their own. The runtime is linked in and kept private, because Paddle
     # may have brought another version of it.
-    own = [f"-l{name}" for name in ("phi", "phi_core", "phi_gpu", "common") if (paddle_root / f"libs/lib{name}.so").exists()]
-    folder = next((home / name for name in ("lib64", "lib") if (home / name / "libcudart_static.a").exists()), home / "lib64")
+    own = [
+        f"-l{name}"
+        for name in ("phi", "phi_core", "phi_gpu", "common")
+        if (paddle_root / f"libs/lib{name}.so").exists()
+    ]
+    folder = next(
+        (home / name for name in ("lib64", "lib") if (home / name / "libcudart_static.a").exists()), home / "lib64"
+    )
+    # The shared C++ library by its path: a compiler that has only the static one at hand would put a second copy beside
+    # Paddle's, and the first exception or stream would end the process.
+    shared = subprocess.run([compiler(), "-print-file-name=libstdc++.so.6"], capture_output=True, text=True).stdout.strip()
+    own += [shared] if Path(shared).is_absolute() else []
     return [*own, f"-L{folder}", "-lcudart_static", "-Wl,--exclude-libs,libcudart_static.a", "-ldl", "-lrt"]
 
 

@@ -64,7 +64,7 @@ def linear(
         packed: W as ``pack_weight`` returned it.
         out_features: rows of W.
         bias: [out_features] or None.
-        float32_output: on the GPU, give float32 (logits) instead of the type of x.
+        float32_output: on the GPU, give float32 (logits) instead of the type of x; then there is no bias.
         batch_invariant: on the GPU, one pinned algorithm a weight shape without a split over in_features, so that a
             row's bits do not depend on how many rows there are. On the CPU that always holds.
     Returns:

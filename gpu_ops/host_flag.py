@@ -37,5 +37,7 @@ def copy_async(destination: paddle.Tensor, source: paddle.Tensor) -> None:
     A host side should be pinned. Between two host tensors the copy is done when this returns.
     """
     if not destination.is_contiguous():
-        raise ValueError("destination must be contiguous: the op writes it in place, and a write into a view would be lost")
+        raise ValueError(
+            "destination must be contiguous: the op writes it in place, and a write into a view would be lost"
+        )
     run_op("copy_async", destination, source)

@@ -5,12 +5,17 @@
 #include "checks.h"
 
 #ifdef BIREME_WITH_CUDA
-#include "paddle/phi/core/cuda_stream.h"
-
 constexpr bool kWithCuda = true;
 inline bireme::Stream stream_of(const paddle::Tensor& tensor) { return tensor.stream(); }
+// Paddle tells the computing stream of a device by a tensor that lies on it; the one kept here is never freed.
 inline bireme::Stream current_stream() {
-  return paddle::GetCurrentCUDAStream(phi::GPUPlace(bireme::current_device()))->raw_stream();
+  static thread_local int device = -1;
+  static thread_local paddle::Tensor* probe = nullptr;
+  if (device != bireme::current_device()) {
+    device = bireme::current_device();
+    probe = new paddle::Tensor(paddle::empty({1}, paddle::DataType::UINT8, paddle::GPUPlace(device)));
+  }
+  return probe->stream();
 }
 #else
 constexpr bool kWithCuda = false;

@@ -52,6 +52,8 @@ std::vector<paddle::Tensor> linear_gpu(const paddle::Tensor& x, const paddle::Te
   check_not_empty(x, "x");
   check_same_place(x, "x", weight, "packed");
   if (bias) {
+    // cuBLASLt adds float32 biases alone to float32 outputs; no model has a bias on its logits.
+    PD_CHECK(!float32_output, "bias: cannot be added to a float32 output on the GPU");
     check_shape(*bias, "bias", dtype, {out_features});
     check_same_place(x, "x", *bias, "bias");
   }

@@ -10,9 +10,9 @@
 namespace bireme {
 namespace {
 
-constexpr int kMaxGroup = 16;    // query heads that share a key head: rows of one mma tile
-constexpr int kMaxParts = 32;    // parts that a row's context is split into at most
-constexpr int kMinPartKeys = 256;
+constexpr int kMaxGroup = 16;     // query heads that share a key head: rows of one mma tile
+constexpr int kMaxParts = kWarp;  // parts that a row's context is split into at most: a lane each
+constexpr int kMinPartKeys = 128;
 constexpr int kChunkWarps = 4;
 constexpr float kLog2E = 1.4426950408889634f;
 
@@ -32,13 +32,15 @@ struct Launch {
   int part_keys, max_parts, part_floats;  // part_floats: a partial result is head_dim values, the best score, the sum
   int* arrivals;                          // [rows * kv_heads], zero between launches
   float scale_log2;
+  int block_shift;
 };
 
 template <typename T>
 __device__ inline PagedCache<T> cache_of(const Launch& launch, int slot, int kv_head, int length) {
   const CudaRows& s = launch.rows;
   return {static_cast<const T*>(launch.attention.k_cache), static_cast<const T*>(launch.attention.v_cache),
-          s.block_tables + int64_t{slot} * s.table_width, s.table_width, s.blocks, s.block_size, s.kv_heads, kv_head, length};
+          s.block_tables + int64_t{slot} * s.table_width, s.table_width, s.blocks, launch.block_shift, s.kv_heads, kv_head,
+          length};
 }
 
 // Two neighbouring elements of a row's query, zero where the row has none.
@@ -58,17 +60,30 @@ __device__ void join_parts(const Launch& launch, int row, int kv_head, int parts
   for (int member = 0; member < group; ++member) {
     const int64_t head = int64_t{row} * s.q_heads + kv_head * group + member;
     const float* partial = launch.attention.partials + head * launch.max_parts * launch.part_floats;
+    // Lane p knows best score and sum of part p.
+    const float* of_lane = partial + lane * launch.part_floats + kHeadDim;
+    const float lane_best = lane < parts ? __ldcg(of_lane) : -INFINITY, lane_sum = lane < parts ? __ldcg(of_lane + 1) : 0.0f;
     float best = -INFINITY, sum = 0, out[kColumns] = {};
-#pragma unroll 4
-    for (int part = 0; part < parts; ++part, partial += launch.part_floats) {
-      const float part_best = __ldcg(partial + kHeadDim), part_sum = __ldcg(partial + kHeadDim + 1);
-      const Join join = Join::of(best, part_best, launch.scale_log2);
-      best = fmaxf(best, part_best);
-      sum = join(sum, part_sum);
+    constexpr int kAhead = 8;  // parts whose loads are under way together
+    for (int start = 0; start < parts; start += kAhead) {
+      float values[kAhead][kColumns];
 #pragma unroll
-      for (int i = 0; i < kColumns; ++i) {
-        const int column = i * kWarp + lane;
-        if (column < kHeadDim) out[i] = join(out[i], __ldcg(partial + column));
+      for (int j = 0; j < kAhead; ++j) {
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) {
+          const int column = i * kWarp + lane;
+          values[j][i] = start + j < parts && column < kHeadDim ? __ldcg(partial + (start + j) * launch.part_floats + column) : 0.0f;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        if (start + j >= parts) break;
+        const float part_best = __shfl_sync(kAllLanes, lane_best, start + j);
+        const Join join = Join::of(best, part_best, launch.scale_log2);
+        best = fmaxf(best, part_best);
+        sum = join(sum, __shfl_sync(kAllLanes, lane_sum, start + j));
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) out[i] = join(out[i], values[j][i]);
       }
     }
 #pragma unroll
@@ -476,7 +491,8 @@ int64_t attention_partials(const CudaRows& rows) {
 }
 
 void paged_attention_cuda(Half type, const CudaAttention& attention, const CudaRows& rows, Stream stream) {
-  Launch launch{rows, attention, part_keys(rows), max_parts(rows), rows.head_dim + 2, nullptr, attention.scale * kLog2E};
+  Launch launch{rows, attention, part_keys(rows), max_parts(rows), rows.head_dim + 2, nullptr, attention.scale * kLog2E, 0};
+  while (1 << launch.block_shift < rows.block_size) ++launch.block_shift;
   launch.arrivals = arrival_counters(int64_t{rows.rows} * rows.kv_heads, stream);
   with_half(type, [&](auto t) { launch_attention<decltype(t)>(launch, stream); });
 }

@@ -66,33 +66,41 @@ template <typename T>
 struct PagedCache {
   const T *k, *v;
   const int32_t* table;  // of the slot
-  int table_width, blocks, block_size, kv_heads, kv_head, length;  // positions [0, length) may be read
+  int table_width, blocks, block_shift, kv_heads, kv_head;  // a block holds 1 << block_shift positions
+  int length;                                               // positions [0, length) may be read
 };
 
 // Brings keys and values of positions [first, first + 64) to shared memory, zeros beyond the length. Each of `kWarps` warps
 // brings its own part of the positions.
 template <typename T, int kHeadDim, int kWarps>
 __device__ inline void load_tile(const PagedCache<T>& cache, int first, T* k_tile, T* v_tile, int warp) {
-  constexpr int kKeys = kTileKeys / kWarps, kChunks = kHeadDim / kVec;
+  // Blocks hold a multiple of 16 positions, so that 16 of them lie in one piece.
+  constexpr int kKeys = kTileKeys / kWarps, kRun = 16, kChunks = kHeadDim / kVec;
   const int lane = threadIdx.x % kWarp, start = first + warp * kKeys;
-  // A lane looks up the block of one or two neighbouring positions; blocks hold 16 or more, so two share it.
-  constexpr int kPerLane = kKeys > kWarp ? 2 : 1;
-  const int mine = start + lane * kPerLane, index = mine / cache.block_size;
-  int block = -1;
-  if (mine < cache.length && lane * kPerLane < kKeys && index < cache.table_width) block = cache.table[index];
-  if (block >= cache.blocks) block = -1;
+  // Lane r looks up run r.
+  const int mine = start + lane * kRun, index = mine >> cache.block_shift;
+  int64_t offset = -1;
+  if (lane < kKeys / kRun && mine < cache.length && index < cache.table_width) {
+    const int block = cache.table[index];
+    const int entry = mine & ((1 << cache.block_shift) - 1);
+    if (block >= 0 && block < cache.blocks) {
+      offset = (((int64_t{block} * cache.kv_heads + cache.kv_head) << cache.block_shift) + entry) * kHeadDim;
+    }
+  }
 #pragma unroll
-  for (int i = 0; i < kKeys * kChunks / kWarp; ++i) {
-    const int item = i * kWarp + lane, key = item / kChunks, column = item % kChunks * kVec, position = start + key;
-    const int key_block = __shfl_sync(kAllLanes, block, key / kPerLane);
-    const bool present = key_block >= 0 && position < cache.length;
-    const int64_t from =
-        present ? ((int64_t{key_block} * cache.kv_heads + cache.kv_head) * cache.block_size + position % cache.block_size) *
-                          kHeadDim + column
-                : 0;
-    const int to = (warp * kKeys + key) * kRowStride<kHeadDim> + column;
-    copy_async(k_tile + to, cache.k + from, present);
-    copy_async(v_tile + to, cache.v + from, present);
+  for (int run = 0; run < kKeys / kRun; ++run) {
+    const int64_t from = __shfl_sync(kAllLanes, offset, run);
+    const int left = from < 0 ? 0 : cache.length - start - run * kRun;
+    const T* k = cache.k + (from < 0 ? 0 : from);
+    const T* v = cache.v + (from < 0 ? 0 : from);
+#pragma unroll
+    for (int i = 0; i < kRun * kChunks / kWarp; ++i) {
+      const int item = i * kWarp + lane, key = item / kChunks, column = item % kChunks * kVec;
+      const int to = (warp * kKeys + run * kRun + key) * kRowStride<kHeadDim> + column;
+      const int source = key < left ? item * kVec : 0;
+      copy_async(k_tile + to, k + source, key < left);
+      copy_async(v_tile + to, v + source, key < left);
+    }
   }
 }
 

@@ -20,8 +20,8 @@ constexpr int kCompute32F = 68;
 constexpr int32_t kTranspose = 1;
 enum DescAttribute : int { kDescTransA = 3, kDescEpilogue = 7, kDescBiasPointer = 8, kDescBiasType = 26 };
 constexpr uint32_t kEpilogueBias = 4;
-enum PreferenceAttribute : int { kMaxWorkspace = 1, kReductionSchemes = 3 };
-constexpr uint32_t kReductionNone = 0;
+enum PreferenceAttribute : int { kMaxWorkspace = 1 };
+enum AlgorithmAttribute : int { kSplitK = 2, kReductionScheme = 3 };
 
 struct Algorithm {
   uint64_t data[8];
@@ -46,6 +46,7 @@ struct Library {
   int (*preference_set)(Object, int attribute, const void*, size_t);
   int (*heuristic)(Handle, Object desc, Object a, Object b, Object c, Object d, Object preference, int wanted, Heuristic*,
                    int* found);
+  int (*algorithm_get)(const Algorithm*, int attribute, void*, size_t, size_t* written);
   int (*matmul)(Handle, Object desc, const void* alpha, const void* a, Object a_layout, const void* b, Object b_layout,
                 const void* beta, const void* c, Object c_layout, void* d, Object d_layout, const Algorithm*, void* workspace,
                 size_t workspace_bytes, Stream);
@@ -72,6 +73,7 @@ struct Library {
     find(file, "cublasLtMatmulPreferenceDestroy", preference_destroy);
     find(file, "cublasLtMatmulPreferenceSetAttribute", preference_set);
     find(file, "cublasLtMatmulAlgoGetHeuristic", heuristic);
+    find(file, "cublasLtMatmulAlgoConfigGetAttribute", algorithm_get);
     find(file, "cublasLtMatmul", matmul);
   }
   template <typename Function>

@@ -70,6 +70,17 @@ struct Problem {
         d(layout(l.float32_output ? lt::kFloat32 : input_type(l), l.out_features, rows), lt::Library::get().layout_destroy) {}
 };
 
+// Whether one block computes an element's whole sum.
+bool sums_in_one_go(const lt::Algorithm& algorithm) {
+  int32_t splits = 0;
+  uint32_t reduction = 0;
+  size_t written = 0;
+  const lt::Library& library = lt::Library::get();
+  lt::check(library.algorithm_get(&algorithm, lt::kSplitK, &splits, sizeof splits, &written), "split of an algorithm");
+  lt::check(library.algorithm_get(&algorithm, lt::kReductionScheme, &reduction, sizeof reduction, &written), "reduction");
+  return splits <= 1 && reduction == 0;
+}
+
 lt::Algorithm choose(const CudaLinear& l, int64_t rows, lt::Handle handle) {
   const lt::Library& library = lt::Library::get();
   const Problem problem(l, rows);
@@ -77,16 +88,16 @@ lt::Algorithm choose(const CudaLinear& l, int64_t rows, lt::Handle handle) {
   lt::check(library.preference_create(&object), "cublasLtMatmulPreferenceCreate");
   const lt::Owned preference(object, library.preference_destroy);
   lt::check(library.preference_set(preference, lt::kMaxWorkspace, &kWorkspaceBytes, sizeof kWorkspaceBytes), "workspace size");
-  if (l.batch_invariant) {
-    lt::check(library.preference_set(preference, lt::kReductionSchemes, &lt::kReductionNone, sizeof lt::kReductionNone),
-              "reduction schemes");
-  }
-  lt::Heuristic best{};
+  constexpr int kCandidates = 32;
+  lt::Heuristic candidates[kCandidates];
   int found = 0;
-  lt::check(library.heuristic(handle, problem.desc, problem.a, problem.b, problem.d, problem.d, preference, 1, &best, &found),
+  lt::check(library.heuristic(handle, problem.desc, problem.a, problem.b, problem.d, problem.d, preference,
+                              l.batch_invariant ? kCandidates : 1, candidates, &found),
             "cublasLtMatmulAlgoGetHeuristic");
-  if (!found) throw std::runtime_error("linear: cuBLASLt has no algorithm for this shape");
-  return best.algorithm;
+  for (int i = 0; i < found; ++i) {
+    if (!l.batch_invariant || sums_in_one_go(candidates[i].algorithm)) return candidates[i].algorithm;
+  }
+  throw std::runtime_error("linear: cuBLASLt has no algorithm for this shape");
 }
 
 }  // namespace

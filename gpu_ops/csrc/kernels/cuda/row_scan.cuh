@@ -1,7 +1,7 @@
 // Walking over one row of logits with a whole block, and finding an order statistic of it without sorting.
 //
-// Distances below the best logit are at least 0, so their bit patterns have the order of the values. A histogram with bins of
-// 1 / 64 finds the bin in which a running count or weight reaches its target; the few tokens in it are ranked in shared memory.
+// Distances below the best logit are at least 0, so their bit patterns have the order of the values. A histogram, with bins of
+// 1 / 64 near the best logit and coarser ones far away, finds the bin in which a running count or weight reaches its target; the few tokens in it are ranked in shared memory.
 // Only rows with very many near-equal logits overflow that list; they fall back to bisecting bit patterns over the whole row.
 #pragma once
 #include "common.cuh"
@@ -9,7 +9,8 @@
 namespace bireme {
 
 constexpr int kRowThreads = 1024;
-constexpr int kBins = 1536;  // up to a distance of 24: beyond, in the last bin
+constexpr int kFineBins = 1024;             // of 1 / 64 each, up to a distance of 16
+constexpr int kBins = kFineBins + 512 + 1;  // then 64 an octave up to 4096; beyond, in the last bin
 constexpr int kListed = 2048;
 
 // f(index, value) for every element; all threads of the block take part, and the walk has several loads in flight.
@@ -77,6 +78,23 @@ __device__ inline uint64_t block_prefix(uint64_t value, uint64_t* scratch, uint6
   return sum + (warp ? before : 0);
 }
 
+// The key of the largest value above -inf, 0 if there is none; NaN is passed over, and told by `nan`.
+__device__ inline uint64_t row_best(const float* row, int vocab, uint64_t* scratch, bool* nan) {
+  float best = -INFINITY;
+  int index = -1;
+  bool any_nan = false;
+  // A thread meets its elements in ascending order, so the first of equals stays.
+  for_each_logit(row, vocab, [&](int i, float value) {
+    if (value > best) {
+      best = value;
+      index = i;
+    }
+    any_nan |= value != value;
+  });
+  *nan = __syncthreads_or(any_nan);
+  return block_max(index >= 0 ? order_key(best, index) : 0, scratch);
+}
+
 struct RowScratch {
   uint64_t reduce[kWarp];
   uint64_t sums[kBins];
@@ -86,7 +104,18 @@ struct RowScratch {
   int found_bin, listed;
 };
 
-__device__ inline int bin_of(float distance) { return distance < kBins / 64.0f ? static_cast<int>(distance * 64) : kBins - 1; }
+__device__ inline int bin_of(float distance) {
+  if (distance < 16.0f) return static_cast<int>(distance * 64);
+  return min(kFineBins + static_cast<int>((__float_as_uint(distance) - __float_as_uint(16.0f)) >> 17), kBins - 1);
+}
+
+// Adds to a number in shared memory through its halves: 32-bit additions are native there, wider ones loop.
+__device__ inline void add_shared(uint64_t* number, uint64_t amount) {
+  uint32_t* halves = reinterpret_cast<uint32_t*>(number);
+  const uint32_t low = static_cast<uint32_t>(amount), before = atomicAdd(halves, low);
+  const uint32_t high = static_cast<uint32_t>(amount >> 32) + (before + low < low);
+  if (high) atomicAdd(halves + 1, high);
+}
 
 // The place in the order (distance, index) at which a running sum reaches a target: (distance bits << 32 | index) of the last
 // token that is needed. `amount_of(index, value, distance)` is what a token adds, `visit` walks over the row, and the sum over
@@ -105,11 +134,16 @@ __device__ Place find_place(const float* row, int vocab, uint64_t target, RowScr
     s->found = ~uint64_t{0};
   }
   __syncthreads();
+  uint64_t far = 0;  // the last bin may be that of nearly all tokens
   for_each_logit(row, vocab, [&](int i, float value) {
     const float distance = distance_of(value);
     const uint64_t amount = amount_of(i, distance);
-    if (amount) atomicAdd(reinterpret_cast<unsigned long long*>(&s->sums[bin_of(distance)]), amount);
+    if (!amount) return;
+    const int bin = bin_of(distance);
+    if (bin == kBins - 1) far += amount; else add_shared(&s->sums[bin], amount);
   });
+  far = block_total(far, s->reduce);
+  if (threadIdx.x == 0) s->sums[kBins - 1] = far;
   __syncthreads();
   // The first bin at whose end the sum reaches the target.
   uint64_t before = 0, total = 0;

@@ -33,35 +33,26 @@ __global__ void __launch_bounds__(kRowThreads) sample_kernel(SampleState state, 
   const int64_t slot = sample_slots[blockIdx.x];
   const bool greedy = slot < 0 || slot >= slots || !(state.temperature[slot] > kGreedyTemperature);
 
-  uint64_t best_key = 0;
-  bool nan = false;
-  for_each_logit(row, vocab, [&](int i, float value) {
-    const uint64_t key = order_key(value, i);
-    best_key = key > best_key ? key : best_key;
-    nan |= value != value;
-  });
-  best_key = block_max(best_key, s->reduce);
-  nan = __syncthreads_or(nan);
-  const float best_logit = key_value(best_key), temperature = greedy ? 1.0f : state.temperature[slot];
-  const float best = best_logit / temperature;
-  if (greedy || nan || !(fabsf(best) < INFINITY)) {
-    // Among NaN and -inf the first -inf is the largest value; a row of NaN alone gives 0, its first index.
-    if (nan && best_logit == -INFINITY) {
-      uint64_t first = 0;
+  bool nan;
+  uint64_t best_key = row_best(row, vocab, s->reduce, &nan);
+  const float temperature = greedy ? 1.0f : state.temperature[slot], best_logit = key_value(best_key);
+  if (greedy || nan || !best_key || !(fabsf(best_logit / temperature) < INFINITY)) {
+    if (!best_key) {
+      // Nothing above -inf: the first -inf, or index 0 in a row of NaN alone.
       for_each_logit(row, vocab, [&](int i, float value) {
         const uint64_t key = value == value ? order_key(value, i) : 0;
-        first = key > first ? key : first;
+        best_key = key > best_key ? key : best_key;
       });
-      first = block_max(first, s->reduce);
-      best_key = first ? first : order_key(0.0f, 0);
+      best_key = block_max(best_key, s->reduce);
     }
-    if (threadIdx.x == 0) tokens[blockIdx.x] = key_index(best_key);
+    if (threadIdx.x == 0) tokens[blockIdx.x] = best_key ? key_index(best_key) : 0;
     return;
   }
 
   const float min_p = state.min_p[slot], top_p = state.top_p[slot];
   const int top_k = state.top_k[slot];
-  const auto distance_of = [&](float value) { return __fsub_rn(best, __fdiv_rn(value, temperature)); };
+  const float sharpness = 1.0f / temperature;
+  const auto distance_of = [&](float value) { return __fmul_rn(__fsub_rn(best_logit, value), sharpness); };
   const auto units_of = [&](float distance) {
     const float weight = expf(-distance);
     return weight >= min_p ? __float2ull_rn(weight * kWeightUnits) : 0ull;
@@ -110,10 +101,11 @@ __global__ void __launch_bounds__(kRowThreads) sample_kernel(SampleState state, 
   __syncthreads();
   for (int tile = threadIdx.x; tile < tiles; tile += kRowThreads) s->sums[tile] = 0;
   __syncthreads();
+#pragma unroll 2
   for (int tile = 0; tile < tiles; ++tile) {
     uint64_t units[4], sum = tile_units(tile, units);
     for (int offset = kWarp / 2; offset; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-    if (threadIdx.x % kWarp == 0 && sum) atomicAdd(reinterpret_cast<unsigned long long*>(&s->sums[tile]), sum);
+    if (threadIdx.x % kWarp == 0 && sum) add_shared(&s->sums[tile], sum);
   }
   __syncthreads();
   uint64_t total = 0;

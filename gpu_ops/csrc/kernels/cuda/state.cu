@@ -109,7 +109,7 @@ __global__ void apply_step_kernel(StepState state, int64_t slots, int64_t blocks
     const int64_t left = max(state.prompt_lens[slot] + state.step_idx[slot] - computed, int64_t{0});
     const bool runs = !state.stop_flags[slot] && !state.is_block_step[slot];
     int64_t now = runs ? min(max(int64_t{scheduled[slot]}, int64_t{0}), left) : 0;
-    for (int64_t position = computed / block_size * block_size; position < computed + now; position += block_size) {
+    for (int64_t position = computed / block_size * block_size; now > 0 && position < computed + now; position += block_size) {
       if (slot_has_block(state.block_tables + slot * blocks, blocks, block_size, position)) continue;
       state.is_block_step[slot] = true;
       now = 0;

@@ -26,22 +26,22 @@ __global__ void __launch_bounds__(kRowThreads) logprobs_kernel(const float* logi
   const bool valid = token >= 0 && token < vocab;
   const float chosen = valid ? or_lowest(row[token]) : -INFINITY;
 
-  uint64_t best_key = 0, greater = 0;
-  for_each_logit(row, vocab, [&](int i, float value) {
-    const uint64_t key = order_key(value, i);
-    best_key = key > best_key ? key : best_key;
-    greater += value > chosen;
-  });
-  best_key = block_max(best_key, s->reduce);
-  greater = block_total(greater, s->reduce);
-  const float best = key_value(best_key);
+  bool nan;
+  const uint64_t best_key = row_best(row, vocab, s->reduce, &nan);
+  const float best = best_key ? key_value(best_key) : -INFINITY;
   // Equal values are at distance 0, also when both are infinite.
   const auto distance_of = [&](float value) {
     value = or_lowest(value);
     return value == best ? 0.0f : best - value;
   };
   double sum = 0;
-  for_each_logit(row, vocab, [&](int, float value) { sum += static_cast<double>(expf(-distance_of(value))); });
+  uint64_t greater = 0;
+  for_each_logit(row, vocab, [&](int, float value) {
+    sum += static_cast<double>(expf(-distance_of(value)));
+    greater += value > chosen;
+  });
+  greater = block_total(greater, s->reduce);
+  __syncthreads();
   const double log_total = log(block_sum_double(sum, reinterpret_cast<double*>(s->reduce)));
   const auto logprob = [&](float value) { return static_cast<float>(-static_cast<double>(distance_of(value)) - log_total); };
 

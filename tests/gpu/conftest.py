@@ -1,0 +1,22 @@
+"""Tests of this folder need a GPU; without one they are skipped, with the reason."""
+
+from __future__ import annotations
+
+import paddle
+import pytest
+
+
+def missing_gpu() -> str | None:
+    """Why the GPU tests cannot run here, None if they can."""
+    if not paddle.is_compiled_with_cuda():
+        return "Paddle was built without CUDA (paddlepaddle-gpu is not installed)"
+    if not paddle.device.cuda.device_count():
+        return "Paddle finds no GPU"
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    reason = missing_gpu()
+    for item in items:
+        if reason and "tests/gpu/" in item.path.as_posix():
+            item.add_marker(pytest.mark.skip(reason=reason))
