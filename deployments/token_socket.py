@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from ray._private import worker
+
 from cluster.outputs import TokenDelta, TokenLogprobs
 
 Attach = Callable[[str, dict[str, int]], AsyncIterator[list[TokenDelta]]]
@@ -25,12 +27,14 @@ _LENGTH = struct.Struct(">I")
 
 
 class TokenSocket:
-    """The runner's side. The socket lies in a folder that only this user may enter."""
+    """The runner's side. The socket lies in a folder that only this user may enter, inside that of Ray's own sockets: what a
+    killed process leaves there is cleaned up with Ray's session."""
 
     def __init__(self, attach: Attach) -> None:
         self._attach = attach
-        self._folder = tempfile.mkdtemp(prefix="bireme-")
-        self.path = os.path.join(self._folder, "tokens")
+        self._folder = tempfile.mkdtemp(prefix="t-", dir=_ray_sockets())
+        # No longer than the names of Ray's sockets: a path has at most 107 characters.
+        self.path = os.path.join(self._folder, "s")
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
@@ -64,6 +68,12 @@ class TokenSocket:
         finally:
             gone.cancel()
             writer.close()
+
+
+def _ray_sockets() -> str | None:
+    """Folder of the sockets of this process's Ray session; None outside Ray."""
+    node = worker._global_node
+    return None if node is None else node.get_sockets_dir_path()
 
 
 async def read_messages(path: str, subscriber: str, resume: dict[str, int]) -> AsyncIterator[list[TokenDelta]]:

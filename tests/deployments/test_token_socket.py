@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
+from ray._private import worker
 
 from cluster.outputs import TokenDelta, TokenLogprobs
 from deployments.token_socket import TokenSocket, read_messages
+from tests.deployments.conftest import App
 
 ENTRY = TokenLogprobs(-0.5, 1, [7, 8], [-0.5, float("-inf")])
 MESSAGES = [
@@ -63,3 +66,14 @@ async def test_only_this_user_may_connect():
     await socket.close()
     with pytest.raises(OSError, match="No such file"):
         await anext(read_messages(socket.path, "x", {}))
+
+
+def test_a_runner_keeps_its_socket_in_rays_session(app: App):
+    """So that a killed one leaves nothing outside it."""
+    sockets = Path(worker._global_node.get_sockets_dir_path())
+    assert [path.is_socket() for path in sockets.glob("t-*/s")] == [True]
+    inodes = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{app.stats()['pid']}/fd") if entry.is_symlink()}
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    mine = [row[7] for row in rows if len(row) > 7 and f"socket:[{row[6]}]" in inodes]
+    assert mine
+    assert [path for path in mine if not path.startswith(str(sockets))] == []
