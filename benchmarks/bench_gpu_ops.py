@@ -19,7 +19,7 @@ import paddle
 from paddle.device.cuda.graphs import CUDAGraph
 
 from gpu_ops import forward as ops
-from gpu_ops import host_flag, sampling, state
+from gpu_ops import sampling, state
 from gpu_ops.share_inputs import ShareInputs, field_arrays
 from gpu_ops.step_result import landing_size
 

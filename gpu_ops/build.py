@@ -234,7 +234,9 @@ def _cuda_libraries(home: Path | None, paddle_root: Path) -> list[str]:
     )
     # The shared C++ library by its path: a compiler that has only the static one at hand would put a second copy beside
     # Paddle's, and the first exception or stream would end the process.
-    shared = subprocess.run([compiler(), "-print-file-name=libstdc++.so.6"], capture_output=True, text=True).stdout.strip()
+    shared = subprocess.run(
+        [compiler(), "-print-file-name=libstdc++.so.6"], capture_output=True, text=True
+    ).stdout.strip()
     own += [shared] if Path(shared).is_absolute() else []
     return [*own, f"-L{folder}", "-lcudart_static", "-Wl,--exclude-libs,libcudart_static.a", "-ldl", "-lrt"]
 

@@ -118,9 +118,11 @@ def test_batch_invariant_chunk_has_the_bits_of_single_rows(block_size, q_heads, 
     np.testing.assert_array_equal(case.compute(False, slice(60, 83)), whole[60:83])
 
 
-def test_long_context_is_split_into_longer_parts():
-    case = Case.random([1, 2], [3000, 2100], 16, 4, 2, 64, "float16", width=1024)
-    assert relative_error(case.compute(together=True), case.expected()) < TOLERANCE["float16"]
+@pytest.mark.parametrize("width", [256, 1024])
+def test_long_context_is_split_into_many_or_longer_parts(width):
+    case = Case.random([1, 2], [3000, 2100], 16, 4, 2, 64, "float16", width=width)
+    for together in (False, True):
+        assert relative_error(case.compute(together), case.expected()) < TOLERANCE["float16"]
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -47,9 +47,11 @@ void RotaryKvWrite(const paddle::Tensor& qkv, const paddle::Tensor& cos_sin, con
           check_cuda_attention(qkv, k_cache, v_cache, block_tables, positions, batch_id_per_token, q_heads, kv_heads);
       check_shape(cos_sin, "cos_sin", kFloat, {kAnySize, rows.head_dim});
       check_same_place(qkv, "qkv", cos_sin, "cos_sin");
-      return bireme::rotary_kv_write_cuda(half_of(qkv.dtype()), raw_data(qkv), cos_sin.data<float>(),
-                                          static_cast<int>(cos_sin.shape()[0]), raw_data(k_cache), raw_data(v_cache), rows,
-                                          stream_of(qkv));
+      return on_device([&] {
+        bireme::rotary_kv_write_cuda(half_of(qkv.dtype()), raw_data(qkv), cos_sin.data<float>(),
+                                     static_cast<int>(cos_sin.shape()[0]), raw_data(k_cache), raw_data(v_cache), rows,
+                                     stream_of(qkv));
+      });
     }
   }
   const auto shape =
@@ -77,11 +79,13 @@ std::vector<paddle::Tensor> PagedAttention(const paddle::Tensor& qkv, const padd
       }
       auto out = paddle::empty({rows.rows, q_heads * rows.head_dim}, qkv.dtype(), qkv.place());
       auto partials = paddle::empty({bireme::attention_partials(rows)}, kFloat, qkv.place());
-      bireme::paged_attention_cuda(half_of(qkv.dtype()),
-                                   {qkv.data(), k_cache.data(), v_cache.data(),
-                                    cu_seqlens_q ? cu_seqlens_q->data<int32_t>() : nullptr, static_cast<int>(max_rows_per_slot),
-                                    batch_invariant, scale, out.data(), partials.data<float>()},
-                                   rows, stream_of(qkv));
+      on_device([&] {
+        bireme::paged_attention_cuda(half_of(qkv.dtype()),
+                                     {qkv.data(), k_cache.data(), v_cache.data(),
+                                      cu_seqlens_q ? cu_seqlens_q->data<int32_t>() : nullptr, static_cast<int>(max_rows_per_slot),
+                                      batch_invariant, scale, out.data(), partials.data<float>()},
+                                     rows, stream_of(qkv));
+      });
       return {out};
     }
   }

@@ -1,6 +1,8 @@
 // Where a tensor lies, and what the CUDA kernels need of it. Without CUDA every branch on kWithCuda is discarded, so that the
 // library links without the kernels.
 #pragma once
+#include <stdexcept>
+
 #include "../kernels/cuda/device.h"
 #include "checks.h"
 
@@ -64,6 +66,16 @@ inline void check_slots(const paddle::Tensor& sample_slots, int64_t rows, int64_
   check_shape(sample_slots, "sample_slots", paddle::DataType::INT32, {kAnySize});
   PD_CHECK(sample_slots.numel() >= rows, "sample_slots: has ", sample_slots.numel(), " rows, needs ", rows);
   check_staging(sample_slots, "sample_slots", true);
+}
+
+// Runs what enqueues a kernel. Its errors leave as Paddle's own: 2.6 ends the process at any other exception.
+template <typename Enqueue>
+void on_device(const Enqueue& enqueue) {
+  try {
+    enqueue();
+  } catch (const std::runtime_error& error) {
+    PD_THROW(error.what());
+  }
 }
 
 // Untyped data of a tensor that the op may write.

@@ -32,7 +32,9 @@ void EventRecord(const paddle::Tensor& cell, int64_t ticket) {
   check_host(cell, "cell");
   if constexpr (kWithCuda) {
     // A pinned cell belongs to the current GPU's stream.
-    if (cell.is_gpu_pinned()) return bireme::event_record_cuda(cell.data<int64_t>(), ticket, current_stream());
+    if (cell.is_gpu_pinned()) {
+      return on_device([&] { bireme::event_record_cuda(cell.data<int64_t>(), ticket, current_stream()); });
+    }
   }
   bireme::event_record_cpu(mutable_data<int64_t>(cell), ticket);
 }
@@ -41,7 +43,7 @@ void EventWait(const paddle::Tensor& cell, int64_t ticket) {
   check_tensor(cell, "cell", paddle::DataType::INT64, 1);
   check_host(cell, "cell");
   if constexpr (kWithCuda) {
-    if (cell.is_gpu_pinned()) return bireme::event_wait_cuda(mutable_data<int64_t>(cell), ticket);
+    if (cell.is_gpu_pinned()) return on_device([&] { bireme::event_wait_cuda(mutable_data<int64_t>(cell), ticket); });
   }
   bireme::event_wait_cpu(cell.data<int64_t>(), ticket);
 }
@@ -55,8 +57,10 @@ void CopyAsync(const paddle::Tensor& destination, const paddle::Tensor& source) 
   const size_t bytes = source.numel() * phi::SizeOf(source.dtype());
   if constexpr (kWithCuda) {
     if (source.is_gpu() || destination.is_gpu()) {
-      return bireme::copy_async_cuda(source.data(), raw_data(destination), bytes,
-                                     stream_of(source.is_gpu() ? source : destination));
+      return on_device([&] {
+        bireme::copy_async_cuda(source.data(), raw_data(destination), bytes,
+                                stream_of(source.is_gpu() ? source : destination));
+      });
     }
   }
   check_host(source, "source");

@@ -22,7 +22,9 @@ std::vector<paddle::Tensor> RmsNorm(const paddle::Tensor& x, const paddle::Tenso
   auto out = paddle::empty({rows, hidden}, dtype, x.place());
   if constexpr (kWithCuda) {
     if (x.is_gpu()) {
-      bireme::rms_norm_cuda(half_of(dtype), x.data(), weight.data(), eps, rows, hidden, out.data(), stream_of(x));
+      on_device([&] {
+        bireme::rms_norm_cuda(half_of(dtype), x.data(), weight.data(), eps, rows, hidden, out.data(), stream_of(x));
+      });
       return {out};
     }
   }
@@ -40,8 +42,10 @@ std::vector<paddle::Tensor> AddRmsNorm(const paddle::Tensor& x, const paddle::Te
   auto out = paddle::empty({rows, hidden}, dtype, x.place());
   if constexpr (kWithCuda) {
     if (x.is_gpu()) {
-      bireme::add_rms_norm_cuda(half_of(dtype), x.data(), raw_data(residual), weight.data(), eps, rows, hidden, out.data(),
-                                stream_of(x));
+      on_device([&] {
+        bireme::add_rms_norm_cuda(half_of(dtype), x.data(), raw_data(residual), weight.data(), eps, rows, hidden, out.data(),
+                                  stream_of(x));
+      });
       return {out};
     }
   }
@@ -62,8 +66,10 @@ void QkNorm(const paddle::Tensor& qkv, const paddle::Tensor& q_weight, const pad
   if constexpr (kWithCuda) {
     if (qkv.is_gpu()) {
       PD_CHECK(head_dim % 8 == 0 && head_dim <= 256, "q_weight: has ", head_dim, " elements, needs a multiple of 8 up to 256");
-      return bireme::qk_norm_cuda(half_of(dtype), raw_data(qkv), q_weight.data(), k_weight.data(), eps, qkv.shape()[0], q_heads,
-                                  kv_heads, head_dim, stream_of(qkv));
+      return on_device([&] {
+        bireme::qk_norm_cuda(half_of(dtype), raw_data(qkv), q_weight.data(), k_weight.data(), eps, qkv.shape()[0], q_heads,
+                             kv_heads, head_dim, stream_of(qkv));
+      });
     }
   }
   bireme::qk_norm_cpu(mutable_data<float>(qkv), q_weight.data<float>(), k_weight.data<float>(), eps, qkv.shape()[0], q_heads,
@@ -78,7 +84,9 @@ std::vector<paddle::Tensor> Swiglu(const paddle::Tensor& gate_up) {
   if constexpr (kWithCuda) {
     if (gate_up.is_gpu()) {
       PD_CHECK(inner % 8 == 0, "gate_up: has ", 2 * inner, " columns, needs a multiple of 16 on the GPU");
-      bireme::swiglu_cuda(half_of(dtype), gate_up.data(), rows, inner, out.data(), stream_of(gate_up));
+      on_device([&] {
+        bireme::swiglu_cuda(half_of(dtype), gate_up.data(), rows, inner, out.data(), stream_of(gate_up));
+      });
       return {out};
     }
   }

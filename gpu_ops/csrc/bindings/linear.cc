@@ -60,9 +60,11 @@ std::vector<paddle::Tensor> linear_gpu(const paddle::Tensor& x, const paddle::Te
   const int64_t rows = x.shape()[0];
   auto y = paddle::empty({rows, out_features}, float32_output ? kFloat : dtype, x.place());
   if constexpr (kWithCuda) {
-    bireme::linear_cuda({half_of(dtype), float32_output, batch_invariant, rows, in_features, out_features, x.data(), weight.data(),
-                         bias ? bias->data() : nullptr, y.data()},
-                        stream_of(x));
+    on_device([&] {
+      bireme::linear_cuda({half_of(dtype), float32_output, batch_invariant, rows, in_features, out_features, x.data(), weight.data(),
+                           bias ? bias->data() : nullptr, y.data()},
+                          stream_of(x));
+    });
   }
   return {y};
 }
@@ -75,7 +77,9 @@ std::vector<paddle::Tensor> embedding_gpu(const paddle::Tensor& weight, const pa
   PD_CHECK(hidden % 8 == 0, "weight: has ", hidden, " columns, needs a multiple of 8 on the GPU");
   auto out = paddle::empty({rows, hidden}, dtype, weight.place());
   if constexpr (kWithCuda) {
-    bireme::gather_rows_cuda(weight.data(), vocab_size, hidden, ids.data<int64_t>(), rows, out.data(), stream_of(weight));
+    on_device([&] {
+      bireme::gather_rows_cuda(weight.data(), vocab_size, hidden, ids.data<int64_t>(), rows, out.data(), stream_of(weight));
+    });
   }
   return {out};
 }

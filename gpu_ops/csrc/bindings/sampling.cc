@@ -31,8 +31,10 @@ std::vector<Tensor> GatherLastTokens(const Tensor& hidden, const Tensor& sample_
     if (hidden.is_gpu()) {
       PD_CHECK(width % 8 == 0, "hidden: has ", width, " columns, needs a multiple of 8 on the GPU");
       check_same_place(hidden, "hidden", sample_rows, "sample_rows");
-      bireme::gather_rows_cuda(hidden.data(), hidden.shape()[0], width, sample_rows.data<int32_t>(), rows, out.data(),
-                               stream_of(hidden));
+      on_device([&] {
+        bireme::gather_rows_cuda(hidden.data(), hidden.shape()[0], width, sample_rows.data<int32_t>(), rows, out.data(),
+                                 stream_of(hidden));
+      });
       return {out};
     }
   }
@@ -78,8 +80,10 @@ void ApplyPenalties(const Tensor& token_ids_all, const Tensor& prompt_lens, cons
                                    data_or_null<float>(logit_bias_values)};
   if constexpr (kWithCuda) {
     if (logits.is_gpu()) {
-      return bireme::apply_penalties_cuda(state, slots, mutable_data<float>(logits), logits.shape()[1],
-                                          sample_slots.data<int32_t>(), logits.shape()[0], stream_of(logits));
+      return on_device([&] {
+        bireme::apply_penalties_cuda(state, slots, mutable_data<float>(logits), logits.shape()[1],
+                                     sample_slots.data<int32_t>(), logits.shape()[0], stream_of(logits));
+      });
     }
   }
   bireme::apply_penalties_cpu(state, data_or_null<float>(logits), logits.shape()[1], data_or_null<int32_t>(sample_slots),
@@ -107,8 +111,10 @@ std::vector<Tensor> Sample(const Tensor& prompt_lens, const Tensor& step_idx, co
                                   seeds.data<int64_t>()};
   if constexpr (kWithCuda) {
     if (logits.is_gpu()) {
-      bireme::sample_cuda(state, slots, logits.data<float>(), rows, logits.shape()[1], sample_slots.data<int32_t>(),
-                          tokens.data<int64_t>(), stream_of(logits));
+      on_device([&] {
+        bireme::sample_cuda(state, slots, logits.data<float>(), rows, logits.shape()[1], sample_slots.data<int32_t>(),
+                            tokens.data<int64_t>(), stream_of(logits));
+      });
       return {tokens};
     }
   }
@@ -128,8 +134,10 @@ std::vector<Tensor> TokenLogprobs(const Tensor& logits, const Tensor& tokens, in
   check_same_place(logits, "logits", tokens, "tokens");
   if constexpr (kWithCuda) {
     if (logits.is_gpu()) {
-      bireme::token_logprobs_cuda(logits.data<float>(), rows, logits.shape()[1], tokens.data<int64_t>(), num,
-                                  ids.data<int64_t>(), logprobs.data<float>(), ranks.data<int64_t>(), stream_of(logits));
+      on_device([&] {
+        bireme::token_logprobs_cuda(logits.data<float>(), rows, logits.shape()[1], tokens.data<int64_t>(), num,
+                                    ids.data<int64_t>(), logprobs.data<float>(), ranks.data<int64_t>(), stream_of(logits));
+      });
       return {ids, logprobs, ranks};
     }
   }

@@ -113,8 +113,10 @@ void InsertRequests(const Tensor& token_ids_all, const Tensor& prompt_lens, cons
                                    mutable_data<int32_t>(num_logprobs)};
   if constexpr (kWithCuda) {
     if (on_gpu) {
-      return bireme::insert_requests_cuda(sizes, state, rows, values, data_or_null<float>(floats), data_or_null<int64_t>(tokens),
-                                          width, stream_of(token_ids_all));
+      return on_device([&] {
+        bireme::insert_requests_cuda(sizes, state, rows, values, data_or_null<float>(floats), data_or_null<int64_t>(tokens),
+                                     width, stream_of(token_ids_all));
+      });
     }
   }
   bireme::insert_requests_cpu(sizes, state, rows, values, data_or_null<float>(floats), data_or_null<int64_t>(tokens), width);
@@ -135,10 +137,12 @@ void PackOutputs(const Tensor& seq_lens_decoder, const Tensor& sampled_token_ids
   check_staging(not_need_stop, "not_need_stop", seq_lens_decoder.is_gpu());
   if constexpr (kWithCuda) {
     if (seq_lens_decoder.is_gpu()) {
-      return bireme::pack_outputs_cuda(seq_lens_decoder.data<int32_t>(), sampled_token_ids.data<int64_t>(),
-                                       num_sampled.data<int32_t>(), stop_reason.data<int32_t>(), matched_stop.data<int64_t>(),
-                                       not_need_stop.data<bool>(), slots, mutable_data<int64_t>(landing),
-                                       stream_of(seq_lens_decoder));
+      return on_device([&] {
+        bireme::pack_outputs_cuda(seq_lens_decoder.data<int32_t>(), sampled_token_ids.data<int64_t>(),
+                                  num_sampled.data<int32_t>(), stop_reason.data<int32_t>(), matched_stop.data<int64_t>(),
+                                  not_need_stop.data<bool>(), slots, mutable_data<int64_t>(landing),
+                                  stream_of(seq_lens_decoder));
+      });
     }
   }
   bireme::pack_outputs_cpu(seq_lens_decoder.data<int32_t>(), sampled_token_ids.data<int64_t>(), num_sampled.data<int32_t>(),
@@ -164,10 +168,12 @@ void PackLogprobs(const Tensor& num_sampled, const Tensor& num_logprobs, const T
   check_same_place(num_sampled, "num_sampled", landing, "landing", ids, "logprob_ids");
   if constexpr (kWithCuda) {
     if (num_sampled.is_gpu()) {
-      return bireme::pack_logprobs_cuda(num_sampled.data<int32_t>(), num_logprobs.data<int32_t>(), slots,
-                                        mutable_data<int64_t>(landing), landing_columns, data_or_null<int32_t>(sample_slots),
-                                        data_or_null<int64_t>(ids), data_or_null<float>(logprobs), data_or_null<int64_t>(ranks),
-                                        rows, columns, stream_of(num_sampled));
+      return on_device([&] {
+        bireme::pack_logprobs_cuda(num_sampled.data<int32_t>(), num_logprobs.data<int32_t>(), slots,
+                                   mutable_data<int64_t>(landing), landing_columns, data_or_null<int32_t>(sample_slots),
+                                   data_or_null<int64_t>(ids), data_or_null<float>(logprobs), data_or_null<int64_t>(ranks),
+                                   rows, columns, stream_of(num_sampled));
+      });
     }
   }
   bireme::pack_logprobs_cpu(num_sampled.data<int32_t>(), num_logprobs.data<int32_t>(), slots, mutable_data<int64_t>(landing),

@@ -98,9 +98,11 @@ void ApplyStep(const Tensor& prompt_lens, const Tensor& prefill_lens, const Tens
   check_staging(block_updates, "block_updates", on_gpu);
   if constexpr (kWithCuda) {
     if (on_gpu) {
-      return bireme::apply_step_cuda(state, sizes.slots, sizes.blocks, block_size, scheduled.data<int32_t>(),
-                                     cleared.data<int32_t>(), data_or_null<int32_t>(block_updates), block_updates.shape()[0],
-                                     stream_of(block_tables));
+      return on_device([&] {
+        bireme::apply_step_cuda(state, sizes.slots, sizes.blocks, block_size, scheduled.data<int32_t>(),
+                                cleared.data<int32_t>(), data_or_null<int32_t>(block_updates), block_updates.shape()[0],
+                                stream_of(block_tables));
+      });
     }
   }
   bireme::apply_step_cpu(state, sizes.slots, sizes.blocks, block_size, scheduled.data<int32_t>(), cleared.data<int32_t>(),
@@ -113,9 +115,11 @@ void RecoverBlock(const Tensor& seq_lens_decoder, const Tensor& is_block_step, c
   check_shape(is_block_step, "is_block_step", DataType::BOOL, {sizes.slots});
   if constexpr (kWithCuda) {
     if (block_tables.is_gpu()) {
-      return bireme::recover_block_cuda(seq_lens_decoder.data<int32_t>(), mutable_data<bool>(is_block_step),
-                                        block_tables.data<int32_t>(), sizes.slots, sizes.blocks, block_size,
-                                        stream_of(block_tables));
+      return on_device([&] {
+        bireme::recover_block_cuda(seq_lens_decoder.data<int32_t>(), mutable_data<bool>(is_block_step),
+                                   block_tables.data<int32_t>(), sizes.slots, sizes.blocks, block_size,
+                                   stream_of(block_tables));
+      });
     }
   }
   bireme::recover_block_cpu(seq_lens_decoder.data<int32_t>(), mutable_data<bool>(is_block_step), block_tables.data<int32_t>(),
@@ -144,9 +148,11 @@ void PackTokens(const Tensor& token_ids_all, const Tensor& prompt_lens, const Te
   check_same_place(token_ids_all, "token_ids_all", ids_remove_padding, "ids_remove_padding", counts, "counts");
   if constexpr (kWithCuda) {
     if (token_ids_all.is_gpu()) {
-      return bireme::pack_tokens_cuda(token_ids_all.data<int64_t>(), prompt_lens.data<int64_t>(), step_idx.data<int64_t>(),
-                                      seq_lens_this_time.data<int32_t>(), seq_lens_decoder.data<int32_t>(), sizes.slots,
-                                      sizes.max_model_len, out, rows, stream_of(token_ids_all));
+      return on_device([&] {
+        bireme::pack_tokens_cuda(token_ids_all.data<int64_t>(), prompt_lens.data<int64_t>(), step_idx.data<int64_t>(),
+                                 seq_lens_this_time.data<int32_t>(), seq_lens_decoder.data<int32_t>(), sizes.slots,
+                                 sizes.max_model_len, out, rows, stream_of(token_ids_all));
+      });
     }
   }
   const int64_t tokens = bireme::pack_tokens_cpu(token_ids_all.data<int64_t>(), prompt_lens.data<int64_t>(),
@@ -190,8 +196,10 @@ void DetectStop(const Tensor& token_ids_all, const Tensor& prompt_lens, const Te
                                 max_dec_len.data<int64_t>()};
   if constexpr (kWithCuda) {
     if (token_ids_all.is_gpu()) {
-      return bireme::detect_stop_cuda(state, data_or_null<int64_t>(tokens), data_or_null<int32_t>(sample_slots), rows,
-                                      stream_of(token_ids_all));
+      return on_device([&] {
+        bireme::detect_stop_cuda(state, data_or_null<int64_t>(tokens), data_or_null<int32_t>(sample_slots), rows,
+                                 stream_of(token_ids_all));
+      });
     }
   }
   bireme::detect_stop_cpu(state, data_or_null<int64_t>(tokens), data_or_null<int32_t>(sample_slots), rows);
@@ -230,8 +238,10 @@ void UpdateInputs(const Tensor& token_ids_all, const Tensor& prompt_lens, const 
   check_staging(not_need_stop, "not_need_stop", token_ids_all.is_gpu());
   if constexpr (kWithCuda) {
     if (token_ids_all.is_gpu()) {
-      return bireme::update_inputs_cuda(state, data_or_null<int64_t>(tokens), data_or_null<int32_t>(sample_slots), rows,
-                                        stream_of(token_ids_all));
+      return on_device([&] {
+        bireme::update_inputs_cuda(state, data_or_null<int64_t>(tokens), data_or_null<int32_t>(sample_slots), rows,
+                                   stream_of(token_ids_all));
+      });
     }
   }
   bireme::update_inputs_cpu(state, data_or_null<int64_t>(tokens), data_or_null<int32_t>(sample_slots), rows);

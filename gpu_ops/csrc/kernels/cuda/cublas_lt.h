@@ -20,7 +20,8 @@ constexpr int kCompute32F = 68;
 constexpr int32_t kTranspose = 1;
 enum DescAttribute : int { kDescTransA = 3, kDescEpilogue = 7, kDescBiasPointer = 8, kDescBiasType = 26 };
 constexpr uint32_t kEpilogueBias = 4;
-enum PreferenceAttribute : int { kMaxWorkspace = 1 };
+enum PreferenceAttribute : int { kMaxWorkspace = 1, kReductionSchemes = 3 };
+constexpr uint32_t kReductionNone = 0;
 enum AlgorithmAttribute : int { kSplitK = 2, kReductionScheme = 3 };
 
 struct Algorithm {

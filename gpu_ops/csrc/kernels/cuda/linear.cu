@@ -90,14 +90,27 @@ lt::Algorithm choose(const CudaLinear& l, int64_t rows, lt::Handle handle) {
   lt::check(library.preference_set(preference, lt::kMaxWorkspace, &kWorkspaceBytes, sizeof kWorkspaceBytes), "workspace size");
   constexpr int kCandidates = 32;
   lt::Heuristic candidates[kCandidates];
-  int found = 0;
-  lt::check(library.heuristic(handle, problem.desc, problem.a, problem.b, problem.d, problem.d, preference,
-                              l.batch_invariant ? kCandidates : 1, candidates, &found),
-            "cublasLtMatmulAlgoGetHeuristic");
-  for (int i = 0; i < found; ++i) {
-    if (!l.batch_invariant || sums_in_one_go(candidates[i].algorithm)) return candidates[i].algorithm;
+  const auto find = [&](int wanted) {
+    int found = 0;
+    lt::check(library.heuristic(handle, problem.desc, problem.a, problem.b, problem.d, problem.d, preference, wanted, candidates,
+                                &found),
+              "cublasLtMatmulAlgoGetHeuristic");
+    if (!found) throw std::runtime_error("linear: cuBLASLt has no algorithm for this shape");
+    return found;
+  };
+  if (!l.batch_invariant) {
+    find(1);
+    return candidates[0].algorithm;
   }
-  throw std::runtime_error("linear: cuBLASLt has no algorithm for this shape");
+  const int found = find(kCandidates);
+  for (int i = 0; i < found; ++i) {
+    if (sums_in_one_go(candidates[i].algorithm)) return candidates[i].algorithm;
+  }
+  // None of the fastest sums in one go: ask for those alone.
+  lt::check(library.preference_set(preference, lt::kReductionSchemes, &lt::kReductionNone, sizeof lt::kReductionNone),
+            "reduction schemes");
+  find(1);
+  return candidates[0].algorithm;
 }
 
 }  // namespace
