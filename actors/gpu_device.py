@@ -41,6 +41,8 @@ class GpuStream:
         """Enqueue ``work``; it must not raise."""
         if not hasattr(self._entered, "done"):
             paddle.set_device("gpu:0")  # belongs to a thread, as gradient mode does
+            # The first call of the runtime makes the device's context the thread's own; the driver's events need one.
+            paddle.device.cuda.synchronize()
             self._entered.done = True
         with paddle.no_grad():
             work()
@@ -107,7 +109,8 @@ class GpuDevice(CpuDevice):
         logger.info("%s: Paddle's own kernels %s; the engine does not need them", self.name, runs)
 
     def memory(self) -> tuple[int, int]:
-        """(free, total) bytes of the GPU, as the driver counts them."""
+        """(free, total) bytes of the GPU, as the driver counts them once Paddle has given back what it caches."""
+        paddle.device.cuda.empty_cache()
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         _check(self._driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)), "cuMemGetInfo")
         return free.value, total.value

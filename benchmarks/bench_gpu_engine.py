@@ -9,6 +9,7 @@ a step's kernels. llama_8b has Llama-3.1-8B's sizes and random weights.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import tempfile
 import time
@@ -113,6 +114,7 @@ def main() -> None:
             print(f"{name} {decode(engine, rows, options)}", flush=True)
         engine.close()
         del engine
+        gc.collect()  # before the next one asks for free memory
 
 
 if __name__ == "__main__":

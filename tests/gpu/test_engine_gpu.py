@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import queue
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from actors.device import CpuDevice
 from actors.engine import Engine
-from actors.gpu_device import has_gpu
+from actors.engine_loop import EngineLoop
+from actors.gpu_device import GpuDevice
 from actors.model_config import load_model_config
 from actors.model_source import resolve_model
 from actors.models import load_model
 from actors.models.decoder import BatchRows
 from actors.weights import iter_weights
 from cluster.config import DEFAULT_MODEL, EngineConfig
-from gpu_ops import forward as ops
 from tests.actors.test_overlap import PROMPT, mixed_requests, preempt_at, slow_host
 from tests.engines import TINY_CONFIG, answer, request, tokens_of
 
@@ -97,7 +100,25 @@ def test_batch_invariant_tokens_do_not_depend_on_neighbours(tiny_gpu_model):
         assert alone[one.request_id] == together[one.request_id]
 
 
+def test_an_engine_runs_on_another_thread_than_it_was_made_on(tiny_gpu_model):
+    requests = [request("a", PROMPT, max_tokens=24), request("b", list(range(60)), max_tokens=24)]
+    expected = {name: given[0] for name, given in generate(tiny_gpu_model, requests, batch_invariant=True).items()}
+    published: queue.SimpleQueue = queue.SimpleQueue()
+    loop = EngineLoop(gpu_engine(tiny_gpu_model, batch_invariant=True), published.put, published.put)
+    for one in requests:
+        loop.submit(one)
+    deltas: dict[str, list] = {one.request_id: [] for one in requests}
+    while not all(given and given[-1].finish_reason for given in deltas.values()):
+        item = published.get(timeout=30)
+        assert not isinstance(item, BaseException), item
+        for delta in item:
+            deltas[delta.request_id].append(delta)
+    loop.close()
+    assert {name: tokens_of(given) for name, given in deltas.items()} == expected
+
+
 def test_pool_is_sized_from_free_memory(tiny_gpu_model):
+    gc.collect()  # engines of other tests
     engine = gpu_engine(tiny_gpu_model, num_kv_blocks=None, gpu_memory_utilization=0.5)
     free, total = engine.device.memory()
     assert 0.3 * total < total - free < 0.52 * total
@@ -140,15 +161,14 @@ def test_smollm2_greedy_follows_the_reference_while_its_margin_exceeds_what_bflo
 
 
 def test_smollm2_logits_on_the_gpu_are_close_to_the_cpu(smollm2_file):
-    """Cosine and worst difference of all-position logits, prompt computed whole and in chunks with single rows."""
-    from actors.device import CpuDevice
-    from actors.gpu_device import GpuDevice
-
-    assert has_gpu()
+    """All-position logits, on the GPU in chunks and single rows. A 16-bit residual stream costs this model much: with
+    transformers in bfloat16 on a CPU the worst position of this prompt has a cosine of 0.9954 to float32, the mean 0.9993.
+    """
     config = load_model_config(smollm2_file)
     token_ids = np.array(json.loads((GOLDEN / "smollm2_greedy.json").read_text())["cases"][0]["prompt_token_ids"])
     logits = []
-    for device, chunks in ((CpuDevice(), [len(token_ids)]), (GpuDevice(), [20, *[1] * 5, len(token_ids) - 25])):
+    for make_device, chunks in ((CpuDevice, [len(token_ids)]), (GpuDevice, [20, *[1] * 5, len(token_ids) - 25])):
+        device = make_device()
         model = load_model(config, iter_weights(smollm2_file, config, device.dtype), 128, device=device)
         cache = model.allocate_kv_cache(8, 16)
         tables, rows_of, start = device.tensor(np.arange(8, dtype=np.int32)[None]), [], 0
@@ -167,6 +187,8 @@ def test_smollm2_logits_on_the_gpu_are_close_to_the_cpu(smollm2_file):
         logits.append(np.concatenate(rows_of).astype(np.float64))
     cpu, gpu = logits
     cosine = (cpu * gpu).sum(1) / np.linalg.norm(cpu, axis=1) / np.linalg.norm(gpu, axis=1)
-    print(f"worst cosine {cosine.min():.6f}, worst difference {np.abs(cpu - gpu).max():.3f} of {np.abs(cpu).max():.1f}")
-    assert cosine.min() > 0.999
-    assert ops.get_num_threads() >= 1
+    print(
+        f"cosine {cosine.min():.6f} at worst, {cosine.mean():.6f} on average, worst difference {np.abs(cpu - gpu).max():.3f} of {np.abs(cpu).max():.1f}"
+    )
+    assert cosine.min() > 0.99
+    assert cosine.mean() > 0.9985
