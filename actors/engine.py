@@ -278,7 +278,7 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
     tokenizer = (
         content_id(source.tokenizer) if source.tokenizer and source.tokenizer.is_file() else str(source.tokenizer)
     )
-    parts = (__version__, weights_fingerprint(source), tokenizer, config.dtype, str(config.seed), sources_hash())
+    parts = [__version__, weights_fingerprint(source), tokenizer, config.dtype, str(config.seed), sources_hash()]
     if device.is_gpu:
-        parts += (device.name, device.dtype, str(device.batch_invariant))
+        parts += [device.name, device.dtype, str(device.batch_invariant)]
     return "bireme-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -105,8 +105,12 @@ class GpuDevice(CpuDevice):
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._packed: paddle.Tensor | None = None
         answer = float(paddle.full([1], 7.0).numpy()[0])
-        runs = "run" if answer == 7.0 else f"do not run (a fill with 7 reads {answer})"
-        logger.info("%s: Paddle's own kernels %s; the engine does not need them", self.name, runs)
+        if answer == 7.0:
+            logger.info("%s: Paddle's own kernels run", self.name)
+        else:
+            logger.warning(
+                "%s: Paddle's own kernels do not run (a fill with 7 reads %s); the engine needs none", self.name, answer
+            )
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes of the GPU, as the driver counts them once Paddle has given back what it caches."""

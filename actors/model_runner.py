@@ -193,7 +193,8 @@ class ModelRunner:
         assert plan is not None
         is_plain = plan.num_logprobs < 0 and not plan.needs_penalties and not plan.prompt_logprobs
         if self._graphs is not None and is_plain and plan.scheduled and not plan.has_prefill:
-            return self._graphs.postprocess(num_rows)
+            self._graphs.postprocess(num_rows)
+            return
         tokens, logprobs = self.no_tokens, None
         if num_samples:
             last = sampling.gather_last_tokens(self._hidden, self.sample_rows[:num_samples])

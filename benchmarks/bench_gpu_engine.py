@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.engine import Engine
+from actors.engine import GPU_MAX_NUM_BATCHED_TOKENS, Engine
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
@@ -59,7 +59,7 @@ def make_engine(name: str, options: argparse.Namespace) -> Engine:
     settings = {
         "device": "gpu",
         "max_num_seqs": max(options.rows),
-        "max_model_len": options.context + options.steps + 64,
+        "max_model_len": options.context + options.steps + num_prefill_steps(max(options.rows), options.context),
         "block_size": 64,
         "enable_prefix_caching": False,
         "enforce_eager": options.eager,
@@ -71,14 +71,20 @@ def make_engine(name: str, options: argparse.Namespace) -> Engine:
     return Engine(EngineConfig(model=str(folder), load_format="dummy", **settings))
 
 
+def num_prefill_steps(rows: int, context: int) -> int:
+    """Steps until the last of ``rows`` prompts is computed, at most; those before it decode meanwhile."""
+    return -(-rows * context // (GPU_MAX_NUM_BATCHED_TOKENS - rows)) + 1
+
+
 def decode(engine: Engine, rows: int, options: argparse.Namespace) -> str:
     """Median step and device time while exactly ``rows`` sequences decode."""
     rng = np.random.default_rng(0)
-    params = SamplingParams(temperature=0.0, max_tokens=options.steps + 8, ignore_eos=True)
+    max_tokens = options.steps + num_prefill_steps(rows, options.context)
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
     for index in range(rows):
         prompt = rng.integers(5, engine.info.vocab_size - 300, options.context).tolist()
         engine.add_request(EngineRequest(str(index), prompt, params))
-    saved, device, launch, before = [], [], [], None
+    saved, device, before = [], [], None
     started = time.perf_counter()
     while engine.has_work():
         engine.step()

@@ -71,13 +71,17 @@ def weights_fingerprint(source: ModelSource) -> str:
     return digest.hexdigest()[:32]
 
 
+def _load(loader: Loader, dtype: str) -> np.ndarray:
+    return _convert(loader(), dtype)
+
+
 def _in_parallel(loaders: list[tuple[str, Loader]], dtype: str) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors in order, a few of them read and converted ahead."""
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
     ahead: deque = deque()
     with ThreadPoolExecutor(workers) as pool:
         for name, loader in loaders:
-            ahead.append((name, pool.submit(lambda loader=loader: _convert(loader(), dtype))))
+            ahead.append((name, pool.submit(_load, loader, dtype)))
             if len(ahead) > workers:
                 name, tensor = ahead.popleft()
                 yield name, tensor.result()
