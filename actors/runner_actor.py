@@ -134,6 +134,8 @@ class RunnerActor:
         if newest >= 0 and newest < request.attempt:
             await self.abort(request.request_id, newest)
         self._forget_old()
+        if key in self._live:
+            raise EngineDeadError(f"attempt {request.attempt} of {request.request_id} is already here")
         live = _Live(request, self._loop.create_future())
         self._idle.clear()
         self._live[key] = live
@@ -141,10 +143,14 @@ class RunnerActor:
         try:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
             self._streams[request.subscriber].put([accepted])
-            await asyncio.wrap_future(self._engine_loop.submit(request))
+            submitted = self._engine_loop.submit(request)
+            await asyncio.wrap_future(submitted)
             return await live.done
         except asyncio.CancelledError:
-            self._engine_loop.abort(*key)
+            if submitted.cancel() or submitted.exception() is not None:
+                self._drop(key)  # the engine never had it
+            else:
+                self._engine_loop.abort(*key)
             raise
         except BaseException:
             self._drop(key)

@@ -22,10 +22,12 @@ _HEALTH_CHECK_PERIOD_S = 2.0
 
 def engine_options(config: LLMConfig) -> dict[str, Any]:
     """Serve options of the engine deployment; those in ``deployment_config`` win."""
-    in_engine = config.max_num_seqs + config.max_queued_requests
+    # The engine's own queue is the bound: it alone knows what waits. Serve's queue counts calls that are just being routed,
+    # a burst that the engine has room for included, so both of Serve's limits lie beyond the engine's.
+    beyond_engine = 2 * (config.max_num_seqs + config.max_queued_requests) + 64
     options: dict[str, Any] = {
-        "max_ongoing_requests": in_engine,
-        "max_queued_requests": config.max_queued_requests,
+        "max_ongoing_requests": beyond_engine,
+        "max_queued_requests": beyond_engine,
         "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_TIMEOUT_S,
         "graceful_shutdown_wait_loop_s": 0.5,

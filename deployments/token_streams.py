@@ -118,6 +118,9 @@ class TokenStreams:
                 break
             except (ray.exceptions.RayError, OSError) as error:
                 why = str(error).splitlines()[0]
+            except Exception as error:  # whatever it was, the requests on this stream must learn that it ended
+                logger.exception("token stream of engine %s failed", stream.engine_id)
+                why = f"{type(error).__name__}: {error}"
             breaks += 1
             await asyncio.sleep(_FIRST_BACKOFF_S * 2**breaks)
         logger.warning("token stream of engine %s ended: %s", stream.engine_id, why)

@@ -102,6 +102,8 @@ async def test_a_call_cancelled_before_the_engine_took_it_harms_nobody(actor):
         await asyncio.sleep(0)
     assert await busy == GenerateReply(200, "length")
     assert (await actor.check_integrity())["num_requests_running"] == 0
+    left = {key for key, live in actor._live.items() if live.finished_at is None}
+    assert left == set(), "what the engine never had must not be remembered"
 
 
 async def test_a_broken_stream_resumes_from_an_index(actor):
@@ -209,7 +211,12 @@ async def test_drain_lets_a_short_request_finish_and_hands_over_a_long_and_a_wai
     assert moved == 4
     replies = {name: await call for name, call in calls.items()}
     assert replies["short"] == GenerateReply(20, "length")
-    assert {name for name, reply in replies.items() if reply.finish_reason == "handover"} == {"long", "b", "c", "waiting"}
+    assert {name for name, reply in replies.items() if reply.finish_reason == "handover"} == {
+        "long",
+        "b",
+        "c",
+        "waiting",
+    }
     assert replies["waiting"].num_tokens == 0
     assert isinstance(await actor.generate(subscribed("late", [1])), NotAdmitted)
     await asyncio.sleep(0.1)
