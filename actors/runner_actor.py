@@ -238,6 +238,8 @@ class RunnerActor:
                 "num_blocks": scheduler.kv_cache.num_blocks,
             }
 
+        if self._info is None:
+            return {"engine_id": self._engine_id, "state": "loading", "pid": os.getpid()}
         stats = await asyncio.wrap_future(self._engine_loop.call(read))
         return {
             **stats,

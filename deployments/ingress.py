@@ -134,13 +134,21 @@ class OpenAiIngress:
         """POST /v1/completions."""
         service = self._ready()
         return await _answer(
-            request, *await service.completion(await read_json(request, self._config.max_prompt_bytes))
+            request,
+            *await service.completion(
+                await read_json(request, self._config.max_prompt_bytes), request.headers.get("last-event-id")
+            ),
         )
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         service = self._ready()
-        return await _answer(request, *await service.chat(await read_json(request, self._config.max_prompt_bytes)))
+        return await _answer(
+            request,
+            *await service.chat(
+                await read_json(request, self._config.max_prompt_bytes), request.headers.get("last-event-id")
+            ),
+        )
 
     def _ready(self) -> OpenAiService:
         if self._service is None:
