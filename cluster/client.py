@@ -173,6 +173,10 @@ class Client(_Shared):
         """The served models."""
         return [Model.parse(item) for item in self._request({"method": "GET", "url": "/v1/models"})["data"]]
 
+    def status(self) -> dict[str, Any]:
+        """Engines, their state and what they hold, as GET /v1/status reports them."""
+        return self._request({"method": "GET", "url": "/v1/status"})
+
     def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""
         return Answer.parse(self._request(self._completion(prompt, False, options)))
@@ -260,6 +264,10 @@ class AsyncClient(_Shared):
     async def models(self) -> list[Model]:
         """The served models."""
         return [Model.parse(item) for item in (await self._request({"method": "GET", "url": "/v1/models"}))["data"]]
+
+    async def status(self) -> dict[str, Any]:
+        """Engines, their state and what they hold, as GET /v1/status reports them."""
+        return await self._request({"method": "GET", "url": "/v1/status"})
 
     async def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""

@@ -21,6 +21,7 @@ from cluster.errors import BiremeError
 from cluster.outputs import EngineInfo
 from deployments.api_errors import ApiError, unavailable
 from deployments.api_keys import ApiKeys
+from deployments.cluster_status import cluster_status
 from deployments.connection import ClientGoneError, while_connected
 from deployments.engine_client import EngineClient
 from deployments.event_stream import EventStream
@@ -69,6 +70,7 @@ class OpenAiIngress:
             Route("/health", self.health),
             Route("/metrics", self.metrics),
             Route("/v1/models", self.models),
+            Route("/v1/status", self.status),
             Route("/v1/models/{model_id:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
@@ -118,6 +120,11 @@ class OpenAiIngress:
     async def metrics(self, request: Request) -> Response:
         """What the processes of this node measured, as Prometheus reads it."""
         return Response(await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def status(self, request: Request) -> Response:
+        """Every engine of this application with what it holds, and what happened to requests in this ingress."""
+        assert self._client is not None
+        return JSONResponse(await cluster_status(self._client))
 
     async def models(self, request: Request) -> Response:
         """The one model of this application."""
