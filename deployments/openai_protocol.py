@@ -16,9 +16,6 @@ from deployments.api_errors import ApiError, bad_request
 # What OpenAI's client has in an answer's message, and sends back with it; only empty ones can be taken.
 _ANSWER_FIELDS = frozenset({"refusal", "annotations", "audio", "function_call", "tool_calls"})
 
-# What OpenAI's client has in an answer's message, and sends back with it; only empty ones can be taken.
-_ANSWER_FIELDS = frozenset({"refusal", "annotations", "audio", "function_call", "tool_calls"})
-
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
 MAX_MESSAGES = 4096

@@ -10,14 +10,11 @@ from typing import Any
 
 from actors.detokenizer import IncrementalDetokenizer
 from actors.tokenizer import Tokenizer
-from actors.detokenizer import IncrementalDetokenizer
-from actors.tokenizer import Tokenizer
 from cluster.outputs import TokenLogprobs
 from deployments.generation import Generation
 from deployments.openai_protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from deployments.resume_point import ResumePoint
 from deployments.sequence_output import SequenceOutput
-from deployments.text_offsets import TextOffsets, prompt_offsets
 from deployments.text_offsets import TextOffsets, prompt_offsets
 
 _LOWEST_LOGPROB = -9999.0  # JSON has no infinity; the value OpenAI documents for a token that is very unlikely
@@ -85,7 +82,6 @@ class Answer:
         for i, text in texts.items():
             output, num_sent = self.generation.outputs[i], self._num_sent[i]
             begins = all(num < 0 for num in self._num_sent)
-            begins = all(num < 0 for num in self._num_sent)
             choice = self.chunk_choice(i, text, output, max(num_sent, 0), first=num_sent < 0)
             if choice is None:
                 continue
@@ -136,10 +132,6 @@ class Answer:
         return len(output.token_ids)
 
     def whole_extras(self) -> dict[str, Any]:
-        return {}
-
-    def first_chunk_extras(self, index: int, output: SequenceOutput) -> dict[str, Any]:
-        """What the first chunk of a stream has beside its choice, which is number ``index``."""
         return {}
 
     def first_chunk_extras(self, index: int, output: SequenceOutput) -> dict[str, Any]:
@@ -307,9 +299,6 @@ class CompletionAnswer(Answer):
             return None
         tokens: list[int] = [] if self._prompt_only else output.token_ids[start:]
         entries: list[TokenLogprobs | None] = [] if self._prompt_only else list(output.logprobs[start:])
-        if first:
-            self._offsets[index] = self._new_offsets(index)
-        offsets = [self._offsets[index].push(token) for token in tokens]
         if first:
             self._offsets[index] = self._new_offsets(index)
         offsets = [self._offsets[index].push(token) for token in tokens]
