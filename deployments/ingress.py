@@ -48,7 +48,7 @@ class OpenAiIngress:
         """Load the tokenizer.
 
         Raises:
-            RuntimeError: the model has none that can be loaded; one sentence that says why.
+            RuntimeError: the model has none that can be loaded, or BIREME_API_KEY has no usable key; one sentence that says why.
         """
         listen_where_the_node_does()
         self._config = config
@@ -56,9 +56,9 @@ class OpenAiIngress:
         try:
             source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
             self._tokenizer = load_tokenizer(source)
+            self._keys = ApiKeys.configured(config.api_keys)
         except BiremeError as error:
             raise cannot_start(error.message) from None
-        self._keys = ApiKeys.configured(config.api_keys)
         self._created = int(time.time())
         self._metrics = NodeMetrics()
         self._service: OpenAiService | None = None
