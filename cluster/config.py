@@ -17,7 +17,6 @@ def is_api_key(key: str) -> bool:
     return bool(key) and all("!" <= char <= "~" for char in key)
 
 
-
 class EngineConfig(BaseModel):
     """Settings of one engine (one copy of the model)."""
 

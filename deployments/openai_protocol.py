@@ -257,7 +257,11 @@ def parse_request(kind: type[_Request], body: Any) -> _Request:
 def _as_api_error(error: ValidationError, kind: type[BaseModel]) -> ApiError:
     first = error.errors(include_url=False, include_context=False)[0]
     # Members of a union appear in the location under their type's name; a client only knows field names and indices.
-    known = {name for model in (kind, ChatMessage, TextPart, StreamOptions, Resume, ResumedChoice) for name in model.model_fields}
+    known = {
+        name
+        for model in (kind, ChatMessage, TextPart, StreamOptions, Resume, ResumedChoice)
+        for name in model.model_fields
+    }
     path = [str(part) for part in first["loc"] if isinstance(part, int) or part in known] or [
         str(p) for p in first["loc"]
     ]

@@ -112,7 +112,9 @@ def _logit_bias(request: GenerationRequest, vocab_size: int) -> dict[int, float]
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise bad_request(f"logit_bias: keys must be token ids, got {key[:40]!r}", "logit_bias")
         if int(key) in bias:
-            raise bad_request(f"logit_bias: two keys name the token id {int(key)}, one of them as {key!r}", "logit_bias")
+            raise bad_request(
+                f"logit_bias: two keys name the token id {int(key)}, one of them as {key!r}", "logit_bias"
+            )
         bias[int(key)] = value
     _check_ids(bias, "logit_bias", vocab_size)
     return bias
