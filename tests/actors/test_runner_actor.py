@@ -201,12 +201,7 @@ async def test_drain_lets_a_short_request_finish_and_hands_over_a_long_and_a_wai
         for name in ("long", "b", "c", "short", "waiting")
     }
     await stream.wait_for("long", 3)
-
-    def slow(engine):
-        forward = engine.runner.model.forward
-        engine.runner.model.forward = lambda rows, kv_cache: (time.sleep(0.01), forward(rows, kv_cache))[1]
-
-    await asyncio.wrap_future(actor._engine_loop.call(slow))
+    await asyncio.wrap_future(actor._engine_loop.call(slow_down))
     moved = await actor.drain(1.0)
     assert moved == 4
     replies = {name: await call for name, call in calls.items()}
@@ -222,3 +217,29 @@ async def test_drain_lets_a_short_request_finish_and_hands_over_a_long_and_a_wai
     await asyncio.sleep(0.1)
     stats = await actor.check_integrity()
     assert (stats["state"], stats["num_blocks_available"]) == ("draining", stats["num_blocks"])
+
+
+async def test_a_leased_stream_ends_when_its_subscriber_is_not_heard_of(actor, monkeypatch):
+    monkeypatch.setattr("actors.runner_actor.ORPHAN_S", 0.6)
+    messages = actor.attach("ingress", {}, leased=True)
+    listening = asyncio.create_task(drain_all(messages))
+    await asyncio.sleep(0)
+    call = asyncio.create_task(actor.generate(subscribed("a", [1], max_tokens=500)))
+    await asyncio.wrap_future(actor._engine_loop.call(slow_down))
+    for _ in range(4):
+        await asyncio.sleep(0.25)
+        await actor.renew("ingress")
+    assert not call.done()
+    assert (await call).finish_reason == "abort"
+    await asyncio.wait_for(listening, 5)
+
+
+def slow_down(engine) -> None:
+    """Ten milliseconds more a step."""
+    forward = engine.runner.model.forward
+    engine.runner.model.forward = lambda rows, kv_cache: (time.sleep(0.01), forward(rows, kv_cache))[1]
+
+
+async def drain_all(messages) -> None:
+    async for _ in messages:
+        pass

@@ -26,6 +26,8 @@ from tests.chaos.processes import pids_of, send
 from tests.chaos.report import Report
 from tests.engines import TINY_CONFIG
 
+MODEL = {**TINY_CONFIG, "vocab_size": 49152, "max_position_embeddings": 2048}
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -36,11 +38,9 @@ class Setup:
     num_clients: int = 8
     max_tokens: int = 400
 
-    def config(self, folder: Path, **changes: object) -> LLMConfig:
+    def config(self, folder: Path, model: dict = MODEL, **changes: object) -> LLMConfig:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(
-            json.dumps({**TINY_CONFIG, "vocab_size": 49152, "max_position_embeddings": 2048, "eos_token_id": 2})
-        )
+        (folder / "config.json").write_text(json.dumps(model))
         settings: dict = {
             "model": str(folder),
             "load_format": "dummy",
@@ -58,7 +58,7 @@ class Setup:
 
 
 @contextlib.contextmanager
-def application(setup: Setup, folder: Path) -> Iterator[str]:
+def application(setup: Setup, folder: Path, model: dict = MODEL, **changes: object) -> Iterator[str]:
     """Run the application in a Ray of its own; the URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -66,7 +66,7 @@ def application(setup: Setup, folder: Path) -> Iterator[str]:
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(build_openai_app(setup.config(folder)))
+        serve.run(build_openai_app(setup.config(folder, model, **changes)))
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60
         while not is_healthy(url):
