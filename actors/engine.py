@@ -10,7 +10,9 @@ import os
 import time
 from collections.abc import Iterable
 
+from actors.device import CpuDevice
 from actors.file_hash import content_id
+from actors.gpu_device import GpuDevice, has_gpu
 from actors.kv_cache import KVCache
 from actors.model_config import ModelConfig, load_model_config
 from actors.model_runner import ModelRunner
@@ -19,7 +21,7 @@ from actors.models import load_model
 from actors.scheduler import Scheduler
 from actors.step_clock import StepClock
 from actors.step_plan import StepPlan
-from actors.weights import iter_weights, weights_fingerprint
+from actors.weights import iter_weights, num_weight_elements, weights_fingerprint
 from cluster import __version__
 from cluster.cache import Progress
 from cluster.config import EngineConfig
@@ -35,6 +37,10 @@ DEFAULT_MAX_MODEL_LEN = 8192
 CPU_MAX_NUM_BATCHED_TOKENS = 64
 # Prefill keeps at least this share of a step when every other slot decodes.
 MIN_PREFILL_TOKENS = 48
+# A GPU's matmuls reach their peak from about a thousand rows on.
+GPU_MAX_NUM_BATCHED_TOKENS = 2048
+# Memory that the CUDA context's later growth, matmul workspaces and decode graphs take beside weights and activations.
+_GPU_RESERVED_BYTES = 2 << 30
 
 
 class ConfigError(BiremeError):
@@ -71,28 +77,35 @@ class Engine:
         self.record = record
         self._clock = StepClock()
         self.computes_prefill = self._launched_prefill = False
-        if config.device == "gpu":
-            raise ConfigError("device: this build computes on the CPU only; use device=cpu or auto", "device")
-        if config.dtype not in ("auto", "float32"):
-            raise ConfigError(f"dtype: the CPU computes in float32, got {config.dtype}", "dtype")
+        self.device = choose_device(config)
         self.source: ModelSource = resolve_model(
             config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.seed
         )
         self.model_config: ModelConfig = load_model_config(self.source)
         block_bytes = (
-            8
+            (4 if self.device.is_gpu else 8)
             * config.block_size
             * self.model_config.num_layers
             * self.model_config.num_kv_heads
             * self.model_config.head_dim
         )
-        self.max_model_len, num_blocks = size_kv_cache(config, self.model_config.max_position_embeddings, block_bytes)
-        budget = config.max_num_batched_tokens or max(
-            CPU_MAX_NUM_BATCHED_TOKENS, config.max_num_seqs + MIN_PREFILL_TOKENS
+        default_budget = GPU_MAX_NUM_BATCHED_TOKENS if self.device.is_gpu else CPU_MAX_NUM_BATCHED_TOKENS
+        budget = config.max_num_batched_tokens or max(default_budget, config.max_num_seqs + MIN_PREFILL_TOKENS)
+        pool_bytes = int(config.kv_cache_memory_gb * 2**30)
+        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if isinstance(self.device, GpuDevice):
+            free_bytes, memory_bytes = self.device.memory()
+            pool_bytes = gpu_pool_bytes(config, self.model_config, budget, free_bytes, memory_bytes)
+        self.max_model_len, num_blocks = size_kv_cache(
+            config, self.model_config.max_position_embeddings, block_bytes, pool_bytes, memory_bytes
         )
         forward.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         model = load_model(
-            self.model_config, iter_weights(self.source, self.model_config), self.max_model_len, progress
+            self.model_config,
+            iter_weights(self.source, self.model_config, self.device.dtype),
+            self.max_model_len,
+            progress,
+            self.device,
         )
         self.scheduler = Scheduler(
             KVCache(num_blocks, config.block_size, config.enable_prefix_caching),
@@ -110,9 +123,11 @@ class Engine:
             block_size=config.block_size,
             eos_token_ids=tuple(self.model_config.eos_token_ids),
         )
+        if self.device.is_gpu and not config.enforce_eager:
+            self.runner.capture_decode_graphs(progress)
         self.info = EngineInfo(
             engine_id,
-            fingerprint(config, self.source),
+            fingerprint(config, self.source, self.device),
             config.model_id or self.source.name,
             self.max_model_len,
             self.model_config.vocab_size,
@@ -196,18 +211,58 @@ def check_token_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> Non
             )
 
 
-def size_kv_cache(config: EngineConfig, model_limit: int, block_bytes: int) -> tuple[int, int]:
-    """(max_model_len, num_blocks) that fit the settings, the model and each other.
+def choose_device(config: EngineConfig) -> CpuDevice:
+    """The device that the settings ask for; auto takes a GPU where Paddle sees one.
 
     Raises:
-        ConfigError: the pool exceeds the machine's memory, or max_model_len the model's limit or the pool.
+        ConfigError: there is no GPU, or the device cannot compute in the type.
     """
-    num_blocks = config.num_kv_blocks or max(2, int(config.kv_cache_memory_gb * 2**30) // block_bytes)
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if num_blocks * block_bytes > physical:
+    if config.device == "gpu" and not has_gpu():
         raise ConfigError(
-            f"the KV cache would take {num_blocks * block_bytes / 2**30:.1f} GiB and this machine has "
-            f"{physical / 2**30:.1f}; lower kv_cache_memory_gb or num_kv_blocks",
+            "device: gpu, but Paddle was built without CUDA or finds no GPU; use cpu or auto, or install paddlepaddle-gpu",
+            "device",
+        )
+    if config.device == "cpu" or not has_gpu():
+        if config.dtype not in ("auto", "float32"):
+            raise ConfigError(f"dtype: the CPU computes in float32, got {config.dtype}", "dtype")
+        return CpuDevice()
+    if config.dtype == "float32":
+        raise ConfigError("dtype: a GPU computes in bfloat16 or float16, got float32", "dtype")
+    return GpuDevice("bfloat16" if config.dtype == "auto" else config.dtype, config.batch_invariant)
+
+
+def gpu_pool_bytes(config: EngineConfig, model: ModelConfig, budget: int, free: int, total: int) -> int:
+    """Bytes for the KV pool: the share of the GPU that may be used, less what others use, weights and a step's memory.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    activations = 2 * budget * (4 * model.hidden_size + 3 * model.intermediate_size)
+    logits = 3 * 4 * max(config.max_num_seqs, 64) * model.vocab_size
+    needed = 2 * num_weight_elements(model) + activations + logits + _GPU_RESERVED_BYTES
+    pool = int(free - (1 - config.gpu_memory_utilization) * total - needed)
+    if pool <= 0 and config.num_kv_blocks is None:
+        raise ConfigError(
+            f"gpu_memory_utilization is {config.gpu_memory_utilization}: of {total / 2**30:.1f} GiB {free / 2**30:.1f} are "
+            f"free, and model and steps need {needed / 2**30:.1f}; raise it, or take a larger GPU or a smaller model",
+            "gpu_memory_utilization",
+        )
+    return pool
+
+
+def size_kv_cache(
+    config: EngineConfig, model_limit: int, block_bytes: int, pool_bytes: int, memory_bytes: int
+) -> tuple[int, int]:
+    """(max_model_len, num_blocks) that fit the settings, the model, the device's memory and each other.
+
+    Raises:
+        ConfigError: the pool exceeds the device's memory, or max_model_len the model's limit or the pool.
+    """
+    num_blocks = config.num_kv_blocks or max(2, pool_bytes // block_bytes)
+    if num_blocks * block_bytes > memory_bytes:
+        raise ConfigError(
+            f"the KV cache would take {num_blocks * block_bytes / 2**30:.1f} GiB and this device has "
+            f"{memory_bytes / 2**30:.1f}; lower kv_cache_memory_gb or num_kv_blocks",
             "num_kv_blocks" if config.num_kv_blocks else "kv_cache_memory_gb",
         )
     capacity = num_blocks * config.block_size
@@ -220,20 +275,23 @@ def size_kv_cache(config: EngineConfig, model_limit: int, block_bytes: int) -> t
     if config.max_model_len > capacity:
         raise ConfigError(
             f"max_model_len is {config.max_model_len}, but the KV cache holds {capacity} tokens ({num_blocks} blocks of "
-            f"{config.block_size}); lower it, or raise kv_cache_memory_gb or num_kv_blocks",
+            f"{config.block_size}); lower it, or raise kv_cache_memory_gb (GPU: gpu_memory_utilization) or num_kv_blocks",
             "max_model_len",
         )
     return config.max_model_len, num_blocks
 
 
-def fingerprint(config: EngineConfig, source: ModelSource) -> str:
+def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) -> str:
     """Equal for engines that continue each other's requests exactly: weights, tokenizer, dtype, kernels, version.
 
-    On the CPU the kernels give the same bits on every instruction set, so only their sources count.
+    On the CPU the kernels give the same bits on every instruction set, so only their sources count. A GPU's matmuls come
+    from a library that chooses by chip.
     """
     parts = [__version__, weights_fingerprint(source), _tokenizer_content(source), sources_hash()]
     if config.load_format == "dummy":
         parts.append(str(config.seed))
+    if device.is_gpu:
+        parts += [device.name, device.dtype, str(device.batch_invariant)]
     return "bireme-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 import paddle
@@ -22,8 +23,9 @@ def host_view(tensor: paddle.Tensor) -> np.ndarray:
 
 
 class HostBuffer:
-    """A host tensor of fixed shape with its NumPy view."""
+    """A host tensor of fixed shape with its NumPy view; ``place`` may be pinned memory."""
 
-    def __init__(self, shape: list[int], dtype: str, fill: int = 0) -> None:
-        self.tensor = paddle.full(shape, fill, dtype=dtype)
+    def __init__(self, shape: list[int], dtype: str, place: Any = None) -> None:
+        place = paddle.CPUPlace() if place is None else place
+        self.tensor = paddle.to_tensor(np.zeros(shape, dtype), place=place)
         self.array = host_view(self.tensor)

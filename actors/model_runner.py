@@ -18,11 +18,12 @@ import time
 import numpy as np
 import paddle
 
-from actors.device_stream import CpuStream
+from actors.decode_graphs import DecodeGraphs, decode_buckets
 from actors.host_tensor import HostBuffer
 from actors.models.decoder import BatchRows, Decoder
 from actors.step_output import StepOutput
 from actors.step_plan import PromptLogprobs, SlotOutput, StepPlan, StepResult
+from cluster.cache import Progress
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, TokenLogprobs
 from gpu_ops import sampling, state
 from gpu_ops.host_flag import get_stop, set_stop
@@ -59,26 +60,33 @@ class ModelRunner:
     ) -> None:
         self.model = model
         self.eos_token_ids = eos_token_ids
-        self.stream = CpuStream()
-        self.share_inputs = allocate_share_inputs(max_num_seqs, max_model_len, block_size)
+        self.device = device = model.device
+        self.stream = device.make_stream()
+        self.max_num_seqs = max_num_seqs
+        self.share_inputs = allocate_share_inputs(max_num_seqs, max_model_len, block_size, device.place)
         self.kv_cache = model.allocate_kv_cache(num_blocks, block_size)
-        self.ids_remove_padding = paddle.zeros([max_num_batched_tokens], "int64")
-        self.positions = paddle.zeros([max_num_batched_tokens], "int32")
-        self.batch_id_per_token = paddle.zeros([max_num_batched_tokens], "int32")
-        self.cu_seqlens_q = HostBuffer([max_num_seqs + 1], "int32")
-        self.sample_rows = paddle.zeros([max_num_seqs], "int32")
-        self.sample_slots = paddle.zeros([max_num_seqs], "int32")
-        self.counts = HostBuffer([2], "int32")
-        self.no_tokens = paddle.zeros([0], "int64")
+        self.ids_remove_padding = device.tensor(np.zeros(max_num_batched_tokens, np.int64))
+        self.positions = device.tensor(np.zeros(max_num_batched_tokens, np.int32))
+        self.batch_id_per_token = device.tensor(np.zeros(max_num_batched_tokens, np.int32))
+        self.cu_seqlens_q = device.tensor(np.zeros(max_num_seqs + 1, np.int32))
+        self.sample_rows = device.tensor(np.zeros(max_num_seqs, np.int32))
+        self.sample_slots = device.tensor(np.zeros(max_num_seqs, np.int32))
+        self.counts = device.tensor(np.zeros(2, np.int32))
+        self.no_tokens = paddle.to_tensor(np.zeros(0, np.int64), place=paddle.CPUPlace())
         # The step that carries a slot's PREEMPTED marker. A number, not a flag: the previous step's real token may still
         # be in flight when the marker is set.
         self.preempted_idx = np.full(max_num_seqs, -1, np.int64)
         # Host intent and device report are two cells: a report in flight must not overwrite the intent.
         self.has_launched = HostBuffer([1], "bool")
-        self._free_outputs = [StepOutput(max_num_seqs), StepOutput(max_num_seqs)]
+        self._free_outputs = [StepOutput(max_num_seqs, device), StepOutput(max_num_seqs, device)]
         self._in_flight: list[StepOutput] = []
         self._hidden: paddle.Tensor | None = None
+        self._graphs: DecodeGraphs | None = None
         self.last_saved: StepOutput | None = None
+
+    def capture_decode_graphs(self, progress: Progress | None = None) -> None:
+        """On a GPU, before the first step: replay captured graphs in steps that only decode."""
+        self.stream.run(lambda: self._capture(progress))
 
     # The two ways to run a step.
 
@@ -127,13 +135,12 @@ class ModelRunner:
         self.stream.run(lambda: self._run_on_device(out))
 
     def _run_on_device(self, out: StepOutput) -> None:
-        out.device_start = time.perf_counter()
+        out.timer.mark_start()
         try:
             num_rows, num_samples = self._preprocess_and_execute_model(out)
             self._postprocess(out, num_rows, num_samples)
         except BaseException as error:  # reported by the host when it saves the step
             out.error = error
-        out.device_end = time.perf_counter()
         out.record()
 
     # Stage 1: device stream.
@@ -146,39 +153,54 @@ class ModelRunner:
         state.apply_step(share, out.scheduled.tensor, out.cleared.tensor, out.block_updates)
         if not plan.scheduled:
             return 0, 0
+        if self._graphs is not None and not plan.has_prefill:
+            bucket = self._graphs.bucket(plan.num_tokens)
+            self._hidden = self._graphs.forward(bucket)
+            return bucket, bucket
+        self._pack_tokens()
+        num_rows, num_samples = self.device.num_rows(plan, self.counts)
+        if num_rows:
+            rows = self._batch_rows(num_rows)
+            if plan.has_prefill:
+                rows = rows._replace(cu_seqlens_q=self.cu_seqlens_q, max_rows_per_slot=max(plan.scheduled.values()))
+            self._hidden = self.model.forward(rows, self.kv_cache)
+        return num_rows, num_samples
+
+    def _pack_tokens(self) -> None:
         state.pack_tokens(
-            share,
+            self.share_inputs,
             self.ids_remove_padding,
             self.positions,
             self.batch_id_per_token,
-            self.cu_seqlens_q.tensor,
+            self.cu_seqlens_q,
             self.sample_rows,
             self.sample_slots,
-            self.counts.tensor,
+            self.counts,
         )
-        # On the CPU the stream may look: a slot that stopped one step ago costs nothing.
-        num_rows, num_samples = map(int, self.counts.array)
-        if num_rows:
-            rows = BatchRows(
-                self.ids_remove_padding[:num_rows],
-                self.positions[:num_rows],
-                self.batch_id_per_token[:num_rows],
-                share.block_tables,
-            )
-            self._hidden = self.model.forward(rows, self.kv_cache)
-        return num_rows, num_samples
+
+    def _batch_rows(self, num_rows: int) -> BatchRows:
+        return BatchRows(
+            self.ids_remove_padding[:num_rows],
+            self.positions[:num_rows],
+            self.batch_id_per_token[:num_rows],
+            self.share_inputs.block_tables,
+        )
 
     # Stage 2: device stream.
 
     def _postprocess(self, out: StepOutput, num_rows: int, num_samples: int) -> None:
         share, plan = self.share_inputs, out.plan
         assert plan is not None
+        is_plain = plan.num_logprobs < 0 and not plan.needs_penalties and not plan.prompt_logprobs
+        if self._graphs is not None and is_plain and plan.scheduled and not plan.has_prefill:
+            self._graphs.postprocess(num_rows)
+            return
         tokens, logprobs = self.no_tokens, None
         if num_samples:
             last = sampling.gather_last_tokens(self._hidden, self.sample_rows[:num_samples])
             logits = self.model.compute_logits(last)
             wants_logprobs = plan.num_logprobs >= 0
-            raw_logits = logits.clone() if wants_logprobs and plan.needs_penalties else logits
+            raw_logits = self.device.copy_of(logits) if wants_logprobs and plan.needs_penalties else logits
             if plan.needs_penalties:
                 sampling.apply_penalties(logits, share, self.sample_slots)
             tokens = sampling.sample(logits, share, self.sample_slots)
@@ -189,17 +211,18 @@ class ModelRunner:
         state.detect_stop(share, tokens, self.sample_slots)
         state.update_inputs(share, tokens, self.sample_slots)
         if logprobs is None:
-            state.pack_outputs(share, out.landing.tensor)
+            state.pack_outputs(share, out.packed)
         else:
-            state.pack_outputs(share, out.landing.tensor, self.sample_slots, *logprobs)
+            state.pack_outputs(share, out.packed, self.sample_slots, *logprobs)
 
     def _score_prompt(self, wanted: PromptLogprobs) -> list[TokenLogprobs]:
         """Log-probabilities of prompt tokens from all-position logits, a bounded number of rows at a time."""
-        hidden, first = self._hidden, int(self.cu_seqlens_q.array[wanted.slot])
+        # On a GPU this waits for the device, as reading the scores does: rare requests pay for it.
+        hidden, first = self._hidden, int(self.cu_seqlens_q.numpy()[wanted.slot])
         assert hidden is not None
         scored: list[TokenLogprobs] = []
         for start in range(0, len(wanted.targets), _LOGITS_ROWS):
-            targets = paddle.to_tensor(np.asarray(wanted.targets[start : start + _LOGITS_ROWS], np.int64))
+            targets = self.device.tensor(np.asarray(wanted.targets[start : start + _LOGITS_ROWS], np.int64))
             row = first + start
             logits = self.model.compute_logits(hidden[row : row + targets.shape[0]])
             ids, values, ranks = (t.numpy() for t in sampling.token_logprobs(logits, targets, wanted.num_logprobs))
@@ -208,6 +231,26 @@ class ModelRunner:
                 for i, v, r in zip(ids, values, ranks, strict=True)
             ]
         return scored
+
+    def _capture(self, progress: Progress | None) -> None:
+        """With every slot empty, what runs before a capture computes surplus rows alone and changes nothing."""
+        share, packed = self.share_inputs, self._free_outputs[0].packed
+        buckets = decode_buckets(self.max_num_seqs)
+        rows = {bucket: self._batch_rows(bucket) for bucket in buckets}
+        sample_rows = {bucket: self.sample_rows[:bucket] for bucket in buckets}
+
+        def forward(bucket: int) -> paddle.Tensor:
+            self._pack_tokens()
+            return self.model.forward(rows[bucket], self.kv_cache)
+
+        def postprocess(bucket: int, hidden: paddle.Tensor) -> None:
+            logits = self.model.compute_logits(sampling.gather_last_tokens(hidden, sample_rows[bucket]))
+            tokens = sampling.sample(logits, share, self.sample_slots)
+            state.detect_stop(share, tokens, self.sample_slots)
+            state.update_inputs(share, tokens, self.sample_slots)
+            state.pack_outputs(share, packed)
+
+        self._graphs = DecodeGraphs(buckets, forward, postprocess, progress)
 
     # Stage 3: host.
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 import paddle
 
-from actors.host_tensor import HostBuffer
+from actors.device import CpuDevice
 from actors.slot_insert import pack_inserts
 from actors.step_plan import StepPlan
 from cluster.outputs import TokenLogprobs
 from cluster.sampling_params import MAX_LOGPROBS
-from gpu_ops.host_flag import event_record, event_wait
+from gpu_ops.host_flag import copy_async, event_record, event_wait
 from gpu_ops.step_result import landing_size
 
 
@@ -27,28 +27,32 @@ class StepOutput:
         num_tokens: tokens of the step, kept after it was saved.
         scheduled, cleared: int32 [B] staging buffers.
         block_updates, insert_ints, insert_floats, insert_tokens: staging tensors of this step's own size.
-        landing: int64 block that the device packs its results into.
+        packed: int64 block that the device packs its results into.
+        landing: where the host reads them; the same memory on the CPU.
         prompt_logprobs: slot to scored prompt positions, filled by the device stream.
         error: what went wrong on the device stream; raised when the step is saved.
-        launched_at, device_start, device_end, saved_at: ``time.perf_counter`` stamps, in seconds; device_start is 0 before
-            the device begins.
+        launched_at, saved_at: ``time.perf_counter`` stamps, in seconds.
+        timer: the device's own stamps.
     """
 
-    def __init__(self, max_num_seqs: int) -> None:
+    def __init__(self, max_num_seqs: int, device: CpuDevice) -> None:
+        self._device = device
         self.plan: StepPlan | None = None
         self.num_tokens = 0
-        self.scheduled = HostBuffer([max_num_seqs], "int32")
-        self.cleared = HostBuffer([max_num_seqs], "int32")
-        self.landing = HostBuffer([landing_size(max_num_seqs, MAX_LOGPROBS)], "int64")
-        self._no_updates = paddle.to_tensor(np.zeros((0, 3), np.int32))
+        self.scheduled = device.host_buffer([max_num_seqs], "int32")
+        self.cleared = device.host_buffer([max_num_seqs], "int32")
+        self.landing = device.host_buffer([landing_size(max_num_seqs, MAX_LOGPROBS)], "int64")
+        self.packed = device.packed_outputs(self.landing)
+        self._no_updates = paddle.to_tensor(np.zeros((0, 3), np.int32), place=paddle.CPUPlace())
         self.block_updates = self._no_updates
         self.insert_ints: paddle.Tensor
         self.insert_floats: paddle.Tensor
         self.insert_tokens: paddle.Tensor
         self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         self.error: BaseException | None = None
-        self.launched_at = self.device_start = self.device_end = self.saved_at = 0.0
-        self._event = HostBuffer([1], "int64")
+        self.launched_at = self.saved_at = 0.0
+        self.timer = device.make_timer()
+        self._event = device.event_cell()
         self._ticket = 0
 
     def begin(self, plan: StepPlan, eos_token_ids: tuple[int, ...]) -> None:
@@ -57,7 +61,7 @@ class StepOutput:
             raise RuntimeError(f"step {self.plan.step} has not been saved yet")
         self.plan = plan
         self.num_tokens = plan.num_tokens
-        self.device_start = 0.0
+        self.timer.reset()
         self.prompt_logprobs = {}
         self.error = None
         self._ticket += 1
@@ -68,17 +72,31 @@ class StepOutput:
         self.cleared.array[plan.preempted] = 1
         self.block_updates = self._no_updates
         if plan.block_updates:
-            self.block_updates = paddle.to_tensor(np.asarray(plan.block_updates, dtype=np.int32))
+            self.block_updates = self._device.stage(np.asarray(plan.block_updates, dtype=np.int32))
         if plan.inserts:
             staged = pack_inserts(plan.inserts, eos_token_ids)
-            self.insert_ints, self.insert_floats, self.insert_tokens = map(paddle.to_tensor, staged)
+            self.insert_ints, self.insert_floats, self.insert_tokens = map(self._device.stage, staged)
+
+    @property
+    def device_start(self) -> float:
+        """When the device began, in seconds of ``time.perf_counter``; 0 while that is not known."""
+        return self.timer.start
+
+    @property
+    def device_end(self) -> float:
+        """When the device was done with it."""
+        return self.timer.end
 
     def record(self) -> None:
-        """On the device stream: everything of this step is in the landing block."""
-        event_record(self._event.tensor, self._ticket)
+        """On the device stream: everything of this step is packed, and once the event comes it has landed."""
+        self.timer.mark_end()
+        if self.packed is not self.landing.tensor:
+            copy_async(self.landing.tensor, self.packed)
+        event_record(self._event, self._ticket)
 
     def wait(self) -> None:
         """On the host: block until ``record`` ran, without the interpreter lock. Raises what the device stream raised."""
-        event_wait(self._event.tensor, self._ticket)
+        event_wait(self._event, self._ticket)
+        self.timer.finish()
         if self.error is not None:
             raise self.error

@@ -37,11 +37,11 @@ class EngineConfig(BaseModel):
         "auto", description="dummy: random weights for the model's config.json."
     )
     device: Literal["auto", "cpu", "gpu"] = Field(
-        "auto", description="Where the engine computes; auto is the CPU, and so far the only choice that starts."
+        "auto", description="Where the engine computes; auto: a GPU if Paddle sees one, else the CPU."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Type of weights and KV cache; auto: float32 on the CPU, bfloat16 on a GPU. The CPU runs float32 only.",
+        description="Type of weights and KV cache; auto: float32 on the CPU, bfloat16 on a GPU. The CPU runs float32 only, a GPU the 16-bit types.",
     )
     max_model_len: int | None = Field(
         None,
@@ -54,13 +54,26 @@ class EngineConfig(BaseModel):
         None,
         ge=16,
         le=131_072,
-        description="Token budget of one step; longer prompts are prefilled in chunks. Default: 64 on the CPU, at least max_num_seqs.",
+        description="Token budget of one step; longer prompts are prefilled in chunks. Default: 64 on the CPU, 2048 on a GPU, at least max_num_seqs.",
     )
     block_size: Literal[16, 32, 64] = Field(16, description="Tokens in one KV-cache block.")
     num_kv_blocks: int | None = Field(
         None, ge=2, le=16_777_216, description="KV blocks; default: from the memory settings below."
     )
     kv_cache_memory_gb: float = Field(1.0, gt=0, le=4096, description="Memory for the KV cache on the CPU, in GiB.")
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory that the engine may use: weights, steps, and the KV cache.",
+    )
+    batch_invariant: bool = Field(
+        False,
+        description="On a GPU, matmuls and attention whose results for a sequence do not depend on the others; slower. The CPU's never do.",
+    )
+    enforce_eager: bool = Field(
+        False, description="On a GPU, launch decode steps op by op instead of replaying CUDA graphs."
+    )
     enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
     enable_overlap_schedule: bool = Field(True, description="Launch step N before step N-1 is saved.")
     num_threads: int | None = Field(

@@ -6,15 +6,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from actors.device import CpuDevice
 from actors.model_config import ModelConfig
 from actors.models.decoder import Decoder
 from cluster.cache import Progress
 
 
 def load_model(
-    config: ModelConfig, weights: Iterator[tuple[str, np.ndarray]], max_model_len: int, progress: Progress | None = None
+    config: ModelConfig,
+    weights: Iterator[tuple[str, np.ndarray]],
+    max_model_len: int,
+    progress: Progress | None = None,
+    device: CpuDevice | None = None,
 ) -> Decoder:
     """Build the model and move its weights in, one tensor at a time."""
-    model = Decoder(config, max_model_len)
+    model = Decoder(config, max_model_len, device)
     model.load_weights(weights, progress)
     return model

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import paddle
 
+from actors.device import CpuDevice
 from actors.model_config import ModelConfig
 from actors.rope import rope_table
 from cluster.cache import Progress
@@ -23,24 +24,28 @@ class BatchRows(NamedTuple):
     """Which sequence and position each packed row belongs to.
 
     ids int64 [T], positions int32 [T], slots int32 [T] (-1 = surplus row), block_tables int32 [B, NB].
+    cu_seqlens_q int32 [B + 1] and a bound of the rows of a slot let a GPU compute a prompt's rows together.
     """
 
     ids: paddle.Tensor
     positions: paddle.Tensor
     slots: paddle.Tensor
     block_tables: paddle.Tensor
+    cu_seqlens_q: paddle.Tensor | None = None
+    max_rows_per_slot: int = 1
 
 
 class Linear:
     """A weight in the matmul's own layout, [out_features, in_features] outside, with an optional bias."""
 
-    def __init__(self, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
+    def __init__(self, device: CpuDevice, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
         self.out_features = weight.shape[0]
-        self.packed = ops.pack_weight(paddle.to_tensor(weight))
-        self.bias = None if bias is None else paddle.to_tensor(bias)
+        self.packed = ops.pack_weight(device.tensor(weight))
+        self.bias = None if bias is None else device.tensor(bias)
+        self._batch_invariant = device.batch_invariant
 
-    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
-        return ops.linear(x, self.packed, self.out_features, self.bias)
+    def __call__(self, x: paddle.Tensor, float32_output: bool = False) -> paddle.Tensor:
+        return ops.linear(x, self.packed, self.out_features, self.bias, float32_output, self._batch_invariant)
 
 
 class Layer:
@@ -57,16 +62,18 @@ class Layer:
 
 
 class Decoder:
-    """Weights and forward pass; float32, one copy in memory.
+    """Weights and forward pass in the device's type, one copy in memory.
 
     Args:
         config: the architecture.
         max_model_len: rows of the rotary table.
+        device: where it computes; default the CPU.
     """
 
-    def __init__(self, config: ModelConfig, max_model_len: int) -> None:
+    def __init__(self, config: ModelConfig, max_model_len: int, device: CpuDevice | None = None) -> None:
         self.config = config
-        self.cos_sin = paddle.to_tensor(rope_table(config, max_model_len))
+        self.device = device or CpuDevice()
+        self.cos_sin = self.device.tensor(rope_table(config, max_model_len))
         self.scale = config.head_dim**-0.5
         self.layers: list[Layer] = [Layer() for _ in range(config.num_layers)]
         self.final_norm: paddle.Tensor
@@ -74,7 +81,7 @@ class Decoder:
         self.lm_head: Linear
 
     def load_weights(self, weights: Iterator[tuple[str, np.ndarray]], progress: Progress | None = None) -> None:
-        """Take (Hugging Face name, float32 array) pairs in any order; fused parts wait only for their partners."""
+        """Take (Hugging Face name, array of the device's type) pairs in any order; fused parts wait only for their partners."""
         parts: dict[str, np.ndarray] = {}
         owners = {
             name: (index, attribute, names)
@@ -85,16 +92,18 @@ class Decoder:
         num_left = [len(self._layer_parameters(index)) for index in range(len(self.layers))]
         for name, array in weights:
             if name == "model.embed_tokens.weight":
-                self.embed = Linear(array)
+                self.embed = Linear(self.device, array)
             elif name == "lm_head.weight":
-                self.lm_head = Linear(array)
+                self.lm_head = Linear(self.device, array)
             elif name == "model.norm.weight":
-                self.final_norm = paddle.to_tensor(array)
+                self.final_norm = self.device.tensor(array)
             else:
                 index, attribute, names = owners[name]
                 parts[name] = array
                 if all(member in parts for member in names):
-                    setattr(self.layers[index], attribute, _parameter(attribute, [parts.pop(n) for n in names]))
+                    setattr(
+                        self.layers[index], attribute, _parameter(self.device, attribute, [parts.pop(n) for n in names])
+                    )
                     num_left[index] -= 1
                     if progress and num_left[index] == 0:
                         progress("layers", sum(left == 0 for left in num_left), len(self.layers))
@@ -122,12 +131,17 @@ class Decoder:
         return names
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> list[tuple[paddle.Tensor, paddle.Tensor]]:
-        """One (k, v) pair of cache tensors per layer, zeroed."""
-        k_shape, v_shape = ops.kv_cache_shape(num_blocks, block_size, self.config.num_kv_heads, self.config.head_dim)
-        return [(paddle.zeros(k_shape), paddle.zeros(v_shape)) for _ in self.layers]
+        """One (k, v) pair of cache tensors per layer."""
+        config, device = self.config, self.device
+        k_shape, v_shape = ops.kv_cache_shape(
+            num_blocks, block_size, config.num_kv_heads, config.head_dim, device.is_gpu
+        )
+        return [(device.kv_cache(k_shape), device.kv_cache(v_shape)) for _ in self.layers]
 
     def forward(self, rows: BatchRows, kv_cache: list[tuple[paddle.Tensor, paddle.Tensor]]) -> paddle.Tensor:
-        """Hidden states after the final norm, float32 [T, hidden_size]; keys and values of the rows enter the cache."""
+        """Hidden states after the final norm, [T, hidden_size]; keys and values of the rows enter the cache."""
+        if self.device.is_gpu:
+            return self.forward_op_by_op(rows, kv_cache)
         config, eps = self.config, self.config.rms_norm_eps
         residual = ops.embedding(self.embed.packed, rows.ids, config.vocab_size)
         hidden = ops.rms_norm(residual, self.layers[0].input_norm, eps)
@@ -161,7 +175,7 @@ class Decoder:
         return hidden
 
     def forward_op_by_op(self, rows: BatchRows, kv_cache: list[tuple[paddle.Tensor, paddle.Tensor]]) -> paddle.Tensor:
-        """The plain twin of ``forward``: the same block, one op after the other, and the same bits."""
+        """The plain twin of the fused blocks: one op after the other, and the same bits. On a GPU the only way."""
         heads, eps = (self.config.num_heads, self.config.num_kv_heads), self.config.rms_norm_eps
         residual = ops.embedding(self.embed.packed, rows.ids, self.config.vocab_size)
         hidden = ops.rms_norm(residual, self.layers[0].input_norm, eps)
@@ -171,7 +185,10 @@ class Decoder:
             if layer.q_norm is not None:
                 ops.qk_norm(qkv, layer.q_norm, layer.k_norm, *heads, eps)
             ops.rotary_kv_write(qkv, self.cos_sin, *where, rows.block_tables, k_cache, v_cache, *heads)
-            attended = ops.paged_attention(qkv, k_cache, v_cache, rows.block_tables, *where, *heads, self.scale)
+            attended = ops.paged_attention(
+                qkv, k_cache, v_cache, rows.block_tables, *where, *heads, self.scale, rows.cu_seqlens_q,
+                rows.max_rows_per_slot, self.device.batch_invariant,
+            )  # fmt: skip
             hidden = ops.add_rms_norm(layer.o(attended), residual, layer.post_attention_norm, eps)
             hidden = ops.add_rms_norm(layer.down(ops.swiglu(layer.gate_up(hidden))), residual, next_norm, eps)
         return hidden
@@ -182,12 +199,12 @@ class Decoder:
 
     def compute_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Logits float32 [T, vocab_size]; give it every row for all-position logits, the last ones for sampling."""
-        return self.lm_head(hidden)
+        return self.lm_head(hidden, float32_output=self.device.is_gpu)
 
 
-def _parameter(attribute: str, arrays: list[np.ndarray]) -> Linear | paddle.Tensor:
+def _parameter(device: CpuDevice, attribute: str, arrays: list[np.ndarray]) -> Linear | paddle.Tensor:
     if attribute.endswith("norm"):
-        return paddle.to_tensor(arrays[0])
+        return device.tensor(arrays[0])
     weights = [array for array in arrays if array.ndim == 2]
     biases = [array for array in arrays if array.ndim == 1]
-    return Linear(np.concatenate(weights), np.concatenate(biases) if biases else None)
+    return Linear(device, np.concatenate(weights), np.concatenate(biases) if biases else None)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -20,10 +24,12 @@ from cluster.errors import ModelLoadError
 
 DTYPES = ("float32", "float16", "bfloat16")
 Loader = Callable[[], np.ndarray]
+# A GPU is fed faster than one core reads and converts; more tensors at once would only cost memory.
+_MAX_WORKERS = 8
 
 
 def iter_weights(source: ModelSource, config: ModelConfig, dtype: str = "float32") -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (Hugging Face name, tensor) for every tensor of the model, one in memory at a time.
+    """Yield (Hugging Face name, tensor) for every tensor of the model; float32 ones one in memory at a time.
 
     Names and shapes are checked before the first tensor is read. Rows of q and k are always in half-rotation order.
 
@@ -35,7 +41,14 @@ def iter_weights(source: ModelSource, config: ModelConfig, dtype: str = "float32
     if str(dtype) not in DTYPES:
         raise ModelLoadError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}", "dtype")
     loaders = _loaders(source, config)
-    return ((name, _convert(loader(), str(dtype))) for name, loader in loaders)
+    if dtype == "float32":
+        return ((name, _convert(loader(), dtype)) for name, loader in loaders)
+    return _in_parallel(loaders, str(dtype))
+
+
+def num_weight_elements(config: ModelConfig) -> int:
+    """Return how many numbers the model's weights are."""
+    return sum(math.prod(shape) for shape in expected_tensors(config).values())
 
 
 def num_weights(config: ModelConfig) -> int:
@@ -56,6 +69,24 @@ def weights_fingerprint(source: ModelSource) -> str:
     for file in source.weight_files():
         digest.update(b"\0" + content_id(file).encode())
     return digest.hexdigest()[:32]
+
+
+def _in_parallel(loaders: list[tuple[str, Loader]], dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors in order, a few of them read and converted ahead."""
+    workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+    ahead: deque = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for name, loader in loaders:
+            ahead.append((name, pool.submit(_load, loader, dtype)))
+            if len(ahead) > workers:
+                name, tensor = ahead.popleft()
+                yield name, tensor.result()
+        for name, tensor in ahead:
+            yield name, tensor.result()
+
+
+def _load(loader: Loader, dtype: str) -> np.ndarray:
+    return _convert(loader(), dtype)
 
 
 def _loaders(source: ModelSource, config: ModelConfig) -> list[tuple[str, Loader]]:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from actors.device import CpuDevice
 from actors.engine import ConfigError, fingerprint
 from actors.model_source import resolve_model
 from cluster.config import EngineConfig
@@ -17,9 +18,9 @@ from tests.engines import make_engine, request
     [
         ({"max_model_len": 4096}, "at most 512", "max_model_len"),
         ({"num_kv_blocks": 4, "max_model_len": 65}, "holds 64 tokens", "max_model_len"),
-        ({"num_kv_blocks": None, "kv_cache_memory_gb": 4096}, "this machine has", "kv_cache_memory_gb"),
-        ({"num_kv_blocks": 2**24, "block_size": 64}, "this machine has", "num_kv_blocks"),
-        ({"device": "gpu"}, "CPU", "device"),
+        ({"num_kv_blocks": None, "kv_cache_memory_gb": 4096}, "this device has", "kv_cache_memory_gb"),
+        ({"num_kv_blocks": 2**24, "block_size": 64}, "this device has", "num_kv_blocks"),
+        ({"device": "gpu"}, "built without CUDA or finds no GPU", "device"),
         ({"dtype": "float16"}, "float32", "dtype"),
     ],
 )
@@ -50,7 +51,8 @@ def test_prefill_keeps_a_share_of_a_step_that_is_full_of_decoding_slots(tiny_mod
 def test_fingerprint_depends_on_content_not_on_place(tiny_model, tmp_path):
     def of(folder, **settings) -> str:
         config = EngineConfig(model=str(folder), load_format="dummy", **settings)
-        return fingerprint(config, resolve_model(str(folder), load_format="dummy", seed=config.seed))
+        source = resolve_model(str(folder), load_format="dummy", seed=config.seed)
+        return fingerprint(config, source, CpuDevice())
 
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
     assert of(tiny_model) == of(copy)

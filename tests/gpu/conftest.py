@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import util
+
 import paddle
 import pytest
+
+# The engine needs what a machine that is only there for its GPU may not have; the ops do not.
+collect_ignore = [] if util.find_spec("pydantic") else ["test_engine_gpu.py"]
 
 
 def missing_gpu() -> str | None:

@@ -1,0 +1,121 @@
+"""Decode steps of the whole engine on a GPU, in this process: step time, device time, and their ratio.
+
+    python -m benchmarks.bench_gpu_engine [--models smollm2 llama_8b] [--rows 1 8 64] [--context 1024] [--steps 100]
+
+Step time is from one saved step to the next with overlapped execution; device time is between the CUDA events around
+a step's kernels. llama_8b has Llama-3.1-8B's sizes and random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from actors.engine import Engine
+from cluster.config import DEFAULT_MODEL, EngineConfig
+from cluster.request import EngineRequest
+from cluster.sampling_params import SamplingParams
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "eos_token_id": 128001,
+    "bos_token_id": 128000,
+}
+SMOLLM2 = LLAMA_8B | {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+}
+
+
+def make_engine(name: str, options: argparse.Namespace) -> Engine:
+    """The model by name: stored or with random weights."""
+    settings = {
+        "device": "gpu",
+        "max_num_seqs": max(options.rows),
+        "max_model_len": options.context + options.steps + 64,
+        "block_size": 64,
+        "enable_prefix_caching": False,
+        "enforce_eager": options.eager,
+    }
+    if name == "smollm2" and not options.dummy:
+        return Engine(EngineConfig(model=DEFAULT_MODEL, **settings))
+    folder = Path(tempfile.mkdtemp())
+    (folder / "config.json").write_text(json.dumps(LLAMA_8B if name == "llama_8b" else SMOLLM2))
+    return Engine(EngineConfig(model=str(folder), load_format="dummy", **settings))
+
+
+def decode(engine: Engine, rows: int, options: argparse.Namespace) -> str:
+    """Median step and device time while exactly ``rows`` sequences decode."""
+    rng = np.random.default_rng(0)
+    params = SamplingParams(temperature=0.0, max_tokens=options.steps + 8, ignore_eos=True)
+    for index in range(rows):
+        prompt = rng.integers(5, engine.info.vocab_size - 300, options.context).tolist()
+        engine.add_request(EngineRequest(str(index), prompt, params))
+    saved, device, before = [], [], None
+    started = time.perf_counter()
+    while engine.has_work():
+        engine.step()
+        step = engine.runner.last_saved
+        if step is not None and step is not before and step.num_tokens == rows:
+            saved.append(step.saved_at)
+            device.append(step.device_end - step.device_start)
+        before = step
+    total = time.perf_counter() - started
+    times = np.diff(saved)[5:-5]
+    step_ms, device_ms = 1e3 * np.median(times), 1e3 * np.median(device[5:-5])
+    return (
+        f"{rows:4d} rows: step {step_ms:7.3f} ms, device {device_ms:7.3f} ms, ratio {step_ms / device_ms:5.2f}, "
+        f"p99 step {1e3 * np.quantile(times, 0.99):7.3f} ms, {rows / step_ms * 1e3:8.0f} tok/s, all {total:6.2f} s"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=["smollm2", "llama_8b"], default=["smollm2", "llama_8b"])
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 64])
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
+    parser.add_argument("--dummy", action="store_true", help="random weights for smollm2 too")
+    options = parser.parse_args()
+    for name in options.models:
+        started = time.perf_counter()
+        engine = make_engine(name, options)
+        print(f"{name}: ready after {time.perf_counter() - started:.1f} s, {engine.info.num_blocks} blocks", flush=True)
+        decode(engine, 1, options)
+        for rows in options.rows:
+            print(f"{name} {decode(engine, rows, options)}", flush=True)
+        engine.close()
+        del engine
+        gc.collect()  # before the next one asks for free memory
+
+
+if __name__ == "__main__":
+    main()

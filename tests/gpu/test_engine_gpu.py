@@ -1,0 +1,195 @@
+"""The whole engine on the GPU: overlap, graphs, preemption, and SmolLM2 against its reference answers."""
+
+from __future__ import annotations
+
+import gc
+import json
+import queue
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.device import CpuDevice
+from actors.engine import Engine
+from actors.engine_loop import EngineLoop
+from actors.gpu_device import GpuDevice
+from actors.model_config import load_model_config
+from actors.model_source import resolve_model
+from actors.models import load_model
+from actors.models.decoder import BatchRows
+from actors.weights import iter_weights
+from cluster.config import DEFAULT_MODEL, EngineConfig
+from tests.actors.test_overlap import PROMPT, mixed_requests, preempt_at, slow_host
+from tests.engines import TINY_CONFIG, answer, request, tokens_of
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+# What bfloat16 may move the difference of two logits by: weights, activations and cache carry 8 bits of mantissa.
+MARGIN = 0.5
+
+
+@pytest.fixture(scope="session")
+def tiny_gpu_model(tmp_path_factory):
+    """The random two-layer model with heads that the GPU kernels have."""
+    folder = tmp_path_factory.mktemp("tiny-gpu-model")
+    (folder / "config.json").write_text(json.dumps(TINY_CONFIG | {"head_dim": 64, "hidden_size": 128}))
+    return folder
+
+
+def gpu_engine(folder, record=None, **settings):
+    defaults = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "num_kv_blocks": 64, "device": "gpu"}
+    return Engine(EngineConfig(model=str(folder), load_format="dummy", **{**defaults, **settings}), record=record)
+
+
+def generate(folder, requests, at=None, slow=False, **settings):
+    engine = gpu_engine(folder, **settings)
+    if at:
+        preempt_at(engine, at)
+    if slow:
+        slow_host(engine)
+    try:
+        return {name: answer(deltas) for name, deltas in engine.generate(requests).items()}
+    finally:
+        engine.check_integrity()
+        engine.close()
+
+
+@pytest.mark.parametrize("num_kv_blocks", [64, 8])
+@pytest.mark.parametrize("enforce_eager", [True, False])
+def test_a_recorded_schedule_gives_the_same_bits_plain_and_overlapped(tiny_gpu_model, enforce_eager, num_kv_blocks):
+    settings = {"num_kv_blocks": num_kv_blocks, "max_num_batched_tokens": 32, "enforce_eager": enforce_eager}
+    plans: list = []
+    engine = gpu_engine(tiny_gpu_model, plans, **settings)
+    engine.generate(mixed_requests())
+    engine.check_integrity()
+    engine.close()
+    assert any(plan.preempted for plan in plans) == (num_kv_blocks == 8)
+    results = []
+    for overlap in (False, True):
+        runner = gpu_engine(tiny_gpu_model, **settings).runner
+        if overlap:
+            saved = [runner.execute_model_overlap(plan) for plan in [*plans, None]][1:]
+        else:
+            saved = [runner.execute_model(plan) for plan in plans]
+        results.append(saved)
+        runner.close()
+    assert results[0] == results[1]
+
+
+def test_saving_a_step_late_reads_what_belongs_to_it(tiny_gpu_model):
+    expected = generate(tiny_gpu_model, mixed_requests(), max_num_batched_tokens=32)
+    assert generate(tiny_gpu_model, mixed_requests(), slow=True, max_num_batched_tokens=32) == expected
+
+
+def test_preempted_requests_go_on_where_they_were(tiny_gpu_model):
+    """With batch_invariant a recomputed context has the bits of the first one, so nothing may change."""
+    requests = [
+        request("greedy", PROMPT, max_tokens=24),
+        request("sampled", list(range(3, 90)), temperature=1.0, top_p=0.9, seed=7, max_tokens=24),
+        request("penalised", PROMPT, temperature=0.8, seed=1, presence_penalty=0.5, max_tokens=24),
+    ]
+    undisturbed = generate(tiny_gpu_model, requests, batch_invariant=True)
+    at = {"greedy": [5, 11], "sampled": [3], "penalised": [8]}
+    assert generate(tiny_gpu_model, requests, at=at, batch_invariant=True) == undisturbed
+
+
+def test_batch_invariant_tokens_do_not_depend_on_neighbours(tiny_gpu_model):
+    together = generate(tiny_gpu_model, mixed_requests(), batch_invariant=True)
+    for one in mixed_requests():
+        alone = generate(tiny_gpu_model, [one], batch_invariant=True)
+        assert alone[one.request_id] == together[one.request_id]
+
+
+def test_an_engine_runs_on_another_thread_than_it_was_made_on(tiny_gpu_model):
+    requests = [request("a", PROMPT, max_tokens=24), request("b", list(range(60)), max_tokens=24)]
+    expected = {name: given[0] for name, given in generate(tiny_gpu_model, requests, batch_invariant=True).items()}
+    published: queue.SimpleQueue = queue.SimpleQueue()
+    loop = EngineLoop(gpu_engine(tiny_gpu_model, batch_invariant=True), published.put, published.put)
+    for one in requests:
+        loop.submit(one)
+    deltas: dict[str, list] = {one.request_id: [] for one in requests}
+    while not all(given and given[-1].finish_reason for given in deltas.values()):
+        item = published.get(timeout=30)
+        assert not isinstance(item, BaseException), item
+        for delta in item:
+            deltas[delta.request_id].append(delta)
+    loop.close()
+    assert {name: tokens_of(given) for name, given in deltas.items()} == expected
+
+
+def test_pool_is_sized_from_free_memory(tiny_gpu_model):
+    gc.collect()  # engines of other tests
+    engine = gpu_engine(tiny_gpu_model, num_kv_blocks=None, gpu_memory_utilization=0.5)
+    free, total = engine.device.memory()
+    assert 0.3 * total < total - free < 0.52 * total
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def smollm2_file():
+    try:
+        return resolve_model(DEFAULT_MODEL)
+    except Exception as error:  # the reason is the message, whatever it is
+        pytest.skip(f"the default model cannot be had here: {error}")
+
+
+def test_smollm2_greedy_follows_the_reference_while_its_margin_exceeds_what_bfloat16_moves(smollm2_file):
+    cases = json.loads((GOLDEN / "smollm2_greedy.json").read_text())["cases"]
+    engine = Engine(EngineConfig(device="gpu", num_kv_blocks=512))
+    requests = [
+        request(str(i), case["prompt_token_ids"], max_tokens=len(case["token_ids"]), logprobs=2)
+        for i, case in enumerate(cases)
+    ]
+    deltas = engine.generate(requests)
+    engine.check_integrity()
+    engine.close()
+    equal = total = 0
+    for i, case in enumerate(cases):
+        tokens = tokens_of(deltas[str(i)])
+        logprobs = [item for delta in deltas[str(i)] for item in delta.logprobs or []]
+        total += len(case["token_ids"])
+        for ours, expected, item in zip(tokens, case["token_ids"], logprobs, strict=False):
+            if ours != expected:
+                # Only a near tie may be decided otherwise, and for the reference's token.
+                assert expected in item.top_ids[:2], (i, ours, expected)
+                first, second = item.top_logprobs[:2]
+                assert first - second < MARGIN, (i, ours, expected, first - second)
+                break
+            equal += 1
+    print(f"{equal} of {total} tokens before the first near tie")
+    assert equal > 0.5 * total
+
+
+def test_smollm2_logits_on_the_gpu_are_close_to_the_cpu(smollm2_file):
+    """All-position logits, on the GPU in chunks and single rows. A 16-bit residual stream costs this model much: with
+    transformers in bfloat16 on a CPU the worst position of this prompt has a cosine of 0.9954 to float32, the mean 0.9993.
+    """
+    config = load_model_config(smollm2_file)
+    token_ids = np.array(json.loads((GOLDEN / "smollm2_greedy.json").read_text())["cases"][0]["prompt_token_ids"])
+    logits = []
+    for make_device, chunks in ((CpuDevice, [len(token_ids)]), (GpuDevice, [20, *[1] * 5, len(token_ids) - 25])):
+        device = make_device()
+        model = load_model(config, iter_weights(smollm2_file, config, device.dtype), 128, device=device)
+        cache = model.allocate_kv_cache(8, 16)
+        tables, rows_of, start = device.tensor(np.arange(8, dtype=np.int32)[None]), [], 0
+        for count in chunks:
+            positions = np.arange(start, start + count, dtype=np.int32)
+            rows = BatchRows(
+                device.tensor(token_ids[positions].astype(np.int64)),
+                device.tensor(positions),
+                device.tensor(np.zeros(count, np.int32)),
+                tables,
+                device.tensor(np.array([0, count], np.int32)),
+                count,
+            )
+            rows_of.append(model.compute_logits(model.forward(rows, cache)).numpy())
+            start += count
+        logits.append(np.concatenate(rows_of).astype(np.float64))
+    cpu, gpu = logits
+    cosine = (cpu * gpu).sum(1) / np.linalg.norm(cpu, axis=1) / np.linalg.norm(gpu, axis=1)
+    print(
+        f"cosine {cosine.min():.6f} at worst, {cosine.mean():.6f} on average, "
+        f"worst difference {np.abs(cpu - gpu).max():.3f} of {np.abs(cpu).max():.1f}"
+    )
+    assert cosine.min() > 0.99
+    assert cosine.mean() > 0.9985
