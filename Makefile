@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve test lint format lock bench bench-ops clean
+.PHONY: help setup prepare serve test chaos lint format lock bench bench-ops clean
 
 CONFIG ?= ray_configs/smollm2_cpu.yaml
 BIN := .venv/bin
@@ -25,6 +25,9 @@ serve: setup ## set everything up and serve the default model
 
 test: prepare ## set everything up and run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: prepare ## kill and stop processes under load (FAULTS=500 SEED=1), compare every answer with its undisturbed twin
+	@$(BIN)/python -m tests.chaos.run --faults $(or $(FAULTS),500) --seed $(or $(SEED),1)
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -14,6 +15,8 @@ from cluster.errors import InvalidRequestError, ModelLoadError
 
 MAX_RENDERED_CHARS = 16 * 2**20
 _MAX_POWER = 10**6
+# What this module gives a template, and Jinja's name for the template.
+_OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "self"})
 
 
 class TemplateRefusal(jinja2.TemplateError):
@@ -101,6 +104,7 @@ class ChatTemplate:
                 f"the chat template of {where} is not valid ({error}): mend or remove it.", "tokenizer"
             ) from error
         self._special_tokens = special_tokens
+        self._reserved = _OWN_VARIABLES | special_tokens.keys() | self._template.globals.keys()
 
     def render(
         self,
@@ -108,19 +112,26 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: list[dict[str, Any]] | None = None,
-        **template_kwargs: Any,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the prompt text.
 
         Args:
             messages: OpenAI chat messages; content is a string, None, or a list of text parts, which are joined by newlines.
             tools: OpenAI tool definitions, passed on to the template.
-            template_kwargs: further variables of the template, e.g. enable_thinking.
+            template_kwargs: further variables of the template, e.g. enable_thinking; a name that has a meaning of its own
+                there (those above, special tokens, Jinja's functions) is refused.
         Raises:
             InvalidRequestError: the template refuses the messages, fails on them, or renders more than MAX_RENDERED_CHARS.
         """
+        taken = sorted(self._reserved & (template_kwargs or {}).keys())
+        if taken:
+            raise InvalidRequestError(
+                f"chat_template_kwargs may not contain {', '.join(taken)}; these names are the template's own",
+                "chat_template_kwargs",
+            )
         variables = {
-            **template_kwargs,
+            **(template_kwargs or {}),
             **self._special_tokens,
             "messages": [_plain(m, i) for i, m in enumerate(messages)],
             "tools": tools,

@@ -6,14 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from cluster.outputs import TokenDelta
+from cluster.silence_clock import SilenceClock
 
 HEARTBEAT_S = 0.5
 
 
 class DeltaStream:
-    """What gathers while a message is under way goes out as one. Belongs to one event loop."""
+    """What gathers while a message is under way goes out as one. Belongs to one event loop.
 
-    def __init__(self) -> None:
+    Attributes:
+        lease: counts the subscriber's silence where its connection does not tell when it is gone; else None.
+    """
+
+    def __init__(self, leased: bool = False) -> None:
+        self.lease = SilenceClock() if leased else None
         self.pending: list[TokenDelta] = []
         self.closed = False
         self._ready = asyncio.Event()

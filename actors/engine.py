@@ -35,6 +35,8 @@ DEFAULT_MAX_MODEL_LEN = 8192
 # More tokens a step hardly raise a CPU's throughput (it is bound by arithmetic from about 16 rows on), but everyone
 # waits for the step: at 512 the first tokens of a burst came twice as late (DECISIONS.md).
 CPU_MAX_NUM_BATCHED_TOKENS = 64
+# Prefill keeps at least this share of a step when every other slot decodes.
+MIN_PREFILL_TOKENS = 48
 # A GPU's matmuls reach their peak from about a thousand rows on.
 GPU_MAX_NUM_BATCHED_TOKENS = 2048
 # Memory that the CUDA context's later growth, matmul workspaces and decode graphs take beside weights and activations.
@@ -88,12 +90,14 @@ class Engine:
             * self.model_config.head_dim
         )
         default_budget = GPU_MAX_NUM_BATCHED_TOKENS if self.device.is_gpu else CPU_MAX_NUM_BATCHED_TOKENS
-        budget = config.max_num_batched_tokens or max(default_budget, config.max_num_seqs)
+        budget = config.max_num_batched_tokens or max(default_budget, config.max_num_seqs + MIN_PREFILL_TOKENS)
         pool_bytes = int(config.kv_cache_memory_gb * 2**30)
+        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if isinstance(self.device, GpuDevice):
-            pool_bytes = gpu_pool_bytes(config, self.model_config, budget, *self.device.memory())
+            free_bytes, memory_bytes = self.device.memory()
+            pool_bytes = gpu_pool_bytes(config, self.model_config, budget, free_bytes, memory_bytes)
         self.max_model_len, num_blocks = size_kv_cache(
-            config, self.model_config.max_position_embeddings, block_bytes, pool_bytes
+            config, self.model_config.max_position_embeddings, block_bytes, pool_bytes, memory_bytes
         )
         forward.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         model = load_model(
@@ -246,13 +250,21 @@ def gpu_pool_bytes(config: EngineConfig, model: ModelConfig, budget: int, free: 
     return pool
 
 
-def size_kv_cache(config: EngineConfig, model_limit: int, block_bytes: int, pool_bytes: int) -> tuple[int, int]:
-    """(max_model_len, num_blocks) that fit the settings, the model and each other.
+def size_kv_cache(
+    config: EngineConfig, model_limit: int, block_bytes: int, pool_bytes: int, memory_bytes: int
+) -> tuple[int, int]:
+    """(max_model_len, num_blocks) that fit the settings, the model, the device's memory and each other.
 
     Raises:
-        ConfigError: an explicit max_model_len exceeds the model's limit or the pool.
+        ConfigError: the pool exceeds the device's memory, or max_model_len the model's limit or the pool.
     """
     num_blocks = config.num_kv_blocks or max(2, pool_bytes // block_bytes)
+    if num_blocks * block_bytes > memory_bytes:
+        raise ConfigError(
+            f"the KV cache would take {num_blocks * block_bytes / 2**30:.1f} GiB and this device has "
+            f"{memory_bytes / 2**30:.1f}; lower kv_cache_memory_gb or num_kv_blocks",
+            "num_kv_blocks" if config.num_kv_blocks else "kv_cache_memory_gb",
+        )
     capacity = num_blocks * config.block_size
     if config.max_model_len is None:
         return min(model_limit, DEFAULT_MAX_MODEL_LEN, capacity), num_blocks
@@ -275,10 +287,18 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
     On the CPU the kernels give the same bits on every instruction set, so only their sources count. A GPU's matmuls come
     from a library that chooses by chip.
     """
-    tokenizer = (
-        content_id(source.tokenizer) if source.tokenizer and source.tokenizer.is_file() else str(source.tokenizer)
-    )
-    parts = [__version__, weights_fingerprint(source), tokenizer, config.dtype, str(config.seed), sources_hash()]
+    parts = [__version__, weights_fingerprint(source), _tokenizer_content(source), sources_hash()]
+    if config.load_format == "dummy":
+        parts.append(str(config.seed))
     if device.is_gpu:
         parts += [device.name, device.dtype, str(device.batch_invariant)]
     return "bireme-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _tokenizer_content(source: ModelSource) -> str:
+    """Digest of what the tokenizer is read from; where the files lie does not matter."""
+    path = source.tokenizer
+    if path is None:
+        return ""
+    files = sorted(f for f in path.iterdir() if f.name.startswith(("token", "special"))) if path.is_dir() else [path]
+    return " ".join(content_id(file) for file in files if file.is_file())

@@ -118,14 +118,19 @@ class EngineLoop:
                     )
             self._inbox.clear()
 
+    def _is_idle_for(self, seconds: float | None) -> bool:
+        """Wait while there is nothing to do, at most so long; True if there still is nothing."""
+        with self._wake:
+            return not self._wake.wait_for(
+                lambda: self._inbox or self._closing or self._engine.has_work(), timeout=seconds
+            )
+
     def _take_inbox(self) -> bool:
         """Run what others asked for; wait for it while there is nothing to compute. False when closing."""
+        if self._is_idle_for(_IDLE_CHECK_DELAY_S):
+            self._engine.check_integrity()
+            self._is_idle_for(None)
         with self._wake:
-            checked = False
-            while not self._inbox and not self._closing and not self._engine.has_work():
-                if not self._wake.wait(None if checked else _IDLE_CHECK_DELAY_S) and not self._inbox:
-                    self._engine.check_integrity()
-                    checked = True
             messages, self._inbox = self._inbox, collections.deque()
             closing = self._closing
         for function, future in messages:

@@ -134,6 +134,8 @@ class RunnerActor:
         if newest >= 0 and newest < request.attempt:
             await self.abort(request.request_id, newest)
         self._forget_old()
+        if key in self._live:
+            raise EngineDeadError(f"attempt {request.attempt} of {request.request_id} is already here")
         live = _Live(request, self._loop.create_future())
         self._idle.clear()
         self._live[key] = live
@@ -141,10 +143,14 @@ class RunnerActor:
         try:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
             self._streams[request.subscriber].put([accepted])
-            await asyncio.wrap_future(self._engine_loop.submit(request))
+            submitted = self._engine_loop.submit(request)
+            await asyncio.wrap_future(submitted)
             return await live.done
         except asyncio.CancelledError:
-            self._engine_loop.abort(*key)
+            if submitted.cancel() or submitted.exception() is not None:
+                self._drop(key)  # the engine never had it
+            else:
+                self._engine_loop.abort(*key)
             raise
         except BaseException:
             self._drop(key)
@@ -154,16 +160,19 @@ class RunnerActor:
         """End a request if it is here; its KV blocks are free before the next step."""
         self._engine_loop.abort(request_id, attempt)
 
-    async def attach(self, subscriber: str, resume: dict[str, int]) -> AsyncIterator[list[TokenDelta]]:
+    async def attach(
+        self, subscriber: str, resume: dict[str, int], leased: bool = False
+    ) -> AsyncIterator[list[TokenDelta]]:
         """Stream the deltas of every request of ``subscriber``, one list per engine step.
 
         Args:
             subscriber: name of the ingress. A second attach of the same name replaces the first.
             resume: request id to the index of the next token wanted, for a stream that broke.
+            leased: the subscriber calls ``renew`` every few seconds; without it the stream ends after ORPHAN_S seconds.
         """
         if subscriber in self._streams:
             self._streams[subscriber].close()
-        stream = DeltaStream()
+        stream = DeltaStream(leased)
         self._streams[subscriber] = stream
         for live in self._live.values():
             if live.request.subscriber == subscriber and live.request.request_id in resume:
@@ -176,6 +185,12 @@ class RunnerActor:
             if self._streams.get(subscriber) is stream:
                 del self._streams[subscriber]
                 self._loop.call_later(ORPHAN_S, self._abort_orphans, subscriber)
+
+    async def renew(self, subscriber: str) -> None:
+        """The subscriber of a leased stream is still there."""
+        stream = self._streams.get(subscriber)
+        if stream is not None and stream.lease is not None:
+            stream.lease.heard()
 
     async def detach(self, subscriber: str) -> None:
         """End the subscriber's stream once it is empty."""
@@ -232,6 +247,8 @@ class RunnerActor:
                 "num_blocks": scheduler.kv_cache.num_blocks,
             }
 
+        if self._info is None:
+            return {"engine_id": self._engine_id, "state": "loading", "pid": os.getpid()}
         stats = await asyncio.wrap_future(self._engine_loop.call(read))
         return {
             **stats,
@@ -266,6 +283,7 @@ class RunnerActor:
         while self._is_well():
             await asyncio.sleep(TICK_S)
             self._step_clock.tick()
+            self._end_leases()
             if self._engine_loop.num_steps != steps or not self._engine_loop.seconds_in_step():
                 steps = self._engine_loop.num_steps
                 self._step_clock.heard()
@@ -320,6 +338,14 @@ class RunnerActor:
 
     def _after_engine_death(self) -> None:
         """For the deployed actor: its process ends, so that whoever waits for it learns at once."""
+
+    def _end_leases(self) -> None:
+        for subscriber, stream in list(self._streams.items()):
+            if stream.lease is not None and stream.lease.tick() > ORPHAN_S:
+                logger.warning("subscriber %s was not heard of for %g s; detached", subscriber, ORPHAN_S)
+                stream.close()
+                del self._streams[subscriber]
+                self._abort_orphans(subscriber)
 
     def _note_idle(self) -> None:
         if all(live.finished_at for live in self._live.values()):

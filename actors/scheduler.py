@@ -88,7 +88,8 @@ class Scheduler:
             )
         if len(request.output_token_ids) >= params.max_tokens:
             raise InvalidRequestError("output_token_ids already reach max_tokens", "output_token_ids")
-        if len(self.waiting) >= self.max_queued_requests:
+        # A later attempt has been admitted once, and its client is in the middle of the answer.
+        if len(self.waiting) >= self.max_queued_requests and request.attempt == 0:
             raise OverloadedError(f"{len(self.waiting)} requests are waiting, the limit is {self.max_queued_requests}")
         sequence = Sequence(request, self._arrivals)
         key = request.request_id, request.attempt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,12 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: list[dict[str, Any]] | None = None,
-        **template_kwargs: Any,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """Render the model's chat template; encode the result with ``add_special_tokens=False``.
 
         Raises:
-            InvalidRequestError: the model has no template, or it does not take these messages.
+            InvalidRequestError: the model has no template, or it does not take these messages or variables.
         """
         if self._template is None:
             raise InvalidRequestError(
@@ -109,7 +110,7 @@ class Tokenizer:
                 "no_chat_template",
             )
         return self._template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_kwargs
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, template_kwargs=template_kwargs
         )
 
 

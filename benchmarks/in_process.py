@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from itertools import pairwise
 
 from actors.engine import Engine
 from actors.engine_loop import EngineLoop
@@ -53,7 +54,7 @@ class InProcess:
         timings.seconds = time.perf_counter() - started
         saved = [at for at, _ in self._steps]
         # A step that was waited for after an idle moment says nothing about steps in a row.
-        timings.step = [b - a for a, b in zip(saved, saved[1:], strict=False)]
+        timings.step = [b - a for a, b in pairwise(saved)]
         timings.device = [device for _, device in self._steps[1:]]
         return timings
 

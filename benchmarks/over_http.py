@@ -39,7 +39,7 @@ class OverHttp:
         self._config_path = log_path + ".json"
         with open(self._config_path, "w") as file:
             json.dump(config, file)
-        self._log = open(log_path, "w")
+        self._log = open(log_path, "w")  # noqa: SIM115 (the server writes to it until close)
         self._server = subprocess.Popen(
             [sys.executable, "-m", "deployments.cli", "serve", self._config_path, "--address", "local"],
             stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,

@@ -125,7 +125,7 @@ def complete(
 
 @app.command()
 def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Show whether the server is ready, and its models. Exit code 1 if it is not."""
+    """Show whether the server is ready, its models, its engines and what they hold. Exit code 1 if it is not ready."""
     with _connected(url, None, api_key) as client:
         if not client.health():
             console.print(f"{url}: loading", highlight=False)
@@ -133,6 +133,25 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
         console.print(f"{url}: ready", highlight=False)
         for model in client.models():
             console.print(f"  {model.id} (up to {model.max_model_len} tokens)", highlight=False, markup=False)
+        found = client.status()
+        for deployment, states in found["replicas"].items():
+            counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items())
+            console.print(f"  {deployment}: {counts}", highlight=False, markup=False)
+        for engine in found["engines"]:
+            console.print(f"    {_engine_line(engine)}", highlight=False, markup=False)
+        for event, count in sorted(found["events"].items()):
+            console.print(f"  {event}: {count}", highlight=False, markup=False)
+
+
+def _engine_line(engine: dict[str, Any]) -> str:
+    line = f"{engine['engine_id']}: {engine['state']}"
+    if "num_blocks" not in engine:
+        return line
+    used = engine["num_blocks"] - engine["num_blocks_available"]
+    return (
+        f"{line}, {engine['num_requests_running']} running, {engine['num_requests_waiting']} waiting, "
+        f"{used} of {engine['num_blocks']} KV blocks, {engine['num_generated_tokens']} tokens generated"
+    )
 
 
 @app.command()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
 
 from cluster.api_types import Answer, Model
-from cluster.client_errors import ClientError, status_error, stream_error
+from cluster.client_errors import ApiStatusError, BrokenStreamError, ClientError, status_error, stream_error
+from cluster.errors import BiremeError
+from cluster.resumable import ResumableStream
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY_VARIABLE = "BIREME_API_KEY"
@@ -22,10 +27,17 @@ class _Shared:
     """What does not depend on how the client waits."""
 
     def __init__(
-        self, url: str, model: str | None, api_key: str | None, timeout: float, connect_timeout: float
+        self,
+        url: str,
+        model: str | None,
+        api_key: str | None,
+        timeout: float,
+        connect_timeout: float,
+        max_resumes: int,
     ) -> None:
         key = api_key or os.environ.get(API_KEY_VARIABLE, "").split(",")[0].strip()
         self.model = model
+        self._max_resumes = max_resumes
         self._options: dict[str, Any] = {
             "base_url": url.rstrip("/").removesuffix("/v1"),
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
@@ -42,14 +54,22 @@ class _Shared:
     def _post(self, path: str, body: dict[str, Any], stream: bool, options: dict[str, Any]) -> dict[str, Any]:
         if self.model is not None:
             body["model"] = self.model
+        if stream:
+            # What a broken stream is taken up with.
+            body["return_token_ids"] = True
         return {"method": "POST", "url": path, "json": {**body, "stream": stream, **options}}
 
 
 class _EventParser:
-    """Server-sent events, line by line."""
+    """Server-sent events, line by line.
+
+    Attributes:
+        event_id: of the last event that had one.
+    """
 
     def __init__(self) -> None:
         self.done = False
+        self.event_id: str | None = None
 
     def feed(self, line: str) -> Answer | None:
         """The chunk in ``line``, or None if it has none.
@@ -57,27 +77,47 @@ class _EventParser:
         Raises:
             ApiStatusError: the server ended the stream with an error.
         """
+        if line.startswith("id:"):
+            self.event_id = line[3:].strip()
+            return None
         if not line.startswith("data:"):
             return None
         data = line[5:].strip()
         if data == "[DONE]":
             self.done = True
             return None
-        event = json.loads(data)
+        try:
+            event = json.loads(data)
+        except ValueError:
+            raise BrokenStreamError("the server's last event is cut off") from None
         if "error" in event:
             raise stream_error(event["error"])
         return Answer.parse(event)
 
     def close(self) -> None:
-        """Raise ClientError if the stream ended without its last event."""
+        """Raise BrokenStreamError if the stream ended without its last event."""
         if not self.done:
-            raise ClientError("the server closed the stream before the answer was complete")
+            raise BrokenStreamError("the server closed the stream before the answer was complete")
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:
     if response.is_error:
         raise status_error(response.status_code, response.headers, response.content)
     return response.json()
+
+
+def _is_gateway_error(error: Exception) -> bool:
+    """A proxy's word that the server behind it is gone; this API's own errors have a code."""
+    if not isinstance(error, ApiStatusError) or error.status is None:
+        return False
+    return error.status >= 500 and error.code == ApiStatusError.code
+
+
+def _is_broken(error: Exception, stream: ResumableStream) -> bool:
+    """Whether ``error`` cut a stream off, so that it can be taken up; nobody to connect to at the start is no such thing."""
+    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)) or getattr(error, "code", None) == "loading":
+        return stream.has_begun
+    return isinstance(error, (httpx.TransportError, BrokenStreamError)) or _is_gateway_error(error)
 
 
 def _unreachable(error: httpx.HTTPError, url: Any) -> ClientError:
@@ -93,6 +133,7 @@ class Client(_Shared):
         api_key: bearer token; default: BIREME_API_KEY.
         timeout: longest wait for the next byte, in seconds.
         connect_timeout: longest wait for a connection, in seconds.
+        max_resumes: how often in a row a stream whose connection broke is taken up where it was; 0 reports the break.
 
     Every method raises ClientError if the server cannot be reached, and an ApiStatusError if it refuses. Keyword options are
     the API's fields: max_tokens, temperature, seed, stop, ...
@@ -106,8 +147,9 @@ class Client(_Shared):
         api_key: str | None = None,
         timeout: float = 600.0,
         connect_timeout: float = 10.0,
+        max_resumes: int = 12,
     ) -> None:
-        super().__init__(url, model, api_key, timeout, connect_timeout)
+        super().__init__(url, model, api_key, timeout, connect_timeout, max_resumes)
         self._http = httpx.Client(**self._options)
 
     def __enter__(self) -> Client:
@@ -130,6 +172,10 @@ class Client(_Shared):
     def models(self) -> list[Model]:
         """The served models."""
         return [Model.parse(item) for item in self._request({"method": "GET", "url": "/v1/models"})["data"]]
+
+    def status(self) -> dict[str, Any]:
+        """Engines, their state and what they hold, as GET /v1/status reports them."""
+        return self._request({"method": "GET", "url": "/v1/status"})
 
     def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""
@@ -154,19 +200,32 @@ class Client(_Shared):
             raise _unreachable(error, self._http.base_url) from error
 
     def _stream(self, request: dict[str, Any]) -> Iterator[Answer]:
-        try:
-            with self._http.stream(**request) as response:
-                if response.is_error:
-                    response.read()
-                    _checked(response)
-                parser = _EventParser()
-                for line in response.iter_lines():
-                    chunk = parser.feed(line)
-                    if chunk is not None:
-                        yield chunk
-                parser.close()
-        except httpx.HTTPError as error:
-            raise _unreachable(error, self._http.base_url) from error
+        stream = ResumableStream(request, self._max_resumes)
+        while True:
+            try:
+                yield from self._connection(stream)
+                return
+            except (httpx.HTTPError, BiremeError) as error:
+                wait = stream.seconds_to_wait() if _is_broken(error, stream) else None
+                if wait is None:
+                    if isinstance(error, httpx.HTTPError):
+                        raise _unreachable(error, self._http.base_url) from error
+                    raise
+            time.sleep(wait)
+
+    def _connection(self, stream: ResumableStream) -> Iterator[Answer]:
+        request = stream.request()
+        with self._http.stream(**request) as response:
+            if response.is_error:
+                response.read()
+                _checked(response)
+            parser = _EventParser()
+            for line in response.iter_lines():
+                chunk = parser.feed(line)
+                if chunk is not None:
+                    stream.note(parser.event_id, chunk)
+                    yield chunk
+            parser.close()
 
 
 class AsyncClient(_Shared):
@@ -180,8 +239,9 @@ class AsyncClient(_Shared):
         api_key: str | None = None,
         timeout: float = 600.0,
         connect_timeout: float = 10.0,
+        max_resumes: int = 12,
     ) -> None:
-        super().__init__(url, model, api_key, timeout, connect_timeout)
+        super().__init__(url, model, api_key, timeout, connect_timeout, max_resumes)
         self._http = httpx.AsyncClient(**self._options, limits=httpx.Limits(max_connections=None))
 
     async def __aenter__(self) -> AsyncClient:
@@ -204,6 +264,10 @@ class AsyncClient(_Shared):
     async def models(self) -> list[Model]:
         """The served models."""
         return [Model.parse(item) for item in (await self._request({"method": "GET", "url": "/v1/models"}))["data"]]
+
+    async def status(self) -> dict[str, Any]:
+        """Engines, their state and what they hold, as GET /v1/status reports them."""
+        return await self._request({"method": "GET", "url": "/v1/status"})
 
     async def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""
@@ -228,16 +292,31 @@ class AsyncClient(_Shared):
             raise _unreachable(error, self._http.base_url) from error
 
     async def _stream(self, request: dict[str, Any]) -> AsyncIterator[Answer]:
-        try:
-            async with self._http.stream(**request) as response:
-                if response.is_error:
-                    await response.aread()
-                    _checked(response)
-                parser = _EventParser()
-                async for line in response.aiter_lines():
-                    chunk = parser.feed(line)
-                    if chunk is not None:
+        stream = ResumableStream(request, self._max_resumes)
+        while True:
+            try:
+                async with contextlib.aclosing(self._connection(stream)) as chunks:
+                    async for chunk in chunks:
                         yield chunk
-                parser.close()
-        except httpx.HTTPError as error:
-            raise _unreachable(error, self._http.base_url) from error
+                return
+            except (httpx.HTTPError, BiremeError) as error:
+                wait = stream.seconds_to_wait() if _is_broken(error, stream) else None
+                if wait is None:
+                    if isinstance(error, httpx.HTTPError):
+                        raise _unreachable(error, self._http.base_url) from error
+                    raise
+            await asyncio.sleep(wait)
+
+    async def _connection(self, stream: ResumableStream) -> AsyncGenerator[Answer]:
+        request = stream.request()
+        async with self._http.stream(**request) as response:
+            if response.is_error:
+                await response.aread()
+                _checked(response)
+            parser = _EventParser()
+            async for line in response.aiter_lines():
+                chunk = parser.feed(line)
+                if chunk is not None:
+                    stream.note(parser.event_id, chunk)
+                    yield chunk
+            parser.close()

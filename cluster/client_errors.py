@@ -14,6 +14,12 @@ class ClientError(BiremeError):
     code = "client_error"
 
 
+class BrokenStreamError(ClientError):
+    """The stream ended before the answer did, and could not be taken up again."""
+
+    code = "broken_stream"
+
+
 class ApiStatusError(BiremeError):
     """The server refused a request.
 

@@ -12,16 +12,25 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
+def is_api_key(key: str) -> bool:
+    """Whether an Authorization header can carry ``key`` as one word: visible ASCII, at least one character."""
+    return bool(key) and all("!" <= char <= "~" for char in key)
+
+
 class EngineConfig(BaseModel):
     """Settings of one engine (one copy of the model)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # strict: a number of another type is a mistake (max_num_seqs=True), not something to convert.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
     model: str = Field(
         DEFAULT_MODEL, description="Model: the default's name, a GGUF file, a directory, or a Hugging Face id."
     )
     model_id: str | None = Field(
-        None, description="Name under which clients ask for the model; default: derived from model."
+        None,
+        min_length=1,
+        max_length=1024,
+        description="Name under which clients ask for the model; default: derived from model.",
     )
     tokenizer: str | None = Field(None, description="Directory or tokenizer.json to use instead of the model's own.")
     load_format: Literal["auto", "dummy"] = Field(
@@ -81,6 +90,21 @@ class EngineConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of dummy weights.")
 
+    @field_validator("model_id")
+    @classmethod
+    def _printable(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise ValueError(f"must be of printable characters, got {value!r}")
+        return value
+
+    @field_validator("block_size", mode="before")
+    @classmethod
+    def _whole_block_size(cls, value: Any) -> Any:
+        # A choice among values is compared by ==, to which 16.0 is 16.
+        if isinstance(value, float):
+            raise ValueError(f"must be an integer, got {value!r}")
+        return value
+
     @model_validator(mode="after")
     def _budget_covers_every_slot(self) -> EngineConfig:
         if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
@@ -125,7 +149,7 @@ class LLMConfig(EngineConfig):
     accelerator_type: str | None = Field(None, description="Ray accelerator type the runner needs, e.g. H200.")
     api_keys: list[str] = Field(
         default_factory=list,
-        description="Accepted bearer tokens; empty: BIREME_API_KEY (comma separated) if set, else open.",
+        description="Accepted bearer tokens, visible ASCII without spaces; no token: BIREME_API_KEY (comma separated) if set, else open.",
     )
     max_attempts: int = Field(
         5, ge=1, le=100, description="Times a request is submitted before it fails because engines died under it."
@@ -147,6 +171,14 @@ class LLMConfig(EngineConfig):
             raise ValueError(
                 f"unknown Ray Serve option {', '.join(unknown)}; allowed: {', '.join(sorted(SERVE_OPTIONS))}"
             )
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _usable_keys(cls, value: list[str]) -> list[str]:
+        for i, key in enumerate(value):
+            if not is_api_key(key):  # which is a secret even if it is wrong
+                raise ValueError(f"key {i} must be of visible ASCII characters without spaces, at least one")
         return value
 
     def engine_config(self) -> EngineConfig:

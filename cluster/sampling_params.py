@@ -24,7 +24,7 @@ class SamplingParams:
         repetition_penalty: over prompt and generated tokens, (0, inf), 1 is off.
         logit_bias: token id to additive bias, at most MAX_LOGIT_BIAS entries.
         seed: always assigned by the ingress; with the absolute position it fixes every random draw.
-        max_tokens, min_tokens: bounds of the generated length; min_tokens holds back every kind of stop.
+        max_tokens, min_tokens: bounds of the generated length; no kind of stop takes effect on the first min_tokens tokens.
         stop: stop strings, matched on text by the ingress.
         stop_token_ids: ids that end generation, reported as matched_stop.
         stop_token_seqs: token sequences that end generation, matched on the device.

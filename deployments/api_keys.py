@@ -7,6 +7,8 @@ import hmac
 import os
 from collections.abc import Sequence
 
+from cluster.config import is_api_key
+from cluster.errors import BiremeError
 from deployments.api_errors import ApiError
 
 API_KEY_VARIABLE = "BIREME_API_KEY"
@@ -21,9 +23,21 @@ class ApiKeys:
 
     @classmethod
     def configured(cls, keys: Sequence[str]) -> ApiKeys:
-        """``keys``, or if there are none those in BIREME_API_KEY, separated by commas."""
-        from_environment = [key.strip() for key in os.environ.get(API_KEY_VARIABLE, "").split(",") if key.strip()]
-        return cls(keys or from_environment)
+        """``keys``, or if there are none those in BIREME_API_KEY, separated by commas.
+
+        Raises:
+            BiremeError: the variable is set, but what it holds is no key: an API that should be closed must not open.
+        """
+        if not keys and API_KEY_VARIABLE in os.environ:
+            keys = [key.strip() for key in os.environ[API_KEY_VARIABLE].split(",")]
+            for i, key in enumerate(keys):
+                if not is_api_key(key):
+                    raise BiremeError(
+                        f"{API_KEY_VARIABLE}: key {i} must be of visible ASCII characters without spaces, at least one; "
+                        "unset the variable for an API that is open to all",
+                        API_KEY_VARIABLE,
+                    )
+        return cls(keys)
 
     @property
     def required(self) -> bool:

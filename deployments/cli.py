@@ -13,6 +13,7 @@ import yaml
 from cluster.cli import app, console, errors
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
+from deployments.api_keys import ApiKeys
 from deployments.run_folder import make_run_folder
 from deployments.serve_config import DEFAULT_HOST, DEFAULT_PORT, configured_model, serve_config
 from deployments.serve_environment import LOOPBACK_CLUSTER, apply_serve_environment, is_free
@@ -48,7 +49,9 @@ def serve(
             raise BiremeError(
                 f"port {config['http_options']['port']} is taken on this machine; choose another with --port"
             )
-        prepare(configured_model(config))
+        model = configured_model(config)
+        ApiKeys.configured(model.api_keys)
+        prepare(model)
     except (BiremeError, OpBuildError) as error:
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None

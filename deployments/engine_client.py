@@ -202,6 +202,9 @@ class EngineClient:
                 await self._isolation.acquire()
                 submission.isolated = True
             outcome = await self._attempt(submission, request, last_resort)
+            if isinstance(outcome, ApiError) and outcome.status == 429 and entry.attempt > 0:
+                # An answer that has begun is not refused for want of room: it waits for some.
+                outcome = NotAdmitted("", outcome.message)
             if outcome is None or isinstance(outcome, ApiError):
                 return outcome
             if isinstance(outcome, AttachRequired):

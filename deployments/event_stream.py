@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -18,9 +18,10 @@ _Result = TypeVar("_Result")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def encode_events(objects: list[dict[str, Any]]) -> bytes:
-    """One ``data:`` event an object."""
-    return "".join([f"data: {_encode(item)}\n\n" for item in objects]).encode()
+def encode_events(objects: list[dict[str, Any]], ids: Sequence[str] = ()) -> bytes:
+    """One event an object, with its id if there are any."""
+    heads = [f"id: {event_id}\n" for event_id in ids] or [""] * len(objects)
+    return "".join([f"{head}data: {_encode(item)}\n\n" for head, item in zip(heads, objects)]).encode()
 
 
 class EventStream(Response):
@@ -51,7 +52,7 @@ class EventStream(Response):
             while True:
                 chunks = answer.chunks(texts)
                 if chunks:
-                    await _send_body(send, encode_events(chunks))
+                    await _send_body(send, encode_events(chunks, answer.event_ids))
                 if generation.finished:
                     break
                 texts = await generation.read()

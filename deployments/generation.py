@@ -38,8 +38,8 @@ class Generation:
         self._unread: list[tuple[int, TokenDelta]] = []
         self._error: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._num_open = len(outputs)
-        self._submissions: list[Submission] = []
+        self._num_open = sum(output.finish_reason is None for output in outputs)
+        self._submissions: list[Submission | None] = []
         self._times = [SequenceTimes(client.metrics, received) for _ in outputs]
 
     @property
@@ -53,8 +53,11 @@ class Generation:
         return next((entry.fingerprint for entry in self.entries if entry.fingerprint), "")
 
     def start(self) -> None:
-        """Submit every sequence."""
+        """Submit every sequence that is not finished."""
         for i, entry in enumerate(self.entries):
+            if self.outputs[i].finish_reason is not None:
+                self._submissions.append(None)
+                continue
             self._submissions.append(self._client.submit(entry, partial(self._put, i), self._fail))
 
     async def read(self) -> dict[int, str]:
@@ -63,7 +66,7 @@ class Generation:
         Raises:
             ApiError: a sequence cannot be completed; the whole request is over.
         """
-        if not self._unread and self._error is None:
+        if not self._unread and self._error is None and not self.finished:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -81,14 +84,16 @@ class Generation:
             if output.finish_reason is not None:
                 self._num_open -= 1
                 self._times[i].finished(output.finish_reason, len(output.token_ids))
-                if delta.finish_reason is None:
-                    self._client.cancel(self._submissions[i])
+                submission = self._submissions[i]
+                if delta.finish_reason is None and submission is not None:
+                    self._client.cancel(submission)
         return texts
 
     def close(self) -> None:
         """Give up what is not finished; safe to call at any time."""
         for submission, times in zip(self._submissions, self._times):
-            self._client.cancel(submission)
+            if submission is not None:
+                self._client.cancel(submission)
             times.given_up(self._error is not None)
 
     def _put(self, index: int, delta: TokenDelta) -> None:

@@ -21,6 +21,7 @@ from cluster.errors import BiremeError
 from cluster.outputs import EngineInfo
 from deployments.api_errors import ApiError, unavailable
 from deployments.api_keys import ApiKeys
+from deployments.cluster_status import cluster_status
 from deployments.connection import ClientGoneError, while_connected
 from deployments.engine_client import EngineClient
 from deployments.event_stream import EventStream
@@ -47,7 +48,7 @@ class OpenAiIngress:
         """Load the tokenizer.
 
         Raises:
-            RuntimeError: the model has none that can be loaded; one sentence that says why.
+            RuntimeError: the model has none that can be loaded, or BIREME_API_KEY has no usable key; one sentence that says why.
         """
         listen_where_the_node_does()
         self._config = config
@@ -55,9 +56,9 @@ class OpenAiIngress:
         try:
             source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
             self._tokenizer = load_tokenizer(source)
+            self._keys = ApiKeys.configured(config.api_keys)
         except BiremeError as error:
             raise cannot_start(error.message) from None
-        self._keys = ApiKeys.configured(config.api_keys)
         self._created = int(time.time())
         self._metrics = NodeMetrics()
         self._service: OpenAiService | None = None
@@ -69,6 +70,7 @@ class OpenAiIngress:
             Route("/health", self.health),
             Route("/metrics", self.metrics),
             Route("/v1/models", self.models),
+            Route("/v1/status", self.status),
             Route("/v1/models/{model_id:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
@@ -119,6 +121,11 @@ class OpenAiIngress:
         """What the processes of this node measured, as Prometheus reads it."""
         return Response(await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
+    async def status(self, request: Request) -> Response:
+        """Every engine of this application with what it holds, and what happened to requests in this ingress."""
+        assert self._client is not None
+        return JSONResponse(await cluster_status(self._client))
+
     async def models(self, request: Request) -> Response:
         """The one model of this application."""
         service = self._ready()
@@ -134,13 +141,21 @@ class OpenAiIngress:
         """POST /v1/completions."""
         service = self._ready()
         return await _answer(
-            request, *await service.completion(await read_json(request, self._config.max_prompt_bytes))
+            request,
+            *await service.completion(
+                await read_json(request, self._config.max_prompt_bytes), request.headers.get("last-event-id")
+            ),
         )
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         service = self._ready()
-        return await _answer(request, *await service.chat(await read_json(request, self._config.max_prompt_bytes)))
+        return await _answer(
+            request,
+            *await service.chat(
+                await read_json(request, self._config.max_prompt_bytes), request.headers.get("last-event-id")
+            ),
+        )
 
     def _ready(self) -> OpenAiService:
         if self._service is None:

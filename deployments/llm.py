@@ -12,6 +12,7 @@ from cluster.config import LLMConfig
 from deployments.app_arguments import AppArguments
 from deployments.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, LLMServer, runner_num_gpus
 from deployments.ingress import OpenAiIngress
+from deployments.serve_options import check_serve_options, with_options
 
 INGRESS_CPUS = 0.2
 ENGINE_REPLICA_CPUS = 0.1
@@ -22,10 +23,12 @@ _HEALTH_CHECK_PERIOD_S = 2.0
 
 def engine_options(config: LLMConfig) -> dict[str, Any]:
     """Serve options of the engine deployment; those in ``deployment_config`` win."""
-    in_engine = config.max_num_seqs + config.max_queued_requests
+    # The engine's own queue is the bound: it alone knows what waits. Serve's queue counts calls that are just being routed,
+    # a burst that the engine has room for included, so both of Serve's limits lie beyond the engine's.
+    beyond_engine = 2 * (config.max_num_seqs + config.max_queued_requests) + 64
     options: dict[str, Any] = {
-        "max_ongoing_requests": in_engine,
-        "max_queued_requests": config.max_queued_requests,
+        "max_ongoing_requests": beyond_engine,
+        "max_queued_requests": beyond_engine,
         "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_TIMEOUT_S,
         "graceful_shutdown_wait_loop_s": 0.5,
@@ -65,8 +68,16 @@ def ingress_options(config: LLMConfig) -> dict[str, Any]:
 
 
 def build_openai_app(arguments: AppArguments) -> Application:
-    """The Serve application: one ingress, and the engines behind it. From Python, an ``LLMConfig`` will do."""
+    """The Serve application: one ingress, and the engines behind it. From Python, an ``LLMConfig`` will do.
+
+    Raises:
+        SettingsError: Ray Serve refuses deployment_config or ingress_config.
+    """
     config = LLMConfig(**{name: getattr(arguments, name) for name in LLMConfig.model_fields})
-    engines = serve.deployment(LLMServer).options(name="LLMServer", **engine_options(config)).bind(config)
-    ingress = serve.deployment(serve.ingress()(OpenAiIngress)).options(name="OpenAiIngress", **ingress_options(config))
-    return ingress.bind(config, engines)
+    check_serve_options("deployment_config", config.deployment_config)
+    check_serve_options("ingress_config", config.ingress_config)
+    engines = serve.deployment(name="LLMServer")(LLMServer)
+    ingress = serve.deployment(name="OpenAiIngress")(serve.ingress()(OpenAiIngress))
+    return with_options(ingress, "ingress_config", ingress_options(config)).bind(
+        config, with_options(engines, "deployment_config", engine_options(config)).bind(config)
+    )

@@ -8,15 +8,21 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from cluster.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_SEQ_LEN, MAX_STOP_SEQS, MAX_STOP_TOKEN_IDS
 from deployments.api_errors import ApiError, bad_request
+
+# What OpenAI's client has in an answer's message, and sends back with it; only empty ones can be taken.
+_ANSWER_FIELDS = frozenset({"refusal", "annotations", "audio", "function_call", "tool_calls"})
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
 MAX_MESSAGES = 4096
 MAX_N = 128
 MAX_SHORT_TEXT = 1024
+MAX_RESUMED_TOKENS = 2**20
+MAX_RESUMED_CHOICES = 1024
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 ShortText = Annotated[str, StringConstraints(max_length=MAX_SHORT_TEXT)]
@@ -24,11 +30,19 @@ StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_
 
 
 def _one_or_many(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise PydanticCustomError("stop_type", "must be a string or a list of strings")
+    return value
 
 
 def _text_parts(value: Any) -> Any:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if not isinstance(value, list):
+        raise PydanticCustomError("content_type", "must be a string or a list of parts")
+    return value
 
 
 def _without_nulls(value: Any) -> Any:
@@ -44,6 +58,24 @@ class StreamOptions(_Fields):
 
     include_usage: bool = False
     include_obfuscation: bool = False
+
+
+class ResumedChoice(_Fields):
+    """What a client has of one choice."""
+
+    token_ids: list[TokenId] = Field(max_length=MAX_RESUMED_TOKENS)
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class Resume(_Fields):
+    """What a client has of an answer whose connection broke; it re-sends its request with it and goes on from there."""
+
+    fingerprint: ShortText
+    choices: list[ResumedChoice] = Field(min_length=1, max_length=MAX_RESUMED_CHOICES)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(choice.token_ids) for choice in self.choices)
 
 
 class GenerationRequest(_Fields):
@@ -62,7 +94,7 @@ class GenerationRequest(_Fields):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
         default_factory=dict, max_length=MAX_LOGIT_BIAS
     )
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int = Field(1, ge=1, le=MAX_N)
     stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=MAX_STOP_STRINGS)] = []
     include_stop_str_in_output: bool = False
@@ -85,6 +117,7 @@ class GenerationRequest(_Fields):
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
     request_id: ShortText | None = None
+    resume: Resume | None = None
 
 
 class CompletionRequest(GenerationRequest):
@@ -137,8 +170,14 @@ class ChatMessage(_Fields):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_absent(cls, value: Any) -> Any:
-        return _without_nulls(value)
+    def _empty_is_absent(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: item
+            for name, item in value.items()
+            if item is not None and not (name in _ANSWER_FIELDS and item in ([], {}, ""))
+        }
 
     def as_template_message(self) -> dict[str, str]:
         """The message as chat templates read it; ``developer`` is OpenAI's newer word for ``system``."""
@@ -206,6 +245,10 @@ def parse_request(kind: type[_Request], body: Any) -> _Request:
         raise bad_request(
             f"best_of must equal n ({request.n}), got {_shown(best_of)}", "best_of", "unsupported_parameter"
         )
+    if request.resume is not None and not (request.stream and request.return_token_ids and request.seed is not None):
+        raise bad_request(
+            "resume is only allowed with stream=true, return_token_ids=true and the answer's seed", "resume"
+        )
     if request.stream_options is not None and not request.stream:
         raise bad_request("stream_options is only allowed with stream=true", "stream_options")
     return request
@@ -214,7 +257,11 @@ def parse_request(kind: type[_Request], body: Any) -> _Request:
 def _as_api_error(error: ValidationError, kind: type[BaseModel]) -> ApiError:
     first = error.errors(include_url=False, include_context=False)[0]
     # Members of a union appear in the location under their type's name; a client only knows field names and indices.
-    known = {name for model in (kind, ChatMessage, TextPart, StreamOptions) for name in model.model_fields}
+    known = {
+        name
+        for model in (kind, ChatMessage, TextPart, StreamOptions, Resume, ResumedChoice)
+        for name in model.model_fields
+    }
     path = [str(part) for part in first["loc"] if isinstance(part, int) or part in known] or [
         str(p) for p in first["loc"]
     ]

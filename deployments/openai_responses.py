@@ -6,22 +6,18 @@ import math
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from actors.detokenizer import IncrementalDetokenizer
+from actors.tokenizer import Tokenizer
 from cluster.outputs import TokenLogprobs
 from deployments.generation import Generation
 from deployments.openai_protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from deployments.resume_point import ResumePoint
 from deployments.sequence_output import SequenceOutput
+from deployments.text_offsets import TextOffsets, prompt_offsets
 
 _LOWEST_LOGPROB = -9999.0  # JSON has no infinity; the value OpenAI documents for a token that is very unlikely
-
-
-class TokenTexts(Protocol):
-    """The part of a tokenizer that log-probabilities need."""
-
-    def token_text(self, token_id: int) -> str: ...
-
-    def token_bytes(self, token_id: int) -> bytes: ...
 
 
 def model_object(model_id: str, created: int, max_model_len: int) -> dict[str, Any]:
@@ -43,23 +39,25 @@ class Answer:
         self,
         request: GenerationRequest,
         model_id: str,
-        tokenizer: TokenTexts,
+        tokenizer: Tokenizer,
         generation: Generation,
         prompt_ids: Sequence[list[int]],
         seed: int,
+        resumed: ResumePoint | None = None,
     ) -> None:
         self.request = request
         self.tokenizer = tokenizer
         self.generation = generation
         self.prompt_ids = prompt_ids
         self.seed = seed
-        self._head = {
-            "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
+        self._head: dict[str, Any] = {
+            "id": resumed.answer_id if resumed else f"{self.id_prefix}-{uuid.uuid4().hex}",
             "object": self.object_name,
-            "created": int(time.time()),
+            "created": resumed.created if resumed else int(time.time()),
             "model": model_id,
         }
-        self._num_sent = [-1] * len(generation.outputs)
+        self._num_sent = [len(output.token_ids) or -1 for output in generation.outputs]
+        self.event_ids: list[str] = []
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
 
     def whole(self) -> dict[str, Any]:
@@ -75,10 +73,15 @@ class Answer:
         }
 
     def chunks(self, texts: dict[int, str]) -> list[dict[str, Any]]:
-        """Chunks for what ``Generation.read`` returned; the first of all carries the seed."""
+        """Chunks for what ``Generation.read`` returned; the first of each choice carries the seed.
+
+        ``event_ids`` has the id of each afterwards: which answer it belongs to, and how many tokens it had with it.
+        """
         chunks = []
+        self.event_ids = []
         for i, text in texts.items():
             output, num_sent = self.generation.outputs[i], self._num_sent[i]
+            begins = all(num < 0 for num in self._num_sent)
             choice = self.chunk_choice(i, text, output, max(num_sent, 0), first=num_sent < 0)
             if choice is None:
                 continue
@@ -93,7 +96,11 @@ class Answer:
                 chunk["usage"] = None
             if num_sent < 0:
                 chunk["seed"] = self.seed
+            if begins:
+                chunk.update(self.first_chunk_extras(i, output))
             chunks.append(chunk)
+            num_tokens = sum(max(num, 0) for num in self._num_sent)
+            self.event_ids.append(str(ResumePoint(self._head["id"], self._head["created"], num_tokens)))
         return chunks
 
     def usage_chunk(self) -> dict[str, Any] | None:
@@ -125,6 +132,10 @@ class Answer:
         return len(output.token_ids)
 
     def whole_extras(self) -> dict[str, Any]:
+        return {}
+
+    def first_chunk_extras(self, index: int, output: SequenceOutput) -> dict[str, Any]:
+        """What the first chunk of a stream has beside its choice, which is number ``index``."""
         return {}
 
     def whole_choice(self, index: int, output: SequenceOutput) -> dict[str, Any]:
@@ -179,9 +190,13 @@ class ChatAnswer(Answer):
         extras: dict[str, Any] = {}
         if self.request.return_token_ids:
             extras["prompt_token_ids"] = self.prompt_ids[0]
-        if self.request.prompt_logprobs is not None:
-            extras["prompt_logprobs"] = self.prompt_logprobs(0, self.generation.outputs[0])
-        return extras
+        return {**extras, **self.first_chunk_extras(0, self.generation.outputs[0])}
+
+    def first_chunk_extras(self, index: int, output: SequenceOutput) -> dict[str, Any]:
+        # All choices have the same prompt.
+        if self.request.prompt_logprobs is None:
+            return {}
+        return {"prompt_logprobs": self.prompt_logprobs(index, output)}
 
     def chunk_choice(
         self, index: int, text: str, output: SequenceOutput, start: int, first: bool
@@ -228,12 +243,20 @@ class CompletionAnswer(Answer):
     object_name = chunk_name = "text_completion"
     request: CompletionRequest
 
-    def __init__(self, *args: Any, prompt_texts: Sequence[str]) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, prompt_texts: Sequence[str], **options: Any) -> None:
+        super().__init__(*args, **options)
         self.prompt_texts = prompt_texts
         # The engine always samples; asked for no tokens at all, the one it made is not shown.
         self._prompt_only = self.request.max_tokens == 0
-        self._offsets = [0] * len(self.generation.outputs)
+        self._offsets = [self._new_offsets(i) for i in range(len(self.generation.outputs))]
+        if self.request.logprobs is not None:
+            for offsets, output in zip(self._offsets, self.generation.outputs):
+                for token in output.token_ids:  # those that a client who resumes has
+                    offsets.push(token)
+
+    def _new_offsets(self, index: int) -> TextOffsets:
+        detokenizer = IncrementalDetokenizer(self.tokenizer, self.request.skip_special_tokens, continues=True)
+        return TextOffsets(detokenizer, len(self.prompt_texts[index // self.request.n]))
 
     def num_generated(self, output: SequenceOutput) -> int:
         return 0 if self._prompt_only else len(output.token_ids)
@@ -276,15 +299,15 @@ class CompletionAnswer(Answer):
             return None
         tokens: list[int] = [] if self._prompt_only else output.token_ids[start:]
         entries: list[TokenLogprobs | None] = [] if self._prompt_only else list(output.logprobs[start:])
-        if first and self.request.echo and output.prompt_logprobs is not None:
-            tokens = [*self.prompt_ids[index // self.request.n], *tokens]
-            entries = [*output.prompt_logprobs, *entries]
         if first:
-            self._offsets[index] = 0 if self.request.echo else len(self.prompt_texts[index // self.request.n])
-        texts, offsets = [self.tokenizer.token_text(token) for token in tokens], []
-        for text in texts:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(text)
+            self._offsets[index] = self._new_offsets(index)
+        offsets = [self._offsets[index].push(token) for token in tokens]
+        if first and self.request.echo and output.prompt_logprobs is not None:
+            prompt = self.prompt_ids[index // self.request.n]
+            tokens = [*prompt, *tokens]
+            entries = [*output.prompt_logprobs, *entries]
+            offsets = prompt_offsets(self.tokenizer, prompt, self.prompt_texts[index // self.request.n]) + offsets
+        texts = [self.tokenizer.token_text(token) for token in tokens]
         return {
             "tokens": texts,
             "token_logprobs": [None if entry is None else finite(entry.logprob) for entry in entries],
@@ -294,10 +317,10 @@ class CompletionAnswer(Answer):
 
     def _tops(self, text: str, entry: TokenLogprobs) -> dict[str, float]:
         limit = self.request.logprobs or 0
-        tops = {
-            self.tokenizer.token_text(token): finite(logprob)
-            for token, logprob in zip(entry.top_ids[:limit], entry.top_logprobs)
-        }
+        tops: dict[str, float] = {}
+        # Tokens that are parts of characters share one text; the likeliest comes first and keeps it.
+        for token, logprob in zip(entry.top_ids[:limit], entry.top_logprobs):
+            tops.setdefault(self.tokenizer.token_text(token), finite(logprob))
         tops.setdefault(text, finite(entry.logprob))
         return tops
 

@@ -10,13 +10,15 @@ from typing import Any
 
 from actors.detokenizer import IncrementalDetokenizer
 from actors.tokenizer import Tokenizer
-from cluster.errors import BiremeError
+from cluster.errors import BiremeError, InvalidRequestError
 from cluster.journal import JournalEntry
 from deployments.api_errors import ApiError, bad_request, from_engine
 from deployments.engine_client import EngineClient
 from deployments.generation import Generation
 from deployments.openai_protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_request
 from deployments.openai_responses import Answer, ChatAnswer, CompletionAnswer
+from deployments.request_events import RESUMED
+from deployments.resume_point import resume_point, resume_sequence
 from deployments.sampling_request import ModelLimits, assign_seed, check_prompt_ids, sampling_params
 from deployments.sequence_output import SequenceOutput
 
@@ -41,7 +43,7 @@ class OpenAiService:
         self._tokenizer = tokenizer
         self._max_choices = max_choices
 
-    async def completion(self, body: Any) -> tuple[Generation, Answer]:
+    async def completion(self, body: Any, last_event_id: str | None = None) -> tuple[Generation, Answer]:
         """Start a completion.
 
         Raises:
@@ -49,6 +51,7 @@ class OpenAiService:
         """
         received = time.monotonic()
         request = parse_request(CompletionRequest, body)
+        resumed = resume_point(request, last_event_id, CompletionAnswer.id_prefix)
         self.check_model(request.model)
         prompts = request.prompts()
         self._check_choices(len(prompts) * request.n)
@@ -56,7 +59,7 @@ class OpenAiService:
         for i, prompt in enumerate(prompts):
             param = "prompt" if len(prompts) == 1 else f"prompt.{i}"
             if isinstance(prompt, str):
-                ids = await self._encode(prompt, request.add_special_tokens)
+                ids = await self._encode(prompt, request.add_special_tokens, param)
                 if not ids:
                     raise bad_request(f"{param} has no tokens; write at least one character", param)
             else:
@@ -68,10 +71,17 @@ class OpenAiService:
             )
         generation, seed = self._start(request, prompt_ids, received)
         return generation, CompletionAnswer(
-            request, self.model_id, self._tokenizer, generation, prompt_ids, seed, prompt_texts=prompt_texts
+            request,
+            self.model_id,
+            self._tokenizer,
+            generation,
+            prompt_ids,
+            seed,
+            prompt_texts=prompt_texts,
+            resumed=resumed,
         )
 
-    async def chat(self, body: Any) -> tuple[Generation, Answer]:
+    async def chat(self, body: Any, last_event_id: str | None = None) -> tuple[Generation, Answer]:
         """Start a chat completion.
 
         Raises:
@@ -79,23 +89,23 @@ class OpenAiService:
         """
         received = time.monotonic()
         request = parse_request(ChatCompletionRequest, body)
+        resumed = resume_point(request, last_event_id, ChatAnswer.id_prefix)
         self.check_model(request.model)
         self._check_choices(request.n)
-        reserved = request.chat_template_kwargs.keys() & {"messages", "tools", "add_generation_prompt"}
-        if reserved:
-            raise bad_request(
-                f"chat_template_kwargs may not contain {', '.join(sorted(reserved))}", "chat_template_kwargs"
-            )
         messages = [message.as_template_message() for message in request.messages]
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=request.add_generation_prompt, **request.chat_template_kwargs
+                messages,
+                add_generation_prompt=request.add_generation_prompt,
+                template_kwargs=request.chat_template_kwargs,
             )
         except BiremeError as error:
             raise from_engine(error) from None
-        prompt_ids = [await self._encode(text, request.add_special_tokens)]
+        prompt_ids = [await self._encode(text, request.add_special_tokens, "messages")]
+        if not prompt_ids[0]:
+            raise bad_request("messages make a prompt without tokens; write at least one character", "messages")
         generation, seed = self._start(request, prompt_ids, received)
-        return generation, ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, seed)
+        return generation, ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, seed, resumed)
 
     def check_model(self, model: str | None) -> None:
         """Raise ApiError 404 for a model that is not served."""
@@ -113,19 +123,26 @@ class OpenAiService:
                 f"prompts times n is {count}; at most {self._max_choices} sequences are allowed in one request", "n"
             )
 
-    async def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    async def _encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
         try:
             if len(text) <= _INLINE_CHARS:
                 return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
             return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
-        except BiremeError as error:
-            raise from_engine(error) from None
+        except InvalidRequestError as error:  # the tokenizer does not know where the text came from
+            raise bad_request(f"{param}: {error.message}", param, error.code) from None
 
     def _start(
         self, request: GenerationRequest, prompts: Sequence[list[int]], received: float
     ) -> tuple[Generation, int]:
         seed = assign_seed(request)
-        entries, outputs = [], []
+        resume = request.resume
+        if resume is not None and len(resume.choices) != len(prompts) * request.n:
+            raise bad_request(
+                f"resume.choices must have {len(prompts) * request.n} entries, one a choice, got {len(resume.choices)}",
+                "resume.choices",
+            )
+        entries: list[JournalEntry] = []
+        outputs: list[SequenceOutput] = []
         for prompt_ids in prompts:
             for i in range(request.n):
                 params = sampling_params(request, len(prompt_ids), seed + i, self.limits)
@@ -148,6 +165,10 @@ class OpenAiService:
                         detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output
                     )
                 )
+        if resume is not None:
+            for i, choice in enumerate(resume.choices):
+                resume_sequence(i, choice, resume.fingerprint, entries[i], outputs[i], self.limits.vocab_size)
+            self._client.events.record(RESUMED, entries[0].request_id, choices=len(entries), tokens=resume.num_tokens)
         generation = Generation(self._client, entries, outputs, received)
         generation.start()
         return generation, seed

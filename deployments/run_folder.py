@@ -9,18 +9,33 @@ from pathlib import Path
 
 # HAProxy's sockets lie two levels down, in a folder named by a Ray node id, and a socket's path has at most 97 characters there.
 _LONGEST = 28
-_JANITOR = 'cat >/dev/null; sleep 2; rm -rf -- "$1"'
+
+# Inside the folder: empty files named by the ids of processes that must not outlive this one.
+PIDS = "pids"
+
+# An id may be another process's by now; one of ours names the folder in its arguments.
+_JANITOR = """
+cat >/dev/null
+for file in "$1"/pids/*; do
+    pid=${file##*/}
+    if tr '\\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF -- "$1/"; then kill -KILL "$pid"; fi
+done
+sleep 2
+rm -rf -- "$1"
+"""
 
 
 def make_run_folder() -> Path:
     """Make a folder that only this user may enter, and that is removed after this process ended, in whatever way it does.
 
+    Processes that are listed in its PIDS and have the folder's path in their arguments are ended then, too (on Linux).
     It also outlives ``exec``: a pipe that stays open as long as this process tells a waiting shell when it is over.
     """
     folder = tempfile.mkdtemp(prefix="bireme-")
     if len(folder) > _LONGEST:
         os.rmdir(folder)
         folder = tempfile.mkdtemp(prefix="bireme-", dir="/tmp")
+    os.mkdir(os.path.join(folder, PIDS))
     reading, writing = os.pipe()
     # A session of its own: Ctrl-C at the terminal is not for it.
     subprocess.Popen(

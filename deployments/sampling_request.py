@@ -21,7 +21,10 @@ class ModelLimits(NamedTuple):
 
 
 def assign_seed(request: GenerationRequest) -> int:
-    """The client's seed, or a random one: a request must be repeatable on another engine."""
+    """The client's seed, or a random one: a request must be repeatable on another engine.
+
+    The engine's seeds are not negative; ``sampling_params`` maps those that are, and the client keeps seeing its own.
+    """
     return secrets.randbits(63) if request.seed is None else request.seed
 
 
@@ -62,10 +65,11 @@ def sampling_params(request: GenerationRequest, prompt_len: int, seed: int, limi
 def _max_tokens(request: GenerationRequest, prompt_len: int, max_model_len: int) -> int:
     room = max_model_len - prompt_len
     if room < 1:
+        param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
         raise bad_request(
-            f"the prompt has {prompt_len} tokens; this model takes at most {max_model_len - 1}, "
+            f"{param}: the prompt has {prompt_len} tokens; this model takes at most {max_model_len - 1}, "
             "so that one can be generated",
-            "prompt",
+            param,
             "context_length_exceeded",
         )
     if isinstance(request, ChatCompletionRequest):
@@ -78,7 +82,8 @@ def _max_tokens(request: GenerationRequest, prompt_len: int, max_model_len: int)
     if wanted is None:
         return max(default, min(request.min_tokens, room))
     if wanted < lowest:
-        raise bad_request(f"{name} must be at least {lowest}, got {wanted} (0 is allowed with echo=true)", name)
+        exception = " (0 is allowed with echo=true)" if isinstance(request, CompletionRequest) else ""
+        raise bad_request(f"{name} must be at least {lowest}, got {wanted}{exception}", name)
     if wanted > room:
         raise bad_request(
             f"{name} ({wanted}) and the prompt ({prompt_len} tokens) exceed the model's {max_model_len} tokens; "
@@ -102,10 +107,14 @@ def _logprobs(request: GenerationRequest) -> tuple[int | None, int | None]:
 
 
 def _logit_bias(request: GenerationRequest, vocab_size: int) -> dict[int, float]:
-    bias = {}
+    bias: dict[int, float] = {}
     for key, value in request.logit_bias.items():
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise bad_request(f"logit_bias: keys must be token ids, got {key[:40]!r}", "logit_bias")
+        if int(key) in bias:
+            raise bad_request(
+                f"logit_bias: two keys name the token id {int(key)}, one of them as {key!r}", "logit_bias"
+            )
         bias[int(key)] = value
     _check_ids(bias, "logit_bias", vocab_size)
     return bias

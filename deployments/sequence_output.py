@@ -9,6 +9,9 @@ from cluster.outputs import FINISH_STOP, TokenDelta, TokenLogprobs
 from cluster.sampling_params import SamplingParams
 from deployments.stop_strings import StopStringMatcher
 
+# Stands where the log-probabilities of resumed tokens were: they are never sent again.
+_KNOWN_TO_CLIENT = TokenLogprobs(0.0, 1, [], [])
+
 
 class Detokenizer(Protocol):
     """Turns ids into text one at a time; text of an incomplete character is held until it is complete."""
@@ -88,7 +91,8 @@ class SequenceOutput:
             self.logprobs.extend(delta.logprobs)
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs
-        self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
+        if delta.index == 0:  # an attempt that continues finds its own tokens cached, which is not the client's prompt
+            self.num_cached_tokens = delta.num_cached_tokens
         self._tail.extend(delta.token_ids)
         finished = delta.finish_reason is not None
         if finished:
@@ -107,6 +111,21 @@ class SequenceOutput:
             self.stop_reason = None if isinstance(matched, int) and matched in self._eos else matched
         self.text += text
         return text
+
+    def resume(self, token_ids: list[int], finish_reason: str | None, with_logprobs: bool) -> bool:
+        """Take in what a client has already; every later ``push`` does what it would have done after the same tokens.
+
+        Returns:
+            False if an answer with these tokens would have ended, and the client says it did not.
+        """
+        self.push(TokenDelta("", 0, 0, token_ids))
+        if finish_reason is None and self.finish_reason is not None:
+            return False
+        self.finish_reason = finish_reason
+        self.token_ids = list(token_ids)
+        if with_logprobs:
+            self.logprobs = [_KNOWN_TO_CLIENT] * len(token_ids)
+        return True
 
     def _drop_matched_stop(self, delta: TokenDelta) -> None:
         if delta.finish_reason == FINISH_STOP and delta.matched_stop is not None and not self._include_stop:

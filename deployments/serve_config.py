@@ -53,7 +53,13 @@ def configured_model(config: dict[str, Any]) -> LLMConfig:
         BiremeError: they are not valid.
     """
     try:
-        return AppArguments.model_validate(config["applications"][0].get("args") or {})
+        settings = AppArguments.model_validate(config["applications"][0].get("args") or {})
+        for name in ("deployment_config", "ingress_config"):
+            if getattr(settings, name):
+                from deployments.serve_options import check_serve_options  # imports Ray Serve, which takes a second
+
+                check_serve_options(name, getattr(settings, name))
+        return settings
     except SettingsError as error:
         raise BiremeError(error.message) from None
 

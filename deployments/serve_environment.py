@@ -9,6 +9,8 @@ import socket
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from deployments.run_folder import PIDS
+
 HAPROXY_ON_LOOPBACK = Path(__file__).with_name("haproxy_on_loopback.sh")
 
 SERVE_ENVIRONMENT = {
@@ -65,6 +67,7 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY_ON_LOOPBACK),
         "BIREME_HAPROXY": binary,
+        "BIREME_HAPROXY_PIDS": str(folder / PIDS),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),

@@ -18,6 +18,7 @@ logger = logging.getLogger("ray.serve")
 
 _MAX_BREAKS = 4
 _FIRST_BACKOFF_S = 0.05
+_RENEW_TICKS = 8
 
 
 class TokenStream:
@@ -27,6 +28,7 @@ class TokenStream:
         engine_id, fingerprint: of the engine.
         runner: handle of its runner actor.
         alive: False once the engine is known to be gone.
+        is_leased: over Ray, from another node; the engine wants to hear now and then that this ingress is there.
         silent: nothing was heard for ``hang_timeout_s``: the engine counts as gone until it speaks again.
     """
 
@@ -36,6 +38,8 @@ class TokenStream:
         self.runner: Any = reply.runner
         self.alive = True
         self.silent = False
+        self.renewals = 0
+        self.is_leased = False
         self.clock = SilenceClock()
         self.task: asyncio.Task | None = None
 
@@ -89,6 +93,10 @@ class TokenStreams:
         while True:
             await asyncio.sleep(TICK_S)
             for stream in list(self._streams.values()):
+                if stream.is_leased:
+                    stream.renewals += 1
+                    if stream.renewals % _RENEW_TICKS == 0:
+                        stream.runner.renew.remote(self.subscriber)
                 if stream.clock.tick() > self._hang_timeout_s and not stream.silent:
                     stream.silent = True
                     why = f"nothing was heard from it for {self._hang_timeout_s:g} s"
@@ -118,6 +126,9 @@ class TokenStreams:
                 break
             except (ray.exceptions.RayError, OSError) as error:
                 why = str(error).splitlines()[0]
+            except Exception as error:  # whatever it was, the requests on this stream must learn that it ended
+                logger.exception("token stream of engine %s failed", stream.engine_id)
+                why = f"{type(error).__name__}: {error}"
             breaks += 1
             await asyncio.sleep(_FIRST_BACKOFF_S * 2**breaks)
         logger.warning("token stream of engine %s ended: %s", stream.engine_id, why)
@@ -131,8 +142,10 @@ class TokenStreams:
             async for deltas in read_messages(path, self.subscriber, self._resume_indices()):
                 yield deltas
         else:
+            # Ray does not tell a generator that its consumer is gone.
+            stream.is_leased = True
             attach = stream.runner.attach.options(num_returns="streaming")
-            async for message in attach.remote(self.subscriber, self._resume_indices()):
+            async for message in attach.remote(self.subscriber, self._resume_indices(), leased=True):
                 yield await message
 
     async def close(self) -> None:

@@ -71,10 +71,6 @@ def weights_fingerprint(source: ModelSource) -> str:
     return digest.hexdigest()[:32]
 
 
-def _load(loader: Loader, dtype: str) -> np.ndarray:
-    return _convert(loader(), dtype)
-
-
 def _in_parallel(loaders: list[tuple[str, Loader]], dtype: str) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors in order, a few of them read and converted ahead."""
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
@@ -87,6 +83,10 @@ def _in_parallel(loaders: list[tuple[str, Loader]], dtype: str) -> Iterator[tupl
                 yield name, tensor.result()
         for name, tensor in ahead:
             yield name, tensor.result()
+
+
+def _load(loader: Loader, dtype: str) -> np.ndarray:
+    return _convert(loader(), dtype)
 
 
 def _loaders(source: ModelSource, config: ModelConfig) -> list[tuple[str, Loader]]:

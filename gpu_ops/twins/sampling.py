@@ -104,7 +104,8 @@ def token_logprobs(logits: np.ndarray, tokens: np.ndarray, num: int) -> tuple[np
     for r in range(count):
         row = np.where(np.isnan(logits[r]), -np.inf, logits[r]).astype(np.float64)
         with np.errstate(invalid="ignore"):
-            below = np.where(row == row.max(), 0.0, row - row.max())
+            largest = np.max(row)
+            below = np.where(row == largest, 0.0, row - largest)
         all_logprobs = below - np.log(np.exp(below).sum())
         best = np.argsort(-row, kind="stable")[:num]
         ids[r, 0] = tokens[r]

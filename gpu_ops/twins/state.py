@@ -110,7 +110,7 @@ def pack_tokens(
 def _find_stop(state: Any, slot: int, token: int) -> tuple[StopReason, int]:
     prompt, before = int(state.prompt_lens[slot]), int(state.step_idx[slot])
     generated = [*state.token_ids_all[slot, prompt : prompt + before].tolist(), int(token)]
-    if len(generated) >= state.min_dec_len[slot] and token >= 0:
+    if len(generated) > state.min_dec_len[slot] and token >= 0:
         if token in state.eos_token_id[slot]:
             return StopReason.EOS, token
         if token in state.stop_token_ids[slot]:

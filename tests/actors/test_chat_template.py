@@ -15,9 +15,13 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 def render(
-    source: str, messages: list[dict[str, Any]] = HI, special: dict[str, str] | None = None, **kwargs: Any
+    source: str,
+    messages: list[dict[str, Any]] = HI,
+    special: dict[str, str] | None = None,
+    variables: dict[str, Any] | None = None,
+    **options: Any,
 ) -> str:
-    return ChatTemplate(source, special or {}, "m").render(messages, **kwargs)
+    return ChatTemplate(source, special or {}, "m").render(messages, template_kwargs=variables, **options)
 
 
 def test_blocks_leave_no_blank_lines():
@@ -30,12 +34,22 @@ def test_variables():
     source = (
         "{{ bos_token }}{{ tools | length }}{{ add_generation_prompt }}{{ enable_thinking }}{{ eos_token is defined }}"
     )
-    assert render(source, special=special, tools=[{}], enable_thinking=False) == "<s>1TrueFalseFalse"
+    assert render(source, special=special, tools=[{}], variables={"enable_thinking": False}) == "<s>1TrueFalseFalse"
     assert render("{{ tools is none }}{{ add_generation_prompt }}", add_generation_prompt=False) == "TrueFalse"
 
 
-def test_callers_cannot_replace_special_tokens():
-    assert render("{{ bos_token }}", special={"bos_token": "<s>"}, bos_token="x") == "<s>"
+@pytest.mark.parametrize(
+    "name", ["bos_token", "messages", "tools", "add_generation_prompt", "self", "raise_exception", "namespace"]
+)
+def test_callers_cannot_replace_what_has_a_meaning_in_a_template(name):
+    with pytest.raises(InvalidRequestError, match=f"may not contain {name};") as caught:
+        render("{{ bos_token }}", special={"bos_token": "<s>"}, variables={name: 1, "own": 2})
+    assert caught.value.param == "chat_template_kwargs"
+
+
+def test_a_variable_may_have_any_other_name():
+    names = ["source", "template_kwargs", "variables", "context", "not an identifier"]
+    assert render("{{ context }}", variables={name: name for name in names}) == "context"
 
 
 def test_loop_controls_and_generation_blocks():
@@ -44,8 +58,8 @@ def test_loop_controls_and_generation_blocks():
 
 
 def test_tojson_does_not_escape_for_html():
-    assert render("{{ x | tojson }}", x={"a": "<é>"}) == '{"a": "<é>"}'
-    assert render("{{ x | tojson(indent=2) }}", x=[1]) == "[\n  1\n]"
+    assert render("{{ x | tojson }}", variables={"x": {"a": "<é>"}}) == '{"a": "<é>"}'
+    assert render("{{ x | tojson(indent=2) }}", variables={"x": [1]}) == "[\n  1\n]"
 
 
 def test_strftime_now():

@@ -102,6 +102,8 @@ async def test_a_call_cancelled_before_the_engine_took_it_harms_nobody(actor):
         await asyncio.sleep(0)
     assert await busy == GenerateReply(200, "length")
     assert (await actor.check_integrity())["num_requests_running"] == 0
+    left = {key for key, live in actor._live.items() if live.finished_at is None}
+    assert left == set(), "what the engine never had must not be remembered"
 
 
 async def test_a_broken_stream_resumes_from_an_index(actor):
@@ -199,19 +201,45 @@ async def test_drain_lets_a_short_request_finish_and_hands_over_a_long_and_a_wai
         for name in ("long", "b", "c", "short", "waiting")
     }
     await stream.wait_for("long", 3)
-
-    def slow(engine):
-        forward = engine.runner.model.forward
-        engine.runner.model.forward = lambda rows, kv_cache: (time.sleep(0.01), forward(rows, kv_cache))[1]
-
-    await asyncio.wrap_future(actor._engine_loop.call(slow))
+    await asyncio.wrap_future(actor._engine_loop.call(slow_down))
     moved = await actor.drain(1.0)
     assert moved == 4
     replies = {name: await call for name, call in calls.items()}
     assert replies["short"] == GenerateReply(20, "length")
-    assert {name for name, reply in replies.items() if reply.finish_reason == "handover"} == {"long", "b", "c", "waiting"}
+    assert {name for name, reply in replies.items() if reply.finish_reason == "handover"} == {
+        "long",
+        "b",
+        "c",
+        "waiting",
+    }
     assert replies["waiting"].num_tokens == 0
     assert isinstance(await actor.generate(subscribed("late", [1])), NotAdmitted)
     await asyncio.sleep(0.1)
     stats = await actor.check_integrity()
     assert (stats["state"], stats["num_blocks_available"]) == ("draining", stats["num_blocks"])
+
+
+async def test_a_leased_stream_ends_when_its_subscriber_is_not_heard_of(actor, monkeypatch):
+    monkeypatch.setattr("actors.runner_actor.ORPHAN_S", 0.6)
+    messages = actor.attach("ingress", {}, leased=True)
+    listening = asyncio.create_task(drain_all(messages))
+    await asyncio.sleep(0)
+    call = asyncio.create_task(actor.generate(subscribed("a", [1], max_tokens=500)))
+    await asyncio.wrap_future(actor._engine_loop.call(slow_down))
+    for _ in range(4):
+        await asyncio.sleep(0.25)
+        await actor.renew("ingress")
+    assert not call.done()
+    assert (await call).finish_reason == "abort"
+    await asyncio.wait_for(listening, 5)
+
+
+def slow_down(engine) -> None:
+    """Ten milliseconds more a step."""
+    forward = engine.runner.model.forward
+    engine.runner.model.forward = lambda rows, kv_cache: (time.sleep(0.01), forward(rows, kv_cache))[1]
+
+
+async def drain_all(messages) -> None:
+    async for _ in messages:
+        pass

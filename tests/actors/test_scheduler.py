@@ -214,6 +214,7 @@ def test_the_queue_is_bounded():
     scheduler.add_request(request("b"))
     with pytest.raises(OverloadedError, match="2 requests are waiting"):
         scheduler.add_request(request("c"))
+    scheduler.add_request(request("begun elsewhere", attempt=1, output_token_ids=[1, 2]))
     scheduler.check_integrity()
 
 

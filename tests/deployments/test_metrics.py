@@ -12,23 +12,24 @@ from tests.deployments.conftest import KEYS, App, wait_for
 UNEVENTFUL = {"bireme_num_preemptions", "bireme_cached_prompt_tokens", "bireme_request_attempts"}
 
 
-def samples(app: App) -> dict[tuple[str, str], float]:
-    """Value by (name, finish reason) of the project's metrics, summed over processes and engines."""
+def samples(app: App, engine_id: str) -> dict[tuple[str, str], float]:
+    """Value by (name, finish reason) of the project's metrics, of ``engine_id`` and of all ingresses."""
     response = httpx.get(f"{app.url}/metrics", headers={"Authorization": f"Bearer {KEYS[0]}"}, timeout=30)
     assert response.status_code == 200, response.text
     assert response.headers["Content-Type"].startswith("text/plain")
     found: dict[tuple[str, str], float] = {}
     for family in text_string_to_metric_families(response.text):
         for sample in family.samples:
-            if sample.name.startswith("ray_bireme_"):
+            if sample.name.startswith("ray_bireme_") and sample.labels.get("engine_id", engine_id) == engine_id:
                 key = sample.name.removesuffix("_total"), sample.labels.get("finish_reason", "")
                 found[key] = found.get(key, 0) + sample.value
     return found
 
 
 def test_metrics_count_what_was_served(app: App):
-    generated = app.stats()["num_generated_tokens"]
-    before = samples(app)
+    stats = app.wait_until_idle()
+    generated, engine_id = stats["num_generated_tokens"], stats["engine_id"]
+    before = samples(app, engine_id)
     with app.client() as client:
         answer = client.complete("Once upon a time", max_tokens=8, ignore_eos=True)
     assert answer.usage.completion_tokens == 8
@@ -39,14 +40,15 @@ def test_metrics_count_what_was_served(app: App):
         return after.get(key, 0) - before.get(key, 0)
 
     def arrived() -> dict | None:
-        found = samples(app)
+        found = samples(app, engine_id)
         ended = found.get(("ray_bireme_requests", "length"), 0) > before.get(("ray_bireme_requests", "length"), 0)
         return found if ended and found.get(("ray_bireme_generation_tokens", "")) == generated + 8 else None
 
     after = wait_for(arrived, 40, "the tokens are not in the metrics")
-    assert rise("bireme_requests", "length") == 1
+    # Metrics are some seconds old, so what tests before this one did may arrive too; the engine's count above is exact.
+    assert rise("bireme_requests", "length") >= 1
     for name in ("time_to_first_token", "time_per_output_token", "e2e_request_latency"):
-        assert rise(f"bireme_{name}_seconds_count") == 1
+        assert rise(f"bireme_{name}_seconds_count") >= 1
     assert 0 < rise("bireme_time_to_first_token_seconds_sum") < rise("bireme_e2e_request_latency_seconds_sum")
     assert after["ray_bireme_num_requests_running", ""] == 0
     assert 0 <= after["ray_bireme_kv_cache_usage_perc", ""] <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from openai.types.chat import ChatCompletionMessage
 
 from deployments.api_errors import ApiError
 from deployments.openai_protocol import (
@@ -11,7 +12,7 @@ from deployments.openai_protocol import (
     CompletionRequest,
     parse_request,
 )
-from deployments.sampling_request import ModelLimits, sampling_params
+from deployments.sampling_request import ModelLimits, assign_seed, sampling_params
 
 USER = {"role": "user", "content": "hi"}
 LIMITS = ModelLimits(max_model_len=64, vocab_size=100)
@@ -34,10 +35,11 @@ def refusal(kind, body) -> dict:
         ({"max_tokens": "16"}, "max_tokens", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
         ({"n": 10**9}, "n", "invalid_value"),
-        ({"seed": -1}, "seed", "invalid_value"),
+        ({"seed": -(2**63) - 1}, "seed", "invalid_value"),
         ({"seed": 2**63}, "seed", "invalid_value"),
         ({"stop": ["x"] * (MAX_STOP_STRINGS + 1)}, "stop", "invalid_value"),
         ({"stop": ["a", ""]}, "stop.1", "invalid_value"),
+        ({"stop": 5}, "stop", "invalid_value"),
         ({"stop": "y" * 5000}, "stop.0", "invalid_value"),
         ({"stop_token_ids": list(range(40))}, "stop_token_ids", "invalid_value"),
         ({"stop_token_seqs": [[1], list(range(17))]}, "stop_token_seqs.1", "invalid_value"),
@@ -135,6 +137,8 @@ def test_messages_take_text_parts_and_nulls():
         ({"role": "user", "content": 5}, "messages.0.content"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}, "messages.0.content.0.type"),
         ({"role": "user", "content": "x", "foo": 1}, "messages.0.foo"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "messages.0.tool_calls"),
+        ({"role": "assistant", "content": "x", "refusal": "no"}, "messages.0.refusal"),
         ({"content": "x"}, "messages.0.role"),
         ("x", "messages.0"),
     ],
@@ -143,8 +147,41 @@ def test_a_message_of_another_kind_is_refused_by_name(message, param):
     assert refusal(ChatCompletionRequest, {"messages": [message]})["param"] == param
 
 
+def test_content_of_another_type_hears_both_that_are_allowed():
+    error = refusal(ChatCompletionRequest, {"messages": [{"role": "user", "content": 5}]})
+    assert error["message"] == "messages.0.content: must be a string or a list of parts, got 5"
+
+
+@pytest.mark.parametrize("empty", [None, [], {}, ""])
+def test_a_message_of_openais_client_can_be_sent_back(empty):
+    answer = ChatCompletionMessage(role="assistant", content="x").model_dump()
+    assert {"refusal", "annotations", "audio", "function_call", "tool_calls"} <= answer.keys()
+    answer = {name: empty if value is None else value for name, value in answer.items()}
+    request = parse_request(ChatCompletionRequest, {"messages": [USER, answer, USER]})
+    assert request.messages[1].as_template_message() == {"role": "assistant", "content": "x"}
+
+
 def params_of(kind, body, prompt_len=10):
-    return sampling_params(parse_request(kind, body), prompt_len, 5, LIMITS)
+    request = parse_request(kind, body)
+    return sampling_params(request, prompt_len, assign_seed(request), LIMITS)
+
+
+def test_negative_seeds_are_mapped_and_kept():
+    """OpenAI's seed is a signed integer of 64 bits; the engine's is not negative."""
+    requests = [parse_request(CompletionRequest, {"prompt": "x", "seed": seed}) for seed in (-1, -(2**63), 7)]
+    assert [assign_seed(request) for request in requests] == [-1, -(2**63), 7]
+    seeds = [params_of(CompletionRequest, {"prompt": "x", "seed": seed}).seed for seed in (-1, -(2**63), 7)]
+    assert seeds == [2**63 - 1, 0, 7]
+
+
+def test_a_length_of_zero_hears_of_echo_only_where_there_is_echo():
+    for kind, body, hint in (
+        (ChatCompletionRequest, {"messages": [USER]}, False),
+        (CompletionRequest, {"prompt": "x"}, True),
+    ):
+        with pytest.raises(ApiError, match="max_tokens must be at least 1, got 0") as caught:
+            params_of(kind, {**body, "max_tokens": 0})
+        assert ("echo" in caught.value.message) is hint
 
 
 def test_default_lengths_follow_openai():
@@ -164,6 +201,7 @@ def test_default_lengths_follow_openai():
         ({"max_tokens": 4, "min_tokens": 5}, "min_tokens", "invalid_value"),
         ({"logit_bias": {"100": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"1": 1, "01": 2}}, "logit_bias", "invalid_value"),
         ({"stop_token_ids": [100]}, "stop_token_ids", "invalid_value"),
         ({"stop_token_seqs": [[1], [2, 100]]}, "stop_token_seqs.1", "invalid_value"),
     ],
@@ -174,10 +212,14 @@ def test_what_the_model_cannot_do_is_refused_by_name(fields, param, code):
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, code)
 
 
-def test_a_prompt_that_fills_the_model_is_refused():
+@pytest.mark.parametrize(
+    ("kind", "body", "param"),
+    [(CompletionRequest, {"prompt": "x"}, "prompt"), (ChatCompletionRequest, {"messages": [USER]}, "messages")],
+)
+def test_a_prompt_that_fills_the_model_is_refused_by_name(kind, body, param):
     with pytest.raises(ApiError) as caught:
-        params_of(CompletionRequest, {"prompt": "x"}, prompt_len=64)
-    assert caught.value.code == "context_length_exceeded"
+        params_of(kind, body, prompt_len=64)
+    assert (caught.value.param, caught.value.code) == (param, "context_length_exceeded")
 
 
 def test_logprobs_of_both_endpoints():

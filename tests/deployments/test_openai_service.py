@@ -9,10 +9,13 @@ import pytest
 
 from actors.gguf_tokenizer import build_tokenizer
 from actors.tokenizer import Tokenizer, TokenizerParts
-from cluster.outputs import FINISH_LENGTH, TokenDelta
+from cluster.outputs import FINISH_LENGTH, TokenDelta, TokenLogprobs
+from deployments.api_errors import ApiError
 from deployments.ingress_metrics import IngressMetrics
 from deployments.openai_service import OpenAiService
 from deployments.sampling_request import ModelLimits
+from deployments.text_offsets import prompt_offsets
+from tests.actors.tiny_tokenizer import byte_level_metadata
 from tests.conftest import GOLDEN
 
 
@@ -22,17 +25,31 @@ def sentencepiece_tokenizer() -> Tokenizer:
     return Tokenizer(TokenizerParts(backend, chat_template="{{ messages[0].content }}"), "sentencepiece")
 
 
+def byte_tokenizer(template: str = "{{ messages[0].content }}") -> Tokenizer:
+    backend = build_tokenizer(byte_level_metadata("gpt-2"), Path("tiny"))
+    return Tokenizer(TokenizerParts(backend, chat_template=template), "tiny")
+
+
 class Engines:
-    """Stands where the EngineClient is: every sequence gets the same tokens at once."""
+    """Stands where the EngineClient is: every sequence gets the same tokens at once, and log-probabilities if asked for.
+
+    Args:
+        entry: what every token's and every prompt token's log-probabilities are.
+    """
 
     subscriber = "test"
 
-    def __init__(self, token_ids: list[int]) -> None:
+    def __init__(self, token_ids: list[int], entry: TokenLogprobs | None = None) -> None:
         self.metrics = IngressMetrics()
         self._token_ids = token_ids
+        self._entry = entry or TokenLogprobs(-1.0, 1, [0], [-1.0])
 
     def submit(self, entry, deliver, fail):
-        deliver(TokenDelta(entry.request_id, entry.attempt, 0, self._token_ids, finish_reason=FINISH_LENGTH))
+        logprobs = None if entry.params.logprobs is None else [self._entry] * len(self._token_ids)
+        num_prompt = len(entry.prompt_token_ids)
+        of_prompt = None if entry.params.prompt_logprobs is None else [None, *[self._entry] * (num_prompt - 1)]
+        delta = TokenDelta(entry.request_id, entry.attempt, 0, self._token_ids, logprobs, FINISH_LENGTH)
+        deliver(delta._replace(prompt_logprobs=of_prompt))
 
     def cancel(self, submission):
         pass
@@ -50,3 +67,95 @@ async def test_only_a_completion_begins_with_sentencepieces_space(kind):
         generation, answer = await service.chat({"messages": [{"role": "user", "content": "by"}]})
     assert await generation.read() == {0: " the sea" if kind == "completion" else "the sea"}
     assert answer.whole()["usage"]["completion_tokens"] == len(token_ids)
+
+
+def service(engines: Engines, tokenizer: Tokenizer) -> OpenAiService:
+    return OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), 4)
+
+
+@pytest.mark.parametrize("name", ["self", "messages", "tools", "add_generation_prompt", "raise_exception"])
+async def test_a_reserved_template_variable_is_refused_by_name(name):
+    chat = service(Engines([0]), byte_tokenizer()).chat
+    with pytest.raises(ApiError, match=name) as caught:
+        await chat({"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {name: 1}})
+    assert (caught.value.status, caught.value.param) == (400, "chat_template_kwargs")
+
+
+async def test_template_variables_reach_the_template():
+    tokenizer = byte_tokenizer("{{ mood }}")
+    body = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"mood": "ab"}}
+    _, answer = await service(Engines([0]), tokenizer).chat(body)
+    assert answer.prompt_ids == [tokenizer.encode("ab")]
+
+
+@pytest.mark.parametrize("content", ["half \ud800", "\ud800" * 5000, ""])
+async def test_messages_without_a_prompt_in_them_are_refused_by_name(content):
+    with pytest.raises(ApiError) as caught:
+        await service(Engines([0]), byte_tokenizer()).chat({"messages": [{"role": "user", "content": content}]})
+    assert (caught.value.status, caught.value.param) == (400, "messages")
+    assert caught.value.message.startswith("messages")
+
+
+async def test_a_prompt_that_is_no_unicode_is_named_with_its_index():
+    with pytest.raises(ApiError) as caught:
+        await service(Engines([0]), byte_tokenizer()).completion({"prompt": ["fine", "half \ud800"]})
+    assert (caught.value.status, caught.value.param) == (400, "prompt.1")
+
+
+async def test_the_likeliest_of_tokens_with_one_text_keeps_its_logprob():
+    """Single bytes of characters are all shown as U+FFFD."""
+    tokenizer = byte_tokenizer()
+    first, second, third = (tokenizer.encode(char)[0] for char in "éλЖ")
+    assert len({first, second, third}) == 3
+    entry = TokenLogprobs(-3.0, 3, [first, second], [-0.5, -2.0])
+    generation, answer = await service(Engines([third], entry), tokenizer).completion({"prompt": "x", "logprobs": 2})
+    await generation.read()
+    assert answer.whole()["choices"][0]["logprobs"]["top_logprobs"] == [{"\ufffd": -0.5}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("echo", [False, True])
+async def test_text_offsets_are_positions_in_the_answers_text(stream, echo):
+    """Where a character spans tokens, and where a special token is skipped."""
+    tokenizer = byte_tokenizer()
+    end = tokenizer.encode("<|im_end|>")
+    token_ids = [*tokenizer.encode("aéb"), *end, *tokenizer.encode("c")]
+    assert len(token_ids) == 6
+    body = {"prompt": "<s>hé.", "logprobs": 0, "echo": echo, "stream": stream}
+    generation, answer = await service(Engines(token_ids), tokenizer).completion(body)
+    texts = await generation.read()
+    choice = (answer.chunks(texts)[0] if stream else answer.whole())["choices"][0]
+    expected = [6, 7, 7, 8, 9, 9]
+    assert choice["logprobs"]["text_offset"] == ([0, 3, 4, 4, 5] if echo else []) + expected
+    assert ("<s>hé." if not echo else "") + choice["text"] == "<s>hé.aébc"
+
+
+async def test_a_bos_before_the_prompt_takes_no_room_in_its_text():
+    tokenizer = sentencepiece_tokenizer()
+    bos = tokenizer.token_bytes(1).decode()
+    assert bos == "<s>"
+    ids = [1, *tokenizer.encode("the sea", add_special_tokens=False)]
+    offsets = prompt_offsets(tokenizer, ids, "the sea")
+    assert offsets[:2] == [0, 0]
+    assert "the sea"[offsets[-1] :] == tokenizer.token_text(ids[-1])
+
+
+@pytest.mark.parametrize("kind", ["completion", "chat"])
+async def test_a_stream_begins_with_the_prompts_logprobs_of_the_whole_answer(kind):
+    body = {"prompt": "by"} if kind == "completion" else {"messages": [{"role": "user", "content": "by"}]}
+    answers = []
+    for stream in (False, True):
+        endpoints = service(Engines([1, 2]), byte_tokenizer())
+        endpoint = endpoints.completion if kind == "completion" else endpoints.chat
+        generation, answer = await endpoint({**body, "prompt_logprobs": 1, "n": 2, "stream": stream})
+        texts = await generation.read()
+        answers.append(answer.chunks(texts) if stream else answer.whole())
+    whole, chunks = answers
+    if kind == "completion":
+        assert [chunk["choices"][0]["prompt_logprobs"] for chunk in chunks] == [
+            choice["prompt_logprobs"] for choice in whole["choices"]
+        ]
+        assert len(whole["choices"][0]["prompt_logprobs"]) == 2
+    else:
+        assert [chunk.get("prompt_logprobs") for chunk in chunks] == [whole["prompt_logprobs"], None]
+        assert len(whole["prompt_logprobs"]) == 2

@@ -71,9 +71,8 @@ async def test_only_this_user_may_connect():
 def test_a_runner_keeps_its_socket_in_rays_session(app: App):
     """So that a killed one leaves nothing outside it."""
     sockets = Path(worker._global_node.get_sockets_dir_path())
-    assert [path.is_socket() for path in sockets.glob("t-*/s")] == [True]
     inodes = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{app.stats()['pid']}/fd") if entry.is_symlink()}
     rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
     mine = [row[7] for row in rows if len(row) > 7 and f"socket:[{row[6]}]" in inodes]
-    assert mine
+    assert [Path(path).name for path in mine if path.startswith(str(sockets / "t-"))].count("s") >= 1
     assert [path for path in mine if not path.startswith(str(sockets))] == []

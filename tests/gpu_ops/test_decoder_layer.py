@@ -73,7 +73,9 @@ def test_block_equals_the_single_ops(block, extras):
         block |= {name: random_tensor(rng, size) for name, size in (sizes | {"q_norm": DIM, "k_norm": DIM}).items()}
     written = ("residual", "k_cache", "v_cache")
     other = block | {name: block[name].clone() for name in written}
-    arrays = {name: value.numpy().copy() if isinstance(value, paddle.Tensor) else value for name, value in block.items()}
+    arrays = {
+        name: value.numpy().copy() if isinstance(value, paddle.Tensor) else value for name, value in block.items()
+    }
     expected = single_ops(other)
     actual = decoder_layer(**block)
     np.testing.assert_allclose(actual.numpy(), twin(**arrays), rtol=0, atol=1e-4)

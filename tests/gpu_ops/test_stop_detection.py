@@ -115,7 +115,7 @@ def test_stop_sequence_does_not_reach_into_the_prompt():
 
 @pytest.mark.parametrize("kind", ["eos_token_id", "stop_token_ids", "stop_seqs"])
 def test_min_tokens_holds_back_every_kind_of_stop(kind):
-    for generated, expected in ((1, False), (2, True)):
+    for generated, expected in ((2, False), (3, True)):  # the third token may not stop, the fourth may
         state = empty_state()
         put_request(state, 0, prompt=[1], generated=[5] * generated, min_dec_len=3)
         if kind == "stop_seqs":

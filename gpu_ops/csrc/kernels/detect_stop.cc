@@ -21,7 +21,7 @@ bool ends_with(const int64_t* generated, int64_t count, int64_t token, const int
 
 Stop find_stop(const StopState& state, int64_t slot, int64_t token) {
   const int64_t prompt = state.prompt_lens[slot], before = state.step_idx[slot], generated = before + 1;
-  if (generated >= state.min_dec_len[slot] && token >= 0) {
+  if (generated > state.min_dec_len[slot] && token >= 0) {
     if (contains(state.eos_token_id + slot * state.eos_ids, state.eos_ids, token)) return {kStopEos, token};
     if (contains(state.stop_token_ids + slot * state.stop_ids, state.stop_ids, token)) return {kStopToken, token};
     const int64_t* history = state.token_ids_all + slot * state.max_model_len + prompt;

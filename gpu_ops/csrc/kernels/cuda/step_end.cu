@@ -37,7 +37,7 @@ __device__ inline bool warp_ends_with(const int64_t* generated, int64_t count, i
 __device__ StopReason find_stop(const StopState& state, int64_t slot, int64_t token, int64_t* matched) {
   const int64_t prompt = state.prompt_lens[slot], before = state.step_idx[slot], generated = before + 1;
   *matched = token;
-  if (generated >= state.min_dec_len[slot] && token >= 0) {
+  if (generated > state.min_dec_len[slot] && token >= 0) {
     if (warp_contains(state.eos_token_id + slot * state.eos_ids, state.eos_ids, token)) return kStopEos;
     if (warp_contains(state.stop_token_ids + slot * state.stop_ids, state.stop_ids, token)) return kStopToken;
     const int64_t* history = state.token_ids_all + slot * state.max_model_len + prompt;

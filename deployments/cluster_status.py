@@ -1,0 +1,55 @@
+"""What the application consists of at this moment, for ``bireme status``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import ray
+from ray import serve
+
+from deployments.engine_client import EngineClient
+from deployments.engine_replica import RUNNER_NAME_PREFIX, application_name
+
+_ANSWER_TIMEOUT_S = 1.0
+
+
+async def cluster_status(client: EngineClient) -> dict[str, Any]:
+    """Replicas by deployment and state, every engine's counters, and this ingress's events.
+
+    An engine that does not answer within a second is listed as silent.
+    """
+    application = application_name()
+    replicas, runners = await asyncio.to_thread(_look_around, application)
+    engines = await asyncio.gather(*(_engine(engine_id, runner) for engine_id, runner in sorted(runners.items())))
+    return {
+        "replicas": replicas,
+        "engines": engines,
+        "events": dict(client.events.counts),
+        "running": client.num_running,
+    }
+
+
+def _look_around(application: str) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
+    status = serve.status().applications.get(application)
+    replicas = {name: dict(found.replica_states) for name, found in status.deployments.items()} if status else {}
+    prefix, runners = f"{RUNNER_NAME_PREFIX}{application}::", {}
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["name"].startswith(prefix):
+            with contextlib.suppress(ValueError):  # it ended in between
+                runners[actor["name"].removeprefix(prefix)] = ray.get_actor(actor["name"], actor["namespace"])
+    return replicas, runners
+
+
+async def _engine(engine_id: str, runner: Any) -> dict[str, Any]:
+    try:
+        return await asyncio.wait_for(_answer(runner.stats.remote()), _ANSWER_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        return {"engine_id": engine_id, "state": "silent"}
+    except ray.exceptions.RayError as error:
+        return {"engine_id": engine_id, "state": f"dead ({type(error).__name__})"}
+
+
+async def _answer(ref: Any) -> Any:
+    return await ref

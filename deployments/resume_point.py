@@ -1,0 +1,70 @@
+"""Taking up an answer where a client's connection broke: the ids of events, and what the client must send with the last one."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from cluster.journal import JournalEntry
+from deployments.api_errors import bad_request
+from deployments.openai_protocol import GenerationRequest, ResumedChoice
+from deployments.sampling_request import check_prompt_ids
+from deployments.sequence_output import SequenceOutput
+
+_EVENT_ID = re.compile(r"([a-z]{1,16}-[0-9a-f]{32}):([0-9]{1,12}):([0-9]{1,12})")
+
+
+class ResumePoint(NamedTuple):
+    """An event of an answer: what the answer is called, when it began, and how many tokens all choices had by then."""
+
+    answer_id: str
+    created: int
+    num_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.answer_id}:{self.created}:{self.num_tokens}"
+
+
+def resume_point(request: GenerationRequest, last_event_id: str | None, id_prefix: str) -> ResumePoint | None:
+    """The event that ``request`` goes on after; None for a request from the beginning.
+
+    Raises:
+        ApiError: header and field do not belong together, or the header is none of this server's ids.
+    """
+    resume = request.resume
+    if resume is None and last_event_id is None:
+        return None
+    if resume is None or last_event_id is None:
+        raise bad_request("the header Last-Event-ID and the field resume must come together", "resume")
+    match = _EVENT_ID.fullmatch(last_event_id)
+    if match is None or not match[1].startswith(f"{id_prefix}-"):
+        raise bad_request(f"Last-Event-ID is none of this endpoint's event ids: {last_event_id[:80]!r}", "resume")
+    point = ResumePoint(match[1], int(match[2]), int(match[3]))
+    if resume.num_tokens != point.num_tokens:
+        raise bad_request(
+            f"resume has {resume.num_tokens} tokens, but the event in Last-Event-ID came with token {point.num_tokens}",
+            "resume",
+        )
+    return point
+
+
+def resume_sequence(
+    index: int, choice: ResumedChoice, fingerprint: str, entry: JournalEntry, output: SequenceOutput, vocab_size: int
+) -> None:
+    """Bring a new journal entry and output to where the client is.
+
+    Raises:
+        ApiError: the choice cannot have been answered so.
+    """
+    where, params = f"resume.choices.{index}", entry.params
+    check_prompt_ids(choice.token_ids, f"{where}.token_ids", vocab_size)
+    num_tokens, finished = len(choice.token_ids), choice.finish_reason is not None
+    if num_tokens > params.max_tokens or (num_tokens == params.max_tokens and not finished):
+        raise bad_request(f"{where} has {num_tokens} tokens; max_tokens is {params.max_tokens}", f"{where}.token_ids")
+    if finished and not num_tokens:
+        raise bad_request(f"{where} is finished and has no token", f"{where}.token_ids")
+    if not output.resume(choice.token_ids, choice.finish_reason, params.logprobs is not None):
+        raise bad_request(f"{where}: these tokens complete a stop string", f"{where}.finish_reason")
+    entry.output_token_ids = list(choice.token_ids)
+    entry.finish_reason = choice.finish_reason
+    entry.fingerprint = fingerprint

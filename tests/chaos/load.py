@@ -1,0 +1,138 @@
+"""Clients of all kinds, and what each of them saw."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+
+from cluster.client import AsyncClient
+from cluster.client_errors import ClientError
+from cluster.errors import BiremeError
+
+KINDS = {"resuming": 6, "slow": 1, "vanishing": 1, "plain": 1}
+NUM_REQUESTS = 16
+
+
+@dataclass
+class Seen:
+    """One request as its client saw it.
+
+    Attributes:
+        kind: "resuming" and "slow" take broken streams up, "plain" does not, "vanishing" leaves.
+        times: of each chunk, of ``time.monotonic``; the first is the time of sending.
+    """
+
+    number: int
+    kind: str
+    times: list[float] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    usage: tuple[int, int] | None = None
+    error: str | None = None
+
+    @property
+    def answer(self) -> tuple:
+        return self.token_ids, self.text, self.finish_reason, self.usage
+
+    def gap_at(self, moment: float) -> float | None:
+        """Seconds between the chunks before and after ``moment``, counted from it; None if the request was not running."""
+        if not self.times or not self.times[0] <= moment <= self.times[-1]:
+            return None
+        return next((t for t in self.times if t > moment), moment) - moment
+
+
+def request_body(number: int, max_tokens: int) -> dict:
+    """Greedy and sampled requests, with penalties, log-probabilities, stop strings; the number fixes everything."""
+    chance = random.Random(number)
+    body: dict = {
+        "prompt": f"Story number {number}: " + "word " * chance.randint(1, 60),
+        "max_tokens": chance.randint(max_tokens // 3, max_tokens),
+        "seed": number,
+        "temperature": chance.choice([0.0, 0.8, 1.0]),
+        "ignore_eos": True,
+        "stream_options": {"include_usage": True},
+    }
+    if number % 3 == 0:
+        body |= {"frequency_penalty": 0.5, "repetition_penalty": 1.1, "min_tokens": 5}
+    if number % 4 == 0:
+        body |= {"logprobs": 1}
+    if number % 5 == 0:
+        body |= {"stop": [" xyzzy", "qqqq"]}
+    return body
+
+
+@dataclass
+class Load:
+    """Requests from ``num_clients`` clients, one after the other, until it is stopped.
+
+    Attributes:
+        seen: all requests that ended.
+        refused: connections that nobody answered; the client just asked again.
+    """
+
+    url: str
+    num_clients: int
+    max_tokens: int
+    seed: int
+    seen: list[Seen] = field(default_factory=list)
+    refused: int = 0
+    stopping: bool = False
+    running: dict[int, Seen] = field(default_factory=dict)
+
+    async def twins(self) -> dict[int, tuple]:
+        """The answers without any fault, by number."""
+        async with AsyncClient(self.url, timeout=120) as client:
+            found = {}
+            for number in range(NUM_REQUESTS):
+                seen = Seen(number, "resuming")
+                await self._stream(client, seen, random.Random(0))
+                assert seen.error is None, seen.error
+                found[number] = seen.answer
+        return found
+
+    async def run(self) -> None:
+        await asyncio.gather(*(self._client(random.Random(self.seed * 1000 + i), i) for i in range(self.num_clients)))
+
+    async def _client(self, chance: random.Random, index: int) -> None:
+        while not self.stopping:
+            kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
+            seen = Seen(chance.randrange(NUM_REQUESTS), kind)
+            resumes = 0 if kind == "plain" else 30
+            async with AsyncClient(self.url, timeout=60, max_resumes=resumes) as client:
+                self.running[index] = seen
+                await self._stream(client, seen, chance)
+                del self.running[index]
+            self.seen.append(seen)
+            await asyncio.sleep(0.05)
+
+    async def _stream(self, client: AsyncClient, seen: Seen, chance: random.Random) -> None:
+        body = request_body(seen.number, self.max_tokens)
+        leave_after = chance.randint(1, 40) if seen.kind == "vanishing" else 10**9
+        while True:
+            seen.times = [time.monotonic()]
+            try:
+                stream = client.stream_complete(**body)
+                async for chunk in stream:
+                    seen.times.append(time.monotonic())
+                    for choice in chunk.choices:
+                        seen.token_ids += choice.token_ids or []
+                        seen.text += choice.text
+                        seen.finish_reason = choice.finish_reason or seen.finish_reason
+                    if chunk.usage is not None:
+                        seen.usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+                    if len(seen.times) > leave_after:
+                        await stream.aclose()
+                        return
+                    if seen.kind == "slow" and chance.random() < 0.05:
+                        await asyncio.sleep(0.2)
+                return
+            except BiremeError as error:
+                if isinstance(error, ClientError) and not seen.token_ids and "ConnectError" in repr(error.__cause__):
+                    self.refused += 1
+                    await asyncio.sleep(0.3)
+                    continue
+                seen.error = f"{type(error).__name__}: {error.message}"
+                return

@@ -1,0 +1,53 @@
+"""The processes of this test's own Ray cluster, by what they are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+TITLES = {
+    "runner": "ray::StreamingRunner",
+    "engine": "ray::ServeReplica:default:LLMServer",
+    "ingress": "ray::ServeReplica:default:OpenAiIngress",
+    "proxy": "ray::ProxyActor",
+    "controller": "ray::ServeController",
+}
+
+
+def children() -> dict[int, list[int]]:
+    """Process id to those of its children, of the whole machine."""
+    found: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            text = stat.read_text()
+            found.setdefault(int(text.rsplit(")", 1)[1].split()[1]), []).append(int(text.split()[0]))
+    return found
+
+
+def descendants() -> list[int]:
+    """Every process that this one started, directly or not: other clusters on the machine are none of them."""
+    tree, found, queue = children(), [], [os.getpid()]
+    while queue:
+        for pid in tree.get(queue.pop(), []):
+            found.append(pid)
+            queue.append(pid)
+    return found
+
+
+def pids_of(target: str) -> list[int]:
+    """Processes of one kind, see TITLES."""
+    found = []
+    for pid in descendants():
+        with contextlib.suppress(OSError):
+            title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if title.startswith(TITLES[target]):
+                found.append(pid)
+    return sorted(found)
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Signal a process that may be gone by now."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -1,0 +1,63 @@
+"""Planned changes under load: more replicas, fewer, another version. Nobody sees an error, and no answer changes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from ray import serve
+
+from cluster.client import Client
+from deployments.llm import build_openai_app
+from tests.chaos.load import Load
+from tests.chaos.report import Report
+from tests.chaos.scenario import Setup, application, idle_stats, judge, leaks
+
+
+def engine_states() -> dict[str, int]:
+    states = serve.status().applications["default"].deployments["LLMServer"].replica_states
+    return {state.name if hasattr(state, "name") else str(state): count for state, count in states.items()}
+
+
+async def settled(num_engines: int, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while engine_states() != {"RUNNING": num_engines}:
+        assert time.monotonic() < deadline, engine_states()
+        await asyncio.sleep(0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(290)
+def test_one_to_three_to_one_engines_and_a_rolling_update_cost_nobody_anything(tmp_path, capsys):
+    setup = Setup(num_engines=1, num_ingresses=2, num_clients=6, max_tokens=900)
+    folder = tmp_path / "tiny"
+
+    def deploy(num_engines: int, **changes) -> None:
+        options = {"num_replicas": num_engines}
+        serve.run(build_openai_app(setup.config(folder, deployment_config=options, drain_timeout_s=0.3, **changes)))
+
+    async def scenario(url: str) -> Report:
+        report = Report(seed=1)
+        load = Load(url, setup.num_clients, setup.max_tokens, seed=1)
+        twins = await load.twins()
+        running = asyncio.create_task(load.run())
+        for num_engines, changes in ((3, {}), (1, {}), (2, {}), (2, {"max_num_seqs": 6})):
+            await asyncio.to_thread(deploy, num_engines, **changes)
+            await settled(num_engines)
+            report.faults[f"change to {num_engines} engines {changes or ''}"] += 1
+        with Client(url) as client:
+            found = client.status()
+            assert len([engine for engine in found["engines"] if engine["state"] == "running"]) == 2
+            report.faults["hand-overs"] = found["events"].get("bireme_request_handovers", 0)
+        load.stopping = True
+        await asyncio.wait_for(running, 120)
+        judge(report, load, twins)
+        leaks(report, await asyncio.to_thread(idle_stats, 2, 60), Setup(num_engines=2))
+        return report
+
+    with application(setup, folder) as url:
+        report = asyncio.run(scenario(url))
+    with capsys.disabled():
+        print(f"\n{report}")
+    assert (report.lost, report.changed, report.leaks, report.honest) == ([], [], [], 0)

@@ -1,0 +1,38 @@
+"""The README's Python blocks, against a served model without API keys."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import httpx
+import pytest
+from ray import serve
+
+from cluster.config import LLMConfig
+from deployments.llm import build_openai_app
+from tests.deployments.conftest import App, wait_for
+from tests.test_docs import ROOT, runnable_blocks
+
+URL_IN_README = "http://127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def open_url(app: App):
+    """Where a second application answers without a key."""
+    config = LLMConfig(max_num_seqs=4, num_kv_blocks=128, runner_num_cpus=0.3)
+    serve.run(build_openai_app(config), name="open", route_prefix="/open")
+    url = app.url + "/open"
+    wait_for(lambda: httpx.get(url + "/health").status_code == 200, 60, "the application is not ready")
+    yield url
+    serve.delete("open")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", runnable_blocks(), ids=lambda code: code.strip().splitlines()[0])
+def test_python_block_runs(code: str, open_url: str):
+    assert URL_IN_README in code
+    program = code.replace(URL_IN_README, open_url)
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip(), "the block printed nothing"
