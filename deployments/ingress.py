@@ -39,6 +39,7 @@ from deployments.whole_answer import WholeAnswer
 logger = logging.getLogger("ray.serve")
 
 _RETRY_INFO_S = 1.0
+_LOADING_PATIENCE_S = 30.0
 
 
 class OpenAiIngress:
@@ -128,18 +129,18 @@ class OpenAiIngress:
 
     async def models(self, request: Request) -> Response:
         """The one model of this application."""
-        service = self._ready()
+        service = await self._ready()
         return JSONResponse({"object": "list", "data": [self._model_object(service)]})
 
     async def model(self, request: Request) -> Response:
         """The model by name."""
-        service = self._ready()
+        service = await self._ready()
         service.check_model(request.path_params["model_id"])
         return JSONResponse(self._model_object(service))
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        service = self._ready()
+        service = await self._ready()
         return await _answer(
             request,
             *await service.completion(
@@ -149,7 +150,7 @@ class OpenAiIngress:
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        service = self._ready()
+        service = await self._ready()
         return await _answer(
             request,
             *await service.chat(
@@ -157,7 +158,10 @@ class OpenAiIngress:
             ),
         )
 
-    def _ready(self) -> OpenAiService:
+    async def _ready(self) -> OpenAiService:
+        """The service. A new ingress gets requests at once, also in an update under load, so they wait for it a while."""
+        if self._service is None and self._starting is not None:
+            await asyncio.wait((self._starting,), timeout=_LOADING_PATIENCE_S)
         if self._service is None:
             raise unavailable("the model is still loading", code="loading")
         return self._service

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from actors.tokenizer import Tokenizer, load_tokenizer
 from cluster.config import DEFAULT_MODEL
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# A shell without job control starts background commands with SIGINT ignored, and every child would inherit that: commands
+# that tests end with Ctrl-C would never hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
