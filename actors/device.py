@@ -61,6 +61,12 @@ class CpuDevice:
         """What takes a step's time on the device."""
         return CpuTimer()
 
+    def align_clock(self) -> None:
+        """On the stream: from now on ``start`` and ``end`` of a step lie on the host's clock. Here they always do."""
+
+    def free_clock(self) -> None:
+        """Undo ``align_clock``, for as long as nobody compares the two clocks."""
+
     def tensor(self, array: np.ndarray) -> paddle.Tensor:
         """A copy of ``array`` that ops compute with; uint16 becomes bfloat16."""
         return paddle.to_tensor(array, place=self.place)

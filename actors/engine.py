@@ -21,6 +21,7 @@ from actors.models import load_model
 from actors.scheduler import Scheduler
 from actors.step_clock import StepClock
 from actors.step_plan import StepPlan
+from actors.step_timeline import Span, StepTimeline
 from actors.weights import iter_weights, num_weight_elements, weights_fingerprint
 from cluster import __version__
 from cluster.cache import Progress
@@ -54,6 +55,7 @@ class Engine:
 
     Attributes:
         computes_prefill: the step launched or saved now has slots with several tokens, so it may take long.
+        timeline: the recording under way, None mostly.
 
     Args:
         config: settings.
@@ -75,6 +77,7 @@ class Engine:
         self.config = config
         self.engine_id = engine_id
         self.record = record
+        self.timeline: StepTimeline | None = None
         self._clock = StepClock()
         self.computes_prefill = self._launched_prefill = False
         self.device = choose_device(config)
@@ -153,7 +156,9 @@ class Engine:
 
     def step(self) -> list[TokenDelta]:
         """Schedule, launch, save: one pass of the loop. With overlap, what is saved is the step before."""
+        started = time.perf_counter()
         plan = self.scheduler.schedule()
+        planned = time.perf_counter()
         prefills = plan is not None and plan.has_prefill
         # With overlap this pass also waits for the step before.
         self.computes_prefill, self._launched_prefill = prefills or self._launched_prefill, prefills
@@ -163,12 +168,41 @@ class Engine:
             result = self.runner.execute_model_overlap(plan)
         else:
             result = None if plan is None else self.runner.execute_model(plan)
-        if result is None:
-            return []
+        deltas: list[TokenDelta] = []
         saved = self.runner.last_saved
-        if saved is not None:
+        if result is not None and saved is not None:
             self._clock.observe(saved.num_tokens, saved.device_end - saved.device_start)
-        return self.scheduler.update(result)
+            deltas = self.scheduler.update(result)
+        if self.timeline is not None:
+            self.timeline.add(
+                Span(started, time.perf_counter()),
+                Span(started, planned),
+                None if plan is None else plan.step,
+                None if result is None else result.step,
+                saved,
+            )
+            if self.timeline.full.done():
+                self.stop_timeline()
+        return deltas
+
+    def start_timeline(self, num_steps: int) -> StepTimeline:
+        """Record the next steps; the recording ends by itself when it is full. Waits for the device.
+
+        Raises:
+            InvalidRequestError: ``num_steps`` is out of range, or another recording is under way.
+        """
+        if self.timeline is not None:
+            raise InvalidRequestError("a timeline is being recorded already; wait until it is full", "steps")
+        timeline = StepTimeline(num_steps, self.device.name)
+        self.runner.align_clocks()
+        self.timeline = timeline
+        return timeline
+
+    def stop_timeline(self) -> None:
+        """End the recording under way, if there is one."""
+        if self.timeline is not None:
+            self.timeline = None
+            self.device.free_clock()
 
     def seconds_to_wait(self) -> float:
         """How long the next ``step`` may wait for arrivals without the device running dry; 0 when it must not wait."""

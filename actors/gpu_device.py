@@ -16,6 +16,7 @@ import numpy as np
 import paddle
 
 from actors.device import CpuDevice
+from actors.gpu_clock import GpuClock, check, elapsed_seconds
 from actors.host_tensor import HostBuffer
 from actors.step_plan import StepPlan
 from gpu_ops.host_flag import copy_async
@@ -59,11 +60,12 @@ class GpuStream:
 class GpuTimer:
     """Time of one step on the device, between two CUDA events with timing (the driver's: Paddle 2.6 has none)."""
 
-    def __init__(self, driver: ctypes.CDLL) -> None:
-        self._driver = driver
+    def __init__(self, device: GpuDevice) -> None:
+        self._device = device
+        self._driver = driver = device.driver
         self._begin, self._finish = ctypes.c_void_p(), ctypes.c_void_p()
         for event in (self._begin, self._finish):
-            _check(driver.cuEventCreate(ctypes.byref(event), 0), "cuEventCreate")
+            check(driver.cuEventCreate(ctypes.byref(event), 0), "cuEventCreate")
         self._stream: ctypes.c_void_p | None = None
         self.start = self.end = 0.0
 
@@ -73,17 +75,18 @@ class GpuTimer:
     def mark_start(self) -> None:
         if self._stream is None:
             self._stream = ctypes.c_void_p(paddle.device.cuda.current_stream().cuda_stream)
-        _check(self._driver.cuEventRecord(self._begin, self._stream), "cuEventRecord")
+        check(self._driver.cuEventRecord(self._begin, self._stream), "cuEventRecord")
 
     def mark_end(self) -> None:
-        _check(self._driver.cuEventRecord(self._finish, self._stream), "cuEventRecord")
+        check(self._driver.cuEventRecord(self._finish, self._stream), "cuEventRecord")
 
     def finish(self) -> None:
-        """After the step's end was waited for: ``end`` is now, ``end - start`` the time on the device."""
-        elapsed = ctypes.c_float()
-        code = self._driver.cuEventElapsedTime(ctypes.byref(elapsed), self._begin, self._finish)
-        self.end = time.perf_counter()
-        self.start = self.end - (elapsed.value / 1e3 if code == 0 else 0.0)
+        """After the step's end was waited for: ``end - start`` is the time on the device, ``end`` is now or, with aligned
+        clocks, when the device was done.
+        """
+        elapsed, clock = elapsed_seconds(self._driver, self._begin, self._finish), self._device.clock
+        self.end = time.perf_counter() if clock is None else clock.seconds(self._finish)
+        self.start = self.end - elapsed
 
 
 class GpuDevice(CpuDevice):
@@ -102,7 +105,8 @@ class GpuDevice(CpuDevice):
         self.batch_invariant = batch_invariant
         self.place = paddle.CUDAPlace(0)
         self.name = paddle.device.cuda.get_device_name()
-        self._driver = ctypes.CDLL("libcuda.so.1")
+        self.driver = ctypes.CDLL("libcuda.so.1")
+        self.clock: GpuClock | None = None
         self._packed: paddle.Tensor | None = None
         answer = float(paddle.full([1], 7.0).numpy()[0])
         if answer == 7.0:
@@ -116,14 +120,24 @@ class GpuDevice(CpuDevice):
         """(free, total) bytes of the GPU, as the driver counts them once Paddle has given back what it caches."""
         paddle.device.cuda.empty_cache()
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        _check(self._driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)), "cuMemGetInfo")
+        check(self.driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)), "cuMemGetInfo")
         return free.value, total.value
 
     def make_stream(self) -> GpuStream:
         return GpuStream()
 
     def make_timer(self) -> GpuTimer:
-        return GpuTimer(self._driver)
+        return GpuTimer(self)
+
+    def align_clock(self) -> None:
+        self.free_clock()
+        paddle.device.cuda.synchronize()
+        self.clock = GpuClock(self.driver, ctypes.c_void_p(paddle.device.cuda.current_stream().cuda_stream))
+
+    def free_clock(self) -> None:
+        if self.clock is not None:
+            self.clock.close()
+            self.clock = None
 
     def stage(self, array: np.ndarray) -> paddle.Tensor:
         """A copy of ``array`` in pinned memory, which kernels read over the bus."""
@@ -154,8 +168,3 @@ class GpuDevice(CpuDevice):
     def num_rows(self, plan: StepPlan, counts: paddle.Tensor) -> tuple[int, int]:
         """The host's prediction, never too low: surplus rows carry slot -1, and looking would mean waiting."""
         return plan.num_tokens, len(plan.sampling)
-
-
-def _check(code: int, what: str) -> None:
-    if code:
-        raise RuntimeError(f"{what} failed with CUDA driver error {code}")

@@ -83,6 +83,8 @@ class ModelRunner:
         self._hidden: paddle.Tensor | None = None
         self._graphs: DecodeGraphs | None = None
         self.last_saved: StepOutput | None = None
+        # For tests: what a step left in its host buffers is destroyed when the step gives them back.
+        self.poison_released = False
 
     def capture_decode_graphs(self, progress: Progress | None = None) -> None:
         """On a GPU, before the first step: replay captured graphs in steps that only decode."""
@@ -125,6 +127,11 @@ class ModelRunner:
         self.discard_in_flight()
         self.stream.close()
 
+    def align_clocks(self) -> None:
+        """Let the next steps' device times lie on the host's clock; waits for the device."""
+        self.stream.run(self.device.align_clock)
+        self.stream.synchronize()
+
     def _launch(self, plan: StepPlan) -> None:
         out = self._free_outputs.pop()
         out.begin(plan, self.eos_token_ids)
@@ -133,6 +140,7 @@ class ModelRunner:
         self._in_flight.append(out)
         out.launched_at = time.perf_counter()
         self.stream.run(lambda: self._run_on_device(out))
+        out.enqueued_at = time.perf_counter()
 
     def _run_on_device(self, out: StepOutput) -> None:
         out.timer.mark_start()
@@ -274,7 +282,7 @@ class ModelRunner:
 
     def _release(self, out: StepOutput) -> None:
         self._in_flight.remove(out)
-        out.plan = None
+        out.release(self.poison_released)
         self._free_outputs.append(out)
         if not self._in_flight:
             set_stop(self.has_launched.tensor, False)

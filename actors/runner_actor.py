@@ -273,6 +273,21 @@ class RunnerActor:
         await asyncio.wrap_future(self._engine_loop.call(lambda engine: engine.check_integrity()))
         return await self.stats()
 
+    async def record_timeline(self, num_steps: int, timeout_s: float) -> dict:
+        """The next ``num_steps`` steps as a Chrome trace (``actors.step_timeline``); fewer if they take longer than that.
+
+        Raises:
+            InvalidRequestError: the number is out of range, or another recording is under way.
+        """
+        timeline = await asyncio.wrap_future(self._engine_loop.call(lambda engine: engine.start_timeline(num_steps)))
+        try:
+            await asyncio.wait((asyncio.wrap_future(timeline.full),), timeout=timeout_s)
+        finally:
+            # On the loop's thread, because it may be adding a step at this moment.
+            stopped = self._engine_loop.call(lambda engine: engine.stop_timeline())
+        await asyncio.wrap_future(stopped)
+        return timeline.chrome_trace()
+
     def _is_well(self) -> bool:
         factor = PREFILL_FACTOR if self._engine_loop.computes_prefill else 1
         return self._step_clock.silent_s <= self._config.hang_timeout_s * factor

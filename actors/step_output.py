@@ -7,10 +7,13 @@ only after the step has been saved.
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import paddle
 
 from actors.device import CpuDevice
+from actors.host_tensor import fill_with_poison, host_view
 from actors.slot_insert import pack_inserts
 from actors.step_plan import StepPlan
 from cluster.outputs import TokenLogprobs
@@ -31,7 +34,8 @@ class StepOutput:
         landing: where the host reads them; the same memory on the CPU.
         prompt_logprobs: slot to scored prompt positions, filled by the device stream.
         error: what went wrong on the device stream; raised when the step is saved.
-        launched_at, saved_at: ``time.perf_counter`` stamps, in seconds.
+        staged_from, launched_at, enqueued_at, waited_from, waited_at, saved_at: ``time.perf_counter`` stamps of the host,
+            in seconds.
         timer: the device's own stamps.
     """
 
@@ -45,12 +49,14 @@ class StepOutput:
         self.packed = device.packed_outputs(self.landing)
         self._no_updates = paddle.to_tensor(np.zeros((0, 3), np.int32), place=paddle.CPUPlace())
         self.block_updates = self._no_updates
+        self._staged: list[paddle.Tensor] = []
         self.insert_ints: paddle.Tensor
         self.insert_floats: paddle.Tensor
         self.insert_tokens: paddle.Tensor
         self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         self.error: BaseException | None = None
-        self.launched_at = self.saved_at = 0.0
+        self.staged_from = self.launched_at = self.enqueued_at = 0.0
+        self.waited_from = self.waited_at = self.saved_at = 0.0
         self.timer = device.make_timer()
         self._event = device.event_cell()
         self._ticket = 0
@@ -59,6 +65,7 @@ class StepOutput:
         """Take a plan and stage what the device needs of it."""
         if self.plan is not None:
             raise RuntimeError(f"step {self.plan.step} has not been saved yet")
+        self.staged_from = time.perf_counter()
         self.plan = plan
         self.num_tokens = plan.num_tokens
         self.timer.reset()
@@ -71,11 +78,14 @@ class StepOutput:
             self.scheduled.array[slot] = count
         self.cleared.array[plan.preempted] = 1
         self.block_updates = self._no_updates
+        self._staged = []
         if plan.block_updates:
             self.block_updates = self._device.stage(np.asarray(plan.block_updates, dtype=np.int32))
+            self._staged.append(self.block_updates)
         if plan.inserts:
             staged = pack_inserts(plan.inserts, eos_token_ids)
             self.insert_ints, self.insert_floats, self.insert_tokens = map(self._device.stage, staged)
+            self._staged += self.insert_ints, self.insert_floats, self.insert_tokens
 
     @property
     def device_start(self) -> float:
@@ -94,9 +104,20 @@ class StepOutput:
             copy_async(self.landing.tensor, self.packed)
         event_record(self._event, self._ticket)
 
+    def release(self, poison: bool) -> None:
+        """The step was saved or dropped: its buffers belong to the next one. ``poison`` makes a late reader notice."""
+        self.plan = None
+        if poison:
+            for buffer in (self.scheduled, self.cleared, self.landing):
+                fill_with_poison(buffer.array)
+            for tensor in self._staged:
+                fill_with_poison(host_view(tensor))
+
     def wait(self) -> None:
         """On the host: block until ``record`` ran, without the interpreter lock. Raises what the device stream raised."""
+        self.waited_from = time.perf_counter()
         event_wait(self._event, self._ticket)
         self.timer.finish()
+        self.waited_at = time.perf_counter()
         if self.error is not None:
             raise self.error
