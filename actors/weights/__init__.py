@@ -19,6 +19,7 @@ from actors.model_source import ModelSource
 from actors.weights.dummy import dummy_tensor
 from actors.weights.gguf import read_tensor
 from actors.weights.layout import expected_tensors, gguf_name, rotated_heads, to_half_rotation
+from actors.weights.number_types import convert
 from actors.weights.safetensors import ITEM_BYTES, SafeTensor, read_header
 from cluster.errors import ModelLoadError
 
@@ -40,10 +41,10 @@ def iter_weights(source: ModelSource, config: ModelConfig, dtype: str = "float32
     """
     if str(dtype) not in DTYPES:
         raise ModelLoadError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}", "dtype")
-    loaders = _loaders(source, config)
+    loaders = _loaders(source, config, str(dtype))
     if dtype == "float32":
-        return ((name, _convert(loader(), dtype)) for name, loader in loaders)
-    return _in_parallel(loaders, str(dtype))
+        return ((name, loader()) for name, loader in loaders)
+    return _in_parallel(loaders)
 
 
 def num_weight_elements(config: ModelConfig) -> int:
@@ -71,13 +72,13 @@ def weights_fingerprint(source: ModelSource) -> str:
     return digest.hexdigest()[:32]
 
 
-def _in_parallel(loaders: list[tuple[str, Loader]], dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+def _in_parallel(loaders: list[tuple[str, Loader]]) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors in order, a few of them read and converted ahead."""
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
     ahead: deque = deque()
     with ThreadPoolExecutor(workers) as pool:
         for name, loader in loaders:
-            ahead.append((name, pool.submit(_load, loader, dtype)))
+            ahead.append((name, pool.submit(loader)))
             if len(ahead) > workers:
                 name, tensor = ahead.popleft()
                 yield name, tensor.result()
@@ -85,14 +86,10 @@ def _in_parallel(loaders: list[tuple[str, Loader]], dtype: str) -> Iterator[tupl
             yield name, tensor.result()
 
 
-def _load(loader: Loader, dtype: str) -> np.ndarray:
-    return _convert(loader(), dtype)
-
-
-def _loaders(source: ModelSource, config: ModelConfig) -> list[tuple[str, Loader]]:
+def _loaders(source: ModelSource, config: ModelConfig, dtype: str) -> list[tuple[str, Loader]]:
     expected = expected_tensors(config)
     if source.kind == "dummy":
-        return [(name, partial(dummy_tensor, name, shape, source.seed)) for name, shape in expected.items()]
+        return [(name, partial(dummy_tensor, name, shape, source.seed, dtype)) for name, shape in expected.items()]
     find = _find_in_gguf(source) if source.kind == "gguf" else _find_in_safetensors(source)
     loaders = []
     for name, shape in expected.items():
@@ -104,7 +101,7 @@ def _loaders(source: ModelSource, config: ModelConfig) -> list[tuple[str, Loader
                 "model",
             )
         heads = rotated_heads(name, config) if config.rope_interleaved else 0
-        loaders.append((name, _reordered(loader, heads) if heads else loader))
+        loaders.append((name, partial(_stored_tensor, loader, heads, dtype)))
     return loaders
 
 
@@ -144,15 +141,6 @@ def _missing(source: ModelSource, name: str) -> ModelLoadError:
     )
 
 
-def _reordered(loader: Loader, heads: int) -> Loader:
-    return lambda: to_half_rotation(loader(), heads)
-
-
-def _convert(tensor: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "float32":
-        return np.ascontiguousarray(tensor)
-    if dtype == "float16":
-        return tensor.astype(np.float16, order="C")
-    bits = np.ascontiguousarray(tensor).view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(tensor), np.uint16(0x7FC0), rounded)
+def _stored_tensor(loader: Loader, heads: int, dtype: str) -> np.ndarray:
+    tensor = loader()
+    return convert(to_half_rotation(tensor, heads) if heads else tensor, dtype)

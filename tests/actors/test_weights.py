@@ -18,8 +18,10 @@ from actors.gguf_file import TENSOR_TYPES, read_gguf
 from actors.model_config import ModelConfig, load_model_config
 from actors.model_source import ModelSource, resolve_model
 from actors.weights import iter_weights, num_weights, weights_fingerprint
+from actors.weights.dummy import dummy_tensor
 from actors.weights.gguf import read_tensor
 from actors.weights.layout import expected_tensors, to_half_rotation
+from actors.weights.number_types import convert
 from actors.weights.safetensors import read_header
 from cluster.errors import ModelLoadError
 from tests.actors.gguf_writer import METADATA, random_tensors, tensor_shapes, write_gguf
@@ -164,11 +166,24 @@ def test_output_dtypes(golden: Path):
 
 
 def test_bfloat16_rounds_to_nearest_even_and_keeps_infinity_and_nan():
-    from actors.weights import _convert
 
     bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F800000, 0xFF800000, 0x7FFFFFFF], np.uint32)
     expected = [0x3F80, 0x3F82, 0x3F81, 0x7F80, 0xFF80, 0x7FC0]
-    assert _convert(bits.view(np.float32), "bfloat16").tolist() == expected
+    assert convert(bits.view(np.float32), "bfloat16").tolist() == expected
+
+
+def test_dummy_weights_look_random_in_every_type_and_no_two_rows_are_equal():
+    """Longer than what they are cut from, so that every element of the source is used and some more than once."""
+    name, shape = "model.layers.3.mlp.down_proj.weight", (4500, 1024)
+    tensor = dummy_tensor(name, shape, 1)
+    assert abs(tensor.mean()) < 1e-3
+    assert abs(tensor.var() * shape[1] - 1) < 0.01
+    assert len(np.unique(tensor[:, 0])) > 0.99 * shape[0]
+    correlation = np.corrcoef(tensor[::500])
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 0.2
+    for dtype in ("float16", "bfloat16"):
+        assert (dummy_tensor(name, shape, 1, dtype) == convert(tensor, dtype)).all()
+    assert (dummy_tensor("model.layers.4.mlp.down_proj.weight", shape, 1) != tensor).mean() > 0.99
 
 
 def test_dummy_weights_depend_on_seed_and_name_alone(golden: Path):
