@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
 
+from cluster.answer_parts import CHAT_PATH, AnswerParts, streamed_request
 from cluster.api_types import Answer, Model
-from cluster.client_errors import ApiStatusError, BrokenStreamError, ClientError, status_error, stream_error
+from cluster.client_errors import ClientError, status_error
 from cluster.errors import BiremeError
 from cluster.resumable import ResumableStream
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY_VARIABLE = "BIREME_API_KEY"
+COMPLETIONS_PATH = "/v1/completions"
 Messages = str | Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
@@ -44,80 +44,28 @@ class _Shared:
             "timeout": httpx.Timeout(timeout, connect=connect_timeout),
         }
 
-    def _completion(self, prompt: Prompt, stream: bool, options: dict[str, Any]) -> dict[str, Any]:
-        return self._post("/v1/completions", {"prompt": prompt}, stream, options)
+    def _completion(self, prompt: Prompt, options: dict[str, Any]) -> dict[str, Any]:
+        return self._post(COMPLETIONS_PATH, {"prompt": prompt}, options)
 
-    def _chat(self, messages: Messages, stream: bool, options: dict[str, Any]) -> dict[str, Any]:
+    def _chat(self, messages: Messages, options: dict[str, Any]) -> dict[str, Any]:
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        return self._post("/v1/chat/completions", {"messages": conversation}, stream, options)
+        return self._post(CHAT_PATH, {"messages": conversation}, options)
 
-    def _post(self, path: str, body: dict[str, Any], stream: bool, options: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, path: str, body: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         if self.model is not None:
             body["model"] = self.model
-        if stream:
-            # What a broken stream is taken up with.
-            body["return_token_ids"] = True
-        return {"method": "POST", "url": path, "json": {**body, "stream": stream, **options}}
+        return {"method": "POST", "url": path, "json": {**body, **options}}
 
-
-class _EventParser:
-    """Server-sent events, line by line.
-
-    Attributes:
-        event_id: of the last event that had one.
-    """
-
-    def __init__(self) -> None:
-        self.done = False
-        self.event_id: str | None = None
-
-    def feed(self, line: str) -> Answer | None:
-        """The chunk in ``line``, or None if it has none.
-
-        Raises:
-            ApiStatusError: the server ended the stream with an error.
-        """
-        if line.startswith("id:"):
-            self.event_id = line[3:].strip()
-            return None
-        if not line.startswith("data:"):
-            return None
-        data = line[5:].strip()
-        if data == "[DONE]":
-            self.done = True
-            return None
-        try:
-            event = json.loads(data)
-        except ValueError:
-            raise BrokenStreamError("the server's last event is cut off") from None
-        if "error" in event:
-            raise stream_error(event["error"])
-        return Answer.parse(event)
-
-    def close(self) -> None:
-        """Raise BrokenStreamError if the stream ended without its last event."""
-        if not self.done:
-            raise BrokenStreamError("the server closed the stream before the answer was complete")
+    def _resumable(self, request: dict[str, Any]) -> ResumableStream:
+        # Token ids are what a broken stream is taken up with.
+        body = {"return_token_ids": True, **request["json"], "stream": True}
+        return ResumableStream({**request, "json": body}, self._max_resumes)
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:
     if response.is_error:
         raise status_error(response.status_code, response.headers, response.content)
     return response.json()
-
-
-def _is_gateway_error(error: Exception) -> bool:
-    """A proxy's word that the server behind it is gone; this API's own errors have a code."""
-    if not isinstance(error, ApiStatusError) or error.status is None:
-        return False
-    return error.status >= 500 and error.code == ApiStatusError.code
-
-
-def _is_broken(error: Exception, stream: ResumableStream) -> bool:
-    """Whether ``error`` cut a stream off, so that it can be taken up; nobody to connect to at the start is no such thing."""
-    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)) or getattr(error, "code", None) == "loading":
-        return stream.has_begun
-    return isinstance(error, (httpx.TransportError, BrokenStreamError)) or _is_gateway_error(error)
 
 
 def _unreachable(error: httpx.HTTPError, url: Any) -> ClientError:
@@ -133,10 +81,11 @@ class Client(_Shared):
         api_key: bearer token; default: BIREME_API_KEY.
         timeout: longest wait for the next byte, in seconds.
         connect_timeout: longest wait for a connection, in seconds.
-        max_resumes: how often in a row a stream whose connection broke is taken up where it was; 0 reports the break.
+        max_resumes: how often in a row an answer whose connection broke is taken up where it was; 0 reports the break.
 
-    Every method raises ClientError if the server cannot be reached, and an ApiStatusError if it refuses. Keyword options are
-    the API's fields: max_tokens, temperature, seed, stop, ...
+    A whole answer, too, travels as a stream, so that it loses nothing when the process behind it dies. Every method raises
+    ClientError if the server cannot be reached, and an ApiStatusError if it refuses. Keyword options are the API's fields:
+    max_tokens, temperature, seed, stop, ...
     """
 
     def __init__(
@@ -179,19 +128,19 @@ class Client(_Shared):
 
     def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""
-        return Answer.parse(self._request(self._completion(prompt, False, options)))
+        return self._whole(self._completion(prompt, options))
 
     def stream_complete(self, prompt: Prompt, **options: Any) -> Iterator[Answer]:
         """Like ``complete``, chunk by chunk; closing the iterator cancels the request."""
-        return self._stream(self._completion(prompt, True, options))
+        return self._stream(self._completion(prompt, options))
 
     def chat(self, messages: Messages, **options: Any) -> Answer:
         """Answer a conversation; a string is one user message."""
-        return Answer.parse(self._request(self._chat(messages, False, options)))
+        return self._whole(self._chat(messages, options))
 
     def stream_chat(self, messages: Messages, **options: Any) -> Iterator[Answer]:
         """Like ``chat``, chunk by chunk; closing the iterator cancels the request."""
-        return self._stream(self._chat(messages, True, options))
+        return self._stream(self._chat(messages, options))
 
     def _request(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -199,33 +148,31 @@ class Client(_Shared):
         except httpx.HTTPError as error:
             raise _unreachable(error, self._http.base_url) from error
 
+    def _whole(self, request: dict[str, Any]) -> Answer:
+        parts = AnswerParts(request)
+        for chunk in self._stream(streamed_request(request)):
+            parts.add(chunk)
+        return parts.whole()
+
     def _stream(self, request: dict[str, Any]) -> Iterator[Answer]:
-        stream = ResumableStream(request, self._max_resumes)
-        while True:
+        stream = self._resumable(request)
+        while not stream.is_complete:
             try:
-                yield from self._connection(stream)
-                return
+                with self._http.stream(**stream.request()) as response:
+                    if response.is_error:
+                        response.read()
+                        _checked(response)
+                    for line in response.iter_lines():
+                        if (chunk := stream.feed(line)) is not None:
+                            yield chunk
+                    stream.end_of_response()
             except (httpx.HTTPError, BiremeError) as error:
-                wait = stream.seconds_to_wait() if _is_broken(error, stream) else None
+                wait = stream.seconds_to_wait(error)
                 if wait is None:
                     if isinstance(error, httpx.HTTPError):
                         raise _unreachable(error, self._http.base_url) from error
                     raise
-            time.sleep(wait)
-
-    def _connection(self, stream: ResumableStream) -> Iterator[Answer]:
-        request = stream.request()
-        with self._http.stream(**request) as response:
-            if response.is_error:
-                response.read()
-                _checked(response)
-            parser = _EventParser()
-            for line in response.iter_lines():
-                chunk = parser.feed(line)
-                if chunk is not None:
-                    stream.note(parser.event_id, chunk)
-                    yield chunk
-            parser.close()
+                time.sleep(wait)
 
 
 class AsyncClient(_Shared):
@@ -271,19 +218,19 @@ class AsyncClient(_Shared):
 
     async def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""
-        return Answer.parse(await self._request(self._completion(prompt, False, options)))
+        return await self._whole(self._completion(prompt, options))
 
     def stream_complete(self, prompt: Prompt, **options: Any) -> AsyncIterator[Answer]:
         """Like ``complete``, chunk by chunk; closing the iterator cancels the request."""
-        return self._stream(self._completion(prompt, True, options))
+        return self._stream(self._completion(prompt, options))
 
     async def chat(self, messages: Messages, **options: Any) -> Answer:
         """Answer a conversation; a string is one user message."""
-        return Answer.parse(await self._request(self._chat(messages, False, options)))
+        return await self._whole(self._chat(messages, options))
 
     def stream_chat(self, messages: Messages, **options: Any) -> AsyncIterator[Answer]:
         """Like ``chat``, chunk by chunk; closing the iterator cancels the request."""
-        return self._stream(self._chat(messages, True, options))
+        return self._stream(self._chat(messages, options))
 
     async def _request(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -291,32 +238,28 @@ class AsyncClient(_Shared):
         except httpx.HTTPError as error:
             raise _unreachable(error, self._http.base_url) from error
 
+    async def _whole(self, request: dict[str, Any]) -> Answer:
+        parts = AnswerParts(request)
+        async for chunk in self._stream(streamed_request(request)):
+            parts.add(chunk)
+        return parts.whole()
+
     async def _stream(self, request: dict[str, Any]) -> AsyncIterator[Answer]:
-        stream = ResumableStream(request, self._max_resumes)
-        while True:
+        stream = self._resumable(request)
+        while not stream.is_complete:
             try:
-                async with contextlib.aclosing(self._connection(stream)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
-                return
+                async with self._http.stream(**stream.request()) as response:
+                    if response.is_error:
+                        await response.aread()
+                        _checked(response)
+                    async for line in response.aiter_lines():
+                        if (chunk := stream.feed(line)) is not None:
+                            yield chunk
+                    stream.end_of_response()
             except (httpx.HTTPError, BiremeError) as error:
-                wait = stream.seconds_to_wait() if _is_broken(error, stream) else None
+                wait = stream.seconds_to_wait(error)
                 if wait is None:
                     if isinstance(error, httpx.HTTPError):
                         raise _unreachable(error, self._http.base_url) from error
                     raise
-            await asyncio.sleep(wait)
-
-    async def _connection(self, stream: ResumableStream) -> AsyncGenerator[Answer]:
-        request = stream.request()
-        async with self._http.stream(**request) as response:
-            if response.is_error:
-                await response.aread()
-                _checked(response)
-            parser = _EventParser()
-            async for line in response.aiter_lines():
-                chunk = parser.feed(line)
-                if chunk is not None:
-                    stream.note(parser.event_id, chunk)
-                    yield chunk
-            parser.close()
+                await asyncio.sleep(wait)

@@ -47,7 +47,7 @@ class ApiStatusError(BiremeError):
 
 
 class BadRequestError(ApiStatusError):
-    """The request can never work (400, 405, 413)."""
+    """The request can never work, or never arrived (400, 405, 408, 413)."""
 
 
 class AuthenticationError(ApiStatusError):
@@ -71,6 +71,7 @@ _KINDS: dict[int, type[ApiStatusError]] = {
     401: AuthenticationError,
     404: NotFoundError,
     405: BadRequestError,
+    408: BadRequestError,
     413: BadRequestError,
     429: RateLimitError,
 }
@@ -91,7 +92,14 @@ def status_error(status: int, headers: Mapping[str, str], body: bytes) -> ApiSta
     return kind(message, param, code, status, retry_after)
 
 
+_KINDS_BY_TYPE: dict[object, type[ApiStatusError]] = {
+    "invalid_request_error": BadRequestError,
+    "rate_limit_error": RateLimitError,
+}
+
+
 def stream_error(error: Mapping[str, object]) -> ApiStatusError:
-    """The exception for an error event inside a stream."""
+    """The exception for an error event inside a stream, whose status was sent long before."""
     param, code = error.get("param"), error.get("code")
-    return ServerError(str(error.get("message")), str(param) if param else None, str(code) if code else None)
+    kind = _KINDS_BY_TYPE.get(error.get("type"), ServerError)
+    return kind(str(error.get("message")), str(param) if param else None, str(code) if code else None)

@@ -45,10 +45,14 @@ class TokenDelta(NamedTuple):
 
 
 class GenerateReply(NamedTuple):
-    """Reply of the unary call: how many output tokens the stream delivers in all (earlier attempts included)."""
+    """Reply of the unary call: how many output tokens the stream delivers in all (earlier attempts included).
+
+    ``engine_id`` says whose stream that is.
+    """
 
     num_tokens: int
     finish_reason: str
+    engine_id: str = ""
 
 
 class AttachRequired(NamedTuple):

@@ -274,7 +274,10 @@ class EngineClient:
 
     async def _attempt(self, submission: Submission, request: EngineRequest, last_resort: bool):
         """One pending call; returns None (finished), an ApiError (final), or a reply that asks for another try."""
-        call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
+        fingerprint = submission.entry.fingerprint
+        # An answer that has begun goes to engines with its fingerprint, as long as the router knows one.
+        handle = self._handle.options(multiplexed_model_id=fingerprint) if fingerprint else self._handle
+        call = handle.generate.remote(request, fingerprint, last_resort)
         reply = asyncio.ensure_future(_reply_of(call))
         try:
             await asyncio.wait((reply, submission.ended), return_when=asyncio.FIRST_COMPLETED)
@@ -282,6 +285,12 @@ class EngineClient:
                 outcome = reply.result()
                 if not isinstance(outcome, GenerateReply):
                     return outcome
+                if submission.stream is None:
+                    # Nothing came on the stream yet: if it breaks for good, nothing will.
+                    stream = self._streams.of(outcome.engine_id)
+                    if stream is None:
+                        return EngineLost(outcome.engine_id, "the engine was gone before its tokens arrived", died=True)
+                    self._arrived(submission, stream)
                 await asyncio.wait((submission.ended,), timeout=_DELIVERY_TIMEOUT_S)
                 if not submission.ended.done():
                     return EngineLost("", f"only {submission.entry.next_index} of {outcome.num_tokens} tokens arrived")

@@ -68,10 +68,16 @@ class LLMServer:
             if isinstance(error.cause, (BiremeError, OpBuildError)):
                 raise cannot_start(str(error.cause)) from None
             raise
+        await self._answers_of(self._info.fingerprint)
         self._exporting = asyncio.create_task(export_engine_metrics(self._engine_id, self.stats))
 
         shutdown_timeout_s = config.deployment_config.get("graceful_shutdown_timeout_s", GRACEFUL_SHUTDOWN_TIMEOUT_S)
         self._watch = RunnerWatch(self._runner, self._engine_id, config, shutdown_timeout_s, self._exit_soon)
+
+    @serve.multiplexed(max_num_models_per_replica=1)
+    async def _answers_of(self, fingerprint: str) -> str:
+        """Tells Serve's routers, by way of model multiplexing, that this replica may continue answers of ``fingerprint``."""
+        return fingerprint
 
     async def info(self) -> EngineInfo:
         """Constants of the engine."""
@@ -116,7 +122,9 @@ class LLMServer:
             return self._refusal(error, info)
         except RayError as error:
             return EngineLost(info.engine_id, f"{type(error).__name__}: {str(error).splitlines()[0]}")
-        return reply._replace(runner=self._runner) if isinstance(reply, AttachRequired) else reply
+        if isinstance(reply, AttachRequired):
+            return reply._replace(runner=self._runner)
+        return reply._replace(engine_id=info.engine_id) if isinstance(reply, GenerateReply) else reply
 
     def _refusal(self, error: RayTaskError, info: EngineInfo) -> Reply:
         cause = error.cause

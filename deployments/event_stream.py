@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -14,7 +16,10 @@ from deployments.connection import ClientGoneError, while_connected
 from deployments.generation import Generation
 from deployments.openai_responses import Answer
 
-_Result = TypeVar("_Result")
+_KEEP_ALIVE_S = 5.0
+# A comment: readers of event streams skip it.
+_KEEP_ALIVE = b": keep-alive\n\n"
+
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -25,17 +30,22 @@ def encode_events(objects: list[dict[str, Any]], ids: Sequence[str] = ()) -> byt
 
 
 class EventStream(Response):
-    """Writes a generation as it grows. Chunks that pile up behind a slow client leave as one."""
+    """Writes a generation as it grows. Chunks that pile up behind a slow client leave as one.
+
+    While there is nothing to write, a comment goes out every five to ten seconds: proxies close a connection that is silent
+    for long, and writing is how a client that has gone is noticed behind those that do not tell.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(self, generation: Generation, answer: Answer, first: dict[int, str]) -> None:
-        """``first`` is what the first ``Generation.read`` returned: a status can no longer be sent after it."""
+        """``first`` is what the first ``Generation.read`` returned, or empty: a status can no longer be sent after it."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._generation = generation
         self._answer = answer
         self._first = first
+        self._has_written = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -48,10 +58,12 @@ class EventStream(Response):
 
     async def _write(self, send: Send) -> None:
         texts, generation, answer = self._first, self._generation, self._answer
+        keeping_alive = asyncio.ensure_future(self._keep_alive(send))
         try:
             while True:
                 chunks = answer.chunks(texts)
                 if chunks:
+                    self._has_written = True
                     await _send_body(send, encode_events(chunks, answer.event_ids))
                 if generation.finished:
                     break
@@ -60,7 +72,17 @@ class EventStream(Response):
             tail = encode_events([usage]) if usage is not None else b""
         except ApiError as error:
             tail = encode_events([error.body()])
+        finally:
+            keeping_alive.cancel()
         await send({"type": "http.response.body", "body": tail + b"data: [DONE]\n\n", "more_body": False})
+
+    async def _keep_alive(self, send: Send) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                await asyncio.sleep(_KEEP_ALIVE_S)
+                if not self._has_written:
+                    await _send_body(send, _KEEP_ALIVE)
+                self._has_written = False
 
 
 def _send_body(send: Send, body: bytes) -> Awaitable[None]:

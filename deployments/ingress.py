@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
@@ -32,14 +34,18 @@ from deployments.openai_service import OpenAiService
 from deployments.ready_line import ready_line
 from deployments.replica_port import listen_where_the_node_does
 from deployments.request_body import read_json
+from deployments.resume_point import max_resume_bytes
 from deployments.sampling_request import ModelLimits
 from deployments.terminal import cannot_start, terminal_logger
 from deployments.whole_answer import WholeAnswer
 
 logger = logging.getLogger("ray.serve")
 
+Start = Callable[[OpenAiService, Any, str | None], Awaitable[tuple[Generation, Answer]]]
+
 _RETRY_INFO_S = 1.0
 _LOADING_PATIENCE_S = 30.0
+_STATUS_PATIENCE_S = 10.0
 
 
 class OpenAiIngress:
@@ -140,23 +146,19 @@ class OpenAiIngress:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        service = await self._ready()
-        return await _answer(
-            request,
-            *await service.completion(
-                await read_json(request, self._config.max_prompt_bytes), request.headers.get("last-event-id")
-            ),
-        )
+        return await self._generate(request, OpenAiService.completion)
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
+        return await self._generate(request, OpenAiService.chat)
+
+    async def _generate(self, request: Request, start: Start) -> Response:
         service = await self._ready()
-        return await _answer(
-            request,
-            *await service.chat(
-                await read_json(request, self._config.max_prompt_bytes), request.headers.get("last-event-id")
-            ),
-        )
+        max_bytes, last_event_id = self._config.max_prompt_bytes, request.headers.get("last-event-id")
+        if last_event_id is not None:
+            max_bytes += max_resume_bytes(self._config.max_choices, service.limits.max_model_len)
+        body = await read_json(request, max_bytes)
+        return await _answer(request, *await start(service, body, last_event_id))
 
     async def _ready(self) -> OpenAiService:
         """The service. A new ingress gets requests at once, also in an update under load, so they wait for it a while."""
@@ -173,8 +175,7 @@ class OpenAiIngress:
 async def _answer(request: Request, generation: Generation, answer: Answer) -> Response:
     response: Response | None = None
     try:
-        # The first tokens are awaited before the status is sent: a refusal by the engine still gets its own status.
-        first = await while_connected(request.receive, generation.read())
+        first = await while_connected(request.receive, _first_tokens(generation))
         response = EventStream(generation, answer, first) if answer.request.stream else WholeAnswer(generation, answer)
         return response
     except ClientGoneError:
@@ -182,6 +183,15 @@ async def _answer(request: Request, generation: Generation, answer: Answer) -> R
     finally:
         if response is None:
             generation.close()
+
+
+async def _first_tokens(generation: Generation) -> dict[int, str]:
+    """What the first read returns, awaited before the status is sent, so that a refusal by the engine gets its own status;
+    nothing if it takes long, so that a client in a long queue sees a sign of life."""
+    try:
+        return await asyncio.wait_for(generation.read(), _STATUS_PATIENCE_S)
+    except asyncio.TimeoutError:
+        return {}
 
 
 class _Lifespan:
@@ -203,7 +213,8 @@ class _Authenticated:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/health":
+        # The route prefix of the application is part of the path.
+        if scope["type"] == "http" and scope["path"] != scope.get("root_path", "") + "/health":
             try:
                 self._keys.check(Request(scope).headers.get("authorization"))
             except ApiError as error:

@@ -13,12 +13,14 @@ from actors.tokenizer import Tokenizer
 from cluster.errors import BiremeError, InvalidRequestError
 from cluster.journal import JournalEntry
 from deployments.api_errors import ApiError, bad_request, from_engine
+from deployments.chat_answer import ChatAnswer
+from deployments.completion_answer import CompletionAnswer
 from deployments.engine_client import EngineClient
 from deployments.generation import Generation
 from deployments.openai_protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_request
-from deployments.openai_responses import Answer, ChatAnswer, CompletionAnswer
+from deployments.openai_responses import Answer
 from deployments.request_events import RESUMED
-from deployments.resume_point import resume_point, resume_sequence
+from deployments.resume_point import resume_point, resume_sequences
 from deployments.sampling_request import ModelLimits, assign_seed, check_prompt_ids, sampling_params
 from deployments.sequence_output import SequenceOutput
 
@@ -55,6 +57,8 @@ class OpenAiService:
         self.check_model(request.model)
         prompts = request.prompts()
         self._check_choices(len(prompts) * request.n)
+        # Echo repeats it, and text offsets count from its beginning.
+        shows_prompt = request.echo or request.logprobs is not None
         prompt_ids, prompt_texts = [], []
         for i, prompt in enumerate(prompts):
             param = "prompt" if len(prompts) == 1 else f"prompt.{i}"
@@ -67,9 +71,9 @@ class OpenAiService:
                 check_prompt_ids(ids, param, self.limits.vocab_size)
             prompt_ids.append(ids)
             prompt_texts.append(
-                prompt if isinstance(prompt, str) else self._tokenizer.decode(ids) if request.echo else ""
+                prompt if isinstance(prompt, str) else self._tokenizer.decode(ids) if shows_prompt else ""
             )
-        generation, seed = self._start(request, prompt_ids, received)
+        generation, seed = await self._start(request, prompt_ids, received)
         return generation, CompletionAnswer(
             request,
             self.model_id,
@@ -104,7 +108,7 @@ class OpenAiService:
         prompt_ids = [await self._encode(text, request.add_special_tokens, "messages")]
         if not prompt_ids[0]:
             raise bad_request("messages make a prompt without tokens; write at least one character", "messages")
-        generation, seed = self._start(request, prompt_ids, received)
+        generation, seed = await self._start(request, prompt_ids, received)
         return generation, ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, seed, resumed)
 
     def check_model(self, model: str | None) -> None:
@@ -131,7 +135,7 @@ class OpenAiService:
         except InvalidRequestError as error:  # the tokenizer does not know where the text came from
             raise bad_request(f"{param}: {error.message}", param, error.code) from None
 
-    def _start(
+    async def _start(
         self, request: GenerationRequest, prompts: Sequence[list[int]], received: float
     ) -> tuple[Generation, int]:
         seed = assign_seed(request)
@@ -166,8 +170,8 @@ class OpenAiService:
                     )
                 )
         if resume is not None:
-            for i, choice in enumerate(resume.choices):
-                resume_sequence(i, choice, resume.fingerprint, entries[i], outputs[i], self.limits.vocab_size)
+            # Tens of thousands of tokens take their time; others' tokens must not wait for it.
+            await asyncio.to_thread(resume_sequences, resume, entries, outputs, self.limits.vocab_size)
             self._client.events.record(RESUMED, entries[0].request_id, choices=len(entries), tokens=resume.num_tokens)
         generation = Generation(self._client, entries, outputs, received)
         generation.start()

@@ -1,7 +1,8 @@
-"""Reading a request body that a stranger sent: bounded size, JSON only, nothing that JSON does not have."""
+"""Reading a request body that a stranger sent: bounded size and time, JSON only, nothing that JSON does not have."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,12 +10,15 @@ from starlette.requests import Request
 
 from deployments.api_errors import ApiError, bad_request
 
+BODY_TIMEOUT_S = 60.0
 
-async def read_json(request: Request, max_bytes: int) -> Any:
+
+async def read_json(request: Request, max_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> Any:
     """The decoded JSON body.
 
     Raises:
-        ApiError: 413 as soon as more than ``max_bytes`` have come, 400 for another content type or bytes that are not JSON.
+        ApiError: 413 as soon as more than ``max_bytes`` have come, 408 if they take longer than ``timeout_s`` seconds, 400
+            for another content type or bytes that are not JSON.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
@@ -23,15 +27,28 @@ async def read_json(request: Request, max_bytes: int) -> Any:
             "with curl: -H 'Content-Type: application/json'",
             code="invalid_content_type",
         )
+    try:
+        body = await asyncio.wait_for(_read(request, max_bytes), timeout_s)
+    except asyncio.TimeoutError:
+        raise ApiError(
+            408,
+            f"the request body did not arrive within {timeout_s:g} s",
+            code="request_timeout",
+            headers={"Connection": "close"},
+        ) from None
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > max_bytes:
             raise ApiError(413, f"the request body exceeds {max_bytes} bytes", code="request_too_large")
-    try:
-        return json.loads(bytes(body), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    return bytes(body)
 
 
 def _refuse_constant(name: str) -> None:

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cluster.journal import JournalEntry
 from deployments.api_errors import bad_request
-from deployments.openai_protocol import GenerationRequest, ResumedChoice
+from deployments.openai_protocol import GenerationRequest, Resume, ResumedChoice
 from deployments.sampling_request import check_prompt_ids
 from deployments.sequence_output import SequenceOutput
 
-_EVENT_ID = re.compile(r"([a-z]{1,16}-[0-9a-f]{32}):([0-9]{1,12}):([0-9]{1,12})")
+# With separators, more than the digits of any vocabulary's ids.
+_BYTES_A_TOKEN = 12
+_MAX_RESUME_BYTES = 2**25
+
+_EVENT_ID = re.compile(r"([a-z]{1,16}-[0-9a-f]{32}):([0-9]{1,12}):([0-9]{1,12}):([0-9]{1,12})")
 
 
 class ResumePoint(NamedTuple):
-    """An event of an answer: what the answer is called, when it began, and how many tokens all choices had by then."""
+    """An event of an answer: what the answer is called, when it began, how many tokens all choices had by then, and how many
+    tokens of its prompts were found in the prefix cache."""
 
     answer_id: str
     created: int
     num_tokens: int
+    num_cached_tokens: int
 
     def __str__(self) -> str:
-        return f"{self.answer_id}:{self.created}:{self.num_tokens}"
+        return ":".join(map(str, self))
+
+
+def max_resume_bytes(max_choices: int, max_model_len: int) -> int:
+    """How much longer the body of a request may be because of what its client has of the answer."""
+    return min(_BYTES_A_TOKEN * max_choices * max_model_len, _MAX_RESUME_BYTES)
 
 
 def resume_point(request: GenerationRequest, last_event_id: str | None, id_prefix: str) -> ResumePoint | None:
@@ -39,7 +51,7 @@ def resume_point(request: GenerationRequest, last_event_id: str | None, id_prefi
     match = _EVENT_ID.fullmatch(last_event_id)
     if match is None or not match[1].startswith(f"{id_prefix}-"):
         raise bad_request(f"Last-Event-ID is none of this endpoint's event ids: {last_event_id[:80]!r}", "resume")
-    point = ResumePoint(match[1], int(match[2]), int(match[3]))
+    point = ResumePoint(match[1], *map(int, match.groups()[1:]))
     if resume.num_tokens != point.num_tokens:
         raise bad_request(
             f"resume has {resume.num_tokens} tokens, but the event in Last-Event-ID came with token {point.num_tokens}",
@@ -48,23 +60,30 @@ def resume_point(request: GenerationRequest, last_event_id: str | None, id_prefi
     return point
 
 
-def resume_sequence(
-    index: int, choice: ResumedChoice, fingerprint: str, entry: JournalEntry, output: SequenceOutput, vocab_size: int
+def resume_sequences(
+    resume: Resume, entries: Sequence[JournalEntry], outputs: Sequence[SequenceOutput], vocab_size: int
 ) -> None:
-    """Bring a new journal entry and output to where the client is.
+    """Bring new journal entries and outputs, one a choice, to where the client is.
 
     Raises:
-        ApiError: the choice cannot have been answered so.
+        ApiError: a choice cannot have been answered so.
     """
+    for i, choice in enumerate(resume.choices):
+        _resume_sequence(i, choice, resume.fingerprint, entries[i], outputs[i], vocab_size)
+
+
+def _resume_sequence(
+    index: int, choice: ResumedChoice, fingerprint: str, entry: JournalEntry, output: SequenceOutput, vocab_size: int
+) -> None:
     where, params = f"resume.choices.{index}", entry.params
     check_prompt_ids(choice.token_ids, f"{where}.token_ids", vocab_size)
     num_tokens, finished = len(choice.token_ids), choice.finish_reason is not None
     if num_tokens > params.max_tokens or (num_tokens == params.max_tokens and not finished):
         raise bad_request(f"{where} has {num_tokens} tokens; max_tokens is {params.max_tokens}", f"{where}.token_ids")
-    if finished and not num_tokens:
-        raise bad_request(f"{where} is finished and has no token", f"{where}.token_ids")
     if not output.resume(choice.token_ids, choice.finish_reason, params.logprobs is not None):
         raise bad_request(f"{where}: these tokens complete a stop string", f"{where}.finish_reason")
+    # Not the first attempt: an answer that has begun is not refused for a full queue.
+    entry.attempt = 1
     entry.output_token_ids = list(choice.token_ids)
     entry.finish_reason = choice.finish_reason
     entry.fingerprint = fingerprint

@@ -76,6 +76,10 @@ class TokenStreams:
     def __iter__(self) -> Iterator[TokenStream]:
         return iter(self._streams.values())
 
+    def of(self, engine_id: str) -> TokenStream | None:
+        """The stream from an engine; None if there is none, or none any more."""
+        return self._streams.get(engine_id)
+
     def attach(self, reply: AttachRequired) -> bool:
         """Open the stream that ``reply`` asks for; False if it is open already (concurrent requests share it)."""
         if reply.engine_id in self._streams:

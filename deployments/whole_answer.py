@@ -21,7 +21,8 @@ class WholeAnswer(Response):
     An answer that takes long begins with spaces, which JSON allows: they keep proxies from closing a silent connection, and
     writing is the only way to learn of a client that has gone behind a proxy which does not pass that on (HAProxy does not
     when a request came in two pieces, as Python's clients send it). After the first space it is too late for an error
-    status; such an answer is cut off, which every client reports.
+    status: the error object is sent for a person to read, and the connection broken off, so that no client takes what came
+    for an answer.
     """
 
     media_type = "application/json"
@@ -52,6 +53,7 @@ class WholeAnswer(Response):
             reading.result()
         except ApiError as error:
             if started:
+                await send({"type": "http.response.body", "body": JSONResponse(error.body()).body, "more_body": True})
                 raise
             await JSONResponse(error.body(), error.status, error.headers)(scope, receive, send)
             return

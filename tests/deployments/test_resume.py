@@ -14,6 +14,8 @@ from cluster.api_types import Answer
 from cluster.client import Client
 from tests.deployments.conftest import KEYS, App
 
+# One and a half blocks of the cache.
+LONG_PROMPT = " ".join(str(number) for number in range(40))
 CHAT = {"messages": [{"role": "user", "content": "Name three rivers."}]}
 TEXT = {"prompt": "One, two, three,"}
 HEADERS = {"Authorization": f"Bearer {KEYS[0]}"}
@@ -92,8 +94,10 @@ def test_an_answer_taken_up_at_any_event_equals_the_undisturbed_one(app: App, pa
         ({"stream": False}, "same", "stream=true"),
         ({}, None, "must come together"),
         ({}, "cmpl-1:2:3", "none of this endpoint's event ids"),
-        ({}, "chatcmpl-" + "0" * 32 + ":1:3", "none of this endpoint's event ids"),
-        ({}, "cmpl-" + "0" * 32 + ":1:2", "resume has 3 tokens, but the event in Last-Event-ID came with token 2"),
+        ({}, "chatcmpl-" + "0" * 32 + ":1:3:0", "none of this endpoint's event ids"),
+        ({}, "cmpl-" + "0" * 32 + ":1:3", "none of this endpoint's event ids"),
+        ({}, "cmpl-" + "0" * 32 + ":1:3:0" + "0" * 20_000, "none of this endpoint's event ids"),
+        ({}, "cmpl-" + "0" * 32 + ":1:2:0", "resume has 3 tokens, but the event in Last-Event-ID came with token 2"),
         ({"n": 2}, "same", "must have 2 entries"),
         ({"max_tokens": 3}, "same", "max_tokens is 3"),
         ({"token_ids": [1, 2, 49152]}, "same", "must be below 49152"),
@@ -107,7 +111,7 @@ def test_what_cannot_be_taken_up_is_refused_by_name(app: App, change, last_event
     body = {**TEXT, "stream": True, "return_token_ids": True, "seed": 1, "max_tokens": 8, "resume": resume, **own}
     headers = dict(HEADERS)
     if last_event_id is not None:
-        headers["Last-Event-ID"] = "cmpl-" + "0" * 32 + ":1:3" if last_event_id == "same" else last_event_id
+        headers["Last-Event-ID"] = "cmpl-" + "0" * 32 + ":1:3:0" if last_event_id == "same" else last_event_id
     response = httpx.post(f"{app.url}/v1/completions", json=body, headers=headers, timeout=60)
     assert response.status_code == 400
     assert message in response.json()["error"]["message"]
@@ -165,3 +169,75 @@ def test_the_client_takes_a_cut_stream_up_by_itself(app: App):
     with Client(proxy.url, api_key=KEYS[0], timeout=60) as client:
         assert facts(list(client.stream_complete("Once", **options))) == undisturbed
     assert proxy.connections == 5
+
+
+WHOLE = [
+    ("chat", {**CHAT, "temperature": 0.9, "logprobs": True, "top_logprobs": 2, "n": 2, "max_tokens": 16}),
+    ("chat", {**CHAT, "temperature": 0, "prompt_logprobs": 1, "return_token_ids": True}),
+    ("complete", {**TEXT, "temperature": 0.8, "n": 2, "logprobs": 1, "max_tokens": 12, "echo": True}),
+    ("complete", {"prompt": ["Once", "Twice"], "stop": "the", "max_tokens": 30, "return_token_ids": True}),
+    ("complete", {**TEXT, "max_tokens": 0, "echo": True, "logprobs": 1}),
+    ("complete", {"prompt": [504, 253], "logprobs": 0, "max_tokens": 4}),
+]
+
+
+@pytest.mark.parametrize(("method", "body"), WHOLE)
+def test_a_whole_answer_survives_cut_connections_as_the_server_would_have_sent_it(app: App, method, body):
+    body = {**body, "seed": 11}
+    path = "/v1/completions" if method == "complete" else "/v1/chat/completions"
+    expected = httpx.post(app.url + path, json=body, headers=HEADERS, timeout=120).json()
+    proxy = CuttingProxy(int(app.url.rsplit(":", 1)[1]), [900, 700, 1100])
+    with Client(proxy.url, api_key=KEYS[0], timeout=60) as client:
+        answer = getattr(client, method)(body.pop("prompt" if method == "complete" else "messages"), **body)
+    assert proxy.connections > 1
+    got = dict(answer.raw)
+    for name in ("id", "created"):
+        assert type(got.pop(name)) is type(expected.pop(name))
+    for whole in (got, expected):
+        del whole["usage"]["prompt_tokens_details"]
+    assert got == expected
+
+
+def test_a_break_between_the_last_token_and_the_usage_costs_nothing(app: App):
+    body = {**TEXT, "max_tokens": 0, "echo": True, "seed": 1, "stream": True, "return_token_ids": True}
+    body["stream_options"] = {"include_usage": True}
+    (event_id, only), (_, usage) = events(app, "/v1/completions", body)
+    resume = {"fingerprint": only["system_fingerprint"], "choices": [{"token_ids": [], "finish_reason": "length"}]}
+    ((_, again),) = events(app, "/v1/completions", {**body, "resume": resume}, event_id)
+    assert {
+        **again,
+        "usage": {**again["usage"], "prompt_tokens_details": usage["usage"]["prompt_tokens_details"]},
+    } == usage
+
+
+def test_the_cached_tokens_of_an_answer_taken_up_are_those_it_began_with(app: App):
+    body = {
+        "prompt": LONG_PROMPT,
+        "temperature": 0,
+        "seed": 5,
+        "stream": True,
+        "return_token_ids": True,
+        "max_tokens": 8,
+    }
+    body = {**body, "n": 2, "stream_options": {"include_usage": True}, "cache_salt": "of this test"}
+    for first in (True, False):
+        whole = events(app, "/v1/completions", body)
+        cached = whole[-1][1]["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert (cached == 0) == first
+        rest = events(app, "/v1/completions", {**body, "resume": resume_field(whole[:4], 2)}, whole[3][0])
+        assert rest[-1][1]["usage"]["prompt_tokens_details"]["cached_tokens"] == cached
+
+
+def test_an_answer_that_has_begun_may_be_larger_than_a_request(app: App):
+    """What a client sends back is no prompt: the limit of a request's body does not count it."""
+    resume = {"fingerprint": "bireme-0", "choices": [{"token_ids": [49151] * 20_000}]}
+    body = {**TEXT, "stream": True, "return_token_ids": True, "seed": 1, "max_tokens": 8, "resume": resume}
+    statuses = {}
+    for last_event_id in (None, "cmpl-" + "0" * 32 + ":1:20000:0"):
+        headers = HEADERS if last_event_id is None else {**HEADERS, "Last-Event-ID": last_event_id}
+        response = httpx.post(f"{app.url}/v1/completions", json=body, headers=headers, timeout=60)
+        statuses[last_event_id] = response.status_code, response.json()["error"]["message"][:40]
+    assert list(statuses.values()) == [
+        (413, "the request body exceeds 100000 bytes"),
+        (400, "resume.choices.0 has 20000 tokens; max_t"),
+    ]
