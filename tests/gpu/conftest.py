@@ -8,7 +8,15 @@ import paddle
 import pytest
 
 # The engine needs what a machine that is only there for its GPU may not have; the ops do not.
-collect_ignore = [] if util.find_spec("pydantic") else ["test_engine_gpu.py"]
+collect_ignore = [] if util.find_spec("pydantic") else ["test_engine_gpu.py", "test_random_steps.py"]
+
+
+@pytest.fixture(scope="session")
+def tiny_gpu_model(tmp_path_factory):
+    """Folder of the random two-layer model with heads that the GPU kernels have."""
+    from tests.gpu.engines import write_tiny_gpu_model
+
+    return write_tiny_gpu_model(tmp_path_factory.mktemp("tiny-gpu-model"))
 
 
 def missing_gpu() -> str | None:

@@ -1,0 +1,60 @@
+"""Thousands of random steps: overlapped and plain execution of one schedule give the same bits, whoever is late."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from tests.engines import make_engine
+from tests.random_load import (
+    SMALL_ENGINE,
+    RandomLoad,
+    add_pauses,
+    add_preemptions,
+    check_plain_replay,
+    check_trouble,
+    record_overlapped,
+)
+
+
+def make(folder, seed: int):
+    """A small engine whose host and device are late at random, and whose released buffers hold nonsense."""
+    engine = make_engine(folder, **SMALL_ENGINE)
+    engine.runner.poison_released = True
+    runner = engine.runner
+    add_pauses(runner, np.random.default_rng(seed), lambda seconds: runner.stream.run(lambda: time.sleep(seconds)))
+    return engine
+
+
+@pytest.mark.parametrize("num_steps", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_random_steps_give_the_same_bits_overlapped_and_plain(tiny_model, num_steps):
+    seed = int(np.random.default_rng().integers(2**31))
+    print(f"seed {seed}")
+    engine, load = make(tiny_model, seed), RandomLoad(seed)
+    add_preemptions(engine, seed)
+    plans, results = record_overlapped(engine, load, num_steps)
+    engine.close()
+    check_trouble(load, num_steps)
+    plain = make(tiny_model, seed + 1)
+    check_plain_replay(plain.runner, plans, results)
+    plain.close()
+    print(dict(load.seen))
+
+
+def test_a_reader_of_released_buffers_is_found_out(tiny_model):
+    """The poison works: a step that is saved from buffers which were given back goes wrong."""
+    engine = make(tiny_model, 1)
+    save = engine.runner._save_output
+
+    def save_after_release(out):
+        plan = out.plan
+        out.wait()
+        out.release(poison=True)
+        out.plan = plan
+        return save(out)
+
+    engine.runner._save_output = save_after_release
+    with pytest.raises((ValueError, IndexError, RuntimeError)):
+        record_overlapped(engine, RandomLoad(1), 50)

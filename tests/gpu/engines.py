@@ -1,0 +1,23 @@
+"""Engines on the GPU for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from actors.engine import Engine
+from cluster.config import EngineConfig
+from tests.engines import TINY_CONFIG
+
+
+def write_tiny_gpu_model(folder: Path) -> Path:
+    """A folder with the random two-layer model, with heads that the GPU kernels have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(TINY_CONFIG | {"head_dim": 64, "hidden_size": 128}))
+    return folder
+
+
+def gpu_engine(folder: Path, record: list | None = None, **settings) -> Engine:
+    """An engine on the tiny model; settings as in EngineConfig."""
+    defaults = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "num_kv_blocks": 64, "device": "gpu"}
+    return Engine(EngineConfig(model=str(folder), load_format="dummy", **{**defaults, **settings}), record=record)
