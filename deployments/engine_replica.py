@@ -43,8 +43,11 @@ Reply = GenerateReply | AttachRequired | NotAdmitted | RequestRefused | EngineLo
 class LLMServer:
     """One engine: a replica and the runner actor it owns."""
 
-    async def __init__(self, config: LLMConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, config: LLMConfig, num_gpus: float = 0.0) -> None:  # type: ignore[misc]  # Serve awaits it
         """Start the runner and load the model.
+
+        Args:
+            num_gpus: what the runner's bundle of the placement group holds.
 
         Raises:
             RuntimeError: the model cannot be served; one sentence that says why.
@@ -55,7 +58,7 @@ class LLMServer:
         self._watch: RunnerWatch | None = None
         runner = ray.remote(StreamingRunner).options(
             num_cpus=config.runner_num_cpus,
-            num_gpus=runner_num_gpus(config),
+            num_gpus=num_gpus,
             max_concurrency=_RUNNER_CONCURRENCY,
             max_restarts=0,
             scheduling_strategy=_runner_bundle(),
@@ -176,13 +179,6 @@ def application_name() -> str:
 
 async def _as_coroutine(ref: Any) -> Any:
     return await ref
-
-
-def runner_num_gpus(config: LLMConfig) -> float:
-    """GPUs that Ray reserves for a runner."""
-    if config.runner_num_gpus is not None:
-        return config.runner_num_gpus
-    return 1.0 if config.device == "gpu" else 0.0
 
 
 def _runner_bundle():

@@ -10,7 +10,8 @@ from ray.serve import Application
 
 from cluster.config import LLMConfig
 from deployments.app_arguments import AppArguments
-from deployments.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, LLMServer, runner_num_gpus
+from deployments.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, LLMServer
+from deployments.gpu_placement import cluster_gpus, runner_num_gpus, runner_resources
 from deployments.ingress import OpenAiIngress
 from deployments.serve_options import check_serve_options, with_options
 
@@ -21,8 +22,8 @@ _INGRESS_SHUTDOWN_TIMEOUT_S = 600.0
 _HEALTH_CHECK_PERIOD_S = 2.0
 
 
-def engine_options(config: LLMConfig) -> dict[str, Any]:
-    """Serve options of the engine deployment; those in ``deployment_config`` win."""
+def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
+    """Serve options of the engine deployment, each runner with ``num_gpus``; those in ``deployment_config`` win."""
     # The engine's own queue is the bound: it alone knows what waits. Serve's queue counts calls that are just being routed,
     # a burst that the engine has room for included, so both of Serve's limits lie beyond the engine's.
     beyond_engine = 2 * (config.max_num_seqs + config.max_queued_requests) + 64
@@ -40,14 +41,9 @@ def engine_options(config: LLMConfig) -> dict[str, Any]:
     if autoscaling is not None:
         options["autoscaling_config"] = {"target_ongoing_requests": config.max_num_seqs, **autoscaling}
     replica = {"CPU": options["ray_actor_options"].get("num_cpus", ENGINE_REPLICA_CPUS)}
-    runner = {"CPU": config.runner_num_cpus}
-    if runner_num_gpus(config):
-        runner["GPU"] = runner_num_gpus(config)
-    if config.accelerator_type is not None:
-        runner[f"accelerator_type:{config.accelerator_type}"] = 0.001
     return {
         **options,
-        "placement_group_bundles": [replica, runner],
+        "placement_group_bundles": [replica, runner_resources(config, num_gpus)],
         "placement_group_strategy": "STRICT_PACK",
         "max_constructor_retry_count": 1,
     }
@@ -71,13 +67,14 @@ def build_openai_app(arguments: AppArguments) -> Application:
     """The Serve application: one ingress, and the engines behind it. From Python, an ``LLMConfig`` will do.
 
     Raises:
-        SettingsError: Ray Serve refuses deployment_config or ingress_config.
+        SettingsError: Ray Serve refuses deployment_config or ingress_config, or a GPU is asked for that the cluster lacks.
     """
     config = LLMConfig(**{name: getattr(arguments, name) for name in LLMConfig.model_fields})
     check_serve_options("deployment_config", config.deployment_config)
     check_serve_options("ingress_config", config.ingress_config)
+    num_gpus = runner_num_gpus(config, cluster_gpus())
     engines = serve.deployment(name="LLMServer")(LLMServer)
     ingress = serve.deployment(name="OpenAiIngress")(serve.ingress()(OpenAiIngress))
     return with_options(ingress, "ingress_config", ingress_options(config)).bind(
-        config, with_options(engines, "deployment_config", engine_options(config)).bind(config)
+        config, with_options(engines, "deployment_config", engine_options(config, num_gpus)).bind(config, num_gpus)
     )
