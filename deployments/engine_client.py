@@ -15,9 +15,11 @@ from ray.serve.handle import DeploymentHandle
 from cluster.journal import JournalEntry, RequestJournal
 from cluster.outputs import FINISH_ABORT, FINISH_HANDOVER, AttachRequired, GenerateReply, NotAdmitted, TokenDelta
 from cluster.request import EngineRequest
+from cluster.silence_clock import TICK_S, SilenceClock
 from cluster.suspicion import Suspicion, Verdict
 from deployments.api_errors import ApiError, from_engine, overloaded, unavailable
-from deployments.engine_replies import EngineLost, FingerprintMismatch, HandedOver, RequestRefused
+from deployments.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, engine_choices
+from deployments.engine_replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken, RequestRefused
 from deployments.ingress_metrics import IngressMetrics
 from deployments.request_events import ATTEMPTS, FENCED, HANDOVERS, QUARANTINED, SILENT_ENGINES, RequestEvents
 from deployments.token_streams import TokenStream, TokenStreams
@@ -32,6 +34,9 @@ _MAX_ATTACH_POLLS = 8
 _REFUSAL_BACKOFF_S = 0.05
 _MAX_REFUSAL_BACKOFF_S = 0.5
 _REFUSALS_BEFORE_LAST_RESORT = 4
+# An engine says that it has taken a request before it looks at it; one that has not for this share of the time in which silence
+# counts as death is passed over.
+_TAKING_SHARE = 1 / 3
 # While engines leave and others start, a request waits this long for one that takes it.
 _ADMISSION_TIMEOUT_S = 300.0
 
@@ -77,6 +82,7 @@ class EngineClient:
         self._handle = handle
         self._isolation = asyncio.Lock()
         self._max_attempts = max_attempts
+        self._taking_s = hang_timeout_s * _TAKING_SHARE
         self.metrics = IngressMetrics()
         self._journal = RequestJournal()
         self._submissions: dict[str, Submission] = {}
@@ -123,6 +129,7 @@ class EngineClient:
     def _forget(self, submission: Submission) -> None:
         self._submissions.pop(submission.entry.request_id, None)
         self._journal.close(submission.entry.request_id)
+        engine_choices.close(submission.entry.request_id)
 
     def _on_deltas(self, stream: TokenStream, deltas: Sequence[TokenDelta]) -> None:
         for delta in deltas:
@@ -157,6 +164,7 @@ class EngineClient:
                 submission.end_attempt(EngineLost(stream.engine_id, "the engine aborted the request"))
 
     def _on_engine_lost(self, stream: TokenStream, why: str) -> None:
+        engine_choices.avoid(stream.engine_id, AVOID_DEAD_S)
         if stream.silent:
             self.events.record(SILENT_ENGINES, "-", engine=stream.engine_id)
         for submission in list(self._submissions.values()):
@@ -165,6 +173,7 @@ class EngineClient:
 
     def _arrived(self, submission: Submission, stream: TokenStream) -> None:
         """The engine behind ``stream`` has taken the sequence."""
+        engine_choices.trust(stream.engine_id)
         others = [other for other in self._submissions.values() if other.stream is stream]
         for other in others:
             other.alone = False
@@ -217,6 +226,7 @@ class EngineClient:
                 polls = 0
                 outcome = EngineLost(outcome.engine_id, "the token stream could not be attached")
             if isinstance(outcome, NotAdmitted):
+                engine_choices.avoid(outcome.engine_id, AVOID_REFUSING_S)
                 waiting_since = waiting_since if refusals else time.monotonic()
                 refusals += 1
                 if time.monotonic() - waiting_since > _ADMISSION_TIMEOUT_S:
@@ -225,17 +235,20 @@ class EngineClient:
                 await _pause(_REFUSAL_BACKOFF_S, refusals, _MAX_REFUSAL_BACKOFF_S)
                 continue
             refusals, last_resort = 0, False
-            if isinstance(outcome, EngineLost) and outcome.died and self._convicts(submission):
-                return self._quarantine(submission, outcome)
+            if isinstance(outcome, EngineLost) and outcome.died:
+                engine_choices.avoid(outcome.engine_id or engine_choices.chosen(entry.request_id), AVOID_DEAD_S)
+                if self._convicts(submission):
+                    return self._quarantine(submission, outcome)
             if not isinstance(outcome, FingerprintMismatch):
                 request = self._next_attempt(submission, outcome)
-            if isinstance(outcome, HandedOver):
+            if isinstance(outcome, (HandedOver, NotTaken)):
                 continue
             failures = failures + 1 if entry.next_index == progress else 1
             progress = entry.next_index
             if failures >= self._max_attempts:
                 return _gave_up(entry, outcome, failures)
-            await _pause(_FIRST_BACKOFF_S, failures, _MAX_BACKOFF_S)
+            if failures > 1:  # the first time another engine is asked at once
+                await _pause(_FIRST_BACKOFF_S, failures - 1, _MAX_BACKOFF_S)
 
     def _convicts(self, submission: Submission) -> bool:
         """Count the death of the engine under ``submission``; True if it is to blame. Nearby or queued elsewhere it is not."""
@@ -256,7 +269,7 @@ class EngineClient:
             code="request_quarantined",
         )
 
-    def _next_attempt(self, submission: Submission, outcome: EngineLost | HandedOver) -> EngineRequest:
+    def _next_attempt(self, submission: Submission, outcome: EngineLost | HandedOver | NotTaken) -> EngineRequest:
         entry = submission.entry
         if submission.stream is not None:
             submission.stream.abort(entry.request_id, entry.attempt)
@@ -267,7 +280,7 @@ class EngineClient:
         if isinstance(outcome, HandedOver):
             self.events.record(HANDOVERS, entry.request_id, **details)
         else:
-            cause = "engine_died" if outcome.died else "attempt_lost"
+            cause = "engine_died" if isinstance(outcome, EngineLost) and outcome.died else "attempt_lost"
             self.metrics.count_attempt(outcome)
             self.events.record(ATTEMPTS, entry.request_id, cause=cause, **details, why=repr(outcome.message))
         return entry.resume_request()
@@ -277,9 +290,15 @@ class EngineClient:
         fingerprint = submission.entry.fingerprint
         # An answer that has begun goes to engines with its fingerprint, as long as the router knows one.
         handle = self._handle.options(multiplexed_model_id=fingerprint) if fingerprint else self._handle
+        engine_choices.open(request.request_id)
         call = handle.generate.remote(request, fingerprint, last_resort)
         reply = asyncio.ensure_future(_reply_of(call))
         try:
+            engine_id = await self._slow_to_take(submission, reply)
+            if engine_id:
+                engine_choices.avoid(engine_id, AVOID_SLOW_S)
+                call.cancel()
+                return NotTaken(engine_id)
             await asyncio.wait((reply, submission.ended), return_when=asyncio.FIRST_COMPLETED)
             if reply.done() and not submission.ended.done():
                 outcome = reply.result()
@@ -302,6 +321,21 @@ class EngineClient:
             if not reply.done():
                 call.cancel()
             raise
+
+    async def _slow_to_take(self, submission: Submission, reply: asyncio.Future) -> str:
+        """Wait until an engine has taken the request, or the attempt is over: empty. Else the engine that should have."""
+        clock, engine_id = SilenceClock(), ""
+        while submission.stream is None:
+            done, _ = await asyncio.wait((reply, submission.ended), timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return ""
+            if engine_id != engine_choices.chosen(submission.entry.request_id):
+                engine_id = engine_choices.chosen(submission.entry.request_id)
+                clock.heard()
+            late = clock.tick() > self._taking_s and submission.stream is None
+            if late and engine_id and engine_choices.has_other(engine_id):
+                return engine_id
+        return ""
 
 
 async def _pause(first_s: float, count: int, longest_s: float) -> None:

@@ -109,9 +109,7 @@ class LLMServer:
         if watch.suspects_hang:
             return NotAdmitted(info.engine_id, "the engine does not answer", last_resort=True)
         if self._dead:
-            # An engine without work looks idle to routers and would draw every request; this process ends in a moment,
-            # and the callers that wait here are sent elsewhere then.
-            await asyncio.Event().wait()
+            return NotAdmitted(info.engine_id, "the engine is gone")
         try:
             reply = await self._runner.generate.remote(request)
         except asyncio.CancelledError:

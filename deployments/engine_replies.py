@@ -31,6 +31,13 @@ class HandedOver(NamedTuple):
     engine_id: str
 
 
+class NotTaken(NamedTuple):
+    """The ingress's own verdict: the engine did not say in time that it has the request, and there are others."""
+
+    engine_id: str
+    message: str = "the engine did not take the request in time"
+
+
 class FingerprintMismatch(NamedTuple):
     """The request has tokens made by an engine with another fingerprint; nothing was submitted."""
 

@@ -59,6 +59,10 @@ class StreamingRunner(RunnerActor):
             os.kill(self._replica_pid, signal.SIGKILL)
         self._after_engine_death()
 
+    async def stats(self) -> dict:
+        """As RunnerActor; also how long the replica has been silent, in seconds."""
+        return {**await super().stats(), "replica_silent_s": self._replica_clock.silent_s}
+
     async def token_socket(self) -> tuple[str, str]:
         """(Ray node id, path of the socket on that node)."""
         return ray.get_runtime_context().get_node_id(), self._socket.path

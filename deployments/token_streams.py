@@ -29,6 +29,7 @@ class TokenStream:
         runner: handle of its runner actor.
         alive: False once the engine is known to be gone.
         is_leased: over Ray, from another node; the engine wants to hear now and then that this ingress is there.
+        socket: node id and path, as the runner gave them.
         silent: nothing was heard for ``hang_timeout_s``: the engine counts as gone until it speaks again.
     """
 
@@ -41,6 +42,7 @@ class TokenStream:
         self.renewals = 0
         self.is_leased = False
         self.clock = SilenceClock()
+        self.socket: tuple[str, str] | None = None
         self.task: asyncio.Task | None = None
 
     def abort(self, request_id: str, attempt: int) -> None:
@@ -128,6 +130,9 @@ class TokenStreams:
             except ray.exceptions.ActorDiedError as error:
                 why = str(error).splitlines()[0]
                 break
+            except (ConnectionRefusedError, FileNotFoundError):
+                why = "its process is gone: nobody listens on its socket"
+                break
             except (ray.exceptions.RayError, OSError) as error:
                 why = str(error).splitlines()[0]
             except Exception as error:  # whatever it was, the requests on this stream must learn that it ended
@@ -141,7 +146,9 @@ class TokenStreams:
         self._lost(stream, why)
 
     async def _messages(self, stream: TokenStream) -> AsyncIterator[Sequence[TokenDelta]]:
-        node_id, path = await stream.runner.token_socket.remote()
+        if stream.socket is None:
+            stream.socket = await stream.runner.token_socket.remote()
+        node_id, path = stream.socket
         if node_id == ray.get_runtime_context().get_node_id():
             async for deltas in read_messages(path, self.subscriber, self._resume_indices()):
                 yield deltas

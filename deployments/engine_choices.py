@@ -1,0 +1,71 @@
+"""What one ingress process knows about its engines when it chooses one: whom it chose for a request, and whom to avoid.
+
+The ingress writes what it learns from replies and token streams, Serve's router in the same process reads it (perhaps on
+another thread; every operation here is one of a dictionary).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+# Until Serve's own view has caught up: a dead replica leaves the router's list, a hung one is killed.
+AVOID_DEAD_S = 10.0
+AVOID_SLOW_S = 5.0
+AVOID_REFUSING_S = 0.5
+
+
+class EngineChoices:
+    """Engines by id, requests by id."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._engine_ids: frozenset[str] = frozenset()
+        self._avoided_until: dict[str, float] = {}
+        self._chosen: dict[str, str] = {}
+
+    def avoid(self, engine_id: str, seconds: float) -> None:
+        """Choose another engine for so long, as long as there is one."""
+        if engine_id:
+            self._avoided_until[engine_id] = max(self._now() + seconds, self._avoided_until.get(engine_id, 0.0))
+
+    def trust(self, engine_id: str) -> None:
+        """The engine has taken a request."""
+        self._avoided_until.pop(engine_id, None)
+
+    def is_avoided(self, engine_id: str) -> bool:
+        """Whether another engine is to be preferred."""
+        until = self._avoided_until.get(engine_id)
+        return until is not None and self._now() < until
+
+    def has_other(self, engine_id: str) -> bool:
+        """Whether the router knows an engine besides this one that is not avoided."""
+        return any(other != engine_id and not self.is_avoided(other) for other in self._engine_ids)
+
+    def set_engines(self, engine_ids: Iterable[str]) -> None:
+        """The engines that the router may choose from now on."""
+        self._engine_ids = known = frozenset(engine_ids)
+        now = self._now()
+        for engine_id in [e for e, until in self._avoided_until.items() if e not in known and until < now]:
+            self._avoided_until.pop(engine_id, None)
+
+    def open(self, request_id: str) -> None:
+        """The next attempt of a request begins; nothing is chosen yet. Requests that are not open are not noted."""
+        self._chosen[request_id] = ""
+
+    def chose(self, request_id: str, engine_id: str) -> None:
+        """The router sends the request there."""
+        if request_id in self._chosen:
+            self._chosen[request_id] = engine_id
+
+    def chosen(self, request_id: str) -> str:
+        """The engine that the present attempt was sent to; empty as long as there is none."""
+        return self._chosen.get(request_id, "")
+
+    def close(self, request_id: str) -> None:
+        """The request is over."""
+        self._chosen.pop(request_id, None)
+
+
+# Of this process.
+engine_choices = EngineChoices()

@@ -1,0 +1,42 @@
+"""Serve's router for engines: the less busy of two, but not one that this ingress knows to be dead, hung or leaving.
+
+Serve's own router learns that a replica is gone from a call that failed, and of a hung one nothing until its health check; both
+look idle and would draw the requests that have just lost their engine.
+"""
+
+from __future__ import annotations
+
+import random
+
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+
+# Serve copies this module's classes, globals included, into the processes that route; another module is imported there.
+from deployments import engine_choices as shared
+
+
+class EngineRouter(PowerOfTwoChoicesRequestRouter):
+    """Power of two choices among the engines that are not avoided; among all of them where there is no other."""
+
+    async def choose_replicas(self, candidate_replicas, pending_request=None):
+        """As the base class; Serve asks the two for their queue lengths and takes the shorter."""
+        if pending_request is not None and pending_request.metadata.multiplexed_model_id:
+            ids = list(self.apply_multiplex_routing(pending_request=pending_request))
+        else:
+            ids = list(self.apply_locality_routing(pending_request=pending_request))
+        choices = shared.engine_choices
+        engine_ids = {replica_id: self._engine_id(self._replicas[replica_id]) for replica_id in self._replicas}
+        choices.set_engines(engine_ids.values())
+        well = [i for i in ids if i in engine_ids and not choices.is_avoided(engine_ids[i])] or ids
+        picked = random.sample(well, min(2, len(well)))
+        return [[self._replicas[i] for i in picked]] if picked else []
+
+    async def _choose_replica_for_request(self, pending_request, *, is_retry=False):
+        replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        request_id = getattr(pending_request.args[0], "request_id", None) if pending_request.args else None
+        if request_id is not None:
+            shared.engine_choices.chose(request_id, self._engine_id(replica))
+        return replica
+
+    @staticmethod
+    def _engine_id(replica) -> str:
+        return replica.replica_metadata.get("engine_id", "")

@@ -1,0 +1,82 @@
+"""Which engines a router passes over, and for how long."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from deployments import engine_choices as shared
+from deployments.engine_choices import EngineChoices
+from deployments.engine_router import EngineRouter
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def test_an_engine_is_avoided_for_a_time_and_the_longer_time_wins():
+    clock = Clock()
+    choices = EngineChoices(clock)
+    choices.avoid("a", 5.0)
+    choices.avoid("a", 1.0)
+    clock.time += 4.9
+    assert choices.is_avoided("a")
+    clock.time += 0.2
+    assert not choices.is_avoided("a")
+
+
+def test_an_engine_that_takes_a_request_is_trusted_again():
+    choices = EngineChoices()
+    choices.avoid("a", 5.0)
+    choices.trust("a")
+    assert not choices.is_avoided("a")
+
+
+def test_another_engine_is_one_that_the_router_knows_and_that_is_not_avoided():
+    choices = EngineChoices()
+    choices.set_engines(["a", "b"])
+    assert choices.has_other("a")
+    choices.avoid("b", 5.0)
+    assert not choices.has_other("a")
+    choices.set_engines(["a", "c"])
+    assert choices.has_other("a")
+
+
+def test_a_choice_is_noted_for_open_requests_only_and_forgotten_with_them():
+    choices = EngineChoices()
+    choices.chose("late", "a")
+    assert choices.chosen("late") == ""
+    choices.open("r")
+    choices.chose("r", "a")
+    assert choices.chosen("r") == "a"
+    choices.close("r")
+    assert choices.chosen("r") == ""
+
+
+class Router(EngineRouter):
+    """The router's own rule over replicas of this test; locality and the rest of Serve's router need a cluster."""
+
+    def __init__(self, engine_ids: list[str]) -> None:
+        self._replicas = {name: SimpleNamespace(replica_metadata={"engine_id": name}) for name in engine_ids}
+
+    def apply_locality_routing(self, pending_request=None):
+        return set(self._replicas)
+
+
+async def picked(router: Router) -> set[str]:
+    (rank,) = await router.choose_replicas([])
+    return {replica.replica_metadata["engine_id"] for replica in rank}
+
+
+async def test_the_router_passes_over_avoided_engines_as_long_as_there_are_others(monkeypatch):
+    monkeypatch.setattr(shared, "engine_choices", choices := EngineChoices())
+    router = Router(["a", "b", "c"])
+    choices.avoid("a", 60.0)
+    choices.avoid("b", 60.0)
+    assert [await picked(router) for _ in range(20)] == [{"c"}] * 20
+    choices.avoid("c", 60.0)
+    seen = set().union(*[await picked(router) for _ in range(50)])
+    assert seen == {"a", "b", "c"}
