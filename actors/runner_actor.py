@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from actors.delta_stream import DeltaStream
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError
+from cluster.logs import show_logs
 from cluster.outputs import (
     FINISH_ABORT,
     FINISH_HANDOVER,
@@ -63,7 +64,7 @@ class RunnerActor:
     """
 
     def __init__(self, config: EngineConfig, engine_id: str) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+        show_logs()
         self._config = config
         self._engine_id = engine_id
         self._info: EngineInfo | None = None
@@ -253,6 +254,7 @@ class RunnerActor:
         return {
             **stats,
             "engine_id": self._engine_id,
+            "fingerprint": self._info.fingerprint,
             "state": "draining" if self._draining is not None else "running",
             "pid": os.getpid(),
             "num_steps": self._engine_loop.num_steps,

@@ -1,0 +1,225 @@
+"""Two ingresses before two engines: an answer that began at one goes on at the other as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from cluster.api_types import Answer
+from cluster.client import Client
+from cluster.client_errors import ServerError
+from deployments.engine_replica import RUNNER_NAME_PREFIX
+from deployments.llm import build_openai_app
+from tests.chaos.processes import descendants
+from tests.chaos.scenario import MODEL, Setup
+from tests.deployments.conftest import App, wait_for
+
+NAME = "pair"
+HARD = {"frequency_penalty": 0.4, "presence_penalty": 0.2, "repetition_penalty": 1.2, "min_tokens": 100}
+
+
+class Pair:
+    """The application under test, beside the one that all tests share."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.folder = folder
+
+    def client(self, max_resumes: int = 40) -> Client:
+        return Client(self.url, timeout=60, max_resumes=max_resumes)
+
+    def ingresses(self) -> list[int]:
+        title = f"ray::ServeReplica:{NAME}:OpenAiIngress"
+        return [pid for pid in descendants() if _title(pid).startswith(title)]
+
+    def engines(self) -> dict[str, Any]:
+        """Runners that answer, by engine id."""
+        found = {}
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            prefix = f"{RUNNER_NAME_PREFIX}{NAME}::"
+            if actor["name"].startswith(prefix):
+                try:
+                    runner = ray.get_actor(actor["name"], actor["namespace"])
+                    if ray.get(runner.stats.remote(), timeout=2)["state"] == "running":
+                        found[actor["name"].removeprefix(prefix)] = runner
+                except (ValueError, ray.exceptions.RayError):
+                    continue
+        return found
+
+    def is_ready(self) -> bool:
+        try:
+            healthy = all(httpx.get(self.url + "/health", timeout=5).status_code == 200 for _ in range(4))
+        except httpx.HTTPError:
+            return False
+        return healthy and len(self.ingresses()) == 2 and len(self.engines()) == 2
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def pair(app: App, tmp_path_factory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("pair") / "tiny"
+    config = Setup(num_engines=2, num_ingresses=2).config(folder, drain_timeout_s=0.2, max_attempts=4)
+    serve.run(build_openai_app(config), name=NAME, route_prefix=f"/{NAME}")
+    made = Pair(f"{app.url}/{NAME}", folder)
+    wait_for(made.is_ready, 90, "the application is not ready")
+    yield made
+    serve.delete(NAME)
+
+
+def facts(chunks: list[Answer]) -> tuple:
+    """All that a client learns of an answer, whatever the boundaries of its events."""
+    choices: dict[int, list] = {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            known = choices.setdefault(choice.index, ["", [], [], None, None])
+            known[0] += choice.text
+            known[1] += choice.token_ids or []
+            known[2] += zip(*[v for v in choice.logprobs.values() if isinstance(v, list)]) if choice.logprobs else []
+            known[3], known[4] = choice.finish_reason or known[3], choice.stop_reason or known[4]
+    return choices, chunks[-1].usage, chunks[0].seed, chunks[0].fingerprint
+
+
+class Streaming:
+    """One streamed request on its way."""
+
+    def __init__(self, pair: Pair, pool: ThreadPoolExecutor, body: dict, max_resumes: int = 40) -> None:
+        self.chunks: list[Answer] = []
+        self._pair, self._body, self._max_resumes = pair, body, max_resumes
+        self.done: Future = pool.submit(self._run)
+
+    def _run(self) -> list[Answer]:
+        with self._pair.client(self._max_resumes) as client:
+            for chunk in client.stream_complete(**self._body):
+                self.chunks.append(chunk)
+        return self.chunks
+
+
+def stop_across_a_token(client: Client, body: dict) -> str:
+    """Text in the middle of the answer of ``body`` that begins in one token and ends in a later one."""
+    text = "".join(chunk.text for chunk in client.stream_complete(**body))
+    middle = len(text) * 3 // 4
+    stop = text[middle : middle + 24]
+    assert text.find(stop) == middle, "the answer repeats itself"
+    return stop
+
+
+def kill_one_after_the_other(pair: Pair, streams: list[Streaming]) -> None:
+    wait_for(lambda: all(len(s.chunks) > 20 for s in streams), 30, "the streams did not begin")
+    for pid in pair.ingresses():
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(1.0)
+
+
+@pytest.mark.slow
+def test_answers_of_killed_ingresses_are_those_of_a_life_without_deaths(pair: Pair):
+    plain = {"max_tokens": 500, "ignore_eos": True, "stream_options": {"include_usage": True}}
+    with pair.client() as client:
+        stop = stop_across_a_token(client, {**plain, "prompt": "Once", "seed": 3})
+    bodies = [
+        {**plain, "prompt": "Unseeded", "temperature": 1.0},
+        {**plain, "prompt": "Several", "n": 3, "seed": 8, "logprobs": 2},
+        {**plain, "prompt": "Once", "seed": 3, "stop": [stop, "never this"]},
+        {**plain, "prompt": ["Penalties", "of two"], "seed": 4, "temperature": 0.9, **HARD},
+        {**plain, "prompt": "Greedy", "temperature": 0, "logprobs": 0, "min_tokens": 300, "stop": [" "]},
+    ]
+    whole = {**plain, "prompt": "Whole", "seed": 6, "n": 2, "logprobs": 1}
+    del whole["stream_options"]
+    with ThreadPoolExecutor(8) as pool:
+        streams = [Streaming(pair, pool, body) for body in bodies]
+        with pair.client() as client:
+            answer = pool.submit(client.complete, **whole)
+            kill_one_after_the_other(pair, streams)
+            survived = [facts(stream.done.result(timeout=120)) for stream in streams]
+            raw = answer.result(timeout=120).raw
+    wait_for(pair.is_ready, 60, "the ingresses did not come back")
+    with pair.client() as client:
+        for body, found in zip(bodies, survived, strict=True):
+            # The seed that the first event told is what repeats an answer.
+            assert found == facts(list(client.stream_complete(**{**body, "seed": found[2]}))), body
+        undisturbed = client.complete(**whole).raw
+    assert raw["choices"] == undisturbed["choices"]
+    assert survived[2][0][0][3:] == ["stop", stop]
+    resumed = max(status_events(pair).get("bireme_client_resumes", 0) for _ in range(10))
+    assert resumed > 0
+
+
+def status_events(pair: Pair) -> dict[str, int]:
+    with pair.client() as client:
+        return client.status()["events"]
+
+
+@pytest.mark.slow
+def test_only_an_engine_with_the_same_fingerprint_continues_an_answer(pair: Pair):
+    body = {"prompt": "Long", "max_tokens": 900, "ignore_eos": True, "seed": 12, "return_token_ids": True}
+    with pair.client() as client:
+        undisturbed = client.complete(**body)
+        old = undisturbed.fingerprint
+        # The model on the disk changes, and an engine is replaced: as in an update that is half done.
+        (pair.folder / "config.json").write_text(json.dumps({**MODEL, "rope_theta": 20000.0}))
+        victim, runner = next(iter(pair.engines().items()))
+        ray.kill(runner)
+        wait_for(lambda: victim not in pair.engines() and pair.is_ready(), 90, "the engine did not come back")
+        seen: set = set()
+        wait_for(lambda: seen.add(client.complete("x", max_tokens=1).fingerprint) or len(seen) == 2, 30, "one kind")
+    with ThreadPoolExecutor(8) as pool:
+        # Busy with the answers of two ingresses, the old engine still gets them back; the new one is idle and does not.
+        streams = [Streaming(pair, pool, body) for _ in range(6)]
+        wait_for(lambda: all(s.chunks for s in streams), 30, "the streams did not begin")
+        mine = [s for s in streams if s.chunks[0].fingerprint == old]
+        kill_one_after_the_other(pair, mine)
+        for stream in mine:
+            choices = facts(stream.done.result(timeout=120))[0]
+            assert choices[0][1] == undisturbed.choices[0].token_ids
+        for stream in streams:
+            stream.done.result(timeout=120)
+        assert mine
+    wait_for(pair.is_ready, 60, "the ingresses did not come back")
+    _the_last_engine_of_its_kind_dies(pair, body, old)
+
+
+def _the_last_engine_of_its_kind_dies(pair: Pair, body: dict, old: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        streams = [Streaming(pair, pool, body) for _ in range(6)]
+        wait_for(lambda: all(len(s.chunks) > 3 for s in streams), 30, "the streams did not begin")
+        mine = [s for s in streams if s.chunks[0].fingerprint == old]
+        assert mine
+        for runner in pair.engines().values():
+            if ray.get(runner.stats.remote())["fingerprint"] == old:
+                ray.kill(runner)
+        for stream in mine:
+            with pytest.raises(ServerError, match=old) as caught:
+                stream.done.result(timeout=120)
+            assert caught.value.code == "fingerprint_mismatch"
+        for stream in set(streams) - set(mine):
+            stream.done.result(timeout=120)
+    # And so does a client that comes back with what it has: before anything was sent, the status says so.
+    wait_for(pair.is_ready, 90, "the engine did not come back")
+    token_ids = [token for chunk in mine[0].chunks for token in chunk.choices[0].token_ids or []]
+    resume = {"fingerprint": old, "choices": [{"token_ids": token_ids}]}
+    response = httpx.post(
+        f"{pair.url}/v1/completions",
+        json={**body, "stream": True, "resume": resume},
+        headers={"Last-Event-ID": f"{mine[0].chunks[0].id}:{mine[0].chunks[0].raw['created']}:{len(token_ids)}:0"},
+        timeout=60,
+    )
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (503, "fingerprint_mismatch")
+    assert set(error) == {"message", "type", "param", "code"}
+    assert old in error["message"]

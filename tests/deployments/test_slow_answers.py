@@ -1,0 +1,174 @@
+"""Connections on which nothing happens for a while: signs of life, honest ends, bounded patience."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Route
+
+from cluster.outputs import FINISH_LENGTH, TokenDelta
+from deployments import event_stream, ingress, whole_answer
+from deployments.api_errors import ApiError, unavailable
+from deployments.api_keys import ApiKeys
+from deployments.ingress import OpenAiIngress
+from deployments.openai_service import OpenAiService
+from deployments.request_body import read_json
+from deployments.sampling_request import ModelLimits
+from tests.deployments.test_openai_service import Engines, byte_tokenizer
+
+
+class SlowEngines(Engines):
+    """Engines that say nothing until the test does."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def submit(self, entry, deliver, fail):
+        self.fail = fail
+        self.deliver = lambda tokens, end=None: deliver(TokenDelta(entry.request_id, 0, 0, tokens, None, end))
+
+
+class Connection:
+    """The server's side of one HTTP exchange: ``events`` are the ASGI messages that were sent."""
+
+    def __init__(self, path: str, body: dict) -> None:
+        headers = [(b"content-type", b"application/json")]
+        self.scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+        self.events: list[dict] = []
+        self._pieces = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive(self) -> dict:
+        if self._pieces:
+            return self._pieces.pop(0)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(self, event: dict) -> None:
+        self.events.append(event)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(event["body"] for event in self.events[1:])
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.events) and not self.events[-1].get("more_body", True)
+
+
+@pytest.fixture
+def engines(monkeypatch) -> SlowEngines:
+    monkeypatch.setattr(event_stream, "_KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(whole_answer, "_HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(ingress, "_STATUS_PATIENCE_S", 0.1)
+    return SlowEngines()
+
+
+def serving(engines: Engines) -> OpenAiIngress:
+    """An ingress without Ray around it."""
+    tokenizer = byte_tokenizer()
+    made = object.__new__(OpenAiIngress)
+    made._keys = ApiKeys([])
+    made._config = SimpleNamespace(max_prompt_bytes=10_000, max_choices=4)
+    made._service = OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), 4)
+    made._starting = None
+    return made
+
+
+async def answered(engines: SlowEngines, connection: Connection) -> asyncio.Task:
+    app = serving(engines).__serve_build_asgi_app__()
+    task = asyncio.create_task(app(connection.scope, connection.receive, connection.send))
+    while not hasattr(engines, "deliver"):
+        await asyncio.sleep(0.005)
+    return task
+
+
+async def test_a_silent_stream_is_kept_alive_with_comments(engines):
+    connection = Connection("/v1/completions", {"prompt": "x", "stream": True, "max_tokens": 2})
+    task = await answered(engines, connection)
+    await asyncio.sleep(0.3)
+    assert connection.events[0]["status"] == 200
+    assert connection.body.count(b": keep-alive\n\n") >= 3
+    engines.deliver([65, 66], FINISH_LENGTH)
+    await task
+    assert connection.is_complete
+    assert connection.body.endswith(b"data: [DONE]\n\n")
+    assert len([line for line in connection.body.split(b"\n") if line.startswith(b"data: {")]) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_early_error_has_its_own_status(engines, stream):
+    connection = Connection("/v1/completions", {"prompt": "x", "stream": stream})
+    task = await answered(engines, connection)
+    engines.fail(unavailable("none left", code="engine_dead"))
+    await task
+    assert connection.events[0]["status"] == 503
+    assert json.loads(connection.body)["error"]["code"] == "engine_dead"
+
+
+async def test_a_late_error_of_a_stream_is_its_last_event(engines):
+    connection = Connection("/v1/completions", {"prompt": "x", "stream": True})
+    task = await answered(engines, connection)
+    engines.deliver([65])
+    await asyncio.sleep(0.1)
+    engines.fail(unavailable("none left", code="engine_dead"))
+    await task
+    *_, error, done = [line[6:] for line in connection.body.decode().splitlines() if line.startswith("data: ")]
+    assert json.loads(error)["error"]["code"] == "engine_dead"
+    assert done == "[DONE]"
+
+
+async def test_a_late_error_of_a_whole_answer_is_written_and_nobody_can_take_it_for_an_answer(engines):
+    connection = Connection("/v1/completions", {"prompt": "x"})
+    task = await answered(engines, connection)
+    engines.deliver([65])
+    await asyncio.sleep(0.1)
+    engines.fail(unavailable("none left", code="engine_dead"))
+    # The server closes a connection whose application raises in the middle of an answer.
+    with pytest.raises(Exception, match=r"none left|already started"):
+        await task
+    assert not connection.is_complete
+    assert json.loads(connection.body)["error"]["code"] == "engine_dead"
+
+
+async def test_a_body_that_trickles_in_is_given_up():
+    async def trickle():
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(ApiError, match=r"within 0\.1 s") as caught:
+        await read_json(Request(scope, trickle), 10_000, timeout_s=0.1)
+    assert (caught.value.status, caught.value.code) == (408, "request_timeout")
+    assert caught.value.headers == {"Connection": "close"}
+
+
+def routes_of(app: Starlette) -> list[Route]:
+    assert app.routes
+    return app.routes
+
+
+@pytest.mark.parametrize("prefix", ["", "/small"])
+async def test_every_route_but_health_asks_for_the_key(engines, prefix):
+    """Whatever routes there are; and paths that only look like the open one are not open."""
+    made = serving(engines)
+    made._keys = ApiKeys(["the key"])
+    app = made.__serve_build_asgi_app__()
+    paths = [route.path.replace("{model_id:path}", "m") for route in routes_of(app._app)]
+    assert "/health" in paths
+    assert len(paths) > 5
+    lookalikes = ["/health/", "//health", "/healthz", "/HEALTH", "/v1/../health", "/v1/models/health", "/health%2f", ""]
+    for path in [*paths, *lookalikes]:
+        for method in ("GET", "POST", "HEAD", "OPTIONS"):
+            for key in (None, b"Bearer the ke", b"Bearer the key2", b"Basic the key", b"Bearer"):
+                connection = Connection(prefix + path, {})
+                connection.scope |= {"method": method, "root_path": prefix}
+                if key is not None:
+                    connection.scope["headers"] = [(b"authorization", key)]
+                await app(connection.scope, connection.receive, connection.send)
+                status = connection.events[0]["status"]
+                assert (status != 401) == (path == "/health"), (method, path, key, status)
