@@ -12,6 +12,7 @@ from rich.console import Console
 from cluster import __version__
 from cluster.api_types import Answer
 from cluster.client import API_KEY_VARIABLE, DEFAULT_URL, Client
+from cluster.conversation import Conversation, Messages, answer_room
 from cluster.errors import BiremeError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Bireme: large language models on Paddle and Ray.")
@@ -66,18 +67,22 @@ def chat(
 ) -> None:
     """Chat with the model. Ctrl-C stops an answer, Ctrl-D leaves."""
     options = _options(temperature=temperature, max_tokens=max_tokens, seed=seed)
-    messages = [{"role": "system", "content": system}] if system else []
+    conversation = Conversation(system)
     with _connected(url, model, api_key) as client:
         if message is not None:
-            _print_stream(client.stream_chat([*messages, {"role": "user", "content": message}], **options))
+            _print_stream(
+                conversation.ask(message, lambda messages: client.stream_chat(messages, **options), _say_forgotten)
+            )
             return
-        served = ", ".join(item.id for item in client.models())
+        models = client.models()
+        served = ", ".join(item.id for item in models)
+        if max_tokens is None and models:
+            options |= _options(max_tokens=answer_room(models[0].max_model_len))
         console.print(f"Chatting with {served}. Ctrl-C stops an answer, Ctrl-D leaves, /new starts over.", style="dim")
-        _converse(messages, lambda conversation: client.stream_chat(conversation, **options))
+        _converse(conversation, lambda messages: client.stream_chat(messages, **options))
 
 
-def _converse(system: list[dict[str, str]], ask: Callable[[list[dict[str, str]]], Iterator[Answer]]) -> None:
-    messages = list(system)
+def _converse(conversation: Conversation, send: Callable[[Messages], Iterator[Answer]]) -> None:
     while True:
         try:
             text = console.input("[bold cyan]> [/]").strip()
@@ -85,25 +90,18 @@ def _converse(system: list[dict[str, str]], ask: Callable[[list[dict[str, str]]]
             console.print()
             return
         if text == "/new":
-            messages = list(system)
+            conversation.clear()
         elif text:
-            messages.append({"role": "user", "content": text})
-            answer = _answer(ask, messages)
-            if answer is None:
-                messages.pop()
-            else:
-                messages.append({"role": "assistant", "content": answer})
+            try:
+                _print_stream(conversation.ask(text, send, _say_forgotten))
+            except KeyboardInterrupt:
+                console.print("\n(stopped)", style="dim")
+            except BiremeError as error:
+                errors.print(f"Error: {error.message}", style="red", highlight=False, markup=False)
 
 
-def _answer(ask: Callable[[list[dict[str, str]]], Iterator[Answer]], messages: list[dict[str, str]]) -> str | None:
-    """Stream one answer; None if it was interrupted or refused, so that it is no part of the conversation."""
-    try:
-        return _print_stream(ask(messages))
-    except KeyboardInterrupt:
-        console.print("\n(stopped)", style="dim")
-    except BiremeError as error:
-        errors.print(f"Error: {error.message}", style="red", highlight=False, markup=False)
-    return None
+def _say_forgotten() -> None:
+    console.print("(too long for the model: the oldest messages are left out from now on)", style="dim")
 
 
 @app.command()
@@ -148,6 +146,8 @@ def _engine_line(engine: dict[str, Any]) -> str:
     if "num_blocks" not in engine:
         return line
     used = engine["num_blocks"] - engine["num_blocks_available"]
+    if memory := engine.get("memory"):
+        line += f" on {engine['device']} ({memory['free_bytes'] / 2**30:.1f} of {memory['total_bytes'] / 2**30:.1f} GiB free)"
     return (
         f"{line}, {engine['num_requests_running']} running, {engine['num_requests_waiting']} waiting, "
         f"{used} of {engine['num_blocks']} KV blocks, {engine['num_generated_tokens']} tokens generated"
