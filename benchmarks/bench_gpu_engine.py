@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.engine import GPU_MAX_NUM_BATCHED_TOKENS, Engine
+from actors.step_timeline import StepTimeline
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
@@ -86,14 +87,22 @@ def decode(engine: Engine, rows: int, options: argparse.Namespace) -> str:
         engine.add_request(EngineRequest(str(index), prompt, params))
     saved, device, before = [], [], None
     started = time.perf_counter()
+    timeline: StepTimeline | None = None
     while engine.has_work():
         engine.step()
         step = engine.runner.last_saved
+        if (
+            options.trace and len(saved) == 20
+        ):  # the pause that aligning the clocks takes is over when the medians begin
+            timeline = timeline or engine.start_timeline(min(50, options.steps // 2))
         if step is not None and step is not before and step.num_tokens == rows:
             saved.append(step.saved_at)
             device.append(step.device_end - step.device_start)
         before = step
     total = time.perf_counter() - started
+    if timeline is not None:
+        Path(options.trace).write_text(json.dumps(timeline.chrome_trace()))
+        print(f"{options.trace}: {timeline.summary()}")
     times = np.diff(saved)[5:-5]
     step_ms, device_ms = 1e3 * np.median(times), 1e3 * np.median(device[5:-5])
     return (
@@ -110,6 +119,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
     parser.add_argument("--dummy", action="store_true", help="random weights for smollm2 too")
+    parser.add_argument("--trace", help="file for a Chrome trace of some steps of the last row count")
     options = parser.parse_args()
     for name in options.models:
         started = time.perf_counter()

@@ -21,11 +21,13 @@ if [[ $parts == *tests* ]]; then
     tail -2 "$out/tests.log"
 fi
 if [[ $parts == *sanitizers* ]]; then
-    for tool in memcheck racecheck; do
-        echo "== compute-sanitizer $tool"
-        timeout "${SANITIZER_TIMEOUT:-120}" compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 5 \
-            python3 -m tests.gpu.small_ops >"$out/$tool.log" 2>&1 || { echo "$tool: exit $?"; status=1; }
-        grep -vE "^\s*$|Saved host backtrace|Host Frame|=+ +in .*\.so" "$out/$tool.log" | tail -12 | cut -c1-200
+    for run in "memcheck small_ops" "racecheck small_ops" "memcheck small_engine"; do
+        read -r tool program <<<"$run"
+        echo "== compute-sanitizer $tool: $program"
+        # API errors are left out: a Paddle build without code for this chip makes one, on purpose, when an engine starts.
+        timeout "${SANITIZER_TIMEOUT:-120}" compute-sanitizer --tool $tool --report-api-errors no --error-exitcode 9 --print-limit 5 \
+            python3 -m tests.gpu.$program >"$out/$tool-$program.log" 2>&1 || { echo "$run: exit $?"; status=1; }
+        grep -vE "^\s*$|Saved host backtrace|Host Frame|=+ +in .*\.so" "$out/$tool-$program.log" | tail -12 | cut -c1-200
     done
 fi
 if [[ $parts == *bench* ]]; then

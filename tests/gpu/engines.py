@@ -13,7 +13,9 @@ from tests.engines import TINY_CONFIG
 def write_tiny_gpu_model(folder: Path) -> Path:
     """A folder with the random two-layer model, with heads that the GPU kernels have."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(TINY_CONFIG | {"head_dim": 64, "hidden_size": 128}))
+    (folder / "config.json").write_text(
+        json.dumps(TINY_CONFIG | {"head_dim": 64, "hidden_size": 128, "max_position_embeddings": 8192})
+    )
     return folder
 
 
