@@ -116,6 +116,7 @@ class Engine:
             budget,
             self.max_model_len,
             config.max_queued_requests,
+            config.oldest_first_every,
         )
         self.runner = ModelRunner(
             model,

@@ -4,9 +4,10 @@ Plain Python over integers. ``schedule`` makes a plan before the previous step's
 flight and lets the device decide about stops. ``update`` takes the saved results in the order in which plans were made.
 
 Policy: decoding sequences first (one token each), then prefills that have begun, then waiting requests, by priority and
-arrival. A victim is taken from decoding sequences, then from prefilling ones; lowest priority, then latest arrival; never
-the oldest one, so somebody always finishes. A request gets the blocks of its whole prefill when it is admitted, and only
-if every running sequence could still take one more: admission cannot thrash.
+arrival; of every few admissions one goes to the request that has waited longest, whatever its priority. A victim is taken
+from decoding sequences, then from prefilling ones; lowest priority, then latest arrival; never the oldest one, so somebody
+always finishes. A request gets the blocks of its whole prefill when it is admitted, and only if every running sequence could
+still take one more: admission cannot thrash.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Scheduler:
         max_num_batched_tokens: token budget of a step, at least ``max_num_seqs``.
         max_model_len: longest prompt plus output; the pool must hold one such sequence.
         max_queued_requests: requests that may wait; the next one is refused.
+        oldest_first_every: of so many admissions one goes to the oldest waiting request.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         max_queued_requests: int = 1_000_000,
+        oldest_first_every: int = 8,
     ) -> None:
         assert max_num_batched_tokens >= max_num_seqs
         assert kv_cache.num_blocks_for(max_model_len) <= kv_cache.num_blocks
@@ -55,6 +58,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.max_queued_requests = max_queued_requests
+        self.oldest_first_every = oldest_first_every
         self.waiting: list[Sequence] = []  # ordered by rank; a preempted sequence is older than those that never ran
         self.running: list[Sequence] = []
         self.leaving: dict[int, Sequence] = {}  # slot -> preempted or retiring, until its marker has been saved
@@ -64,7 +68,7 @@ class Scheduler:
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._clears: list[int] = []
         self._launched: deque[tuple[StepPlan, dict[int, Sequence]]] = deque()
-        self._arrivals = 0
+        self._arrivals = self._admissions = 0
         self._step = 0
 
     def add_request(self, request: EngineRequest) -> None:
@@ -200,7 +204,7 @@ class Scheduler:
 
     def _admit(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
         while self.waiting and self._free_slots and budget > 0:
-            sequence = self.waiting[0]
+            sequence = self._next_waiting()
             num_known = len(sequence.token_ids)
             # At least the last token is computed, because sampling needs its hidden state.
             hashes = sequence.block_hashes(self.kv_cache.block_size, num_known - 1)
@@ -208,7 +212,8 @@ class Scheduler:
             missing = self.kv_cache.num_blocks_for(num_known) - len(cached)
             if missing + len(self.running) > self.kv_cache.num_available_after(cached):
                 return
-            self.waiting.pop(0)
+            self.waiting.remove(sequence)
+            self._admissions += 1
             self.kv_cache.acquire(cached)
             sequence.block_ids = list(cached)
             sequence.num_registered_blocks = len(cached)
@@ -235,6 +240,12 @@ class Scheduler:
             count = min(sequence.num_uncomputed_tokens, budget)
             self._launch(sequence, count, plan, owners)
             budget -= count
+
+    def _next_waiting(self) -> Sequence:
+        """Who is admitted next. Priorities come from clients: a stream of urgent requests must not starve the others."""
+        if (self._admissions + 1) % self.oldest_first_every == 0:
+            return min(self.waiting, key=lambda s: s.arrival)
+        return self.waiting[0]
 
     def _extend(self, sequence: Sequence, count: int, plan: StepPlan) -> None:
         if count > 0:

@@ -82,6 +82,12 @@ class EngineConfig(BaseModel):
     max_queued_requests: int = Field(
         256, ge=1, le=1_000_000, description="Requests that may wait in an engine; more get 429."
     )
+    oldest_first_every: int = Field(
+        8,
+        ge=1,
+        le=1_000_000,
+        description="Of so many admissions one goes to the request that has waited longest, whatever its field priority says, so that urgent requests starve nobody; 1: first come, first served.",
+    )
     hang_timeout_s: float = Field(
         3.0,
         ge=0.5,

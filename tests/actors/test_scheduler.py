@@ -269,6 +269,66 @@ def test_a_plan_of_markers_alone_is_launched():
     assert not scheduler.has_unfinished()
 
 
+def admissions(plans: list[StepPlan]) -> list[str]:
+    return [insert.request_id for plan in plans for insert in plan.inserts]
+
+
+def test_urgent_requests_go_first_but_for_one_admission_of_so_many():
+    scheduler = make_scheduler(max_num_seqs=1, oldest_first_every=4)
+    device = Device(scheduler)
+    for index in range(3):
+        scheduler.add_request(request(f"patient-{index}", max_tokens=1, priority=9))
+    for index in range(9):
+        scheduler.add_request(request(f"urgent-{index}", max_tokens=1))
+    device.drain()
+    order = "".join(name[0] for name in admissions(device.plans))
+    assert order == "uuupuuupuuup"
+    patient = [name for name in admissions(device.plans) if name.startswith("patient")]
+    assert patient == ["patient-0", "patient-1", "patient-2"]
+
+
+def test_first_come_first_served_is_every_admission():
+    scheduler = make_scheduler(max_num_seqs=1, oldest_first_every=1)
+    device = Device(scheduler)
+    names = [f"{index}" for index in range(6)]
+    for name in names:
+        scheduler.add_request(request(name, max_tokens=1, priority=-int(name)))
+    device.drain()
+    assert admissions(device.plans) == names
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    every=st.integers(1, 5),
+    num_blocks=st.integers(4, 12),
+    slots=st.integers(1, 4),
+    patient=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=4),
+    flood=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 20)), min_size=1, max_size=6),
+)
+def test_no_stream_of_urgent_requests_starves_a_patient_one(every, num_blocks, slots, patient, flood):
+    """As long as urgent ones keep coming, also where blocks are short and the patient ones are preempted again and again."""
+    scheduler = make_scheduler(num_blocks, slots, oldest_first_every=every)
+    device, urgent = Device(scheduler), 0
+    limit = num_blocks * BLOCK
+    for index, (prompt, max_tokens) in enumerate(patient):
+        scheduler.add_request(request(f"patient-{index}", min(prompt, limit - max_tokens), max_tokens, priority=5))
+    names = {f"patient-{index}" for index in range(len(patient))}
+    for _ in range(5000):
+        while len(scheduler.waiting) < slots + len(patient) + 2:
+            prompt, max_tokens = flood[urgent % len(flood)]
+            scheduler.add_request(request(f"urgent-{urgent}", min(prompt, limit - max_tokens), max_tokens, priority=-5))
+            urgent += 1
+        device.step()
+        if names <= device.finished.keys():
+            break
+    assert names <= device.finished.keys(), f"{urgent} urgent requests later"
+    before = admissions(device.plans)
+    if not scheduler.num_preemptions:
+        # The i-th of the patient ones waits for i + 1 turns at the most.
+        for index in range(len(patient)):
+            assert before.index(f"patient-{index}") < every * (index + 1)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_every_request_ends_once_with_its_own_tokens(data):
