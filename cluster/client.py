@@ -126,6 +126,10 @@ class Client(_Shared):
         """Engines, their state and what they hold, as GET /v1/status reports them."""
         return self._request({"method": "GET", "url": "/v1/status"})
 
+    def timeline(self, **options: Any) -> dict[str, Any]:
+        """Chrome trace of an engine's next steps, as GET /v1/timeline records it; options: steps, timeout_s, engine."""
+        return self._request({"method": "GET", "url": "/v1/timeline", "params": options})
+
     def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""
         return self._whole(self._completion(prompt, options))
@@ -215,6 +219,10 @@ class AsyncClient(_Shared):
     async def status(self) -> dict[str, Any]:
         """Engines, their state and what they hold, as GET /v1/status reports them."""
         return await self._request({"method": "GET", "url": "/v1/status"})
+
+    async def timeline(self, **options: Any) -> dict[str, Any]:
+        """Chrome trace of an engine's next steps, as GET /v1/timeline records it; options: steps, timeout_s, engine."""
+        return await self._request({"method": "GET", "url": "/v1/timeline", "params": options})
 
     async def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""

@@ -34,12 +34,17 @@ async def cluster_status(client: EngineClient) -> dict[str, Any]:
 def _look_around(application: str) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
     status = serve.status().applications.get(application)
     replicas = {name: dict(found.replica_states) for name, found in status.deployments.items()} if status else {}
-    prefix, runners = f"{RUNNER_NAME_PREFIX}{application}::", {}
+    return replicas, find_runners()
+
+
+def find_runners() -> dict[str, Any]:
+    """Engine id to runner actor, of this application's engines that have not ended."""
+    prefix, runners = f"{RUNNER_NAME_PREFIX}{application_name()}::", {}
     for actor in ray.util.list_named_actors(all_namespaces=True):
         if actor["name"].startswith(prefix):
             with contextlib.suppress(ValueError):  # it ended in between
                 runners[actor["name"].removeprefix(prefix)] = ray.get_actor(actor["name"], actor["namespace"])
-    return replicas, runners
+    return runners
 
 
 async def _engine(engine_id: str, runner: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from deployments.api_keys import ApiKeys
 from deployments.cluster_status import cluster_status
 from deployments.connection import ClientGoneError, while_connected
 from deployments.engine_client import EngineClient
+from deployments.engine_timeline import engine_timeline
 from deployments.event_stream import EventStream
 from deployments.generation import Generation
 from deployments.node_metrics import CONTENT_TYPE, NodeMetrics
@@ -78,6 +79,7 @@ class OpenAiIngress:
             Route("/metrics", self.metrics),
             Route("/v1/models", self.models),
             Route("/v1/status", self.status),
+            Route("/v1/timeline", self.timeline),
             Route("/v1/models/{model_id:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
@@ -132,6 +134,10 @@ class OpenAiIngress:
         """Every engine of this application with what it holds, and what happened to requests in this ingress."""
         assert self._client is not None
         return JSONResponse(await cluster_status(self._client))
+
+    async def timeline(self, request: Request) -> Response:
+        """What an engine and its device do in the next steps, as a Chrome trace."""
+        return JSONResponse(await engine_timeline(request.query_params))
 
     async def models(self, request: Request) -> Response:
         """The one model of this application."""

@@ -1,0 +1,53 @@
+"""A recording of one engine's next steps, for ``bireme timeline``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+
+from cluster.errors import BiremeError
+from deployments.api_errors import bad_request, from_engine, unavailable
+from deployments.cluster_status import find_runners
+
+DEFAULT_STEPS = 200
+DEFAULT_TIMEOUT_S = 10.0
+MAX_TIMEOUT_S = 120.0
+
+
+async def engine_timeline(query: Mapping[str, str]) -> dict[str, Any]:
+    """The Chrome trace that GET /v1/timeline answers with.
+
+    Args:
+        query: ``steps``, ``timeout_s`` (an idle engine runs none) and ``engine``, which may be left out where there is one.
+
+    Raises:
+        ApiError: a value is out of range, there is no such engine, or it ended.
+    """
+    steps = _number(query, "steps", DEFAULT_STEPS, int)
+    timeout_s = _number(query, "timeout_s", DEFAULT_TIMEOUT_S, float)
+    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise bad_request(f"timeout_s: got {timeout_s:g}, allowed are 0 to {MAX_TIMEOUT_S:g}", "timeout_s")
+    runners = await asyncio.to_thread(find_runners)
+    if not runners:
+        raise unavailable("there is no engine yet")
+    engine = query.get("engine") or (next(iter(runners)) if len(runners) == 1 else "")
+    if engine not in runners:
+        raise bad_request(f"engine: got {engine or 'none'}, there are {', '.join(sorted(runners))}", "engine")
+    try:
+        return await runners[engine].record_timeline.remote(steps, timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, BiremeError):
+            raise from_engine(error.cause) from None
+        raise
+    except RayError as error:
+        raise unavailable(f"{engine} ended: {type(error).__name__}") from None
+
+
+def _number(query: Mapping[str, str], name: str, default: float, kind: type) -> Any:
+    try:
+        return kind(query.get(name, default))
+    except ValueError:
+        raise bad_request(f"{name}: got {query[name]!r}, needs a number", name) from None

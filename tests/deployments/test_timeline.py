@@ -1,0 +1,48 @@
+"""A timeline of a served engine, over HTTP and from the command line."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli import app as command
+from tests.deployments.conftest import KEYS, App
+
+
+def test_a_busy_engine_is_recorded_from_the_command_line(app: App, tmp_path):
+    file = tmp_path / "timeline.json"
+
+    def ask() -> None:
+        with app.client() as client:
+            client.complete("Once upon a time", max_tokens=40, ignore_eos=True)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    options = ["--steps", "10", "--timeout-s", "30", "--url", app.url, "--api-key", KEYS[0]]
+    result = CliRunner().invoke(command, ["timeline", str(file), *options])
+    asking.join()
+    assert result.exit_code == 0, result.output
+    trace = json.loads(file.read_text())
+    assert trace["otherData"]["steps"] == 10
+    names = {event["name"] for event in trace["traceEvents"] if event["ph"] == "X"}
+    assert {"pass", "plan", "stage", "launch", "wait", "save", "update"} <= names
+    assert sum(name.startswith("step ") for name in names) == 10
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [("steps=0", "steps"), ("steps=many", "steps"), ("timeout_s=0", "timeout_s"), ("engine=engine-none", "engine")],
+)
+def test_what_cannot_be_recorded_is_refused_by_name(app: App, query, parameter):
+    headers = {"Authorization": f"Bearer {KEYS[0]}"}
+    response = httpx.get(f"{app.url}/v1/timeline?{query}", headers=headers, timeout=30)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == parameter
+
+
+def test_a_timeline_needs_a_key(app: App):
+    assert httpx.get(f"{app.url}/v1/timeline").status_code == 401
