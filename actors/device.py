@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -60,6 +61,15 @@ class CpuDevice:
     def make_timer(self) -> Any:
         """What takes a step's time on the device."""
         return CpuTimer()
+
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes of what weights and KV cache are taken from."""
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total, total
+
+    def free_bytes(self) -> int:
+        """As the first of ``memory``, from any thread and cheap enough to ask once a second."""
+        return self.memory()[0]
 
     def align_clock(self) -> None:
         """On the stream: from now on ``start`` and ``end`` of a step lie on the host's clock. Here they always do."""

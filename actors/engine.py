@@ -9,11 +9,13 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from actors.device import CpuDevice
 from actors.file_hash import content_id
 from actors.gpu_device import GpuDevice, has_gpu
 from actors.kv_cache import KVCache
+from actors.memory_plan import gpu_pool_bytes, kv_block_bytes, size_kv_cache
 from actors.model_config import ModelConfig, load_model_config
 from actors.model_runner import ModelRunner
 from actors.model_source import ModelSource, resolve_model
@@ -22,17 +24,17 @@ from actors.scheduler import Scheduler
 from actors.step_clock import StepClock
 from actors.step_plan import StepPlan
 from actors.step_timeline import Span, StepTimeline
-from actors.weights import iter_weights, num_weight_elements, weights_fingerprint
+from actors.step_totals import StepTotals
+from actors.weights import iter_weights, weights_fingerprint
 from cluster import __version__
 from cluster.cache import Progress
 from cluster.config import EngineConfig
-from cluster.errors import BiremeError, InvalidRequestError
+from cluster.errors import ConfigError, InvalidRequestError
 from cluster.outputs import EngineInfo, TokenDelta
 from cluster.request import EngineRequest
 from gpu_ops import forward
 from gpu_ops.build import sources_hash
 
-DEFAULT_MAX_MODEL_LEN = 8192
 # More tokens a step hardly raise a CPU's throughput (it is bound by arithmetic from about 16 rows on), but everyone
 # waits for the step: at 512 the first tokens of a burst came twice as late (DECISIONS.md).
 CPU_MAX_NUM_BATCHED_TOKENS = 64
@@ -40,14 +42,6 @@ CPU_MAX_NUM_BATCHED_TOKENS = 64
 MIN_PREFILL_TOKENS = 48
 # A GPU's matmuls reach their peak from about a thousand rows on.
 GPU_MAX_NUM_BATCHED_TOKENS = 2048
-# Memory that the CUDA context's later growth, matmul workspaces and decode graphs take beside weights and activations.
-_GPU_RESERVED_BYTES = 2 << 30
-
-
-class ConfigError(BiremeError):
-    """Settings that are each allowed but do not fit the model or each other."""
-
-    code = "config_error"
 
 
 class Engine:
@@ -85,23 +79,11 @@ class Engine:
             config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.seed
         )
         self.model_config: ModelConfig = load_model_config(self.source)
-        block_bytes = (
-            (4 if self.device.is_gpu else 8)
-            * config.block_size
-            * self.model_config.num_layers
-            * self.model_config.num_kv_heads
-            * self.model_config.head_dim
-        )
         default_budget = GPU_MAX_NUM_BATCHED_TOKENS if self.device.is_gpu else CPU_MAX_NUM_BATCHED_TOKENS
         budget = config.max_num_batched_tokens or max(default_budget, config.max_num_seqs + MIN_PREFILL_TOKENS)
-        pool_bytes = int(config.kv_cache_memory_gb * 2**30)
-        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if isinstance(self.device, GpuDevice):
-            free_bytes, memory_bytes = self.device.memory()
-            pool_bytes = gpu_pool_bytes(config, self.model_config, budget, free_bytes, memory_bytes)
-        self.max_model_len, num_blocks = size_kv_cache(
-            config, self.model_config.max_position_embeddings, block_bytes, pool_bytes, memory_bytes
-        )
+        self.memory_at_start = self.device.memory()
+        # Before the weights, so that what cannot fit is said at once.
+        self.max_model_len, num_blocks = self._size_kv_cache(budget)
         forward.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         model = load_model(
             self.model_config,
@@ -110,6 +92,9 @@ class Engine:
             progress,
             self.device,
         )
+        self.memory_with_weights = self.device.memory()
+        if self.device.is_gpu:
+            self.max_model_len, num_blocks = self._size_kv_cache(budget, weights_loaded=True)
         self.scheduler = Scheduler(
             KVCache(num_blocks, config.block_size, config.enable_prefix_caching),
             config.max_num_seqs,
@@ -128,7 +113,9 @@ class Engine:
             eos_token_ids=tuple(self.model_config.eos_token_ids),
         )
         if self.device.is_gpu and not config.enforce_eager:
-            self.runner.capture_decode_graphs(progress)
+            self.runner.capture_decode_graphs(progress, int(config.decode_graph_memory_gb * 2**30))
+        self.totals = StepTotals()
+        self._memory_shares = self._shares(num_blocks)
         self.info = EngineInfo(
             engine_id,
             fingerprint(config, self.source, self.device),
@@ -138,6 +125,28 @@ class Engine:
             num_blocks,
             config.block_size,
         )
+
+    def _size_kv_cache(self, budget: int, weights_loaded: bool = False) -> tuple[int, int]:
+        """(max_model_len, num_blocks) from the memory that is free now."""
+        config, model, device = self.config, self.model_config, self.device
+        free, total = device.memory()
+        pool_bytes = int(config.kv_cache_memory_gb * 2**30)
+        if device.is_gpu:
+            pool_bytes = gpu_pool_bytes(config, model, budget, free, total, weights_loaded)
+        block_bytes = kv_block_bytes(model, config.block_size, 2 if device.is_gpu else 4)
+        return size_kv_cache(config, model.max_position_embeddings, block_bytes, pool_bytes, total)
+
+    def _shares(self, num_blocks: int) -> dict[str, int]:
+        """Bytes of a GPU by what holds them."""
+        block_bytes = kv_block_bytes(self.model_config, self.config.block_size, 2)
+        graphs = self.runner.decode_graphs
+        return {
+            "total_bytes": self.memory_at_start[1],
+            "weight_bytes": self.memory_at_start[0] - self.memory_with_weights[0],
+            "kv_cache_bytes": num_blocks * block_bytes,
+            "decode_graph_bytes": graphs.num_bytes if graphs else 0,
+            "num_decode_graphs": len(graphs.buckets) if graphs else 0,
+        }
 
     def add_request(self, request: EngineRequest) -> None:
         """Queue a request; raises InvalidRequestError or OverloadedError (see ``Scheduler.add_request``)."""
@@ -158,6 +167,7 @@ class Engine:
     def step(self) -> list[TokenDelta]:
         """Schedule, launch, save: one pass of the loop. With overlap, what is saved is the step before."""
         started = time.perf_counter()
+        self.totals.begin(started)
         plan = self.scheduler.schedule()
         planned = time.perf_counter()
         prefills = plan is not None and plan.has_prefill
@@ -172,8 +182,14 @@ class Engine:
         deltas: list[TokenDelta] = []
         saved = self.runner.last_saved
         if result is not None and saved is not None:
-            self._clock.observe(saved.num_tokens, saved.device_end - saved.device_start)
+            device_seconds = saved.device_end - saved.device_start
+            self._clock.saved(saved.num_tokens, saved.launched_at, saved.waited_from, saved.waited_at, device_seconds)
             deltas = self.scheduler.update(result)
+            self.totals.saved(device_seconds)
+        launched = self.runner.step_in_flight
+        if plan is not None and launched is not None:
+            self._clock.launched(started, launched.launched_at)
+        self.totals.end(time.perf_counter(), self.has_work())
         if self.timeline is not None:
             self.timeline.add(
                 Span(started, time.perf_counter()),
@@ -210,8 +226,20 @@ class Engine:
         in_flight = self.runner.step_in_flight
         if in_flight is None:
             return 0.0
-        elapsed = time.perf_counter() - in_flight.device_start if in_flight.device_start else 0.0
-        return self._clock.seconds_to_wait(in_flight.num_tokens, elapsed)
+        return self._clock.seconds_to_wait(in_flight.num_tokens, in_flight.launched_at)
+
+    def figures(self) -> dict[str, Any]:
+        """Where the engine computes, its time so far, and what holds the device's memory (a GPU's, in bytes)."""
+        figures: dict[str, Any] = {
+            "device": self.device.name,
+            "dtype": self.device.dtype,
+            "batch_invariant": self.device.batch_invariant or not self.device.is_gpu,
+            **self.totals.figures(),
+            "host_lead_seconds": self._clock.margin_s,
+        }
+        if self.device.is_gpu:
+            figures["memory"] = {**self._memory_shares, "free_bytes": self.device.free_bytes()}
+        return figures
 
     def generate(self, requests: Iterable[EngineRequest]) -> dict[str, list[TokenDelta]]:
         """Run these requests, and those queued before, to their end; deltas by request id."""
@@ -264,56 +292,6 @@ def choose_device(config: EngineConfig) -> CpuDevice:
     if config.dtype == "float32":
         raise ConfigError("dtype: a GPU computes in bfloat16 or float16, got float32", "dtype")
     return GpuDevice("bfloat16" if config.dtype == "auto" else config.dtype, config.batch_invariant)
-
-
-def gpu_pool_bytes(config: EngineConfig, model: ModelConfig, budget: int, free: int, total: int) -> int:
-    """Bytes for the KV pool: the share of the GPU that may be used, less what others use, weights and a step's memory.
-
-    Raises:
-        ConfigError: nothing is left.
-    """
-    activations = 2 * budget * (4 * model.hidden_size + 3 * model.intermediate_size)
-    logits = 3 * 4 * max(config.max_num_seqs, 64) * model.vocab_size
-    needed = 2 * num_weight_elements(model) + activations + logits + _GPU_RESERVED_BYTES
-    pool = int(free - (1 - config.gpu_memory_utilization) * total - needed)
-    if pool <= 0 and config.num_kv_blocks is None:
-        raise ConfigError(
-            f"gpu_memory_utilization is {config.gpu_memory_utilization}: of {total / 2**30:.1f} GiB {free / 2**30:.1f} are "
-            f"free, and model and steps need {needed / 2**30:.1f}; raise it, or take a larger GPU or a smaller model",
-            "gpu_memory_utilization",
-        )
-    return pool
-
-
-def size_kv_cache(
-    config: EngineConfig, model_limit: int, block_bytes: int, pool_bytes: int, memory_bytes: int
-) -> tuple[int, int]:
-    """(max_model_len, num_blocks) that fit the settings, the model, the device's memory and each other.
-
-    Raises:
-        ConfigError: the pool exceeds the device's memory, or max_model_len the model's limit or the pool.
-    """
-    num_blocks = config.num_kv_blocks or max(2, pool_bytes // block_bytes)
-    if num_blocks * block_bytes > memory_bytes:
-        raise ConfigError(
-            f"the KV cache would take {num_blocks * block_bytes / 2**30:.1f} GiB and this device has "
-            f"{memory_bytes / 2**30:.1f}; lower kv_cache_memory_gb or num_kv_blocks",
-            "num_kv_blocks" if config.num_kv_blocks else "kv_cache_memory_gb",
-        )
-    capacity = num_blocks * config.block_size
-    if config.max_model_len is None:
-        return min(model_limit, DEFAULT_MAX_MODEL_LEN, capacity), num_blocks
-    if config.max_model_len > model_limit:
-        raise ConfigError(
-            f"max_model_len is {config.max_model_len}, this model allows at most {model_limit}", "max_model_len"
-        )
-    if config.max_model_len > capacity:
-        raise ConfigError(
-            f"max_model_len is {config.max_model_len}, but the KV cache holds {capacity} tokens ({num_blocks} blocks of "
-            f"{config.block_size}); lower it, or raise kv_cache_memory_gb (GPU: gpu_memory_utilization) or num_kv_blocks",
-            "max_model_len",
-        )
-    return config.max_model_len, num_blocks
 
 
 def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) -> str:

@@ -119,6 +119,13 @@ class GpuDevice(CpuDevice):
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes of the GPU, as the driver counts them once Paddle has given back what it caches."""
         paddle.device.cuda.empty_cache()
+        return self._memory_info()
+
+    def free_bytes(self) -> int:
+        """Bytes that the driver still has, what Paddle caches not among them. The thread must have the device's context."""
+        return self._memory_info()[0]
+
+    def _memory_info(self) -> tuple[int, int]:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         check(self.driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)), "cuMemGetInfo")
         return free.value, total.value

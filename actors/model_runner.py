@@ -81,14 +81,14 @@ class ModelRunner:
         self._free_outputs = [StepOutput(max_num_seqs, device), StepOutput(max_num_seqs, device)]
         self._in_flight: list[StepOutput] = []
         self._hidden: paddle.Tensor | None = None
-        self._graphs: DecodeGraphs | None = None
+        self.decode_graphs: DecodeGraphs | None = None
         self.last_saved: StepOutput | None = None
         # For tests: what a step left in its host buffers is destroyed when the step gives them back.
         self.poison_released = False
 
-    def capture_decode_graphs(self, progress: Progress | None = None) -> None:
-        """On a GPU, before the first step: replay captured graphs in steps that only decode."""
-        self.stream.run(lambda: self._capture(progress))
+    def capture_decode_graphs(self, progress: Progress | None, max_bytes: int) -> None:
+        """On a GPU, before the first step: replay captured graphs, of at most ``max_bytes``, in steps that only decode."""
+        self.stream.run(lambda: self._capture(progress, max_bytes))
 
     # The two ways to run a step.
 
@@ -161,9 +161,8 @@ class ModelRunner:
         state.apply_step(share, out.scheduled.tensor, out.cleared.tensor, out.block_updates)
         if not plan.scheduled:
             return 0, 0
-        if self._graphs is not None and not plan.has_prefill:
-            bucket = self._graphs.bucket(plan.num_tokens)
-            self._hidden = self._graphs.forward(bucket)
+        if (bucket := self._bucket(plan)) is not None:
+            self._hidden = self.decode_graphs.forward(bucket)  # type: ignore[union-attr]
             return bucket, bucket
         self._pack_tokens()
         num_rows, num_samples = self.device.num_rows(plan, self.counts)
@@ -173,6 +172,12 @@ class ModelRunner:
                 rows = rows._replace(cu_seqlens_q=self.cu_seqlens_q, max_rows_per_slot=max(plan.scheduled.values()))
             self._hidden = self.model.forward(rows, self.kv_cache)
         return num_rows, num_samples
+
+    def _bucket(self, plan: StepPlan) -> int | None:
+        """The decode graphs that serve a step; None where it runs op by op."""
+        if self.decode_graphs is None or not plan.scheduled or plan.has_prefill:
+            return None
+        return self.decode_graphs.bucket(plan.num_tokens)
 
     def _pack_tokens(self) -> None:
         state.pack_tokens(
@@ -200,8 +205,8 @@ class ModelRunner:
         share, plan = self.share_inputs, out.plan
         assert plan is not None
         is_plain = plan.num_logprobs < 0 and not plan.needs_penalties and not plan.prompt_logprobs
-        if self._graphs is not None and is_plain and plan.scheduled and not plan.has_prefill:
-            self._graphs.postprocess(num_rows)
+        if is_plain and self._bucket(plan) is not None:
+            self.decode_graphs.postprocess(num_rows)  # type: ignore[union-attr]
             return
         tokens, logprobs = self.no_tokens, None
         if num_samples:
@@ -240,7 +245,7 @@ class ModelRunner:
             ]
         return scored
 
-    def _capture(self, progress: Progress | None) -> None:
+    def _capture(self, progress: Progress | None, max_bytes: int) -> None:
         """With every slot empty, what runs before a capture computes surplus rows alone and changes nothing."""
         share, packed = self.share_inputs, self._free_outputs[0].packed
         buckets = decode_buckets(self.max_num_seqs)
@@ -258,7 +263,7 @@ class ModelRunner:
             state.update_inputs(share, tokens, self.sample_slots)
             state.pack_outputs(share, packed)
 
-        self._graphs = DecodeGraphs(buckets, forward, postprocess, progress)
+        self.decode_graphs = DecodeGraphs(buckets, forward, postprocess, self.device.free_bytes, max_bytes, progress)
 
     # Stage 3: host.
 

@@ -59,7 +59,7 @@ def resolve_model(
         model: the default's name, a GGUF file, a directory (safetensors with config.json, or one GGUF file), a config.json
             (dummy weights), or a Hugging Face id.
         load_format: 'auto', or 'dummy' for random weights in the shape of the model's configuration.
-        tokenizer: directory, tokenizer.json or GGUF file to use instead of the model's own.
+        tokenizer: directory, tokenizer.json, GGUF file or the default model's name, to use instead of the model's own.
         progress: called as ``progress(what, bytes done, bytes in all)`` during downloads.
         seed: of dummy weights.
     Raises:
@@ -77,7 +77,7 @@ def resolve_model(
         kind, own_tokenizer = "safetensors", path if (path / "tokenizer.json").is_file() else None
         if not dummy:
             safetensors_files(path)
-    chosen = _tokenizer_path(tokenizer) if tokenizer else own_tokenizer
+    chosen = _tokenizer_path(tokenizer, progress) if tokenizer else own_tokenizer
     return ModelSource("dummy" if dummy else kind, path, chosen, name, seed if dummy else 0)
 
 
@@ -168,12 +168,15 @@ def _from_directory(folder: Path) -> tuple[Path, str]:
     )
 
 
-def _tokenizer_path(tokenizer: str) -> Path:
+def _tokenizer_path(tokenizer: str, progress: Progress | None) -> Path:
+    if tokenizer == DEFAULT_MODEL:
+        return ensure_default_model(progress)
     path = Path(tokenizer).expanduser()
     is_tokenizer_file = path.is_file() and path.suffix in (".json", ".gguf")
     if is_tokenizer_file or (path / "tokenizer.json").is_file():
         return path.resolve()
     raise ModelLoadError(
-        f"tokenizer {tokenizer} is no tokenizer: give a tokenizer.json, a directory that holds one, or a GGUF file.",
+        f"tokenizer {tokenizer} is no tokenizer: give a tokenizer.json, a directory that holds one, a GGUF file, or "
+        f"{DEFAULT_MODEL}.",
         "tokenizer",
     )

@@ -23,6 +23,7 @@ from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError
 from cluster.logs import show_logs
 from cluster.outputs import (
+    ENGINE_LEAVES,
     FINISH_ABORT,
     FINISH_HANDOVER,
     AttachRequired,
@@ -112,6 +113,9 @@ class RunnerActor:
             info.block_size,
             info.max_model_len,
         )
+        memory = engine.figures().get("memory")
+        if memory:
+            logger.info("%s: %s", engine.device.name, _memory_text(memory))
         return engine
 
     async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
@@ -210,6 +214,8 @@ class RunnerActor:
         return await asyncio.shield(self._draining)
 
     async def _drain(self) -> int:
+        for stream in self._streams.values():
+            stream.put([ENGINE_LEAVES])
         moved = await self._hand_over(
             lambda scheduler: [(s.request.request_id, s.request.attempt) for s in scheduler.waiting]
         )
@@ -232,7 +238,9 @@ class RunnerActor:
         return await asyncio.wrap_future(self._engine_loop.call(run))
 
     async def stats(self) -> dict:
-        """Counters: requests by state, tokens, blocks, steps, preemptions; those of the past count from the start."""
+        """Counters: requests by state, tokens, blocks, steps, preemptions, times; those of the past count from the start.
+        And where the engine computes and what holds the memory there (``Engine.figures``).
+        """
 
         def read(engine) -> dict:
             scheduler = engine.scheduler
@@ -246,6 +254,7 @@ class RunnerActor:
                 "num_generated_tokens": scheduler.num_generated_tokens,
                 "num_blocks_available": scheduler.kv_cache.num_available,
                 "num_blocks": scheduler.kv_cache.num_blocks,
+                **engine.figures(),
             }
 
         if self._info is None:
@@ -398,6 +407,23 @@ def _new_loop(engine, publish, on_death):
     return EngineLoop(engine, publish, on_death)
 
 
+def _memory_text(memory: dict[str, int]) -> str:
+    """How a GPU's memory is shared, for a person."""
+
+    def gib(name: str) -> str:
+        return f"{memory[name] / 2**30:.2f}"
+
+    return (
+        f"{gib('total_bytes')} GiB: weights {gib('weight_bytes')}, KV cache {gib('kv_cache_bytes')}, "
+        f"{memory['num_decode_graphs']} decode graphs {gib('decode_graph_bytes')}, free {gib('free_bytes')}"
+    )
+
+
+_BAR_WIDTH = 20
+
+
 def _log_progress(what: str, done: int, total: int) -> None:
+    """A line per fifth of the work, with a bar."""
     if done == total or done % max(1, total // 5) == 0:
-        logger.info("loading weights: %d of %d %s", done, total, what)
+        filled = _BAR_WIDTH * done // max(1, total)
+        logger.info("loading [%s%s] %d of %d %s", "#" * filled, "." * (_BAR_WIDTH - filled), done, total, what)

@@ -32,7 +32,7 @@ class EngineConfig(BaseModel):
         max_length=1024,
         description="Name under which clients ask for the model; default: derived from model.",
     )
-    tokenizer: str | None = Field(None, description="Directory or tokenizer.json to use instead of the model's own.")
+    tokenizer: str | None = Field(None, description="Directory, tokenizer.json, GGUF file, or the default model's name, to use instead of the model's own.")
     load_format: Literal["auto", "dummy"] = Field(
         "auto", description="dummy: random weights for the model's config.json."
     )
@@ -73,6 +73,12 @@ class EngineConfig(BaseModel):
     )
     enforce_eager: bool = Field(
         False, description="On a GPU, launch decode steps op by op instead of replaying CUDA graphs."
+    )
+    decode_graph_memory_gb: float = Field(
+        2.0,
+        gt=0,
+        le=64,
+        description="On a GPU, most memory for the CUDA graphs of decode steps, in GiB; batch sizes beyond it replay a larger one.",
     )
     enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
     enable_overlap_schedule: bool = Field(True, description="Launch step N before step N-1 is saved.")

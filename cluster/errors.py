@@ -37,6 +37,12 @@ class ModelLoadError(BiremeError):
     code = "model_load_error"
 
 
+class ConfigError(BiremeError):
+    """Settings that are each allowed but do not fit the model, the device or each other."""
+
+    code = "config_error"
+
+
 class OverloadedError(BiremeError):
     """The bounded queue is full; try again later (HTTP 429)."""
 

@@ -28,6 +28,9 @@ ENGINE_METRICS = (
     Metric("bireme_generation_tokens", "counter", "Tokens generated.", ("engine_id",)),
     Metric("bireme_num_preemptions", "counter", "Requests preempted for want of KV blocks.", ("engine_id",)),
     Metric("bireme_engine_steps", "counter", "Engine steps.", ("engine_id",)),
+    Metric("bireme_engine_busy_seconds", "counter", "Time in which the engine had work.", ("engine_id",)),
+    Metric("bireme_engine_device_seconds", "counter", "Time that its steps took on the device.", ("engine_id",)),
+    Metric("bireme_gpu_memory_bytes", "gauge", "GPU memory by what holds it, or is free.", ("engine_id", "use")),
 )
 
 INGRESS_METRICS = (
@@ -40,6 +43,7 @@ INGRESS_METRICS = (
 
 CONTINUITY_METRICS = (
     Metric("bireme_request_handovers", "counter", "Requests continued elsewhere because their engine left on purpose."),
+    Metric("bireme_drained_engines", "counter", "Engines seen to leave on purpose; each ingress counts those it uses."),
     Metric("bireme_fenced_messages", "counter", "Messages of attempts that were given up, dropped."),
     Metric("bireme_quarantined_requests", "counter", "Requests refused because engines died under them."),
     Metric("bireme_client_resumes", "counter", "Answers continued for a client whose connection had broken."),

@@ -23,7 +23,10 @@ _COUNTERS = {
     "bireme_generation_tokens": "num_generated_tokens",
     "bireme_num_preemptions": "num_preemptions",
     "bireme_engine_steps": "num_steps",
+    "bireme_engine_busy_seconds": "busy_seconds",
+    "bireme_engine_device_seconds": "device_seconds",
 }
+_MEMORY = "bireme_gpu_memory_bytes"
 _GAUGES: dict[str, Callable[[dict[str, Any]], float]] = {
     "bireme_num_requests_running": lambda stats: stats["num_requests_running"],
     "bireme_num_requests_waiting": lambda stats: stats["num_requests_waiting"],
@@ -37,12 +40,15 @@ class EngineMetrics:
     def __init__(self, engine_id: str) -> None:
         self._tags = {"engine_id": engine_id}
         self._metrics = ray_metrics(ENGINE_METRICS)
-        self._counted: dict[str, int] = dict.fromkeys(_COUNTERS, 0)
+        self._counted: dict[str, float] = dict.fromkeys(_COUNTERS, 0)
 
     def record(self, stats: dict[str, Any]) -> None:
         """Take in the runner's ``stats``."""
         for name, value in _GAUGES.items():
             self._metrics[name].set(value(stats), self._tags)
+        for key, value in stats.get("memory", {}).items():
+            if key.endswith("_bytes"):
+                self._metrics[_MEMORY].set(value, {**self._tags, "use": key.removesuffix("_bytes")})
         for name, key in _COUNTERS.items():
             # Ray refuses to count nothing, so a series begins with its first event.
             if stats[key] > self._counted[name]:

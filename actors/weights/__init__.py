@@ -91,7 +91,7 @@ def _loaders(source: ModelSource, config: ModelConfig, dtype: str) -> list[tuple
     if source.kind == "dummy":
         return [(name, partial(dummy_tensor, name, shape, source.seed, dtype)) for name, shape in expected.items()]
     find = _find_in_gguf(source) if source.kind == "gguf" else _find_in_safetensors(source)
-    loaders = []
+    loaders: list[tuple[str, Loader]] = []
     for name, shape in expected.items():
         found, loader = find(name)
         if found != shape:

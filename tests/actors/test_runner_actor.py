@@ -65,12 +65,15 @@ async def test_a_request_needs_the_subscribers_stream_first(actor):
 
 async def test_the_stream_carries_the_tokens_and_the_reply_their_number(actor, tiny_model):
     engine = make_engine(tiny_model)
-    expected = engine.generate([request("a", [3, 4, 5]), request("b", [9] * 30, max_tokens=3)])
+    expected = engine.generate(
+        [request("a", [3, 4, 5], ignore_eos=True), request("b", [9] * 30, max_tokens=3, ignore_eos=True)]
+    )
     engine.close()
     stream = Subscriber(actor)
     await asyncio.sleep(0)
     replies = await asyncio.gather(
-        actor.generate(subscribed("a", [3, 4, 5])), actor.generate(subscribed("b", [9] * 30, max_tokens=3))
+        actor.generate(subscribed("a", [3, 4, 5], ignore_eos=True)),
+        actor.generate(subscribed("b", [9] * 30, max_tokens=3, ignore_eos=True)),
     )
     assert replies == [GenerateReply(8, "length"), GenerateReply(3, "length")]
     await stream.wait_for("a", 8)

@@ -2,33 +2,83 @@
 
 from __future__ import annotations
 
-from actors.step_clock import MARGIN_S, StepClock
+import time
+
+import pytest
+
+from actors.step_clock import FIRST_LEAD_S, LEAD_FACTOR, MARGIN_S, MIN_ERROR, StepClock
+
+
+def save(clock: StepClock, tokens: int, seconds: float, waited: bool = True) -> float:
+    """A step of ``seconds`` that ended now, as far as the host can tell; now."""
+    now = time.perf_counter()
+    clock.saved(tokens, now - seconds, now - seconds / 2 if waited else now, now, seconds)
+    return now
+
+
+def expected_wait(step: float, lead: float, error: float = MIN_ERROR) -> float:
+    return step - LEAD_FACTOR * lead - MARGIN_S - error * step
 
 
 def test_nothing_is_predicted_of_a_size_that_was_never_seen():
     clock = StepClock()
-    clock.observe(8, 0.02)
-    assert clock.seconds_to_wait(64, 0.0) == 0
-    assert clock.seconds_to_wait(0, 0.0) == 0
+    now = save(clock, 8, 0.02)
+    assert clock.seconds_to_wait(64, now) == 0
+    assert clock.seconds_to_wait(0, now) == 0
 
 
-def test_the_shortest_of_the_last_steps_counts_less_a_margin():
+def test_steps_of_similar_size_stand_for_each_other():
     clock = StepClock()
-    for seconds in (0.030, 0.020, 0.025):
-        clock.observe(8, seconds)
-    assert abs(clock.seconds_to_wait(9, 0.004) - (0.020 - MARGIN_S - 0.004)) < 1e-9
-    assert clock.seconds_to_wait(9, 0.018) == 0
+    now = save(clock, 64, 0.5)
+    assert clock.seconds_to_wait(79, now) > 0
+    assert clock.seconds_to_wait(80, now) == 0
+
+
+def test_the_shortest_of_the_last_steps_counts_less_what_host_and_prediction_need():
+    clock = StepClock()
+    clock.launched(1.0, 1.002)
+    clock.launched(1.0, 1.001)
+    for seconds in (0.30, 0.24, 0.25):
+        now = save(clock, 8, seconds)
+    wanted = expected_wait(0.24, 0.002, error=1 - 0.24 / 0.30)
+    assert clock.seconds_to_wait(8, now - 0.01) == pytest.approx(wanted, abs=0.005)
+    assert clock.seconds_to_wait(8, now - 10) == pytest.approx(wanted, abs=0.005)  # it began when the one before ended
+
+
+def test_a_host_that_was_late_leaves_itself_more_time():
+    clock = StepClock()
+    clock.launched(1.0, 1.0005)
+    now = save(clock, 8, 0.2)
+    first = clock.seconds_to_wait(8, now)
+    clock.launched(now, now + first + 0.02)  # 0.02 s after the moment it was to begin
+    now = save(clock, 8, 0.2)
+    assert clock.seconds_to_wait(8, now) == pytest.approx(first - LEAD_FACTOR * 0.02, abs=0.008)
+
+
+def test_a_step_that_ended_unseen_does_not_make_the_next_one_seem_to_begin_late():
+    clock = StepClock()
+    clock.launched(1.0, 1.0005)
+    started = time.perf_counter() - 0.5
+    clock.saved(8, started, started, started + 0.1, 0.1)
+    now = time.perf_counter()
+    clock.saved(8, started, now, now, 0.1)  # ended 0.3 s ago
+    assert clock.seconds_to_wait(8, started) == 0
 
 
 def test_old_steps_are_forgotten():
     clock = StepClock()
-    clock.observe(8, 0.001)
+    save(clock, 8, 0.01)
     for _ in range(8):
-        clock.observe(8, 0.1)
-    assert clock.seconds_to_wait(8, 0.0) > 0.08
+        now = save(clock, 8, 0.5)
+    assert clock.seconds_to_wait(8, now) > 0.4
 
 
-def test_short_steps_are_never_waited_for():
+def test_steps_shorter_than_what_the_host_needs_are_never_waited_for():
     clock = StepClock()
-    clock.observe(1, MARGIN_S)
-    assert clock.seconds_to_wait(1, 0.0) == 0
+    now = save(clock, 1, FIRST_LEAD_S)
+    assert clock.seconds_to_wait(1, now) == 0
+    for _ in range(100):
+        clock.launched(1.0, 1.0001)
+    now = save(clock, 1, 0.1)
+    save(clock, 2, 0.0011)
+    assert 0 < clock.seconds_to_wait(2, time.perf_counter()) < 0.0011

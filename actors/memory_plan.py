@@ -1,0 +1,78 @@
+"""Who gets how much of the device's memory: weights, a step's activations, CUDA graphs, and what is left to the KV pool."""
+
+from __future__ import annotations
+
+from actors.model_config import ModelConfig
+from actors.weights import num_weight_elements
+from cluster.config import EngineConfig
+from cluster.errors import ConfigError
+
+DEFAULT_MAX_MODEL_LEN = 8192
+# Memory that the CUDA context's later growth, matmul workspaces and fragmentation take.
+_GPU_RESERVED_BYTES = 1 << 30
+_LOGITS_ROWS = 64
+
+
+def kv_block_bytes(model: ModelConfig, block_size: int, item_bytes: int) -> int:
+    """Bytes of one block over all layers, keys and values."""
+    return 2 * item_bytes * block_size * model.num_layers * model.num_kv_heads * model.head_dim
+
+
+def gpu_pool_bytes(
+    config: EngineConfig, model: ModelConfig, budget: int, free: int, total: int, weights_loaded: bool = False
+) -> int:
+    """Bytes for the KV pool: the share of the GPU that may be used, less what others use, weights, steps and graphs.
+
+    Args:
+        budget: most tokens of a step.
+        free, total: bytes of the GPU now.
+        weights_loaded: ``free`` no longer holds the room for them.
+    Raises:
+        ConfigError: nothing is left.
+    """
+    activations = 2 * budget * (4 * model.hidden_size + 3 * model.intermediate_size)
+    logits = 3 * 4 * max(config.max_num_seqs, _LOGITS_ROWS) * model.vocab_size
+    graphs = 0 if config.enforce_eager else int(config.decode_graph_memory_gb * 2**30)
+    needed = activations + logits + graphs + _GPU_RESERVED_BYTES
+    if not weights_loaded:
+        needed += 2 * num_weight_elements(model)
+    pool = int(free - (1 - config.gpu_memory_utilization) * total - needed)
+    if pool <= 0 and config.num_kv_blocks is None:
+        raise ConfigError(
+            f"gpu_memory_utilization is {config.gpu_memory_utilization}: of {total / 2**30:.1f} GiB {free / 2**30:.1f} are "
+            f"free, and model, steps and graphs need {needed / 2**30:.1f}; raise it, lower decode_graph_memory_gb, or take "
+            "a larger GPU or a smaller model",
+            "gpu_memory_utilization",
+        )
+    return pool
+
+
+def size_kv_cache(
+    config: EngineConfig, model_limit: int, block_bytes: int, pool_bytes: int, memory_bytes: int
+) -> tuple[int, int]:
+    """(max_model_len, num_blocks) that fit the settings, the model, the device's memory and each other.
+
+    Raises:
+        ConfigError: the pool exceeds the device's memory, or max_model_len the model's limit or the pool.
+    """
+    num_blocks = config.num_kv_blocks or max(2, pool_bytes // block_bytes)
+    if num_blocks * block_bytes > memory_bytes:
+        raise ConfigError(
+            f"the KV cache would take {num_blocks * block_bytes / 2**30:.1f} GiB and this device has "
+            f"{memory_bytes / 2**30:.1f}; lower kv_cache_memory_gb or num_kv_blocks",
+            "num_kv_blocks" if config.num_kv_blocks else "kv_cache_memory_gb",
+        )
+    capacity = num_blocks * config.block_size
+    if config.max_model_len is None:
+        return min(model_limit, DEFAULT_MAX_MODEL_LEN, capacity), num_blocks
+    if config.max_model_len > model_limit:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, this model allows at most {model_limit}", "max_model_len"
+        )
+    if config.max_model_len > capacity:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but the KV cache holds {capacity} tokens ({num_blocks} blocks of "
+            f"{config.block_size}); lower it, or raise kv_cache_memory_gb (GPU: gpu_memory_utilization) or num_kv_blocks",
+            "max_model_len",
+        )
+    return config.max_model_len, num_blocks
