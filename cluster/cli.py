@@ -139,8 +139,17 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
             console.print(f"  {deployment}: {counts}", highlight=False, markup=False)
         for engine in found["engines"]:
             console.print(f"    {_engine_line(engine)}", highlight=False, markup=False)
-        for event, count in sorted(found["events"].items()):
-            console.print(f"  {event}: {count}", highlight=False, markup=False)
+        for line in _event_lines(found["events"], found["recoveries"]):
+            console.print(f"  {line}", highlight=False, markup=False)
+
+
+def _event_lines(events: dict[str, int], recoveries: dict[str, float]) -> Iterator[str]:
+    """What happened to requests in the ingress that answered, since it started."""
+    for event, count in sorted(events.items()):
+        yield f"{event.removeprefix('bireme_')}: {count}"
+    if recoveries["count"]:
+        mean_s = recoveries["total_s"] / recoveries["count"]
+        yield f"recoveries: {recoveries['count']:.0f}, {mean_s:.2f} s on average, {recoveries['longest_s']:.2f} s at most"
 
 
 def _engine_line(engine: dict[str, Any]) -> str:

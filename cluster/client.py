@@ -28,21 +28,28 @@ class _Shared:
 
     def __init__(
         self,
-        url: str,
-        model: str | None,
-        api_key: str | None,
-        timeout: float,
-        connect_timeout: float,
-        max_resumes: int,
+        url: str = DEFAULT_URL,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        connect_timeout: float = 10.0,
+        max_resumes: int = 12,
     ) -> None:
         key = api_key or os.environ.get(API_KEY_VARIABLE, "").split(",")[0].strip()
         self.model = model
         self._max_resumes = max_resumes
-        self._options: dict[str, Any] = {
-            "base_url": url.rstrip("/").removesuffix("/v1"),
-            "headers": {"Authorization": f"Bearer {key}"} if key else {},
-            "timeout": httpx.Timeout(timeout, connect=connect_timeout),
-        }
+        self._open(
+            {
+                "base_url": url.rstrip("/").removesuffix("/v1"),
+                "headers": {"Authorization": f"Bearer {key}"} if key else {},
+                "timeout": httpx.Timeout(timeout, connect=connect_timeout),
+            }
+        )
+
+    def _open(self, options: dict[str, Any]) -> None:
+        """Make the HTTP client of the subclass's kind."""
+        raise NotImplementedError
 
     def _completion(self, prompt: Prompt, options: dict[str, Any]) -> dict[str, Any]:
         return self._post(COMPLETIONS_PATH, {"prompt": prompt}, options)
@@ -88,18 +95,8 @@ class Client(_Shared):
     max_tokens, temperature, seed, stop, ...
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        model: str | None = None,
-        api_key: str | None = None,
-        timeout: float = 600.0,
-        connect_timeout: float = 10.0,
-        max_resumes: int = 12,
-    ) -> None:
-        super().__init__(url, model, api_key, timeout, connect_timeout, max_resumes)
-        self._http = httpx.Client(**self._options)
+    def _open(self, options: dict[str, Any]) -> None:
+        self._http = httpx.Client(**options)
 
     def __enter__(self) -> Client:
         return self
@@ -182,18 +179,8 @@ class Client(_Shared):
 class AsyncClient(_Shared):
     """``Client`` for asyncio; the same methods, awaited."""
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        model: str | None = None,
-        api_key: str | None = None,
-        timeout: float = 600.0,
-        connect_timeout: float = 10.0,
-        max_resumes: int = 12,
-    ) -> None:
-        super().__init__(url, model, api_key, timeout, connect_timeout, max_resumes)
-        self._http = httpx.AsyncClient(**self._options, limits=httpx.Limits(max_connections=None))
+    def _open(self, options: dict[str, Any]) -> None:
+        self._http = httpx.AsyncClient(**options, limits=httpx.Limits(max_connections=None))
 
     async def __aenter__(self) -> AsyncClient:
         return self

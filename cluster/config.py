@@ -32,12 +32,16 @@ class EngineConfig(BaseModel):
         max_length=1024,
         description="Name under which clients ask for the model; default: derived from model.",
     )
-    tokenizer: str | None = Field(None, description="Directory, tokenizer.json, GGUF file, or the default model's name, to use instead of the model's own.")
+    tokenizer: str | None = Field(
+        None,
+        description="Directory, tokenizer.json, GGUF file, or the default model's name, to use instead of the model's own.",
+    )
     load_format: Literal["auto", "dummy"] = Field(
         "auto", description="dummy: random weights for the model's config.json."
     )
     device: Literal["auto", "cpu", "gpu"] = Field(
-        "auto", description="Where the engine computes; auto: a GPU if there is one (in the Ray cluster; without Ray, that Paddle sees), else the CPU."
+        "auto",
+        description="Where the engine computes; auto: a GPU if there is one (in the Ray cluster; without Ray, that Paddle sees), else the CPU.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -156,7 +160,10 @@ class LLMConfig(EngineConfig):
     )
     runner_num_cpus: float = Field(0.5, gt=0, le=256, description="CPUs that Ray reserves for a runner actor.")
     runner_num_gpus: float | None = Field(
-        None, ge=0, le=1, description="GPUs that Ray reserves for a runner actor; default: 1 with device gpu, and with auto where the cluster has a GPU; else 0."
+        None,
+        ge=0,
+        le=1,
+        description="GPUs that Ray reserves for a runner actor; default: 1 with device gpu, and with auto where the cluster has a GPU; else 0.",
     )
     accelerator_type: str | None = Field(None, description="Ray accelerator type the runner needs, e.g. H200.")
     api_keys: list[str] = Field(

@@ -44,6 +44,10 @@ class TokenDelta(NamedTuple):
     prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
+# On every token stream of an engine once it begins to drain: it is of no request, and says that the engine leaves.
+ENGINE_LEAVES = TokenDelta("", 0, 0, [], finish_reason=FINISH_HANDOVER)
+
+
 class GenerateReply(NamedTuple):
     """Reply of the unary call: how many output tokens the stream delivers in all (earlier attempts included).
 

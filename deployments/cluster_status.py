@@ -27,6 +27,7 @@ async def cluster_status(client: EngineClient) -> dict[str, Any]:
         "replicas": replicas,
         "engines": engines,
         "events": dict(client.events.counts),
+        "recoveries": dict(client.events.recoveries),
         "running": client.num_running,
     }
 

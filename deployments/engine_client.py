@@ -13,7 +13,15 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from cluster.journal import JournalEntry, RequestJournal
-from cluster.outputs import FINISH_ABORT, FINISH_HANDOVER, AttachRequired, GenerateReply, NotAdmitted, TokenDelta
+from cluster.outputs import (
+    ENGINE_LEAVES,
+    FINISH_ABORT,
+    FINISH_HANDOVER,
+    AttachRequired,
+    GenerateReply,
+    NotAdmitted,
+    TokenDelta,
+)
 from cluster.request import EngineRequest
 from cluster.silence_clock import TICK_S, SilenceClock
 from cluster.suspicion import Suspicion, Verdict
@@ -21,7 +29,7 @@ from deployments.api_errors import ApiError, from_engine, overloaded, unavailabl
 from deployments.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, engine_choices
 from deployments.engine_replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken, RequestRefused
 from deployments.ingress_metrics import IngressMetrics
-from deployments.request_events import ATTEMPTS, FENCED, HANDOVERS, QUARANTINED, SILENT_ENGINES, RequestEvents
+from deployments.request_events import ATTEMPTS, DRAINED, FENCED, HANDOVERS, QUARANTINED, SILENT_ENGINES, RequestEvents
 from deployments.token_streams import TokenStream, TokenStreams
 
 logger = logging.getLogger("ray.serve")
@@ -133,6 +141,10 @@ class EngineClient:
 
     def _on_deltas(self, stream: TokenStream, deltas: Sequence[TokenDelta]) -> None:
         for delta in deltas:
+            if delta == ENGINE_LEAVES:
+                engine_choices.avoid(stream.engine_id, AVOID_DEAD_S)
+                self.events.record(DRAINED, "-", engine=stream.engine_id)
+                continue
             submission = self._submissions.get(delta.request_id)
             if submission is None:
                 continue

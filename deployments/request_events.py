@@ -11,6 +11,7 @@ from deployments.metrics_export import ray_metrics
 logger = logging.getLogger("ray.serve")
 
 ATTEMPTS = "bireme_request_attempts"
+DRAINED = "bireme_drained_engines"
 HANDOVERS = "bireme_request_handovers"
 FENCED = "bireme_fenced_messages"
 QUARANTINED = "bireme_quarantined_requests"
@@ -24,10 +25,12 @@ class RequestEvents:
 
     Attributes:
         counts: how often each event happened, by metric name.
+        recoveries: seconds from losing an attempt to the next token: how many there were, their sum and the longest.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.recoveries = {"count": 0, "total_s": 0.0, "longest_s": 0.0}
         self._metrics = ray_metrics(CONTINUITY_METRICS)
 
     def record(self, metric: str, request_id: str, **details: object) -> None:
@@ -40,6 +43,9 @@ class RequestEvents:
 
     def recovered(self, request_id: str, seconds: float) -> None:
         """The first token after an attempt was lost or handed over."""
-        self.counts[RECOVERY] += 1
+        found = self.recoveries
+        found["count"] += 1
+        found["total_s"] += seconds
+        found["longest_s"] = max(found["longest_s"], seconds)
         self._metrics[RECOVERY].observe(seconds)
         logger.info("event=recovered request=%s seconds=%.2f", request_id, seconds)
