@@ -7,7 +7,7 @@ another thread; every operation here is one of a dictionary).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 # Until Serve's own view has caught up: a dead replica leaves the router's list, a hung one is killed.
 AVOID_DEAD_S = 10.0
@@ -20,7 +20,7 @@ class EngineChoices:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._engine_ids: frozenset[str] = frozenset()
+        self._engines: dict[str, str] = {}
         self._avoided_until: dict[str, float] = {}
         self._chosen: dict[str, str] = {}
 
@@ -40,13 +40,18 @@ class EngineChoices:
 
     def has_other(self, engine_id: str) -> bool:
         """Whether the router knows an engine besides this one that is not avoided."""
-        return any(other != engine_id and not self.is_avoided(other) for other in self._engine_ids)
+        return any(other != engine_id and not self.is_avoided(other) for other in self._engines)
 
-    def set_engines(self, engine_ids: Iterable[str]) -> None:
-        """The engines that the router may choose from now on."""
-        self._engine_ids = known = frozenset(engine_ids)
+    @property
+    def engines(self) -> dict[str, str]:
+        """Fingerprints of the engines that the router may choose from, by engine id."""
+        return self._engines
+
+    def set_engines(self, fingerprints: dict[str, str]) -> None:
+        """The engines that the router may choose from now on, as in ``engines``."""
+        self._engines = fingerprints
         now = self._now()
-        for engine_id in [e for e, until in self._avoided_until.items() if e not in known and until < now]:
+        for engine_id in [e for e, until in self._avoided_until.items() if e not in fingerprints and until < now]:
             self._avoided_until.pop(engine_id, None)
 
     def open(self, request_id: str) -> None:

@@ -8,6 +8,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -26,6 +27,7 @@ from cluster.request import EngineRequest
 from cluster.silence_clock import TICK_S, SilenceClock
 from cluster.suspicion import Suspicion, Verdict
 from deployments.api_errors import ApiError, from_engine, overloaded, unavailable
+from deployments.early_streams import keep_attached
 from deployments.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, engine_choices
 from deployments.engine_replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken, RequestRefused
 from deployments.ingress_metrics import IngressMetrics
@@ -94,10 +96,15 @@ class EngineClient:
         self.metrics = IngressMetrics()
         self._journal = RequestJournal()
         self._submissions: dict[str, Submission] = {}
+        self._attaching: asyncio.Task | None = None
         self.subscriber = f"ingress-{uuid.uuid4().hex[:16]}"
         self._streams = TokenStreams(
             self.subscriber, self._on_deltas, self._journal.resume_indices, self._on_engine_lost, hang_timeout_s
         )
+
+    def attach_early(self, find_runner: Callable[[str], Any]) -> None:
+        """Open token streams to engines before they are needed; see ``keep_attached``."""
+        self._attaching = asyncio.get_running_loop().create_task(keep_attached(self._streams, find_runner))
 
     @property
     def num_running(self) -> int:
@@ -130,6 +137,8 @@ class EngineClient:
 
     async def close(self) -> None:
         """Cancel everything and detach."""
+        if self._attaching is not None:
+            self._attaching.cancel()
         for submission in list(self._submissions.values()):
             self.cancel(submission)
         await self._streams.close()
@@ -190,6 +199,15 @@ class EngineClient:
         for other in others:
             other.alone = False
         submission.stream, submission.alone = stream, not others
+        if submission.lost_at is not None:
+            entry, waited_s = submission.entry, time.monotonic() - submission.lost_at
+            logger.info(
+                "event=taken request=%s engine=%s attempt=%d seconds=%.2f",
+                entry.request_id,
+                stream.engine_id,
+                entry.attempt,
+                waited_s,
+            )
 
     def _shares_with_isolated(self, submission: Submission) -> bool:
         return any(
@@ -259,8 +277,9 @@ class EngineClient:
             progress = entry.next_index
             if failures >= self._max_attempts:
                 return _gave_up(entry, outcome, failures)
-            if failures > 1:  # the first time another engine is asked at once
-                await _pause(_FIRST_BACKOFF_S, failures - 1, _MAX_BACKOFF_S)
+            if failures > 1 or not isinstance(outcome, EngineLost) or not outcome.died:
+                # Only after a first death another engine is asked at once.
+                await _pause(_FIRST_BACKOFF_S, failures, _MAX_BACKOFF_S)
 
     def _convicts(self, submission: Submission) -> bool:
         """Count the death of the engine under ``submission``; True if it is to blame. Nearby or queued elsewhere it is not."""

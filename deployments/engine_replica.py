@@ -175,6 +175,11 @@ def application_name() -> str:
     return serve.get_replica_context().app_name
 
 
+def find_runner(engine_id: str) -> Any:
+    """The runner of an engine of this process's application; ValueError if there is none."""
+    return ray.get_actor(f"{RUNNER_NAME_PREFIX}{application_name()}::{engine_id}")
+
+
 async def _as_coroutine(ref: Any) -> Any:
     return await ref
 

@@ -23,12 +23,23 @@ class EngineRouter(PowerOfTwoChoicesRequestRouter):
             ids = list(self.apply_multiplex_routing(pending_request=pending_request))
         else:
             ids = list(self.apply_locality_routing(pending_request=pending_request))
-        choices = shared.engine_choices
-        engine_ids = {replica_id: self._engine_id(self._replicas[replica_id]) for replica_id in self._replicas}
-        choices.set_engines(engine_ids.values())
-        well = [i for i in ids if i in engine_ids and not choices.is_avoided(engine_ids[i])] or ids
-        picked = random.sample(well, min(2, len(well)))
-        return [[self._replicas[i] for i in picked]] if picked else []
+        replicas = [self._replicas[i] for i in ids if i in self._replicas]
+        well = [r for r in replicas if not shared.engine_choices.is_avoided(self._engine_id(r))] or replicas
+        return [random.sample(well, min(2, len(well)))] if well else []
+
+    def update_replicas(self, replicas):
+        """As the base class; the ingress hears of new engines before the first request goes there."""
+        super().update_replicas(replicas)
+        self._tell()
+
+    def on_replica_actor_died(self, replica_id):
+        """As the base class; the ingress is told too."""
+        super().on_replica_actor_died(replica_id)
+        self._tell()
+
+    def _tell(self) -> None:
+        metadata = [replica.replica_metadata for replica in self._replicas.values()]
+        shared.engine_choices.set_engines({m["engine_id"]: m["fingerprint"] for m in metadata if "engine_id" in m})
 
     async def _choose_replica_for_request(self, pending_request, *, is_retry=False):
         replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)

@@ -26,6 +26,7 @@ from deployments.api_keys import ApiKeys
 from deployments.cluster_status import cluster_status
 from deployments.connection import ClientGoneError, while_connected
 from deployments.engine_client import EngineClient
+from deployments.engine_replica import find_runner
 from deployments.engine_timeline import engine_timeline
 from deployments.event_stream import EventStream
 from deployments.generation import Generation
@@ -97,6 +98,7 @@ class OpenAiIngress:
     async def start(self) -> None:
         """Begin to wait for an engine; requests before that get 503."""
         self._client = EngineClient(self._engines, self._config.max_attempts, self._config.hang_timeout_s)
+        self._client.attach_early(find_runner)
         self._starting = asyncio.create_task(self._connect(self._client))
 
     async def stop(self) -> None:

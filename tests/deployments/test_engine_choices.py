@@ -37,11 +37,11 @@ def test_an_engine_that_takes_a_request_is_trusted_again():
 
 def test_another_engine_is_one_that_the_router_knows_and_that_is_not_avoided():
     choices = EngineChoices()
-    choices.set_engines(["a", "b"])
+    choices.set_engines({"a": "f", "b": "f"})
     assert choices.has_other("a")
     choices.avoid("b", 5.0)
     assert not choices.has_other("a")
-    choices.set_engines(["a", "c"])
+    choices.set_engines({"a": "f", "c": "f"})
     assert choices.has_other("a")
 
 
