@@ -1,6 +1,6 @@
 """SmolLM2 in one run: the engine in this process, the same engine through HTTP, and transformers where it is installed.
 
-    python -m benchmarks.bench [--rounds 3] [--reference PYTHON]
+    python -m benchmarks.bench [--rounds 3] [--reference PYTHON] [--trace FILE]
 
 Contenders take turns, round after round, and the printed ratios are medians over rounds: what the machine does besides
 hits all of them. ``--reference`` names a Python that has torch and transformers (default: this one, if it has).
@@ -32,6 +32,7 @@ from cluster.config import DEFAULT_MODEL, EngineConfig
 CONCURRENCY = (1, 8)
 REQUESTS = {1: 3, 8: 24}
 SETTINGS = {"max_num_seqs": 8}
+TRACED_STEPS = 60
 console = Console(width=max(100, Console().width))
 
 Rounds = dict[tuple[str, int], list[Timings]]
@@ -41,6 +42,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Times every contender runs.")] = 3,
     reference: Annotated[str, typer.Option(help="Python with torch and transformers; empty: this one.")] = "",
     http: Annotated[bool, typer.Option(help="Measure the served path too.")] = True,
+    trace: Annotated[str, typer.Option(help="File for a Chrome trace of steps with overlap, 8 streams.")] = "",
 ) -> None:
     """Print figures and ratios."""
     threads = len(os.sched_getaffinity(0))
@@ -56,6 +58,9 @@ def main(
             with console.status("starting the application"):
                 contenders["HTTP"] = OverHttp({**SETTINGS, "num_threads": threads}, _log_path())
         results = _measure(contenders, rounds)
+        overlapped = contenders["overlapped"]
+        if trace and isinstance(overlapped, InProcess):
+            Path(trace).write_text(json.dumps(overlapped.record(8, TRACED_STEPS)))
     finally:
         for contender in contenders.values():
             contender.close()

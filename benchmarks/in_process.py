@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from itertools import pairwise
+from typing import Any
 
 from actors.engine import Engine
 from actors.engine_loop import EngineLoop
@@ -57,6 +58,13 @@ class InProcess:
         timings.step = [b - a for a, b in pairwise(saved)]
         timings.device = [device for _, device in self._steps[1:]]
         return timings
+
+    def record(self, concurrency: int, steps: int) -> dict[str, Any]:
+        """Chrome trace of the first ``steps`` steps of a run (``actors.step_timeline``)."""
+        timeline = self._loop.call(lambda engine: engine.start_timeline(steps)).result()
+        self.run(concurrency, concurrency)
+        self._loop.call(lambda engine: engine.stop_timeline()).result()
+        return timeline.chrome_trace()
 
     def close(self) -> None:
         self._loop.close()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -131,3 +135,17 @@ async def test_a_runner_records_what_it_runs_and_gives_up_in_time(tiny_model):
     with pytest.raises(InvalidRequestError):
         await runner.record_timeline(0, timeout_s=1)
     await runner.shutdown()
+
+
+def test_a_trace_can_be_drawn(tiny_model, tmp_path):
+    trace = record(tiny_model, 25)
+    file, picture = tmp_path / "trace.json", tmp_path / "picture.svg"
+    file.write_text(json.dumps(trace))
+    script = Path(__file__).parents[2] / "docs/draw_timeline.py"
+    subprocess.run([sys.executable, str(script), str(file), str(picture), "--first", "3", "--steps", "5"], check=True)
+    drawn = [element.text for element in ElementTree.parse(picture).iter() if element.tag.endswith("title")]
+    first = slices(trace, "device")[3]["args"]["step"]
+    for step in range(first, first + 5):
+        assert any(title.startswith(f"step {step}: ") for title in drawn)
+    for step in range(first + 1, first + 5):
+        assert any(title.startswith(f"plan {step}: ") for title in drawn)
