@@ -19,6 +19,8 @@ from cluster.resumable import ResumableStream
 DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY_VARIABLE = "BIREME_API_KEY"
 COMPLETIONS_PATH = "/v1/completions"
+# The server writes something every ten seconds, if only a comment. Silence for so long is that of a process that hangs.
+_SILENCE_S = 60.0
 Messages = str | Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
@@ -39,6 +41,7 @@ class _Shared:
         key = api_key or os.environ.get(API_KEY_VARIABLE, "").split(",")[0].strip()
         self.model = model
         self._max_resumes = max_resumes
+        self._stream_timeout = httpx.Timeout(min(timeout, _SILENCE_S), connect=connect_timeout)
         self._open(
             {
                 "base_url": url.rstrip("/").removesuffix("/v1"),
@@ -66,7 +69,7 @@ class _Shared:
     def _resumable(self, request: dict[str, Any]) -> ResumableStream:
         # Token ids are what a broken stream is taken up with.
         body = {"return_token_ids": True, **request["json"], "stream": True}
-        return ResumableStream({**request, "json": body}, self._max_resumes)
+        return ResumableStream({**request, "json": body, "timeout": self._stream_timeout}, self._max_resumes)
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:
@@ -86,7 +89,7 @@ class Client(_Shared):
         url: of the server, with or without /v1.
         model: name to ask for; default: whatever the server has.
         api_key: bearer token; default: BIREME_API_KEY.
-        timeout: longest wait for the next byte, in seconds.
+        timeout: longest wait for the next byte, in seconds; an answer counts as broken after a minute of silence.
         connect_timeout: longest wait for a connection, in seconds.
         max_resumes: how often in a row an answer whose connection broke is taken up where it was; 0 reports the break.
 

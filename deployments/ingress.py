@@ -11,7 +11,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -165,7 +165,10 @@ class OpenAiIngress:
         max_bytes, last_event_id = self._config.max_prompt_bytes, request.headers.get("last-event-id")
         if last_event_id is not None:
             max_bytes += max_resume_bytes(self._config.max_choices, service.limits.max_model_len)
-        body = await read_json(request, max_bytes)
+        try:
+            body = await read_json(request, max_bytes)
+        except ClientDisconnect:
+            return Response(status_code=499)
         return await _answer(request, *await start(service, body, last_event_id))
 
     async def _ready(self) -> OpenAiService:

@@ -130,6 +130,18 @@ async def test_text_offsets_are_positions_in_the_answers_text(stream, echo):
     assert ("<s>hé." if not echo else "") + choice["text"] == "<s>hé.aébc"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_text_offsets_behind_token_ids_count_the_text_that_they_stand_for(stream):
+    tokenizer = byte_tokenizer()
+    prompt = tokenizer.encode("hé.")
+    assert len(prompt) == 4
+    body = {"prompt": [prompt, tokenizer.encode("x")], "logprobs": 0, "stream": stream}
+    generation, answer = await service(Engines(tokenizer.encode("ab")), tokenizer).completion(body)
+    texts = await generation.read()
+    choices = [chunk["choices"][0] for chunk in answer.chunks(texts)] if stream else answer.whole()["choices"]
+    assert [choice["logprobs"]["text_offset"] for choice in choices] == [[3, 4], [1, 2]]
+
+
 async def test_a_bos_before_the_prompt_takes_no_room_in_its_text():
     tokenizer = sentencepiece_tokenizer()
     bos = tokenizer.token_bytes(1).decode()

@@ -135,6 +135,14 @@ async def test_a_late_error_of_a_whole_answer_is_written_and_nobody_can_take_it_
     assert json.loads(connection.body)["error"]["code"] == "engine_dead"
 
 
+async def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error(engines):
+    connection = Connection("/v1/completions", {"prompt": "x"})
+    connection._pieces = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    app = serving(engines).__serve_build_asgi_app__()
+    await app(connection.scope, connection.receive, connection.send)
+    assert connection.events[0]["status"] == 499
+
+
 async def test_a_body_that_trickles_in_is_given_up():
     async def trickle():
         await asyncio.sleep(0.01)

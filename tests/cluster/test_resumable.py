@@ -1,0 +1,106 @@
+"""What a client does with a stream that breaks, is silent or ends wrongly; the server is a few lines of events."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import httpx
+import pytest
+
+from cluster.client import Client
+from cluster.client_errors import BadRequestError, BrokenStreamError, ClientError, RateLimitError, ServerError
+from cluster.resumable import ResumableStream
+
+REQUEST = {"json": {"prompt": "x", "return_token_ids": True}}
+ID = "cmpl-" + "0" * 32
+
+
+def event(number: int, token: int, finish: str = "null") -> list[str]:
+    data = (
+        f'{{"id": "{ID}", "model": "m", "seed": 7, "system_fingerprint": "f", "choices": [{{"index": 0, "text": "t", '
+        f'"finish_reason": {finish}, "token_ids": [{token}]}}]}}'
+    )
+    return [f"id: {ID}:1:{number}:0", f"data: {data}", ""]
+
+
+USAGE = 'data: {"id": "a", "model": "m", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}'
+
+
+def fed(stream: ResumableStream, lines: list[str]) -> int:
+    """Number of chunks in ``lines``."""
+    return sum(stream.feed(line) is not None for line in lines)
+
+
+def test_what_is_sent_again_is_what_has_arrived():
+    stream = ResumableStream(REQUEST, 3)
+    assert stream.request() == REQUEST
+    assert fed(stream, [": keep-alive", "", *event(1, 5), *event(2, 6)]) == 2
+    again = stream.request()
+    assert again["headers"] == {"Last-Event-ID": f"{ID}:1:2:0"}
+    assert again["json"]["seed"] == 7
+    assert again["json"]["resume"] == {"fingerprint": "f", "choices": [{"token_ids": [5, 6], "finish_reason": None}]}
+
+
+def test_the_usage_is_told_once_however_often_it_arrives():
+    stream = ResumableStream(REQUEST, 3)
+    assert fed(stream, [*event(1, 5, '"stop"'), USAGE]) == 2
+    with pytest.raises(BrokenStreamError):
+        stream.end_of_response()
+    assert fed(stream, [USAGE, "", "data: [DONE]"]) == 0
+    stream.end_of_response()
+    assert stream.is_complete
+
+
+@pytest.mark.parametrize(
+    ("error", "before", "after"),
+    [
+        (httpx.ReadError("cut"), True, True),
+        (httpx.ReadTimeout("silent"), True, True),
+        (httpx.ConnectError("nobody"), False, True),
+        (BrokenStreamError("cut off"), True, True),
+        (ServerError("HTTP 502", None, None, 502), True, True),
+        (RateLimitError("full", None, "overloaded", 429), False, True),
+        (ServerError("loading", None, "loading", 503), False, True),
+        (BadRequestError("no", None, "invalid_value", 400), False, False),
+        (ServerError("no such engine", None, "fingerprint_mismatch", 503), False, False),
+    ],
+)
+def test_which_errors_break_a_stream_before_and_after_its_first_event(error, before, after):
+    stream = ResumableStream(REQUEST, 3)
+    assert (stream.seconds_to_wait(error) is not None) == before
+    fed(stream, event(1, 5))
+    assert (stream.seconds_to_wait(error) is not None) == after
+
+
+def test_breaks_without_progress_are_bounded_and_progress_starts_the_count_anew():
+    stream, cut = ResumableStream(REQUEST, 2), httpx.ReadError("cut")
+    assert [stream.seconds_to_wait(cut) is None for _ in range(3)] == [False, False, True]
+    fed(stream, event(1, 5))
+    assert [stream.seconds_to_wait(cut) is None for _ in range(3)] == [False, False, True]
+
+
+def test_a_server_without_event_ids_cannot_take_an_answer_up():
+    stream = ResumableStream(REQUEST, 3)
+    fed(stream, event(1, 5)[1:])
+    assert stream.seconds_to_wait(httpx.ReadError("cut")) is None
+
+
+def test_a_server_that_hangs_is_left_after_the_time_of_silence():
+    """Its connection stays open: a stopped process closes nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        accepted: list[socket.socket] = []
+
+        def accept() -> None:
+            for _ in range(2):
+                accepted.append(server.accept()[0])
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with Client(url, timeout=0.3, max_resumes=1) as client, pytest.raises(ClientError, match="timed out"):
+            client.complete("x")
+        thread.join(5)
+        assert len(accepted) == 2
+        for connection in accepted:
+            connection.close()
