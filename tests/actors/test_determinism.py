@@ -36,8 +36,17 @@ def workloads(draw):
     """Requests with arrival steps, priorities, aborts, and an engine that is often too small for them."""
     # A few shared beginnings, so that prefixes are found in the cache.
     heads = [[11] * 20, [12, 13] * 16, [], [], []]
-    requests = []
-    for index in range(draw(st.integers(3, 7))):
+    requests, is_crowded = [], draw(st.booleans())
+    if is_crowded:
+        # Two that begin at once and need five blocks each: one of them has to give way. A third begins as they do.
+        prompt = draw(st.lists(st.integers(0, 127), min_size=20, max_size=20))
+        for name, arrival, max_tokens in (("long", 0, 60), ("longer", 0, 60), ("later", 2, 12)):
+            params = {"max_tokens": max_tokens, "ignore_eos": True}
+            prompt = [*prompt[:19], len(requests)]
+            requests.append(
+                {"name": name, "prompt": prompt, "params": params, "arrival": arrival, "priority": 0, "abort": None}
+            )
+    for index in range(draw(st.integers(3, 7) if not is_crowded else st.integers(1, 4))):
         prompt = draw(st.sampled_from(heads)) + draw(st.lists(st.integers(0, 127), min_size=1, max_size=20))
         params = {"max_tokens": draw(st.sampled_from([1, 24, 40, 40]))}
         params["max_tokens"] = min(params["max_tokens"], LIMIT - len(prompt))
@@ -56,7 +65,7 @@ def workloads(draw):
             }
         )  # fmt: skip
     engine = {
-        "num_kv_blocks": draw(st.sampled_from([6, 6, 7, 12])),
+        "num_kv_blocks": draw(st.sampled_from([6, 7] if is_crowded else [6, 7, 12])),
         "max_num_seqs": draw(st.integers(3, 5)),
         "max_num_batched_tokens": draw(st.sampled_from([16, 24, 64])),
         "num_threads": draw(st.integers(1, 2)),
@@ -88,8 +97,7 @@ def drive(engine, requests) -> dict:
 def test_overlapped_plain_and_solo_runs_agree_bit_for_bit(tiny_model, solo):
     seen = Counter()
 
-    # Not derandomised where CI is set: one fixed sample may hold next to no preemptions.
-    @settings(max_examples=60, deadline=None, derandomize=False)
+    @settings(max_examples=60, deadline=None)
     @given(workloads())
     def check(workload):
         requests, settings_ = workload
@@ -111,7 +119,7 @@ def test_overlapped_plain_and_solo_runs_agree_bit_for_bit(tiny_model, solo):
 
     check()
     # A workload that never gets into trouble proves little.
-    assert min(seen["preempted"], seen["prefix found"], seen["aborted"]) > seen["all"] // 20, seen
+    assert min(seen["preempted"], seen["prefix found"], seen["aborted"]) > seen["all"] // 10, seen
 
 
 def test_a_continuation_on_another_engine_goes_on_exactly(tiny_model):
