@@ -1,9 +1,11 @@
 """Decode steps of the whole engine on a GPU, in this process: step time, device time, and their ratio.
 
     python -m benchmarks.bench_gpu_engine [--models smollm2 llama_8b] [--rows 1 8 64] [--context 1024] [--steps 100]
+                                          [--prefill 3500 8000]
 
-Step time is from one saved step to the next with overlapped execution; device time is between the CUDA events around
-a step's kernels. llama_8b has Llama-3.1-8B's sizes and random weights.
+Step time is from one saved step to the next with overlapped execution, each step planned as late as the engine's loop
+would; device time is between the CUDA events around a step's kernels. Prefill is from asking to the first token, beside
+the bfloat16 matmul peak of the same run. llama_8b has Llama-3.1-8B's sizes and random weights.
 """
 
 from __future__ import annotations
@@ -60,7 +62,11 @@ def make_engine(name: str, options: argparse.Namespace) -> Engine:
     settings = {
         "device": "gpu",
         "max_num_seqs": max(options.rows),
-        "max_model_len": options.context + options.steps + num_prefill_steps(max(options.rows), options.context),
+        "max_model_len": max(
+            options.context + options.steps + num_prefill_steps(max(options.rows), options.context),
+            max(options.prefill, default=0) + 16,
+        ),
+        "max_num_batched_tokens": options.budget,
         "block_size": 64,
         "enable_prefix_caching": False,
         "enforce_eager": options.eager,
@@ -90,6 +96,8 @@ def decode(engine: Engine, rows: int, options: argparse.Namespace) -> str:
     timeline: StepTimeline | None = None
     while engine.has_work():
         engine.step()
+        if not options.at_once:
+            time.sleep(engine.seconds_to_wait())
         step = engine.runner.last_saved
         if (
             options.trace and len(saved) == 20
@@ -111,6 +119,37 @@ def decode(engine: Engine, rows: int, options: argparse.Namespace) -> str:
     )
 
 
+def prefill(engine: Engine, tokens: int, peak: float) -> str:
+    """Median time to the first token of a prompt, and what the arithmetic in it (attention's too) is of the peak.
+
+    Args:
+        peak: matmul FLOP a second.
+    """
+    rng, seconds = np.random.default_rng(tokens), []
+    params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    for number in range(5):
+        prompt = rng.integers(5, engine.info.vocab_size - 300, tokens).tolist()
+        started = time.perf_counter()
+        engine.generate([EngineRequest(f"prefill-{number}", prompt, params)])
+        seconds.append(time.perf_counter() - started)
+    c = engine.model_config
+    heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    weights = c.hidden_size * (2 * heads + 2 * kv + 3 * c.intermediate_size)
+    flops = c.num_layers * (2 * tokens * weights + 2 * tokens * (tokens + 1) * heads)
+    median = float(np.median(seconds[1:]))
+    return (
+        f"prompt of {tokens} tokens: first token after {1e3 * median:.1f} ms, {flops / median / 1e12:.0f} TFLOP/s, "
+        f"{flops / median / peak:.0%} of the peak"
+    )
+
+
+def matmul_peak() -> float:
+    """FLOP a second of a large bfloat16 matmul here and now."""
+    from benchmarks.bench_gpu_ops import Peaks, RandomBits  # needs CUDA graphs, which a CPU build of Paddle lacks
+
+    return Peaks.measure(RandomBits()).matmul
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=["smollm2", "llama_8b"], default=["smollm2", "llama_8b"])
@@ -120,14 +159,24 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
     parser.add_argument("--dummy", action="store_true", help="random weights for smollm2 too")
     parser.add_argument("--trace", help="file for a Chrome trace of some steps of the last row count")
+    parser.add_argument("--prefill", nargs="*", type=int, default=[], help="prompt lengths to measure")
+    parser.add_argument("--budget", type=int, help="max_num_batched_tokens")
+    parser.add_argument("--at-once", action="store_true", help="plan each step as soon as the one before is launched")
     options = parser.parse_args()
+    peak = matmul_peak() if options.prefill else 0.0
+    if peak:
+        print(f"bfloat16 matmul peak: {peak / 1e12:.0f} TFLOP/s", flush=True)
+        gc.collect()
     for name in options.models:
         started = time.perf_counter()
         engine = make_engine(name, options)
         print(f"{name}: ready after {time.perf_counter() - started:.1f} s, {engine.info.num_blocks} blocks", flush=True)
         decode(engine, 1, options)
+        for tokens in options.prefill:
+            print(f"{name} {prefill(engine, tokens, peak)}", flush=True)
         for rows in options.rows:
             print(f"{name} {decode(engine, rows, options)}", flush=True)
+        print(f"{name} {engine.figures()}", flush=True)
         engine.close()
         del engine
         gc.collect()  # before the next one asks for free memory

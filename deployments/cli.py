@@ -14,6 +14,7 @@ from cluster.cli import app, console, errors
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from deployments.api_keys import ApiKeys
+from deployments.app_arguments import SettingsError
 from deployments.run_folder import make_run_folder
 from deployments.serve_config import DEFAULT_HOST, DEFAULT_PORT, configured_model, serve_config
 from deployments.serve_environment import LOOPBACK_CLUSTER, apply_serve_environment, is_free
@@ -51,8 +52,12 @@ def serve(
             )
         model = configured_model(config)
         ApiKeys.configured(model.api_keys)
+        if address == LOCAL and model.device == "gpu":
+            from deployments.gpu_placement import ClusterGpus, gpus_of_this_machine, runner_num_gpus
+
+            runner_num_gpus(model, ClusterGpus(gpus_of_this_machine()))
         prepare(model)
-    except (BiremeError, OpBuildError) as error:
+    except (BiremeError, SettingsError, OpBuildError) as error:
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None
     folder = make_run_folder()
@@ -61,8 +66,10 @@ def serve(
     apply_serve_environment(folder)
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    program = Path(sys.executable).with_name("serve")
-    os.execv(program, [str(program), "run", "--address", address, str(file)])
+    script = Path(sys.executable).with_name("serve")
+    # Packages that were unpacked somewhere instead of installed have no script.
+    command = [str(script)] if script.exists() else [sys.executable, "-m", "ray.serve.scripts"]
+    os.execv(command[0], [*command, "run", "--address", address, str(file)])
 
 
 def prepare(config: LLMConfig) -> None:
