@@ -74,10 +74,9 @@ def _title(pid: int) -> str:
 
 @pytest.fixture(scope="module")
 def pair(app: App, tmp_path_factory) -> Iterator[Pair]:
-    folder = tmp_path_factory.mktemp("pair") / "tiny"
-    config = Setup(num_engines=2, num_ingresses=2).config(folder, drain_timeout_s=0.2, max_attempts=4)
+    made = Pair(f"{app.url}/{NAME}", tmp_path_factory.mktemp("pair") / "tiny")
+    config = Setup(num_engines=2, num_ingresses=2).config(made.folder, drain_timeout_s=0.2, max_attempts=4)
     serve.run(build_openai_app(config), name=NAME, route_prefix=f"/{NAME}")
-    made = Pair(f"{app.url}/{NAME}", folder)
     wait_for(made.is_ready, 90, "the application is not ready")
     yield made
     serve.delete(NAME)
@@ -156,13 +155,37 @@ def test_answers_of_killed_ingresses_are_those_of_a_life_without_deaths(pair: Pa
         undisturbed = client.complete(**whole).raw
     assert raw["choices"] == undisturbed["choices"]
     assert survived[2][0][0][3:] == ["stop", stop]
-    resumed = max(status_events(pair).get("bireme_client_resumes", 0) for _ in range(10))
-    assert resumed > 0
+    assert any(status["events"].get("bireme_client_resumes") for status in statuses(pair))
 
 
-def status_events(pair: Pair) -> dict[str, int]:
+def statuses(pair: Pair) -> list[dict]:
+    """Of both ingresses, most probably."""
     with pair.client() as client:
-        return client.status()["events"]
+        return [client.status() for _ in range(12)]
+
+
+@pytest.mark.slow
+def test_an_engine_that_leaves_is_seen_to_and_its_answers_go_on(pair: Pair):
+    body = {"prompt": "Leaving", "max_tokens": 900, "ignore_eos": True, "seed": 2}
+    with pair.client() as client:
+        undisturbed = client.complete(**body, return_token_ids=True).choices[0].token_ids
+    with ThreadPoolExecutor(8) as pool:
+        streams = [Streaming(pair, pool, body) for _ in range(6)]
+        wait_for(lambda: all(s.chunks for s in streams), 30, "the streams did not begin")
+        leaving, runner = next(iter(pair.engines().items()))
+        assert ray.get(runner.drain.remote(0.05)) > 0
+        for stream in streams:
+            assert facts(stream.done.result(timeout=120))[0][0][1] == undisturbed
+    seen = statuses(pair)
+    assert all(status["events"]["bireme_drained_engines"] == 1 for status in seen)
+    for status in seen:
+        moved = status["events"].get("bireme_request_handovers", 0)
+        assert status["recoveries"]["count"] == moved
+        assert (status["recoveries"]["longest_s"] > 0) == (moved > 0)
+        assert {engine["engine_id"]: engine["state"] for engine in status["engines"]}[leaving] == "draining"
+    assert any(status["recoveries"]["count"] for status in seen)
+    ray.kill(runner)
+    wait_for(lambda: leaving not in pair.engines() and pair.is_ready(), 90, "the engine did not come back")
 
 
 @pytest.mark.slow
