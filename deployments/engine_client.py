@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from cluster.journal import JournalEntry, RequestJournal
@@ -25,13 +24,14 @@ from cluster.outputs import (
 )
 from cluster.request import EngineRequest
 from cluster.silence_clock import TICK_S, SilenceClock
-from cluster.suspicion import Suspicion, Verdict
-from deployments.api_errors import ApiError, from_engine, overloaded, unavailable
+from cluster.suspicion import Verdict
+from deployments.api_errors import ApiError, unavailable
 from deployments.early_streams import keep_attached
 from deployments.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, engine_choices
-from deployments.engine_replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken, RequestRefused
+from deployments.engine_replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken, gave_up, reply_of
 from deployments.ingress_metrics import IngressMetrics
 from deployments.request_events import ATTEMPTS, DRAINED, FENCED, HANDOVERS, QUARANTINED, SILENT_ENGINES, RequestEvents
+from deployments.submission import Submission
 from deployments.token_streams import TokenStream, TokenStreams
 
 logger = logging.getLogger("ray.serve")
@@ -49,39 +49,6 @@ _REFUSALS_BEFORE_LAST_RESORT = 4
 _TAKING_SHARE = 1 / 3
 # While engines leave and others start, a request waits this long for one that takes it.
 _ADMISSION_TIMEOUT_S = 300.0
-
-
-class Submission:
-    """One sequence on its way: the journal entry, and who is told of its tokens.
-
-    Attributes:
-        entry: what was asked and delivered.
-        deliver: called with each delta that is new, in order.
-        fail: called once, instead of a last delta, when the sequence cannot be completed.
-        stream: of the engine that the present attempt is known to be on.
-        alone: no other sequence of this ingress was on that engine during the attempt.
-        isolated: a suspect that is tried while no other suspect is.
-        lost_at: when the last attempt was lost, until the next token.
-    """
-
-    def __init__(
-        self, entry: JournalEntry, deliver: Callable[[TokenDelta], None], fail: Callable[[ApiError], None]
-    ) -> None:
-        self.entry = entry
-        self.deliver = deliver
-        self.fail = fail
-        self.stream: TokenStream | None = None
-        self.task: asyncio.Task | None = None
-        self.suspicion = Suspicion()
-        self.isolated = False
-        self.alone = True
-        self.lost_at: float | None = None
-        self.ended: asyncio.Future[EngineLost | HandedOver | None] = asyncio.get_running_loop().create_future()
-
-    def end_attempt(self, lost: EngineLost | HandedOver | None) -> None:
-        """The attempt is over: finished (None), lost, or to be continued elsewhere."""
-        if not self.ended.done():
-            self.ended.set_result(lost)
 
 
 class EngineClient:
@@ -276,7 +243,7 @@ class EngineClient:
             failures = failures + 1 if entry.next_index == progress else 1
             progress = entry.next_index
             if failures >= self._max_attempts:
-                return _gave_up(entry, outcome, failures)
+                return gave_up(entry.fingerprint, outcome, failures)
             if failures > 1 or not isinstance(outcome, EngineLost) or not outcome.died:
                 # Only after a first death another engine is asked at once.
                 await _pause(_FIRST_BACKOFF_S, failures, _MAX_BACKOFF_S)
@@ -318,12 +285,14 @@ class EngineClient:
 
     async def _attempt(self, submission: Submission, request: EngineRequest, last_resort: bool):
         """One pending call; returns None (finished), an ApiError (final), or a reply that asks for another try."""
-        fingerprint = submission.entry.fingerprint
-        # An answer that has begun goes to engines with its fingerprint, as long as the router knows one.
-        handle = self._handle.options(multiplexed_model_id=fingerprint) if fingerprint else self._handle
+        fingerprint, handle = submission.entry.fingerprint, self._handle
+        # An answer that has begun goes to engines with its fingerprint. Serve remembers every id that it is asked for, so it is
+        # asked for none that only a client has heard of.
+        if any(stream.fingerprint == fingerprint for stream in self._streams):
+            handle = handle.options(multiplexed_model_id=fingerprint)
         engine_choices.open(request.request_id)
         call = handle.generate.remote(request, fingerprint, last_resort)
-        reply = asyncio.ensure_future(_reply_of(call))
+        reply = asyncio.ensure_future(reply_of(call))
         try:
             engine_id = await self._slow_to_take(submission, reply)
             if engine_id:
@@ -372,31 +341,3 @@ class EngineClient:
 async def _pause(first_s: float, count: int, longest_s: float) -> None:
     """Back off: twice as long each time, with some randomness so that many do not come back at once."""
     await asyncio.sleep(min(first_s * 2 ** min(count - 1, 16), longest_s) * random.uniform(0.5, 1.0))
-
-
-async def _reply_of(call):
-    """The reply of a Serve call; every way to lose the replica becomes EngineLost."""
-    try:
-        reply = await call
-    except BackPressureError as error:
-        return overloaded("all engines are busy and the queue is full", error.retry_after_s)
-    except DeploymentUnavailableError as error:
-        return unavailable(f"no engine could be started: {error}")
-    except asyncio.CancelledError:
-        return EngineLost("", "the call was cancelled")
-    except Exception as error:  # Serve raises what its transport raised: actor death, gRPC status, cancellation
-        return EngineLost("", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", died=True)
-    return from_engine(reply.error) if isinstance(reply, RequestRefused) else reply
-
-
-def _gave_up(entry: JournalEntry, outcome: EngineLost | FingerprintMismatch, attempts: int) -> ApiError:
-    if isinstance(outcome, FingerprintMismatch):
-        return unavailable(
-            f"the engine that began this answer is gone and no engine with its fingerprint {entry.fingerprint} "
-            f"was found in {attempts} attempts; send the request again",
-            code="fingerprint_mismatch",
-        )
-    return unavailable(
-        f"no engine completed the request in {attempts} attempts; the last one ended with: {outcome.message}",
-        code="engine_dead",
-    )

@@ -1,11 +1,15 @@
 """What an engine replica answers to the ingress besides the engine's own replies; values, because a raised error costs a
-traceback in the log and loses its type on the way through two processes."""
+traceback in the log and loses its type on the way through two processes. And what each of them means to a client."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
 from cluster.errors import BiremeError
+from deployments.api_errors import ApiError, from_engine, overloaded, unavailable
 
 
 class RequestRefused(NamedTuple):
@@ -43,3 +47,32 @@ class FingerprintMismatch(NamedTuple):
 
     engine_id: str
     fingerprint: str
+
+
+async def reply_of(call):
+    """The reply of a Serve call; every way to lose the replica becomes EngineLost."""
+    try:
+        reply = await call
+    except BackPressureError as error:
+        return overloaded("all engines are busy and the queue is full", error.retry_after_s)
+    except DeploymentUnavailableError as error:
+        return unavailable(f"no engine could be started: {error}")
+    except asyncio.CancelledError:
+        return EngineLost("", "the call was cancelled")
+    except Exception as error:  # Serve raises what its transport raised: actor death, gRPC status, cancellation
+        return EngineLost("", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", died=True)
+    return from_engine(reply.error) if isinstance(reply, RequestRefused) else reply
+
+
+def gave_up(fingerprint: str, outcome: EngineLost | FingerprintMismatch, attempts: int) -> ApiError:
+    """What the client is told of the last of ``attempts`` outcomes; ``fingerprint`` is of the answer so far."""
+    if isinstance(outcome, FingerprintMismatch):
+        return unavailable(
+            f"the engine that began this answer is gone and no engine with its fingerprint {fingerprint} "
+            f"was found in {attempts} attempts; send the request again",
+            code="fingerprint_mismatch",
+        )
+    return unavailable(
+        f"no engine completed the request in {attempts} attempts; the last one ended with: {outcome.message}",
+        code="engine_dead",
+    )

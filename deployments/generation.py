@@ -9,9 +9,10 @@ from functools import partial
 from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
 from deployments.api_errors import ApiError
-from deployments.engine_client import EngineClient, Submission
+from deployments.engine_client import EngineClient
 from deployments.ingress_metrics import SequenceTimes
 from deployments.sequence_output import SequenceOutput
+from deployments.submission import Submission
 
 
 class Generation:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from cluster.journal import JournalEntry
 from cluster.outputs import AttachRequired, GenerateReply
 from cluster.sampling_params import SamplingParams
@@ -55,10 +57,12 @@ async def test_a_reply_whose_token_stream_never_opened_is_another_attempt_at_onc
     assert client.events.counts["bireme_request_attempts"] == 2
 
 
-async def test_an_answer_that_has_begun_asks_for_engines_with_its_fingerprint():
+@pytest.mark.parametrize(("fingerprint", "asked_for"), [("f", {"f"}), ("only the client knows it", set())])
+async def test_an_answer_that_has_begun_asks_for_engines_with_its_fingerprint(fingerprint, asked_for):
+    """Serve remembers each id that it is asked for, so clients must not be able to make them up."""
     engine, failed = DyingEngine(), asyncio.get_running_loop().create_future()
     client = EngineClient(engine, max_attempts=1)
-    client.submit(entry(fingerprint="f1", attempt=1), deliver=lambda delta: None, fail=failed.set_result)
+    client.submit(entry(fingerprint=fingerprint, attempt=1), deliver=lambda delta: None, fail=failed.set_result)
     await asyncio.wait_for(failed, 20)
     await client.close()
-    assert set(engine.fingerprints) == {"f1"}
+    assert set(engine.fingerprints) == asked_for

@@ -1,0 +1,46 @@
+"""One sequence between its request and its engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from cluster.journal import JournalEntry
+from cluster.outputs import TokenDelta
+from cluster.suspicion import Suspicion
+from deployments.api_errors import ApiError
+from deployments.engine_replies import EngineLost, HandedOver
+from deployments.token_streams import TokenStream
+
+
+class Submission:
+    """One sequence on its way: the journal entry, and who is told of its tokens.
+
+    Attributes:
+        entry: what was asked and delivered.
+        deliver: called with each delta that is new, in order.
+        fail: called once, instead of a last delta, when the sequence cannot be completed.
+        stream: of the engine that the present attempt is known to be on.
+        alone: no other sequence of this ingress was on that engine during the attempt.
+        isolated: a suspect that is tried while no other suspect is.
+        lost_at: when the last attempt was lost, until the next token.
+    """
+
+    def __init__(
+        self, entry: JournalEntry, deliver: Callable[[TokenDelta], None], fail: Callable[[ApiError], None]
+    ) -> None:
+        self.entry = entry
+        self.deliver = deliver
+        self.fail = fail
+        self.stream: TokenStream | None = None
+        self.task: asyncio.Task | None = None
+        self.suspicion = Suspicion()
+        self.isolated = False
+        self.alone = True
+        self.lost_at: float | None = None
+        self.ended: asyncio.Future[EngineLost | HandedOver | None] = asyncio.get_running_loop().create_future()
+
+    def end_attempt(self, lost: EngineLost | HandedOver | None) -> None:
+        """The attempt is over: finished (None), lost, or to be continued elsewhere."""
+        if not self.ended.done():
+            self.ended.set_result(lost)
