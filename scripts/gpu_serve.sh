@@ -6,6 +6,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-$(mktemp -d)}
+mkdir -p "$out"
 export OUT=$out PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 BIREME_SERVING_DEVICE=${DEVICE:-gpu}
 parts=${*:-tests serving engine}
 status=0
