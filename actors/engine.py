@@ -238,7 +238,9 @@ class Engine:
             "host_lead_seconds": self._clock.margin_s,
         }
         if self.device.is_gpu:
-            figures["memory"] = {**self._memory_shares, "free_bytes": self.device.free_bytes()}
+            memory = figures["memory"] = dict(self._memory_shares)
+            # On the stream, because whoever asks may be a thread that the device does not know yet.
+            self.runner.stream.run(lambda: memory.update(free_bytes=self.device.free_bytes()))
         return figures
 
     def generate(self, requests: Iterable[EngineRequest]) -> dict[str, list[TokenDelta]]:

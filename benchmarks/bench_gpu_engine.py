@@ -18,12 +18,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from actors.engine import GPU_MAX_NUM_BATCHED_TOKENS, Engine
 from actors.step_timeline import StepTimeline
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
+from deployments.prepare import progress_bar
 
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],
@@ -72,10 +74,13 @@ def make_engine(name: str, options: argparse.Namespace) -> Engine:
         "enforce_eager": options.eager,
     }
     if name == "smollm2" and not options.dummy:
-        return Engine(EngineConfig(model=DEFAULT_MODEL, **settings))
-    folder = Path(tempfile.mkdtemp())
-    (folder / "config.json").write_text(json.dumps(LLAMA_8B if name == "llama_8b" else SMOLLM2))
-    return Engine(EngineConfig(model=str(folder), load_format="dummy", **settings))
+        settings["model"] = DEFAULT_MODEL
+    else:
+        folder = Path(tempfile.mkdtemp())
+        (folder / "config.json").write_text(json.dumps(LLAMA_8B if name == "llama_8b" else SMOLLM2))
+        settings |= {"model": str(folder), "load_format": "dummy"}
+    with progress_bar(Console(), name) as progress:
+        return Engine(EngineConfig(**settings), progress=progress)
 
 
 def num_prefill_steps(rows: int, context: int) -> int:
