@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,15 +88,9 @@ class Tokenizer:
         """Return the bytes that a token stands for; those of all tokens of a text, joined, are its UTF-8."""
         return self.token_bytes_table[token_id]
 
-    def apply_chat_template(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        tools: list[dict[str, Any]] | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Render the model's chat template; encode the result with ``add_special_tokens=False``.
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        """Render the model's chat template with ``options`` of ``ChatTemplate.render``; encode the result with
+        ``add_special_tokens=False``.
 
         Raises:
             InvalidRequestError: the model has no template, or it does not take these messages or variables.
@@ -109,9 +102,7 @@ class Tokenizer:
                 "messages",
                 "no_chat_template",
             )
-        return self._template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, template_kwargs=template_kwargs
-        )
+        return self._template.render(messages, **options)
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:

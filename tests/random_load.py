@@ -160,14 +160,7 @@ def record_overlapped(engine: Engine, load: RandomLoad, num_steps: int) -> tuple
     return plans, results
 
 
-def check_plain_replay(runner: ModelRunner, plans: list[StepPlan], results: list[StepResult]) -> None:
-    """A plain runner must give every result of the overlapped one: tokens, finish reasons, log-probabilities bit by bit."""
-    assert len(plans) == len(results)
-    for plan, expected in zip(plans, results, strict=True):
-        assert runner.execute_model(plan) == expected, f"step {plan.step}"
-
-
-def check_trouble(load: RandomLoad, num_steps: int) -> None:
+def _check_trouble(load: RandomLoad, num_steps: int) -> None:
     """A quiet run proves little: so many of each kind, about a quarter of what the load makes on average."""
     wanted = {
         "arrived": 20, "mixed": 20, "decode_only": 20, "penalties": 20, "logprobs": 20, "found_in_cache": 20,
@@ -175,3 +168,22 @@ def check_trouble(load: RandomLoad, num_steps: int) -> None:
     }  # fmt: skip
     for kind, one_in in wanted.items():
         assert load.seen[kind] >= num_steps // one_in, (kind, load.seen)
+
+
+def check_random_steps(make: Callable[[int], Engine], num_steps: int) -> None:
+    """A plain runner must give every result of an overlapped one under a random load: tokens, finish reasons, and
+    log-probabilities, bit by bit. ``make`` gives an engine with random pauses from a seed.
+    """
+    seed = int(np.random.default_rng().integers(2**31))
+    print(f"seed {seed}")
+    engine, load = make(seed), RandomLoad(seed)
+    add_preemptions(engine, seed)
+    plans, results = record_overlapped(engine, load, num_steps)
+    engine.close()
+    _check_trouble(load, num_steps)
+    assert len(plans) == len(results)
+    plain = make(seed + 1)
+    for plan, expected in zip(plans, results, strict=True):
+        assert plain.runner.execute_model(plan) == expected, f"step {plan.step}"
+    plain.close()
+    print(f"{len(plans)} steps", dict(load.seen))

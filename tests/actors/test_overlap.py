@@ -44,17 +44,32 @@ def slow_host(engine) -> None:
     engine.runner._save_output = save_late
 
 
-def generate(folder, requests, at=None, slow=False, **settings):
-    engine = make_engine(folder, **settings)
+def answers(engine, requests, at=None, slow=False) -> dict[str, tuple]:
+    """What an engine, which is closed then, says to requests that all come at once."""
     if at:
         preempt_at(engine, at)
     if slow:
         slow_host(engine)
     try:
-        return {name: answer(deltas) for name, deltas in engine.generate(requests).items()}, engine.scheduler
+        return {name: answer(deltas) for name, deltas in engine.generate(requests).items()}
     finally:
         engine.check_integrity()
         engine.close()
+
+
+def generate(folder, requests, at=None, slow=False, **settings):
+    engine = make_engine(folder, **settings)
+    return answers(engine, requests, at, slow), engine.scheduler
+
+
+def replay(runner, plans, overlap: bool) -> list:
+    """The results of recorded plans; the runner is closed then."""
+    if overlap:
+        saved = [runner.execute_model_overlap(plan) for plan in [*plans, None]][1:]
+    else:
+        saved = [runner.execute_model(plan) for plan in plans]
+    runner.close()
+    return saved
 
 
 def mixed_requests():
@@ -83,17 +98,12 @@ def test_a_recorded_schedule_replays_bit_for_bit_overlapped_and_plain(tiny_model
     engine = make_engine(tiny_model, plans, num_kv_blocks=8, max_num_batched_tokens=32)
     engine.generate(mixed_requests())
     assert any(plan.preempted for plan in plans)
-    results = []
-    for overlap in (False, True):
-        runner = make_engine(tiny_model, num_kv_blocks=8, max_num_batched_tokens=32).runner
-        if overlap:
-            saved = [runner.execute_model_overlap(plan) for plan in [*plans, None]][1:]
-        else:
-            saved = [runner.execute_model(plan) for plan in plans]
-        results.append(saved)
-        runner.close()
     engine.close()
-    assert results[0] == results[1]
+    plain, overlapped = (
+        replay(make_engine(tiny_model, num_kv_blocks=8, max_num_batched_tokens=32).runner, plans, overlap)
+        for overlap in (False, True)
+    )
+    assert overlapped == plain
 
 
 def test_saving_a_step_reads_its_own_output_object_not_live_state(tiny_model):

@@ -12,9 +12,7 @@ from tests.random_load import (
     SMALL_ENGINE,
     RandomLoad,
     add_pauses,
-    add_preemptions,
-    check_plain_replay,
-    check_trouble,
+    check_random_steps,
     record_overlapped,
 )
 
@@ -30,17 +28,7 @@ def make(folder, seed: int):
 
 @pytest.mark.parametrize("num_steps", [400, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_random_steps_give_the_same_bits_overlapped_and_plain(tiny_model, num_steps):
-    seed = int(np.random.default_rng().integers(2**31))
-    print(f"seed {seed}")
-    engine, load = make(tiny_model, seed), RandomLoad(seed)
-    add_preemptions(engine, seed)
-    plans, results = record_overlapped(engine, load, num_steps)
-    engine.close()
-    check_trouble(load, num_steps)
-    plain = make(tiny_model, seed + 1)
-    check_plain_replay(plain.runner, plans, results)
-    plain.close()
-    print(dict(load.seen))
+    check_random_steps(lambda seed: make(tiny_model, seed), num_steps)
 
 
 def test_a_reader_of_released_buffers_is_found_out(tiny_model):

@@ -22,8 +22,8 @@ from actors.models.decoder import BatchRows
 from actors.weights import iter_weights
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.errors import ModelLoadError
-from tests.actors.test_overlap import PROMPT, mixed_requests, preempt_at, slow_host
-from tests.engines import answer, request, tokens_of
+from tests.actors.test_overlap import PROMPT, answers, mixed_requests, replay
+from tests.engines import request, tokens_of
 from tests.gpu.engines import gpu_engine
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -32,16 +32,7 @@ MARGIN = {"bfloat16": 0.5, "float16": 0.0625}
 
 
 def generate(folder, requests, at=None, slow=False, **settings):
-    engine = gpu_engine(folder, **settings)
-    if at:
-        preempt_at(engine, at)
-    if slow:
-        slow_host(engine)
-    try:
-        return {name: answer(deltas) for name, deltas in engine.generate(requests).items()}
-    finally:
-        engine.check_integrity()
-        engine.close()
+    return answers(gpu_engine(folder, **settings), requests, at, slow)
 
 
 @pytest.mark.parametrize("num_kv_blocks", [64, 8])
@@ -54,16 +45,8 @@ def test_a_recorded_schedule_gives_the_same_bits_plain_and_overlapped(tiny_gpu_m
     engine.check_integrity()
     engine.close()
     assert any(plan.preempted for plan in plans) == (num_kv_blocks == 8)
-    results = []
-    for overlap in (False, True):
-        runner = gpu_engine(tiny_gpu_model, **settings).runner
-        if overlap:
-            saved = [runner.execute_model_overlap(plan) for plan in [*plans, None]][1:]
-        else:
-            saved = [runner.execute_model(plan) for plan in plans]
-        results.append(saved)
-        runner.close()
-    assert results[0] == results[1]
+    plain, overlapped = (replay(gpu_engine(tiny_gpu_model, **settings).runner, plans, over) for over in (False, True))
+    assert overlapped == plain
 
 
 def test_saving_a_step_late_reads_what_belongs_to_it(tiny_gpu_model):

@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from gpu_ops.host_flag import copy_async
-from tests.engines import answer
+from tests.actors.test_overlap import answers
 from tests.gpu.engines import gpu_engine
 from tests.random_load import (
     LIMIT,
@@ -17,9 +17,7 @@ from tests.random_load import (
     RandomLoad,
     add_pauses,
     add_preemptions,
-    check_plain_replay,
-    check_trouble,
-    record_overlapped,
+    check_random_steps,
 )
 
 NUM_STEPS = int(os.environ.get("BIREME_RANDOM_STEPS", "10000"))
@@ -42,25 +40,7 @@ def make(folder, seed: int, **settings):
 
 
 def test_random_steps_give_the_same_bits_overlapped_and_plain(tiny_gpu_model):
-    seed = int(np.random.default_rng().integers(2**31))
-    print(f"seed {seed}")
-    engine, load = make(tiny_gpu_model, seed), RandomLoad(seed)
-    add_preemptions(engine, seed)
-    plans, results = record_overlapped(engine, load, NUM_STEPS)
-    engine.close()
-    check_trouble(load, NUM_STEPS)
-    plain = make(tiny_gpu_model, seed + 1)
-    check_plain_replay(plain.runner, plans, results)
-    plain.close()
-    print(f"{len(plans)} steps", dict(load.seen))
-
-
-def answers(engine, requests) -> dict[str, tuple]:
-    try:
-        return {name: answer(deltas) for name, deltas in engine.generate(requests).items()}
-    finally:
-        engine.check_integrity()
-        engine.close()
+    check_random_steps(lambda seed: make(tiny_gpu_model, seed), NUM_STEPS)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

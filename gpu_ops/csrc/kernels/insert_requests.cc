@@ -43,23 +43,7 @@ void insert_requests_cpu(const StateSizes& sizes, const InsertTarget& state, int
     std::fill(history + in[kPrefillLen], history + sizes.max_model_len, -1);
     std::fill_n(state.block_tables + slot * sizes.blocks, sizes.blocks, -1);
 
-    state.prompt_lens[slot] = in[kPromptLen];
-    state.prefill_lens[slot] = in[kPrefillLen];
-    state.step_idx[slot] = in[kStepIdx];
-    state.seq_lens_this_time[slot] = 0;
-    state.seq_lens_encoder[slot] = 0;
-    state.seq_lens_decoder[slot] = static_cast<int32_t>(in[kNumComputed]);
-    state.stop_flags[slot] = false;
-    state.is_block_step[slot] = false;
-    state.sampled_token_ids[slot] = -1;
-    state.num_sampled[slot] = 0;
-    state.stop_reason[slot] = 0;
-    state.matched_stop[slot] = -1;
-    state.min_dec_len[slot] = in[kMinDecLen];
-    state.max_dec_len[slot] = in[kMaxDecLen];
-    state.top_k[slot] = static_cast<int32_t>(in[kTopK]);
-    state.seeds[slot] = in[kSeed];
-    state.num_logprobs[slot] = static_cast<int32_t>(in[kNumLogprobs]);
+    insert_values(state, in, values);
 
     in += kInsertColumns;
     take(in, state.eos_token_id, slot, sizes.eos);
@@ -68,10 +52,7 @@ void insert_requests_cpu(const StateSizes& sizes, const InsertTarget& state, int
     take(in, state.stop_seqs, slot, sizes.stop_seqs * sizes.stop_seq_len);
     take(in, state.logit_bias_ids, slot, sizes.logit_bias);
 
-    for (float* column : {state.temperature, state.top_p, state.min_p, state.penalty_score, state.presence_score,
-                          state.frequency_score}) {
-      column[slot] = *values++;
-    }
+    values += kInsertFloatColumns;
     take(values, state.logit_bias_values, slot, sizes.logit_bias);
   }
 }

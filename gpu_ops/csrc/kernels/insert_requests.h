@@ -2,6 +2,12 @@
 #pragma once
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define BIREME_HOST_DEVICE __host__ __device__
+#else
+#define BIREME_HOST_DEVICE
+#endif
+
 namespace bireme {
 
 // Sizes of the state: B slots, M tokens and NB blocks a slot, E EOS ids, ST stop ids, S sequences of at most L ids, LB biases.
@@ -36,6 +42,34 @@ struct InsertTarget {
   float* logit_bias_values;
   int32_t* num_logprobs;
 };
+
+// What a request sets besides its rows of tokens, ids and blocks: one value a field of its slot.
+BIREME_HOST_DEVICE inline void insert_values(const InsertTarget& state, const int64_t* ints, const float* floats) {
+  const int64_t slot = ints[kSlot];
+  state.prompt_lens[slot] = ints[kPromptLen];
+  state.prefill_lens[slot] = ints[kPrefillLen];
+  state.step_idx[slot] = ints[kStepIdx];
+  state.seq_lens_this_time[slot] = 0;
+  state.seq_lens_encoder[slot] = 0;
+  state.seq_lens_decoder[slot] = static_cast<int32_t>(ints[kNumComputed]);
+  state.stop_flags[slot] = false;
+  state.is_block_step[slot] = false;
+  state.sampled_token_ids[slot] = -1;
+  state.num_sampled[slot] = 0;
+  state.stop_reason[slot] = 0;
+  state.matched_stop[slot] = -1;
+  state.min_dec_len[slot] = ints[kMinDecLen];
+  state.max_dec_len[slot] = ints[kMaxDecLen];
+  state.top_k[slot] = static_cast<int32_t>(ints[kTopK]);
+  state.seeds[slot] = ints[kSeed];
+  state.num_logprobs[slot] = static_cast<int32_t>(ints[kNumLogprobs]);
+  state.temperature[slot] = floats[0];
+  state.top_p[slot] = floats[1];
+  state.min_p[slot] = floats[2];
+  state.penalty_score[slot] = floats[3];
+  state.presence_score[slot] = floats[4];
+  state.frequency_score[slot] = floats[5];
+}
 
 // The column of row `ints` whose value is out of range as a name, or null. `width`: tokens a row of the caller holds.
 const char* insert_request_fault(const StateSizes& sizes, const int64_t* ints, int64_t width);

@@ -29,31 +29,7 @@ __global__ void insert_kernel(StateSizes sizes, InsertTarget state, const int64_
   int64_t* history = state.token_ids_all + slot * sizes.max_model_len;
   for (int64_t i = threadIdx.x; i < sizes.max_model_len; i += blockDim.x) history[i] = i < prefill_len && i < width ? text[i] : -1;
   for (int64_t i = threadIdx.x; i < sizes.blocks; i += blockDim.x) state.block_tables[slot * sizes.blocks + i] = -1;
-  if (threadIdx.x == 0) {
-    state.prompt_lens[slot] = in[kPromptLen];
-    state.prefill_lens[slot] = prefill_len;
-    state.step_idx[slot] = in[kStepIdx];
-    state.seq_lens_this_time[slot] = 0;
-    state.seq_lens_encoder[slot] = 0;
-    state.seq_lens_decoder[slot] = static_cast<int32_t>(in[kNumComputed]);
-    state.stop_flags[slot] = false;
-    state.is_block_step[slot] = false;
-    state.sampled_token_ids[slot] = -1;
-    state.num_sampled[slot] = 0;
-    state.stop_reason[slot] = 0;
-    state.matched_stop[slot] = -1;
-    state.min_dec_len[slot] = in[kMinDecLen];
-    state.max_dec_len[slot] = in[kMaxDecLen];
-    state.top_k[slot] = static_cast<int32_t>(in[kTopK]);
-    state.seeds[slot] = in[kSeed];
-    state.num_logprobs[slot] = static_cast<int32_t>(in[kNumLogprobs]);
-    state.temperature[slot] = values[0];
-    state.top_p[slot] = values[1];
-    state.min_p[slot] = values[2];
-    state.penalty_score[slot] = values[3];
-    state.presence_score[slot] = values[4];
-    state.frequency_score[slot] = values[5];
-  }
+  if (threadIdx.x == 0) insert_values(state, in, values);
   in += kInsertColumns;
   copy_span(in, state.eos_token_id + slot * sizes.eos, sizes.eos);
   in += sizes.eos;
