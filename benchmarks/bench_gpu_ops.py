@@ -18,8 +18,9 @@ import numpy as np
 import paddle
 from paddle.device.cuda.graphs import CUDAGraph
 
+from actors.models.decoder import FEW_ROWS, FEW_ROWS_OF_SMALL_LAYERS, SMALL_LAYER_BYTES
+from gpu_ops import decode, sampling, state
 from gpu_ops import forward as ops
-from gpu_ops import sampling, state
 from gpu_ops.share_inputs import ShareInputs, field_arrays
 from gpu_ops.step_result import landing_size
 
@@ -187,14 +188,32 @@ class Model:
         """All matmuls of a step alone."""
         return [*self.layer_matmuls(inputs, **options), self.logits(last, **options)]
 
+    def few_rows(self, rows: Rows) -> bool:
+        """Whether the engine's decoder takes ``gpu_ops.decode``'s matmuls."""
+        layer_bytes = sum(DTYPE_BYTES * n * k for n, k in self.shape.weights.values())
+        return rows.positions.shape[0] <= (FEW_ROWS_OF_SMALL_LAYERS if layer_bytes <= SMALL_LAYER_BYTES else FEW_ROWS)
+
+    def forward_few_rows(self, ids: paddle.Tensor, rows: Rows) -> paddle.Tensor:
+        """As ``Decoder.forward_few_rows``."""
+        residual = ops.embedding(self.head, ids, self.shape.vocab)
+        for layer, (k_cache, v_cache) in zip(self.layers, self.caches):
+            qkv = decode.skinny_linear(residual, layer["qkv"], None, self.norm, 1e-5)
+            decode.add_skinny_linear(rows.attention(self, qkv, k_cache, v_cache), layer["o"], residual)
+            gated = decode.skinny_linear(residual, layer["gate_up"], None, self.norm, 1e-5, swiglu=True)
+            decode.add_skinny_linear(gated, layer["down"], residual)
+        return ops.rms_norm(residual, self.norm, 1e-5)
+
     def forward(self, ids: paddle.Tensor, rows: Rows) -> paddle.Tensor:
-        """Hidden states after the final norm."""
+        """Hidden states after the final norm, as ``Decoder.forward``."""
+        if rows.longest == 1 and self.few_rows(rows):
+            return self.forward_few_rows(ids, rows)
         s = self.shape
         residual = ops.embedding(self.head, ids, s.vocab)
         hidden = ops.rms_norm(residual, self.norm, 1e-5)
         for layer, (k_cache, v_cache) in zip(self.layers, self.caches):
             qkv = self.linear(hidden, layer, "qkv")
-            rows.rotary(self, qkv, k_cache, v_cache)
+            if rows.longest > 1:
+                rows.rotary(self, qkv, k_cache, v_cache)
             attended = rows.attention(self, qkv, k_cache, v_cache)
             hidden = ops.add_rms_norm(self.linear(attended, layer, "o"), residual, self.norm, 1e-5)
             gated = ops.swiglu(self.linear(hidden, layer, "gate_up"))
@@ -224,10 +243,14 @@ class Rows:
     ) -> paddle.Tensor:
         s = model.shape
         if self.longest > 1:
-            options |= {"cu_seqlens_q": self.starts, "max_rows_per_slot": self.longest}
-        return ops.paged_attention(
-            qkv, k, v, self.tables, self.positions, self.slots, s.q_heads, s.kv_heads, s.head_dim**-0.5, **options
-        )
+            return ops.paged_attention(
+                qkv, k, v, self.tables, self.positions, self.slots, s.q_heads, s.kv_heads, s.head_dim**-0.5,
+                self.starts, self.longest, **options,
+            )  # fmt: skip
+        return decode.decode_attention(
+            qkv, model.cos_sin, self.positions, self.slots, self.tables, k, v, s.q_heads, s.kv_heads,
+            s.head_dim**-0.5, **options,
+        )  # fmt: skip
 
 
 def running_state(rows: int, context: int, max_model_len: int, temperature: float, top_p: float) -> ShareInputs:
@@ -271,10 +294,10 @@ def bench_decode(
     for key, (call, num_bytes) in small.items():
         table.add(f"{tag} {key}", repeated_seconds(call), num_bytes)
     kv_bytes = 2 * num_rows * context * s.kv_heads * s.head_dim * DTYPE_BYTES
-    seconds = graph_seconds(lambda: [rows.rotary(model, qkv, k, v) for k, v in model.caches]) / s.layers
-    table.add(f"{tag} rotary_kv_write", seconds, 2 * qkv.size * DTYPE_BYTES)
     seconds = graph_seconds(lambda: [rows.attention(model, qkv, k, v) for k, v in model.caches]) / s.layers
-    table.add(f"{tag} attention over {context}", seconds, kv_bytes, 4 * num_rows * context * s.q_heads * s.head_dim)
+    table.add(
+        f"{tag} decode_attention over {context}", seconds, kv_bytes, 4 * num_rows * context * s.q_heads * s.head_dim
+    )
 
     logits, landing = model.logits(hidden), upload(np.zeros(landing_size(num_rows, None), np.int64))
     slots = upload(np.arange(num_rows, dtype=np.int32))
@@ -321,8 +344,12 @@ def bench_decode(
         f"{tag} step {whole * 1e3:.3f} ms, F {floor * 1e3:.3f} ms, KV {kv * 1e3:.3f} ms: step / F {whole / floor:.2f},"
         f" step / (F + KV) {whole / (floor + kv):.2f}"
     )
-    invariant = graph_seconds(lambda: model.matmuls(inputs, hidden, batch_invariant=True))
-    table.note(f"{tag} matmuls with batch_invariant: {invariant / floor:.2f} times F")
+    matmuls = graph_seconds(lambda: model.matmuls(inputs, hidden, batch_invariant=True))
+    attention = [functools.partial(rows.attention, model, qkv, k, v) for k, v in model.caches]
+    seconds = graph_seconds(lambda: [work(batch_invariant=True) for work in attention])
+    table.note(
+        f"{tag} with batch_invariant: matmuls {matmuls / floor:.2f} times F, attention {seconds / s.layers * 1e6:.1f} us"
+    )
 
 
 def bench_prefill(table: Table, name: str, model: Model, bits: RandomBits, prompt: int, width: int) -> None:

@@ -172,7 +172,10 @@ def _compile(target: Path, progress: Progress | None) -> None:
     sources = _sources()
     done = 0
 
-    headers = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(CSRC.rglob("*.h")))).hexdigest()
+    def hash_of(pattern: str) -> str:
+        return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(CSRC.rglob(pattern)))).hexdigest()
+
+    headers, cuda_headers = hash_of("*.h"), hash_of("*.cuh")
     objects_dir = cache_dir() / "ops" / "objects"
     objects_dir.mkdir(parents=True, exist_ok=True)
 
@@ -183,9 +186,10 @@ def _compile(target: Path, progress: Progress | None) -> None:
         if source.suffix == ".cu":
             flags = [f"{home}/bin/nvcc", "-ccbin", compiler(), *CUDA_FLAGS, *cuda_targets()]
         # A changed kernel must not cost the bindings' slow compilation again, so objects are cached on their own.
-        key = hashlib.sha256("\0".join([environment_key(), headers, source.read_text(), *flags]).encode()).hexdigest()[
-            :20
-        ]
+        parts = [environment_key(), headers, source.read_text(), *flags]
+        if source.suffix == ".cu":
+            parts.append(cuda_headers)
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
         obj = objects_dir / f"{source.stem}-{key}.o"
         if not obj.exists():
             partial = obj.with_suffix(f".{os.getpid()}.partial.o")

@@ -6,6 +6,7 @@ Pre-norm residual blocks with RMSNorm, rotary grouped-query attention over the p
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,8 +17,13 @@ from actors.device import CpuDevice
 from actors.model_config import ModelConfig
 from actors.rope import rope_table
 from cluster.cache import Progress
+from gpu_ops import decode
 from gpu_ops import forward as ops
 from gpu_ops.decoder_layer import decoder_layer
+
+# A layer up to this size is bound by launches rather than by memory, so that folding layers together pays for more rows.
+SMALL_LAYER_BYTES = 16 << 20
+FEW_ROWS, FEW_ROWS_OF_SMALL_LAYERS = 8, 32
 
 
 class BatchRows(NamedTuple):
@@ -141,7 +147,8 @@ class Decoder:
     def forward(self, rows: BatchRows, kv_cache: list[tuple[paddle.Tensor, paddle.Tensor]]) -> paddle.Tensor:
         """Hidden states after the final norm, [T, hidden_size]; keys and values of the rows enter the cache."""
         if self.device.is_gpu:
-            return self.forward_op_by_op(rows, kv_cache)
+            takes_few = rows.positions.shape[0] <= self.max_few_rows and rows.max_rows_per_slot == 1
+            return (self.forward_few_rows if takes_few else self.forward_op_by_op)(rows, kv_cache)
         config, eps = self.config, self.config.rms_norm_eps
         residual = ops.embedding(self.embed.packed, rows.ids, config.vocab_size)
         hidden = ops.rms_norm(residual, self.layers[0].input_norm, eps)
@@ -174,8 +181,40 @@ class Decoder:
             )
         return hidden
 
+    @functools.cached_property
+    def max_few_rows(self) -> int:
+        """Most rows of a decoding step that the GPU computes with ``gpu_ops.decode``'s matmuls rather than cuBLAS's.
+
+        The two differ in bits, so ``batch_invariant`` keeps to one; the folded norm needs bfloat16's range.
+        """
+        if self.device.dtype != "bfloat16" or self.device.batch_invariant:
+            return 0
+        layer = self.layers[0]
+        weights = (layer.qkv, layer.o, layer.gate_up, layer.down)
+        is_small = sum(2 * int(np.prod(weight.packed.shape)) for weight in weights) <= SMALL_LAYER_BYTES
+        return FEW_ROWS_OF_SMALL_LAYERS if is_small else FEW_ROWS
+
+    def forward_few_rows(self, rows: BatchRows, kv_cache: list[tuple[paddle.Tensor, paddle.Tensor]]) -> paddle.Tensor:
+        """A step of at most ``max_few_rows`` decoding rows on a GPU: five kernels a layer, each started while the one
+        before it runs."""
+        heads, eps = (self.config.num_heads, self.config.num_kv_heads), self.config.rms_norm_eps
+        residual = ops.embedding(self.embed.packed, rows.ids, self.config.vocab_size)
+        where = (rows.positions, rows.slots, rows.block_tables)
+        for layer, cache in zip(self.layers, kv_cache, strict=True):
+            qkv = decode.skinny_linear(residual, layer.qkv.packed, layer.qkv.bias, layer.input_norm, eps)
+            if layer.q_norm is not None:
+                ops.qk_norm(qkv, layer.q_norm, layer.k_norm, *heads, eps)
+            attended = decode.decode_attention(qkv, self.cos_sin, *where, *cache, *heads, self.scale)
+            decode.add_skinny_linear(attended, layer.o.packed, residual, layer.o.bias)
+            gated = decode.skinny_linear(
+                residual, layer.gate_up.packed, layer.gate_up.bias, layer.post_attention_norm, eps, swiglu=True
+            )
+            decode.add_skinny_linear(gated, layer.down.packed, residual, layer.down.bias)
+        return ops.rms_norm(residual, self.final_norm, eps)
+
     def forward_op_by_op(self, rows: BatchRows, kv_cache: list[tuple[paddle.Tensor, paddle.Tensor]]) -> paddle.Tensor:
-        """The plain twin of the fused blocks: one op after the other, and the same bits. On a GPU the only way."""
+        """The plain twin of the fused blocks: one op after the other, and on the CPU the same bits. On a GPU the way of prompts
+        and of many rows; where all rows decode, attention takes rotary embedding and cache write along."""
         heads, eps = (self.config.num_heads, self.config.num_kv_heads), self.config.rms_norm_eps
         residual = ops.embedding(self.embed.packed, rows.ids, self.config.vocab_size)
         hidden = ops.rms_norm(residual, self.layers[0].input_norm, eps)
@@ -184,11 +223,17 @@ class Decoder:
             qkv = layer.qkv(hidden)
             if layer.q_norm is not None:
                 ops.qk_norm(qkv, layer.q_norm, layer.k_norm, *heads, eps)
-            ops.rotary_kv_write(qkv, self.cos_sin, *where, rows.block_tables, k_cache, v_cache, *heads)
-            attended = ops.paged_attention(
-                qkv, k_cache, v_cache, rows.block_tables, *where, *heads, self.scale, rows.cu_seqlens_q,
-                rows.max_rows_per_slot, self.device.batch_invariant,
-            )  # fmt: skip
+            if self.device.is_gpu and rows.max_rows_per_slot == 1:
+                attended = decode.decode_attention(
+                    qkv, self.cos_sin, *where, rows.block_tables, k_cache, v_cache, *heads, self.scale,
+                    self.device.batch_invariant,
+                )  # fmt: skip
+            else:
+                ops.rotary_kv_write(qkv, self.cos_sin, *where, rows.block_tables, k_cache, v_cache, *heads)
+                attended = ops.paged_attention(
+                    qkv, k_cache, v_cache, rows.block_tables, *where, *heads, self.scale, rows.cu_seqlens_q,
+                    rows.max_rows_per_slot, self.device.batch_invariant,
+                )  # fmt: skip
             hidden = ops.add_rms_norm(layer.o(attended), residual, layer.post_attention_norm, eps)
             hidden = ops.add_rms_norm(layer.down(ops.swiglu(layer.gate_up(hidden))), residual, next_norm, eps)
         return hidden

@@ -114,15 +114,17 @@ def test_batch_invariant_chunk_has_the_bits_of_single_rows(block_size, q_heads, 
     rows, lengths = [70, 129, 1], [70, 600, 270]
     case = Case.random(rows, lengths, block_size, q_heads, kv_heads, head_dim, "bfloat16", width=64)
     whole = case.compute(together=True, batch_invariant=True)
-    np.testing.assert_array_equal(case.compute(together=False), whole)
-    np.testing.assert_array_equal(case.compute(False, slice(60, 83)), whole[60:83])
+    np.testing.assert_array_equal(case.compute(together=False, batch_invariant=True), whole)
+    np.testing.assert_array_equal(case.compute(False, slice(60, 83), batch_invariant=True), whole[60:83])
 
 
 @pytest.mark.parametrize("width", [256, 1024])
 def test_long_context_is_split_into_many_or_longer_parts(width):
     case = Case.random([1, 2], [3000, 2100], 16, 4, 2, 64, "float16", width=width)
     for together in (False, True):
-        assert relative_error(case.compute(together), case.expected()) < TOLERANCE["float16"]
+        for batch_invariant in (False, True):
+            result = case.compute(together, batch_invariant=batch_invariant)
+            assert relative_error(result, case.expected()) < TOLERANCE["float16"]
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -20,7 +20,12 @@ void rotary_kv_write_cuda(Half type, void* qkv, const float* cos_sin, int max_po
                           const CudaRows& rows, Stream stream);
 
 struct CudaAttention {
-  const void *qkv, *k_cache, *v_cache;
+  const void* qkv;
+  void *k_cache, *v_cache;
+  // [max_positions, head_dim] or null. Given, every row is a single one whose query and key are not turned yet: queries are
+  // turned on the way, keys and values enter the cache.
+  const float* cos_sin;
+  int max_positions;
   // int32 [slots + 1], first row of each slot, or null: then every row is computed on its own, as in decoding.
   const int32_t* cu_seqlens_q;
   int max_rows_per_slot;  // with cu_seqlens_q: no slot has more rows than this
@@ -33,7 +38,7 @@ struct CudaAttention {
 bool attention_supports(int head_dim, int q_heads, int kv_heads);
 
 // Floats of scratch for partial results of rows that are split over their context.
-int64_t attention_partials(const CudaRows& rows);
+int64_t attention_partials(const CudaRows& rows, bool batch_invariant);
 
 void paged_attention_cuda(Half type, const CudaAttention& attention, const CudaRows& rows, Stream stream);
 

@@ -1,28 +1,12 @@
-// One warp's share of attention: 16 * kTiles query rows against tiles of 64 cache positions, on tensor cores, with a running
-// softmax. Every kernel goes through the same tiles in the same order, so that a row gets the same bits alone and in a chunk.
-//
-// Fragments are those of mma.m16n8k16: a thread holds rows lane / 4 and lane / 4 + 8, columns (lane % 4) * 2 and the next.
+// One warp's share of a chunk's attention: 16 * kTiles query rows against tiles of 64 cache positions, on tensor cores, with a
+// running softmax.
 #pragma once
-#include "common.cuh"
+#include "attention_launch.cuh"
+#include "mma.cuh"
 
 namespace bireme {
 
 constexpr int kTileKeys = 64;
-
-template <typename T>
-__device__ inline void mma(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
-template <>
-__device__ inline void mma<__half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-template <>
-__device__ inline void mma<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -49,12 +33,6 @@ __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" :
 template <int kPending>
 __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 // Rows in shared memory are padded by 16 bytes, so that eight of them lie in different banks.
@@ -240,23 +218,6 @@ struct RowState {
         sum[t][half] += __shfl_xor_sync(kAllLanes, sum[t][half], 2);
       }
     }
-  }
-};
-
-// Joins the result of a further part of the context to that of the parts before it; all kernels join in this way, part by
-// part, which makes the bits independent of who computed a part.
-struct Join {
-  float before, part;  // factors of the two results
-
-  __device__ static Join of(float best_before, float best_part, float scale_log2) {
-    const float top = fmaxf(best_before, best_part);
-    if (top == -INFINITY) return {0, 0};
-    const float base = __fmul_rn(top, scale_log2);
-    return {exp2_fast(__fsub_rn(__fmul_rn(best_before, scale_log2), base)),
-            exp2_fast(__fsub_rn(__fmul_rn(best_part, scale_log2), base))};
-  }
-  __device__ float operator()(float value_before, float value_part) const {
-    return __fmaf_rn(value_part, part, __fmul_rn(value_before, before));
   }
 };
 

@@ -1,4 +1,4 @@
-#include "common.cuh"
+#include "chained_launch.cuh"
 #include "layers.h"
 
 namespace bireme {
@@ -10,6 +10,8 @@ constexpr int kMaxVecs = 4;  // 16-byte vectors of a row that a thread keeps in 
 template <typename T, bool kAdd>
 __global__ void norm_kernel(const T* x, T* residual, const T* weight, float eps, int hidden, T* out) {
   __shared__ float scratch[kWarp];
+  wait_for_predecessor();
+  start_successor();
   const int64_t start = int64_t{blockIdx.x} * hidden;
   float row[kMaxVecs][kVec];
   float squares = 0;
@@ -49,16 +51,16 @@ void launch_norm(const void* x, void* residual, const void* weight, float eps, i
                  Stream stream) {
   const int64_t vecs = hidden / kVec, threads = min(int64_t{1024}, (vecs + kWarp - 1) / kWarp * kWarp);
   if (vecs > threads * kMaxVecs) throw std::runtime_error("rms_norm: rows have more than 32768 elements");
-  norm_kernel<T, kAdd><<<static_cast<unsigned>(rows), static_cast<unsigned>(threads), 0, stream>>>(
-      static_cast<const T*>(x), static_cast<T*>(residual), static_cast<const T*>(weight), eps, static_cast<int>(hidden),
-      static_cast<T*>(out));
-  check_launch("rms_norm");
+  launch_chained(norm_kernel<T, kAdd>, dim3(rows), static_cast<int>(threads), 0, stream, "rms_norm", static_cast<const T*>(x),
+                 static_cast<T*>(residual), static_cast<const T*>(weight), eps, static_cast<int>(hidden), static_cast<T*>(out));
 }
 
 // One warp a head; heads of all rows in a line, value heads left out.
 template <typename T>
 __global__ void qk_norm_kernel(T* qkv, const T* q_weight, const T* k_weight, float eps, int64_t heads_in_all, int q_heads,
                                int kv_heads, int head_dim) {
+  wait_for_predecessor();
+  start_successor();
   const int64_t index = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
   if (index >= heads_in_all) return;
   const int normed = q_heads + kv_heads, head = index % normed, column = threadIdx.x % kWarp * kVec;
@@ -78,6 +80,8 @@ __global__ void qk_norm_kernel(T* qkv, const T* q_weight, const T* k_weight, flo
 
 template <typename T>
 __global__ void swiglu_kernel(const T* gate_up, int64_t vecs, int inner_vecs, T* out) {
+  wait_for_predecessor();
+  start_successor();
   const int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (index >= vecs) return;
   const int64_t row = index / inner_vecs, column = index % inner_vecs;
@@ -94,6 +98,8 @@ __global__ void swiglu_kernel(const T* gate_up, int64_t vecs, int inner_vecs, T*
 
 template <typename Id>
 __global__ void gather_kernel(const uint4* table, int64_t table_rows, int row_vecs, const Id* ids, uint4* out) {
+  wait_for_predecessor();
+  start_successor();
   const int64_t id = ids[blockIdx.x];
   const bool known = id >= 0 && id < table_rows;
   for (int i = threadIdx.x; i < row_vecs; i += blockDim.x) {
@@ -104,9 +110,8 @@ __global__ void gather_kernel(const uint4* table, int64_t table_rows, int row_ve
 template <typename Id>
 void launch_gather(const void* table, int64_t table_rows, int64_t width, const Id* ids, int64_t rows, void* out, Stream stream) {
   const int vecs = static_cast<int>(width / kVec);
-  gather_kernel<<<static_cast<unsigned>(rows), min(256, (vecs + kWarp - 1) / kWarp * kWarp), 0, stream>>>(
-      static_cast<const uint4*>(table), table_rows, vecs, ids, static_cast<uint4*>(out));
-  check_launch("gather_rows");
+  launch_chained(gather_kernel<Id>, dim3(rows), min(256, (vecs + kWarp - 1) / kWarp * kWarp), 0, stream, "gather_rows",
+                 static_cast<const uint4*>(table), table_rows, vecs, ids, static_cast<uint4*>(out));
 }
 
 }  // namespace
@@ -127,11 +132,10 @@ void qk_norm_cuda(Half type, void* qkv, const void* q_weight, const void* k_weig
   const int64_t heads = rows * (q_heads + kv_heads), blocks = (heads * kWarp + kThreads - 1) / kThreads;
   with_half(type, [&](auto t) {
     using T = decltype(t);
-    qk_norm_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-        static_cast<T*>(qkv), static_cast<const T*>(q_weight), static_cast<const T*>(k_weight), eps, heads,
-        static_cast<int>(q_heads), static_cast<int>(kv_heads), static_cast<int>(head_dim));
+    launch_chained(qk_norm_kernel<T>, dim3(blocks), kThreads, 0, stream, "qk_norm", static_cast<T*>(qkv),
+                   static_cast<const T*>(q_weight), static_cast<const T*>(k_weight), eps, heads, static_cast<int>(q_heads),
+                   static_cast<int>(kv_heads), static_cast<int>(head_dim));
   });
-  check_launch("qk_norm");
 }
 
 void swiglu_cuda(Half type, const void* gate_up, int64_t rows, int64_t inner, void* out, Stream stream) {
@@ -139,10 +143,9 @@ void swiglu_cuda(Half type, const void* gate_up, int64_t rows, int64_t inner, vo
   const int64_t vecs = rows * inner / kVec;
   with_half(type, [&](auto t) {
     using T = decltype(t);
-    swiglu_kernel<<<static_cast<unsigned>((vecs + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-        static_cast<const T*>(gate_up), vecs, static_cast<int>(inner / kVec), static_cast<T*>(out));
+    launch_chained(swiglu_kernel<T>, dim3((vecs + kThreads - 1) / kThreads), kThreads, 0, stream, "swiglu",
+                   static_cast<const T*>(gate_up), vecs, static_cast<int>(inner / kVec), static_cast<T*>(out));
   });
-  check_launch("swiglu");
 }
 
 void gather_rows_cuda(const void* table, int64_t table_rows, int64_t width, const int64_t* ids, int64_t rows, void* out,

@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 // With batch_invariant: the number of rows for which the one algorithm of a weight shape is chosen.
-constexpr int64_t kInvariantRows = 64;
+constexpr int64_t kInvariantRows = 128;
 
 struct DeviceState {
   lt::Handle handle = nullptr;

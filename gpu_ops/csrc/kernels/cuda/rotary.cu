@@ -1,5 +1,6 @@
 #include "attention.h"
-#include "common.cuh"
+#include "chained_launch.cuh"
+#include "rotary.cuh"
 
 namespace bireme {
 namespace {
@@ -7,6 +8,8 @@ namespace {
 // A thread turns eight pairs of one head or copies eight elements of a value head.
 template <typename T>
 __global__ void rotary_kernel(T* qkv, const float* cos_sin, int max_positions, T* k_cache, T* v_cache, CudaRows s) {
+  wait_for_predecessor();
+  start_successor();
   const int row = blockIdx.x, item = blockIdx.y * blockDim.x + threadIdx.x;
   const int half = s.head_dim / 2, turns = half / kVec, copies = s.head_dim / kVec;
   const int turning = (s.q_heads + s.kv_heads) * turns;
@@ -27,24 +30,12 @@ __global__ void rotary_kernel(T* qkv, const float* cos_sin, int max_positions, T
     return;
   }
   const int head = item / turns, column = item % turns * kVec;
-  T* first_at = heads + int64_t{head} * s.head_dim + column;
-  Vec8<T> first = load_vec(first_at), second = load_vec(first_at + half);
-  const float* cosines = cos_sin + int64_t{position} * s.head_dim + column;
-  float cosine[kVec], sine[kVec];
-#pragma unroll
-  for (int i = 0; i < kVec; i += 4) {
-    *reinterpret_cast<float4*>(cosine + i) = *reinterpret_cast<const float4*>(cosines + i);
-    *reinterpret_cast<float4*>(sine + i) = *reinterpret_cast<const float4*>(cosines + half + i);
-  }
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) {
-    const float a = to_float(first.lane[i]), b = to_float(second.lane[i]);
-    first.lane[i] = from_float<T>(a * cosine[i] - b * sine[i]);
-    second.lane[i] = from_float<T>(b * cosine[i] + a * sine[i]);
-  }
-  T* to = head < s.q_heads ? first_at : k_cache + cache_offset(head - s.q_heads) + column;
-  store_vec(to, first);
-  store_vec(to + half, second);
+  T* from = heads + int64_t{head} * s.head_dim;
+  Vec8<T> first, second;
+  turn(from, column, half, cos_sin + int64_t{position} * s.head_dim, first, second);
+  T* to = head < s.q_heads ? from : k_cache + cache_offset(head - s.q_heads);
+  store_vec(to + column, first);
+  store_vec(to + column + half, second);
 }
 
 }  // namespace
@@ -56,10 +47,9 @@ void rotary_kv_write_cuda(Half type, void* qkv, const float* cos_sin, int max_po
   const dim3 grid(rows.rows, (items + kThreads - 1) / kThreads);
   with_half(type, [&](auto t) {
     using T = decltype(t);
-    rotary_kernel<<<grid, kThreads, 0, stream>>>(static_cast<T*>(qkv), cos_sin, max_positions, static_cast<T*>(k_cache),
-                                                 static_cast<T*>(v_cache), rows);
+    launch_chained(rotary_kernel<T>, grid, kThreads, 0, stream, "rotary_kv_write", static_cast<T*>(qkv), cos_sin, max_positions,
+                   static_cast<T*>(k_cache), static_cast<T*>(v_cache), rows);
   });
-  check_launch("rotary_kv_write");
 }
 
 }  // namespace bireme
