@@ -285,13 +285,8 @@ class EngineClient:
 
     async def _attempt(self, submission: Submission, request: EngineRequest, last_resort: bool):
         """One pending call; returns None (finished), an ApiError (final), or a reply that asks for another try."""
-        fingerprint, handle = submission.entry.fingerprint, self._handle
-        # An answer that has begun goes to engines with its fingerprint. Serve remembers every id that it is asked for, so it is
-        # asked for none that only a client has heard of.
-        if any(stream.fingerprint == fingerprint for stream in self._streams):
-            handle = handle.options(multiplexed_model_id=fingerprint)
         engine_choices.open(request.request_id)
-        call = handle.generate.remote(request, fingerprint, last_resort)
+        call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
         reply = asyncio.ensure_future(reply_of(call))
         try:
             engine_id = await self._slow_to_take(submission, reply)

@@ -71,16 +71,10 @@ class LLMServer:
             if isinstance(error.cause, (BiremeError, OpBuildError)):
                 raise cannot_start(str(error.cause)) from None
             raise
-        await self._answers_of(self._info.fingerprint)
         self._exporting = asyncio.create_task(export_engine_metrics(self._engine_id, self.stats))
 
         shutdown_timeout_s = config.deployment_config.get("graceful_shutdown_timeout_s", GRACEFUL_SHUTDOWN_TIMEOUT_S)
         self._watch = RunnerWatch(self._runner, self._engine_id, config, shutdown_timeout_s, self._exit_soon)
-
-    @serve.multiplexed(max_num_models_per_replica=1)
-    async def _answers_of(self, fingerprint: str) -> str:
-        """Tells Serve's routers, by way of model multiplexing, that this replica may continue answers of ``fingerprint``."""
-        return fingerprint
 
     async def info(self) -> EngineInfo:
         """Constants of the engine."""

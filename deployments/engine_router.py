@@ -19,10 +19,9 @@ class EngineRouter(PowerOfTwoChoicesRequestRouter):
 
     async def choose_replicas(self, candidate_replicas, pending_request=None):
         """As the base class; Serve asks the two for their queue lengths and takes the shorter."""
-        if pending_request is not None and pending_request.metadata.multiplexed_model_id:
-            ids = list(self.apply_multiplex_routing(pending_request=pending_request))
-        else:
-            ids = list(self.apply_locality_routing(pending_request=pending_request))
+        ids = self._with_fingerprint(pending_request) or list(
+            self.apply_locality_routing(pending_request=pending_request)
+        )
         replicas = [self._replicas[i] for i in ids if i in self._replicas]
         well = [r for r in replicas if not shared.engine_choices.is_avoided(self._engine_id(r))] or replicas
         return [random.sample(well, min(2, len(well)))] if well else []
@@ -47,6 +46,14 @@ class EngineRouter(PowerOfTwoChoicesRequestRouter):
         if request_id is not None:
             shared.engine_choices.chose(request_id, self._engine_id(replica))
         return replica
+
+    def _with_fingerprint(self, pending_request) -> list:
+        """Of a request that has begun, the engines that may continue it: ``generate`` has their fingerprint as its second
+        argument. Others are asked only where there is none."""
+        if pending_request is None or len(pending_request.args) < 2 or not pending_request.args[1]:
+            return []
+        wanted = pending_request.args[1]
+        return [i for i, replica in self._replicas.items() if replica.replica_metadata.get("fingerprint") == wanted]
 
     @staticmethod
     def _engine_id(replica) -> str:

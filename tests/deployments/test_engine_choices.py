@@ -80,3 +80,25 @@ async def test_the_router_passes_over_avoided_engines_as_long_as_there_are_other
     choices.avoid("c", 60.0)
     seen = set().union(*[await picked(router) for _ in range(50)])
     assert seen == {"a", "b", "c"}
+
+
+async def test_an_answer_that_has_begun_is_sent_to_engines_with_its_fingerprint(monkeypatch):
+    monkeypatch.setattr(shared, "engine_choices", choices := EngineChoices())
+    router = Router(["a", "b", "c"])
+    for name, replica in router._replicas.items():
+        replica.replica_metadata["fingerprint"] = "old" if name == "a" else "new"
+
+    async def sent_to(fingerprint: str) -> set[str]:
+        seen = set()
+        for _ in range(40):
+            pending = SimpleNamespace(args=(SimpleNamespace(request_id="r"), fingerprint, False))
+            (rank,) = await router.choose_replicas([], pending)
+            seen |= {replica.replica_metadata["engine_id"] for replica in rank}
+        return seen
+
+    assert await sent_to("old") == {"a"}
+    assert await sent_to("new") == {"b", "c"}
+    assert await sent_to("") == await sent_to("nobody's") == {"a", "b", "c"}
+    # An engine that is to be avoided is still better than one that cannot continue the answer.
+    choices.avoid("a", 60.0)
+    assert await sent_to("old") == {"a"}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-import pytest
-
 from cluster.journal import JournalEntry
 from cluster.outputs import AttachRequired, GenerateReply
 from cluster.sampling_params import SamplingParams
@@ -19,13 +17,8 @@ class DyingEngine:
 
     def __init__(self) -> None:
         self.num_calls = 0
-        self.fingerprints: list[str] = []
 
     def __getattr__(self, name: str) -> DyingEngine:
-        return self
-
-    def options(self, multiplexed_model_id: str) -> DyingEngine:
-        self.fingerprints.append(multiplexed_model_id)
         return self
 
     def remote(self, *arguments) -> asyncio.Future:
@@ -55,14 +48,3 @@ async def test_a_reply_whose_token_stream_never_opened_is_another_attempt_at_onc
     # The first attempt waits for the stream's own attempts to open, the second finds it gone.
     assert time.monotonic() - started < 5
     assert client.events.counts["bireme_request_attempts"] == 2
-
-
-@pytest.mark.parametrize(("fingerprint", "asked_for"), [("f", {"f"}), ("only the client knows it", set())])
-async def test_an_answer_that_has_begun_asks_for_engines_with_its_fingerprint(fingerprint, asked_for):
-    """Serve remembers each id that it is asked for, so clients must not be able to make them up."""
-    engine, failed = DyingEngine(), asyncio.get_running_loop().create_future()
-    client = EngineClient(engine, max_attempts=1)
-    client.submit(entry(fingerprint=fingerprint, attempt=1), deliver=lambda delta: None, fail=failed.set_result)
-    await asyncio.wait_for(failed, 20)
-    await client.close()
-    assert set(engine.fingerprints) == asked_for

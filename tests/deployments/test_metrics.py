@@ -8,8 +8,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from cluster.metrics import ENGINE_METRICS, INGRESS_METRICS
 from tests.deployments.conftest import KEYS, App, wait_for
 
-# Ray exports a counter from its first event on, and here nothing is preempted, found in the cache or submitted twice.
-UNEVENTFUL = {"bireme_num_preemptions", "bireme_cached_prompt_tokens", "bireme_request_attempts"}
+# Ray exports a counter from its first event on, and here nothing is preempted, found in the cache or submitted twice; nor is
+# there a GPU.
+UNEVENTFUL = {
+    "bireme_num_preemptions",
+    "bireme_cached_prompt_tokens",
+    "bireme_request_attempts",
+    "bireme_gpu_memory_bytes",
+}
 
 
 def samples(app: App, engine_id: str) -> dict[tuple[str, str], float]:
