@@ -184,6 +184,13 @@ def test_an_engine_that_leaves_is_seen_to_and_its_answers_go_on(pair: Pair):
         assert (status["recoveries"]["longest_s"] > 0) == (moved > 0)
         assert {engine["engine_id"]: engine["state"] for engine in status["engines"]}[leaving] == "draining"
     assert any(status["recoveries"]["count"] for status in seen)
+    counters = {"drained_engines_total", "request_handovers_total", "recovery_seconds_count"}
+
+    def are_exported() -> bool:
+        text = httpx.get(f"{pair.url}/metrics", timeout=30).text
+        return all(f"\nray_bireme_{name}{{" in text for name in counters)
+
+    wait_for(are_exported, 40, f"{counters} are not all in the metrics")
     ray.kill(runner)
     wait_for(lambda: leaving not in pair.engines() and pair.is_ready(), 90, "the engine did not come back")
 
