@@ -183,9 +183,9 @@ class Engine:
         saved = self.runner.last_saved
         if result is not None and saved is not None:
             device_seconds = saved.device_end - saved.device_start
+            self.totals.saved(device_seconds, saved.launched_at, self._clock.ended_at)
             self._clock.saved(saved.num_tokens, saved.launched_at, saved.waited_from, saved.waited_at, device_seconds)
             deltas = self.scheduler.update(result)
-            self.totals.saved(device_seconds)
         launched = self.runner.step_in_flight
         if plan is not None and launched is not None:
             self._clock.launched(started, launched.launched_at)

@@ -17,8 +17,9 @@ FIRST_LEAD_S = 0.003
 MARGIN_S = 0.0003
 LEAD_FACTOR = 1.25
 MIN_ERROR = 0.02
-# A host that waited for this long saw the step end; one that did not came too late to see it.
-_WAITED_S = 20e-6
+# A host that waited for this long saw the step end; one that did not may have come too late to see it: asking whether a
+# step is over takes some hundredth of a millisecond by itself.
+WAITED_S = 0.0003
 _REMEMBERED_STEPS = 8
 _REMEMBERED_LEADS = 64
 
@@ -27,13 +28,16 @@ class StepClock:
     """Device times of past steps by their number of tokens, and when the device will be done with the present one.
 
     All times are seconds of ``time.perf_counter``.
+
+    Attributes:
+        ended_at: when the device ended the last step that was saved, as well as the host can tell.
     """
 
     def __init__(self) -> None:
         self._recent: dict[int, deque[float]] = {}
         self._leads: deque[float] = deque(maxlen=_REMEMBERED_LEADS)
         self._errors: deque[float] = deque(maxlen=_REMEMBERED_LEADS)
-        self._ended_at = 0.0
+        self.ended_at = 0.0
         self._plan_at = 0.0
 
     @property
@@ -59,9 +63,9 @@ class StepClock:
         if expected:
             self._errors.append(max(0.0, 1 - device_seconds / expected))
         self._recent.setdefault(_size_class(num_tokens), deque(maxlen=_REMEMBERED_STEPS)).append(device_seconds)
-        if waited_at - waited_from < _WAITED_S:
-            waited_at = min(waited_at, max(launched_at, self._ended_at) + device_seconds)
-        self._ended_at = waited_at
+        if waited_at - waited_from < WAITED_S:
+            waited_at = min(waited_at, max(launched_at, self.ended_at) + device_seconds)
+        self.ended_at = waited_at
 
     def seconds_to_wait(self, num_tokens: int, launched_at: float) -> float:
         """How long the next plan may wait while the device computes a step of ``num_tokens`` tokens; 0 if unknown."""
@@ -69,7 +73,7 @@ class StepClock:
         if not expected:
             return 0.0
         margin = self.margin_s + max([MIN_ERROR, *self._errors]) * expected
-        plan_at = max(launched_at, self._ended_at) + expected - margin
+        plan_at = max(launched_at, self.ended_at) + expected - margin
         wait = plan_at - time.perf_counter()
         if wait <= 0:
             return 0.0

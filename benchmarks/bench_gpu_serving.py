@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import random
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -138,7 +139,14 @@ def processor_seconds() -> dict[str, float]:
 def totals(app: ServedApp) -> dict[str, float]:
     """Sums over the engines of the counters that the report uses."""
     engines = app.engines()
-    names = ("busy_seconds", "device_seconds", "num_saved_steps", "num_generated_tokens", "num_prompt_tokens")
+    names = (
+        "busy_seconds",
+        "device_seconds",
+        "late_seconds",
+        "num_saved_steps",
+        "num_generated_tokens",
+        "num_prompt_tokens",
+    )
     return {name: sum(engine[name] for engine in engines) for name in names}
 
 
@@ -162,12 +170,22 @@ def measure(app: ServedApp, options: argparse.Namespace) -> tuple[Measured, dict
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         run(pool, options.warm_up, 100)
         before, cpu_before, started = totals(app), processor_seconds(), time.monotonic()
+        tracing = threading.Timer(options.seconds / 2, record_timeline, (app, options.trace))
+        if options.trace:
+            tracing.start()
         measured = run(pool, options.seconds, 1)
+        if options.trace:
+            tracing.join()
         duration = time.monotonic() - started
         after, cpu_after = totals(app), processor_seconds()
     counters = {name: after[name] - before[name] for name in after}
     cpu = {name: value - cpu_before.get(name, 0.0) for name, value in cpu_after.items()}
     return measured, counters, cpu, duration
+
+
+def record_timeline(app: ServedApp, path: Path) -> None:
+    """Write a Chrome trace of the engine's next steps."""
+    path.write_text(json.dumps(app.get("/v1/timeline?steps=300", 30)))
 
 
 def report(app: ServedApp, options: argparse.Namespace) -> list[str]:
@@ -176,7 +194,8 @@ def report(app: ServedApp, options: argparse.Namespace) -> list[str]:
     engine = app.engines()[0]
     ratio = counters["busy_seconds"] / counters["device_seconds"]
     steps = counters["num_saved_steps"]
-    step_ms, device_ms = (1e3 * counters[name] / steps for name in ("busy_seconds", "device_seconds"))
+    step_ms, device_ms, late_ms = (1e3 * counters[f"{name}_seconds"] / steps for name in ("busy", "device", "late"))
+    lead_ms = 1e3 * engine["host_lead_seconds"]
     lines = [
         (
             f"{app.model} on {engine['device']}, {options.clients} clients, prompts of {_span(options.prompt)} "
@@ -191,13 +210,15 @@ def report(app: ServedApp, options: argparse.Namespace) -> list[str]:
         f"first token {_quantiles(measured.first_token)}; per token {_quantiles(measured.per_token)}",
         (
             f"{steps:.0f} steps: {step_ms:.2f} ms each, {device_ms:.2f} "
-            f"on the device; the host leaves itself {1e3 * engine['host_lead_seconds']:.2f} ms"
+            f"on the device, {late_ms:.2f} of waiting for a launch; the host leaves itself {lead_ms:.2f} ms"
         ),
         "cores used: " + ", ".join(f"{n} {s / duration:.2f}" for n, s in sorted(cpu.items()) if s > 0.02 * duration),
     ]
     if "memory" in engine:
         memory = {name: round(value / 2**30, 2) for name, value in engine["memory"].items() if name.endswith("_bytes")}
         lines.append(f"GPU memory in GiB: {memory}, {engine['memory']['num_decode_graphs']} decode graphs")
+    if options.trace:
+        lines.append(f"{options.trace}: {json.loads(options.trace.read_text())['otherData']}")
     return [*lines, f"step / device time through HTTP: {ratio:.3f} (wanted: <= {MAX_RATIO})"]
 
 
@@ -233,6 +254,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=_range, default=(128, 1024), help="tokens, LOW-HIGH")
     parser.add_argument("--answer", type=_range, default=(64, 256), help="tokens, LOW-HIGH")
     parser.add_argument("--vocab-size", type=int, default=49000, help="prompt tokens are drawn below it")
+    parser.add_argument("--trace", type=Path, help="file for a Chrome trace of some steps under load")
     parser.add_argument("--log", default=os.path.join(tempfile.gettempdir(), "bireme-serving.log"))
     options = parser.parse_args()
     app = ServedApp(options.config, options.log, dict(options.set))

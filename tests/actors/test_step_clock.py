@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from actors.step_clock import FIRST_LEAD_S, LEAD_FACTOR, MARGIN_S, MIN_ERROR, StepClock
+from actors.step_clock import FIRST_LEAD_S, LEAD_FACTOR, MARGIN_S, MIN_ERROR, WAITED_S, StepClock
 
 
 def save(clock: StepClock, tokens: int, seconds: float, waited: bool = True) -> float:
@@ -56,13 +56,15 @@ def test_a_host_that_was_late_leaves_itself_more_time():
 
 
 def test_a_step_that_ended_unseen_does_not_make_the_next_one_seem_to_begin_late():
+    """As while the host launched a prompt's step op by op: what it then calls waiting is the time that asking takes."""
     clock = StepClock()
     clock.launched(1.0, 1.0005)
-    started = time.perf_counter() - 0.5
-    clock.saved(8, started, started, started + 0.1, 0.1)
     now = time.perf_counter()
-    clock.saved(8, started, now, now, 0.1)  # ended 0.3 s ago
-    assert clock.seconds_to_wait(8, started) == 0
+    clock.saved(8, now - 0.5, now - 0.5, now - 0.4, 0.1)  # seen to end 0.4 s ago
+    clock.saved(8, now - 0.45, now - WAITED_S / 2, now, 0.1)  # so this one ended 0.3 s ago
+    assert clock.seconds_to_wait(8, now - 0.35) == 0
+    clock.saved(8, now - 0.35, now - 0.1, now, 0.1)
+    assert clock.seconds_to_wait(8, now - 0.35) > 0
 
 
 def test_old_steps_are_forgotten():

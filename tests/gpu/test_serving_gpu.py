@@ -264,10 +264,20 @@ def num_gpus() -> int:
 @pytest.mark.skipif(DEVICE == "gpu" and num_gpus() < 2, reason="needs two GPUs")
 def test_two_replicas_on_two_gpus_share_requests_and_one_continues_what_the_other_began():
     # Each takes more than half of a GPU, so two on one could not start.
-    settings = {**SETTINGS, "max_num_seqs": 16, "deployment_config": {"num_replicas": 2}}
+    settings = {**SETTINGS, "max_num_seqs": 16, "max_queued_requests": 64, "deployment_config": {"num_replicas": 2}}
     app = ServedApp(CONFIG, log_path("two-replicas"), settings, ENVIRONMENT)
     try:
-        engines = wait_for(lambda: len(app.engines()) == 2 and app.engines(), 120, "no two engines")
+        wait_for(lambda: len(app.engines()) == 2, 120, "no two engines")
+
+        def both_have_worked() -> bool:
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda n: post(app, body(app, f"{n}", max_tokens=8)), range(8)))
+            # What an engine's own warm-up generated is a handful of tokens.
+            return all(engine["num_generated_tokens"] >= 12 for engine in app.engines())
+
+        # The ingress learns of the second engine a moment after the first.
+        wait_for(both_have_worked, 60, "one engine gets no request")
+        engines = app.engines()
         requests = [body(app, f"{n}. {PROMPTS[n % 4]}", max_tokens=LONG) for n in range(16)]
         with ThreadPoolExecutor(len(requests)) as pool:
             undisturbed = list(pool.map(lambda content: stream(app, content), requests))
