@@ -19,6 +19,8 @@ _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
 # What a server says that may well take the answer up a moment later.
 _NOT_NOW = frozenset({"loading", "overloaded"})
+# The request did not reach the server whole, so nothing was begun.
+_REQUEST_LOST = "request_lost"
 
 
 class ResumableStream:
@@ -125,6 +127,8 @@ class ResumableStream:
         refusal are no such thing."""
         if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)) or getattr(error, "code", None) in _NOT_NOW:
             return self.has_begun
+        if getattr(error, "code", None) == _REQUEST_LOST:
+            return True
         return isinstance(error, (httpx.TransportError, BrokenStreamError)) or _is_gateway_error(error)
 
 

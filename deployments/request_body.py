@@ -6,9 +6,10 @@ import asyncio
 import json
 from typing import Any
 
+from ray.exceptions import RayError
 from starlette.requests import Request
 
-from deployments.api_errors import ApiError, bad_request
+from deployments.api_errors import ApiError, bad_request, unavailable
 
 BODY_TIMEOUT_S = 60.0
 
@@ -18,7 +19,7 @@ async def read_json(request: Request, max_bytes: int, timeout_s: float = BODY_TI
 
     Raises:
         ApiError: 413 as soon as more than ``max_bytes`` have come, 408 if they take longer than ``timeout_s`` seconds, 400
-            for another content type or bytes that are not JSON.
+            for another content type or bytes that are not JSON, 503 if the proxy could not hand the body over.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
@@ -36,6 +37,8 @@ async def read_json(request: Request, max_bytes: int, timeout_s: float = BODY_TI
             code="request_timeout",
             headers={"Connection": "close"},
         ) from None
+    except RayError as error:  # Serve's own proxy passes the body on by an actor call, which may fail
+        raise unavailable(f"the request did not arrive whole: {type(error).__name__}", code="request_lost") from None
     try:
         return json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

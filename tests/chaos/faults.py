@@ -1,40 +1,125 @@
-"""What goes wrong in a scenario, drawn from a seed so that it can be drawn again."""
+"""What goes wrong in a scenario: small values, drawn from a seed so that they can be drawn again."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-# Most faults hit what computes and what answers; the control plane is hit too.
-WEIGHTS = {"runner": 4, "engine": 3, "ingress": 2, "proxy": 1, "controller": 1}
+# Where a request is when its engine's process is hit; "any": wherever it happens to be.
+ENGINE_PHASES = ("any", "queued", "prefill", "decode", "saving", "handover")
+# What a client has seen of its answer when a process in front of the engines is hit.
+CLIENT_PHASES = ("any", "sent", "decode")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault.
-
-    Attributes:
-        action: "kill" (SIGKILL) or "stop" (SIGSTOP, and SIGCONT after ``stopped_s``).
-        target: kind of process, as in ``processes.TITLES``.
-        pause_s: how long the load runs undisturbed before it.
-        choice: which of the processes of that kind, as a share of their number.
+    """Attributes:
+    pause_s: how long the load runs undisturbed before it.
+    choice: which of the possible victims, as a share of their number.
     """
 
-    action: str
-    target: str
     pause_s: float
     choice: float
-    stopped_s: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """Faults with the same one are counted together."""
+        raise NotImplementedError
 
 
-def draw_faults(seed: int, count: int, targets: dict[str, int] | None = None) -> list[Fault]:
-    """The faults of a seed."""
+@dataclass(frozen=True)
+class KillProcess(Fault):
+    """SIGKILL to a process of a kind (``processes.TITLES``) when a request of the load is in ``phase``."""
+
+    target: str
+    phase: str = "any"
+
+    @property
+    def label(self) -> str:
+        return f"kill {self.target}" + ("" if self.phase == "any" else f" in {self.phase}")
+
+
+@dataclass(frozen=True)
+class StopProcess(Fault):
+    """SIGSTOP, and SIGCONT ``stopped_s`` seconds later."""
+
+    target: str
+    phase: str = "any"
+    stopped_s: float = 5.0
+
+    @property
+    def label(self) -> str:
+        where = "" if self.phase == "any" else f" in {self.phase}"
+        return f"stop {self.target}{where} for {self.stopped_s:g} s"
+
+
+@dataclass(frozen=True)
+class RemoveNode(Fault):
+    """A node with an engine vanishes, all its processes with it; an empty one is added."""
+
+    @property
+    def label(self) -> str:
+        return "remove node"
+
+
+@dataclass(frozen=True)
+class VanishClients(Fault):
+    """Clients close their connections when one of them is in ``phase``."""
+
+    phase: str = "any"
+    count: int = 3
+
+    @property
+    def label(self) -> str:
+        return "clients vanish" + ("" if self.phase == "any" else f" in {self.phase}")
+
+
+@dataclass(frozen=True)
+class StallClients(Fault):
+    """Clients stop reading for a while; what they are owed waits for them."""
+
+    count: int = 3
+    stalled_s: float = 2.0
+
+    @property
+    def label(self) -> str:
+        return f"clients stall for {self.stalled_s:g} s"
+
+
+@dataclass(frozen=True)
+class FillObjectStore(Fault):
+    """Ray's object store is filled beyond its size and stays so for a while."""
+
+    held_s: float = 1.0
+
+    @property
+    def label(self) -> str:
+        return "object store full"
+
+
+def draw_faults(seed: int, count: int, nodes: bool = False) -> list[Fault]:
+    """The faults of a seed; nodes vanish where the cluster has some to spare. Most faults hit what computes and answers."""
     chance = random.Random(seed)
-    weights = targets or WEIGHTS
-    faults = []
-    for _ in range(count):
-        target = chance.choices(list(weights), list(weights.values()))[0]
-        action = chance.choice(["kill", "kill", "stop"])
-        stopped_s = chance.choice([0.5, 2.0, 6.0]) if action == "stop" else 0.0
-        faults.append(Fault(action, target, chance.uniform(0.1, 1.5), chance.random(), stopped_s))
-    return faults
+    kinds = {"runner": 8, "engine": 5, "ingress": 3, "proxy": 1, "controller": 1, "clients": 3, "store": 1}
+    if nodes:
+        kinds["node"] = 4
+    return [_draw(chance, kinds) for _ in range(count)]
+
+
+def _draw(chance: random.Random, kinds: dict[str, int]) -> Fault:
+    kind = chance.choices(list(kinds), list(kinds.values()))[0]
+    when = chance.uniform(0.05, 0.6), chance.random()
+    if kind == "node":
+        return RemoveNode(*when)
+    if kind == "store":
+        return FillObjectStore(*when, held_s=chance.choice([0.5, 2.0]))
+    if kind == "clients":
+        count = chance.randint(1, 4)
+        if chance.random() < 0.5:
+            return StallClients(*when, count=count, stalled_s=chance.choice([1.0, 4.0]))
+        return VanishClients(*when, phase=chance.choice(CLIENT_PHASES), count=count)
+    phases = {"runner": ENGINE_PHASES, "controller": ("any",)}.get(kind, CLIENT_PHASES)
+    phase = chance.choice(phases)
+    if chance.random() < 0.7:
+        return KillProcess(*when, kind, phase)
+    return StopProcess(*when, kind, phase, stopped_s=chance.choice([0.5, 2.0, 5.0]))

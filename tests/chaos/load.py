@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from cluster.client import AsyncClient
 from cluster.client_errors import ClientError
 from cluster.errors import BiremeError
 
-KINDS = {"resuming": 6, "slow": 1, "vanishing": 1, "plain": 1}
+KINDS = {"resuming": 6, "whole": 1, "slow": 1, "vanishing": 1, "plain": 1}
 NUM_REQUESTS = 16
+DECODING = 4  # chunks after which an answer is well under way
 
 
 @dataclass
@@ -20,8 +22,10 @@ class Seen:
     """One request as its client saw it.
 
     Attributes:
-        kind: "resuming" and "slow" take broken streams up, "plain" does not, "vanishing" leaves.
+        kind: "resuming" and "slow" stream and take broken streams up, "whole" asks for the answer as one, "plain" does not take
+            anything up, "vanishing" left.
         times: of each chunk, of ``time.monotonic``; the first is the time of sending.
+        stall_s: the client reads nothing for so long before its next chunk.
     """
 
     number: int
@@ -32,6 +36,7 @@ class Seen:
     finish_reason: str | None = None
     usage: tuple[int, int] | None = None
     error: str | None = None
+    stall_s: float = 0.0
 
     @property
     def answer(self) -> tuple:
@@ -53,7 +58,7 @@ def request_body(number: int, max_tokens: int) -> dict:
         "seed": number,
         "temperature": chance.choice([0.0, 0.8, 1.0]),
         "ignore_eos": True,
-        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
     }
     if number % 3 == 0:
         body |= {"frequency_penalty": 0.5, "repetition_penalty": 1.1, "min_tokens": 5}
@@ -71,6 +76,7 @@ class Load:
     Attributes:
         seen: all requests that ended.
         refused: connections that nobody answered; the client just asked again.
+        running: requests under way by client, and the task of each.
     """
 
     url: str
@@ -80,54 +86,85 @@ class Load:
     seen: list[Seen] = field(default_factory=list)
     refused: int = 0
     stopping: bool = False
-    running: dict[int, Seen] = field(default_factory=dict)
+    running: dict[int, tuple[Seen, asyncio.Task]] = field(default_factory=dict)
+    waiting: dict[str, list[asyncio.Future]] = field(default_factory=dict)
 
     async def twins(self) -> dict[int, tuple]:
         """The answers without any fault, by number."""
         async with AsyncClient(self.url, timeout=120) as client:
-            found = {}
-            for number in range(NUM_REQUESTS):
+
+            async def twin(number: int) -> Seen:
                 seen = Seen(number, "resuming")
-                await self._stream(client, seen, random.Random(0))
+                await self._ask(client, seen, random.Random(0))
                 assert seen.error is None, seen.error
-                found[number] = seen.answer
+                return seen
+
+            found = {}
+            for first in range(0, NUM_REQUESTS, 4):
+                for seen in await asyncio.gather(*map(twin, range(first, first + 4))):
+                    found[seen.number] = seen.answer
         return found
 
     async def run(self) -> None:
         await asyncio.gather(*(self._client(random.Random(self.seed * 1000 + i), i) for i in range(self.num_clients)))
 
+    async def run_for(self, seconds: float) -> None:
+        """As ``run``, and nothing of it is kept: fills pools and caches."""
+        running = asyncio.create_task(self.run())
+        await asyncio.sleep(seconds)
+        self.stopping = True
+        await running
+        self.stopping = False
+        self.seen.clear()
+
+    async def next(self, phase: str) -> None:
+        """Wait until a client has "sent" a request or is in the middle of an answer ("decode"); "any" does not wait."""
+        if phase != "any":
+            future = asyncio.get_running_loop().create_future()
+            self.waiting.setdefault(phase, []).append(future)
+            await future
+
+    def _reached(self, phase: str) -> None:
+        for future in self.waiting.pop(phase, []):
+            if not future.done():
+                future.set_result(None)
+
+    def vanish(self, count: int) -> None:
+        """That many clients leave where they are."""
+        for seen, task in list(self.running.values())[:count]:
+            seen.kind = "vanishing"
+            task.cancel()
+
+    def stall(self, count: int, seconds: float) -> None:
+        """That many clients stop reading for a while."""
+        for seen, _ in list(self.running.values())[:count]:
+            if seen.kind in ("resuming", "slow"):
+                seen.kind, seen.stall_s = "slow", seconds
+
     async def _client(self, chance: random.Random, index: int) -> None:
         while not self.stopping:
             kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
             seen = Seen(chance.randrange(NUM_REQUESTS), kind)
-            resumes = 0 if kind == "plain" else 30
-            async with AsyncClient(self.url, timeout=60, max_resumes=resumes) as client:
-                self.running[index] = seen
-                await self._stream(client, seen, chance)
+            async with AsyncClient(self.url, timeout=60, max_resumes=0 if kind == "plain" else 30) as client:
+                task = asyncio.create_task(self._ask(client, seen, chance))
+                self.running[index] = seen, task
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
                 del self.running[index]
             self.seen.append(seen)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.02)
 
-    async def _stream(self, client: AsyncClient, seen: Seen, chance: random.Random) -> None:
+    async def _ask(self, client: AsyncClient, seen: Seen, chance: random.Random) -> None:
         body = request_body(seen.number, self.max_tokens)
         leave_after = chance.randint(1, 40) if seen.kind == "vanishing" else 10**9
         while True:
             seen.times = [time.monotonic()]
+            asyncio.get_running_loop().call_soon(self._reached, "sent")
             try:
-                stream = client.stream_complete(**body)
-                async for chunk in stream:
-                    seen.times.append(time.monotonic())
-                    for choice in chunk.choices:
-                        seen.token_ids += choice.token_ids or []
-                        seen.text += choice.text
-                        seen.finish_reason = choice.finish_reason or seen.finish_reason
-                    if chunk.usage is not None:
-                        seen.usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
-                    if len(seen.times) > leave_after:
-                        await stream.aclose()
-                        return
-                    if seen.kind == "slow" and chance.random() < 0.05:
-                        await asyncio.sleep(0.2)
+                if seen.kind == "whole":
+                    self._note(seen, await client.complete(**body))
+                else:
+                    await self._stream(client, seen, body, leave_after, chance)
                 return
             except BiremeError as error:
                 if isinstance(error, ClientError) and not seen.token_ids and "ConnectError" in repr(error.__cause__):
@@ -136,3 +173,30 @@ class Load:
                     continue
                 seen.error = f"{type(error).__name__}: {error.message}"
                 return
+
+    async def _stream(
+        self, client: AsyncClient, seen: Seen, body: dict, leave_after: int, chance: random.Random
+    ) -> None:
+        stream = client.stream_complete(**body, stream_options={"include_usage": True})
+        async for chunk in stream:
+            self._note(seen, chunk)
+            if len(seen.times) == DECODING:
+                self._reached("decode")
+            if len(seen.times) > leave_after:
+                await stream.aclose()
+                return
+            if seen.stall_s:
+                await asyncio.sleep(seen.stall_s)
+                seen.stall_s = 0.0
+            elif seen.kind == "slow" and chance.random() < 0.05:
+                await asyncio.sleep(0.2)
+
+    @staticmethod
+    def _note(seen: Seen, chunk) -> None:
+        seen.times.append(time.monotonic())
+        for choice in chunk.choices:
+            seen.token_ids += choice.token_ids or []
+            seen.text += choice.text
+            seen.finish_reason = choice.finish_reason or seen.finish_reason
+        if chunk.usage is not None:
+            seen.usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)

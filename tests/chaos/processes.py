@@ -36,15 +36,29 @@ def descendants() -> list[int]:
     return found
 
 
-def pids_of(target: str) -> list[int]:
-    """Processes of one kind, see TITLES."""
-    found = []
+def kinds() -> dict[int, str]:
+    """Processes of the kinds in TITLES, by id."""
+    found = {}
     for pid in descendants():
         with contextlib.suppress(OSError):
             title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if title.startswith(TITLES[target]):
-                found.append(pid)
-    return sorted(found)
+            for kind, start in TITLES.items():
+                if title.startswith(start):
+                    found[pid] = kind
+    return found
+
+
+def pids_of(target: str) -> list[int]:
+    """Processes of one kind, see TITLES."""
+    return sorted(pid for pid, kind in kinds().items() if kind == target)
+
+
+def state_of(pid: int) -> str:
+    """One letter as ``ps`` shows it ("T": stopped); empty if the process is gone or only waits to be collected."""
+    with contextlib.suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return "" if state in "ZX" else state
+    return ""
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -1,9 +1,16 @@
-"""What a scenario found."""
+"""What a scenario found, and the sum of several."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+# Seconds until the next token, by what the label of a fault begins with.
+DEATH_TARGET_S = 2.0
+HANG_TARGET_S = 4.0
+OVERLAPPED = " (another fault meanwhile)"
 
 
 @dataclass
@@ -11,40 +18,105 @@ class Report:
     """Counts, and seconds to the next token after each fault by what was hit.
 
     Attributes:
-        lost: resuming requests that ended with an error.
+        missed: faults whose moment did not come; they are not counted.
+        lost: requests of clients that take broken streams up, or that whole answers, which ended with an error.
         changed: requests whose answer differs from that of the undisturbed run.
         honest: plain requests that ended with an error, as they should when nobody takes them up.
         leaks: what was left behind.
+        rpc_failures: calls that Ray failed on purpose; they are no part of ``faults``.
+        recovery_s: of the streams that waited longer than a quarter of a second.
     """
 
-    seed: int
+    seeds: list[int] = field(default_factory=list)
     faults: Counter = field(default_factory=Counter)
+    missed: Counter = field(default_factory=Counter)
     ended: Counter = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     honest: int = 0
     refused: int = 0
+    rpc_failures: int = 0
     leaks: list[str] = field(default_factory=list)
     recovery_s: dict[str, list[float]] = field(default_factory=dict)
 
+    @property
+    def is_clean(self) -> bool:
+        return not (self.lost or self.changed or self.leaks)
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        values = json.loads(text)
+        for name in ("faults", "missed", "ended"):
+            values[name] = Counter(values[name])
+        return cls(**values)
+
+    @classmethod
+    def total(cls, reports: Iterable[Report]) -> Report:
+        """All of them as one."""
+        total = cls()
+        for one in reports:
+            for name in ("seeds", "lost", "changed", "leaks"):
+                getattr(total, name).extend(getattr(one, name))
+            for name in ("faults", "missed", "ended"):
+                getattr(total, name).update(getattr(one, name))
+            total.honest += one.honest
+            total.refused += one.refused
+            total.rpc_failures += one.rpc_failures
+            for what, seconds in one.recovery_s.items():
+                total.recovery_s.setdefault(what, []).extend(seconds)
+        return total
+
+    def table(self) -> str:
+        """Faults and recovery by kind, in Markdown; the phases of one process are one row."""
+        rows: dict[str, tuple[int, list[float], list[float]]] = {}
+        for label, count in self.faults.items():
+            found = rows.setdefault(_kind(label), (0, [], []))
+            rows[_kind(label)] = (found[0] + count, *found[1:])
+        for label, seconds in self.recovery_s.items():
+            found = rows.setdefault(_kind(label.removesuffix(OVERLAPPED)), (0, [], []))
+            found[2 if label.endswith(OVERLAPPED) else 1].extend(seconds)
+        lines = [
+            "| fault | times | streams that waited | p50 | p95 | longest | longest, another fault meanwhile |",
+            "|---|" + "---|" * 6,
+        ]
+        for kind, (count, alone, overlapped) in sorted(rows.items()):
+            shares = [f"{_share(alone, share):.2f} s" for share in (0.5, 0.95, 1.0)] if alone else ["", "", ""]
+            also = f"{max(overlapped):.2f} s" if overlapped else ""
+            lines.append(f"| {kind} | {count} | {len(alone)} | {' | '.join(shares)} | {also} |")
+        return "\n".join(lines)
+
     def __str__(self) -> str:
+        faults = ", ".join(f"{n} {what}" for what, n in sorted(self.faults.items()))
+        ended = ", ".join(f"{n} {kind}" for kind, n in sorted(self.ended.items()))
         lines = [
             (
-                f"seed {self.seed}: {sum(self.faults.values())} faults "
-                f"({', '.join(f'{n} {what}' for what, n in sorted(self.faults.items()))})"
+                f"seeds {self.seeds}: {sum(self.faults.values())} faults ({faults}); "
+                f"{sum(self.missed.values())} missed their moment; {self.rpc_failures} calls of Ray failed"
             ),
             (
-                f"requests: {', '.join(f'{n} {kind}' for kind, n in sorted(self.ended.items()))}; "
-                f"lost {len(self.lost)}, changed {len(self.changed)}, plain clients told of a break {self.honest}, "
-                f"connections refused {self.refused}"
+                f"requests: {sum(self.ended.values())} ({ended}); lost {len(self.lost)}, changed {len(self.changed)}, plain "
+                f"clients told of a break {self.honest}, connections refused {self.refused}; leaks {len(self.leaks)}"
             ),
         ]
         for what, seconds in sorted(self.recovery_s.items()):
-            ordered = sorted(seconds)
-            p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
             lines.append(
-                f"next token after {what}: p50 {ordered[len(ordered) // 2]:.2f} s, p95 {p95:.2f} s, "
-                f"longest {ordered[-1]:.2f} s ({len(ordered)} streams)"
+                f"next token after {what}: p50 {_share(seconds, 0.5):.2f} s, p95 {_share(seconds, 0.95):.2f} s, "
+                f"longest {max(seconds):.2f} s ({len(seconds)} streams)"
             )
         lines += [f"LOST {item}" for item in self.lost] + [f"CHANGED {item}" for item in self.changed]
         return "\n".join([*lines, *(f"LEAK {item}" for item in self.leaks)])
+
+
+def _share(seconds: list[float], share: float) -> float:
+    ordered = sorted(seconds)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _kind(label: str) -> str:
+    """A label without its phase."""
+    head, _, tail = label.partition(" in ")
+    _, marker, duration = tail.partition(" for ")
+    return head + marker + duration if tail else head

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 import tempfile
 from pathlib import Path
 
+from tests.chaos.application import Setup, application
 from tests.chaos.faults import draw_faults
-from tests.chaos.scenario import Setup, application, run_scenario
+from tests.chaos.scenario import run_scenario
 
 
 def main() -> None:
@@ -18,12 +20,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--engines", type=int, default=3)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--nodes", type=int, default=0, help="nodes with one engine each, which vanish too")
+    parser.add_argument("--rpc-failures", type=int, default=0, help="percent of Ray's actor calls that fail")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no fault begins later than that")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json, where the default model is not at hand")
+    parser.add_argument("--json", type=Path, help="where the report goes, for tests.chaos.total")
     options = parser.parse_args()
-    setup = Setup(num_engines=options.engines, num_clients=options.clients)
-    with tempfile.TemporaryDirectory() as folder, application(setup, Path(folder) / "tiny") as url:
-        report = asyncio.run(run_scenario(url, setup, draw_faults(options.seed, options.faults), options.seed))
-    print(report)
-    sys.exit(1 if report.lost or report.changed or report.leaks else 0)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    setup = Setup(
+        num_engines=options.engines,
+        num_clients=options.clients,
+        num_nodes=options.nodes,
+        rpc_failures=options.rpc_failures,
+        tokenizer=options.tokenizer,
+    )
+    faults = draw_faults(options.seed, options.faults, nodes=bool(options.nodes))
+    with tempfile.TemporaryDirectory() as folder, application(setup, Path(folder) / "tiny") as running:
+        report = asyncio.run(run_scenario(running, setup, faults, options.seed, options.seconds))
+        # The application's own end takes a while; the report is safe by then.
+        print(report)
+        if options.json:
+            options.json.write_text(report.to_json())
+    sys.exit(0 if report.is_clean else 1)
 
 
 if __name__ == "__main__":

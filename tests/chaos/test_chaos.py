@@ -6,30 +6,58 @@ import asyncio
 
 import pytest
 
-from tests.chaos.faults import Fault, draw_faults
-from tests.chaos.scenario import Setup, application, run_scenario
+from tests.chaos.application import Setup, application
+from tests.chaos.faults import FillObjectStore, KillProcess, StallClients, StopProcess, VanishClients, draw_faults
+from tests.chaos.report import Report
+from tests.chaos.scenario import run_scenario
 
 # One of each that matters, in an order that leaves a warm engine for each next one.
 SHORT = [
-    Fault("kill", "runner", 0.5, 0.0),
-    Fault("stop", "runner", 0.5, 0.9, stopped_s=5.0),
-    Fault("kill", "ingress", 0.5, 0.5),
-    Fault("kill", "engine", 0.5, 0.5),
+    KillProcess(0.3, 0.0, "runner", "prefill"),
+    StallClients(0.1, 0.0, count=2, stalled_s=1.0),
+    StopProcess(0.3, 0.9, "runner", "decode", stopped_s=5.0),
+    KillProcess(0.3, 0.5, "ingress", "decode"),
+    VanishClients(0.1, 0.0, "sent", count=2),
+    FillObjectStore(0.1, 0.0, held_s=0.5),
+    KillProcess(0.3, 0.5, "runner", "handover"),
+    KillProcess(0.3, 0.5, "engine", "sent"),
 ]
 
 
 def test_a_seed_draws_the_same_faults_again():
     assert draw_faults(7, 20) == draw_faults(7, 20) != draw_faults(8, 20)
+    assert draw_faults(7, 30)[:20] == draw_faults(7, 20)
+
+
+def test_every_kind_of_process_and_phase_is_drawn():
+    labels = {fault.label.split(" for ")[0] for seed in range(20) for fault in draw_faults(seed, 50, nodes=True)}
+    for phase in ("", " in queued", " in prefill", " in decode", " in saving", " in handover"):
+        assert f"kill runner{phase}" in labels
+        assert f"stop runner{phase}" in labels
+    for kind in ("engine", "ingress", "proxy", "controller"):
+        assert {f"kill {kind}", f"stop {kind}"} <= labels
+    assert {"remove node", "object store full", "clients vanish", "clients stall"} <= labels
+
+
+def test_reports_are_summed_and_survive_json():
+    one = Report([1], recovery_s={"kill runner in decode": [0.5], "kill runner (another fault meanwhile)": [3.0]})
+    one.faults["kill runner in decode"] += 2
+    two = Report([2], lost=["request 3"])
+    two.faults["kill runner"] += 1
+    total = Report.total([Report.from_json(one.to_json()), two])
+    assert total.seeds == [1, 2]
+    assert not total.is_clean
+    assert "| kill runner | 3 | 1 | 0.50 s | 0.50 s | 0.50 s | 3.00 s |" in total.table()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_no_request_is_lost_or_changed_by_dying_and_hanging_processes(tmp_path, capsys):
     setup = Setup(num_engines=3, num_clients=6)
-    with application(setup, tmp_path / "tiny") as url:
-        report = asyncio.run(run_scenario(url, setup, SHORT, seed=1))
+    with application(setup, tmp_path / "tiny") as running:
+        report = asyncio.run(run_scenario(running, setup, SHORT, seed=1))
     with capsys.disabled():
         print(f"\n{report}")
-    assert sum(report.faults.values()) == len(SHORT)
+    assert sum(report.faults.values()) == len(SHORT), report.missed
     assert (report.lost, report.changed, report.leaks) == ([], [], [])
     assert report.ended["resuming"] > 0

@@ -10,9 +10,10 @@ from ray import serve
 
 from cluster.client import Client
 from deployments.llm import build_openai_app
+from tests.chaos.application import Setup, application, idle_stats
 from tests.chaos.load import Load
 from tests.chaos.report import Report
-from tests.chaos.scenario import Setup, application, idle_stats, judge, leaks
+from tests.chaos.scenario import judge, leaks
 
 
 def engine_states() -> dict[str, int]:
@@ -38,7 +39,7 @@ def test_one_to_three_to_one_engines_and_a_rolling_update_cost_nobody_anything(t
         serve.run(build_openai_app(setup.config(folder, deployment_config=options, drain_timeout_s=0.3, **changes)))
 
     async def scenario(url: str) -> Report:
-        report = Report(seed=1)
+        report = Report([1])
         load = Load(url, setup.num_clients, setup.max_tokens, seed=1)
         twins = await load.twins()
         running = asyncio.create_task(load.run())
@@ -56,8 +57,8 @@ def test_one_to_three_to_one_engines_and_a_rolling_update_cost_nobody_anything(t
         leaks(report, await asyncio.to_thread(idle_stats, 2, 60), Setup(num_engines=2))
         return report
 
-    with application(setup, folder) as url:
-        report = asyncio.run(scenario(url))
+    with application(setup, folder) as running:
+        report = asyncio.run(scenario(running.url))
     with capsys.disabled():
         print(f"\n{report}")
     assert (report.lost, report.changed, report.leaks, report.honest) == ([], [], [], 0)

@@ -12,8 +12,8 @@ import ray
 
 from cluster.client import Client
 from cluster.client_errors import ServerError
+from tests.chaos.application import Setup, application, runners
 from tests.chaos.processes import send
-from tests.chaos.scenario import Setup, application, runners
 from tests.engines import TINY_CONFIG
 
 
@@ -35,7 +35,10 @@ def test_a_request_under_which_two_engines_died_is_refused_and_others_are_served
     folder = tmp_path / "tiny"
     # Deep enough that a long prompt takes seconds: the engines die before the first token.
     deep = {**TINY_CONFIG, "vocab_size": 49152, "max_position_embeddings": 2048, "num_hidden_layers": 40}
-    with application(setup, folder, deep, max_num_batched_tokens=16) as url, Client(url, timeout=120) as client:
+    with (
+        application(setup, folder, deep, max_num_batched_tokens=16) as running,
+        Client(running.url, timeout=120) as client,
+    ):
         ended, victims = threading.Event(), []
         killer = threading.Thread(target=kill_whoever_runs_it, args=(ended, victims))
         killer.start()

@@ -1,0 +1,234 @@
+"""The application under test, on a Ray cluster of its own: one node, or several on this one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+
+from actors.model_source import resolve_model
+from cluster.config import DEFAULT_MODEL, LLMConfig
+from deployments.engine_replica import RUNNER_NAME_PREFIX
+from deployments.llm import build_openai_app
+from tests.engines import TINY_CONFIG
+
+MODEL = {**TINY_CONFIG, "vocab_size": 49152, "max_position_embeddings": 2048}
+ENGINE_NODE = {"num_cpus": 1, "resources": {"accelerator_type:HERE": 1}}
+STORE_BYTES = 100_000_000
+# A replica that pings its runner does so four times a second.
+LIVELY_S = 0.75
+RPC_FAILURES = "RAY_testing_rpc_failure"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A random two-layer model with SmolLM2's tokenizer.
+
+    Attributes:
+        num_nodes: nodes with room for one engine each, besides the head; 0: everything on one node.
+        tokenizer: a tokenizer.json; None: the default model's.
+        rpc_failures: percent of Ray's actor calls that fail before, during and after they are carried out.
+    """
+
+    num_engines: int = 3
+    num_ingresses: int = 2
+    num_clients: int = 8
+    max_tokens: int = 400
+    num_nodes: int = 0
+    rpc_failures: int = 0
+    tokenizer: Path | None = None
+
+    def config(self, folder: Path, model: dict = MODEL, **changes: object) -> LLMConfig:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(model))
+        ingress: dict = {"num_replicas": self.num_ingresses, "health_check_period_s": 1.0}
+        settings: dict = {
+            "model": str(folder),
+            "load_format": "dummy",
+            "tokenizer": str(self.tokenizer or resolve_model(DEFAULT_MODEL).tokenizer),
+            "model_id": "tiny",
+            "device": "cpu",
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 128,
+            "num_kv_blocks": 256,
+            "num_threads": 1,
+            "runner_num_cpus": 0.1,
+            "deployment_config": {"num_replicas": self.num_engines},
+            "ingress_config": ingress,
+        }
+        if self.num_nodes:
+            ingress["ray_actor_options"] = {"num_cpus": 0.2, "resources": {"node:__internal_head__": 0.001}}
+            settings |= {"runner_num_cpus": 0.7, "accelerator_type": "HERE"}
+        return LLMConfig(**{**settings, **changes})
+
+
+@dataclass
+class Running:
+    """The application's address, and the nodes that engines are on."""
+
+    url: str
+    cluster: Cluster | None = None
+    nodes: list[Any] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def application(setup: Setup, folder: Path, model: dict = MODEL, **changes: object) -> Iterator[Running]:
+    """Run it; at the end nothing of it is left."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with _rpc_failures(setup.rpc_failures), _cluster(setup) as running:
+        running.url = f"http://127.0.0.1:{port}"
+        where = {"proxy_location": "HeadOnly"} if setup.num_nodes else {}
+        serve.start(**where, http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build_openai_app(setup.config(folder, model, **changes)))
+        deadline = time.monotonic() + 90
+        while not is_healthy(running.url):
+            assert time.monotonic() < deadline, "the application is not ready"
+            time.sleep(0.2)
+        yield running
+
+
+@contextlib.contextmanager
+def _cluster(setup: Setup) -> Iterator[Running]:
+    cluster, nodes = None, []
+    try:
+        if setup.num_nodes:
+            head = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            nodes = [add_node(cluster) for _ in range(setup.num_nodes)]
+            ray.init(address=cluster.address, log_to_driver=False)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=8,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=STORE_BYTES,
+            )
+        yield Running("", cluster, nodes)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        if cluster is not None:
+            cluster.shutdown()
+
+
+def add_node(cluster: Cluster) -> Any:
+    """One more node with room for an engine."""
+    return cluster.add_node(**ENGINE_NODE, object_store_memory=STORE_BYTES)
+
+
+@contextlib.contextmanager
+def _rpc_failures(percent: int) -> Iterator[None]:
+    """Ray's own switch, read by each of its processes as it starts; every failure is a line in that process's log."""
+    if not percent:
+        yield
+        return
+    each = {
+        "num_failures": -1,
+        "req_failure_prob": percent,
+        "resp_failure_prob": percent,
+        "in_flight_failure_prob": percent,
+    }
+    methods = ("PushTask", "ReportGeneratorItemReturns", "GetObjectStatus", "CancelTask")
+    os.environ[RPC_FAILURES] = json.dumps({f"CoreWorkerService.grpc_client.{m}": each for m in methods})
+    try:
+        yield
+    finally:
+        del os.environ[RPC_FAILURES]
+
+
+def num_rpc_failures() -> int:
+    """How many calls have failed on purpose in this cluster so far."""
+    logs = Path(ray._private.worker._global_node.get_session_dir_path(), "logs")
+    return sum(
+        line.count(b"Inject RPC")
+        for log in [*logs.glob("python-core-*.log"), *logs.glob("raylet.*"), *logs.glob("gcs_server.*")]
+        for line in log.read_bytes().splitlines()
+    )
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def runners() -> list:
+    """Handles of the runner actors that Ray knows."""
+    named = [
+        actor
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["name"].startswith(RUNNER_NAME_PREFIX)
+    ]
+    found = []
+    for actor in named:
+        with contextlib.suppress(ValueError):
+            found.append(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+    return found
+
+
+def num_ready_ingresses() -> int:
+    """Ingress replicas that answer at once and know an engine."""
+    named = [
+        actor
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["name"].startswith("SERVE_REPLICA::default#OpenAiIngress")
+    ]
+    asked = []
+    for actor in named:
+        with contextlib.suppress(ValueError):
+            handle = ray.get_actor(actor["name"], namespace=actor["namespace"])
+            asked.append(handle.__ray_call__.remote(_knows_an_engine))
+    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=0.5) if asked else ([], [])
+    count = 0
+    for ref in ready:
+        with contextlib.suppress(ray.exceptions.RayError):
+            count += ray.get(ref)
+    return count
+
+
+def _knows_an_engine(replica: Any) -> bool:
+    ingress = replica._replica_impl._user_callable_wrapper._callable
+    return ingress is not None and ingress._service is not None
+
+
+def warm_engines() -> list[tuple[Any, dict]]:
+    """Runners that answer at once and hear from their replica, with their counters."""
+    asked = [(runner, runner.stats.remote()) for runner in runners()]
+    ready, _ = ray.wait([ref for _, ref in asked], num_returns=len(asked), timeout=0.5) if asked else ([], [])
+    found = []
+    for runner, ref in asked:
+        if ref in ready:
+            with contextlib.suppress(ray.exceptions.RayError):
+                stats = ray.get(ref)
+                if stats["state"] == "running" and stats["replica_silent_s"] < LIVELY_S:
+                    found.append((runner, stats))
+    return found
+
+
+def idle_stats(num_engines: int, timeout_s: float) -> list[dict]:
+    """Counters of every engine, integrity checked, once they are as many as there should be and idle; else the last seen."""
+    deadline, stats = time.monotonic() + timeout_s, []
+    while time.monotonic() < deadline:
+        stats = []
+        for runner in runners():
+            with contextlib.suppress(ray.exceptions.RayError):
+                stats.append(ray.get(runner.check_integrity.remote(), timeout=5))
+        if len(stats) == num_engines and not any(s["num_requests_running"] + s["num_requests_waiting"] for s in stats):
+            break
+        time.sleep(0.5)
+    return stats

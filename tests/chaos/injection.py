@@ -1,0 +1,126 @@
+"""Makes a drawn fault happen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+
+from tests.chaos import aim
+from tests.chaos.application import STORE_BYTES, Running, add_node, num_ready_ingresses, warm_engines
+from tests.chaos.faults import Fault, FillObjectStore, KillProcess, RemoveNode, StallClients, StopProcess, VanishClients
+from tests.chaos.load import Load
+from tests.chaos.processes import pids_of, send, state_of
+
+# The load reaches every phase many times a second; a phase that is not reached in this time is given up.
+PHASE_TIMEOUT_S = 10.0
+WARM_TIMEOUT_S = 90.0
+_LOOK_S = 0.005
+_SPARE_ENGINES = 2
+_SPARE_INGRESSES = 2
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a fault began, of ``time.monotonic``."""
+
+    fault: Fault
+    began: float
+
+
+async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
+    """Wait until the fault can be borne, then let it happen; None if its moment did not come or nothing was there to hit."""
+    await asyncio.sleep(fault.pause_s)
+    warm = await _warm(fault)
+    if isinstance(fault, StallClients):
+        load.stall(fault.count, fault.stalled_s)
+        return Moment(fault, time.monotonic())
+    if isinstance(fault, VanishClients):
+        await load.next(fault.phase)
+        load.vanish(fault.count)
+        return Moment(fault, time.monotonic())
+    if isinstance(fault, FillObjectStore):
+        moment = Moment(fault, time.monotonic())
+        held = await asyncio.to_thread(
+            lambda: [ray.put(np.zeros(5_000_000, np.uint8)) for _ in range(STORE_BYTES // 4_000_000)]
+        )
+        await asyncio.sleep(fault.held_s)
+        del held
+        return moment
+    if isinstance(fault, RemoveNode):
+        return await _remove_node(fault, running)
+    assert isinstance(fault, (KillProcess, StopProcess))
+    if fault.target == "runner" and fault.phase != "any":
+        return await _hit_runner(fault, warm)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(load.next(fault.phase), PHASE_TIMEOUT_S)
+    pids = [pid for pid in pids_of(fault.target) if state_of(pid)]
+    if not pids:
+        return None
+    pid = pids[int(fault.choice * len(pids))]
+    send(pid, _signal_of(fault))
+    return await _began(fault, pid)
+
+
+async def _warm(fault: Fault) -> list:
+    """The warm engines, once another one, and another ingress, goes on if the fault takes one."""
+    harmless = isinstance(fault, (StallClients, VanishClients, FillObjectStore))
+    num_engines = 1 if harmless else _SPARE_ENGINES
+    num_ingresses = _SPARE_INGRESSES if getattr(fault, "target", "") == "ingress" else 1
+    deadline = time.monotonic() + WARM_TIMEOUT_S
+    while True:
+        warm = await asyncio.to_thread(warm_engines)
+        enough = len(warm) >= num_engines and pids_of("proxy")
+        if (enough and await asyncio.to_thread(num_ready_ingresses) >= num_ingresses) or time.monotonic() > deadline:
+            return warm
+        await asyncio.sleep(0.1)
+
+
+def _signal_of(fault: KillProcess | StopProcess) -> signal.Signals:
+    return signal.SIGKILL if isinstance(fault, KillProcess) else signal.SIGSTOP
+
+
+async def _began(fault: Fault, pid: int) -> Moment:
+    """The signal was sent; one that stops is followed by one that lets go on."""
+    moment = Moment(fault, time.monotonic())
+    if isinstance(fault, StopProcess):
+        await asyncio.sleep(fault.stopped_s)
+        send(pid, signal.SIGCONT)
+    return moment
+
+
+async def _hit_runner(fault: KillProcess | StopProcess, warm: list) -> Moment | None:
+    """The runner signals itself in the phase; a busy one, if one is busy."""
+    busy = [one for one in warm if one[1]["num_requests_running"] + one[1]["num_requests_waiting"]] or warm
+    if not busy:
+        return None
+    runner, stats = busy[int(fault.choice * len(busy))]
+    with contextlib.suppress(ray.exceptions.RayError):
+        await asyncio.wait_for(_reply(runner.__ray_call__.remote(aim.arm, fault.phase, int(_signal_of(fault)))), 2.0)
+    deadline = time.monotonic() + PHASE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if state_of(stats["pid"]) in ("", "T"):
+            return await _began(fault, stats["pid"])
+        await asyncio.sleep(_LOOK_S)
+    with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
+        await asyncio.wait_for(_reply(runner.__ray_call__.remote(aim.disarm)), 2.0)
+    return None
+
+
+async def _reply(ref: ray.ObjectRef):
+    return await ref
+
+
+async def _remove_node(fault: RemoveNode, running: Running) -> Moment | None:
+    if running.cluster is None:
+        return None
+    node = running.nodes.pop(int(fault.choice * len(running.nodes)))
+    moment = Moment(fault, time.monotonic())
+    await asyncio.to_thread(running.cluster.remove_node, node, False)
+    running.nodes.append(await asyncio.to_thread(add_node, running.cluster))
+    return moment
