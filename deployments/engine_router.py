@@ -22,6 +22,8 @@ class EngineRouter(PowerOfTwoChoicesRequestRouter):
         ids = self._with_fingerprint(pending_request) or list(
             self.apply_locality_routing(pending_request=pending_request)
         )
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True  # else Serve asks again without a pause
         replicas = [self._replicas[i] for i in ids if i in self._replicas]
         well = [r for r in replicas if not shared.engine_choices.is_avoided(self._engine_id(r))] or replicas
         return [random.sample(well, min(2, len(well)))] if well else []

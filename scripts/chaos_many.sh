@@ -19,7 +19,7 @@ for ((i = 0; i < count; i++)); do
     esac
     # Clusters that start in the same second would look for free ports at the same time.
     (
-        sleep $((4 * i))
+        sleep $((${STAGGER:-4} * i))
         exec timeout $((seconds + ${SLACK:-180})) "$python" -m tests.chaos.run --seed $seed --faults 1000 --seconds "$seconds" \
             --json "$out/seed-$seed.json" "${kind[@]}" "$@" >"$out/seed-$seed.log" 2>&1
     ) &

@@ -1,4 +1,5 @@
-"""Planned changes under load: more replicas, fewer, another version. Nobody sees an error, and no answer changes."""
+"""Planned changes under load: more replicas, fewer, another version. Nobody sees an error, and no answer changes, also where it
+takes longer than Serve waits for a replica that leaves."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from tests.chaos.application import Setup, application, idle_stats
 from tests.chaos.load import Load
 from tests.chaos.report import Report
 from tests.chaos.scenario import judge, leaks
+
+SHUTDOWN_TIMEOUT_S = 3.0
 
 
 def engine_states() -> dict[str, int]:
@@ -31,12 +34,12 @@ async def settled(num_engines: int, timeout_s: float = 90) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(290)
 def test_one_to_three_to_one_engines_and_a_rolling_update_cost_nobody_anything(tmp_path, capsys):
-    setup = Setup(num_engines=1, num_ingresses=2, num_clients=6, max_tokens=900)
+    setup = Setup(num_engines=1, num_ingresses=2, num_clients=6, max_tokens=1800)
     folder = tmp_path / "tiny"
 
     def deploy(num_engines: int, **changes) -> None:
-        options = {"num_replicas": num_engines}
-        serve.run(build_openai_app(setup.config(folder, deployment_config=options, drain_timeout_s=0.3, **changes)))
+        options = {"num_replicas": num_engines, "graceful_shutdown_timeout_s": SHUTDOWN_TIMEOUT_S}
+        serve.run(build_openai_app(setup.config(folder, deployment_config=options, **changes)))
 
     async def scenario(url: str) -> Report:
         report = Report([1])
@@ -53,6 +56,7 @@ def test_one_to_three_to_one_engines_and_a_rolling_update_cost_nobody_anything(t
             report.faults["hand-overs"] = found["events"].get("bireme_request_handovers", 0)
         load.stopping = True
         await asyncio.wait_for(running, 120)
+        assert max(seen.times[-1] - seen.times[0] for seen in load.seen) > 2 * SHUTDOWN_TIMEOUT_S
         judge(report, load, twins)
         leaks(report, await asyncio.to_thread(idle_stats, 2, 60), Setup(num_engines=2))
         return report
@@ -61,4 +65,5 @@ def test_one_to_three_to_one_engines_and_a_rolling_update_cost_nobody_anything(t
         report = asyncio.run(scenario(running.url))
     with capsys.disabled():
         print(f"\n{report}")
+    assert report.faults["hand-overs"] > 0
     assert (report.lost, report.changed, report.leaks, report.honest) == ([], [], [], 0)
