@@ -21,8 +21,8 @@ from cluster.client import Client
 from cluster.client_errors import ServerError
 from deployments.engine_replica import RUNNER_NAME_PREFIX
 from deployments.llm import build_openai_app
+from tests.chaos.application import MODEL, Setup
 from tests.chaos.processes import descendants
-from tests.chaos.scenario import MODEL, Setup
 from tests.deployments.conftest import App, wait_for
 
 NAME = "pair"
