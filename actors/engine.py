@@ -187,7 +187,9 @@ class Engine:
             self._clock.saved(saved.num_tokens, saved.launched_at, saved.waited_from, saved.waited_at, device_seconds)
             deltas = self.scheduler.update(result)
         launched = self.runner.step_in_flight
-        if plan is not None and launched is not None:
+        if plan is None:
+            self._clock.launched_nothing()
+        elif launched is not None:
             self._clock.launched(started, launched.launched_at)
         self.totals.end(time.perf_counter(), self.has_work())
         if self.timeline is not None:

@@ -50,6 +50,10 @@ class StepClock:
         self._leads.append(launched_at - (self._plan_at or began_at))
         self._plan_at = 0.0
 
+    def launched_nothing(self) -> None:
+        """A pass found nothing to plan: what the next one waits for is not the device."""
+        self._plan_at = 0.0
+
     def saved(
         self, num_tokens: int, launched_at: float, waited_from: float, waited_at: float, device_seconds: float
     ) -> None:

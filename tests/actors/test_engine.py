@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 
 from actors.device import CpuDevice
 from actors.engine import ConfigError, fingerprint
 from actors.model_source import resolve_model
+from actors.step_clock import StepClock
 from cluster.config import EngineConfig
 from tests.engines import make_engine, request
 
@@ -66,4 +68,17 @@ def test_generate_continues_what_was_queued_before(tiny_model):
     engine = make_engine(tiny_model)
     engine.add_request(request("before", [1, 2]))
     assert set(engine.generate([request("now", [3])])) == {"before", "now"}
+    engine.close()
+
+
+def test_idle_time_does_not_count_as_the_hosts(tiny_model, monkeypatch):
+    monkeypatch.setattr(StepClock, "_expected", lambda clock, num_tokens: 0.05)
+    engine = make_engine(tiny_model)
+    for name in ("first", "second"):
+        engine.add_request(request(name, list(range(20)), max_tokens=24))
+        while engine.has_work():
+            engine.step()
+            engine.seconds_to_wait()
+        time.sleep(0.5)
+    assert engine.figures()["host_lead_seconds"] < 0.3
     engine.close()
