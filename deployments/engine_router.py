@@ -6,7 +6,9 @@ look idle and would draw the requests that have just lost their engine.
 
 from __future__ import annotations
 
+import asyncio
 import random
+import weakref
 
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 
@@ -17,8 +19,13 @@ from deployments import engine_choices as shared
 class EngineRouter(PowerOfTwoChoicesRequestRouter):
     """Power of two choices among the engines that are not avoided; among all of them where there is no other."""
 
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._routed_by: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # routing task -> pending request
+
     async def choose_replicas(self, candidate_replicas, pending_request=None):
         """As the base class; Serve asks the two for their queue lengths and takes the shorter."""
+        self._routed_by[asyncio.current_task()] = pending_request
         ids = self._with_fingerprint(pending_request) or list(
             self.apply_locality_routing(pending_request=pending_request)
         )
@@ -27,6 +34,17 @@ class EngineRouter(PowerOfTwoChoicesRequestRouter):
         replicas = [self._replicas[i] for i in ids if i in self._replicas]
         well = [r for r in replicas if not shared.engine_choices.is_avoided(self._engine_id(r))] or replicas
         return [random.sample(well, min(2, len(well)))] if well else []
+
+    def _fulfill_next_pending_request(self, replica, request_metadata=None):
+        """Give the replica to the request that it was chosen for; the base class gives it to the one that waits longest,
+        for which it may have the wrong fingerprint."""
+        pending_request = self._routed_by.get(asyncio.current_task())
+        if pending_request is None:
+            super()._fulfill_next_pending_request(replica, request_metadata)
+        elif not pending_request.future.done():
+            self._record_queue_wait_time(pending_request)
+            pending_request.future.set_result(replica)
+            self._remove_pending_request_from_indices(pending_request)
 
     def update_replicas(self, replicas):
         """As the base class; the ingress hears of new engines before the first request goes there."""

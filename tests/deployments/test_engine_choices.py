@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
+
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
+from ray.serve._private.request_router.common import PendingRequest
 
 from deployments import engine_choices as shared
 from deployments.engine_choices import EngineChoices
@@ -61,9 +65,32 @@ class Router(EngineRouter):
 
     def __init__(self, engine_ids: list[str]) -> None:
         self._replicas = {name: SimpleNamespace(replica_metadata={"engine_id": name}) for name in engine_ids}
+        self._routed_by = {}
 
     def apply_locality_routing(self, pending_request=None):
         return set(self._replicas)
+
+
+class Replica:
+    """What Serve's router sees of a replica. Its first answer takes ``delay_s``."""
+
+    max_ongoing_requests = 10
+    node_id = availability_zone = None
+    multiplexed_model_ids = frozenset()
+
+    def __init__(self, engine_id: str, delay_s: float = 0.0) -> None:
+        self.replica_id = ReplicaID(engine_id, DeploymentID("engines", "app"))
+        self.replica_metadata = {"engine_id": engine_id, "fingerprint": f"of {engine_id}"}
+        self._delay_s = delay_s
+
+    async def get_queue_len(self, *, deadline_s: float) -> int:
+        await asyncio.sleep(self._delay_s)
+        return 0
+
+
+def pending_request(request_id: str, fingerprint: str) -> PendingRequest:
+    metadata = RequestMetadata(request_id=request_id, internal_request_id=request_id)
+    return PendingRequest([SimpleNamespace(request_id=request_id), fingerprint, False], {}, metadata)
 
 
 async def picked(router: Router) -> set[str]:
@@ -91,7 +118,7 @@ async def test_an_answer_that_has_begun_is_sent_to_engines_with_its_fingerprint(
     async def sent_to(fingerprint: str) -> set[str]:
         seen = set()
         for _ in range(40):
-            pending = SimpleNamespace(args=(SimpleNamespace(request_id="r"), fingerprint, False))
+            pending = pending_request("r", fingerprint)
             (rank,) = await router.choose_replicas([], pending)
             seen |= {replica.replica_metadata["engine_id"] for replica in rank}
         return seen
@@ -102,3 +129,24 @@ async def test_an_answer_that_has_begun_is_sent_to_engines_with_its_fingerprint(
     # An engine that is to be avoided is still better than one that cannot continue the answer.
     choices.avoid("a", 60.0)
     assert await sent_to("old") == {"a"}
+
+
+async def test_of_two_requests_at_once_each_gets_the_engine_that_was_chosen_for_it(monkeypatch):
+    monkeypatch.setattr(shared, "engine_choices", EngineChoices())
+    router = EngineRouter(
+        deployment_id=DeploymentID("engines", "app"),
+        handle_source=DeploymentHandleSource.REPLICA,
+        use_replica_queue_len_cache=True,
+    )
+    router.initialize_state()
+    # The engine of the request that came first answers last.
+    router.update_replicas([Replica("a", delay_s=0.05), Replica("b")])
+    chosen = await asyncio.wait_for(
+        asyncio.gather(
+            router._choose_replica_for_request(pending_request("first", "of a")),
+            router._choose_replica_for_request(pending_request("second", "of b")),
+        ),
+        10,
+    )
+    assert [replica.replica_metadata["engine_id"] for replica in chosen] == ["a", "b"]
+    assert router.num_pending_requests == 0
