@@ -3,11 +3,12 @@
 Plain Python over integers. ``schedule`` makes a plan before the previous step's tokens are known: it counts them as in
 flight and lets the device decide about stops. ``update`` takes the saved results in the order in which plans were made.
 
-Policy: decoding sequences first (one token each), then prefills that have begun, then waiting requests, by priority and
-arrival; of every few admissions one goes to the request that has waited longest, whatever its priority. A victim is taken
-from decoding sequences, then from prefilling ones; lowest priority, then latest arrival; never the oldest one, so somebody
-always finishes. A request gets the blocks of its whole prefill when it is admitted, and only if every running sequence could
-still take one more: admission cannot thrash.
+Policy: decoding sequences first (one token each), then prefills that have begun, then waiting requests; among these by
+priority, then answers in the middle (preempted, or begun on another engine) before those to begin, then arrival; of every few
+admissions one goes to the request that has waited longest, whatever its priority. A victim is taken from decoding sequences,
+then from prefilling ones; the last in that order, but never the oldest one, so somebody always finishes. A request gets the
+blocks of its whole prefill when it is admitted, and only if every running sequence could still take one more: admission cannot
+thrash.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.max_queued_requests = max_queued_requests
         self.oldest_first_every = oldest_first_every
-        self.waiting: list[Sequence] = []  # ordered by rank; a preempted sequence is older than those that never ran
+        self.waiting: list[Sequence] = []  # ordered by rank, which does not change while a sequence waits
         self.running: list[Sequence] = []
         self.leaving: dict[int, Sequence] = {}  # slot -> preempted or retiring, until its marker has been saved
         self.num_preemptions = 0
@@ -92,8 +93,8 @@ class Scheduler:
             )
         if len(request.output_token_ids) >= params.max_tokens:
             raise InvalidRequestError("output_token_ids already reach max_tokens", "output_token_ids")
-        # A later attempt has been admitted once, and its client is in the middle of the answer.
-        if len(self.waiting) >= self.max_queued_requests and request.attempt == 0:
+        # A client in the middle of its answer is not refused; a later attempt alone does not mean that it is.
+        if len(self.waiting) >= self.max_queued_requests and not request.output_token_ids:
             raise OverloadedError(f"{len(self.waiting)} requests are waiting, the limit is {self.max_queued_requests}")
         sequence = Sequence(request, self._arrivals)
         key = request.request_id, request.attempt

@@ -39,9 +39,9 @@ class Sequence:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.output_token_ids]
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Order of service: smaller goes first."""
-        return self.request.priority, self.arrival
+    def rank(self) -> tuple[int, bool, int]:
+        """Order of service: smaller goes first. An answer in the middle, wherever it began, comes before those to begin."""
+        return self.request.priority, self.num_tokens == self.num_prompt_tokens, self.arrival
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -68,8 +68,11 @@ def resume_sequences(
     Raises:
         ApiError: a choice cannot have been answered so.
     """
+    has_begun = any(choice.token_ids or choice.finish_reason for choice in resume.choices)
     for i, choice in enumerate(resume.choices):
         _resume_sequence(i, choice, resume.fingerprint, entries[i], outputs[i], vocab_size)
+        # Not the first attempt: an answer that has begun is not refused for a full queue; any other is.
+        entries[i].attempt = int(has_begun)
 
 
 def _resume_sequence(
@@ -82,8 +85,6 @@ def _resume_sequence(
         raise bad_request(f"{where} has {num_tokens} tokens; max_tokens is {params.max_tokens}", f"{where}.token_ids")
     if not output.resume(choice.token_ids, choice.finish_reason, params.logprobs is not None):
         raise bad_request(f"{where}: these tokens complete a stop string", f"{where}.finish_reason")
-    # Not the first attempt: an answer that has begun is not refused for a full queue.
-    entry.attempt = 1
     entry.output_token_ids = list(choice.token_ids)
     entry.finish_reason = choice.finish_reason
     entry.fingerprint = fingerprint

@@ -214,6 +214,8 @@ def test_the_queue_is_bounded():
     scheduler.add_request(request("b"))
     with pytest.raises(OverloadedError, match="2 requests are waiting"):
         scheduler.add_request(request("c"))
+    with pytest.raises(OverloadedError, match="2 requests are waiting"):
+        scheduler.add_request(request("tried elsewhere", attempt=1))
     scheduler.add_request(request("begun elsewhere", attempt=1, output_token_ids=[1, 2]))
     scheduler.check_integrity()
 
@@ -285,6 +287,20 @@ def test_urgent_requests_go_first_but_for_one_admission_of_so_many():
     assert order == "uuupuuupuuup"
     patient = [name for name in admissions(device.plans) if name.startswith("patient")]
     assert patient == ["patient-0", "patient-1", "patient-2"]
+
+
+def test_an_answer_in_the_middle_goes_before_those_to_begin():
+    """Its client is reading; that it arrived here last is only because it began on another engine."""
+    scheduler = make_scheduler(max_num_seqs=1, max_queued_requests=3)
+    device = Device(scheduler)
+    scheduler.add_request(request("urgent", max_tokens=1, priority=-1))
+    for name in ("first", "second"):
+        scheduler.add_request(request(name, max_tokens=1))
+    for name in ("begun", "begun too"):
+        device.tokens[name] = [1, 2]
+        scheduler.add_request(request(name, max_tokens=3, attempt=1, output_token_ids=[1, 2]))
+    device.drain()
+    assert admissions(device.plans) == ["urgent", "begun", "begun too", "first", "second"]
 
 
 def test_first_come_first_served_is_every_admission():

@@ -13,6 +13,7 @@ from cluster.outputs import FINISH_LENGTH, TokenDelta, TokenLogprobs
 from deployments.api_errors import ApiError
 from deployments.ingress_metrics import IngressMetrics
 from deployments.openai_service import OpenAiService
+from deployments.request_events import RequestEvents
 from deployments.sampling_request import ModelLimits
 from deployments.text_offsets import prompt_offsets
 from tests.actors.tiny_tokenizer import byte_level_metadata
@@ -171,3 +172,24 @@ async def test_a_stream_begins_with_the_prompts_logprobs_of_the_whole_answer(kin
     else:
         assert [chunk.get("prompt_logprobs") for chunk in chunks] == [whole["prompt_logprobs"], None]
         assert len(whole["prompt_logprobs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("choices", "may_be_refused"),
+    [
+        ([{"token_ids": []}, {"token_ids": []}], True),
+        ([{"token_ids": [1]}, {"token_ids": []}], False),
+        ([{"token_ids": [], "finish_reason": "stop"}, {"token_ids": []}], False),
+    ],
+)
+async def test_only_an_answer_that_has_begun_is_taken_up_past_a_full_queue(choices, may_be_refused):
+    """Engines refuse first attempts; a client that has nothing yet is as good as new."""
+    engines, submitted = Engines([1, 2]), []
+    engines.events = RequestEvents()
+    engines.submit = lambda entry, deliver, fail: submitted.append(entry)
+    resume = {"fingerprint": "f", "choices": choices}
+    body = {"prompt": "by", "n": 2, "seed": 1, "stream": True, "return_token_ids": True, "resume": resume}
+    count = sum(len(choice["token_ids"]) for choice in choices)
+    await service(engines, byte_tokenizer()).completion(body, "cmpl-" + "0" * 32 + f":1:{count}:0")
+    assert submitted
+    assert {entry.attempt == 0 for entry in submitted} == {may_be_refused}
