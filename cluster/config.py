@@ -82,7 +82,7 @@ class EngineConfig(BaseModel):
         2.0,
         gt=0,
         le=64,
-        description="On a GPU, most memory for the CUDA graphs of decode steps, in GiB; batch sizes beyond it replay a larger one.",
+        description="On a GPU, most memory for the CUDA graphs of decode steps, in GiB; batch sizes left out replay a larger one, or run op by op.",
     )
     enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
     enable_overlap_schedule: bool = Field(True, description="Launch step N before step N-1 is saved.")

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import string
 import subprocess
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -65,13 +66,16 @@ def cuda_targets() -> list[str]:
     """nvcc's target options for $BIREME_CUDA_ARCHS, by default compute capabilities 8.0, 8.9, 9.0a and PTX for later ones.
 
     Raises:
-        OpBuildError: an entry is not like 80, 90a or 90+PTX.
+        OpBuildError: an entry is not like 80, 90a or 90+PTX, or asks for PTX older than that.
     """
     targets = []
     for entry in os.environ.get("BIREME_CUDA_ARCHS", CUDA_ARCHS).replace(",", " ").split():
         arch, _, ptx = entry.partition("+")
         if not arch[:-1].isdigit() or ptx not in ("", "PTX"):
             raise OpBuildError(f"BIREME_CUDA_ARCHS: got {entry}, needs entries like 80, 90a or 90+PTX")
+        if ptx and int(arch.rstrip(string.ascii_lowercase)) < 90:
+            # On a newer GPU kernels made from it would start before their predecessor ended, and not wait for it.
+            raise OpBuildError(f"BIREME_CUDA_ARCHS: got {entry}, PTX needs 90 or later")
         targets.append(f"-gencode=arch=compute_{arch},code={'compute' if ptx else 'sm'}_{arch}")
     return targets
 

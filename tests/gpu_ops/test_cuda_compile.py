@@ -63,7 +63,11 @@ def test_every_kernel_compiles_for_every_chip(tmp_path):
     assert {path.stem for path in tmp_path.glob("*.o")} == {source.stem for source in KERNELS}
 
 
-def test_targets_are_refused_by_name(monkeypatch):
-    monkeypatch.setenv("BIREME_CUDA_ARCHS", "80 ninety")
-    with pytest.raises(OpBuildError, match="got ninety, needs entries like 80, 90a or 90"):
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [("80 ninety", "got ninety, needs entries like 80, 90a or 90"), ("90a 80+PTX", "PTX needs 90 or later")],
+)
+def test_targets_are_refused_by_name(monkeypatch, targets, message):
+    monkeypatch.setenv("BIREME_CUDA_ARCHS", targets)
+    with pytest.raises(OpBuildError, match=message):
         cuda_targets()

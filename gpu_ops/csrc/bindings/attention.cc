@@ -46,12 +46,12 @@ std::vector<paddle::Tensor> PagedAttention(const paddle::Tensor& qkv, const padd
         PD_CHECK(max_rows_per_slot >= 1, "max_rows_per_slot: is ", max_rows_per_slot, ", needs to be at least 1");
       }
       auto out = paddle::empty({rows.rows, q_heads * rows.head_dim}, qkv.dtype(), qkv.place());
-      auto partials = paddle::empty({bireme::attention_partials(rows, batch_invariant)}, kFloat, qkv.place());
       bireme::CudaAttention attention{};
       attention.qkv = qkv.data(), attention.k_cache = raw_data(k_cache), attention.v_cache = raw_data(v_cache);
       attention.cu_seqlens_q = cu_seqlens_q ? cu_seqlens_q->data<int32_t>() : nullptr;
       attention.max_rows_per_slot = static_cast<int>(max_rows_per_slot);
       attention.batch_invariant = batch_invariant, attention.scale = scale;
+      auto partials = paddle::empty({bireme::attention_partials(attention, rows)}, kFloat, qkv.place());
       attention.out = out.data(), attention.partials = partials.data<float>();
       on_device([&] { bireme::paged_attention_cuda(half_of(qkv.dtype()), attention, rows, stream_of(qkv)); });
       return {out};

@@ -1,8 +1,9 @@
 // Rotary embedding with cache write, and attention over the paged cache, on the GPU.
 //
 // Cache layout: k and v [blocks, kv_heads, block_size, head_dim]. Position p of slot s lies in block
-// block_tables[s, p / block_size], entry p % block_size. A row whose slot, position or block is out of range is skipped (its
-// output is zero): nothing on the device can raise.
+// block_tables[s, p / block_size], entry p % block_size. Nothing on the device can raise: a row whose slot or position is out of
+// range has no result (zeros, but with cu_seqlens_q only rows beyond the last slot's are written), and positions of a block
+// that is out of range count as keys and values of zero.
 #pragma once
 #include "device.h"
 
@@ -38,7 +39,8 @@ struct CudaAttention {
 bool attention_supports(int head_dim, int q_heads, int kv_heads);
 
 // Floats of scratch for partial results of rows that are split over their context.
-int64_t attention_partials(const CudaRows& rows, bool batch_invariant);
+// (`partials` itself is not looked at.)
+int64_t attention_partials(const CudaAttention& attention, const CudaRows& rows);
 
 void paged_attention_cuda(Half type, const CudaAttention& attention, const CudaRows& rows, Stream stream);
 

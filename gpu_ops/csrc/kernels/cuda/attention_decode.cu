@@ -381,6 +381,14 @@ class SingleRows {
   int length_;  // positions of a part, a multiple of kStride
 };
 
+// Partial results of a query head: a place a row where rows share entries, else a place an entry, so that a step of long
+// prompts takes no more than its slots need.
+template <int kPartFloats>
+__device__ inline float* partials_of(const Launch& launch, const Share& share, int kv_head, int line, const Line& to) {
+  const int64_t of_entry = (int64_t{share.index} * launch.rows.kv_heads + kv_head) * launch.lines + line;
+  return launch.attention.partials + (launch.tiled ? to.head : of_entry) * launch.max_parts * kPartFloats;
+}
+
 // With batch_invariant, part `part` of tile number `index` of the slots' rows.
 __device__ inline Share share_of_tile(const Launch& launch, int index, int part) {
   const CudaRows& s = launch.rows;
@@ -409,12 +417,12 @@ __global__ void __launch_bounds__(kWarps* kWarp, kResident<kHeadDim, kHalves>) d
   __shared__ bool is_last;
   const CudaRows& s = launch.rows;
   const int warp = threadIdx.x / kWarp, group = s.q_heads / s.kv_heads, lines = launch.lines;
-  const int kv_head = blockIdx.x % s.kv_heads, column = blockIdx.x / s.kv_heads, columns = gridDim.x / s.kv_heads;
+  const int kv_head = blockIdx.x % s.kv_heads, place = blockIdx.x / s.kv_heads, places = gridDim.x / s.kv_heads;
 
   const SingleRows single_rows(launch);
   const auto share_of = [&](int round) {
-    return launch.tiled ? share_of_tile(launch, column, blockIdx.y + round * gridDim.y)
-                                 : single_rows.share(column + round * columns);
+    return launch.tiled ? share_of_tile(launch, place, blockIdx.y + round * gridDim.y)
+                        : single_rows.share(place + round * places);
   };
   Share share = share_of(0);
   // Short rows leave registers for the loads of two tiles.
@@ -445,7 +453,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kResident<kHeadDim, kHalves>) d
   if (blockIdx.y == 0) {
     // Rows that nobody computes.
     const bool packed = launch.attention.cu_seqlens_q;
-    for (int row = column + (packed ? min(launch.attention.cu_seqlens_q[s.slots], s.rows) : 0); row < s.rows; row += columns) {
+    for (int row = place + (packed ? min(launch.attention.cu_seqlens_q[s.slots], s.rows) : 0); row < s.rows; row += places) {
       if (packed || single_row(launch, row).slot < 0) zero(row);
     }
   }
@@ -514,7 +522,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kResident<kHeadDim, kHalves>) d
       if (share.parts == 1) {
         store_line(static_cast<T*>(launch.attention.out) + to.head * kHeadDim + column, out, sum);
       } else {
-        float* partial = launch.attention.partials + (to.head * launch.max_parts + share.part) * S::kPartFloats;
+        float* partial = partials_of<S::kPartFloats>(launch, share, kv_head, of, to) + share.part * S::kPartFloats;
         *reinterpret_cast<float4*>(partial + column) = out;
         if (column == 0) *reinterpret_cast<float2*>(partial + kHeadDim) = make_float2(best, sum);
       }
@@ -535,7 +543,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kResident<kHeadDim, kHalves>) d
       const int of = item / (kHeadDim / 4), column = item % (kHeadDim / 4) * 4;
       const Line to = Line::of(launch, done.entry, kv_head, of);
       if (!to.present) continue;
-      const float* partials = launch.attention.partials + to.head * launch.max_parts * S::kPartFloats;
+      const float* partials = partials_of<S::kPartFloats>(launch, done, kv_head, of, to);
       float best = -INFINITY, sum = 0;
       float4 out = make_float4(0, 0, 0, 0);
       constexpr int kAhead = 8;  // parts whose loads are under way together
@@ -595,6 +603,11 @@ int multiprocessors() {
   return found->second;
 }
 
+// Rows of a chunk go the way of single rows.
+bool is_tiled(const CudaAttention& attention) {
+  return attention.cu_seqlens_q && attention.batch_invariant && attention.max_rows_per_slot > 1;
+}
+
 int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
 // Positions of a part at least: no context has more than kMaxParts parts.
@@ -632,9 +645,10 @@ void launch_kernel(Launch& launch, Stream stream) {
 
 }  // namespace
 
-int64_t attention_partials(const CudaRows& rows, bool batch_invariant) {
-  const int parts = max_parts(rows, batch_invariant);
-  return parts == 1 ? 1 : int64_t{rows.rows} * rows.q_heads * parts * part_floats(rows.head_dim);
+int64_t attention_partials(const CudaAttention& attention, const CudaRows& rows) {
+  const int parts = max_parts(rows, attention.batch_invariant);
+  const int places = attention.cu_seqlens_q && !is_tiled(attention) ? rows.slots : rows.rows;
+  return parts == 1 ? 1 : int64_t{places} * rows.q_heads * parts * part_floats(rows.head_dim);
 }
 
 void launch_decode_attention(Half type, Launch launch, Stream stream) {
@@ -644,7 +658,7 @@ void launch_decode_attention(Half type, Launch launch, Stream stream) {
   launch.longest = s.table_width * s.block_size;
   launch.min_part = min_part(s, attention.batch_invariant);
   launch.max_parts = max_parts(s, attention.batch_invariant);
-  launch.tiled = attention.cu_seqlens_q && attention.batch_invariant && attention.max_rows_per_slot > 1;
+  launch.tiled = is_tiled(attention);
   launch.entry_rows = launch.tiled ? kMaxGroup / group : 1;
   launch.lines = launch.entry_rows * group;
   launch.entries = !attention.cu_seqlens_q ? s.rows : s.slots;
