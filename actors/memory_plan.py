@@ -10,8 +10,9 @@ from cluster.errors import ConfigError
 DEFAULT_MAX_MODEL_LEN = 8192
 # Memory that the CUDA context's later growth and matmul workspaces take.
 _GPU_RESERVED_BYTES = 2 << 30
-# Paddle keeps what steps of many different sizes left behind, and attention took 4 GiB more than it does now: with Llama-3.1-8B's sizes and prompts of random length, an
-# H200 lost 6 GiB beside weights, cache and graphs in half a minute, 25 times the largest step's activations.
+# Paddle keeps what steps of many different sizes left behind: with Llama-3.1-8B's sizes and prompts of random length, an
+# H200 lost 6 GiB beside weights, cache and graphs in half a minute, 25 times the largest step's activations. By reckoning 4
+# of them were attention's, which takes less since; until that is measured the factor stays.
 _ACTIVATIONS_KEPT = 16
 _LOGITS_ROWS = 64
 
