@@ -8,20 +8,29 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
+from deployments.api_errors import unavailable
 from deployments.engine_client import EngineClient
 from deployments.engine_replica import RUNNER_NAME_PREFIX, application_name
+from deployments.shared_look import SharedLook
 
 _ANSWER_TIMEOUT_S = 1.0
+_LOOK_TIMEOUT_S = 5.0
 
 
 async def cluster_status(client: EngineClient) -> dict[str, Any]:
     """Replicas by deployment and state, every engine's counters, and this ingress's events.
 
     An engine that does not answer within a second is listed as silent.
+
+    Raises:
+        ApiError: 503, Serve's controller or Ray's directory of actors does not answer.
     """
-    application = application_name()
-    replicas, runners = await asyncio.to_thread(_look_around, application)
+    try:
+        replicas, runners = await asyncio.gather(_REPLICAS.result(), RUNNERS.result())
+    except (ray.exceptions.RayError, RayServeException) as error:
+        raise unavailable(f"Serve's controller does not answer: {type(error).__name__}") from None
     engines = await asyncio.gather(*(_engine(engine_id, runner) for engine_id, runner in sorted(runners.items())))
     return {
         "replicas": replicas,
@@ -32,13 +41,12 @@ async def cluster_status(client: EngineClient) -> dict[str, Any]:
     }
 
 
-def _look_around(application: str) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
-    status = serve.status().applications.get(application)
-    replicas = {name: dict(found.replica_states) for name, found in status.deployments.items()} if status else {}
-    return replicas, find_runners()
+def _find_replicas() -> dict[str, dict[str, int]]:
+    status = serve.status().applications.get(application_name())
+    return {name: dict(found.replica_states) for name, found in status.deployments.items()} if status else {}
 
 
-def find_runners() -> dict[str, Any]:
+def _find_runners() -> dict[str, Any]:
     """Engine id to runner actor, of this application's engines that have not ended."""
     prefix, runners = f"{RUNNER_NAME_PREFIX}{application_name()}::", {}
     for actor in ray.util.list_named_actors(all_namespaces=True):
@@ -46,6 +54,11 @@ def find_runners() -> dict[str, Any]:
             with contextlib.suppress(ValueError):  # it ended in between
                 runners[actor["name"].removeprefix(prefix)] = ray.get_actor(actor["name"], actor["namespace"])
     return runners
+
+
+# Serve waits for its controller without end, so a few questions would hold all threads that others need for short work.
+_REPLICAS = SharedLook(_find_replicas, _LOOK_TIMEOUT_S, "Serve's controller")
+RUNNERS = SharedLook(_find_runners, _LOOK_TIMEOUT_S, "Ray's directory of actors")
 
 
 async def _engine(engine_id: str, runner: Any) -> dict[str, Any]:

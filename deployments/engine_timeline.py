@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from cluster.errors import BiremeError
 from deployments.api_errors import bad_request, from_engine, unavailable
-from deployments.cluster_status import find_runners
+from deployments.cluster_status import RUNNERS
 
 DEFAULT_STEPS = 200
 DEFAULT_TIMEOUT_S = 10.0
@@ -30,7 +29,7 @@ async def engine_timeline(query: Mapping[str, str]) -> dict[str, Any]:
     timeout_s = _number(query, "timeout_s", DEFAULT_TIMEOUT_S, float)
     if not 0 < timeout_s <= MAX_TIMEOUT_S:
         raise bad_request(f"timeout_s: got {timeout_s:g}, allowed are 0 to {MAX_TIMEOUT_S:g}", "timeout_s")
-    runners = await asyncio.to_thread(find_runners)
+    runners = await RUNNERS.result()
     if not runners:
         raise unavailable("there is no engine yet")
     engine = query.get("engine") or (next(iter(runners)) if len(runners) == 1 else "")
