@@ -1,7 +1,4 @@
 // Attention of single rows: the context is split into parts, a block each, whose four warps take tiles of 16 positions in turn.
-// Keys and values go from memory to the registers of the tensor cores without a detour through shared memory, so that many
-// loads are under way at once. Every block works out for itself what its share is: how long the contexts are is known on the
-// device alone.
 //
 // With batch_invariant parts have one length, so that a row is always split alike, and rows of a chunk go the way of single
 // rows: a query tile has 16 lines, a line for each (row of the slot, query head of the group).
@@ -9,93 +6,16 @@
 #include <map>
 #include <mutex>
 
-#include "attention_launch.cuh"
 #include "chained_launch.cuh"
-#include "mma.cuh"
+#include "decode_share.cuh"
+#include "decode_tile.cuh"
 #include "rotary.cuh"
 
 namespace bireme {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kTile = 16;         // positions that a warp takes at a time; a cache block holds a multiple of it
 constexpr int kMaxParts = 128;
-constexpr int kStride = kWarps * kTile;
-constexpr int kInvariantPart = 128;
-
-// Rows of one slot that a block computes together, and the context they see.
-struct Entry {
-  int slot, row, num_rows, last;  // last: position of the last row; slot is -1 where there is nothing to compute
-};
-
-template <typename T, int kHeadDim>
-struct Shape {
-  static constexpr int kSpans = kHeadDim / 32;           // 16-byte loads of a key's line
-  static constexpr bool kHalfSpan = kHeadDim % 32 != 0;  // and one of 8 bytes
-  static constexpr int kSets = kHeadDim / 64;            // 16-byte loads of a value
-  static constexpr int kRest = kHeadDim % 64 / 8;        // elements of a value's last, shorter load
-  static constexpr int kColumns = kHeadDim / 16;         // tiles of 16 output columns
-  static constexpr int kQueryStride = kHeadDim + kVec;
-  static constexpr int kPartFloats = part_floats(kHeadDim);
-
-  // Column of a thread's element `i`, 0 or 1, of output tile n: those of line 0, 1, ... lie as its values were loaded.
-  __device__ static int column(int n, int i) {
-    const int line = threadIdx.x % kWarp / 4, set = n / 4;
-    return set < kSets ? set * 64 + line * 8 + n % 4 * 2 + i : kSets * 64 + line * kRest + n % 4 * 2 + i;
-  }
-};
-
-// Keys of positions line and line + 8 of a tile: the upper operand of the scores.
-template <typename T, int kHeadDim>
-struct Keys {
-  using S = Shape<T, kHeadDim>;
-  uint4 span[2][S::kSpans];
-  uint2 half_span[2];
-
-  __device__ void load(const T* tile, int limit) {
-    const int line = threadIdx.x % kWarp / 4, quad = threadIdx.x % 4;
-#pragma unroll
-    for (int t = 0; t < 2; ++t) {
-      const int key = line + t * 8;
-      const T* from = tile + key * kHeadDim;
-      const bool present = key < limit;
-#pragma unroll
-      for (int i = 0; i < S::kSpans; ++i) {
-        span[t][i] = present ? *reinterpret_cast<const uint4*>(from + i * 32 + quad * 8) : make_uint4(0, 0, 0, 0);
-      }
-      if (S::kHalfSpan) {
-        half_span[t] = present ? *reinterpret_cast<const uint2*>(from + S::kSpans * 32 + quad * 4) : make_uint2(0, 0);
-      }
-    }
-  }
-};
-
-// Values of positions 2 quad, 2 quad + 1, and the same + 8.
-template <typename T, int kHeadDim>
-struct Values {
-  using S = Shape<T, kHeadDim>;
-  uint32_t word[4][S::kColumns];  // two columns a word
-
-  __device__ void load(const T* tile, int limit) {
-    const int line = threadIdx.x % kWarp / 4, quad = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = quad * 2 + i % 2 + i / 2 * 8;
-      const T* from = tile + key * kHeadDim;
-      const bool present = key < limit;
-#pragma unroll
-      for (int s = 0; s < S::kSets; ++s) {
-        const uint4 four = present ? *reinterpret_cast<const uint4*>(from + s * 64 + line * 8) : make_uint4(0, 0, 0, 0);
-        word[i][s * 4] = four.x, word[i][s * 4 + 1] = four.y, word[i][s * 4 + 2] = four.z, word[i][s * 4 + 3] = four.w;
-      }
-#pragma unroll
-      for (int r = 0; r < S::kRest / 2; ++r) {
-        const T* at = from + S::kSets * 64 + line * S::kRest + r * 2;
-        word[i][S::kSets * 4 + r] = present ? *reinterpret_cast<const uint32_t*>(at) : 0;
-      }
-    }
-  }
-};
+constexpr int kInvariantPart = 128;  // positions of a part with batch_invariant, unless the longest context asks for more
 
 // Where the tile at position `first` lies, or null.
 template <typename T>
@@ -152,130 +72,6 @@ __device__ void prepare_queries(const Launch& launch, const Entry& entry, int kv
   }
 }
 
-// Turns an 8 x 8 matrix of 16-bit elements over the warp, two neighbours of a row in a thread.
-__device__ inline uint32_t transposed(uint32_t pair) {
-  uint32_t turned;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
-  return turned;
-}
-
-// The running softmax of one warp, for the query lines 2 quad and 2 quad + 1 of each half. Scores are [positions, lines], the
-// weighted sum [columns, lines]: so all of a product's 8 lines may be queries, where few query heads share a key head.
-template <typename T, int kHeadDim, int kHalves>
-struct Attended {
-  using S = Shape<T, kHeadDim>;
-  float out[kHalves][S::kColumns][4];
-  float best[kHalves][2], sum[kHalves][2];
-
-  __device__ void reset() {
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) best[half][i] = -INFINITY, sum[half][i] = 0;
-#pragma unroll
-      for (int n = 0; n < S::kColumns; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) out[half][n][i] = 0;
-      }
-    }
-  }
-
-  __device__ void scores(const T* queries, const Keys<T, kHeadDim>& keys, float (&score)[kHalves][4]) const {
-    const int line = threadIdx.x % kWarp / 4, quad = threadIdx.x % 4;
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      const T* query = queries + (half * 8 + line) * S::kQueryStride;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) score[half][i] = 0;
-#pragma unroll
-      for (int i = 0; i < S::kSpans; ++i) {
-        mma_32<T>(score[half], keys.span[0][i], keys.span[1][i], *reinterpret_cast<const uint4*>(query + i * 32 + quad * 8));
-      }
-      if (S::kHalfSpan) {
-        const uint2 b = *reinterpret_cast<const uint2*>(query + S::kSpans * 32 + quad * 4);
-        mma<T>(score[half], {keys.half_span[0].x, keys.half_span[1].x, keys.half_span[0].y, keys.half_span[1].y}, b.x, b.y);
-      }
-    }
-  }
-
-  // Turns scores into weights; line i of a half sees the first `visible[half][i]` positions of the tile.
-  __device__ void soften(float (&score)[kHalves][4], const int (&visible)[kHalves][2], float scale_log2) {
-    const int line = threadIdx.x % kWarp / 4;
-    bool better = false;
-    float rescale[kHalves][2];
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float &low = score[half][i], &high = score[half][i + 2];
-        if (line >= visible[half][i]) low = -INFINITY;
-        if (line + 8 >= visible[half][i]) high = -INFINITY;
-        float top = fmaxf(low, high);
-#pragma unroll
-        for (int offset = 4; offset < kWarp; offset *= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, offset));
-        top = fmaxf(top, best[half][i]);
-        const float base = top == -INFINITY ? 0.0f : __fmul_rn(top, scale_log2);
-        // Rounded before the difference: exactly 1 where the tile brought nothing better.
-        rescale[half][i] = exp2_fast(__fsub_rn(__fmul_rn(best[half][i], scale_log2), base));
-        better |= top != best[half][i];
-        best[half][i] = top;
-        low = exp2_fast(fmaf(low, scale_log2, -base));
-        high = exp2_fast(fmaf(high, scale_log2, -base));
-        sum[half][i] = fmaf(sum[half][i], rescale[half][i], low + high);
-      }
-    }
-    if (!__any_sync(kAllLanes, better)) return;
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-#pragma unroll
-      for (int n = 0; n < S::kColumns; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) out[half][n][i] *= rescale[half][i % 2];
-      }
-    }
-  }
-
-  __device__ void add(const float (&weight)[kHalves][4], const Values<T, kHeadDim>& values) {
-    uint32_t b[kHalves][2];
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      b[half][0] = transposed(pack_pair<T>(weight[half][0], weight[half][1]));
-      b[half][1] = transposed(pack_pair<T>(weight[half][2], weight[half][3]));
-    }
-#pragma unroll
-    for (int n = 0; n < S::kColumns; ++n) {
-      constexpr unsigned kFirst = 0x5410, kSecond = 0x7632;  // of a word's two columns
-      const uint32_t a[4] = {__byte_perm(values.word[0][n], values.word[1][n], kFirst),
-                             __byte_perm(values.word[0][n], values.word[1][n], kSecond),
-                             __byte_perm(values.word[2][n], values.word[3][n], kFirst),
-                             __byte_perm(values.word[2][n], values.word[3][n], kSecond)};
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) mma<T>(out[half][n], a, b[half][0], b[half][1]);
-    }
-  }
-
-  // The warp's result, for the other warps: sums [lines][head_dim], and best and sum of every line.
-  __device__ void share(float* sums, float2* best_and_sum, int lines) const {
-    const int line = threadIdx.x % kWarp / 4, quad = threadIdx.x % 4;
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int of = half * 8 + quad * 2 + i;
-        float all = sum[half][i];
-#pragma unroll
-        for (int offset = 4; offset < kWarp; offset *= 2) all += __shfl_xor_sync(kAllLanes, all, offset);
-        if (of >= lines) continue;
-        if (line == 0) best_and_sum[of] = make_float2(best[half][i], all);
-#pragma unroll
-        for (int n = 0; n < S::kColumns; ++n) {
-          *reinterpret_cast<float2*>(sums + of * kHeadDim + S::column(n, 0)) = make_float2(out[half][n][i], out[half][n][i + 2]);
-        }
-      }
-    }
-  }
-};
-
 __device__ inline float4 joined(const Join& join, float4 before, float4 part) {
   return make_float4(join(before.x, part.x), join(before.y, part.y), join(before.z, part.z), join(before.w, part.w));
 }
@@ -299,108 +95,12 @@ __device__ inline void store_line(T* out, float4 value, float sum) {
   *reinterpret_cast<uint2*>(out) = packed;
 }
 
-// What a block computes: part number `part` of the `parts` of an entry, each of `keys` positions.
-struct Share {
-  Entry entry;
-  int index, part, parts, keys;  // index: of the entry, names its counter of arrivals
-};
-
-// Row `i` where every row is single; with cu_seqlens_q the only row of slot `i`.
-__device__ inline Entry single_row(const Launch& launch, int i) {
-  const CudaRows& s = launch.rows;
-  Entry entry{-1, i, 1, -1};
-  if (launch.attention.cu_seqlens_q) {
-    entry.row = launch.attention.cu_seqlens_q[i];
-    if (launch.attention.cu_seqlens_q[i + 1] != entry.row + 1 || entry.row >= s.rows) return entry;
-  }
-  entry.slot = s.batch_ids[entry.row];
-  entry.last = s.positions[entry.row];
-  const int limit = launch.attention.cos_sin ? min(launch.attention.max_positions, launch.longest) : launch.longest;
-  if (entry.slot >= s.slots || entry.last < 0 || entry.last >= limit) entry.slot = -1;
-  return entry;
-}
-
-// The single rows of a launch, in rounds of a warp; those of the first round are kept.
-class SingleRows {
- public:
-  __device__ explicit SingleRows(const Launch& launch) : launch_(launch), first_(row_of(0)) {
-    length_ = launch.min_part;
-    if (launch.attention.batch_invariant) return;
-    int total = 0;
-    for (int i = 0; i < launch.entries; i += kWarp) total += of_lane(i).last + 1;
-    if (launch.entries > 1) {
-      for (int offset = kWarp / 2; offset; offset /= 2) total += __shfl_xor_sync(kAllLanes, total, offset);
-    }
-    // All contexts together make about `wanted_blocks` parts.
-    const int share = __float2int_ru(static_cast<float>(total) * launch.keys_per_position);
-    length_ = max(launch.min_part, (share + kStride - 1) / kStride * kStride);
-  }
-
-  // Share number `wanted` of all parts, counted row by row; its slot is -1 beyond the last.
-  __device__ Share share(int wanted) const {
-    if (launch_.entries == 1) {
-      Share only{first_, 0, wanted, first_.last / length_ + 1, length_};
-      if (wanted >= only.parts) only.entry.slot = -1;
-      return only;
-    }
-    for (int i = 0; i < launch_.entries; i += kWarp) {
-      const Entry entry = of_lane(i);
-      const int parts = entry.slot < 0 ? 0 : entry.last / length_ + 1, up_to = warp_prefix(parts);
-      const unsigned hit = __ballot_sync(kAllLanes, wanted < up_to);
-      if (hit) {
-        const int source = __ffs(hit) - 1;
-        const auto of_source = [&](int value) { return __shfl_sync(kAllLanes, value, source); };
-        Share share{{of_source(entry.slot), of_source(entry.row), 1, of_source(entry.last)}, i + source,
-                    wanted - of_source(up_to - parts), of_source(parts), length_};
-        if (!launch_.attention.batch_invariant) {
-          // Parts of a row are equally long.
-          share.keys = (share.entry.last / share.parts + kStride) / kStride * kStride;
-          share.parts = share.entry.last / share.keys + 1;
-          if (share.part >= share.parts) share.entry.slot = -1;
-        }
-        return share;
-      }
-      wanted -= __shfl_sync(kAllLanes, up_to, kWarp - 1);
-    }
-    return {{-1, 0, 0, -1}, 0, 0, 0, length_};
-  }
-
- private:
-  __device__ Entry of_lane(int start) const { return start == 0 ? first_ : row_of(start); }
-  __device__ Entry row_of(int start) const {
-    // A lone row is known to all lanes.
-    const int i = launch_.entries == 1 ? 0 : start + threadIdx.x % kWarp;
-    Entry entry{-1, 0, 1, -1};
-    if (i < launch_.entries && !launch_.tiled) entry = single_row(launch_, i);
-    if (entry.slot < 0) entry.last = -1;
-    return entry;
-  }
-
-  const Launch& launch_;
-  Entry first_;
-  int length_;  // positions of a part, a multiple of kStride
-};
-
 // Partial results of a query head: a place a row where rows share entries, else a place an entry, so that a step of long
 // prompts takes no more than its slots need.
 template <int kPartFloats>
 __device__ inline float* partials_of(const Launch& launch, const Share& share, int kv_head, int line, const Line& to) {
   const int64_t of_entry = (int64_t{share.index} * launch.rows.kv_heads + kv_head) * launch.lines + line;
   return launch.attention.partials + (launch.tiled ? to.head : of_entry) * launch.max_parts * kPartFloats;
-}
-
-// With batch_invariant, part `part` of tile number `index` of the slots' rows.
-__device__ inline Share share_of_tile(const Launch& launch, int index, int part) {
-  const CudaRows& s = launch.rows;
-  const SlotTile tile = SlotTile::find(launch, index, launch.entry_rows, 1);
-  Share share{{tile.slot, tile.row, tile.num_rows, -1}, index, part, 0, launch.min_part};
-  if (tile.slot < 0) return share;
-  share.entry.slot = s.batch_ids[tile.row];
-  share.entry.last = s.positions[tile.row + tile.num_rows - 1];
-  if (share.entry.slot >= s.slots || share.entry.last < 0 || share.entry.last >= launch.longest) share.entry.slot = -1;
-  share.parts = share.entry.last / share.keys + 1;
-  if (part >= share.parts) share.entry.slot = -1;
-  return share;
 }
 
 // Blocks that share a multiprocessor: as many as the registers of their sums leave room for.
