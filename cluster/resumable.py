@@ -106,8 +106,9 @@ class ResumableStream:
 
     def _note(self, chunk: Answer) -> bool:
         """Remember what arrived; False if the caller has it already."""
-        self._breaks = 0
         is_new = chunk.usage is None or bool(chunk.choices) or not self._has_usage
+        if is_new:
+            self._breaks = 0
         self._has_usage |= chunk.usage is not None
         if self._event_id is not None:
             self._last_event_id, self._event_id = self._event_id, None

@@ -80,6 +80,17 @@ def test_breaks_without_progress_are_bounded_and_progress_starts_the_count_anew(
     assert [stream.seconds_to_wait(cut) is None for _ in range(3)] == [False, False, True]
 
 
+def test_what_only_repeats_is_no_progress():
+    """A proxy that always cuts before the end of the answer gets so many connections and no more."""
+    stream, cut = ResumableStream(REQUEST, 2), httpx.ReadError("cut")
+    fed(stream, [*event(1, 5, '"stop"'), USAGE])
+    given_up = []
+    for _ in range(3):
+        given_up.append(stream.seconds_to_wait(cut) is None)
+        fed(stream, [USAGE])
+    assert given_up == [False, False, True]
+
+
 def test_a_server_without_event_ids_cannot_take_an_answer_up():
     stream = ResumableStream(REQUEST, 3)
     fed(stream, event(1, 5)[1:])
