@@ -16,19 +16,23 @@ import httpx
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
+from ray.serve._private.constants import SERVE_DEFAULT_APP_NAME
 
 from actors.model_source import resolve_model
 from cluster.config import DEFAULT_MODEL, LLMConfig
 from deployments.engine_replica import RUNNER_NAME_PREFIX
 from deployments.llm import build_openai_app
+from deployments.serve_environment import SERVE_ENVIRONMENT
+from tests.chaos.nodes import STORE_BYTES, add_node
 from tests.engines import TINY_CONFIG
 
 MODEL = {**TINY_CONFIG, "vocab_size": 49152, "max_position_embeddings": 2048}
-ENGINE_NODE = {"num_cpus": 1, "resources": {"accelerator_type:HERE": 1}}
-STORE_BYTES = 100_000_000
 # A replica that pings its runner does so four times a second.
 LIVELY_S = 0.75
+_DEPLOY_TRIES = 4
 RPC_FAILURES = "RAY_testing_rpc_failure"
+# Of the switches that a server sets, the one that concerns hung processes.
+FORCE_STOP = "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,12 @@ def application(setup: Setup, folder: Path, model: dict = MODEL, **changes: obje
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    os.environ.setdefault(FORCE_STOP, SERVE_ENVIRONMENT[FORCE_STOP])
     with _rpc_failures(setup.rpc_failures), _cluster(setup) as running:
         running.url = f"http://127.0.0.1:{port}"
         where = {"proxy_location": "HeadOnly"} if setup.num_nodes else {}
         serve.start(**where, http_options={"host": "127.0.0.1", "port": port})
-        serve.run(build_openai_app(setup.config(folder, model, **changes)))
+        _deploy(setup.config(folder, model, **changes), _DEPLOY_TRIES if setup.rpc_failures else 1)
         deadline = time.monotonic() + 90
         while not is_healthy(running.url):
             assert time.monotonic() < deadline, "the application is not ready"
@@ -125,11 +130,6 @@ def _cluster(setup: Setup) -> Iterator[Running]:
             cluster.shutdown()
 
 
-def add_node(cluster: Cluster) -> Any:
-    """One more node with room for an engine."""
-    return cluster.add_node(**ENGINE_NODE, object_store_memory=STORE_BYTES)
-
-
 @contextlib.contextmanager
 def _rpc_failures(percent: int) -> Iterator[None]:
     """Ray's own switch, read by each of its processes as it starts; every failure is a line in that process's log."""
@@ -158,6 +158,18 @@ def num_rpc_failures() -> int:
         for log in [*logs.glob("python-core-*.log"), *logs.glob("raylet.*"), *logs.glob("gcs_server.*")]
         for line in log.read_bytes().splitlines()
     )
+
+
+def _deploy(config: LLMConfig, tries: int) -> None:
+    """Calls may fail on purpose before anything runs, too, and Serve tries to start an engine of a new application only once."""
+    for number in range(tries):
+        try:
+            serve.run(build_openai_app(config))
+            return
+        except RuntimeError:
+            if number == tries - 1:
+                raise
+            serve.delete(SERVE_DEFAULT_APP_NAME)
 
 
 def is_healthy(url: str) -> bool:

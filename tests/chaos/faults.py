@@ -55,11 +55,17 @@ class StopProcess(Fault):
 
 @dataclass(frozen=True)
 class RemoveNode(Fault):
-    """A node with an engine vanishes, all its processes with it; an empty one is added."""
+    """A node with an engine vanishes, all its processes with it; an empty one is added.
+
+    Attributes:
+        silent_s: before its connections break, nothing is heard from it for so long.
+    """
+
+    silent_s: float = 0.0
 
     @property
     def label(self) -> str:
-        return "remove node"
+        return f"node silent for {self.silent_s:g} s" if self.silent_s else "remove node"
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def _draw(chance: random.Random, kinds: dict[str, int]) -> Fault:
     kind = chance.choices(list(kinds), list(kinds.values()))[0]
     when = chance.uniform(0.05, 0.6), chance.random()
     if kind == "node":
-        return RemoveNode(*when)
+        return RemoveNode(*when, silent_s=chance.choice([0.0, 8.0]))
     if kind == "store":
         return FillObjectStore(*when, held_s=chance.choice([0.5, 2.0]))
     if kind == "clients":

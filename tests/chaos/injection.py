@@ -12,9 +12,10 @@ import numpy as np
 import ray
 
 from tests.chaos import aim
-from tests.chaos.application import STORE_BYTES, Running, add_node, num_ready_ingresses, warm_engines
+from tests.chaos.application import Running, num_ready_ingresses, warm_engines
 from tests.chaos.faults import Fault, FillObjectStore, KillProcess, RemoveNode, StallClients, StopProcess, VanishClients
 from tests.chaos.load import Load
+from tests.chaos.nodes import STORE_BYTES, add_node, lose_node, runner_places
 from tests.chaos.processes import pids_of, send, state_of
 
 # The load reaches every phase many times a second; a phase that is not reached in this time is given up.
@@ -53,7 +54,7 @@ async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
         del held
         return moment
     if isinstance(fault, RemoveNode):
-        return await _remove_node(fault, running)
+        return await _remove_node(fault, running, warm)
     assert isinstance(fault, (KillProcess, StopProcess))
     if fault.target == "runner" and fault.phase != "any":
         return await _hit_runner(fault, warm)
@@ -100,7 +101,7 @@ async def _hit_runner(fault: KillProcess | StopProcess, warm: list) -> Moment | 
     if not busy:
         return None
     runner, stats = busy[int(fault.choice * len(busy))]
-    with contextlib.suppress(ray.exceptions.RayError):
+    with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
         await asyncio.wait_for(_reply(runner.__ray_call__.remote(aim.arm, fault.phase, int(_signal_of(fault)))), 2.0)
     deadline = time.monotonic() + PHASE_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -116,11 +117,17 @@ async def _reply(ref: ray.ObjectRef):
     return await ref
 
 
-async def _remove_node(fault: RemoveNode, running: Running) -> Moment | None:
+async def _remove_node(fault: RemoveNode, running: Running, warm: list) -> Moment | None:
     if running.cluster is None:
         return None
-    node = running.nodes.pop(int(fault.choice * len(running.nodes)))
+    places = await asyncio.to_thread(runner_places)
+    serving = {places.get(runner._actor_id.hex()) for runner, _ in warm}
+    victims = [node for node in running.nodes if node.node_id in serving]
+    if not victims:
+        return None
+    node = victims[int(fault.choice * len(victims))]
+    running.nodes.remove(node)
     moment = Moment(fault, time.monotonic())
-    await asyncio.to_thread(running.cluster.remove_node, node, False)
+    await asyncio.to_thread(lose_node, running.cluster, node, fault.silent_s)
     running.nodes.append(await asyncio.to_thread(add_node, running.cluster))
     return moment

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from dataclasses import dataclass, field
@@ -95,7 +94,7 @@ class Load:
 
             async def twin(number: int) -> Seen:
                 seen = Seen(number, "resuming")
-                await self._ask(client, seen, random.Random(0))
+                await self.ask(client, seen, random.Random(0))
                 assert seen.error is None, seen.error
                 return seen
 
@@ -146,15 +145,18 @@ class Load:
             kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
             seen = Seen(chance.randrange(NUM_REQUESTS), kind)
             async with AsyncClient(self.url, timeout=60, max_resumes=0 if kind == "plain" else 30) as client:
-                task = asyncio.create_task(self._ask(client, seen, chance))
+                task = asyncio.create_task(self.ask(client, seen, chance))
                 self.running[index] = seen, task
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                # Waited for like this, a client that vanishes ends its task, and the end of the test ends the client.
+                await asyncio.wait((task,))
+                if not task.cancelled():
+                    task.result()
                 del self.running[index]
             self.seen.append(seen)
             await asyncio.sleep(0.02)
 
-    async def _ask(self, client: AsyncClient, seen: Seen, chance: random.Random) -> None:
+    async def ask(self, client: AsyncClient, seen: Seen, chance: random.Random) -> None:
+        """Send the request that ``seen`` names and note in it what comes; an error is noted too."""
         body = request_body(seen.number, self.max_tokens)
         leave_after = chance.randint(1, 40) if seen.kind == "vanishing" else 10**9
         while True:

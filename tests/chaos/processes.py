@@ -26,9 +26,10 @@ def children() -> dict[int, list[int]]:
     return found
 
 
-def descendants() -> list[int]:
-    """Every process that this one started, directly or not: other clusters on the machine are none of them."""
-    tree, found, queue = children(), [], [os.getpid()]
+def descendants(ancestor: int | None = None) -> list[int]:
+    """Every process that ``ancestor`` (default: this one) started, directly or not: other clusters on the machine are none of
+    this one's."""
+    tree, found, queue = children(), [], [ancestor or os.getpid()]
     while queue:
         for pid in tree.get(queue.pop(), []):
             found.append(pid)

@@ -25,6 +25,7 @@ class Report:
         leaks: what was left behind.
         rpc_failures: calls that Ray failed on purpose; they are no part of ``faults``.
         recovery_s: of the streams that waited longer than a quarter of a second.
+        grown: file descriptors and threads that a process of a kind had more after than before, at most.
     """
 
     seeds: list[int] = field(default_factory=list)
@@ -38,10 +39,15 @@ class Report:
     rpc_failures: int = 0
     leaks: list[str] = field(default_factory=list)
     recovery_s: dict[str, list[float]] = field(default_factory=dict)
+    grown: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def is_clean(self) -> bool:
         return not (self.lost or self.changed or self.leaks)
+
+    def note_growth(self, kind: str, descriptors: int, threads: int) -> None:
+        known = self.grown.get(kind, [descriptors, threads])
+        self.grown[kind] = [max(known[0], descriptors), max(known[1], threads)]
 
     def to_json(self) -> str:
         return json.dumps(vars(self))
@@ -67,6 +73,8 @@ class Report:
             total.rpc_failures += one.rpc_failures
             for what, seconds in one.recovery_s.items():
                 total.recovery_s.setdefault(what, []).extend(seconds)
+            for kind, (descriptors, threads) in one.grown.items():
+                total.note_growth(kind, descriptors, threads)
         return total
 
     def table(self) -> str:
@@ -106,6 +114,10 @@ class Report:
                 f"next token after {what}: p50 {_share(seconds, 0.5):.2f} s, p95 {_share(seconds, 0.95):.2f} s, "
                 f"longest {max(seconds):.2f} s ({len(seconds)} streams)"
             )
+        grown = [f"{kind} {more[0]:+d} and {more[1]:+d}" for kind, more in sorted(self.grown.items())]
+        lines.append(
+            f"file descriptors and threads that one process has more than before: {', '.join(grown) or 'none'}"
+        )
         lines += [f"LOST {item}" for item in self.lost] + [f"CHANGED {item}" for item in self.changed]
         return "\n".join([*lines, *(f"LEAK {item}" for item in self.leaks)])
 

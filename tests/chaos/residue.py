@@ -11,8 +11,8 @@ from tests.chaos.processes import kinds
 
 # What a process may have more than before. Serve and Ray keep a connection and its poller for each process that one talks to,
 # and close those to dead ones late, in steps of their own: what is looked for grows with the number of faults.
-MORE_DESCRIPTORS = 12
-MORE_THREADS = 6
+MORE_DESCRIPTORS = 8
+MORE_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,23 @@ class Held:
     kind: str
     descriptors: int
     threads: int
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What one process, ``whose``, holds more than before, or less."""
+
+    kind: str
+    whose: str
+    descriptors: int
+    threads: int
+
+    @property
+    def is_leak(self) -> bool:
+        return self.descriptors > MORE_DESCRIPTORS or self.threads > MORE_THREADS
+
+    def __str__(self) -> str:
+        return f"{self.whose}: {self.descriptors:+d} file descriptors, {self.threads:+d} threads"
 
 
 def held() -> dict[int, Held]:
@@ -43,8 +60,8 @@ def where_from(pid: int) -> dict[str, int]:
     return counts
 
 
-def growth(before: dict[int, Held], now: dict[int, Held]) -> list[str]:
-    """Processes that hold more than they did; one that was started since is compared with the most that its kind held."""
+def growth(before: dict[int, Held], now: dict[int, Held]) -> list[Growth]:
+    """Of every process; one that was started since is compared with the most that its kind held."""
     most: dict[str, Held] = {}
     for one in before.values():
         known = most.get(one.kind, one)
@@ -52,11 +69,8 @@ def growth(before: dict[int, Held], now: dict[int, Held]) -> list[str]:
     found = []
     for pid, one in now.items():
         then = before.get(pid) or most.get(one.kind)
-        if then is None:
-            continue
-        whose = f"{one.kind} {pid}{'' if pid in before else ' (new)'}"
-        if one.descriptors > then.descriptors + MORE_DESCRIPTORS:
-            found.append(f"{whose}: {one.descriptors} file descriptors after {then.descriptors}")
-        if one.threads > then.threads + MORE_THREADS:
-            found.append(f"{whose}: {one.threads} threads after {then.threads}")
+        if then is not None:
+            whose = f"{one.kind} {pid}{'' if pid in before else ' (new)'}"
+            more = one.descriptors - then.descriptors, one.threads - then.threads
+            found.append(Growth(one.kind, whose, *more))
     return found

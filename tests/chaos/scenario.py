@@ -103,12 +103,15 @@ def leaks(report: Report, stats: list[dict], setup: Setup) -> None:
 
 async def leaks_outside(report: Report, running: Running, before: dict) -> None:
     """What the ingresses count, and every process's threads and file descriptors, as soon as they are as before."""
-    deadline, more = time.monotonic() + SETTLE_S, ["nothing was looked at"]
-    while more and time.monotonic() < deadline:
-        more = growth(before, await asyncio.to_thread(held))
-        if more:
-            await asyncio.sleep(1.0)
-    report.leaks += more
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        grown = growth(before, await asyncio.to_thread(held))
+        if not any(one.is_leak for one in grown) or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(1.0)
+    report.leaks += [str(one) for one in grown if one.is_leak]
+    for one in grown:
+        report.note_growth(one.kind, one.descriptors, one.threads)
     async with AsyncClient(running.url) as client:
         status = await client.status()
     if status["running"]:

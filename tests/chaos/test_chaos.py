@@ -36,7 +36,7 @@ def test_every_kind_of_process_and_phase_is_drawn():
         assert f"stop runner{phase}" in labels
     for kind in ("engine", "ingress", "proxy", "controller"):
         assert {f"kill {kind}", f"stop {kind}"} <= labels
-    assert {"remove node", "object store full", "clients vanish", "clients stall"} <= labels
+    assert {"remove node", "node silent", "object store full", "clients vanish", "clients stall"} <= labels
 
 
 def test_reports_are_summed_and_survive_json():

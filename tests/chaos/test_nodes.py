@@ -9,8 +9,9 @@ import pytest
 from ray._raylet import GcsClient
 
 from cluster.client import Client
-from tests.chaos.application import Running, Setup, add_node, application, idle_stats
+from tests.chaos.application import Running, Setup, application, idle_stats
 from tests.chaos.load import Load
+from tests.chaos.nodes import add_node, lose_node, runner_places
 from tests.chaos.report import Report
 from tests.chaos.scenario import judge, leaks
 
@@ -21,18 +22,11 @@ SETUP = Setup(num_engines=2, num_ingresses=1, num_clients=5, num_nodes=2)
 async def engines_elsewhere(node_id: str, count: int, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
-        where = await asyncio.to_thread(runner_places)
+        where = list((await asyncio.to_thread(runner_places)).values())
         if len(where) == count and node_id not in where:
             return
         assert time.monotonic() < deadline, (node_id, where)
         await asyncio.sleep(0.5)
-
-
-def runner_places() -> list[str]:
-    from ray._private.state import actors
-
-    alive = [a for a in actors().values() if a["State"] == "ALIVE" and a["ActorClassName"] == "StreamingRunner"]
-    return [actor["Address"]["NodeID"] for actor in alive]
 
 
 @pytest.mark.slow
@@ -52,7 +46,7 @@ def test_a_drained_and_a_vanished_node_cost_no_token(tmp_path, capsys):
         await engines_elsewhere(first.node_id, 2, 100)
         cluster.remove_node(first)
         add_node(cluster)
-        cluster.remove_node(second, False)
+        lose_node(cluster, second)
         report.faults["node removed"] += 1
         await engines_elsewhere(second.node_id, 2, 100)
         with Client(running.url) as client:
