@@ -201,7 +201,7 @@ class Engine:
                 saved,
             )
             if self.timeline.full.done():
-                self.stop_timeline()
+                self.stop_timeline(self.timeline)
         return deltas
 
     def start_timeline(self, num_steps: int) -> StepTimeline:
@@ -217,9 +217,9 @@ class Engine:
         self.timeline = timeline
         return timeline
 
-    def stop_timeline(self) -> None:
-        """End the recording under way, if there is one."""
-        if self.timeline is not None:
+    def stop_timeline(self, timeline: StepTimeline) -> None:
+        """End ``timeline`` unless it has ended; another recording may have begun since."""
+        if self.timeline is timeline:
             self.timeline = None
             self.device.free_clock()
 

@@ -220,8 +220,10 @@ class RunnerActor:
             lambda scheduler: [(s.request.request_id, s.request.attempt) for s in scheduler.waiting]
         )
         self._note_idle()
-        while not self._idle.is_set() and time.monotonic() < self._drain_until:
-            await asyncio.wait((asyncio.ensure_future(self._idle.wait()),), timeout=TICK_S)
+        idle = self._loop.create_task(self._idle.wait())
+        while not idle.done() and time.monotonic() < self._drain_until:
+            await asyncio.wait((idle,), timeout=TICK_S)
+        idle.cancel()
         moved += await self._hand_over(lambda scheduler: list(scheduler.request_keys()))
         logger.info("%s drained: %d requests handed over", self._engine_id, moved)
         return moved
@@ -284,8 +286,8 @@ class RunnerActor:
         await asyncio.wrap_future(self._engine_loop.call(lambda engine: engine.check_integrity()))
         return await self.stats()
 
-    async def record_timeline(self, num_steps: int, timeout_s: float) -> dict:
-        """The next ``num_steps`` steps as a Chrome trace (``actors.step_timeline``); fewer if they take longer than that.
+    async def record_timeline(self, num_steps: int, timeout_s: float) -> bytes:
+        """The next ``num_steps`` steps as a Chrome trace in JSON (``actors.step_timeline``); fewer if they take longer than that.
 
         Raises:
             InvalidRequestError: the number is out of range, or another recording is under way.
@@ -295,9 +297,10 @@ class RunnerActor:
             await asyncio.wait((asyncio.wrap_future(timeline.full),), timeout=timeout_s)
         finally:
             # On the loop's thread, because it may be adding a step at this moment.
-            stopped = self._engine_loop.call(lambda engine: engine.stop_timeline())
+            stopped = self._engine_loop.call(lambda engine: engine.stop_timeline(timeline))
         await asyncio.wrap_future(stopped)
-        return timeline.chrome_trace()
+        # Seconds of work for thousands of steps; the token streams run on this loop.
+        return await asyncio.to_thread(timeline.chrome_trace_json)
 
     def _is_well(self) -> bool:
         factor = PREFILL_FACTOR if self._engine_loop.computes_prefill else 1

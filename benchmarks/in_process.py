@@ -63,7 +63,7 @@ class InProcess:
         """Chrome trace of the first ``steps`` steps of a run (``actors.step_timeline``)."""
         timeline = self._loop.call(lambda engine: engine.start_timeline(steps)).result()
         self.run(concurrency, concurrency)
-        self._loop.call(lambda engine: engine.stop_timeline()).result()
+        self._loop.call(lambda engine: engine.stop_timeline(timeline)).result()
         return timeline.chrome_trace()
 
     def close(self) -> None:

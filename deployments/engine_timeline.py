@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,11 @@ from deployments.cluster_status import RUNNERS
 DEFAULT_STEPS = 200
 DEFAULT_TIMEOUT_S = 10.0
 MAX_TIMEOUT_S = 120.0
+_SHOWN_CHARS = 80
 
 
-async def engine_timeline(query: Mapping[str, str]) -> dict[str, Any]:
-    """The Chrome trace that GET /v1/timeline answers with.
+async def engine_timeline(query: Mapping[str, str]) -> bytes:
+    """The Chrome trace that GET /v1/timeline answers with, as JSON.
 
     Args:
         query: ``steps``, ``timeout_s`` (an idle engine runs none) and ``engine``, which may be left out where there is one.
@@ -34,7 +36,7 @@ async def engine_timeline(query: Mapping[str, str]) -> dict[str, Any]:
         raise unavailable("there is no engine yet")
     engine = query.get("engine") or (next(iter(runners)) if len(runners) == 1 else "")
     if engine not in runners:
-        raise bad_request(f"engine: got {engine or 'none'}, there are {', '.join(sorted(runners))}", "engine")
+        raise bad_request(f"engine: got {engine[:_SHOWN_CHARS] or 'none'}, there are {', '.join(sorted(runners))}", "engine")
     try:
         return await runners[engine].record_timeline.remote(steps, timeout_s)
     except RayTaskError as error:
@@ -46,7 +48,11 @@ async def engine_timeline(query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _number(query: Mapping[str, str], name: str, default: float, kind: type) -> Any:
-    try:
-        return kind(query.get(name, default))
-    except ValueError:
-        raise bad_request(f"{name}: got {query[name]!r}, needs a number", name) from None
+    text = query.get(name)
+    if text is None:
+        return default
+    with contextlib.suppress(ValueError):
+        # The engine's own error shows the whole number.
+        if len(text) <= _SHOWN_CHARS:
+            return kind(text)
+    raise bad_request(f"{name}: got {text[:_SHOWN_CHARS]!r}, needs a number", name)

@@ -139,7 +139,7 @@ class OpenAiIngress:
 
     async def timeline(self, request: Request) -> Response:
         """What an engine and its device do in the next steps, as a Chrome trace."""
-        return JSONResponse(await engine_timeline(request.query_params))
+        return Response(await engine_timeline(request.query_params), media_type="application/json")
 
     async def models(self, request: Request) -> Response:
         """The one model of this application."""

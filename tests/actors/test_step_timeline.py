@@ -29,7 +29,9 @@ def record(folder, num_steps, **settings) -> dict:
     assert engine.timeline is None, "a full recording ends by itself"
     assert timeline.full.result() is timeline
     engine.close()
-    return json.loads(json.dumps(timeline.chrome_trace()))
+    trace = json.loads(timeline.chrome_trace_json())
+    assert trace == timeline.chrome_trace()
+    return trace
 
 
 def slices(trace: dict, row: str, name: str = "") -> list[dict]:
@@ -107,8 +109,11 @@ def test_memory_is_bounded_and_the_number_of_steps_is_checked(tiny_model):
         engine.start_timeline(3)
     engine.generate([request("a", [1, 2, 3], max_tokens=20)])
     assert len(timeline.steps) == 3 and len(timeline.passes) <= 5
-    assert len(engine.start_timeline(1).steps) == 0, "the next one begins empty"
-    engine.stop_timeline()
+    next_one = engine.start_timeline(1)
+    assert len(next_one.steps) == 0, "the next one begins empty"
+    engine.stop_timeline(timeline)
+    assert engine.timeline is next_one, "who ends a recording that is over leaves the next one alone"
+    engine.stop_timeline(next_one)
     assert engine.timeline is None
     engine.close()
 
@@ -124,12 +129,12 @@ async def test_a_runner_records_what_it_runs_and_gives_up_in_time(tiny_model):
     config = EngineConfig(model=str(tiny_model), load_format="dummy", num_kv_blocks=64, num_threads=1)
     runner = RunnerActor(config, "e")
     await runner.start()
-    empty = await runner.record_timeline(5, timeout_s=0.1)
+    empty = json.loads(await runner.record_timeline(5, timeout_s=0.1))
     assert empty["otherData"]["steps"] == 0
     recording = asyncio.create_task(runner.record_timeline(5, timeout_s=20))
     await asyncio.sleep(0.05)
     runner._engine_loop.submit(request("a", [1, 2, 3], max_tokens=20))
-    trace = await recording
+    trace = json.loads(await recording)
     check_structure(trace)
     assert trace["otherData"]["steps"] == 5
     with pytest.raises(InvalidRequestError):

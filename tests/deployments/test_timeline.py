@@ -16,15 +16,21 @@ from tests.deployments.conftest import KEYS, App
 def test_a_busy_engine_is_recorded_from_the_command_line(app: App, tmp_path):
     file = tmp_path / "timeline.json"
 
+    recorded = threading.Event()
+
     def ask() -> None:
         with app.client() as client:
-            client.complete("Once upon a time", max_tokens=40, ignore_eos=True)
+            while not recorded.is_set():
+                client.complete("Once upon a time", max_tokens=40, ignore_eos=True)
 
     asking = threading.Thread(target=ask)
     asking.start()
     options = ["--steps", "10", "--timeout-s", "30", "--url", app.url, "--api-key", KEYS[0]]
-    result = CliRunner().invoke(command, ["timeline", str(file), *options])
-    asking.join()
+    try:
+        result = CliRunner().invoke(command, ["timeline", str(file), *options])
+    finally:
+        recorded.set()
+        asking.join()
     assert result.exit_code == 0, result.output
     trace = json.loads(file.read_text())
     assert trace["otherData"]["steps"] == 10
@@ -35,13 +41,24 @@ def test_a_busy_engine_is_recorded_from_the_command_line(app: App, tmp_path):
 
 @pytest.mark.parametrize(
     ("query", "parameter"),
-    [("steps=0", "steps"), ("steps=many", "steps"), ("timeout_s=0", "timeout_s"), ("engine=engine-none", "engine")],
+    [
+        ("steps=0", "steps"),
+        ("steps=many", "steps"),
+        ("steps=" + "9" * 3000, "steps"),
+        ("steps=" + "many" * 1000, "steps"),
+        ("timeout_s=0", "timeout_s"),
+        ("timeout_s=" + "x" * 3000, "timeout_s"),
+        ("engine=engine-none", "engine"),
+        ("engine=" + "x" * 3000, "engine"),
+    ],
 )
 def test_what_cannot_be_recorded_is_refused_by_name(app: App, query, parameter):
     headers = {"Authorization": f"Bearer {KEYS[0]}"}
     response = httpx.get(f"{app.url}/v1/timeline?{query}", headers=headers, timeout=30)
     assert response.status_code == 400
-    assert response.json()["error"]["param"] == parameter
+    error = response.json()["error"]
+    assert error["param"] == parameter
+    assert len(error["message"]) < 300
 
 
 def test_a_timeline_needs_a_key(app: App):
