@@ -163,8 +163,7 @@ class OpenAiIngress:
     async def _generate(self, request: Request, start: Start) -> Response:
         service = await self._ready()
         max_bytes, last_event_id = self._config.max_prompt_bytes, request.headers.get("last-event-id")
-        if last_event_id is not None:
-            max_bytes += max_resume_bytes(self._config.max_choices, service.limits.max_model_len)
+        max_bytes += max_resume_bytes(last_event_id, self._config.max_choices, service.limits.max_model_len)
         try:
             body = await read_json(request, max_bytes)
         except ClientDisconnect:

@@ -14,6 +14,8 @@ from deployments.sequence_output import SequenceOutput
 
 # With separators, more than the digits of any vocabulary's ids.
 _BYTES_A_TOKEN = 12
+# Field names, reason of the end and brackets, and some room for a client that indents.
+_BYTES_A_CHOICE = 200
 _MAX_RESUME_BYTES = 2**25
 
 _EVENT_ID = re.compile(r"([a-z]{1,16}-[0-9a-f]{32}):([0-9]{1,12}):([0-9]{1,12}):([0-9]{1,12})")
@@ -32,9 +34,14 @@ class ResumePoint(NamedTuple):
         return ":".join(map(str, self))
 
 
-def max_resume_bytes(max_choices: int, max_model_len: int) -> int:
-    """How much longer the body of a request may be because of what its client has of the answer."""
-    return min(_BYTES_A_TOKEN * max_choices * max_model_len, _MAX_RESUME_BYTES)
+def max_resume_bytes(last_event_id: str | None, max_choices: int, max_model_len: int) -> int:
+    """How much longer the body of a request may be because of what its client has of the answer: as many tokens as the event's
+    id tells; nothing for what is no event id."""
+    match = _EVENT_ID.fullmatch(last_event_id or "")
+    if match is None:
+        return 0
+    num_tokens = min(int(match[3]), max_choices * max_model_len)
+    return min(_BYTES_A_TOKEN * num_tokens + _BYTES_A_CHOICE * max_choices, _MAX_RESUME_BYTES)
 
 
 def resume_point(request: GenerationRequest, last_event_id: str | None, id_prefix: str) -> ResumePoint | None:
