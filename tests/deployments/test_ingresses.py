@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -123,7 +123,17 @@ def kill_one_after_the_other(pair: Pair, streams: list[Streaming]) -> None:
     wait_for(lambda: all(len(s.chunks) > 20 for s in streams), 30, "the streams did not begin")
     for pid in pair.ingresses():
         os.kill(pid, signal.SIGKILL)
-        time.sleep(1.0)
+        wait_until_they_go_on(streams)
+
+
+def wait_until_they_go_on(streams: list[Streaming]) -> None:
+    """Each brings more than what was on its way from an ingress that was killed."""
+    enough = [len(stream.chunks) + 20 for stream in streams]
+    wait_for(
+        lambda: all(s.done.done() or len(s.chunks) > count for s, count in zip(streams, enough, strict=True)),
+        60,
+        "the streams do not go on",
+    )
 
 
 @pytest.mark.slow
@@ -155,13 +165,34 @@ def test_answers_of_killed_ingresses_are_those_of_a_life_without_deaths(pair: Pa
         undisturbed = client.complete(**whole).raw
     assert raw["choices"] == undisturbed["choices"]
     assert survived[2][0][0][3:] == ["stop", stop]
-    assert any(status["events"].get("bireme_client_resumes") for status in statuses(pair))
+    assert any(found.counts.get("bireme_client_resumes") for found in events())
 
 
-def statuses(pair: Pair) -> list[dict]:
-    """Of both ingresses, most probably."""
-    with pair.client() as client:
-        return [client.status() for _ in range(12)]
+class Events(NamedTuple):
+    """What one ingress counted (``deployments.request_events``)."""
+
+    counts: dict[str, int]
+    recoveries: dict[str, float]
+
+
+def events() -> list[Events]:
+    """What happened to requests in each of the two ingresses."""
+
+    def ask() -> list[Events]:
+        found = []
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            if actor["name"].startswith(f"SERVE_REPLICA::{NAME}#OpenAiIngress"):
+                with contextlib.suppress(ValueError, ray.exceptions.RayError):
+                    replica = ray.get_actor(actor["name"], namespace=actor["namespace"])
+                    found.append(Events(*ray.get(replica.__ray_call__.remote(_events), timeout=5)))
+        return found
+
+    return wait_for(lambda: len(found := ask()) == 2 and found, 30, "two ingresses do not answer")
+
+
+def _events(replica: Any) -> tuple[dict[str, int], dict[str, float]]:
+    events = replica._replica_impl._user_callable_wrapper._callable._client.events
+    return dict(events.counts), dict(events.recoveries)
 
 
 @pytest.mark.slow
@@ -176,14 +207,15 @@ def test_an_engine_that_leaves_is_seen_to_and_its_answers_go_on(pair: Pair):
         assert ray.get(runner.drain.remote(0.05)) > 0
         for stream in streams:
             assert facts(stream.done.result(timeout=120))[0][0][1] == undisturbed
-    seen = statuses(pair)
-    assert all(status["events"]["bireme_drained_engines"] == 1 for status in seen)
-    for status in seen:
-        moved = status["events"].get("bireme_request_handovers", 0)
-        assert status["recoveries"]["count"] == moved
-        assert (status["recoveries"]["longest_s"] > 0) == (moved > 0)
-        assert {engine["engine_id"]: engine["state"] for engine in status["engines"]}[leaving] == "draining"
-    assert any(status["recoveries"]["count"] for status in seen)
+    seen = events()
+    assert [found.counts["bireme_drained_engines"] for found in seen] == [1, 1]
+    for found in seen:
+        moved = found.counts.get("bireme_request_handovers", 0)
+        assert found.recoveries["count"] == moved
+        assert (found.recoveries["longest_s"] > 0) == (moved > 0)
+    assert any(found.recoveries["count"] for found in seen)
+    with pair.client() as client:
+        assert {engine["engine_id"]: engine["state"] for engine in client.status()["engines"]}[leaving] == "draining"
     counters = {"drained_engines_total", "request_handovers_total", "recovery_seconds_count"}
 
     def are_exported() -> bool:

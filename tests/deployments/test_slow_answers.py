@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -79,20 +80,26 @@ def serving(engines: Engines) -> OpenAiIngress:
     return made
 
 
+async def until(condition: Callable[[], object]) -> None:
+    async def poll() -> None:
+        while not condition():
+            await asyncio.sleep(0.002)
+
+    await asyncio.wait_for(poll(), 20)
+
+
 async def answered(engines: SlowEngines, connection: Connection) -> asyncio.Task:
     app = serving(engines).__serve_build_asgi_app__()
     task = asyncio.create_task(app(connection.scope, connection.receive, connection.send))
-    while not hasattr(engines, "deliver"):
-        await asyncio.sleep(0.005)
+    await until(lambda: hasattr(engines, "deliver"))
     return task
 
 
 async def test_a_silent_stream_is_kept_alive_with_comments(engines):
     connection = Connection("/v1/completions", {"prompt": "x", "stream": True, "max_tokens": 2})
     task = await answered(engines, connection)
-    await asyncio.sleep(0.3)
+    await until(lambda: connection.body.count(b": keep-alive\n\n") >= 3)
     assert connection.events[0]["status"] == 200
-    assert connection.body.count(b": keep-alive\n\n") >= 3
     engines.deliver([65, 66], FINISH_LENGTH)
     await task
     assert connection.is_complete
@@ -114,7 +121,7 @@ async def test_a_late_error_of_a_stream_is_its_last_event(engines):
     connection = Connection("/v1/completions", {"prompt": "x", "stream": True})
     task = await answered(engines, connection)
     engines.deliver([65])
-    await asyncio.sleep(0.1)
+    await until(lambda: b"data: " in connection.body)
     engines.fail(unavailable("none left", code="engine_dead"))
     await task
     *_, error, done = [line[6:] for line in connection.body.decode().splitlines() if line.startswith("data: ")]
@@ -126,7 +133,7 @@ async def test_a_late_error_of_a_whole_answer_is_written_and_nobody_can_take_it_
     connection = Connection("/v1/completions", {"prompt": "x"})
     task = await answered(engines, connection)
     engines.deliver([65])
-    await asyncio.sleep(0.1)
+    await until(lambda: connection.body)
     engines.fail(unavailable("none left", code="engine_dead"))
     # The server closes a connection whose application raises in the middle of an answer.
     with pytest.raises(Exception, match=r"none left|already started"):
