@@ -36,6 +36,7 @@ from deployments.token_streams import TokenStream, TokenStreams
 
 logger = logging.getLogger("ray.serve")
 
+_ABORTED = "the engine aborted the request"
 _DELIVERY_TIMEOUT_S = 60.0
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
@@ -149,7 +150,7 @@ class EngineClient:
             if delta.finish_reason == FINISH_HANDOVER:
                 submission.end_attempt(HandedOver(stream.engine_id))
             elif aborted:
-                submission.end_attempt(EngineLost(stream.engine_id, "the engine aborted the request"))
+                submission.end_attempt(EngineLost(stream.engine_id, _ABORTED))
 
     def _on_engine_lost(self, stream: TokenStream, why: str) -> None:
         engine_choices.avoid(stream.engine_id, AVOID_DEAD_S)
@@ -299,6 +300,11 @@ class EngineClient:
                 outcome = reply.result()
                 if not isinstance(outcome, GenerateReply):
                     return outcome
+                # The runner forgets what it gives up: its last delta comes once or, if the stream broke meanwhile, never.
+                if outcome.finish_reason == FINISH_HANDOVER:
+                    return HandedOver(outcome.engine_id)
+                if outcome.finish_reason == FINISH_ABORT:
+                    return EngineLost(outcome.engine_id, _ABORTED)
                 if submission.stream is None:
                     # Nothing came on the stream yet: if it breaks for good, nothing will.
                     stream = self._streams.of(outcome.engine_id)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
 
 from cluster.journal import JournalEntry
-from cluster.outputs import AttachRequired, GenerateReply
+from cluster.outputs import AttachRequired, GenerateReply, TokenDelta
+from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.api_errors import ApiError
 from deployments.engine_client import EngineClient
+from deployments.submission import Submission
+from deployments.token_streams import TokenStream
 
 
 class DyingEngine:
@@ -48,3 +57,130 @@ async def test_a_reply_whose_token_stream_never_opened_is_another_attempt_at_onc
     # The first attempt waits for the stream's own attempts to open, the second finds it gone.
     assert time.monotonic() - started < 5
     assert client.events.counts["bireme_request_attempts"] == 2
+
+
+class Remote:
+    """A remote method that is called here."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.remote = function
+
+    def options(self, **options) -> Remote:
+        return self
+
+
+class Engine:
+    """Replica and runner in one, on another node. A test answers its calls and says what comes on its token stream.
+
+    Attributes:
+        calls: requests that were submitted, each with the reply that is to be set.
+        aborted: request id and attempt of each abort, in order.
+        messages: what the token stream carries next.
+    """
+
+    def __init__(self, engine_id: str = "e", fingerprint: str = "f") -> None:
+        self.engine_id, self.fingerprint = engine_id, fingerprint
+        self.calls: list[tuple[EngineRequest, asyncio.Future]] = []
+        self.aborted: list[tuple[str, int]] = []
+        self.messages: asyncio.Queue[list[TokenDelta]] = asyncio.Queue()
+        self.attached = False
+        self.generate = Remote(self._generate)
+        self.abort = Remote(lambda *key: self.aborted.append(key))
+        self.token_socket = Remote(lambda: asyncio.sleep(0, ("another node", "")))
+        self.attach = Remote(self._attach)
+        self.renew = self.detach = Remote(lambda subscriber: None)
+
+    def _generate(self, request: EngineRequest, fingerprint: str, last_resort: bool) -> asyncio.Future:
+        reply = asyncio.get_running_loop().create_future()
+        if self.attached:
+            self.calls.append((request, reply))
+        else:
+            reply.set_result(AttachRequired(self.engine_id, self, self.fingerprint))
+        return reply
+
+    async def _attach(self, subscriber: str, resume: dict[str, int], leased: bool) -> AsyncIterator[Any]:
+        self.attached = True
+        while True:
+            yield asyncio.sleep(0, await self.messages.get())
+
+    async def called(self, times: int, within_s: float = 5.0) -> tuple[EngineRequest, asyncio.Future]:
+        """Wait for a call, and return it."""
+        await until(lambda: len(self.calls) >= times, within_s)
+        return self.calls[times - 1]
+
+
+class Client(EngineClient):
+    """A client, and what it told of its one sequence.
+
+    Attributes:
+        tokens: delivered.
+        ended: the error, or None once the last token came.
+    """
+
+    def __init__(self, handle: Any, **options: Any) -> None:
+        super().__init__(handle, **{"max_attempts": 3, **options})
+        self.tokens: list[int] = []
+        self.ended: asyncio.Future[ApiError | None] = asyncio.get_running_loop().create_future()
+
+    def start(self, journal_entry: JournalEntry) -> Submission:
+        return self.submit(journal_entry, self._deliver, self.ended.set_result)
+
+    def _deliver(self, delta: TokenDelta) -> None:
+        self.tokens += delta.token_ids
+        if delta.finish_reason is not None:
+            self.ended.set_result(None)
+
+    @property
+    def stream(self) -> TokenStream:
+        return self.streams[0]
+
+
+async def until(condition: Callable[[], Any], within_s: float = 5.0) -> None:
+    """Wait for it."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.01)
+
+
+def answer(max_tokens: int, **fields) -> JournalEntry:
+    return JournalEntry("r", [1], SamplingParams(max_tokens=max_tokens), **fields)
+
+
+@pytest.fixture(autouse=True)
+def _node(monkeypatch):
+    """Where this process is, which Ray knows only of a cluster."""
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "this node"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "event"), [("handover", "bireme_request_handovers"), ("abort", "bireme_request_attempts")]
+)
+async def test_a_reply_says_that_an_answer_goes_on_elsewhere_though_its_last_delta_was_lost(reason, event):
+    engine = Engine()
+    client = Client(engine)
+    client.start(answer(2))
+    _, reply = await engine.called(1)
+    engine.messages.put_nowait([TokenDelta("r", 0, 0, [7])])
+    await until(lambda: client.tokens == [7])
+    reply.set_result(GenerateReply(1, reason, "e"))
+    request, _ = await engine.called(2, within_s=1.0)
+    assert (request.attempt, request.output_token_ids) == (1, [7])
+    assert client.events.counts[event] == 1
+    engine.messages.put_nowait([TokenDelta("r", 1, 1, [8], finish_reason="length")])
+    assert await client.ended is None
+    assert client.tokens == [7, 8]
+    await client.close()
+
+
+async def test_the_reply_of_a_finished_answer_waits_for_its_tokens():
+    engine = Engine()
+    client = Client(engine)
+    client.start(answer(2))
+    _, reply = await engine.called(1)
+    reply.set_result(GenerateReply(2, "length", "e"))
+    await asyncio.sleep(0.1)
+    engine.messages.put_nowait([TokenDelta("r", 0, 0, [7, 8], finish_reason="length")])
+    assert await client.ended is None
+    assert (client.tokens, len(engine.calls)) == ([7, 8], 1)
+    await client.close()
