@@ -36,7 +36,9 @@ async def engine_timeline(query: Mapping[str, str]) -> bytes:
         raise unavailable("there is no engine yet")
     engine = query.get("engine") or (next(iter(runners)) if len(runners) == 1 else "")
     if engine not in runners:
-        raise bad_request(f"engine: got {engine[:_SHOWN_CHARS] or 'none'}, there are {', '.join(sorted(runners))}", "engine")
+        raise bad_request(
+            f"engine: got {engine[:_SHOWN_CHARS] or 'none'}, there are {', '.join(sorted(runners))}", "engine"
+        )
     try:
         return await runners[engine].record_timeline.remote(steps, timeout_s)
     except RayTaskError as error:
