@@ -46,6 +46,8 @@ logger = logging.getLogger("ray.serve")
 Start = Callable[[OpenAiService, Any, str | None], Awaitable[tuple[Generation, Answer]]]
 
 _RETRY_INFO_S = 1.0
+# An engine answers at once; one that does not hangs, or its node is gone and nobody has noticed.
+_INFO_PATIENCE_S = 5.0
 _LOADING_PATIENCE_S = 30.0
 _STATUS_PATIENCE_S = 10.0
 
@@ -112,7 +114,7 @@ class OpenAiIngress:
         info: EngineInfo | None = None
         while info is None:
             try:
-                info = await self._engines.info.remote()
+                info = await asyncio.wait_for(self._engine_info(), _INFO_PATIENCE_S)
             except (
                 Exception
             ) as error:  # a replica that dies while it starts is replaced; the next call waits for the next one
@@ -121,6 +123,14 @@ class OpenAiIngress:
         limits = ModelLimits(info.max_model_len, info.vocab_size)
         self._service = OpenAiService(client, self._tokenizer, info.model_id, limits, self._config.max_choices)
         terminal_logger().info(ready_line(self._service.model_id, self._keys.required))
+
+    async def _engine_info(self) -> EngineInfo:
+        call = self._engines.info.remote()
+        try:
+            return await call
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
 
     async def health(self, request: Request) -> Response:
         """200 once requests can be served."""

@@ -20,6 +20,8 @@ ENGINE_REPLICA_CPUS = 0.1
 _INGRESS_ONGOING_REQUESTS = 10_000
 _INGRESS_SHUTDOWN_TIMEOUT_S = 600.0
 _HEALTH_CHECK_PERIOD_S = 2.0
+# An ingress only passes things on. One that hangs draws requests until Serve has missed three answers and replaces it.
+_INGRESS_HEALTH_CHECK_TIMEOUT_S = 5.0
 
 
 def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
@@ -57,8 +59,11 @@ def ingress_options(config: LLMConfig) -> dict[str, Any]:
         # A leaving ingress ends the answers it has begun; nobody else can, unless the client resumes them.
         "graceful_shutdown_timeout_s": _INGRESS_SHUTDOWN_TIMEOUT_S,
         "graceful_shutdown_wait_loop_s": 0.5,
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": _INGRESS_HEALTH_CHECK_TIMEOUT_S,
         "ray_actor_options": {"num_cpus": INGRESS_CPUS},
         "logging_config": {"enable_access_log": False},
+        "request_router_config": {"request_router_class": "deployments.ingress_router:IngressRouter"},
         **config.ingress_config,
         "max_constructor_retry_count": 1,
     }

@@ -17,7 +17,7 @@ from tests.chaos.processes import pids_of, send
 IMPATIENT_S, PATIENT_S = 12.0, 60.0
 NUM_STREAMS = 8
 # Three checks a second apart that wait five seconds each, and a client's way back.
-SERVE_NOTICES_S = 25.0
+SERVE_NOTICES_S = 30.0
 PROXY_STOPPED_S = 14.0
 
 
@@ -65,7 +65,7 @@ def test_clients_outlast_a_hung_ingress_and_a_hung_proxy(tmp_path, capsys):
         ingress, proxy = asyncio.run(scenario(running))
     with capsys.disabled():
         print(f"\nlongest wait of each stream, ingress hung: {ingress}; proxy hung for {PROXY_STOPPED_S:g} s: {proxy}")
-    waits = ingress["impatient"] + ingress["patient"]
-    assert max(waits) > 5.0, "no stream was on the hung ingress"
-    assert max(waits) < SERVE_NOTICES_S
+    assert max(ingress["patient"]) > PROXY_STOPPED_S, "no stream was on the hung ingress"
+    assert max(ingress["patient"]) < SERVE_NOTICES_S
+    assert max(ingress["impatient"]) < IMPATIENT_S + 3.0
     assert max(proxy["impatient"] + proxy["patient"]) < PROXY_STOPPED_S + 5.0
