@@ -38,9 +38,13 @@ class EngineChoices:
         until = self._avoided_until.get(engine_id)
         return until is not None and self._now() < until
 
-    def has_other(self, engine_id: str) -> bool:
-        """Whether the router knows an engine besides this one that is not avoided."""
-        return any(other != engine_id and not self.is_avoided(other) for other in self._engines)
+    def has_other(self, engine_id: str, fingerprint: str = "") -> bool:
+        """Whether the router knows an engine besides this one that is not avoided, and that has the fingerprint if one is
+        given."""
+        return any(
+            other != engine_id and not self.is_avoided(other) and fingerprint in ("", of_other)
+            for other, of_other in self._engines.items()
+        )
 
     @property
     def engines(self) -> dict[str, str]:

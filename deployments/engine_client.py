@@ -48,6 +48,8 @@ _REFUSALS_BEFORE_LAST_RESORT = 4
 # An engine says that it has taken a request before it looks at it; one that has not for this share of the time in which silence
 # counts as death is passed over.
 _TAKING_SHARE = 1 / 3
+# A request is passed on from engines that are slow, but heard of, this often; then it waits.
+_MAX_PASSED_OVER = 2
 # While engines leave and others start, a request waits this long for one that takes it.
 _ADMISSION_TIMEOUT_S = 300.0
 
@@ -209,6 +211,9 @@ class EngineClient:
                 await self._isolation.acquire()
                 submission.isolated = True
             outcome = await self._attempt(submission, request, last_resort)
+            if entry.finished:
+                # The last tokens of an engine that was given up came before this task went on.
+                return None
             if isinstance(outcome, ApiError) and outcome.status == 429 and entry.attempt > 0:
                 # An answer that has begun is not refused for want of room: it waits for some.
                 outcome = NotAdmitted("", outcome.message)
@@ -290,11 +295,10 @@ class EngineClient:
         call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
         reply = asyncio.ensure_future(reply_of(call))
         try:
-            engine_id = await self._slow_to_take(submission, reply)
-            if engine_id:
-                engine_choices.avoid(engine_id, AVOID_SLOW_S)
+            given_up = await self._not_taken(submission, reply)
+            if given_up is not None:
                 call.cancel()
-                return NotTaken(engine_id)
+                return given_up
             await asyncio.wait((reply, submission.ended), return_when=asyncio.FIRST_COMPLETED)
             if reply.done() and not submission.ended.done():
                 outcome = reply.result()
@@ -323,20 +327,28 @@ class EngineClient:
                 call.cancel()
             raise
 
-    async def _slow_to_take(self, submission: Submission, reply: asyncio.Future) -> str:
-        """Wait until an engine has taken the request, or the attempt is over: empty. Else the engine that should have."""
+    async def _not_taken(self, submission: Submission, reply: asyncio.Future) -> NotTaken | None:
+        """Wait until an engine has taken the request or the attempt is over (None); else why not to wait any longer."""
         clock, engine_id = SilenceClock(), ""
         while submission.stream is None:
             done, _ = await asyncio.wait((reply, submission.ended), timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
             if done:
-                return ""
+                return None
             if engine_id != engine_choices.chosen(submission.entry.request_id):
                 engine_id = engine_choices.chosen(submission.entry.request_id)
                 clock.heard()
             late = clock.tick() > self._taking_s and submission.stream is None
-            if late and engine_id and engine_choices.has_other(engine_id):
-                return engine_id
-        return ""
+            if late and engine_id and self._may_pass_over(submission, engine_id):
+                submission.times_passed_over += 1
+                engine_choices.avoid(engine_id, AVOID_SLOW_S)
+                return NotTaken(engine_id)
+        return None
+
+    def _may_pass_over(self, submission: Submission, engine_id: str) -> bool:
+        stream = self._streams.of(engine_id)
+        silent = stream is not None and stream.silent
+        may = silent or submission.times_passed_over < _MAX_PASSED_OVER
+        return may and engine_choices.has_other(engine_id, submission.entry.fingerprint)
 
 
 async def _pause(first_s: float, count: int, longest_s: float) -> None:

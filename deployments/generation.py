@@ -65,7 +65,7 @@ class Generation:
         """Wait for tokens; the new text of every sequence that got any, by index (empty text if none was released yet).
 
         Raises:
-            ApiError: a sequence cannot be completed; the whole request is over.
+            ApiError: a sequence cannot be completed, and what came before was read; the whole request is over.
         """
         if not self._unread and self._error is None and not self.finished:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -73,7 +73,7 @@ class Generation:
                 await self._waiter
             finally:
                 self._waiter = None
-        if self._error is not None:
+        if self._error is not None and not self._unread:
             raise self._error
         unread, self._unread = self._unread, []
         texts: dict[int, str] = {}

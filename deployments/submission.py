@@ -23,6 +23,7 @@ class Submission:
         stream: of the engine that the present attempt is known to be on.
         alone: no other sequence of this ingress was on that engine during the attempt.
         isolated: a suspect that is tried while no other suspect is.
+        times_passed_over: how often an engine did not take it in time and it was sent to another.
         lost_at: when the last attempt was lost, until the next token.
     """
 
@@ -37,6 +38,7 @@ class Submission:
         self.suspicion = Suspicion()
         self.isolated = False
         self.alone = True
+        self.times_passed_over = 0
         self.lost_at: float | None = None
         self.ended: asyncio.Future[EngineLost | HandedOver | None] = asyncio.get_running_loop().create_future()
 

@@ -47,6 +47,8 @@ def test_another_engine_is_one_that_the_router_knows_and_that_is_not_avoided():
     assert not choices.has_other("a")
     choices.set_engines({"a": "f", "c": "f"})
     assert choices.has_other("a")
+    assert choices.has_other("a", "f")
+    assert not choices.has_other("a", "another fingerprint")
 
 
 def test_a_choice_is_noted_for_open_requests_only_and_forgotten_with_them():

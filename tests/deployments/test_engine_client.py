@@ -15,8 +15,11 @@ from cluster.journal import JournalEntry
 from cluster.outputs import AttachRequired, GenerateReply, TokenDelta
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
+from deployments import engine_client
 from deployments.api_errors import ApiError
+from deployments.engine_choices import EngineChoices
 from deployments.engine_client import EngineClient
+from deployments.generation import Generation
 from deployments.submission import Submission
 from deployments.token_streams import TokenStream
 
@@ -183,4 +186,51 @@ async def test_the_reply_of_a_finished_answer_waits_for_its_tokens():
     engine.messages.put_nowait([TokenDelta("r", 0, 0, [7, 8], finish_reason="length")])
     assert await client.ended is None
     assert (client.tokens, len(engine.calls)) == ([7, 8], 1)
+    await client.close()
+
+
+async def test_an_answer_whose_last_token_came_after_all_is_not_submitted_again():
+    engine = Engine()
+    client = Client(engine)
+    client.start(answer(2))
+    await engine.called(1)
+    engine.messages.put_nowait([TokenDelta("r", 0, 0, [7])])
+    await until(lambda: client.tokens == [7])
+    # Both before the request's own task goes on.
+    client._on_engine_lost(client.stream, "nothing was heard from it")
+    client._on_deltas(client.stream, [TokenDelta("r", 0, 1, [8], finish_reason="length")])
+    assert await client.ended is None
+    await asyncio.sleep(0.1)
+    assert (client.tokens, len(engine.calls), client.num_running) == ([7, 8], 1, 0)
+    await client.close()
+
+
+async def test_tokens_that_came_before_an_error_are_read_before_it():
+    output = SimpleNamespace(finish_reason=None, push=lambda delta: "text")
+    generation = Generation(Client(Engine()), [answer(2)], [output], received=0.0)
+    generation._put(0, TokenDelta("r", 0, 0, [7]))
+    generation._fail(ApiError(503, "gone"))
+    assert await generation.read() == {0: "text"}
+    with pytest.raises(ApiError, match="gone"):
+        await generation.read()
+
+
+@pytest.mark.parametrize(("fingerprint_of_other", "times"), [("f", 2), ("another", 0)])
+async def test_a_request_is_passed_on_only_so_often_and_only_to_engines_that_may_continue_it(
+    monkeypatch, fingerprint_of_other, times
+):
+    monkeypatch.setattr(engine_client, "engine_choices", choices := EngineChoices())
+    monkeypatch.setattr(engine_client, "AVOID_SLOW_S", 0.0)
+    choices.set_engines({"e": "f", "other": fingerprint_of_other})
+    engine = Engine()
+    engine.attached = True  # its calls stay without an answer
+    client = Client(engine, hang_timeout_s=0.3)
+    client.start(answer(2, output_token_ids=[7], fingerprint="f"))
+    await engine.called(1)
+    calls = 0
+    while calls != len(engine.calls):
+        calls = len(engine.calls)
+        choices.chose("r", "e")
+        await asyncio.sleep(0.8)
+    assert calls == 1 + times
     await client.close()
