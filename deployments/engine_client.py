@@ -125,12 +125,16 @@ class EngineClient:
                 self.events.record(DRAINED, "-", engine=stream.engine_id)
                 continue
             submission = self._submissions.get(delta.request_id)
-            if submission is None:
-                continue
-            if delta.attempt != submission.entry.attempt:
-                if delta.token_ids:
-                    self.events.record(
-                        FENCED, delta.request_id, engine=stream.engine_id, attempt=delta.attempt, index=delta.index
+            if submission is None or delta.attempt != submission.entry.attempt:
+                if submission is not None and delta.token_ids:
+                    self.events.count(FENCED)
+                if stream.unwanted(delta):
+                    logger.warning(
+                        "event=aborted_again request=%s engine=%s attempt=%d index=%d: its tokens still came",
+                        delta.request_id,
+                        stream.engine_id,
+                        delta.attempt,
+                        delta.index,
                     )
                 continue
             # An engine that gave up on its own account does not end the request; another attempt does.
@@ -341,6 +345,9 @@ class EngineClient:
             if late and engine_id and self._may_pass_over(submission, engine_id):
                 submission.times_passed_over += 1
                 engine_choices.avoid(engine_id, AVOID_SLOW_S)
+                stream = self._streams.of(engine_id)
+                if stream is not None:
+                    stream.abort(submission.entry.request_id, submission.entry.attempt)
                 return NotTaken(engine_id)
         return None
 

@@ -35,11 +35,15 @@ class RequestEvents:
 
     def record(self, metric: str, request_id: str, **details: object) -> None:
         """Count one event and log it."""
+        self.count(metric)
+        fields = " ".join(f"{name}={value}" for name, value in details.items())
+        logger.warning("event=%s request=%s %s", metric.removeprefix("bireme_"), request_id, fields)
+
+    def count(self, metric: str) -> None:
+        """Count one event that comes too often for the log."""
         self.counts[metric] += 1
         if metric in self._metrics:
             self._metrics[metric].inc()
-        fields = " ".join(f"{name}={value}" for name, value in details.items())
-        logger.warning("event=%s request=%s %s", metric.removeprefix("bireme_"), request_id, fields)
 
     def recovered(self, request_id: str, seconds: float) -> None:
         """The first token after an attempt was lost or handed over."""

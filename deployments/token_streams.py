@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ logger = logging.getLogger("ray.serve")
 _MAX_BREAKS = 4
 _FIRST_BACKOFF_S = 0.05
 _RENEW_TICKS = 8
+# Tokens that are on their way when a request is given up come within this time; later ones say that the engine still runs it.
+_ABORT_PATIENCE_S = 1.0
+_MAX_ABORTS_KEPT = 1000
 
 
 class TokenStream:
@@ -44,11 +48,25 @@ class TokenStream:
         self.clock = SilenceClock()
         self.socket: tuple[str, str] | None = None
         self.task: asyncio.Task | None = None
+        self._aborted_at: dict[tuple[str, int], float] = {}
 
     def abort(self, request_id: str, attempt: int) -> None:
         """Tell the engine to give up a request; not waited for."""
+        self._aborted_at[request_id, attempt] = time.monotonic()
+        if len(self._aborted_at) > _MAX_ABORTS_KEPT:
+            del self._aborted_at[next(iter(self._aborted_at))]
         if self.alive:
             self.runner.abort.remote(request_id, attempt)
+
+    def unwanted(self, delta: TokenDelta) -> bool:
+        """Nobody wants ``delta``. Give its request up if the engine runs it still, and then return True."""
+        key = delta.request_id, delta.attempt
+        if not delta.token_ids or delta.finish_reason is not None:
+            return False
+        if time.monotonic() - self._aborted_at.get(key, float("-inf")) < _ABORT_PATIENCE_S:
+            return False
+        self.abort(*key)
+        return True
 
 
 class TokenStreams:

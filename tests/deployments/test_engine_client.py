@@ -234,3 +234,31 @@ async def test_a_request_is_passed_on_only_so_often_and_only_to_engines_that_may
         await asyncio.sleep(0.8)
     assert calls == 1 + times
     await client.close()
+
+
+@pytest.mark.parametrize("delta", [TokenDelta("r", 4, 0, [7]), TokenDelta("long gone", 0, 5, [7])])
+async def test_an_engine_that_runs_what_was_given_up_is_told_once(delta):
+    engine = Engine()
+    client = Client(engine)
+    client.start(answer(9, attempt=5))
+    await engine.called(1)
+    for index in range(3):
+        engine.messages.put_nowait([delta._replace(index=index)])
+    engine.messages.put_nowait([delta._replace(request_id="finished", finish_reason="length")])
+    engine.messages.put_nowait([TokenDelta("r", 5, 0, [8])])
+    await until(lambda: client.tokens == [8])
+    assert engine.aborted == [(delta.request_id, delta.attempt)]
+    await client.close()
+
+
+async def test_a_request_that_is_passed_on_is_aborted_where_it_was_not_taken(monkeypatch):
+    monkeypatch.setattr(engine_client, "engine_choices", choices := EngineChoices())
+    choices.set_engines({"e": "f", "other": "f"})
+    engine = Engine()
+    client = Client(engine, hang_timeout_s=0.6)
+    client.start(answer(2))
+    await engine.called(1)
+    choices.chose("r", "e")
+    await engine.called(2)
+    assert engine.aborted == [("r", 0)]
+    await client.close()
