@@ -21,6 +21,7 @@ class EngineChoices:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._engines: dict[str, str] = {}
+        self._none_since: float | None = now()
         self._avoided_until: dict[str, float] = {}
         self._chosen: dict[str, str] = {}
 
@@ -51,10 +52,18 @@ class EngineChoices:
         """Fingerprints of the engines that the router may choose from, by engine id."""
         return self._engines
 
+    def seconds_without(self) -> float:
+        """How long the router has known no engine at all; 0 while it knows one."""
+        return 0.0 if self._none_since is None else self._now() - self._none_since
+
     def set_engines(self, fingerprints: dict[str, str]) -> None:
         """The engines that the router may choose from now on, as in ``engines``."""
         self._engines = fingerprints
         now = self._now()
+        if fingerprints:
+            self._none_since = None
+        elif self._none_since is None:
+            self._none_since = now
         for engine_id in [e for e, until in self._avoided_until.items() if e not in fingerprints and until < now]:
             self._avoided_until.pop(engine_id, None)
 

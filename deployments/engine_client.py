@@ -50,7 +50,7 @@ _REFUSALS_BEFORE_LAST_RESORT = 4
 _TAKING_SHARE = 1 / 3
 # A request is passed on from engines that are slow, but heard of, this often; then it waits.
 _MAX_PASSED_OVER = 2
-# While engines leave and others start, a request waits this long for one that takes it.
+# While engines leave and others start, or there is none, a request waits this long for one that takes it.
 _ADMISSION_TIMEOUT_S = 300.0
 
 
@@ -331,10 +331,14 @@ class EngineClient:
                 call.cancel()
             raise
 
-    async def _not_taken(self, submission: Submission, reply: asyncio.Future) -> NotTaken | None:
+    async def _not_taken(self, submission: Submission, reply: asyncio.Future) -> NotTaken | ApiError | None:
         """Wait until an engine has taken the request or the attempt is over (None); else why not to wait any longer."""
         clock, engine_id = SilenceClock(), ""
         while submission.stream is None:
+            without_s = min(engine_choices.seconds_without(), time.monotonic() - submission.submitted_at)
+            if without_s > _ADMISSION_TIMEOUT_S:
+                # Serve's router would wait for ever, and a suspect keep all other suspects waiting.
+                return unavailable(f"there was no engine for {without_s:.0f} s")
             done, _ = await asyncio.wait((reply, submission.ended), timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
             if done:
                 return None

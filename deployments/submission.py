@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from cluster.journal import JournalEntry
@@ -24,6 +25,7 @@ class Submission:
         alone: no other sequence of this ingress was on that engine during the attempt.
         isolated: a suspect that is tried while no other suspect is.
         times_passed_over: how often an engine did not take it in time and it was sent to another.
+        submitted_at: when it came, of ``time.monotonic``.
         lost_at: when the last attempt was lost, until the next token.
     """
 
@@ -39,6 +41,7 @@ class Submission:
         self.isolated = False
         self.alone = True
         self.times_passed_over = 0
+        self.submitted_at = time.monotonic()
         self.lost_at: float | None = None
         self.ended: asyncio.Future[EngineLost | HandedOver | None] = asyncio.get_running_loop().create_future()
 

@@ -51,6 +51,19 @@ def test_another_engine_is_one_that_the_router_knows_and_that_is_not_avoided():
     assert not choices.has_other("a", "another fingerprint")
 
 
+def test_the_time_without_any_engine_is_known():
+    clock = Clock()
+    choices = EngineChoices(clock)
+    clock.time += 2.0
+    assert choices.seconds_without() == 2.0
+    choices.set_engines({"a": "f"})
+    assert choices.seconds_without() == 0.0
+    for _ in range(2):
+        choices.set_engines({})
+        clock.time += 3.0
+    assert choices.seconds_without() == 6.0
+
+
 def test_a_choice_is_noted_for_open_requests_only_and_forgotten_with_them():
     choices = EngineChoices()
     choices.chose("late", "a")

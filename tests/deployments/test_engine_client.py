@@ -262,3 +262,26 @@ async def test_a_request_that_is_passed_on_is_aborted_where_it_was_not_taken(mon
     await engine.called(2)
     assert engine.aborted == [("r", 0)]
     await client.close()
+
+
+async def test_where_there_is_no_engine_requests_and_suspects_are_refused_after_a_time(monkeypatch):
+    monkeypatch.setattr(engine_client, "engine_choices", choices := EngineChoices())
+    monkeypatch.setattr(engine_client, "_ADMISSION_TIMEOUT_S", 0.3)
+    engine = Engine()
+    engine.attached = True  # its calls stay without an answer
+    client = Client(engine)
+    errors: list[ApiError] = []
+    for name in "abc":
+        suspect = client.submit(JournalEntry(name, [1], SamplingParams()), client._deliver, errors.append)
+        suspect.suspicion.engine_died(0, alone=name == "a", isolated=False)
+        suspect.suspicion.engine_died(0, alone=name == "a", isolated=False)
+        assert suspect.suspicion.must_isolate == (name != "a")
+    await until(lambda: len(errors) == 3)
+    assert [(error.status, error.code) for error in errors] == [(503, "engine_unavailable")] * 3
+    assert all(call.cancelled() for _, call in engine.calls)
+    # With an engine that is only busy, a request waits on.
+    choices.set_engines({"e": "f"})
+    client.start(answer(1))
+    await asyncio.sleep(0.8)
+    assert (client.num_running, client.ended.done()) == (1, False)
+    await client.close()
