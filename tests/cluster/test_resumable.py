@@ -62,6 +62,7 @@ def test_the_usage_is_told_once_however_often_it_arrives():
         (ServerError("HTTP 502", None, None, 502), True, True),
         (RateLimitError("full", None, "overloaded", 429), False, True),
         (ServerError("loading", None, "loading", 503), False, True),
+        (ServerError("not whole", None, "request_lost", 503), True, True),
         (BadRequestError("no", None, "invalid_value", 400), False, False),
         (ServerError("no such engine", None, "fingerprint_mismatch", 503), False, False),
     ],

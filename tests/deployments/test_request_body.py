@@ -7,6 +7,7 @@ import json
 import time
 
 import pytest
+from ray.exceptions import ActorUnavailableError
 from starlette.requests import Request
 
 from deployments.api_errors import ApiError
@@ -58,6 +59,16 @@ async def test_others_go_on_while_a_long_body_is_parsed():
         turns += 1
     assert await reading == TOKENS
     assert turns > 5, f"the loop stood still; without a thread parsing took {in_one_go:.3f} s"
+
+
+async def test_a_body_that_the_proxy_could_not_hand_over_is_asked_for_again():
+    async def receive() -> dict:
+        raise ActorUnavailableError("the proxy's call failed", None)
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(ApiError, match="ActorUnavailableError") as caught:
+        await read_json(Request(scope, receive), 1000)
+    assert (caught.value.status, caught.value.code) == (503, "request_lost")
 
 
 @pytest.mark.parametrize("length", [10, 100_000])
