@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from actors.delta_stream import DeltaStream
 from cluster.config import EngineConfig
-from cluster.errors import EngineDeadError
+from cluster.errors import EngineDeadError, StaleAttemptError
 from cluster.logs import show_logs
 from cluster.outputs import (
     ENGINE_LEAVES,
@@ -125,6 +125,7 @@ class RunnerActor:
 
         Raises:
             InvalidRequestError, OverloadedError: it was not taken.
+            StaleAttemptError: this attempt or a newer one is here.
             EngineDeadError: the engine died under it.
         """
         assert self._info is not None
@@ -135,12 +136,12 @@ class RunnerActor:
         key = request.request_id, request.attempt
         newest = self._attempts.get(request.request_id, -1)
         if request.attempt < newest:
-            raise EngineDeadError(f"attempt {request.attempt} of {request.request_id} is older than attempt {newest}")
+            raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is older than attempt {newest}")
         if newest >= 0 and newest < request.attempt:
             await self.abort(request.request_id, newest)
         self._forget_old()
         if key in self._live:
-            raise EngineDeadError(f"attempt {request.attempt} of {request.request_id} is already here")
+            raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is already here")
         live = _Live(request, self._loop.create_future())
         self._idle.clear()
         self._live[key] = live

@@ -53,3 +53,9 @@ class EngineDeadError(BiremeError):
     """The engine that held a request is gone (HTTP 503 once attempts are used up)."""
 
     code = "engine_dead"
+
+
+class StaleAttemptError(BiremeError):
+    """The engine has this attempt of the request already, or a newer one."""
+
+    code = "stale_attempt"

@@ -242,6 +242,9 @@ class EngineClient:
                 await _pause(_REFUSAL_BACKOFF_S, refusals, _MAX_REFUSAL_BACKOFF_S)
                 continue
             refusals, last_resort = 0, False
+            if isinstance(outcome, EngineLost) and not outcome.engine_id:
+                # The call failed: Ray may not know yet that the engine died with its node.
+                engine_choices.avoid(engine_choices.chosen(entry.request_id), AVOID_SLOW_S)
             if isinstance(outcome, EngineLost) and outcome.died:
                 engine_choices.avoid(outcome.engine_id or engine_choices.chosen(entry.request_id), AVOID_DEAD_S)
                 if self._convicts(submission):

@@ -16,7 +16,7 @@ from ray import serve
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from cluster.config import LLMConfig
-from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError
+from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted
 from cluster.request import EngineRequest
 from deployments.engine_metrics import export_engine_metrics
@@ -127,6 +127,8 @@ class LLMServer:
             return RequestRefused(cause)
         if isinstance(cause, EngineDeadError):
             return EngineLost(info.engine_id, cause.message, died=True)
+        if isinstance(cause, StaleAttemptError):
+            return EngineLost(info.engine_id, cause.message)
         logger.error("the runner failed on a request", exc_info=error)
         return EngineLost(info.engine_id, f"{type(cause).__name__}: {cause}")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
+from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from cluster.errors import BiremeError
@@ -50,7 +51,10 @@ class FingerprintMismatch(NamedTuple):
 
 
 async def reply_of(call):
-    """The reply of a Serve call; every way to lose the replica becomes EngineLost."""
+    """The reply of a Serve call; every way to lose the replica becomes EngineLost.
+
+    Only Ray knows that a replica died; a call that failed otherwise may have failed on a healthy one.
+    """
     try:
         reply = await call
     except BackPressureError as error:
@@ -60,7 +64,8 @@ async def reply_of(call):
     except asyncio.CancelledError:
         return EngineLost("", "the call was cancelled")
     except Exception as error:  # Serve raises what its transport raised: actor death, gRPC status, cancellation
-        return EngineLost("", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", died=True)
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return EngineLost("", why, died=isinstance(error, ActorDiedError))
     return from_engine(reply.error) if isinstance(reply, RequestRefused) else reply
 
 

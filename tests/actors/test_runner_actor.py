@@ -10,7 +10,7 @@ import pytest
 
 from actors.runner_actor import RunnerActor
 from cluster.config import EngineConfig
-from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError
+from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError, StaleAttemptError
 from cluster.outputs import AttachRequired, GenerateReply, NotAdmitted
 from tests.engines import answer, make_engine, request
 
@@ -133,7 +133,7 @@ async def test_a_newer_attempt_ends_the_older_one_and_the_older_is_fenced(actor)
     reply = await actor.generate(subscribed("a", [5, 6], attempt=1, output_token_ids=known, max_tokens=8))
     assert reply == GenerateReply(8, "length")
     assert (await old).finish_reason == "abort"
-    with pytest.raises(EngineDeadError, match="attempt 0 of a is older than attempt 1"):
+    with pytest.raises(StaleAttemptError, match="attempt 0 of a is older than attempt 1"):
         await actor.generate(subscribed("a", [5, 6]))
 
 

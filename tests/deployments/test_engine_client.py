@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ActorDiedError
 
 from cluster.journal import JournalEntry
 from cluster.outputs import AttachRequired, GenerateReply, TokenDelta
@@ -284,4 +285,26 @@ async def test_where_there_is_no_engine_requests_and_suspects_are_refused_after_
     client.start(answer(1))
     await asyncio.sleep(0.8)
     assert (client.num_running, client.ended.done()) == (1, False)
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConnectionError("call failed"), "engine_dead"), (ActorDiedError(), "request_quarantined")],
+)
+async def test_only_the_death_of_an_engine_counts_against_a_request(error, code):
+    engine = Engine()
+    client = Client(engine)
+    client.start(answer(9))
+    for times in range(1, 4):
+        request, reply = await engine.called(times)
+        engine.messages.put_nowait([TokenDelta("r", request.attempt, 0, [])])
+        await until(lambda: client._submissions["r"].stream is not None)
+        reply.set_exception(error)
+        await asyncio.sleep(0.05)
+        if client.ended.done():
+            break
+    refusal = await asyncio.wait_for(client.ended, 5)
+    assert refusal is not None
+    assert (refusal.code, times) == (code, 3 if code == "engine_dead" else 2)
     await client.close()
