@@ -16,7 +16,7 @@ from cluster.journal import JournalEntry
 from cluster.outputs import AttachRequired, GenerateReply, TokenDelta
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
-from deployments import engine_client
+from deployments import early_streams, engine_client
 from deployments.api_errors import ApiError
 from deployments.engine_choices import EngineChoices
 from deployments.engine_client import EngineClient
@@ -307,4 +307,22 @@ async def test_only_the_death_of_an_engine_counts_against_a_request(error, code)
     refusal = await asyncio.wait_for(client.ended, 5)
     assert refusal is not None
     assert (refusal.code, times) == (code, 3 if code == "engine_dead" else 2)
+    await client.close()
+
+
+async def test_early_streams_go_on_after_an_error_that_nobody_expected(monkeypatch):
+    monkeypatch.setattr(early_streams, "engine_choices", choices := EngineChoices())
+    choices.set_engines({"e": "f"})
+    engine, calls = Engine(), []
+
+    def find_runner(engine_id: str) -> Engine:
+        calls.append(engine_id)
+        if len(calls) == 1:
+            raise ConnectionError("the cluster's store does not answer")
+        return engine
+
+    client = Client(engine)
+    client.attach_early(find_runner)
+    await until(lambda: client.streams)
+    assert calls == ["e", "e"]
     await client.close()
