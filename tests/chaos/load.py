@@ -13,6 +13,7 @@ from cluster.errors import BiremeError
 
 KINDS = {"resuming": 6, "whole": 1, "slow": 1, "vanishing": 1, "plain": 1}
 NUM_REQUESTS = 16
+UNDER_WAY_S = 0.5
 DECODING = 4  # chunks after which an answer is well under way
 
 
@@ -42,10 +43,12 @@ class Seen:
         return self.token_ids, self.text, self.finish_reason, self.usage
 
     def gap_at(self, moment: float) -> float | None:
-        """Seconds between the chunks before and after ``moment``, counted from it; None if the request was not running."""
+        """The longest wait for a chunk that began before ``moment`` or soon after, when chunks that were under way had arrived;
+        in seconds, counted from ``moment`` at the earliest. None if the request was not running."""
         if not self.times or not self.times[0] <= moment <= self.times[-1]:
             return None
-        return next((t for t in self.times if t > moment), moment) - moment
+        waits = zip(self.times, self.times[1:])
+        return max((b - max(a, moment) for a, b in waits if b > moment and a < moment + UNDER_WAY_S), default=0.0)
 
 
 def request_body(number: int, max_tokens: int) -> dict:
