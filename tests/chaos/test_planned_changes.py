@@ -4,12 +4,14 @@ takes longer than Serve waits for a replica that leaves."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import pytest
 from ray import serve
 
 from cluster.client import Client
+from cluster.errors import BiremeError
 from deployments.llm import build_openai_app
 from tests.chaos.application import Setup, application, idle_stats
 from tests.chaos.load import Load
@@ -24,11 +26,22 @@ def engine_states() -> dict[str, int]:
     return {state.name if hasattr(state, "name") else str(state): count for state, count in states.items()}
 
 
-async def settled(num_engines: int, timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while engine_states() != {"RUNNING": num_engines}:
+def hand_overs(url: str) -> int:
+    """Those that the ingress which answers has counted; ingresses are replaced too, and count from 0."""
+    with contextlib.suppress(BiremeError, OSError), Client(url, timeout=5) as client:
+        return client.status()["events"].get("bireme_request_handovers", 0)
+    return 0
+
+
+async def settled(url: str, change: asyncio.Task, num_engines: int, timeout_s: float = 120) -> int:
+    """Wait until the engines are as many as there should be; the most hand-overs that an ingress told of meanwhile."""
+    deadline, most = time.monotonic() + timeout_s, 0
+    while not change.done() or engine_states() != {"RUNNING": num_engines}:
         assert time.monotonic() < deadline, engine_states()
+        most = max(most, await asyncio.to_thread(hand_overs, url))
         await asyncio.sleep(0.3)
+    await change
+    return max(most, await asyncio.to_thread(hand_overs, url))
 
 
 @pytest.mark.slow
@@ -47,13 +60,12 @@ def test_one_to_three_to_one_engines_and_a_rolling_update_cost_nobody_anything(t
         twins = await load.twins()
         running = asyncio.create_task(load.run())
         for num_engines, changes in ((3, {}), (1, {}), (2, {}), (2, {"max_num_seqs": 6})):
-            await asyncio.to_thread(deploy, num_engines, **changes)
-            await settled(num_engines)
+            change = asyncio.create_task(asyncio.to_thread(deploy, num_engines, **changes))
+            report.faults["hand-overs"] += await settled(url, change, num_engines)
             report.faults[f"change to {num_engines} engines {changes or ''}"] += 1
         with Client(url) as client:
             found = client.status()
             assert len([engine for engine in found["engines"] if engine["state"] == "running"]) == 2
-            report.faults["hand-overs"] = found["events"].get("bireme_request_handovers", 0)
         load.stopping = True
         await asyncio.wait_for(running, 120)
         assert max(seen.times[-1] - seen.times[0] for seen in load.seen) > 2 * SHUTDOWN_TIMEOUT_S
