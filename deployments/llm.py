@@ -54,6 +54,8 @@ def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
 
 def ingress_options(config: LLMConfig) -> dict[str, Any]:
     """Serve options of the ingress deployment; those in ``ingress_config`` win."""
+    # HAProxy chooses ingresses itself, and Serve refuses a router beside it.
+    router = {"request_router_config": {"request_router_class": "deployments.ingress_router:IngressRouter"}}
     return {
         "max_ongoing_requests": _INGRESS_ONGOING_REQUESTS,
         # A leaving ingress ends the answers it has begun; nobody else can, unless the client resumes them.
@@ -63,7 +65,7 @@ def ingress_options(config: LLMConfig) -> dict[str, Any]:
         "health_check_timeout_s": _INGRESS_HEALTH_CHECK_TIMEOUT_S,
         "ray_actor_options": {"num_cpus": INGRESS_CPUS},
         "logging_config": {"enable_access_log": False},
-        "request_router_config": {"request_router_class": "deployments.ingress_router:IngressRouter"},
+        **({} if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else router),
         **config.ingress_config,
         "max_constructor_retry_count": 1,
     }
