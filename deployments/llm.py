@@ -3,6 +3,7 @@
 Annotations here are evaluated, because Ray Serve reads the builder's parameter type to validate its arguments.
 """
 
+import os
 from typing import Any
 
 from ray import serve
