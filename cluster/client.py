@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import httpx
 
@@ -23,9 +24,10 @@ COMPLETIONS_PATH = "/v1/completions"
 _SILENCE_S = 60.0
 Messages = str | Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+_Http = TypeVar("_Http", httpx.Client, httpx.AsyncClient)
 
 
-class _Shared:
+class _Shared(ABC, Generic[_Http]):
     """What does not depend on how the client waits."""
 
     def __init__(
@@ -42,7 +44,7 @@ class _Shared:
         self.model = model
         self._max_resumes = max_resumes
         self._stream_timeout = httpx.Timeout(min(timeout, _SILENCE_S), connect=connect_timeout)
-        self._open(
+        self._http: _Http = self._opened(
             {
                 "base_url": url.rstrip("/").removesuffix("/v1"),
                 "headers": {"Authorization": f"Bearer {key}"} if key else {},
@@ -50,9 +52,9 @@ class _Shared:
             }
         )
 
-    def _open(self, options: dict[str, Any]) -> None:
-        """Make the HTTP client of the subclass's kind."""
-        raise NotImplementedError
+    @abstractmethod
+    def _opened(self, options: dict[str, Any]) -> _Http:
+        """HTTP client of the subclass's kind."""
 
     def _completion(self, prompt: Prompt, options: dict[str, Any]) -> dict[str, Any]:
         return self._post(COMPLETIONS_PATH, {"prompt": prompt}, options)
@@ -71,6 +73,15 @@ class _Shared:
         body = {"return_token_ids": True, **request["json"], "stream": True}
         return ResumableStream({**request, "json": body, "timeout": self._stream_timeout}, self._max_resumes)
 
+    def _seconds_to_wait(self, stream: ResumableStream, error: httpx.HTTPError | BiremeError) -> float:
+        """How long to wait before the stream is asked for again; what cannot be mended by asking again is raised."""
+        wait = stream.seconds_to_wait(error)
+        if wait is not None:
+            return wait
+        if isinstance(error, httpx.HTTPError):
+            raise _unreachable(error, self._http.base_url) from error
+        raise error
+
 
 def _checked(response: httpx.Response) -> dict[str, Any]:
     if response.is_error:
@@ -82,7 +93,7 @@ def _unreachable(error: httpx.HTTPError, url: Any) -> ClientError:
     return ClientError(f"no answer from {url}: {str(error) or type(error).__name__}; is the server running?")
 
 
-class Client(_Shared):
+class Client(_Shared[httpx.Client]):
     """Blocking client; close it, or use it in a with statement.
 
     Args:
@@ -98,8 +109,8 @@ class Client(_Shared):
     max_tokens, temperature, seed, stop, ...
     """
 
-    def _open(self, options: dict[str, Any]) -> None:
-        self._http = httpx.Client(**options)
+    def _opened(self, options: dict[str, Any]) -> httpx.Client:
+        return httpx.Client(**options)
 
     def __enter__(self) -> Client:
         return self
@@ -171,19 +182,14 @@ class Client(_Shared):
                             yield chunk
                     stream.end_of_response()
             except (httpx.HTTPError, BiremeError) as error:
-                wait = stream.seconds_to_wait(error)
-                if wait is None:
-                    if isinstance(error, httpx.HTTPError):
-                        raise _unreachable(error, self._http.base_url) from error
-                    raise
-                time.sleep(wait)
+                time.sleep(self._seconds_to_wait(stream, error))
 
 
-class AsyncClient(_Shared):
+class AsyncClient(_Shared[httpx.AsyncClient]):
     """``Client`` for asyncio; the same methods, awaited."""
 
-    def _open(self, options: dict[str, Any]) -> None:
-        self._http = httpx.AsyncClient(**options, limits=httpx.Limits(max_connections=None))
+    def _opened(self, options: dict[str, Any]) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**options, limits=httpx.Limits(max_connections=None))
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -255,9 +261,4 @@ class AsyncClient(_Shared):
                             yield chunk
                     stream.end_of_response()
             except (httpx.HTTPError, BiremeError) as error:
-                wait = stream.seconds_to_wait(error)
-                if wait is None:
-                    if isinstance(error, httpx.HTTPError):
-                        raise _unreachable(error, self._http.base_url) from error
-                    raise
-                await asyncio.sleep(wait)
+                await asyncio.sleep(self._seconds_to_wait(stream, error))
