@@ -172,7 +172,7 @@ class EngineClient:
         others = [other for other in self._submissions.values() if other.stream is stream]
         for other in others:
             other.alone = False
-        submission.stream, submission.alone = stream, not others
+        submission.stream, submission.alone, submission.is_admitted = stream, not others, True
         if submission.lost_at is not None:
             entry, waited_s = submission.entry, time.monotonic() - submission.lost_at
             logger.info(
@@ -218,8 +218,8 @@ class EngineClient:
             if entry.finished:
                 # The last tokens of an engine that was given up came before this task went on.
                 return None
-            if isinstance(outcome, ApiError) and outcome.status == 429 and entry.attempt > 0:
-                # An answer that has begun is not refused for want of room: it waits for some.
+            if isinstance(outcome, ApiError) and outcome.status == 429 and submission.is_admitted:
+                # What an engine had taken is not refused for want of room: it waits for some.
                 outcome = NotAdmitted("", outcome.message)
             if outcome is None or isinstance(outcome, ApiError):
                 return outcome

@@ -12,6 +12,7 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError
 
+from cluster.errors import OverloadedError
 from cluster.journal import JournalEntry
 from cluster.outputs import AttachRequired, GenerateReply, TokenDelta
 from cluster.request import EngineRequest
@@ -20,6 +21,7 @@ from deployments import early_streams, engine_client
 from deployments.api_errors import ApiError
 from deployments.engine_choices import EngineChoices
 from deployments.engine_client import EngineClient
+from deployments.engine_replies import EngineLost, RequestRefused
 from deployments.generation import Generation
 from deployments.submission import Submission
 from deployments.token_streams import TokenStream
@@ -307,6 +309,30 @@ async def test_only_the_death_of_an_engine_counts_against_a_request(error, code)
     refusal = await asyncio.wait_for(client.ended, 5)
     assert refusal is not None
     assert (refusal.code, times) == (code, 3 if code == "engine_dead" else 2)
+    await client.close()
+
+
+@pytest.mark.parametrize("was_taken", [True, False])
+async def test_only_a_request_that_an_engine_had_taken_waits_where_the_queue_is_full(was_taken):
+    full = RequestRefused(OverloadedError("8 requests are waiting, the limit is 8"))
+    engine = Engine()
+    client = Client(engine)
+    client.start(answer(1))
+    _, lost = await engine.called(1)
+    if was_taken:
+        engine.messages.put_nowait([TokenDelta("r", 0, 0, [])])
+        await until(lambda: client._submissions["r"].stream is not None)
+    lost.set_result(EngineLost("e", "the call failed"))
+    request, refused = await engine.called(2)
+    refused.set_result(full)
+    if was_taken:
+        request, _ = await engine.called(3)
+        engine.messages.put_nowait([TokenDelta("r", request.attempt, 0, [7], finish_reason="length")])
+        assert await client.ended is None
+    else:
+        error = await asyncio.wait_for(client.ended, 5)
+        assert error is not None
+        assert error.status == 429
     await client.close()
 
 
