@@ -12,7 +12,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.api_errors import unavailable
 from deployments.engine_client import EngineClient
-from deployments.engine_replica import RUNNER_NAME_PREFIX, application_name
+from deployments.engine_replica import application_name, runner_names
 from deployments.shared_look import SharedLook
 
 _ANSWER_TIMEOUT_S = 1.0
@@ -48,7 +48,7 @@ def _find_replicas() -> dict[str, dict[str, int]]:
 
 def _find_runners() -> dict[str, Any]:
     """Engine id to runner actor, of this application's engines that have not ended."""
-    prefix, runners = f"{RUNNER_NAME_PREFIX}{application_name()}::", {}
+    prefix, runners = runner_names(), {}
     for actor in ray.util.list_named_actors(all_namespaces=True):
         if actor["name"].startswith(prefix):
             with contextlib.suppress(ValueError):  # it ended in between
@@ -63,12 +63,8 @@ RUNNERS = SharedLook(_find_runners, _LOOK_TIMEOUT_S, "Ray's directory of actors"
 
 async def _engine(engine_id: str, runner: Any) -> dict[str, Any]:
     try:
-        return await asyncio.wait_for(_answer(runner.stats.remote()), _ANSWER_TIMEOUT_S)
+        return await asyncio.wait_for(runner.stats.remote(), _ANSWER_TIMEOUT_S)
     except asyncio.TimeoutError:
         return {"engine_id": engine_id, "state": "silent"}
     except ray.exceptions.RayError as error:
         return {"engine_id": engine_id, "state": f"dead ({type(error).__name__})"}
-
-
-async def _answer(ref: Any) -> Any:
-    return await ref

@@ -62,7 +62,7 @@ class LLMServer:
             max_concurrency=_RUNNER_CONCURRENCY,
             max_restarts=0,
             scheduling_strategy=_runner_bundle(),
-            name=f"{RUNNER_NAME_PREFIX}{application_name()}::{self._engine_id}",
+            name=runner_names() + self._engine_id,
         )
         self._runner: Any = runner.remote(config.engine_config(), self._engine_id)
         try:
@@ -160,7 +160,7 @@ class LLMServer:
             self._watch.close()
         if self._runner is not None and not self._dead:
             try:
-                await asyncio.wait_for(_as_coroutine(self._runner.shutdown.remote()), _CALL_TIMEOUT_S)
+                await asyncio.wait_for(self._runner.shutdown.remote(), _CALL_TIMEOUT_S)
             except (RayError, asyncio.TimeoutError) as error:
                 logger.warning("runner of %s did not shut down cleanly: %s", self._engine_id, error)
             ray.kill(self._runner)
@@ -171,13 +171,14 @@ def application_name() -> str:
     return serve.get_replica_context().app_name
 
 
+def runner_names() -> str:
+    """What the names of this process's application's runner actors begin with; the engine's id follows."""
+    return f"{RUNNER_NAME_PREFIX}{application_name()}::"
+
+
 def find_runner(engine_id: str) -> Any:
     """The runner of an engine of this process's application; ValueError if there is none."""
-    return ray.get_actor(f"{RUNNER_NAME_PREFIX}{application_name()}::{engine_id}")
-
-
-async def _as_coroutine(ref: Any) -> Any:
-    return await ref
+    return ray.get_actor(runner_names() + engine_id)
 
 
 def _runner_bundle():

@@ -89,7 +89,7 @@ class RunnerWatch:
     async def _hear_runner(self) -> str | None:
         """One tick; why the runner is dead, or None."""
         if self._ping is None:
-            self._ping = asyncio.ensure_future(_as_coroutine(self._runner.ping.remote(os.getpid())))
+            self._ping = asyncio.ensure_future(self._runner.ping.remote(os.getpid()))
         await asyncio.wait((self._ping,), timeout=TICK_S)
         if self._ping.done():
             try:
@@ -132,7 +132,7 @@ class RunnerWatch:
     def _drain(self, timeout_s: float) -> None:
         """Begin to drain. Of several notices the engine keeps the earliest time."""
         logger.info("event=drain engine=%s timeout_s=%.1f", self._engine_id, timeout_s)
-        self._draining = asyncio.ensure_future(_as_coroutine(self._runner.drain.remote(timeout_s)))
+        self._draining = asyncio.ensure_future(self._runner.drain.remote(timeout_s))
         self._draining.add_done_callback(self._drained)
 
     def _drained(self, done: asyncio.Future) -> None:
@@ -145,7 +145,3 @@ class RunnerWatch:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
         ray.kill(self._runner)
-
-
-async def _as_coroutine(ref: Any) -> Any:
-    return await ref
