@@ -27,24 +27,8 @@ from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.prepare import progress_bar
 
-LLAMA_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "eos_token_id": 128001,
-    "bos_token_id": 128000,
-}
-SMOLLM2 = LLAMA_8B | {
+LLAMA_8B = Path(__file__).parents[1] / "ray_configs/llama_8b/config.json"
+SMOLLM2_SIZES = {
     "hidden_size": 576,
     "intermediate_size": 1536,
     "num_hidden_layers": 30,
@@ -53,6 +37,7 @@ SMOLLM2 = LLAMA_8B | {
     "head_dim": 64,
     "vocab_size": 49152,
     "max_position_embeddings": 8192,
+    "rope_scaling": None,
     "tie_word_embeddings": True,
     "eos_token_id": 2,
     "bos_token_id": 1,
@@ -73,12 +58,14 @@ def make_engine(name: str, options: argparse.Namespace) -> Engine:
         "enable_prefix_caching": False,
         "enforce_eager": options.eager,
     }
-    if name == "smollm2" and not options.dummy:
-        settings["model"] = DEFAULT_MODEL
-    else:
+    if name == "llama_8b":
+        settings |= {"model": str(LLAMA_8B), "load_format": "dummy"}
+    elif options.dummy:
         folder = Path(tempfile.mkdtemp())
-        (folder / "config.json").write_text(json.dumps(LLAMA_8B if name == "llama_8b" else SMOLLM2))
+        (folder / "config.json").write_text(json.dumps(json.loads(LLAMA_8B.read_text()) | SMOLLM2_SIZES))
         settings |= {"model": str(folder), "load_format": "dummy"}
+    else:
+        settings["model"] = DEFAULT_MODEL
     with progress_bar(Console(), name) as progress:
         return Engine(EngineConfig(**settings), progress=progress)
 
