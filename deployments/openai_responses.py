@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def model_object(model_id: str, created: int, max_model_len: int) -> dict[str, A
     return {"id": model_id, "object": "model", "created": created, "owned_by": "bireme", "max_model_len": max_model_len}
 
 
-class Answer:
+class Answer(ABC):
     """Builds the answer to one request; subclasses say what a choice looks like.
 
     ``prompt_ids`` holds one list a prompt; choice ``i`` belongs to prompt ``i // n``.
@@ -148,14 +149,15 @@ class Answer:
         """What the first chunk of a stream has beside its choice, which is number ``index``."""
         return {}
 
+    @abstractmethod
     def whole_choice(self, index: int, output: SequenceOutput) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice of the whole answer."""
 
+    @abstractmethod
     def chunk_choice(
         self, index: int, text: str, output: SequenceOutput, new: slice, first: bool
     ) -> dict[str, Any] | None:
         """A choice with the new text and what came with the tokens in ``new``; None if that is nothing."""
-        raise NotImplementedError
 
     def prompt_logprobs(self, index: int, output: SequenceOutput) -> list[dict[str, Any] | None] | None:
         """Log-probabilities of the prompt as vLLM reports them: token id to logprob, rank and text."""
