@@ -25,15 +25,17 @@ class CompletionAnswer(Answer):
         self.prompt_texts = prompt_texts
         # The engine always samples; asked for no tokens at all, the one it made is not shown.
         self._prompt_only = self.request.max_tokens == 0
-        self._offsets = [self._new_offsets(i) for i in range(len(self.generation.outputs))]
+        self._offsets: list[TextOffsets] = []
         if self.request.logprobs is not None:
-            for offsets, output in zip(self._offsets, self.generation.outputs):
-                for token in output.token_ids:  # those that a client who resumes has
-                    offsets.push(token)
+            self._offsets = [self._new_offsets(i, output) for i, output in enumerate(self.generation.outputs)]
 
-    def _new_offsets(self, index: int) -> TextOffsets:
+    def _new_offsets(self, index: int, output: SequenceOutput) -> TextOffsets:
+        """Behind the tokens that ``output`` has: those of a client who resumes."""
         detokenizer = IncrementalDetokenizer(self.tokenizer, self.request.skip_special_tokens, continues=True)
-        return TextOffsets(detokenizer, len(self.prompt_texts[index // self.request.n]))
+        offsets = TextOffsets(detokenizer, len(self.prompt_texts[index // self.request.n]))
+        for token in output.token_ids:
+            offsets.push(token)
+        return offsets
 
     def num_generated(self, output: SequenceOutput) -> int:
         return 0 if self._prompt_only else len(output.token_ids)
@@ -76,8 +78,6 @@ class CompletionAnswer(Answer):
             return None
         tokens: list[int] = [] if self._prompt_only else output.token_ids[new]
         entries: list[TokenLogprobs | None] = [] if self._prompt_only else list(output.logprobs[new])
-        if first:
-            self._offsets[index] = self._new_offsets(index)
         offsets = [self._offsets[index].push(token) for token in tokens]
         if first and self.request.echo and output.prompt_logprobs is not None:
             prompt = self.prompt_ids[index // self.request.n]
