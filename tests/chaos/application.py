@@ -31,8 +31,6 @@ MODEL = {**TINY_CONFIG, "vocab_size": 49152, "max_position_embeddings": 2048}
 LIVELY_S = 0.75
 _DEPLOY_TRIES = 4
 RPC_FAILURES = "RAY_testing_rpc_failure"
-# Of the switches that a server sets, the one that concerns hung processes.
-FORCE_STOP = "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,7 @@ def application(setup: Setup, folder: Path, model: dict = MODEL, **changes: obje
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ.setdefault(FORCE_STOP, SERVE_ENVIRONMENT[FORCE_STOP])
-    with _rpc_failures(setup.rpc_failures), _cluster(setup) as running:
+    with _environment(SERVE_ENVIRONMENT | _rpc_failures(setup.rpc_failures)), _cluster(setup) as running:
         running.url = f"http://127.0.0.1:{port}"
         where = {"proxy_location": "HeadOnly"} if setup.num_nodes else {}
         serve.start(**where, http_options={"host": "127.0.0.1", "port": port})
@@ -131,11 +128,21 @@ def _cluster(setup: Setup) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def _rpc_failures(percent: int) -> Iterator[None]:
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set what is not set yet, as a server does; other tests do without."""
+    ours = [name for name in variables if name not in os.environ]
+    os.environ.update({name: variables[name] for name in ours})
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
+
+
+def _rpc_failures(percent: int) -> dict[str, str]:
     """Ray's own switch, read by each of its processes as it starts; every failure is a line in that process's log."""
     if not percent:
-        yield
-        return
+        return {}
     each = {
         "num_failures": -1,
         "req_failure_prob": percent,
@@ -143,11 +150,7 @@ def _rpc_failures(percent: int) -> Iterator[None]:
         "in_flight_failure_prob": percent,
     }
     methods = ("PushTask", "ReportGeneratorItemReturns", "GetObjectStatus", "CancelTask")
-    os.environ[RPC_FAILURES] = json.dumps({f"CoreWorkerService.grpc_client.{m}": each for m in methods})
-    try:
-        yield
-    finally:
-        del os.environ[RPC_FAILURES]
+    return {RPC_FAILURES: json.dumps({f"CoreWorkerService.grpc_client.{m}": each for m in methods})}
 
 
 def num_rpc_failures() -> int:
@@ -191,31 +194,6 @@ def runners() -> list:
         with contextlib.suppress(ValueError):
             found.append(ray.get_actor(actor["name"], namespace=actor["namespace"]))
     return found
-
-
-def num_ready_ingresses() -> int:
-    """Ingress replicas that answer at once and know an engine."""
-    named = [
-        actor
-        for actor in ray.util.list_named_actors(all_namespaces=True)
-        if actor["name"].startswith("SERVE_REPLICA::default#OpenAiIngress")
-    ]
-    asked = []
-    for actor in named:
-        with contextlib.suppress(ValueError):
-            handle = ray.get_actor(actor["name"], namespace=actor["namespace"])
-            asked.append(handle.__ray_call__.remote(_knows_an_engine))
-    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=0.5) if asked else ([], [])
-    count = 0
-    for ref in ready:
-        with contextlib.suppress(ray.exceptions.RayError):
-            count += ray.get(ref)
-    return count
-
-
-def _knows_an_engine(replica: Any) -> bool:
-    ingress = replica._replica_impl._user_callable_wrapper._callable
-    return ingress is not None and ingress._service is not None
 
 
 def warm_engines() -> list[tuple[Any, dict]]:

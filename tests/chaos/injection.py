@@ -12,8 +12,9 @@ import numpy as np
 import ray
 
 from tests.chaos import aim
-from tests.chaos.application import Running, num_ready_ingresses, warm_engines
+from tests.chaos.application import Running, warm_engines
 from tests.chaos.faults import Fault, FillObjectStore, KillProcess, RemoveNode, StallClients, StopProcess, VanishClients
+from tests.chaos.ingresses import num_ready_ingresses
 from tests.chaos.load import Load
 from tests.chaos.nodes import STORE_BYTES, add_node, lose_node, runner_places
 from tests.chaos.processes import pids_of, send, state_of
