@@ -34,7 +34,6 @@ from cluster.outputs import (
 )
 from cluster.request import EngineRequest
 from cluster.silence_clock import TICK_S, SilenceClock
-from gpu_ops.build import build
 
 logger = logging.getLogger("bireme.runner")
 
@@ -79,7 +78,7 @@ class RunnerActor:
         self._watching: asyncio.Task | None = None
 
     async def start(self) -> EngineInfo:
-        """Build the ops, load the model, run one warm-up request, start the loop.
+        """Build the ops, load the model, run the warm-up requests, start the loop.
 
         Raises:
             ModelLoadError, ConfigError, OpBuildError: one message that says what to do.
@@ -94,29 +93,11 @@ class RunnerActor:
 
     def _load(self):
         # Imported here: Ray imports this module wherever the class is known, and only the runner's process needs Paddle.
-        from actors.engine import Engine
-        from actors.warm_up import warm_up
+        from actors.engine_loading import load_engine
 
         # A thread that waits for the interpreter lock gets it after this time; steps are tens of milliseconds.
         sys.setswitchinterval(0.0005)
-        started = time.monotonic()
-        build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
-        logger.info("loading %s", self._config.model)
-        engine = Engine(self._config, self._engine_id, _log_progress)
-        warm_up(engine)
-        info = engine.info
-        logger.info(
-            "%s is ready after %.1f s: %d KV blocks of %d tokens, up to %d tokens a request",
-            info.model_id,
-            time.monotonic() - started,
-            info.num_blocks,
-            info.block_size,
-            info.max_model_len,
-        )
-        memory = engine.figures().get("memory")
-        if memory:
-            logger.info("%s: %s", engine.device.name, _memory_text(memory))
-        return engine
+        return load_engine(self._config, self._engine_id)
 
     async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
         """Run one request to its end. Pending for the whole generation; cancelling it aborts the request.
@@ -409,25 +390,3 @@ def _new_loop(engine, publish, on_death):
     from actors.engine_loop import EngineLoop
 
     return EngineLoop(engine, publish, on_death)
-
-
-def _memory_text(memory: dict[str, int]) -> str:
-    """How a GPU's memory is shared, for a person."""
-
-    def gib(name: str) -> str:
-        return f"{memory[name] / 2**30:.2f}"
-
-    return (
-        f"{gib('total_bytes')} GiB: weights {gib('weight_bytes')}, KV cache {gib('kv_cache_bytes')}, "
-        f"{memory['num_decode_graphs']} decode graphs {gib('decode_graph_bytes')}, free {gib('free_bytes')}"
-    )
-
-
-_BAR_WIDTH = 20
-
-
-def _log_progress(what: str, done: int, total: int) -> None:
-    """A line per fifth of the work, with a bar."""
-    if done == total or done % max(1, total // 5) == 0:
-        filled = _BAR_WIDTH * done // max(1, total)
-        logger.info("loading [%s%s] %d of %d %s", "#" * filled, "." * (_BAR_WIDTH - filled), done, total, what)
