@@ -14,8 +14,9 @@ from typing import Any
 from actors.device import CpuDevice
 from actors.file_hash import content_id
 from actors.gpu_device import GpuDevice, has_gpu
+from actors.gpu_limits import check_gpu_model
 from actors.kv_cache import KVCache
-from actors.memory_plan import gpu_pool_bytes, kv_block_bytes, size_kv_cache
+from actors.memory_plan import gpu_pool_bytes, gpu_step_bytes, kv_block_bytes, size_kv_cache
 from actors.model_config import ModelConfig, load_model_config
 from actors.model_runner import ModelRunner
 from actors.model_source import ModelSource, resolve_model
@@ -79,6 +80,8 @@ class Engine:
             config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.seed
         )
         self.model_config: ModelConfig = load_model_config(self.source)
+        if self.device.is_gpu:
+            check_gpu_model(self.model_config)
         default_budget = GPU_MAX_NUM_BATCHED_TOKENS if self.device.is_gpu else CPU_MAX_NUM_BATCHED_TOKENS
         budget = config.max_num_batched_tokens or max(default_budget, config.max_num_seqs + MIN_PREFILL_TOKENS)
         self.memory_at_start = self.device.memory()
@@ -115,7 +118,7 @@ class Engine:
         if self.device.is_gpu and not config.enforce_eager:
             self.runner.capture_decode_graphs(progress, int(config.decode_graph_memory_gb * 2**30))
         self.totals = StepTotals()
-        self._memory_shares = self._shares(num_blocks)
+        self._memory_shares = self._shares(num_blocks, budget)
         self.info = EngineInfo(
             engine_id,
             fingerprint(config, self.source, self.device),
@@ -136,8 +139,8 @@ class Engine:
         block_bytes = kv_block_bytes(model, config.block_size, 2 if device.is_gpu else 4)
         return size_kv_cache(config, model.max_position_embeddings, block_bytes, pool_bytes, total)
 
-    def _shares(self, num_blocks: int) -> dict[str, int]:
-        """Bytes of a GPU by what holds them."""
+    def _shares(self, num_blocks: int, budget: int) -> dict[str, int]:
+        """Bytes of a GPU by what holds them, and those that the plan keeps for steps."""
         block_bytes = kv_block_bytes(self.model_config, self.config.block_size, 2)
         graphs = self.runner.decode_graphs
         return {
@@ -146,6 +149,7 @@ class Engine:
             "kv_cache_bytes": num_blocks * block_bytes,
             "decode_graph_bytes": graphs.num_bytes if graphs else 0,
             "num_decode_graphs": len(graphs.buckets) if graphs else 0,
+            "step_bytes": gpu_step_bytes(self.config, self.model_config, budget),
         }
 
     def add_request(self, request: EngineRequest) -> None:

@@ -22,6 +22,13 @@ def kv_block_bytes(model: ModelConfig, block_size: int, item_bytes: int) -> int:
     return 2 * item_bytes * block_size * model.num_layers * model.num_kv_heads * model.head_dim
 
 
+def gpu_step_bytes(config: EngineConfig, model: ModelConfig, budget: int) -> int:
+    """Bytes of a GPU that are kept for what steps of at most ``budget`` tokens compute, and for the CUDA context's growth."""
+    activations = _ACTIVATIONS_KEPT * 2 * budget * (4 * model.hidden_size + 3 * model.intermediate_size)
+    logits = 3 * 4 * max(config.max_num_seqs, _LOGITS_ROWS) * model.vocab_size
+    return activations + logits + _GPU_RESERVED_BYTES
+
+
 def gpu_pool_bytes(
     config: EngineConfig, model: ModelConfig, budget: int, free: int, total: int, weights_loaded: bool = False
 ) -> int:
@@ -34,10 +41,8 @@ def gpu_pool_bytes(
     Raises:
         ConfigError: nothing is left.
     """
-    activations = _ACTIVATIONS_KEPT * 2 * budget * (4 * model.hidden_size + 3 * model.intermediate_size)
-    logits = 3 * 4 * max(config.max_num_seqs, _LOGITS_ROWS) * model.vocab_size
     graphs = 0 if config.enforce_eager else int(config.decode_graph_memory_gb * 2**30)
-    needed = activations + logits + graphs + _GPU_RESERVED_BYTES
+    needed = gpu_step_bytes(config, model, budget) + graphs
     if not weights_loaded:
         needed += 2 * num_weight_elements(model)
     pool = int(free - (1 - config.gpu_memory_utilization) * total - needed)
