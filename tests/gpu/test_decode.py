@@ -11,7 +11,11 @@ from tests.gpu.tensors import HALVES, TOLERANCE, gpu, host, poison, relative_err
 from tests.gpu.test_attention import SHAPES, Case
 from tests.gpu.test_layers import normal
 
-SIZES = [(1, 576, 960), (3, 200, 72), (8, 14336, 64), (11, 4096, 512), (17, 576, 3072), (32, 1536, 576), (64, 576, 200)]
+SIZES = [
+    *((1, 576, 960), (3, 200, 72), (8, 14336, 64), (11, 4096, 512), (17, 576, 3072), (32, 1536, 576), (64, 576, 200)),
+    # Fewer outputs than a block has, and odd ones.
+    *((5, 576, 2), (9, 64, 12), (1, 64, 1), (3, 200, 7), (12, 1536, 77), (40, 576, 1001)),
+]
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -21,6 +25,7 @@ SIZES = [(1, 576, 960), (3, 200, 72), (8, 14336, 64), (11, 4096, 512), (17, 576,
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
 def test_skinny_linear_equals_twin(rows, inputs, outputs, swiglu, has_norm, has_bias, dtype):
     rng = np.random.default_rng()
+    outputs += outputs % 2 if swiglu else 0  # a gate and an up for each result
     x, weight = normal(rng, rows, inputs, dtype=dtype), normal(rng, outputs, inputs, dtype=dtype) / 16
     weight = round_to(weight, dtype)
     bias = normal(rng, outputs, dtype=dtype) if has_bias else None
@@ -66,6 +71,15 @@ def test_skinny_linear_gives_float32_logits():
     result = decode.skinny_linear(gpu(x, "bfloat16"), gpu(weight, "bfloat16"), float32_output=True)
     assert "float32" in str(result.dtype)
     assert relative_error(host(result), twins.skinny_linear(x, weight)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "swiglu", "message"), [(60, 16, False, "multiple of 8"), (64, 15, True, "even out_features")]
+)
+def test_sizes_that_the_kernel_does_not_take_are_refused(inputs, outputs, swiglu, message):
+    x, weight = (gpu(np.zeros((rows, inputs), np.float32), "bfloat16") for rows in (3, outputs))
+    with pytest.raises((RuntimeError, ValueError, OSError), match=message):
+        decode.skinny_linear(x, weight, swiglu=swiglu)
 
 
 def test_too_many_rows_are_refused():
