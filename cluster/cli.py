@@ -13,7 +13,8 @@ from rich.console import Console
 
 from cluster import __version__
 from cluster.api_types import Answer
-from cluster.client import API_KEY_VARIABLE, DEFAULT_URL, Client
+from cluster.client import Client
+from cluster.client_base import API_KEY_VARIABLE, DEFAULT_URL
 from cluster.conversation import Conversation, Messages, answer_room
 from cluster.errors import BiremeError
 
@@ -21,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Bireme: larg
 console = Console()
 errors = Console(stderr=True)
 
-Url = Annotated[str, typer.Option(help="Server.", envvar="BIREME_URL")]
+Url = Annotated[str, typer.Option(help="Server; several addresses have commas between them.", envvar="BIREME_URL")]
 Model = Annotated[str | None, typer.Option(help="Model name; default: the one the server has.")]
 ApiKey = Annotated[str | None, typer.Option(help="Bearer token.", envvar=API_KEY_VARIABLE)]
 Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 takes the most likely token each time.")]
@@ -128,9 +129,9 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Show whether the server is ready, its models, its engines and what they hold. Exit code 1 if it is not ready."""
     with _connected(url, None, api_key) as client:
         if not client.health():
-            console.print(f"{url}: loading", highlight=False)
+            console.print(f"{client.url}: loading", highlight=False)
             raise typer.Exit(1)
-        console.print(f"{url}: ready", highlight=False)
+        console.print(f"{client.url}: ready", highlight=False)
         for model in client.models():
             console.print(f"  {model.id} (up to {model.max_model_len} tokens)", highlight=False, markup=False)
         found = client.status()

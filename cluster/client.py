@@ -3,105 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 
-from cluster.answer_parts import CHAT_PATH, AnswerParts, streamed_request
+from cluster.answer_parts import AnswerParts, streamed_request
 from cluster.api_types import Answer, Model
-from cluster.client_errors import ClientError, status_error
+from cluster.client_base import ClientBase, Messages, Prompt, checked
 from cluster.errors import BiremeError
-from cluster.resumable import ResumableStream
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-API_KEY_VARIABLE = "BIREME_API_KEY"
-COMPLETIONS_PATH = "/v1/completions"
-# The server writes something every ten seconds, if only a comment. Silence for so long is that of a process that hangs.
-_SILENCE_S = 60.0
-Messages = str | Sequence[Mapping[str, Any]]
-Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
-_Http = TypeVar("_Http", httpx.Client, httpx.AsyncClient)
 
 
-class _Shared(ABC, Generic[_Http]):
-    """What does not depend on how the client waits."""
-
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        model: str | None = None,
-        api_key: str | None = None,
-        timeout: float = 600.0,
-        connect_timeout: float = 10.0,
-        max_resumes: int = 12,
-    ) -> None:
-        key = api_key or os.environ.get(API_KEY_VARIABLE, "").split(",")[0].strip()
-        self.model = model
-        self._max_resumes = max_resumes
-        self._stream_timeout = httpx.Timeout(min(timeout, _SILENCE_S), connect=connect_timeout)
-        self._http: _Http = self._opened(
-            {
-                "base_url": url.rstrip("/").removesuffix("/v1"),
-                "headers": {"Authorization": f"Bearer {key}"} if key else {},
-                "timeout": httpx.Timeout(timeout, connect=connect_timeout),
-            }
-        )
-
-    @abstractmethod
-    def _opened(self, options: dict[str, Any]) -> _Http:
-        """HTTP client of the subclass's kind."""
-
-    def _completion(self, prompt: Prompt, options: dict[str, Any]) -> dict[str, Any]:
-        return self._post(COMPLETIONS_PATH, {"prompt": prompt}, options)
-
-    def _chat(self, messages: Messages, options: dict[str, Any]) -> dict[str, Any]:
-        conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        return self._post(CHAT_PATH, {"messages": conversation}, options)
-
-    def _post(self, path: str, body: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        if self.model is not None:
-            body["model"] = self.model
-        return {"method": "POST", "url": path, "json": {**body, **options}}
-
-    def _resumable(self, request: dict[str, Any]) -> ResumableStream:
-        # Token ids are what a broken stream is taken up with.
-        body = {"return_token_ids": True, **request["json"], "stream": True}
-        return ResumableStream({**request, "json": body, "timeout": self._stream_timeout}, self._max_resumes)
-
-    def _seconds_to_wait(self, stream: ResumableStream, error: httpx.HTTPError | BiremeError) -> float:
-        """How long to wait before the stream is asked for again; what cannot be mended by asking again is raised."""
-        wait = stream.seconds_to_wait(error)
-        if wait is not None:
-            return wait
-        if isinstance(error, httpx.HTTPError):
-            raise _unreachable(error, self._http.base_url) from error
-        raise error
-
-
-def _checked(response: httpx.Response) -> dict[str, Any]:
-    if response.is_error:
-        raise status_error(response.status_code, response.headers, response.content)
-    return response.json()
-
-
-def _unreachable(error: httpx.HTTPError, url: Any) -> ClientError:
-    return ClientError(f"no answer from {url}: {str(error) or type(error).__name__}; is the server running?")
-
-
-class Client(_Shared[httpx.Client]):
+class Client(ClientBase[httpx.Client]):
     """Blocking client; close it, or use it in a with statement.
 
     Args:
-        url: of the server, with or without /v1.
+        url: of the server, with or without /v1. Several, in a list or with commas between them, are addresses of one service: a
+            request goes where the last one was answered, and to the next address if that fails. Each is tried before an error.
         model: name to ask for; default: whatever the server has.
         api_key: bearer token; default: BIREME_API_KEY.
         timeout: longest wait for the next byte, in seconds; an answer counts as broken after a minute of silence.
-        connect_timeout: longest wait for a connection, in seconds.
+        connect_timeout: longest wait for a connection, in seconds; default: 10, or 2 if there is another address.
         max_resumes: how often in a row an answer whose connection broke is taken up where it was; 0 reports the break.
 
     A whole answer, too, travels as a stream, so that it loses nothing when the process behind it dies. Every method raises
@@ -124,22 +47,19 @@ class Client(_Shared[httpx.Client]):
 
     def health(self) -> bool:
         """Whether the server is ready for requests."""
-        try:
-            return self._http.get("/health").status_code == 200
-        except httpx.HTTPError as error:
-            raise _unreachable(error, self._http.base_url) from error
+        return self._get("/health").status_code == 200
 
     def models(self) -> list[Model]:
         """The served models."""
-        return [Model.parse(item) for item in self._request({"method": "GET", "url": "/v1/models"})["data"]]
+        return [Model.parse(item) for item in self._object("/v1/models")["data"]]
 
     def status(self) -> dict[str, Any]:
         """Engines, their state and what they hold, as GET /v1/status reports them."""
-        return self._request({"method": "GET", "url": "/v1/status"})
+        return self._object("/v1/status")
 
     def timeline(self, **options: Any) -> dict[str, Any]:
         """Chrome trace of an engine's next steps, as GET /v1/timeline records it; options: steps, timeout_s, engine."""
-        return self._request({"method": "GET", "url": "/v1/timeline", "params": options})
+        return self._object("/v1/timeline", options)
 
     def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""
@@ -157,11 +77,17 @@ class Client(_Shared[httpx.Client]):
         """Like ``chat``, chunk by chunk; closing the iterator cancels the request."""
         return self._stream(self._chat(messages, options))
 
-    def _request(self, request: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return _checked(self._http.request(**request))
-        except httpx.HTTPError as error:
-            raise _unreachable(error, self._http.base_url) from error
+    def _object(self, path: str, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        return checked(self._get(path, options))
+
+    def _get(self, path: str, options: dict[str, Any] | None = None) -> httpx.Response:
+        for address in self._addresses.once_each():
+            try:
+                return self._http.get(address + path, params=options)
+            except httpx.HTTPError as error:
+                self._addresses.leave(address)
+                last = error
+        raise self._unreachable(last) from last
 
     def _whole(self, request: dict[str, Any]) -> Answer:
         parts = AnswerParts(request)
@@ -172,20 +98,21 @@ class Client(_Shared[httpx.Client]):
     def _stream(self, request: dict[str, Any]) -> Iterator[Answer]:
         stream = self._resumable(request)
         while not stream.is_complete:
+            address = self._addresses.current
             try:
-                with self._http.stream(**stream.request()) as response:
+                with self._http.stream(**stream.request(address)) as response:
                     if response.is_error:
                         response.read()
-                        _checked(response)
+                        checked(response)
                     for line in response.iter_lines():
                         if (chunk := stream.feed(line)) is not None:
                             yield chunk
                     stream.end_of_response()
             except (httpx.HTTPError, BiremeError) as error:
-                time.sleep(self._seconds_to_wait(stream, error))
+                time.sleep(self._seconds_to_wait(stream, address, error))
 
 
-class AsyncClient(_Shared[httpx.AsyncClient]):
+class AsyncClient(ClientBase[httpx.AsyncClient]):
     """``Client`` for asyncio; the same methods, awaited."""
 
     def _opened(self, options: dict[str, Any]) -> httpx.AsyncClient:
@@ -203,22 +130,19 @@ class AsyncClient(_Shared[httpx.AsyncClient]):
 
     async def health(self) -> bool:
         """Whether the server is ready for requests."""
-        try:
-            return (await self._http.get("/health")).status_code == 200
-        except httpx.HTTPError as error:
-            raise _unreachable(error, self._http.base_url) from error
+        return (await self._get("/health")).status_code == 200
 
     async def models(self) -> list[Model]:
         """The served models."""
-        return [Model.parse(item) for item in (await self._request({"method": "GET", "url": "/v1/models"}))["data"]]
+        return [Model.parse(item) for item in (await self._object("/v1/models"))["data"]]
 
     async def status(self) -> dict[str, Any]:
         """Engines, their state and what they hold, as GET /v1/status reports them."""
-        return await self._request({"method": "GET", "url": "/v1/status"})
+        return await self._object("/v1/status")
 
     async def timeline(self, **options: Any) -> dict[str, Any]:
         """Chrome trace of an engine's next steps, as GET /v1/timeline records it; options: steps, timeout_s, engine."""
-        return await self._request({"method": "GET", "url": "/v1/timeline", "params": options})
+        return await self._object("/v1/timeline", options)
 
     async def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""
@@ -236,11 +160,17 @@ class AsyncClient(_Shared[httpx.AsyncClient]):
         """Like ``chat``, chunk by chunk; closing the iterator cancels the request."""
         return self._stream(self._chat(messages, options))
 
-    async def _request(self, request: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return _checked(await self._http.request(**request))
-        except httpx.HTTPError as error:
-            raise _unreachable(error, self._http.base_url) from error
+    async def _object(self, path: str, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        return checked(await self._get(path, options))
+
+    async def _get(self, path: str, options: dict[str, Any] | None = None) -> httpx.Response:
+        for address in self._addresses.once_each():
+            try:
+                return await self._http.get(address + path, params=options)
+            except httpx.HTTPError as error:
+                self._addresses.leave(address)
+                last = error
+        raise self._unreachable(last) from last
 
     async def _whole(self, request: dict[str, Any]) -> Answer:
         parts = AnswerParts(request)
@@ -251,14 +181,15 @@ class AsyncClient(_Shared[httpx.AsyncClient]):
     async def _stream(self, request: dict[str, Any]) -> AsyncIterator[Answer]:
         stream = self._resumable(request)
         while not stream.is_complete:
+            address = self._addresses.current
             try:
-                async with self._http.stream(**stream.request()) as response:
+                async with self._http.stream(**stream.request(address)) as response:
                     if response.is_error:
                         await response.aread()
-                        _checked(response)
+                        checked(response)
                     async for line in response.aiter_lines():
                         if (chunk := stream.feed(line)) is not None:
                             yield chunk
                     stream.end_of_response()
             except (httpx.HTTPError, BiremeError) as error:
-                await asyncio.sleep(self._seconds_to_wait(stream, error))
+                await asyncio.sleep(self._seconds_to_wait(stream, address, error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -19,21 +20,29 @@ _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
 # What a server says that may well take the answer up a moment later.
 _NOT_NOW = frozenset({"loading", "overloaded"})
+# Header of a stream: seconds after which its server has written something, if only a comment.
+MAX_SILENCE_HEADER = "bireme-max-silence"
+# A busy server may be late, but the answer should go on within four seconds.
+_SILENCE_MARGIN = 1.5
 # The request did not reach the server whole, so nothing was begun.
 _REQUEST_LOST = "request_lost"
+_NOBODY_THERE = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
 class ResumableStream:
     """Parses server-sent events and remembers what a broken stream is taken up with.
 
     Args:
-        request: arguments of httpx's ``stream``.
+        request: arguments of httpx's ``stream``, with the path in place of the URL.
         max_resumes: connections that may break one after the other without a new event.
+        num_addresses: under which the service may answer; each is tried before it counts as not there.
     """
 
-    def __init__(self, request: dict[str, Any], max_resumes: int) -> None:
+    def __init__(self, request: dict[str, Any], max_resumes: int, num_addresses: int = 1) -> None:
         self.is_complete = False
         self._request = request
+        self._num_addresses = num_addresses
+        self._refusals = 0
         self._max_resumes = max_resumes
         self._can_resume = bool(request["json"].get("return_token_ids"))
         self._breaks = 0
@@ -53,17 +62,27 @@ class ResumableStream:
         """An event has arrived."""
         return self._last_event_id is not None
 
-    def request(self) -> dict[str, Any]:
-        """What to send now: the whole request, or the request and what has arrived."""
+    def request(self, address: str = "") -> dict[str, Any]:
+        """What to send to ``address`` now: the whole request, or the request and what has arrived."""
         self._event_id = None
+        request = {**self._request, "url": address + self._request["url"]}
         if self._last_event_id is None:
-            return self._request
+            return request
         resume = {"fingerprint": self._fingerprint, "choices": self._choices}
         return {
-            **self._request,
-            "json": {**self._request["json"], "seed": self._seed, "resume": resume},
+            **request,
+            "json": {**request["json"], "seed": self._seed, "resume": resume},
             "headers": {"Last-Event-ID": self._last_event_id},
         }
+
+    def silence_limit(self, headers: Mapping[str, str], longest_s: float) -> float:
+        """Seconds without a byte after which a response with ``headers`` counts as broken, at most ``longest_s``; twice as many
+        after each that broke without a new event, so that a server that is merely slow is not asked again and again."""
+        try:
+            promised_s = float(headers[MAX_SILENCE_HEADER])
+        except (KeyError, ValueError):
+            return longest_s
+        return min(longest_s, _SILENCE_MARGIN * promised_s * 2**self._breaks) if promised_s > 0 else longest_s
 
     def feed(self, line: str) -> Answer | None:
         """The chunk in a line of the response, or None if it has none.
@@ -97,6 +116,9 @@ class ResumableStream:
 
     def seconds_to_wait(self, error: Exception) -> float | None:
         """How long to wait before ``request`` is sent again, or None if ``error`` is what the caller gets."""
+        if isinstance(error, _NOBODY_THERE) and not self._was_taken:
+            self._refusals += 1
+            return 0.0 if self._refusals < self._num_addresses else None
         if not self._is_broken(error):
             return None
         self._breaks += 1
@@ -123,10 +145,15 @@ class ResumableStream:
             known["finish_reason"] = choice.finish_reason or known["finish_reason"]
         return is_new
 
+    @property
+    def _was_taken(self) -> bool:
+        """Somebody had the request, and may have worked on it."""
+        return self.has_begun or self._breaks > 0
+
     def _is_broken(self, error: Exception) -> bool:
-        """Whether ``error`` cut the stream off, so that it can be taken up. Before the first event, nobody to connect to and a
-        refusal are no such thing."""
-        if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)) or getattr(error, "code", None) in _NOT_NOW:
+        """Whether ``error`` cut the stream off, so that it can be taken up. A refusal is no such thing before the first event,
+        and nobody to connect to is none before somebody took the request."""
+        if getattr(error, "code", None) in _NOT_NOW:
             return self.has_begun
         if getattr(error, "code", None) == _REQUEST_LOST:
             return True

@@ -12,7 +12,7 @@ from cluster.client import Client
 from cluster.client_errors import BadRequestError, BrokenStreamError, ClientError, RateLimitError, ServerError
 from cluster.resumable import ResumableStream
 
-REQUEST = {"json": {"prompt": "x", "return_token_ids": True}}
+REQUEST = {"url": "/v1/completions", "json": {"prompt": "x", "return_token_ids": True}}
 ID = "cmpl-" + "0" * 32
 
 

@@ -1,0 +1,105 @@
+"""What the blocking and the awaiting client have in common: what is sent, where to, and what a failure means."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import httpx
+
+from cluster.addresses import Addresses
+from cluster.answer_parts import CHAT_PATH
+from cluster.client_errors import ClientError, status_error
+from cluster.errors import BiremeError
+from cluster.resumable import ResumableStream
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+API_KEY_VARIABLE = "BIREME_API_KEY"
+COMPLETIONS_PATH = "/v1/completions"
+# The server writes something every ten seconds, if only a comment. Silence for so long is that of a process that hangs.
+_SILENCE_S = 60.0
+# A node that is gone does not answer. Who knows another address does not wait for it long.
+_CONNECT_S, _CONNECT_ELSEWHERE_S = 10.0, 2.0
+Messages = str | Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+
+
+class ClientBase(ABC, Generic[Http]):
+    """What does not depend on how the client waits."""
+
+    def __init__(
+        self,
+        url: str | Sequence[str] = DEFAULT_URL,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        connect_timeout: float | None = None,
+        max_resumes: int = 12,
+    ) -> None:
+        key = api_key or os.environ.get(API_KEY_VARIABLE, "").split(",")[0].strip()
+        self.model = model
+        self._max_resumes = max_resumes
+        self._addresses = Addresses(url)
+        if connect_timeout is None:
+            connect_timeout = _CONNECT_ELSEWHERE_S if len(self._addresses) > 1 else _CONNECT_S
+        self._stream_timeout = httpx.Timeout(min(timeout, _SILENCE_S), connect=connect_timeout)
+        self._http: Http = self._opened(
+            {
+                "headers": {"Authorization": f"Bearer {key}"} if key else {},
+                "timeout": httpx.Timeout(timeout, connect=connect_timeout),
+            }
+        )
+
+    @property
+    def url(self) -> str:
+        """Where the next request goes."""
+        return self._addresses.current
+
+    @abstractmethod
+    def _opened(self, options: dict[str, Any]) -> Http:
+        """HTTP client of the subclass's kind."""
+
+    def _completion(self, prompt: Prompt, options: dict[str, Any]) -> dict[str, Any]:
+        return self._post(COMPLETIONS_PATH, {"prompt": prompt}, options)
+
+    def _chat(self, messages: Messages, options: dict[str, Any]) -> dict[str, Any]:
+        conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        return self._post(CHAT_PATH, {"messages": conversation}, options)
+
+    def _post(self, path: str, body: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        if self.model is not None:
+            body["model"] = self.model
+        return {"method": "POST", "url": path, "json": {**body, **options}}
+
+    def _resumable(self, request: dict[str, Any]) -> ResumableStream:
+        # Token ids are what a broken stream is taken up with.
+        body = {"return_token_ids": True, **request["json"], "stream": True}
+        request = {**request, "json": body, "timeout": self._stream_timeout}
+        return ResumableStream(request, self._max_resumes, len(self._addresses))
+
+    def _seconds_to_wait(self, stream: ResumableStream, address: str, error: httpx.HTTPError | BiremeError) -> float:
+        """How long to wait before the stream is asked for again, after ``address`` failed it; what cannot be mended by asking
+        again is raised."""
+        wait = stream.seconds_to_wait(error)
+        if wait is not None or isinstance(error, httpx.HTTPError):
+            self._addresses.leave(address)
+        if wait is not None:
+            return wait
+        if isinstance(error, httpx.HTTPError):
+            raise self._unreachable(error) from error
+        raise error
+
+    def _unreachable(self, error: httpx.HTTPError) -> ClientError:
+        return ClientError(
+            f"no answer from {self._addresses}: {str(error) or type(error).__name__}; is the server running?"
+        )
+
+
+def checked(response: httpx.Response) -> dict[str, Any]:
+    if response.is_error:
+        raise status_error(response.status_code, response.headers, response.content)
+    return response.json()

@@ -1,0 +1,199 @@
+"""A client that knows several addresses of one service; the servers behind them are real, if small."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster.addresses import Addresses
+from cluster.client import AsyncClient, Client
+from cluster.client_errors import BadRequestError, ClientError
+from cluster.resumable import ResumableStream
+
+TOKENS = [5, 6, 7, 8]
+
+
+class Server(ThreadingHTTPServer):
+    """Answers every completion with TOKENS, taken up where the client has them; counts requests by path.
+
+    Args:
+        cut_after: events after which it breaks every stream off.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, cut_after: int | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.cut_after = cut_after
+        self.paths: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.server.paths.append(self.path)
+        self._send(200, {"data": [{"id": "tiny", "max_model_len": 9}], "running": 0})
+
+    def do_POST(self) -> None:
+        self.server.paths.append(self.path)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body["max_tokens"] < 1:
+            self._send(400, {"error": {"message": "max_tokens must be at least 1", "code": "invalid_value"}})
+            return
+        begun = int(self.headers.get("Last-Event-ID", "a:1:0:0").split(":")[2])
+        self.send_response(200)
+        self.end_headers()
+        for sent, token in enumerate(TOKENS[begun:]):
+            if sent == self.server.cut_after:
+                return
+            last = "length" if begun + sent + 1 == len(TOKENS) else None
+            choice = {"index": 0, "text": str(token), "finish_reason": last, "token_ids": [token]}
+            event = {"id": "a", "model": "m", "seed": 1, "system_fingerprint": "f", "choices": [choice]}
+            self.wfile.write(f"id: a:1:{begun + sent + 1}:0\ndata: {json.dumps(event)}\n\n".encode())
+        usage = {"prompt_tokens": 1, "completion_tokens": len(TOKENS), "total_tokens": len(TOKENS) + 1}
+        told = {"id": "a", "model": "m", "choices": [], "usage": usage}
+        self.wfile.write(f"data: {json.dumps(told)}\n\ndata: [DONE]\n\n".encode())
+
+    def _send(self, status: int, value: dict) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(value).encode())
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Starts servers that end with the test."""
+    servers = []
+    with ThreadPoolExecutor() as pool:
+
+        def start(**options: int) -> Server:
+            servers.append(Server(**options))
+            pool.submit(servers[-1].serve_forever, 0.01)
+            return servers[-1]
+
+        yield start
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+
+
+@pytest.fixture
+def dead() -> Iterator[str]:
+    """An address at which nobody listens, kept from being given to anybody else."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+def blocking(urls: str | list[str], method: str, *arguments: Any, **options: Any) -> tuple[Any, str]:
+    with Client(urls, timeout=10) as client:
+        found = getattr(client, method)(*arguments, **options)
+        return list(found) if method.startswith("stream") else found, client.url
+
+
+def awaiting(urls: str | list[str], method: str, *arguments: Any, **options: Any) -> tuple[Any, str]:
+    async def ask() -> tuple[Any, str]:
+        async with AsyncClient(urls, timeout=10) as client:
+            found = getattr(client, method)(*arguments, **options)
+            return [chunk async for chunk in found] if method.startswith("stream") else await found, client.url
+
+    return asyncio.run(ask())
+
+
+either = pytest.mark.parametrize("ask", [blocking, awaiting])
+
+
+def test_urls_are_a_string_or_a_list_with_or_without_v1():
+    assert list(Addresses("http://a:1/v1, https://b/ ,").once_each()) == ["http://a:1", "https://b"]
+    assert list(Addresses(["http://a", "http://b/v1/"]).once_each()) == ["http://a", "http://b"]
+    for urls in ("", " , ", []):
+        with pytest.raises(ClientError, match="no address given"):
+            Addresses(urls)
+    with pytest.raises(ClientError, match="http://HOST:PORT or https://HOST:PORT, got 'b:8000'"):
+        Client("http://a,b:8000")
+
+
+def test_requests_that_failed_together_move_on_once():
+    addresses = Addresses("http://a,http://b,http://c")
+    addresses.leave("http://a")
+    addresses.leave("http://a")
+    assert addresses.current == "http://b"
+    assert list(addresses.once_each()) == ["http://b", "http://c", "http://a"]
+
+
+@either
+@pytest.mark.parametrize("method", ["health", "models", "status", "timeline"])
+def test_what_is_looked_up_comes_from_the_address_that_answers(ask, method, serve, dead):
+    server = serve()
+    found, url = ask(f"{dead},{server.url}", method)
+    assert found
+    assert (len(server.paths), url) == (1, server.url)
+
+
+@either
+@pytest.mark.parametrize("method", ["complete", "stream_complete"])
+def test_an_answer_comes_from_the_address_that_answers(ask, method, serve, dead):
+    server = serve()
+    found, url = ask([dead, dead + "/v1", server.url], method, "x", max_tokens=4)
+    text = "".join(chunk.text for chunk in found) if isinstance(found, list) else found.text
+    assert text == "5678"
+    assert (len(server.paths), url) == (1, server.url)
+
+
+@either
+@pytest.mark.parametrize("method", ["complete", "stream_complete"])
+def test_an_answer_that_breaks_goes_on_at_the_next_address(ask, method, serve):
+    first, second = serve(cut_after=2), serve()
+    found, url = ask([first.url, second.url], method, "x", max_tokens=4)
+    text = "".join(chunk.text for chunk in found) if isinstance(found, list) else found.text
+    assert text == "5678"
+    assert (len(first.paths), len(second.paths), url) == (1, 1, second.url)
+
+
+@either
+@pytest.mark.parametrize("method", ["complete", "stream_complete", "health", "models"])
+def test_the_error_names_every_address_when_nobody_answers(ask, method, dead):
+    arguments = ["x"] if "complete" in method else []
+    with pytest.raises(ClientError, match=f"no answer from {dead} and {dead}: "):
+        ask(f"{dead},{dead}", method, *arguments)
+
+
+@either
+def test_a_refusal_is_an_answer(ask, serve):
+    first, second = serve(), serve()
+    with pytest.raises(BadRequestError, match="max_tokens must be at least 1"):
+        ask([first.url, second.url], "complete", "x", max_tokens=0)
+    assert (len(first.paths), second.paths) == (1, [])
+
+
+def test_whoever_is_answered_stays(serve):
+    first, second = serve(), serve()
+    with Client([first.url, second.url]) as client:
+        assert [client.complete("x", max_tokens=4).text for _ in range(3)] == ["5678"] * 3
+    assert (len(first.paths), second.paths) == (3, [])
+
+
+def test_nobody_to_connect_to_is_waited_for_once_somebody_took_the_request():
+    refused = httpx.ConnectError("nobody")
+    request = {"url": "/v1/completions", "json": {"prompt": "x", "return_token_ids": True}}
+    stream = ResumableStream(request, max_resumes=3, num_addresses=2)
+    assert [stream.seconds_to_wait(refused) for _ in range(2)] == [0.0, None]
+    stream = ResumableStream(request, max_resumes=3, num_addresses=2)
+    assert stream.seconds_to_wait(httpx.ReadError("died")) is not None
+    assert [stream.seconds_to_wait(refused) is None for _ in range(3)] == [False, False, True]
