@@ -63,7 +63,8 @@ class OpenAiIngress:
         """
         listen_where_the_node_does()
         self._config = config
-        self._engines = engines
+        # Where replies travel through Ray, a caller that hangs holds up the replies of its engine to everybody else, too.
+        self._engines = engines.options(_by_reference=False)
         try:
             source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
             self._tokenizer = load_tokenizer(source)
