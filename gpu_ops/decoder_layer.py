@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import paddle
 
+from gpu_ops.in_place import require_contiguous
 from gpu_ops.loader import run_op
 
 
@@ -54,10 +55,7 @@ def decoder_layer(
         RuntimeError, ValueError, OSError: a shape is wrong, or a row's position has no block.
     """
     for tensor, name in ((residual, "residual"), (k_cache, "k_cache"), (v_cache, "v_cache")):
-        if not tensor.is_contiguous():
-            raise ValueError(
-                f"{name} must be contiguous: the op writes it in place, and a write into a view would be lost"
-            )
+        require_contiguous(tensor, name)
     return run_op(
         "decoder_layer", hidden, residual, qkv, qkv_bias, q_norm, k_norm, o, o_bias, post_attention_norm, gate_up,
         gate_up_bias, down, down_bias, next_norm, cos_sin, positions, batch_id_per_token, block_tables, k_cache, v_cache,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import paddle
 
+from gpu_ops.in_place import require_contiguous
 from gpu_ops.loader import run_op
 
 DEFAULT_SPIN_MICROSECONDS = 50
@@ -93,7 +94,7 @@ def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tens
 
 def add_rms_norm(x: paddle.Tensor, residual: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tensor:
     """Add x [T, H] to residual [T, H] in place; return the norm of the sum, [T, H]."""
-    _require_contiguous(residual, "residual")
+    require_contiguous(residual, "residual")
     return run_op("add_rms_norm", x, residual, weight, eps)[0]
 
 
@@ -106,7 +107,7 @@ def qk_norm(
         qkv: [T, (q_heads + 2 * kv_heads) * D]: query heads, then key heads, then value heads.
         q_weight, k_weight: [D].
     """
-    _require_contiguous(qkv, "qkv")
+    require_contiguous(qkv, "qkv")
     run_op("qk_norm", qkv, q_weight, k_weight, q_heads, kv_heads, eps)
 
 
@@ -159,9 +160,9 @@ def rotary_kv_write(
     Raises:
         RuntimeError, ValueError, OSError: a shape is wrong, or a row's position has no block. Nothing was written then.
     """
-    _require_contiguous(qkv, "qkv")
-    _require_contiguous(k_cache, "k_cache")
-    _require_contiguous(v_cache, "v_cache")
+    require_contiguous(qkv, "qkv")
+    require_contiguous(k_cache, "k_cache")
+    require_contiguous(v_cache, "v_cache")
     run_op(
         "rotary_kv_write",
         qkv,
@@ -210,8 +211,3 @@ def paged_attention(
         "paged_attention", qkv, k_cache, v_cache, block_tables, positions, batch_id_per_token, cu_seqlens_q,
         q_heads, kv_heads, scale, max_rows_per_slot, batch_invariant,
     )[0]  # fmt: skip
-
-
-def _require_contiguous(tensor: paddle.Tensor, name: str) -> None:
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} must be contiguous: the op writes it in place, and a write into a view would be lost")

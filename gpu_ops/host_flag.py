@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import paddle
 
+from gpu_ops.in_place import require_contiguous
 from gpu_ops.loader import run_op
 
 
@@ -36,8 +37,5 @@ def copy_async(destination: paddle.Tensor, source: paddle.Tensor) -> None:
 
     A host side should be pinned. Between two host tensors the copy is done when this returns.
     """
-    if not destination.is_contiguous():
-        raise ValueError(
-            "destination must be contiguous: the op writes it in place, and a write into a view would be lost"
-        )
+    require_contiguous(destination, "destination")
     run_op("copy_async", destination, source)

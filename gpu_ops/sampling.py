@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import paddle
 
+from gpu_ops.in_place import require_contiguous
 from gpu_ops.loader import run_op
 from gpu_ops.share_inputs import ShareInputs
 
@@ -26,8 +27,7 @@ def apply_penalties(logits: paddle.Tensor, state: ShareInputs, sample_slots: pad
     Raises:
         ValueError: `logits` is not contiguous.
     """
-    if not logits.is_contiguous():
-        raise ValueError("logits must be contiguous: the op writes it in place, and a write into a view would be lost")
+    require_contiguous(logits, "logits")
     if not logits.shape[0]:
         return
     s = state

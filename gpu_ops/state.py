@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import paddle
 
+from gpu_ops.in_place import require_contiguous
 from gpu_ops.loader import run_op
 from gpu_ops.share_inputs import ShareInputs
-
-
-def _require_contiguous(tensor: paddle.Tensor, name: str) -> None:
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} must be contiguous: the op writes it in place, and a write into a view would be lost")
 
 
 def insert_requests(state: ShareInputs, ints: paddle.Tensor, floats: paddle.Tensor, tokens: paddle.Tensor) -> None:
@@ -89,7 +85,7 @@ def pack_tokens(
         (batch_id_per_token, "batch_id_per_token"), (cu_seqlens_q, "cu_seqlens_q"), (sample_rows, "sample_rows"),
         (sample_slots, "sample_slots"), (counts, "counts"),
     ):  # fmt: skip
-        _require_contiguous(tensor, name)
+        require_contiguous(tensor, name)
     s = state
     run_op(
         "pack_tokens", s.token_ids_all, s.prompt_lens, s.step_idx, s.seq_lens_this_time, s.seq_lens_decoder,
@@ -140,7 +136,7 @@ def pack_outputs(
         sample_slots: int32 [R or more], with the three results of `token_logprobs` for R rows; leave all four out when
             no slot asked for log-probabilities.
     """
-    _require_contiguous(landing, "landing")
+    require_contiguous(landing, "landing")
     s = state
     run_op(
         "pack_outputs", s.seq_lens_decoder, s.sampled_token_ids, s.num_sampled, s.stop_reason, s.matched_stop,
