@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import paddle
 import pytest
 
 from actors.engine import Engine
@@ -31,18 +30,20 @@ def load(path: Path) -> Decoder:
 
 def all_logits(model: Decoder, token_ids: np.ndarray, chunks: list[int], forward=Decoder.forward) -> np.ndarray:
     """Logits of every position, computed in the given chunks through the paged cache."""
-    num_blocks = -(-len(token_ids) // BLOCK)
+    num_blocks, device = -(-len(token_ids) // BLOCK), model.device
     kv_cache = model.allocate_kv_cache(num_blocks + 2, BLOCK)
     # Blocks in reverse, so that a mistake in the block table cannot pass.
-    block_tables = paddle.to_tensor(np.arange(num_blocks + 1, 1, -1, dtype=np.int32)[None])
+    block_tables = device.tensor(np.arange(num_blocks + 1, 1, -1, dtype=np.int32)[None])
     logits, start = [], 0
     for count in chunks:
         positions = np.arange(start, start + count, dtype=np.int32)
         rows = BatchRows(
-            paddle.to_tensor(token_ids[positions].astype(np.int64)),
-            paddle.to_tensor(positions),
-            paddle.to_tensor(np.zeros(count, np.int32)),
+            device.tensor(token_ids[positions].astype(np.int64)),
+            device.tensor(positions),
+            device.tensor(np.zeros(count, np.int32)),
             block_tables,
+            device.tensor(np.array([0, count], np.int32)),
+            count,
         )
         logits.append(model.compute_logits(forward(model, rows, kv_cache)).numpy())
         start += count

@@ -18,10 +18,10 @@ from actors.gpu_device import GpuDevice
 from actors.model_config import load_model_config
 from actors.model_source import resolve_model
 from actors.models import load_model
-from actors.models.decoder import BatchRows
 from actors.weights import iter_weights
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.errors import ModelLoadError
+from tests.actors.test_models import all_logits
 from tests.actors.test_overlap import PROMPT, answers, mixed_requests, replay
 from tests.engines import request, tokens_of
 from tests.gpu.engines import gpu_engine
@@ -178,21 +178,7 @@ def test_smollm2_logits_on_the_gpu_are_close_to_the_cpu(smollm2_file):
     for make_device, chunks in ((CpuDevice, [len(token_ids)]), (GpuDevice, [20, *[1] * 5, len(token_ids) - 25])):
         device = make_device()
         model = load_model(config, iter_weights(smollm2_file, config, device.dtype), 128, device=device)
-        cache = model.allocate_kv_cache(8, 16)
-        tables, rows_of, start = device.tensor(np.arange(8, dtype=np.int32)[None]), [], 0
-        for count in chunks:
-            positions = np.arange(start, start + count, dtype=np.int32)
-            rows = BatchRows(
-                device.tensor(token_ids[positions].astype(np.int64)),
-                device.tensor(positions),
-                device.tensor(np.zeros(count, np.int32)),
-                tables,
-                device.tensor(np.array([0, count], np.int32)),
-                count,
-            )
-            rows_of.append(model.compute_logits(model.forward(rows, cache)).numpy())
-            start += count
-        logits.append(np.concatenate(rows_of).astype(np.float64))
+        logits.append(all_logits(model, token_ids, chunks).astype(np.float64))
     cpu, gpu = logits
     cosine = (cpu * gpu).sum(1) / np.linalg.norm(cpu, axis=1) / np.linalg.norm(gpu, axis=1)
     print(
