@@ -1,6 +1,7 @@
 // What a step of few decoding rows is made of on the GPU: skinny_linear, add_skinny_linear, decode_attention.
 #include "../kernels/cuda/skinny_linear.h"
 #include "cuda_attention_checks.h"
+#include "cuda_linear_checks.h"
 
 namespace {
 constexpr auto kFloat = paddle::DataType::FLOAT32;
@@ -8,20 +9,10 @@ constexpr auto kFloat = paddle::DataType::FLOAT32;
 bireme::SkinnyLinear check_skinny(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::optional<paddle::Tensor>& bias,
                                   int64_t out_features) {
   PD_CHECK(kWithCuda && x.is_gpu(), "x: needs to lie on the GPU");
-  const paddle::DataType dtype = float_type(x, "x");
-  check_shape(weight, "weight", dtype, {out_features, kAnySize});
-  const int64_t in_features = weight.shape()[1];
-  PD_CHECK(in_features % 8 == 0, "weight: has ", in_features, " columns, needs a multiple of 8");
-  check_shape(x, "x", dtype, {kAnySize, in_features});
-  check_not_empty(x, "x");
+  const int64_t in_features = check_cuda_linear(x, weight, "weight", bias, out_features);
   PD_CHECK(x.shape()[0] <= bireme::kSkinnyRows, "x: has ", x.shape()[0], " rows, needs at most ", bireme::kSkinnyRows);
-  check_same_place(x, "x", weight, "weight");
-  if (bias) {
-    check_shape(*bias, "bias", dtype, {out_features});
-    check_same_place(x, "x", *bias, "bias");
-  }
   bireme::SkinnyLinear linear{};
-  linear.type = half_of(dtype);
+  linear.type = half_of(x.dtype());
   linear.rows = static_cast<int>(x.shape()[0]);
   linear.in_features = static_cast<int>(in_features), linear.out_features = static_cast<int>(out_features);
   linear.x = x.data(), linear.weight = weight.data(), linear.bias = bias ? bias->data() : nullptr;

@@ -5,7 +5,7 @@
 #include "../kernels/cuda/linear.h"
 #include "../kernels/huge_pages.h"
 #include "../kernels/thread_pool.h"
-#include "device.h"
+#include "cuda_linear_checks.h"
 
 namespace {
 constexpr auto kFloat = paddle::DataType::FLOAT32;
@@ -40,28 +40,16 @@ std::vector<paddle::Tensor> PackWeight(const paddle::Tensor& weight) {
 }
 
 namespace {
-// On the GPU weights stay as they are, [out_features, in_features].
 std::vector<paddle::Tensor> linear_gpu(const paddle::Tensor& x, const paddle::Tensor& weight,
                                        const paddle::optional<paddle::Tensor>& bias, int64_t out_features, bool float32_output,
                                        bool batch_invariant) {
-  const paddle::DataType dtype = float_type(x, "x");
-  check_shape(weight, "packed", dtype, {out_features, kAnySize});
-  const int64_t in_features = weight.shape()[1];
-  PD_CHECK(in_features % 8 == 0, "packed: has ", in_features, " columns, needs a multiple of 8 on the GPU");
-  check_shape(x, "x", dtype, {kAnySize, in_features});
-  check_not_empty(x, "x");
-  check_same_place(x, "x", weight, "packed");
-  if (bias) {
-    // cuBLASLt adds float32 biases alone to float32 outputs; no model has a bias on its logits.
-    PD_CHECK(!float32_output, "bias: cannot be added to a float32 output on the GPU");
-    check_shape(*bias, "bias", dtype, {out_features});
-    check_same_place(x, "x", *bias, "bias");
-  }
-  const int64_t rows = x.shape()[0];
-  auto y = paddle::empty({rows, out_features}, float32_output ? kFloat : dtype, x.place());
+  const int64_t in_features = check_cuda_linear(x, weight, "packed", bias, out_features), rows = x.shape()[0];
+  // cuBLASLt adds float32 biases alone to float32 outputs; no model has a bias on its logits.
+  PD_CHECK(!(bias && float32_output), "bias: cannot be added to a float32 output on the GPU");
+  auto y = paddle::empty({rows, out_features}, float32_output ? kFloat : x.dtype(), x.place());
   if constexpr (kWithCuda) {
     on_device([&] {
-      bireme::linear_cuda({half_of(dtype), float32_output, batch_invariant, rows, in_features, out_features, x.data(), weight.data(),
+      bireme::linear_cuda({half_of(x.dtype()), float32_output, batch_invariant, rows, in_features, out_features, x.data(), weight.data(),
                            bias ? bias->data() : nullptr, y.data()},
                           stream_of(x));
     });
