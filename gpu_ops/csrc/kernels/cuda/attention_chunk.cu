@@ -1,7 +1,5 @@
 // Attention of several rows of a slot, as prompts have: tiles of keys in shared memory serve all rows of a block.
 #include <algorithm>
-#include <map>
-#include <mutex>
 
 #include "attention_launch.cuh"
 #include "attention_tile.cuh"
@@ -97,17 +95,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) chunk_kernel(Launch launch) 
 }
 
 // Shared memory that a block may have.
-int shared_limit() {
-  static std::mutex mutex;
-  static std::map<int, int> known;
-  const int device = current_device();
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto [found, is_new] = known.try_emplace(device, 0);
-  if (is_new) {
-    check_cuda(cudaDeviceGetAttribute(&found->second, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
-  }
-  return found->second;
-}
+int shared_limit() { return device_limit<cudaDevAttrMaxSharedMemoryPerBlockOptin>("shared memory"); }
 
 template <typename T, int kHeadDim, int kStages>
 void launch_stages(const Launch& launch, int bytes, Stream stream) {

@@ -293,15 +293,7 @@ int* arrival_counters(int64_t count, Stream stream) {
   return counters.data;
 }
 
-int multiprocessors() {
-  static std::mutex mutex;
-  static std::map<int, int> known;
-  const int device = current_device();
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto [found, is_new] = known.try_emplace(device, 0);
-  if (is_new) check_cuda(cudaDeviceGetAttribute(&found->second, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
-  return found->second;
-}
+int multiprocessors() { return device_limit<cudaDevAttrMultiProcessorCount>("multiprocessors"); }
 
 // Rows of a chunk go the way of single rows.
 bool is_tiled(const CudaAttention& attention) {
