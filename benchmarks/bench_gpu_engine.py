@@ -1,11 +1,12 @@
 """Decode steps of the whole engine on a GPU, in this process: step time, device time, and their ratio.
 
     python -m benchmarks.bench_gpu_engine [--models smollm2 llama_8b] [--rows 1 8 64] [--context 1024] [--steps 100]
-                                          [--prefill 3500 8000]
+                                          [--prefill 3500 8000] [--budget 4096] [--batch-invariant]
 
 Step time is from one saved step to the next with overlapped execution, each step planned as late as the engine's loop
-would; device time is between the CUDA events around a step's kernels. Prefill is from asking to the first token, beside
-the bfloat16 matmul peak of the same run. llama_8b has Llama-3.1-8B's sizes and random weights.
+would; device time is between the CUDA events around a step's kernels. Bytes of a step are weights and context. Prefill is
+from asking to the first token. Shares are of the copy bandwidth and the bfloat16 matmul peak of the same run. llama_8b has
+Llama-3.1-8B's sizes and random weights. --device cpu tries the program where there is no GPU; figures are a GPU's.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
 
 from actors.engine import GPU_MAX_NUM_BATCHED_TOKENS, Engine
 from actors.step_timeline import StepTimeline
+from actors.weights import num_weight_elements
+from benchmarks import gpu_targets
+from benchmarks.gpu_memory import memory_text
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
@@ -47,7 +52,8 @@ SMOLLM2_SIZES = {
 def make_engine(name: str, options: argparse.Namespace) -> Engine:
     """The model by name: stored or with random weights."""
     settings = {
-        "device": "gpu",
+        "device": options.device,
+        "batch_invariant": options.batch_invariant,
         "max_num_seqs": max(options.rows),
         "max_model_len": max(
             options.context + options.steps + num_prefill_steps(max(options.rows), options.context),
@@ -75,7 +81,24 @@ def num_prefill_steps(rows: int, context: int) -> int:
     return -(-rows * context // (GPU_MAX_NUM_BATCHED_TOKENS - rows)) + 1
 
 
-def decode(engine: Engine, rows: int, options: argparse.Namespace) -> str:
+class Ceilings(NamedTuple):
+    """Device copy in bytes read plus written a second, bfloat16 matmul in FLOP a second; 0 where they are not known."""
+
+    copy: float = 0.0
+    matmul: float = 0.0
+
+
+def step_bytes(engine: Engine, rows: int, context: float) -> float:
+    """Weights of a decoding step, and its context's keys and values."""
+    c = engine.model_config
+    return 2 * (num_weight_elements(c) + 2 * rows * context * c.num_layers * c.num_kv_heads * c.head_dim)
+
+
+def share_of(value: float, ceiling: float) -> str:
+    return f"{value / ceiling:.0%}" if ceiling else "unknown share"
+
+
+def decode(engine: Engine, rows: int, options: argparse.Namespace, ceilings: Ceilings) -> str:
     """Median step and device time while exactly ``rows`` sequences decode."""
     rng = np.random.default_rng(0)
     max_tokens = options.steps + num_prefill_steps(rows, options.context)
@@ -105,41 +128,53 @@ def decode(engine: Engine, rows: int, options: argparse.Namespace) -> str:
         print(f"{options.trace}: {timeline.summary()}")
     times = np.diff(saved)[5:-5]
     step_ms, device_ms = 1e3 * np.median(times), 1e3 * np.median(device[5:-5])
+    ratio, rate = step_ms / device_ms, step_bytes(engine, rows, options.context + options.steps / 2) / device_ms * 1e3
     return (
-        f"{rows:4d} rows: step {step_ms:7.3f} ms, device {device_ms:7.3f} ms, ratio {step_ms / device_ms:5.2f}, "
-        f"p99 step {1e3 * np.quantile(times, 0.99):7.3f} ms, {rows / step_ms * 1e3:8.0f} tok/s, all {total:6.2f} s"
+        f"{rows:4d} rows: step {step_ms:7.3f} ms, device {device_ms:7.3f} ms, ratio {ratio:6.3f} "
+        f"({gpu_targets.verdict(ratio, gpu_targets.STEP_RATIO)}), {rate / 1e9:.0f} GB/s, {share_of(rate, ceilings.copy)} of "
+        f"the copy, p99 step {1e3 * np.quantile(times, 0.99):.3f} ms, {rows / step_ms * 1e3:.0f} tok/s, all {total:.2f} s"
     )
 
 
-def prefill(engine: Engine, tokens: int, peak: float) -> str:
-    """Median time to the first token of a prompt, and what the arithmetic in it (attention's too) is of the peak.
-
-    Args:
-        peak: matmul FLOP a second.
-    """
-    rng, seconds = np.random.default_rng(tokens), []
+def prefill(engine: Engine, tokens: int, ceilings: Ceilings) -> str:
+    """Median time to the first token of a prompt, what the arithmetic in it (attention's too) is of the peak, and how much
+    of the time the device took for each chunk: the rest is the host's."""
+    rng, seconds, chunks = np.random.default_rng(tokens), [], []
     params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
     for number in range(5):
         prompt = rng.integers(5, engine.info.vocab_size - 300, tokens).tolist()
-        started = time.perf_counter()
-        engine.generate([EngineRequest(f"prefill-{number}", prompt, params)])
+        started, saved = time.perf_counter(), []
+        engine.add_request(EngineRequest(f"prefill-{number}", prompt, params))
+        while engine.has_work():
+            stepped = time.perf_counter()
+            engine.step()
+            step = engine.runner.last_saved
+            if step is not None and step.saved_at > stepped:
+                saved.append((step.num_tokens, 1e3 * (step.device_end - step.device_start)))
         seconds.append(time.perf_counter() - started)
+        chunks.append(saved)
     c = engine.model_config
     heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     weights = c.hidden_size * (2 * heads + 2 * kv + 3 * c.intermediate_size)
     flops = c.num_layers * (2 * tokens * weights + 2 * tokens * (tokens + 1) * heads)
     median = float(np.median(seconds[1:]))
+    middle = chunks[int(np.argsort(seconds[1:])[len(seconds[1:]) // 2]) + 1]
+    on_device = sum(time_ms for _, time_ms in middle)
     return (
-        f"prompt of {tokens} tokens: first token after {1e3 * median:.1f} ms, {flops / median / 1e12:.0f} TFLOP/s, "
-        f"{flops / median / peak:.0%} of the peak"
+        f"prompt of {tokens} tokens: first token after {1e3 * median:.1f} ms, {flops / median / 1e12:.1f} TFLOP/s, "
+        f"{share_of(flops / median, ceilings.matmul)} of the peak "
+        f"({gpu_targets.verdict(flops / median / (ceilings.matmul or 1), gpu_targets.PREFILL_SHARE, at_most=False)}); "
+        f"on the device {on_device:.1f} ms ({share_of(1e3 * flops / on_device, ceilings.matmul)}): "
+        + ", ".join(f"{count} tokens {time_ms:.1f}" for count, time_ms in middle)
     )
 
 
-def matmul_peak() -> float:
-    """FLOP a second of a large bfloat16 matmul here and now."""
+def measured_ceilings() -> Ceilings:
+    """Of the GPU, here and now."""
     from benchmarks.bench_gpu_ops import Peaks, RandomBits  # needs CUDA graphs, which a CPU build of Paddle lacks
 
-    return Peaks.measure(RandomBits()).matmul
+    peaks = Peaks.measure(RandomBits())
+    return Ceilings(peaks.copy, peaks.matmul)
 
 
 def main() -> None:
@@ -154,21 +189,27 @@ def main() -> None:
     parser.add_argument("--prefill", nargs="*", type=int, default=[], help="prompt lengths to measure")
     parser.add_argument("--budget", type=int, help="max_num_batched_tokens")
     parser.add_argument("--at-once", action="store_true", help="plan each step as soon as the one before is launched")
+    parser.add_argument("--batch-invariant", action="store_true")
+    parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     options = parser.parse_args()
-    peak = matmul_peak() if options.prefill else 0.0
-    if peak:
-        print(f"bfloat16 matmul peak: {peak / 1e12:.0f} TFLOP/s", flush=True)
+    ceilings = measured_ceilings() if options.device == "gpu" else Ceilings()
+    if options.device == "gpu":
+        print(f"peaks: copy {ceilings.copy / 1e12:.2f} TB/s, matmul {ceilings.matmul / 1e12:.0f} TFLOP/s", flush=True)
         gc.collect()
     for name in options.models:
         started = time.perf_counter()
         engine = make_engine(name, options)
         print(f"{name}: ready after {time.perf_counter() - started:.1f} s, {engine.info.num_blocks} blocks", flush=True)
-        decode(engine, 1, options)
+        decode(engine, 1, options, ceilings)
+        tag = f"{name}, batch_invariant," if options.batch_invariant else name
         for tokens in options.prefill:
-            print(f"{name} {prefill(engine, tokens, peak)}", flush=True)
+            print(f"{tag} {prefill(engine, tokens, ceilings)}", flush=True)
         for rows in options.rows:
-            print(f"{name} {decode(engine, rows, options)}", flush=True)
-        print(f"{name} {engine.figures()}", flush=True)
+            print(f"{tag} {decode(engine, rows, options, ceilings)}", flush=True)
+        figures = engine.figures()
+        print(f"{tag} {figures}", flush=True)
+        if "memory" in figures:
+            print(f"{tag} {memory_text(figures['memory'])}", flush=True)
         engine.close()
         del engine
         gc.collect()  # before the next one asks for free memory

@@ -19,6 +19,7 @@ import paddle
 from paddle.device.cuda.graphs import CUDAGraph
 
 from actors.models.decoder import FEW_ROWS, FEW_ROWS_OF_SMALL_LAYERS, SMALL_LAYER_BYTES
+from benchmarks import gpu_targets
 from gpu_ops import decode, sampling, state
 from gpu_ops import forward as ops
 from gpu_ops.share_inputs import ShareInputs, field_arrays
@@ -50,6 +51,11 @@ class Shape:
             "gate_up": (2 * self.inner, self.hidden),
             "down": (self.hidden, self.inner),
         }
+
+    def step_bytes(self, rows: int, context: int) -> int:
+        """Bytes of weights, and of the context's keys and values, that a decoding step cannot avoid to read."""
+        weights = self.layers * sum(n * k for n, k in self.weights.values()) + self.vocab * self.hidden
+        return DTYPE_BYTES * (weights + 2 * rows * context * self.layers * self.kv_heads * self.head_dim)
 
 
 MODELS = {
@@ -161,6 +167,7 @@ class Model:
 
     def __init__(self, shape: Shape, bits: RandomBits, num_blocks: int, max_positions: int) -> None:
         self.shape = shape
+        self.batch_invariant = False
         self.layers = [
             {name: upload(bits(*size, scale=2.0**-6)) for name, size in shape.weights.items()}
             for _ in range(shape.layers)
@@ -174,6 +181,7 @@ class Model:
 
     def linear(self, x: paddle.Tensor, layer: dict, name: str, **options) -> paddle.Tensor:
         """A layer's matmul by name."""
+        options = {"batch_invariant": self.batch_invariant, **options}
         return ops.linear(x, layer[name], self.shape.weights[name][0], **options)
 
     def logits(self, hidden: paddle.Tensor, **options) -> paddle.Tensor:
@@ -242,6 +250,7 @@ class Rows:
         self, model: Model, qkv: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, **options
     ) -> paddle.Tensor:
         s = model.shape
+        options = {"batch_invariant": model.batch_invariant, **options}
         if self.longest > 1:
             return ops.paged_attention(
                 qkv, k, v, self.tables, self.positions, self.slots, s.q_heads, s.kv_heads, s.head_dim**-0.5,
@@ -340,10 +349,15 @@ def bench_decode(
     floor = graph_seconds(lambda: model.matmuls(inputs, hidden))
     kv = kv_bytes * s.layers / table.peaks.copy
     whole = graph_seconds(step)
-    table.note(
-        f"{tag} step {whole * 1e3:.3f} ms, F {floor * 1e3:.3f} ms, KV {kv * 1e3:.3f} ms: step / F {whole / floor:.2f},"
-        f" step / (F + KV) {whole / (floor + kv):.2f}"
-    )
+    ratios = {"F": whole / floor, "F + KV": whole / (floor + kv)}
+    num_bytes = s.step_bytes(num_rows, context)
+    line = f"{tag} step {whole * 1e3:.3f} ms, F {floor * 1e3:.3f} ms, KV {kv * 1e3:.3f} ms: step / F {ratios['F']:.2f},"
+    line += f" step / (F + KV) {ratios['F + KV']:.2f}; {num_bytes / whole / 1e9:.0f} GB/s of weights and context,"
+    line += f" {num_bytes / whole / table.peaks.copy:.0%} of the copy"
+    if context == 1024 and (name, num_rows) in gpu_targets.DECODE:
+        of, wanted = gpu_targets.DECODE[name, num_rows]
+        line += f"; step / ({of}) {gpu_targets.verdict(ratios[of], wanted)}"
+    table.note(line)
     matmuls = graph_seconds(lambda: model.matmuls(inputs, hidden, batch_invariant=True))
     attention = [functools.partial(rows.attention, model, qkv, k, v) for k, v in model.caches]
     seconds = graph_seconds(lambda: [work(batch_invariant=True) for work in attention])
@@ -373,12 +387,18 @@ def bench_prefill(table: Table, name: str, model: Model, bits: RandomBits, promp
         f" {matmul_flops / matmuls / table.peaks.matmul:.0%} of the peak"
     )
     del work
-    whole = replay_seconds(lambda: model.forward(ids, rows), 3)
     total = matmul_flops + flops * s.layers
-    table.note(
-        f"{tag} forward {whole * 1e3:.1f} ms: {total / whole / 1e12:.0f} TFLOP/s, {total / whole / table.peaks.matmul:.0%}"
-        " of the matmul peak"
-    )
+    for invariant in (False, True):
+        model.batch_invariant = invariant
+        whole = replay_seconds(lambda: model.forward(ids, rows), 3)
+        share = total / whole / table.peaks.matmul
+        wanted = "with batch_invariant"
+        if not invariant:
+            wanted = gpu_targets.verdict(share, gpu_targets.PREFILL_SHARE, at_most=False)
+        table.note(
+            f"{tag} forward {whole * 1e3:.1f} ms: {total / whole / 1e12:.0f} TFLOP/s, {share:.0%} of the matmul peak, {wanted}"
+        )
+    model.batch_invariant = False
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""One application with the default model for all end-to-end tests."""
+"""One application with the default model for all end-to-end tests, on the device that ``tests.served_device`` names."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.client import Client
 from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
+from tests.served_device import served_on_device
 
 KEYS = ["first-key", "second-key"]
 
@@ -86,10 +87,10 @@ def app(smollm2_source) -> Iterator[App]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        config = LLMConfig(
+        settings = served_on_device(
             max_num_seqs=4, max_queued_requests=8, api_keys=KEYS, max_prompt_bytes=100_000, max_choices=16
         )
-        serve.run(build_openai_app(config))
+        serve.run(build_openai_app(LLMConfig(**settings)))
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: _is_healthy(url), 60, "the application is not ready")
         yield App(url, serve.get_deployment_handle("LLMServer", "default"))

@@ -17,6 +17,7 @@ from cluster.client import AsyncClient
 from cluster.client_errors import AuthenticationError, BadRequestError, NotFoundError
 from cluster.config import DEFAULT_MODEL
 from tests.deployments.conftest import KEYS, App, wait_for
+from tests.served_device import lasting
 
 CHAT = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -215,7 +216,7 @@ def test_a_client_that_leaves_an_unstreamed_answer_frees_it_too(app: App):
 
 def test_a_full_queue_refuses_at_once_with_retry_after(app: App):
     # 4 run and 8 wait in the engine; Serve itself lets 8 more wait in front of it.
-    body = {"prompt": "Go on:", "max_tokens": 40, "ignore_eos": True, "temperature": 0}
+    body = {"prompt": "Go on:", "max_tokens": lasting(40), "ignore_eos": True, "temperature": 0}
     headers = {"Authorization": f"Bearer {KEYS[0]}"}
     with (
         httpx.Client(
@@ -237,7 +238,7 @@ def test_a_full_queue_refuses_at_once_with_retry_after(app: App):
 
 @pytest.mark.slow
 def test_a_killed_engine_costs_no_token(app: App):
-    options = {"temperature": 1.0, "seed": 3, "max_tokens": 120, "ignore_eos": True, "return_token_ids": True}
+    options = {"temperature": 1.0, "seed": 3, "max_tokens": lasting(120), "ignore_eos": True, "return_token_ids": True}
     prompts = ["The first", "The second", "The third", "The fourth"]
     with app.client() as client:
         undisturbed = [client.complete(prompt, **options).choices[0].token_ids for prompt in prompts]

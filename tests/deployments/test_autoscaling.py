@@ -13,6 +13,7 @@ from cluster.client import AsyncClient
 from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
 from tests.deployments.conftest import App, wait_for
+from tests.served_device import served_on_device
 
 AUTOSCALING = {
     "min_replicas": 1,
@@ -27,13 +28,13 @@ AUTOSCALING = {
 
 @pytest.fixture
 def elastic(app: App):
-    config = LLMConfig(
+    settings = served_on_device(
         max_num_seqs=4,
         num_kv_blocks=128,
         runner_num_cpus=0.2,
         deployment_config={"autoscaling_config": AUTOSCALING},
     )
-    serve.run(build_openai_app(config), name="elastic", route_prefix="/elastic")
+    serve.run(build_openai_app(LLMConfig(**settings)), name="elastic", route_prefix="/elastic")
     elastic = App(app.url + "/elastic", serve.get_deployment_handle("LLMServer", "elastic"))
     wait_for(lambda: httpx.get(elastic.url + "/health").status_code == 200, 60, "the application is not ready")
     yield elastic

@@ -13,6 +13,7 @@ from cluster.client import AsyncClient
 from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
 from tests.deployments.conftest import App, wait_for
+from tests.served_device import served_on_device
 
 NUM_CLIENTS, NUM_LEAVERS = 64, 16
 # Six requests at a time, of up to five blocks each, in sixteen blocks: preemption is the rule.
@@ -22,7 +23,8 @@ SETTINGS = {"max_num_seqs": 6, "num_kv_blocks": 16, "max_num_batched_tokens": 32
 @pytest.fixture(scope="module")
 def small_pool(app: App):
     """A second application beside the first, with hardly any KV cache."""
-    serve.run(build_openai_app(LLMConfig(**SETTINGS, runner_num_cpus=0.3)), name="small", route_prefix="/small")
+    config = LLMConfig(**served_on_device(**SETTINGS, runner_num_cpus=0.3))
+    serve.run(build_openai_app(config), name="small", route_prefix="/small")
     handle = serve.get_deployment_handle("LLMServer", "small")
     small = App(app.url + "/small", handle)
     wait_for(lambda: httpx.get(small.url + "/health").status_code == 200, 60, "the application is not ready")

@@ -12,6 +12,7 @@ from ray import serve
 from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
 from tests.deployments.conftest import App, wait_for
+from tests.served_device import served_on_device
 from tests.test_docs import ROOT, runnable_blocks
 
 URL_IN_README = "http://127.0.0.1:8000"
@@ -20,7 +21,7 @@ URL_IN_README = "http://127.0.0.1:8000"
 @pytest.fixture(scope="module")
 def open_url(app: App):
     """Where a second application answers without a key."""
-    config = LLMConfig(max_num_seqs=4, num_kv_blocks=128, runner_num_cpus=0.3)
+    config = LLMConfig(**served_on_device(max_num_seqs=4, num_kv_blocks=128, runner_num_cpus=0.3))
     serve.run(build_openai_app(config), name="open", route_prefix="/open")
     url = app.url + "/open"
     wait_for(lambda: httpx.get(url + "/health").status_code == 200, 60, "the application is not ready")
