@@ -13,6 +13,7 @@ from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError, StaleAttemptError
 from cluster.outputs import AttachRequired, GenerateReply, NotAdmitted
 from tests.engines import answer, make_engine, request
+from tests.waiting import until
 
 
 def subscribed(name: str, prompt: list[int], attempt: int = 0, **params):
@@ -38,11 +39,7 @@ class Subscriber:
         return [delta for delta in deltas if delta.token_ids or delta.finish_reason]
 
     async def wait_for(self, name: str, count: int) -> None:
-        async def poll():
-            while len(self.of(name)) < count:
-                await asyncio.sleep(0.002)
-
-        await asyncio.wait_for(poll(), 20)
+        await until(lambda: len(self.of(name)) >= count, 20)
 
 
 @pytest.fixture
@@ -170,8 +167,7 @@ async def test_an_idle_stream_has_a_heartbeat_and_a_hung_step_ends_it(tiny_model
     hung = RunnerActor(config, "engine-1")
     await hung.start()
     stream = Subscriber(hung)
-    await asyncio.sleep(1.2)
-    assert stream.messages.count([]) >= 2
+    await until(lambda: stream.messages.count([]) >= 2, 1.2)
     release = threading.Event()
     hung._engine_loop._engine.runner.model.forward = lambda rows, kv_cache: release.wait(20)
     call = asyncio.create_task(hung.generate(subscribed("a", [1])))
@@ -217,9 +213,9 @@ async def test_drain_lets_a_short_request_finish_and_hands_over_a_long_and_a_wai
     }
     assert replies["waiting"].num_tokens == 0
     assert isinstance(await actor.generate(subscribed("late", [1])), NotAdmitted)
-    await asyncio.sleep(0.1)
-    stats = await actor.check_integrity()
-    assert (stats["state"], stats["num_blocks_available"]) == ("draining", stats["num_blocks"])
+    cache = actor._engine_loop._engine.scheduler.kv_cache
+    await until(lambda: cache.num_available == cache.num_blocks, 5)
+    assert (await actor.check_integrity())["state"] == "draining"
 
 
 async def test_a_leased_stream_ends_when_its_subscriber_is_not_heard_of(actor, monkeypatch):

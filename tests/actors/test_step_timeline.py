@@ -16,6 +16,7 @@ from actors.runner_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.errors import InvalidRequestError
 from tests.engines import make_engine, request
+from tests.waiting import until
 
 ROUNDING_US = 0.01  # stamps are rounded to nanoseconds
 
@@ -132,7 +133,7 @@ async def test_a_runner_records_what_it_runs_and_gives_up_in_time(tiny_model):
     empty = json.loads(await runner.record_timeline(5, timeout_s=0.1))
     assert empty["otherData"]["steps"] == 0
     recording = asyncio.create_task(runner.record_timeline(5, timeout_s=20))
-    await asyncio.sleep(0.05)
+    await until(lambda: runner._engine_loop._engine.timeline is not None, 5)
     runner._engine_loop.submit(request("a", [1, 2, 3], max_tokens=20))
     trace = json.loads(await recording)
     check_structure(trace)

@@ -25,6 +25,7 @@ from deployments.engine_replies import EngineLost, RequestRefused
 from deployments.generation import Generation
 from deployments.submission import Submission
 from deployments.token_streams import TokenStream
+from tests.waiting import until
 
 
 class DyingEngine:
@@ -141,14 +142,6 @@ class Client(EngineClient):
         return self.streams[0]
 
 
-async def until(condition: Callable[[], Any], within_s: float = 5.0) -> None:
-    """Wait for it."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.01)
-
-
 def answer(max_tokens: int, **fields) -> JournalEntry:
     return JournalEntry("r", [1], SamplingParams(max_tokens=max_tokens), **fields)
 
@@ -168,7 +161,7 @@ async def test_a_reply_says_that_an_answer_goes_on_elsewhere_though_its_last_del
     client.start(answer(2))
     _, reply = await engine.called(1)
     engine.messages.put_nowait([TokenDelta("r", 0, 0, [7])])
-    await until(lambda: client.tokens == [7])
+    await until(lambda: client.tokens == [7], 5)
     reply.set_result(GenerateReply(1, reason, "e"))
     request, _ = await engine.called(2, within_s=1.0)
     assert (request.attempt, request.output_token_ids) == (1, [7])
@@ -198,7 +191,7 @@ async def test_an_answer_whose_last_token_came_after_all_is_not_submitted_again(
     client.start(answer(2))
     await engine.called(1)
     engine.messages.put_nowait([TokenDelta("r", 0, 0, [7])])
-    await until(lambda: client.tokens == [7])
+    await until(lambda: client.tokens == [7], 5)
     # Both before the request's own task goes on.
     client._on_engine_lost(client.stream, "nothing was heard from it")
     client._on_deltas(client.stream, [TokenDelta("r", 0, 1, [8], finish_reason="length")])
@@ -249,7 +242,7 @@ async def test_an_engine_that_runs_what_was_given_up_is_told_once(delta):
         engine.messages.put_nowait([delta._replace(index=index)])
     engine.messages.put_nowait([delta._replace(request_id="finished", finish_reason="length")])
     engine.messages.put_nowait([TokenDelta("r", 5, 0, [8])])
-    await until(lambda: client.tokens == [8])
+    await until(lambda: client.tokens == [8], 5)
     assert engine.aborted == [(delta.request_id, delta.attempt)]
     await client.close()
 
@@ -279,7 +272,7 @@ async def test_where_there_is_no_engine_requests_and_suspects_are_refused_after_
         suspect.suspicion.engine_died(0, alone=name == "a", isolated=False)
         suspect.suspicion.engine_died(0, alone=name == "a", isolated=False)
         assert suspect.suspicion.must_isolate == (name != "a")
-    await until(lambda: len(errors) == 3)
+    await until(lambda: len(errors) == 3, 5)
     assert [(error.status, error.code) for error in errors] == [(503, "engine_unavailable")] * 3
     assert all(call.cancelled() for _, call in engine.calls)
     # With an engine that is only busy, a request waits on.
@@ -301,9 +294,9 @@ async def test_only_the_death_of_an_engine_counts_against_a_request(error, code)
     for times in range(1, 4):
         request, reply = await engine.called(times)
         engine.messages.put_nowait([TokenDelta("r", request.attempt, 0, [])])
-        await until(lambda: client._submissions["r"].stream is not None)
+        await until(lambda: client._submissions["r"].stream is not None, 5)
         reply.set_exception(error)
-        await asyncio.sleep(0.05)
+        await until(lambda made=times: client.ended.done() or len(engine.calls) > made, 5)
         if client.ended.done():
             break
     refusal = await asyncio.wait_for(client.ended, 5)
@@ -321,7 +314,7 @@ async def test_only_a_request_that_an_engine_had_taken_waits_where_the_queue_is_
     _, lost = await engine.called(1)
     if was_taken:
         engine.messages.put_nowait([TokenDelta("r", 0, 0, [])])
-        await until(lambda: client._submissions["r"].stream is not None)
+        await until(lambda: client._submissions["r"].stream is not None, 5)
     lost.set_result(EngineLost("e", "the call failed"))
     request, refused = await engine.called(2)
     refused.set_result(full)
@@ -349,6 +342,6 @@ async def test_early_streams_go_on_after_an_error_that_nobody_expected(monkeypat
 
     client = Client(engine)
     client.attach_early(find_runner)
-    await until(lambda: client.streams)
+    await until(lambda: client.streams, 5)
     assert calls == ["e", "e"]
     await client.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +20,7 @@ from deployments.openai_service import OpenAiService
 from deployments.request_body import read_json
 from deployments.sampling_request import ModelLimits
 from tests.deployments.test_openai_service import Engines, byte_tokenizer
+from tests.waiting import until
 
 
 class SlowEngines(Engines):
@@ -80,25 +80,17 @@ def serving(engines: Engines) -> OpenAiIngress:
     return made
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async def poll() -> None:
-        while not condition():
-            await asyncio.sleep(0.002)
-
-    await asyncio.wait_for(poll(), 20)
-
-
 async def answered(engines: SlowEngines, connection: Connection) -> asyncio.Task:
     app = serving(engines).__serve_build_asgi_app__()
     task = asyncio.create_task(app(connection.scope, connection.receive, connection.send))
-    await until(lambda: hasattr(engines, "deliver"))
+    await until(lambda: hasattr(engines, "deliver"), 20)
     return task
 
 
 async def test_a_silent_stream_is_kept_alive_with_comments(engines):
     connection = Connection("/v1/completions", {"prompt": "x", "stream": True, "max_tokens": 2})
     task = await answered(engines, connection)
-    await until(lambda: connection.body.count(b": keep-alive\n\n") >= 3)
+    await until(lambda: connection.body.count(b": keep-alive\n\n") >= 3, 20)
     assert connection.events[0]["status"] == 200
     engines.deliver([65, 66], FINISH_LENGTH)
     await task
@@ -121,7 +113,7 @@ async def test_a_late_error_of_a_stream_is_its_last_event(engines):
     connection = Connection("/v1/completions", {"prompt": "x", "stream": True})
     task = await answered(engines, connection)
     engines.deliver([65])
-    await until(lambda: b"data: " in connection.body)
+    await until(lambda: b"data: " in connection.body, 20)
     engines.fail(unavailable("none left", code="engine_dead"))
     await task
     *_, error, done = [line[6:] for line in connection.body.decode().splitlines() if line.startswith("data: ")]
@@ -133,7 +125,7 @@ async def test_a_late_error_of_a_whole_answer_is_written_and_nobody_can_take_it_
     connection = Connection("/v1/completions", {"prompt": "x"})
     task = await answered(engines, connection)
     engines.deliver([65])
-    await until(lambda: connection.body)
+    await until(lambda: connection.body, 20)
     engines.fail(unavailable("none left", code="engine_dead"))
     # The server closes a connection whose application raises in the middle of an answer.
     with pytest.raises(Exception, match=r"none left|already started"):
