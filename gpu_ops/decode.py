@@ -3,8 +3,8 @@ layers along, and attention that takes the rotary embedding and the cache write 
 
 A model's step is bound by reading weights and cache once; what else runs between two matmuls costs launches and a round
 through memory. The kernels of these ops also start while their predecessor still runs (programmatic dependent launch).
-A row's matmuls depend on that row alone; so does its attention with ``batch_invariant``, otherwise the contexts of all rows decide
-how each is split. Bits are not those of ``gpu_ops.forward``, but for attention with ``batch_invariant``.
+A row's matmuls depend on that row alone; so does its attention with ``batch_invariant``, else the contexts of all rows decide how
+each is split. Bits are not those of ``gpu_ops.forward``, but for attention with ``batch_invariant``.
 """
 
 from __future__ import annotations
