@@ -23,9 +23,11 @@ class Client(ClientBase[httpx.Client]):
             request goes where the last one was answered, and to the next address if that fails. Each is tried before an error.
         model: name to ask for; default: whatever the server has.
         api_key: bearer token; default: BIREME_API_KEY.
-        timeout: longest wait for the next byte, in seconds; an answer counts as broken after a minute of silence.
+        timeout: longest wait for the next byte, in seconds; an answer counts as broken after a minute of silence, and
+            once it has begun after 1.5 times what its server promised to be silent at most (two seconds).
         connect_timeout: longest wait for a connection, in seconds; default: 10, or 2 if there is another address.
-        max_resumes: how often in a row an answer whose connection broke is taken up where it was; 0 reports the break.
+        max_resumes: how often in a row an answer whose connection broke is taken up where it was, at each address; 0 reports
+            the break.
 
     A whole answer, too, travels as a stream, so that it loses nothing when the process behind it dies. Every method raises
     ClientError if the server cannot be reached, and an ApiStatusError if it refuses. Keyword options are the API's fields:
@@ -104,6 +106,7 @@ class Client(ClientBase[httpx.Client]):
                     if response.is_error:
                         response.read()
                         checked(response)
+                    self._listen_for(stream, response)
                     for line in response.iter_lines():
                         if (chunk := stream.feed(line)) is not None:
                             yield chunk
@@ -187,6 +190,7 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
                     if response.is_error:
                         await response.aread()
                         checked(response)
+                    self._listen_for(stream, response)
                     async for line in response.aiter_lines():
                         if (chunk := stream.feed(line)) is not None:
                             yield chunk

@@ -18,7 +18,7 @@ from cluster.resumable import ResumableStream
 DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY_VARIABLE = "BIREME_API_KEY"
 COMPLETIONS_PATH = "/v1/completions"
-# The server writes something every ten seconds, if only a comment. Silence for so long is that of a process that hangs.
+# Silence for so long, before the first byte of an answer or of a server that promises nothing, is that of a process that hangs.
 _SILENCE_S = 60.0
 # A node that is gone does not answer. Who knows another address does not wait for it long.
 _CONNECT_S, _CONNECT_ELSEWHERE_S = 10.0, 2.0
@@ -80,6 +80,12 @@ class ClientBase(ABC, Generic[Http]):
         body = {"return_token_ids": True, **request["json"], "stream": True}
         request = {**request, "json": body, "timeout": self._stream_timeout}
         return ResumableStream(request, self._max_resumes, len(self._addresses))
+
+    def _listen_for(self, stream: ResumableStream, response: httpx.Response) -> None:
+        """Give up on a response that has begun as soon as its server is silent for longer than it promised."""
+        # The transport looks here when it begins to read the body.
+        timeout = response.request.extensions["timeout"]
+        timeout["read"] = stream.silence_limit(response.headers, timeout["read"])
 
     def _seconds_to_wait(self, stream: ResumableStream, address: str, error: httpx.HTTPError | BiremeError) -> float:
         """How long to wait before the stream is asked for again, after ``address`` failed it; what cannot be mended by asking

@@ -34,7 +34,7 @@ class ResumableStream:
 
     Args:
         request: arguments of httpx's ``stream``, with the path in place of the URL.
-        max_resumes: connections that may break one after the other without a new event.
+        max_resumes: connections to each address that may break one after the other without a new event.
         num_addresses: under which the service may answer; each is tried before it counts as not there.
     """
 
@@ -122,9 +122,10 @@ class ResumableStream:
         if not self._is_broken(error):
             return None
         self._breaks += 1
-        if self._breaks > self._max_resumes or not self._can_resume:
+        if self._breaks > self._max_resumes * self._num_addresses or not self._can_resume:
             return None
-        return min(_FIRST_BACKOFF_S * 2 ** (self._breaks - 1), _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
+        rounds = (self._breaks - 1) // self._num_addresses
+        return min(_FIRST_BACKOFF_S * 2**rounds, _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
 
     def _note(self, chunk: Answer) -> bool:
         """Remember what arrived; False if the caller has it already."""

@@ -11,14 +11,17 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cluster.resumable import MAX_SILENCE_HEADER
 from deployments.api_errors import ApiError
 from deployments.connection import ClientGoneError, while_connected
 from deployments.generation import Generation
 from deployments.openai_responses import Answer
 
-_KEEP_ALIVE_S = 5.0
+_KEEP_ALIVE_S = 1.0
 # A comment: readers of event streams skip it.
 _KEEP_ALIVE = b": keep-alive\n\n"
+
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -32,15 +35,16 @@ def encode_events(objects: list[dict[str, Any]], ids: Sequence[str] = ()) -> byt
 class EventStream(Response):
     """Writes a generation as it grows. Chunks that pile up behind a slow client leave as one.
 
-    While there is nothing to write, a comment goes out every five to ten seconds: proxies close a connection that is silent
-    for long, and writing is how a client that has gone is noticed behind those that do not tell.
+    While there is nothing to write, a comment goes out every second or two, and a header says so: a client may take longer
+    silence for that of a process that hangs. Proxies close a connection that is silent for long, and writing is how a client that
+    has gone is noticed behind those that do not tell.
     """
 
     media_type = "text/event-stream"
 
     def __init__(self, generation: Generation, answer: Answer, first: dict[int, str]) -> None:
         """``first`` is what the first ``Generation.read`` returned, or empty: a status can no longer be sent after it."""
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        super().__init__(headers={**_HEADERS, MAX_SILENCE_HEADER: f"{2 * _KEEP_ALIVE_S:g}"})
         del self.headers["content-length"]
         self._generation = generation
         self._answer = answer

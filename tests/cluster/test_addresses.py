@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +18,7 @@ import pytest
 from cluster.addresses import Addresses
 from cluster.client import AsyncClient, Client
 from cluster.client_errors import BadRequestError, ClientError
-from cluster.resumable import ResumableStream
+from cluster.resumable import MAX_SILENCE_HEADER, ResumableStream
 
 TOKENS = [5, 6, 7, 8]
 
@@ -26,13 +28,20 @@ class Server(ThreadingHTTPServer):
 
     Args:
         cut_after: events after which it breaks every stream off.
+        hang_after: events after which it falls silent.
+        max_silence: what it promises of its silence.
     """
 
     daemon_threads = True
 
-    def __init__(self, cut_after: int | None = None) -> None:
+    def __init__(
+        self, cut_after: int | None = None, hang_after: int | None = None, max_silence: str | None = None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.cut_after = cut_after
+        self.hang_after = hang_after
+        self.max_silence = max_silence
+        self.ends = threading.Event()
         self.paths: list[str] = []
 
     @property
@@ -58,9 +67,14 @@ class Handler(BaseHTTPRequestHandler):
             return
         begun = int(self.headers.get("Last-Event-ID", "a:1:0:0").split(":")[2])
         self.send_response(200)
+        if self.server.max_silence is not None:
+            self.send_header(MAX_SILENCE_HEADER, self.server.max_silence)
         self.end_headers()
         for sent, token in enumerate(TOKENS[begun:]):
             if sent == self.server.cut_after:
+                return
+            if sent == self.server.hang_after:
+                self.server.ends.wait(30)
                 return
             last = "length" if begun + sent + 1 == len(TOKENS) else None
             choice = {"index": 0, "text": str(token), "finish_reason": last, "token_ids": [token]}
@@ -89,6 +103,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
         yield start
         for server in servers:
+            server.ends.set()
             server.shutdown()
             server.server_close()
 
@@ -194,6 +209,18 @@ def test_nobody_to_connect_to_is_waited_for_once_somebody_took_the_request():
     request = {"url": "/v1/completions", "json": {"prompt": "x", "return_token_ids": True}}
     stream = ResumableStream(request, max_resumes=3, num_addresses=2)
     assert [stream.seconds_to_wait(refused) for _ in range(2)] == [0.0, None]
-    stream = ResumableStream(request, max_resumes=3, num_addresses=2)
+    stream = ResumableStream(request, max_resumes=2, num_addresses=2)
     assert stream.seconds_to_wait(httpx.ReadError("died")) is not None
-    assert [stream.seconds_to_wait(refused) is None for _ in range(3)] == [False, False, True]
+    # Twice at each address.
+    assert [stream.seconds_to_wait(refused) is None for _ in range(4)] == [False, False, False, True]
+
+
+@either
+def test_a_server_that_is_silent_for_longer_than_it_promised_is_left(serve, ask):
+    hung, well = serve(hang_after=2, max_silence="0.2"), serve()
+    began = time.monotonic()
+    answer, url = ask([hung.url, well.url], "complete", "x", max_tokens=4, return_token_ids=True)
+    # The client's own patience is ten seconds.
+    assert time.monotonic() - began < 5
+    assert (answer.choices[0].token_ids, url) == (TOKENS, well.url)
+    assert (len(hung.paths), len(well.paths)) == (1, 1)

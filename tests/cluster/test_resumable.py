@@ -10,7 +10,7 @@ import pytest
 
 from cluster.client import Client
 from cluster.client_errors import BadRequestError, BrokenStreamError, ClientError, RateLimitError, ServerError
-from cluster.resumable import ResumableStream
+from cluster.resumable import MAX_SILENCE_HEADER, ResumableStream
 
 REQUEST = {"url": "/v1/completions", "json": {"prompt": "x", "return_token_ids": True}}
 ID = "cmpl-" + "0" * 32
@@ -90,6 +90,26 @@ def test_what_only_repeats_is_no_progress():
         given_up.append(stream.seconds_to_wait(cut) is None)
         fed(stream, [USAGE])
     assert given_up == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("promised", "limit"),
+    [("2", 3.0), ("100", 60.0), ("0", 60.0), ("-1", 60.0), ("nan", 60.0), ("x", 60.0), (None, 60.0)],
+)
+def test_a_promise_bounds_the_silence_that_is_waited_for_and_never_lengthens_it(promised, limit):
+    headers = {} if promised is None else {MAX_SILENCE_HEADER: promised}
+    assert ResumableStream(REQUEST, 3).silence_limit(headers, 60.0) == limit
+
+
+def test_a_server_that_keeps_breaking_its_promise_is_given_more_time():
+    stream, silent = ResumableStream(REQUEST, 9), httpx.ReadTimeout("silent")
+    limits = []
+    for _ in range(6):
+        limits.append(stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0))
+        stream.seconds_to_wait(silent)
+    assert limits == [3.0, 6.0, 12.0, 24.0, 48.0, 60.0]
+    fed(stream, event(1, 5))
+    assert stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0) == 3.0
 
 
 def test_a_server_without_event_ids_cannot_take_an_answer_up():
