@@ -84,7 +84,7 @@ class Engine:
             check_gpu_model(self.model_config)
         default_budget = GPU_MAX_NUM_BATCHED_TOKENS if self.device.is_gpu else CPU_MAX_NUM_BATCHED_TOKENS
         budget = config.max_num_batched_tokens or max(default_budget, config.max_num_seqs + MIN_PREFILL_TOKENS)
-        self.memory_at_start = self.device.memory()
+        memory_at_start = self.device.memory()
         # Before the weights, so that what cannot fit is said at once.
         self.max_model_len, num_blocks = self._size_kv_cache(budget)
         forward.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
@@ -95,7 +95,7 @@ class Engine:
             progress,
             self.device,
         )
-        self.memory_with_weights = self.device.memory()
+        memory_with_weights = self.device.memory()
         if self.device.is_gpu:
             self.max_model_len, num_blocks = self._size_kv_cache(budget, weights_loaded=True)
         self.scheduler = Scheduler(
@@ -118,7 +118,9 @@ class Engine:
         if self.device.is_gpu and not config.enforce_eager:
             self.runner.capture_decode_graphs(progress, int(config.decode_graph_memory_gb * 2**30))
         self.totals = StepTotals()
-        self._memory_shares = self._shares(num_blocks, budget)
+        self._memory_shares: dict[str, int] = {}
+        if self.device.is_gpu:
+            self._memory_shares = self._shares(num_blocks, budget, memory_at_start, memory_with_weights)
         self.info = EngineInfo(
             engine_id,
             fingerprint(config, self.source, self.device),
@@ -136,17 +138,22 @@ class Engine:
         pool_bytes = int(config.kv_cache_memory_gb * 2**30)
         if device.is_gpu:
             pool_bytes = gpu_pool_bytes(config, model, budget, free, total, weights_loaded)
-        block_bytes = kv_block_bytes(model, config.block_size, 2 if device.is_gpu else 4)
-        return size_kv_cache(config, model.max_position_embeddings, block_bytes, pool_bytes, total)
+        return size_kv_cache(config, model.max_position_embeddings, self._block_bytes, pool_bytes, total)
 
-    def _shares(self, num_blocks: int, budget: int) -> dict[str, int]:
-        """Bytes of a GPU by what holds them, and those that the plan keeps for steps."""
-        block_bytes = kv_block_bytes(self.model_config, self.config.block_size, 2)
+    @property
+    def _block_bytes(self) -> int:
+        return kv_block_bytes(self.model_config, self.config.block_size, 2 if self.device.is_gpu else 4)
+
+    def _shares(
+        self, num_blocks: int, budget: int, at_start: tuple[int, int], with_weights: tuple[int, int]
+    ) -> dict[str, int]:
+        """Bytes of a GPU by what holds them, and those that the plan keeps for steps; two readings of its memory tell what the
+        weights took."""
         graphs = self.runner.decode_graphs
         return {
-            "total_bytes": self.memory_at_start[1],
-            "weight_bytes": self.memory_at_start[0] - self.memory_with_weights[0],
-            "kv_cache_bytes": num_blocks * block_bytes,
+            "total_bytes": at_start[1],
+            "weight_bytes": at_start[0] - with_weights[0],
+            "kv_cache_bytes": num_blocks * self._block_bytes,
             "decode_graph_bytes": graphs.num_bytes if graphs else 0,
             "num_decode_graphs": len(graphs.buckets) if graphs else 0,
             "step_bytes": gpu_step_bytes(self.config, self.model_config, budget),
