@@ -32,6 +32,6 @@ def node_drain_seconds() -> float | None:
     except Exception:  # the control plane is away for a moment; the next look will tell
         return None
     for node_id, deadline_ms in draining.items():
-        if node_id.hex() == context.get_node_id():
+        if node_id == context.get_node_id():
             return deadline_ms / 1000 - time.time() if deadline_ms else float("inf")
     return None
