@@ -243,19 +243,19 @@ def test_a_killed_engine_costs_no_token(app: App):
     with app.client() as client:
         undisturbed = [client.complete(prompt, **options).choices[0].token_ids for prompt in prompts]
 
+    arrived: dict[str, list[int]] = {prompt: [] for prompt in prompts}
+
     def stream(prompt: str) -> list[int]:
         with app.client() as client:
-            return [
-                token
-                for chunk in client.stream_complete(prompt, **options)
-                for token in chunk.choices[0].token_ids or []
-            ]
+            for chunk in client.stream_complete(prompt, **options):
+                arrived[prompt] += chunk.choices[0].token_ids or []
+        return arrived[prompt]
 
     victim = app.stats()["pid"]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(stream, prompt) for prompt in prompts]
-        wait_for(lambda: app.stats()["num_requests_running"] == 4, 10, "the streams did not start")
-        time.sleep(0.5)
+        wait_for(lambda: all(len(tokens) > 8 for tokens in arrived.values()), 10, "the streams did not start")
+        assert not any(future.done() for future in streams)
         os.kill(victim, signal.SIGKILL)
         assert [future.result(timeout=90) for future in streams] == undisturbed
     assert app.wait_until_idle()["pid"] != victim
