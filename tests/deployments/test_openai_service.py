@@ -183,7 +183,7 @@ async def test_a_stream_begins_with_the_prompts_logprobs_of_the_whole_answer(kin
     ],
 )
 async def test_only_an_answer_that_has_begun_is_taken_up_past_a_full_queue(choices, may_be_refused):
-    """Engines refuse first attempts; a client that has nothing yet is as good as new."""
+    """A refusal of the first attempt is passed on (``EngineClient``); a client that has nothing yet is as good as new."""
     engines, submitted = Engines([1, 2]), []
     engines.events = RequestEvents()
     engines.submit = lambda entry, deliver, fail: submitted.append(entry)
