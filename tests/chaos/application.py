@@ -22,8 +22,9 @@ from actors.model_source import resolve_model
 from cluster.config import DEFAULT_MODEL, LLMConfig
 from deployments.engine_replica import RUNNER_NAME_PREFIX
 from deployments.llm import build_openai_app
-from deployments.serve_environment import SERVE_ENVIRONMENT
-from tests.chaos.nodes import STORE_BYTES, add_node
+from deployments.run_folder import make_run_folder
+from deployments.serve_environment import SERVE_ENVIRONMENT, apply_serve_environment
+from tests.chaos.nodes import INGRESS_PLACE, STORE_BYTES, add_node
 from tests.engines import TINY_CONFIG
 
 MODEL = {**TINY_CONFIG, "vocab_size": 49152, "max_position_embeddings": 2048}
@@ -38,9 +39,11 @@ class Setup:
     """A random two-layer model with SmolLM2's tokenizer.
 
     Attributes:
-        num_nodes: nodes with room for one engine each, besides the head; 0: everything on one node.
+        num_nodes: nodes with room for one engine and one ingress each, besides the head; 0: everything on one node. Each has a
+            proxy, too, and no node has two ingresses.
         tokenizer: a tokenizer.json; None: the default model's.
         rpc_failures: percent of Ray's actor calls that fail before, during and after they are carried out.
+        haproxy: requests come through HAProxy, as with ``bireme serve``, not through Serve's own proxy.
     """
 
     num_engines: int = 3
@@ -49,6 +52,7 @@ class Setup:
     max_tokens: int = 400
     num_nodes: int = 0
     rpc_failures: int = 0
+    haproxy: bool = False
     tokenizer: Path | None = None
 
     def config(self, folder: Path, model: dict = MODEL, **changes: object) -> LLMConfig:
@@ -70,47 +74,75 @@ class Setup:
             "ingress_config": ingress,
         }
         if self.num_nodes:
-            ingress["ray_actor_options"] = {"num_cpus": 0.2, "resources": {"node:__internal_head__": 0.001}}
+            ingress["ray_actor_options"] = {"num_cpus": 0.2, "resources": INGRESS_PLACE}
             settings |= {"runner_num_cpus": 0.7, "accelerator_type": "HERE"}
         return LLMConfig(**{**settings, **changes})
 
 
 @dataclass
 class Running:
-    """The application's address, and the nodes that engines are on."""
+    """The application and the nodes it is on.
 
-    url: str
+    Attributes:
+        url: every address that it may have, the head's first.
+        nodes: all but the head.
+        proxy_ports: where the proxies of those nodes listen, and one more, for a node that comes before another goes.
+    """
+
+    url: str = ""
     cluster: Cluster | None = None
     nodes: list[Any] = field(default_factory=list)
+    proxy_ports: list[int] = field(default_factory=list)
+    _port_of: dict[str, int] = field(default_factory=dict)
+
+    def add_node(self) -> Any:
+        """One more node; also from a thread. Its proxy gets a port that no other node has."""
+        assert self.cluster is not None
+        taken = {self._port_of[node.node_id] for node in self.nodes}
+        port = next(port for port in self.proxy_ports if port not in taken)
+        node = add_node(self.cluster, port)
+        self._port_of[node.node_id] = port
+        self.nodes.append(node)
+        return node
 
 
 @contextlib.contextmanager
 def application(setup: Setup, folder: Path, model: dict = MODEL, **changes: object) -> Iterator[Running]:
     """Run it; at the end nothing of it is left."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with _environment(SERVE_ENVIRONMENT | _rpc_failures(setup.rpc_failures)), _cluster(setup) as running:
-        running.url = f"http://127.0.0.1:{port}"
-        where = {"proxy_location": "HeadOnly"} if setup.num_nodes else {}
-        serve.start(**where, http_options={"host": "127.0.0.1", "port": port})
+    port, *others = _free_ports(setup.num_nodes + 2 if setup.num_nodes else 1)
+    running = Running(",".join(f"http://127.0.0.1:{one}" for one in (port, *others)), proxy_ports=others)
+    variables = SERVE_ENVIRONMENT | _rpc_failures(setup.rpc_failures)
+    if setup.haproxy:
+        apply_serve_environment(make_run_folder(), variables)
+        assert variables.get("RAY_SERVE_ENABLE_HA_PROXY") == "1", "HAProxy's package cannot be used here"
+    with _environment(variables), _cluster(setup, running):
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
         _deploy(setup.config(folder, model, **changes), _DEPLOY_TRIES if setup.rpc_failures else 1)
         deadline = time.monotonic() + 90
-        while not is_healthy(running.url):
+        while not is_healthy(f"http://127.0.0.1:{port}"):
             assert time.monotonic() < deadline, "the application is not ready"
             time.sleep(0.2)
         yield running
 
 
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as open_until_all_are_chosen:
+        probes = [open_until_all_are_chosen.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 @contextlib.contextmanager
-def _cluster(setup: Setup) -> Iterator[Running]:
-    cluster, nodes = None, []
+def _cluster(setup: Setup, running: Running) -> Iterator[None]:
     try:
         if setup.num_nodes:
             head = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-            cluster = Cluster(initialize_head=True, head_node_args=head)
-            nodes = [add_node(cluster) for _ in range(setup.num_nodes)]
-            ray.init(address=cluster.address, log_to_driver=False)
+            head["resources"] = INGRESS_PLACE
+            running.cluster = Cluster(initialize_head=True, head_node_args=head)
+            for _ in range(setup.num_nodes):
+                running.add_node()
+            ray.init(address=running.cluster.address, log_to_driver=False)
         else:
             ray.init(
                 address="local",
@@ -119,12 +151,12 @@ def _cluster(setup: Setup) -> Iterator[Running]:
                 log_to_driver=False,
                 object_store_memory=STORE_BYTES,
             )
-        yield Running("", cluster, nodes)
+        yield
     finally:
         serve.shutdown()
         ray.shutdown()
-        if cluster is not None:
-            cluster.shutdown()
+        if running.cluster is not None:
+            running.cluster.shutdown()
 
 
 @contextlib.contextmanager
@@ -173,6 +205,11 @@ def _deploy(config: LLMConfig, tries: int) -> None:
             if number == tries - 1:
                 raise
             serve.delete(SERVE_DEFAULT_APP_NAME)
+
+
+def num_answering(urls: str) -> int:
+    """Of several addresses, those under which the application answers."""
+    return sum(is_healthy(url) for url in urls.split(","))
 
 
 def is_healthy(url: str) -> bool:

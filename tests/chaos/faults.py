@@ -59,13 +59,16 @@ class RemoveNode(Fault):
 
     Attributes:
         silent_s: before its connections break, nothing is heard from it for so long.
+        front: what else was on it, "ingress" or "proxy"; seen when it happens.
     """
 
     silent_s: float = 0.0
+    front: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        return f"node silent for {self.silent_s:g} s" if self.silent_s else "remove node"
+        what = f"node silent for {self.silent_s:g} s" if self.silent_s else "remove node"
+        return what + (f" with {' and '.join(self.front)}" if self.front else "")
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,20 @@ class FillObjectStore(Fault):
         return "object store full"
 
 
-def draw_faults(seed: int, count: int, nodes: bool = False) -> list[Fault]:
+# What stands before the ingresses: Serve's own proxy, or HAProxy and the actor that starts it.
+PROXIES, HAPROXIES = ("proxy",), ("haproxy", "haproxy", "haproxy manager")
+
+
+def draw_faults(seed: int, count: int, nodes: bool = False, proxies: tuple[str, ...] = PROXIES) -> list[Fault]:
     """The faults of a seed; nodes vanish where the cluster has some to spare. Most faults hit what computes and answers."""
     chance = random.Random(seed)
     kinds = {"runner": 8, "engine": 5, "ingress": 3, "proxy": 1, "controller": 1, "clients": 3, "store": 1}
     if nodes:
         kinds["node"] = 4
-    return [_draw(chance, kinds) for _ in range(count)]
+    return [_draw(chance, kinds, proxies) for _ in range(count)]
 
 
-def _draw(chance: random.Random, kinds: dict[str, int]) -> Fault:
+def _draw(chance: random.Random, kinds: dict[str, int], proxies: tuple[str, ...]) -> Fault:
     kind = chance.choices(list(kinds), list(kinds.values()))[0]
     when = chance.uniform(0.05, 0.6), chance.random()
     if kind == "node":
@@ -124,6 +131,8 @@ def _draw(chance: random.Random, kinds: dict[str, int]) -> Fault:
         if chance.random() < 0.5:
             return StallClients(*when, count=count, stalled_s=chance.choice([1.0, 4.0]))
         return VanishClients(*when, phase=chance.choice(CLIENT_PHASES), count=count)
+    if kind == "proxy" and len(proxies) > 1:
+        kind = chance.choice(proxies)
     phases = {"runner": ENGINE_PHASES, "controller": ("any",)}.get(kind, CLIENT_PHASES)
     phase = chance.choice(phases)
     if chance.random() < 0.7:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
@@ -16,7 +16,7 @@ from tests.chaos.application import Running, warm_engines
 from tests.chaos.faults import Fault, FillObjectStore, KillProcess, RemoveNode, StallClients, StopProcess, VanishClients
 from tests.chaos.ingresses import num_ready_ingresses
 from tests.chaos.load import Load
-from tests.chaos.nodes import STORE_BYTES, add_node, lose_node, runner_places
+from tests.chaos.nodes import STORE_BYTES, lose_node, parts_of, runner_places
 from tests.chaos.processes import pids_of, send, state_of
 
 # The load reaches every phase many times a second; a phase that is not reached in this time is given up.
@@ -73,7 +73,8 @@ async def _warm(fault: Fault) -> list:
     """The warm engines, once another one, and another ingress, goes on if the fault takes one."""
     harmless = isinstance(fault, (StallClients, VanishClients, FillObjectStore))
     num_engines = 1 if harmless else _SPARE_ENGINES
-    num_ingresses = _SPARE_INGRESSES if getattr(fault, "target", "") == "ingress" else 1
+    takes_ingress = isinstance(fault, RemoveNode) or getattr(fault, "target", "") == "ingress"
+    num_ingresses = _SPARE_INGRESSES if takes_ingress else 1
     deadline = time.monotonic() + WARM_TIMEOUT_S
     while True:
         warm = await asyncio.to_thread(warm_engines)
@@ -128,7 +129,8 @@ async def _remove_node(fault: RemoveNode, running: Running, warm: list) -> Momen
         return None
     node = victims[int(fault.choice * len(victims))]
     running.nodes.remove(node)
-    moment = Moment(fault, time.monotonic())
+    parts = await asyncio.to_thread(parts_of, node)
+    moment = Moment(replace(fault, front=tuple(sorted(parts & {"ingress", "proxy"}))), time.monotonic())
     await asyncio.to_thread(lose_node, running.cluster, node, fault.silent_s)
-    running.nodes.append(await asyncio.to_thread(add_node, running.cluster))
+    await asyncio.to_thread(running.add_node)
     return moment

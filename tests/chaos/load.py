@@ -144,10 +144,13 @@ class Load:
                 seen.kind, seen.stall_s = "slow", seconds
 
     async def _client(self, chance: random.Random, index: int) -> None:
+        # Each begins at another address, if there are several.
+        urls = self.url.split(",")
+        urls = urls[index % len(urls) :] + urls[: index % len(urls)]
         while not self.stopping:
             kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
             seen = Seen(chance.randrange(NUM_REQUESTS), kind)
-            async with AsyncClient(self.url, timeout=60, max_resumes=0 if kind == "plain" else 30) as client:
+            async with AsyncClient(urls, timeout=60, max_resumes=0 if kind == "plain" else 30) as client:
                 task = asyncio.create_task(self.ask(client, seen, chance))
                 self.running[index] = seen, task
                 # Waited for like this, a client that vanishes ends its task, and the end of the test ends the client.

@@ -41,7 +41,7 @@ async def run_scenario(
         if moment is None:
             report.missed[fault.label] += 1
         else:
-            report.faults[fault.label] += 1
+            report.faults[moment.fault.label] += 1
             moments.append(moment)
     await asyncio.sleep(1.0)
     load.stopping = True

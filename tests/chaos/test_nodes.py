@@ -9,21 +9,22 @@ import pytest
 from ray._raylet import GcsClient
 
 from cluster.client import Client
-from tests.chaos.application import Running, Setup, application, idle_stats
+from tests.chaos.application import Running, Setup, application, idle_stats, warm_engines
 from tests.chaos.load import Load
-from tests.chaos.nodes import add_node, lose_node, runner_places
+from tests.chaos.nodes import lose_node, runner_places
 from tests.chaos.report import Report
 from tests.chaos.scenario import judge, leaks
 
 PREEMPTION = 2  # DrainNodeReason: a spot machine's notice
-SETUP = Setup(num_engines=2, num_ingresses=1, num_clients=5, num_nodes=2)
+SETUP = Setup(num_engines=2, num_ingresses=2, num_clients=5, num_nodes=2)
 
 
 async def engines_elsewhere(node_id: str, count: int, timeout_s: float) -> None:
+    """Wait until so many engines answer, none of them on that node."""
     deadline = time.monotonic() + timeout_s
     while True:
         where = list((await asyncio.to_thread(runner_places)).values())
-        if len(where) == count and node_id not in where:
+        if len(where) == count and node_id not in where and len(await asyncio.to_thread(warm_engines)) == count:
             return
         assert time.monotonic() < deadline, (node_id, where)
         await asyncio.sleep(0.5)
@@ -39,14 +40,20 @@ def test_a_drained_and_a_vanished_node_cost_no_token(tmp_path, capsys):
         load = Load(running.url, SETUP.num_clients, SETUP.max_tokens, seed=1)
         twins = await load.twins()
         loading = asyncio.create_task(load.run())
-        add_node(cluster)
+        await asyncio.to_thread(running.add_node)
+        await load.next("decode")
+        bystanders = {actor for actor, node_id in runner_places().items() if node_id == second.node_id}
         deadline_ms = int((time.time() + 120) * 1000)
         GcsClient(address=cluster.address).drain_node(first.node_id, PREEMPTION, "spot notice", deadline_ms)
         report.faults["node drained"] += 1
         await engines_elsewhere(first.node_id, 2, 100)
-        cluster.remove_node(first)
-        add_node(cluster)
-        lose_node(cluster, second)
+        assert bystanders
+        assert bystanders <= set(runner_places()), "an engine on another node went with the one that drained"
+        running.nodes.remove(first)
+        await asyncio.to_thread(cluster.remove_node, first)
+        await asyncio.to_thread(running.add_node)
+        running.nodes.remove(second)
+        await asyncio.to_thread(lose_node, cluster, second)
         report.faults["node removed"] += 1
         await engines_elsewhere(second.node_id, 2, 100)
         with Client(running.url) as client:
