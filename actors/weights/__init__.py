@@ -52,11 +52,6 @@ def num_weight_elements(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in expected_tensors(config).values())
 
 
-def num_weights(config: ModelConfig) -> int:
-    """Return how many tensors ``iter_weights`` will yield, for progress bars."""
-    return len(expected_tensors(config))
-
-
 def weights_fingerprint(source: ModelSource) -> str:
     """Return 32 hex digits that are equal on every machine where the same model would compute the same thing.
 
