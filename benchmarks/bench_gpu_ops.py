@@ -18,7 +18,7 @@ import numpy as np
 import paddle
 from paddle.device.cuda.graphs import CUDAGraph
 
-from actors.models.decoder import FEW_ROWS, FEW_ROWS_OF_SMALL_LAYERS, SMALL_LAYER_BYTES
+from actors.models.decoder import most_few_rows
 from benchmarks import gpu_targets
 from gpu_ops import decode, sampling, state
 from gpu_ops import forward as ops
@@ -199,7 +199,7 @@ class Model:
     def few_rows(self, rows: Rows) -> bool:
         """Whether the engine's decoder takes ``gpu_ops.decode``'s matmuls."""
         layer_bytes = sum(DTYPE_BYTES * n * k for n, k in self.shape.weights.values())
-        return rows.positions.shape[0] <= (FEW_ROWS_OF_SMALL_LAYERS if layer_bytes <= SMALL_LAYER_BYTES else FEW_ROWS)
+        return rows.positions.shape[0] <= most_few_rows(layer_bytes)
 
     def forward_few_rows(self, ids: paddle.Tensor, rows: Rows) -> paddle.Tensor:
         """As ``Decoder.forward_few_rows``."""

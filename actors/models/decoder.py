@@ -22,8 +22,13 @@ from gpu_ops import forward as ops
 from gpu_ops.decoder_layer import decoder_layer
 
 # A layer up to this size is bound by launches rather than by memory, so that folding layers together pays for more rows.
-SMALL_LAYER_BYTES = 16 << 20
-FEW_ROWS, FEW_ROWS_OF_SMALL_LAYERS = 8, 32
+_SMALL_LAYER_BYTES = 16 << 20
+_FEW_ROWS, _FEW_ROWS_OF_SMALL_LAYERS = 8, 32
+
+
+def most_few_rows(layer_bytes: int) -> int:
+    """Most decoding rows for which folded matmuls are faster than cuBLAS's, where those of a layer take so many bytes."""
+    return _FEW_ROWS_OF_SMALL_LAYERS if layer_bytes <= _SMALL_LAYER_BYTES else _FEW_ROWS
 
 
 class BatchRows(NamedTuple):
@@ -191,8 +196,7 @@ class Decoder:
             return 0
         layer = self.layers[0]
         weights = (layer.qkv, layer.o, layer.gate_up, layer.down)
-        is_small = sum(2 * int(np.prod(weight.packed.shape)) for weight in weights) <= SMALL_LAYER_BYTES
-        return FEW_ROWS_OF_SMALL_LAYERS if is_small else FEW_ROWS
+        return most_few_rows(sum(2 * int(np.prod(weight.packed.shape)) for weight in weights))
 
     def forward_few_rows(self, rows: BatchRows, kv_cache: list[tuple[paddle.Tensor, paddle.Tensor]]) -> paddle.Tensor:
         """A step of at most ``max_few_rows`` decoding rows on a GPU: five kernels a layer, each started while the one
