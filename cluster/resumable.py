@@ -26,6 +26,8 @@ MAX_SILENCE_HEADER = "bireme-max-silence"
 _SILENCE_MARGIN = 1.5
 # The request did not reach the server whole, so nothing was begun.
 _REQUEST_LOST = "request_lost"
+# What Serve's proxies answer for any path before they have heard of the application.
+_NO_ROUTE = "/-/routes"
 _NOBODY_THERE = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
@@ -165,4 +167,5 @@ def _is_gateway_error(error: Exception) -> bool:
     """A proxy's word that the server behind it is gone; this API's own errors have a code."""
     if not isinstance(error, ApiStatusError) or error.status is None:
         return False
-    return error.status >= 500 and error.code == ApiStatusError.code
+    is_from_here = error.code != ApiStatusError.code
+    return not is_from_here and (error.status >= 500 or (error.status == 404 and _NO_ROUTE in error.message))

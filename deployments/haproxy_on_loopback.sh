@@ -1,7 +1,8 @@
 #!/bin/sh
-# Runs HAProxy ($BIREME_HAPROXY) as Ray Serve calls it, with two changes to the configuration it is given: the status page and
-# the metrics listen on this machine alone, and only this user may talk to the admin socket. Ray Serve writes both wider and
-# has no option for it. What http_options.host says about the API stays. Its process id goes into $BIREME_HAPROXY_PIDS, by which
+# Runs HAProxy ($BIREME_HAPROXY) as Ray Serve calls it, with three changes to the configuration it is given: the status page and
+# the metrics listen on this machine alone, only this user may talk to the admin socket, and as long as no application is known,
+# after a restart, a request is told to come back (503) instead of that its path does not exist (404). Ray Serve has no option
+# for any of them. What http_options.host says about the API stays. Its process id goes into $BIREME_HAPROXY_PIDS, by which
 # the run folder's janitor finds it: HAProxy outlives a Ray that is killed.
 set -eu
 config=
@@ -14,6 +15,9 @@ if [ -n "$config" ]; then
     sed -e '/^frontend prometheus/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
         -e '/^listen stats/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
         -e '/stats socket/ s/ mode 666 / mode 600 /' "$config" >"$config.new"
+    if ! grep -q '^ *use_backend ' "$config"; then
+        sed -i '/^backend default_backend/,/return/ s/return status 404/return status 503 hdr Retry-After 1/' "$config.new"
+    fi
     mv "$config.new" "$config"
 fi
 if [ -d "${BIREME_HAPROXY_PIDS:-}" ]; then

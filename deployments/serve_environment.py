@@ -21,6 +21,11 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # A replica that is unhealthy hangs: its clients are to see their connections break, not wait until it would have drained.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # A proxy counts as dead after three checks, and until then nobody replaces it: 30 s by default.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
+    # A dead proxy is replaced after three checks; ten seconds apart by default, they cost its clients half a minute.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # Ray starts workers with low priority; these are the service itself.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -9,7 +9,14 @@ import httpx
 import pytest
 
 from cluster.client import Client
-from cluster.client_errors import BadRequestError, BrokenStreamError, ClientError, RateLimitError, ServerError
+from cluster.client_errors import (
+    BadRequestError,
+    BrokenStreamError,
+    ClientError,
+    NotFoundError,
+    RateLimitError,
+    ServerError,
+)
 from cluster.resumable import MAX_SILENCE_HEADER, ResumableStream
 
 REQUEST = {"url": "/v1/completions", "json": {"prompt": "x", "return_token_ids": True}}
@@ -63,6 +70,8 @@ def test_the_usage_is_told_once_however_often_it_arrives():
         (RateLimitError("full", None, "overloaded", 429), False, True),
         (ServerError("loading", None, "loading", 503), False, True),
         (ServerError("not whole", None, "request_lost", 503), True, True),
+        (NotFoundError("Path '/v1/completions' not found. Ping http://.../-/routes", None, None, 404), True, True),
+        (NotFoundError("there is no /v1/completion", None, None, 404), False, False),
         (BadRequestError("no", None, "invalid_value", 400), False, False),
         (ServerError("no such engine", None, "fingerprint_mismatch", 503), False, False),
     ],
