@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from tests.chaos import aim
-from tests.chaos.application import Running, warm_engines
+from tests.chaos.application import Running, num_answering, warm_engines
 from tests.chaos.faults import Fault, FillObjectStore, KillProcess, RemoveNode, StallClients, StopProcess, VanishClients
 from tests.chaos.ingresses import num_ready_ingresses
 from tests.chaos.load import Load
@@ -25,6 +25,7 @@ WARM_TIMEOUT_S = 90.0
 _LOOK_S = 0.005
 _SPARE_ENGINES = 2
 _SPARE_INGRESSES = 2
+_SPARE_ADDRESSES = 2
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,15 @@ class Moment:
 async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
     """Wait until the fault can be borne, then let it happen; None if its moment did not come or nothing was there to hit."""
     await asyncio.sleep(fault.pause_s)
-    warm = await _warm(fault)
+    warm = await _warm(fault, running)
+    if warm is None:
+        return None
     if isinstance(fault, StallClients):
         load.stall(fault.count, fault.stalled_s)
         return Moment(fault, time.monotonic())
     if isinstance(fault, VanishClients):
-        await load.next(fault.phase)
+        if not await _reached(load, fault.phase):
+            return None
         load.vanish(fault.count)
         return Moment(fault, time.monotonic())
     if isinstance(fault, FillObjectStore):
@@ -59,8 +63,8 @@ async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
     assert isinstance(fault, (KillProcess, StopProcess))
     if fault.target == "runner" and fault.phase != "any":
         return await _hit_runner(fault, warm)
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(load.next(fault.phase), PHASE_TIMEOUT_S)
+    if not await _reached(load, fault.phase):
+        return None
     pids = [pid for pid in pids_of(fault.target) if state_of(pid)]
     if not pids:
         return None
@@ -69,18 +73,31 @@ async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
     return await _began(fault, pid)
 
 
-async def _warm(fault: Fault) -> list:
-    """The warm engines, once another one, and another ingress, goes on if the fault takes one."""
+async def _reached(load: Load, phase: str) -> bool:
+    """Wait for the load to be in ``phase``."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(load.next(phase), PHASE_TIMEOUT_S)
+        return True
+    return False
+
+
+async def _warm(fault: Fault, running: Running) -> list | None:
+    """The warm engines, once another one, another ingress and another proxy, if there are several, go on if the fault takes one;
+    None if that takes too long."""
     harmless = isinstance(fault, (StallClients, VanishClients, FillObjectStore))
     num_engines = 1 if harmless else _SPARE_ENGINES
-    takes_ingress = isinstance(fault, RemoveNode) or getattr(fault, "target", "") == "ingress"
-    num_ingresses = _SPARE_INGRESSES if takes_ingress else 1
+    target = getattr(fault, "target", "")
+    takes_node = isinstance(fault, RemoveNode)
+    num_ingresses = _SPARE_INGRESSES if takes_node or target == "ingress" else 1
+    num_addresses = _SPARE_ADDRESSES if running.nodes and (takes_node or target == "proxy") else 1
     deadline = time.monotonic() + WARM_TIMEOUT_S
     while True:
         warm = await asyncio.to_thread(warm_engines)
-        enough = len(warm) >= num_engines and pids_of("proxy")
-        if (enough and await asyncio.to_thread(num_ready_ingresses) >= num_ingresses) or time.monotonic() > deadline:
+        enough = len(warm) >= num_engines and await asyncio.to_thread(num_ready_ingresses) >= num_ingresses
+        if enough and await asyncio.to_thread(num_answering, running.url) >= num_addresses:
             return warm
+        if time.monotonic() > deadline:
+            return None
         await asyncio.sleep(0.1)
 
 

@@ -14,6 +14,7 @@ from cluster.errors import BiremeError
 KINDS = {"resuming": 6, "whole": 1, "slow": 1, "vanishing": 1, "plain": 1}
 NUM_REQUESTS = 16
 UNDER_WAY_S = 0.5
+AFTERMATH_S = 30.0  # until the last one to know has learned of a process that is gone
 DECODING = 4  # chunks after which an answer is well under way
 
 
@@ -25,6 +26,7 @@ class Seen:
         kind: "resuming" and "slow" stream and take broken streams up, "whole" asks for the answer as one, "plain" does not take
             anything up, "vanishing" left.
         times: of each chunk, of ``time.monotonic``; the first is the time of sending.
+        ended: when the answer was complete, or its client was told that it will not be.
         stall_s: the client reads nothing for so long before its next chunk.
     """
 
@@ -37,10 +39,15 @@ class Seen:
     usage: tuple[int, int] | None = None
     error: str | None = None
     stall_s: float = 0.0
+    ended: float = 0.0
 
     @property
     def answer(self) -> tuple:
         return self.token_ids, self.text, self.finish_reason, self.usage
+
+    def might_feel(self, moment: float) -> bool:
+        """Whether a connection that broke at ``moment``, or in its aftermath, may have been this one's."""
+        return moment <= self.ended and moment + AFTERMATH_S >= self.times[0]
 
     def gap_at(self, moment: float) -> float | None:
         """The longest wait for a chunk that began before ``moment`` or soon after, when chunks that were under way had arrived;
@@ -158,6 +165,7 @@ class Load:
                 if not task.cancelled():
                     task.result()
                 del self.running[index]
+            seen.ended = time.monotonic()
             self.seen.append(seen)
             await asyncio.sleep(0.02)
 

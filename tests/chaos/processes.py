@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -12,6 +13,8 @@ TITLES = {
     "engine": "ray::ServeReplica:default:LLMServer",
     "ingress": "ray::ServeReplica:default:OpenAiIngress",
     "proxy": "ray::ProxyActor",
+    "haproxy": r"\S+/haproxy -db",
+    "haproxy manager": "ray::HAProxyManager",
     "controller": "ray::ServeController",
 }
 
@@ -44,7 +47,7 @@ def kinds() -> dict[int, str]:
         with contextlib.suppress(OSError):
             title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             for kind, start in TITLES.items():
-                if title.startswith(start):
+                if re.match(start, title):
                     found[pid] = kind
     return found
 

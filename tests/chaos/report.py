@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-# Seconds until the next token, by what the label of a fault begins with.
+# Seconds until the next token after a process died, and after one fell silent or went with its node.
 DEATH_TARGET_S = 2.0
 HANG_TARGET_S = 4.0
 OVERLAPPED = " (another fault meanwhile)"
@@ -21,7 +21,7 @@ class Report:
         missed: faults whose moment did not come; they are not counted.
         lost: requests of clients that take broken streams up, or that whole answers, which ended with an error.
         changed: requests whose answer differs from that of the undisturbed run.
-        honest: plain requests that ended with an error, as they should when nobody takes them up.
+        honest: plain requests that ended with an error when a process between their client and the engines was hit.
         leaks: what was left behind.
         rpc_failures: calls that Ray failed on purpose; they are no part of ``faults``.
         recovery_s: of the streams that waited longer than a quarter of a second.
@@ -44,6 +44,17 @@ class Report:
     @property
     def is_clean(self) -> bool:
         return not (self.lost or self.changed or self.leaks)
+
+    @property
+    def late(self) -> dict[str, list[float]]:
+        """Recovery that took longer than it should, by label; without those during which something else was hit, too."""
+        late = {}
+        for label, seconds in self.recovery_s.items():
+            target = DEATH_TARGET_S if label.startswith("kill") else HANG_TARGET_S
+            found = [one for one in seconds if one > target and not label.endswith(OVERLAPPED)]
+            if found:
+                late[label] = found
+        return late
 
     def note_growth(self, kind: str, descriptors: int, threads: int) -> None:
         known = self.grown.get(kind, [descriptors, threads])
@@ -114,6 +125,8 @@ class Report:
                 f"next token after {what}: p50 {_share(seconds, 0.5):.2f} s, p95 {_share(seconds, 0.95):.2f} s, "
                 f"longest {max(seconds):.2f} s ({len(seconds)} streams)"
             )
+        for what, seconds in sorted(self.late.items()):
+            lines.append(f"LATE {what}: {', '.join(f'{one:.2f} s' for one in sorted(seconds))}")
         grown = [f"{kind} {more[0]:+d} and {more[1]:+d}" for kind, more in sorted(self.grown.items())]
         lines.append(
             f"file descriptors and threads that one process has more than before: {', '.join(grown) or 'none'}"

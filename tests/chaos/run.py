@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from tests.chaos.application import Setup, application
-from tests.chaos.faults import draw_faults
+from tests.chaos.faults import HAPROXIES, PROXIES, draw_faults
 from tests.chaos.scenario import run_scenario
 
 
@@ -18,10 +18,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", metavar="WORDS", help="of the faults, those whose name begins so")
     parser.add_argument("--engines", type=int, default=3)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--nodes", type=int, default=0, help="nodes with one engine each, which vanish too")
     parser.add_argument("--rpc-failures", type=int, default=0, help="percent of Ray's actor calls that fail")
+    parser.add_argument("--haproxy", action="store_true", help="requests come through HAProxy, as with bireme serve")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no fault begins later than that")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json, where the default model is not at hand")
     parser.add_argument("--json", type=Path, help="where the report goes, for tests.chaos.total")
@@ -32,9 +34,12 @@ def main() -> None:
         num_clients=options.clients,
         num_nodes=options.nodes,
         rpc_failures=options.rpc_failures,
+        haproxy=options.haproxy,
         tokenizer=options.tokenizer,
     )
-    faults = draw_faults(options.seed, options.faults, nodes=bool(options.nodes))
+    count, proxies = options.faults * (100 if options.only else 1), HAPROXIES if options.haproxy else PROXIES
+    drawn = draw_faults(options.seed, count, bool(options.nodes), proxies)
+    faults = [fault for fault in drawn if fault.label.startswith(options.only)][: options.faults]
     with tempfile.TemporaryDirectory() as folder, application(setup, Path(folder) / "tiny") as running:
         report = asyncio.run(run_scenario(running, setup, faults, options.seed, options.seconds))
         # The application's own end takes a while; the report is safe by then.
