@@ -24,8 +24,6 @@ SERVE_ENVIRONMENT = {
     # A proxy counts as dead after three checks, and until then nobody replaces it: 30 s by default.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
-    # A dead proxy is replaced after three checks; ten seconds apart by default, they cost its clients half a minute.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # Ray starts workers with low priority; these are the service itself.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
