@@ -169,7 +169,13 @@ class ModelRunner:
         if num_rows:
             rows = self._batch_rows(num_rows)
             if plan.has_prefill:
-                rows = rows._replace(cu_seqlens_q=self.cu_seqlens_q, max_rows_per_slot=max(plan.scheduled.values()))
+                # Every block of a GPU's attention looks through the slots for its rows: none behind the last that has any.
+                num_slots = max(plan.scheduled) + 1
+                rows = rows._replace(
+                    block_tables=rows.block_tables[:num_slots],
+                    cu_seqlens_q=self.cu_seqlens_q[: num_slots + 1],
+                    max_rows_per_slot=max(plan.scheduled.values()),
+                )
             self._hidden = self.model.forward(rows, self.kv_cache)
         return num_rows, num_samples
 

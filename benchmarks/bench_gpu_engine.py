@@ -54,7 +54,7 @@ def make_engine(name: str, options: argparse.Namespace) -> Engine:
     settings = {
         "device": options.device,
         "batch_invariant": options.batch_invariant,
-        "max_num_seqs": max(options.rows),
+        "max_num_seqs": max(options.slots or 0, *options.rows),
         "max_model_len": max(
             options.context + options.steps + num_prefill_steps(max(options.rows), options.context),
             max(options.prefill, default=0) + 16,
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--prefill", nargs="*", type=int, default=[], help="prompt lengths to measure")
     parser.add_argument("--budget", type=int, help="max_num_batched_tokens")
     parser.add_argument("--at-once", action="store_true", help="plan each step as soon as the one before is launched")
+    parser.add_argument("--slots", type=int, help="max_num_seqs, if more than the most rows")
     parser.add_argument("--batch-invariant", action="store_true")
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     options = parser.parse_args()

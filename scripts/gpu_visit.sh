@@ -17,6 +17,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-$(mktemp -d)}
 logs=$(mktemp -d)
+mkdir -p "$out"
 device=${DEVICE:-gpu}
 export OUT=$logs PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 export BIREME_SERVING_DEVICE=$device BIREME_TEST_DEVICE=$device
@@ -82,7 +83,7 @@ part_c() {
 }
 
 part_d() {
-    local budget budgets=(2048 4096 8192) options=(--models llama_8b --rows 1 --context 64 --steps 24 --prefill 3500 8000)
+    local budget budgets=(2048 4096 8192) options=(--models llama_8b --rows 1 --slots 64 --context 64 --steps 24 --prefill 3500 8000)
     [ "$device" = cpu ] && budgets=(64 128) options=("${small[@]}" --prefill 150)
     for budget in "${budgets[@]}"; do
         limited TERM 50 "d-$budget" "${engine[@]}" "${options[@]}" --budget "$budget" || status=1
@@ -132,8 +133,9 @@ part_h() {
 }
 
 part_i() {
-    limited INT 240 i-deployments "${pytest[@]}" -o asyncio_mode=auto --durations=5 \
-        tests/deployments/test_{app,resume,crowd,metrics,timeline,chat_command,token_socket,readme,autoscaling}.py || status=1
+    # TEST_SITE: a folder with pytest-asyncio, where it is not installed.
+    limited INT 240 i-deployments env PYTHONPATH="${TEST_SITE:+$TEST_SITE:}$PYTHONPATH" "${pytest[@]}" -o asyncio_mode=auto -o filterwarnings=ignore \
+        --durations=5 tests/deployments/test_{app,resume,crowd,metrics,timeline,chat_command,token_socket,readme,autoscaling}.py || status=1
     tests_of i-deployments
 }
 
@@ -152,16 +154,20 @@ part_j() {
     for tool in memcheck racecheck; do say "j-$tool" 8 'Invalid|ERROR SUMMARY|RACECHECK SUMMARY|all equal|Error|hazard'; done
 }
 
-for part in "$@"; do
-    declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to j" >&2; exit 2; }
-done
-echo "== build"
-time "$python" -c "from gpu_ops.build import build; print(build())" || exit 1
-for part in "$@"; do
-    "part_$part"
-    printf '%s\n' "${table[@]}" >"$out/table.txt"
-    tar -C "$logs" -czf "$out/logs.tgz" .
-done
-echo "== table"
-cat "$out/table.txt"
-exit $status
+visit() {
+    for part in "$@"; do
+        declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to j" >&2; exit 2; }
+    done
+    echo "== build"
+    time "$python" -c "from gpu_ops.build import build; print(build())" || exit 1
+    for part in "$@"; do
+        "part_$part"
+        printf '%s\n' "${table[@]}" >"$out/table.txt"
+        tar -C "$logs" -czf "$out/logs.tgz" .
+    done
+    echo "== table"
+    cat "$out/table.txt"
+    exit $status
+}
+
+visit "$@"
