@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -108,6 +109,22 @@ class Streaming:
             for chunk in client.stream_complete(**self._body):
                 self.chunks.append(chunk)
         return self.chunks
+
+
+def begin_until_one_is_on(
+    pair: Pair, pool: ThreadPoolExecutor, body: dict, fingerprint: str, num_chunks: int
+) -> list[Streaming]:
+    """Six streams that have begun, and more until one of those that run is on an engine with ``fingerprint``: which engine gets
+    a new answer is up to the router."""
+    streams = [Streaming(pair, pool, body) for _ in range(6)]
+    deadline = time.monotonic() + 60
+    while True:
+        wait_for(lambda: all(len(s.chunks) >= num_chunks for s in streams), 30, "the streams did not begin")
+        if any(s.chunks[0].fingerprint == fingerprint and not s.done.done() for s in streams):
+            return streams
+        assert time.monotonic() < deadline, f"no answer begins on {fingerprint}"
+        time.sleep(0.5)
+        streams.append(Streaming(pair, pool, body))
 
 
 def stop_across_a_token(client: Client, body: dict) -> str:
@@ -240,10 +257,9 @@ def test_only_an_engine_with_the_same_fingerprint_continues_an_answer(pair: Pair
         wait_for(lambda: victim not in pair.engines() and pair.is_ready(), 90, "the engine did not come back")
         seen: set = set()
         wait_for(lambda: seen.add(client.complete("x", max_tokens=1).fingerprint) or len(seen) == 2, 30, "one kind")
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(40) as pool:
         # Busy with the answers of two ingresses, the old engine still gets them back; the new one is idle and does not.
-        streams = [Streaming(pair, pool, body) for _ in range(6)]
-        wait_for(lambda: all(s.chunks for s in streams), 30, "the streams did not begin")
+        streams = begin_until_one_is_on(pair, pool, body, old, num_chunks=1)
         mine = [s for s in streams if s.chunks[0].fingerprint == old]
         kill_one_after_the_other(pair, mine)
         for stream in mine:
@@ -251,17 +267,14 @@ def test_only_an_engine_with_the_same_fingerprint_continues_an_answer(pair: Pair
             assert choices[0][1] == undisturbed.choices[0].token_ids
         for stream in streams:
             stream.done.result(timeout=120)
-        assert mine
     wait_for(pair.is_ready, 60, "the ingresses did not come back")
     _the_last_engine_of_its_kind_dies(pair, body, old)
 
 
 def _the_last_engine_of_its_kind_dies(pair: Pair, body: dict, old: str) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        streams = [Streaming(pair, pool, body) for _ in range(6)]
-        wait_for(lambda: all(len(s.chunks) > 3 for s in streams), 30, "the streams did not begin")
-        mine = [s for s in streams if s.chunks[0].fingerprint == old]
-        assert mine
+    with ThreadPoolExecutor(40) as pool:
+        streams = begin_until_one_is_on(pair, pool, body, old, num_chunks=4)
+        mine = [s for s in streams if s.chunks[0].fingerprint == old and not s.done.done()]
         for runner in pair.engines().values():
             if ray.get(runner.stats.remote())["fingerprint"] == old:
                 ray.kill(runner)
