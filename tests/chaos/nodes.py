@@ -15,8 +15,9 @@ from tests.chaos.processes import descendants, kinds, send
 STORE_BYTES = 100_000_000
 # Every node has one, the head too: no two ingresses go with the same node.
 INGRESS_PLACE = {"place_of_ingress": 1}
+# Full with an engine and an ingress, so that no two engines go with the same node either.
 ENGINE_NODE = {
-    "num_cpus": 2,
+    "num_cpus": 1,
     "resources": {"accelerator_type:HERE": 1, **INGRESS_PLACE},
     "object_store_memory": STORE_BYTES,
 }
