@@ -172,7 +172,7 @@ class EngineClient:
         others = [other for other in self._submissions.values() if other.stream is stream]
         for other in others:
             other.alone = False
-        submission.stream, submission.alone, submission.is_admitted = stream, not others, True
+        submission.stream, submission.alone = stream, not others
         if submission.lost_at is not None:
             entry, waited_s = submission.entry, time.monotonic() - submission.lost_at
             logger.info(
@@ -219,7 +219,7 @@ class EngineClient:
                 # The last tokens of an engine that was given up came before this task went on.
                 return None
             if isinstance(outcome, ApiError) and outcome.status == 429 and submission.is_admitted:
-                # What an engine had taken is not refused for want of room: it waits for some.
+                # What an engine had kept is not refused for want of room: it waits for some.
                 outcome = NotAdmitted("", outcome.message)
             if outcome is None or isinstance(outcome, ApiError):
                 return outcome
@@ -283,6 +283,7 @@ class EngineClient:
     def _next_attempt(self, submission: Submission, outcome: EngineLost | HandedOver | NotTaken) -> EngineRequest:
         entry = submission.entry
         if submission.stream is not None:
+            submission.is_admitted = True
             submission.stream.abort(entry.request_id, entry.attempt)
             submission.stream = None
         submission.ended = asyncio.get_running_loop().create_future()

@@ -22,7 +22,8 @@ class Submission:
         deliver: called with each delta that is new, in order.
         fail: called once, instead of a last delta, when the sequence cannot be completed.
         stream: of the engine that the present attempt is known to be on.
-        is_admitted: an engine has taken it, now or before a client took its answer up again; a full queue does not refuse it.
+        is_admitted: an engine that is lost had taken and not refused it, or a client takes its answer up; a full queue does not
+            refuse it any more.
         alone: no other sequence of this ingress was on that engine during the attempt.
         isolated: a suspect that is tried while no other suspect is.
         times_passed_over: how often an engine did not take it in time and it was sent to another.
