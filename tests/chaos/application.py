@@ -43,7 +43,7 @@ class Setup:
             proxy, too, and no node has two ingresses.
         tokenizer: a tokenizer.json; None: the default model's.
         rpc_failures: percent of Ray's actor calls that fail before, during and after they are carried out.
-        haproxy: requests come through HAProxy, as with ``bireme serve``, not through Serve's own proxy.
+        haproxy: requests come through HAProxy, as with ``bireme serve``; clients also know the proxy that Serve keeps beside it.
     """
 
     num_engines: int = 3
@@ -115,6 +115,7 @@ def application(setup: Setup, folder: Path, model: dict = MODEL, **changes: obje
     if setup.haproxy:
         apply_serve_environment(make_run_folder(), variables)
         assert variables.get("RAY_SERVE_ENABLE_HA_PROXY") == "1", "HAProxy's package cannot be used here"
+        running.url += f",http://127.0.0.1:{variables['RAY_SERVE_FALLBACK_PROXY_HTTP_PORT']}"
     with _environment(variables), _cluster(setup, running):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         _deploy(setup.config(folder, model, **changes), _DEPLOY_TRIES if setup.rpc_failures else 1)

@@ -14,9 +14,9 @@ _PATIENCE_S = 0.5
 _Found = TypeVar("_Found")
 
 
-def num_ready_ingresses() -> int:
-    """Ingress replicas that answer at once and know an engine."""
-    return sum(_ask(_knows_an_engine))
+def known_engines() -> list[set[str]]:
+    """Ids of the engines that each ingress may choose from; of ingresses that answer at once and are ready for requests."""
+    return [engines for engines in _ask(_known_engines) if engines is not None]
 
 
 def open_requests() -> dict[int, list[int]]:
@@ -40,9 +40,12 @@ def _ask(question: Callable[[Any], _Found]) -> list[_Found]:
     return found
 
 
-def _knows_an_engine(replica: Any) -> bool:
+def _known_engines(replica: Any) -> set[str] | None:
+    # The copy of this module that Ray makes there has no imports of that process.
+    from deployments.engine_choices import engine_choices
+
     ingress = replica._replica_impl._user_callable_wrapper._callable
-    return ingress is not None and ingress._service is not None
+    return None if ingress is None or ingress._service is None else set(engine_choices.engines)
 
 
 def _pid_and_seeds(replica: Any) -> tuple[int, list[int]]:

@@ -13,8 +13,18 @@ import ray
 
 from tests.chaos import aim
 from tests.chaos.application import Running, num_answering, warm_engines
-from tests.chaos.faults import Fault, FillObjectStore, KillProcess, RemoveNode, StallClients, StopProcess, VanishClients
-from tests.chaos.ingresses import num_ready_ingresses
+from tests.chaos.faults import (
+    HAPROXIES,
+    PROXIES,
+    Fault,
+    FillObjectStore,
+    KillProcess,
+    RemoveNode,
+    StallClients,
+    StopProcess,
+    VanishClients,
+)
+from tests.chaos.ingresses import known_engines
 from tests.chaos.load import Load
 from tests.chaos.nodes import STORE_BYTES, lose_node, parts_of, runner_places
 from tests.chaos.processes import pids_of, send, state_of
@@ -89,11 +99,16 @@ async def _warm(fault: Fault, running: Running) -> list | None:
     target = getattr(fault, "target", "")
     takes_node = isinstance(fault, RemoveNode)
     num_ingresses = _SPARE_INGRESSES if takes_node or target == "ingress" else 1
-    num_addresses = _SPARE_ADDRESSES if running.nodes and (takes_node or target == "proxy") else 1
+    takes_proxy = takes_node or target in (*PROXIES, *HAPROXIES)
+    num_addresses = _SPARE_ADDRESSES if takes_proxy and "," in running.url else 1
     deadline = time.monotonic() + WARM_TIMEOUT_S
     while True:
-        warm = await asyncio.to_thread(warm_engines)
-        enough = len(warm) >= num_engines and await asyncio.to_thread(num_ready_ingresses) >= num_ingresses
+        # Serve tells ingresses of a new engine a while after it has started.
+        known = await asyncio.to_thread(known_engines)
+        warm = [
+            one for one in await asyncio.to_thread(warm_engines) if all(one[1]["engine_id"] in ids for ids in known)
+        ]
+        enough = len(warm) >= num_engines and len(known) >= num_ingresses
         if enough and await asyncio.to_thread(num_answering, running.url) >= num_addresses:
             return warm
         if time.monotonic() > deadline:
