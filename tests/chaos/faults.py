@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 # Where a request is when its engine's process is hit; "any": wherever it happens to be.
@@ -12,7 +13,7 @@ CLIENT_PHASES = ("any", "sent", "decode")
 
 
 @dataclass(frozen=True)
-class Fault:
+class Fault(ABC):
     """Attributes:
     pause_s: how long the load runs undisturbed before it.
     choice: which of the possible victims, as a share of their number.
@@ -22,9 +23,9 @@ class Fault:
     choice: float
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """Faults with the same one are counted together."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -136,19 +136,15 @@ async def _hit_runner(fault: KillProcess | StopProcess, warm: list) -> Moment | 
         return None
     runner, stats = busy[int(fault.choice * len(busy))]
     with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
-        await asyncio.wait_for(_reply(runner.__ray_call__.remote(aim.arm, fault.phase, int(_signal_of(fault)))), 2.0)
+        await asyncio.wait_for(runner.__ray_call__.remote(aim.arm, fault.phase, int(_signal_of(fault))), 2.0)
     deadline = time.monotonic() + PHASE_TIMEOUT_S
     while time.monotonic() < deadline:
         if state_of(stats["pid"]) in ("", "T"):
             return await _began(fault, stats["pid"])
         await asyncio.sleep(_LOOK_S)
     with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
-        await asyncio.wait_for(_reply(runner.__ray_call__.remote(aim.disarm)), 2.0)
+        await asyncio.wait_for(runner.__ray_call__.remote(aim.disarm), 2.0)
     return None
-
-
-async def _reply(ref: ray.ObjectRef):
-    return await ref
 
 
 async def _remove_node(fault: RemoveNode, running: Running, warm: list) -> Moment | None:
