@@ -2,7 +2,7 @@
 # Several chaos scenarios side by side, each with its own cluster and seed, and the sum of their reports.
 #     scripts/chaos_many.sh SECONDS FIRST_SEED COUNT [arguments of tests.chaos.run ...]
 # Every fourth scenario runs on several nodes, every fourth with failing calls of Ray. No fault begins after SECONDS. Reports and
-# logs go to $OUT (default: a temporary folder); exit code 1 if anything was lost, changed or left.
+# logs go to $OUT (default: a temporary folder); exit code 1 if anything was lost, changed or left, 2 if some only took too long.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 seconds=$1 first=$2 count=$3

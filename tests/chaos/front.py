@@ -46,7 +46,7 @@ def main() -> None:
     ):
         report = asyncio.run(run_scenario(running, setup, faults, seed=1, budget_s=options.seconds))
         print(f"{report}\n\n{report.table()}")
-    sys.exit(0 if report.is_clean else 1)
+    sys.exit(report.exit_code)
 
 
 if __name__ == "__main__":

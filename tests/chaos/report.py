@@ -46,6 +46,11 @@ class Report:
         return not (self.lost or self.changed or self.leaks)
 
     @property
+    def exit_code(self) -> int:
+        """1 if anything was lost, changed or left, 2 if all that went wrong is that it took longer than it should."""
+        return 1 if not self.is_clean else 2 if self.late else 0
+
+    @property
     def late(self) -> dict[str, list[float]]:
         """Recovery that took longer than it should, by label; without those during which something else was hit, too."""
         late = {}

@@ -44,10 +44,19 @@ def test_reports_are_summed_and_survive_json():
     one.faults["kill runner in decode"] += 2
     two = Report([2], lost=["request 3"])
     two.faults["kill runner"] += 1
+    assert (one.exit_code, one.late) == (0, {})
     total = Report.total([Report.from_json(one.to_json()), two])
     assert total.seeds == [1, 2]
-    assert not total.is_clean
+    assert total.exit_code == 1
     assert "| kill runner | 3 | 1 | 0.50 s | 0.50 s | 0.50 s | 3.00 s |" in total.table()
+
+
+def test_what_took_longer_than_it_should_is_told_apart_by_what_happened():
+    waits = {"kill runner": [0.5, 2.1], "stop runner for 5 s": [3.9], "remove node": [4.1], "kill engine": [1.9]}
+    report = Report([1], recovery_s=waits | {"kill runner (another fault meanwhile)": [9.0]})
+    assert report.late == {"kill runner": [2.1], "remove node": [4.1]}
+    assert (report.is_clean, report.exit_code) == (True, 2)
+    assert "LATE kill runner: 2.10 s" in str(report)
 
 
 @pytest.mark.slow

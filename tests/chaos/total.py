@@ -1,4 +1,4 @@
-"""``python -m tests.chaos.total report.json ...``: several reports as one; exit code 1 if anything was lost, changed or left."""
+"""``python -m tests.chaos.total report.json ...``: several reports as one; exits as ``Report.exit_code`` says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.chaos.report import Report
 def main() -> None:
     report = Report.total(Report.from_json(Path(name).read_text()) for name in sys.argv[1:])
     print(f"{report}\n\n{report.table()}")
-    sys.exit(0 if report.is_clean else 1)
+    sys.exit(report.exit_code)
 
 
 if __name__ == "__main__":
