@@ -23,8 +23,9 @@ class Client(ClientBase[httpx.Client]):
             request goes where the last one was answered, and to the next address if that fails. Each is tried before an error.
         model: name to ask for; default: whatever the server has.
         api_key: bearer token; default: BIREME_API_KEY.
-        timeout: longest wait for the next byte, in seconds; an answer counts as broken after a minute of silence, and
-            once it has begun after 1.5 times what its server promised to be silent at most (two seconds).
+        timeout: longest wait for the next byte, in seconds. An answer counts as broken after a minute of silence, or when it has
+            not begun within five seconds, or was silent for 1.5 times as long as its server promised to be at most (two
+            seconds); who asks again in vain waits twice as long each time.
         connect_timeout: longest wait for a connection, in seconds; default: 10, or 2 if there is another address.
         max_resumes: how often in a row an answer whose connection broke is taken up where it was, at each address; 0 reports
             the break.
@@ -102,7 +103,7 @@ class Client(ClientBase[httpx.Client]):
         while not stream.is_complete:
             address = self._addresses.current
             try:
-                with self._http.stream(**stream.request(address)) as response:
+                with self._http.stream(**self._asked(stream, address)) as response:
                     if response.is_error:
                         response.read()
                         checked(response)
@@ -186,7 +187,7 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
         while not stream.is_complete:
             address = self._addresses.current
             try:
-                async with self._http.stream(**stream.request(address)) as response:
+                async with self._http.stream(**self._asked(stream, address)) as response:
                     if response.is_error:
                         await response.aread()
                         checked(response)

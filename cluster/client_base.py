@@ -18,7 +18,7 @@ from cluster.resumable import ResumableStream
 DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY_VARIABLE = "BIREME_API_KEY"
 COMPLETIONS_PATH = "/v1/completions"
-# Silence for so long, before the first byte of an answer or of a server that promises nothing, is that of a process that hangs.
+# Silence for so long, of a server that promises nothing, is that of a process that hangs.
 _SILENCE_S = 60.0
 # A node that is gone does not answer. Who knows another address does not wait for it long.
 _CONNECT_S, _CONNECT_ELSEWHERE_S = 10.0, 2.0
@@ -46,7 +46,7 @@ class ClientBase(ABC, Generic[Http]):
         self._addresses = Addresses(url)
         if connect_timeout is None:
             connect_timeout = _CONNECT_ELSEWHERE_S if len(self._addresses) > 1 else _CONNECT_S
-        self._stream_timeout = httpx.Timeout(min(timeout, _SILENCE_S), connect=connect_timeout)
+        self._silence_s, self._connect_s = min(timeout, _SILENCE_S), connect_timeout
         self._http: Http = self._opened(
             {
                 "headers": {"Authorization": f"Bearer {key}"} if key else {},
@@ -78,14 +78,19 @@ class ClientBase(ABC, Generic[Http]):
     def _resumable(self, request: dict[str, Any]) -> ResumableStream:
         # Token ids are what a broken stream is taken up with.
         body = {"return_token_ids": True, **request["json"], "stream": True}
-        request = {**request, "json": body, "timeout": self._stream_timeout}
-        return ResumableStream(request, self._max_resumes, len(self._addresses))
+        return ResumableStream({**request, "json": body}, self._max_resumes, len(self._addresses))
+
+    def _asked(self, stream: ResumableStream, address: str) -> dict[str, Any]:
+        """Arguments of httpx's ``stream``."""
+        begin_s = stream.begin_limit(self._silence_s)
+        timeout = httpx.Timeout(self._silence_s, connect=self._connect_s, read=begin_s)
+        return {**stream.request(address), "timeout": timeout}
 
     def _listen_for(self, stream: ResumableStream, response: httpx.Response) -> None:
         """Give up on a response that has begun as soon as its server is silent for longer than it promised."""
         # The transport looks here when it begins to read the body.
         timeout = response.request.extensions["timeout"]
-        timeout["read"] = stream.silence_limit(response.headers, timeout["read"])
+        timeout["read"] = stream.silence_limit(response.headers, self._silence_s)
 
     def _seconds_to_wait(self, stream: ResumableStream, address: str, error: httpx.HTTPError | BiremeError) -> float:
         """How long to wait before the stream is asked for again, after ``address`` failed it; what cannot be mended by asking

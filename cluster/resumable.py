@@ -24,6 +24,8 @@ _NOT_NOW = frozenset({"loading", "overloaded"})
 MAX_SILENCE_HEADER = "bireme-max-silence"
 # A busy server may be late, but the answer should go on within four seconds.
 _SILENCE_MARGIN = 1.5
+# A server begins its response within two seconds, if only to say that it works on it.
+_BEGIN_S = 5.0
 # The request did not reach the server whole, so nothing was begun.
 _REQUEST_LOST = "request_lost"
 # What Serve's proxies answer for any path before they have heard of the application.
@@ -77,14 +79,22 @@ class ResumableStream:
             "headers": {"Last-Event-ID": self._last_event_id},
         }
 
+    def begin_limit(self, longest_s: float) -> float:
+        """Seconds until a response must begin, at most ``longest_s``; see ``_patience``."""
+        return self._patience(_BEGIN_S, longest_s)
+
     def silence_limit(self, headers: Mapping[str, str], longest_s: float) -> float:
-        """Seconds without a byte after which a response with ``headers`` counts as broken, at most ``longest_s``; twice as many
-        after each that broke without a new event, so that a server that is merely slow is not asked again and again."""
+        """Seconds without a byte after which a response with ``headers`` counts as broken, at most ``longest_s``."""
         try:
             promised_s = float(headers[MAX_SILENCE_HEADER])
         except (KeyError, ValueError):
             return longest_s
-        return min(longest_s, _SILENCE_MARGIN * promised_s * 2**self._breaks) if promised_s > 0 else longest_s
+        return self._patience(_SILENCE_MARGIN * promised_s, longest_s) if promised_s > 0 else longest_s
+
+    def _patience(self, seconds: float, longest_s: float) -> float:
+        """Twice ``seconds`` after each connection that broke without a new event, so that a server that is merely slow is not
+        asked again and again; who does not ask again has all the patience."""
+        return min(longest_s, seconds * 2**self._breaks) if self._max_resumes else longest_s
 
     def feed(self, line: str) -> Answer | None:
         """The chunk in a line of the response, or None if it has none.

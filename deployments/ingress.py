@@ -50,6 +50,8 @@ _RETRY_INFO_S = 1.0
 _INFO_PATIENCE_S = 5.0
 _LOADING_PATIENCE_S = 30.0
 _STATUS_PATIENCE_S = 10.0
+# The Python clients leave a server from which nothing comes.
+_STREAM_STATUS_PATIENCE_S = 2.0
 
 
 class OpenAiIngress:
@@ -196,7 +198,8 @@ class OpenAiIngress:
 async def _answer(request: Request, generation: Generation, answer: Answer) -> Response:
     response: Response | None = None
     try:
-        first = await while_connected(request.receive, _first_tokens(generation))
+        patience_s = _STREAM_STATUS_PATIENCE_S if answer.request.stream else _STATUS_PATIENCE_S
+        first = await while_connected(request.receive, _first_tokens(generation, patience_s))
         response = EventStream(generation, answer, first) if answer.request.stream else WholeAnswer(generation, answer)
         return response
     except ClientGoneError:
@@ -206,11 +209,11 @@ async def _answer(request: Request, generation: Generation, answer: Answer) -> R
             generation.close()
 
 
-async def _first_tokens(generation: Generation) -> dict[int, str]:
+async def _first_tokens(generation: Generation, patience_s: float) -> dict[int, str]:
     """What the first read returns, awaited before the status is sent, so that a refusal by the engine gets its own status;
     nothing if it takes long, so that a client in a long queue sees a sign of life."""
     try:
-        return await asyncio.wait_for(generation.read(), _STATUS_PATIENCE_S)
+        return await asyncio.wait_for(generation.read(), patience_s)
     except asyncio.TimeoutError:
         return {}
 

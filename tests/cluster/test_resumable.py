@@ -114,11 +114,16 @@ def test_a_server_that_keeps_breaking_its_promise_is_given_more_time():
     stream, silent = ResumableStream(REQUEST, 9), httpx.ReadTimeout("silent")
     limits = []
     for _ in range(6):
-        limits.append(stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0))
+        limits.append((stream.begin_limit(60.0), stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0)))
         stream.seconds_to_wait(silent)
-    assert limits == [3.0, 6.0, 12.0, 24.0, 48.0, 60.0]
+    assert limits == [(5.0, 3.0), (10.0, 6.0), (20.0, 12.0), (40.0, 24.0), (60.0, 48.0), (60.0, 60.0)]
     fed(stream, event(1, 5))
-    assert stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0) == 3.0
+    assert (stream.begin_limit(60.0), stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0)) == (5.0, 3.0)
+
+
+def test_who_does_not_ask_again_is_patient():
+    stream = ResumableStream(REQUEST, 0)
+    assert (stream.begin_limit(60.0), stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0)) == (60.0, 60.0)
 
 
 def test_a_server_without_event_ids_cannot_take_an_answer_up():

@@ -66,6 +66,7 @@ def engines(monkeypatch) -> SlowEngines:
     monkeypatch.setattr(event_stream, "_KEEP_ALIVE_S", 0.02)
     monkeypatch.setattr(whole_answer, "_HEARTBEAT_S", 0.02)
     monkeypatch.setattr(ingress, "_STATUS_PATIENCE_S", 0.1)
+    monkeypatch.setattr(ingress, "_STREAM_STATUS_PATIENCE_S", 0.1)
     return SlowEngines()
 
 
