@@ -86,7 +86,7 @@ class Client(ClientBase[httpx.Client]):
     def _get(self, path: str, options: dict[str, Any] | None = None) -> httpx.Response:
         for address in self._addresses.once_each():
             try:
-                return self._http.get(address + path, params=options)
+                return self._http.get(address + path, params=options, timeout=self._look_timeout(options))
             except httpx.HTTPError as error:
                 self._addresses.leave(address)
                 last = error
@@ -170,7 +170,7 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
     async def _get(self, path: str, options: dict[str, Any] | None = None) -> httpx.Response:
         for address in self._addresses.once_each():
             try:
-                return await self._http.get(address + path, params=options)
+                return await self._http.get(address + path, params=options, timeout=self._look_timeout(options))
             except httpx.HTTPError as error:
                 self._addresses.leave(address)
                 last = error

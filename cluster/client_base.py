@@ -20,6 +20,7 @@ API_KEY_VARIABLE = "BIREME_API_KEY"
 COMPLETIONS_PATH = "/v1/completions"
 # Silence for so long, of a server that promises nothing, is that of a process that hangs.
 _SILENCE_S = 60.0
+_LOOK_S = 5.0
 # A node that is gone does not answer. Who knows another address does not wait for it long.
 _CONNECT_S, _CONNECT_ELSEWHERE_S = 10.0, 2.0
 Messages = str | Sequence[Mapping[str, Any]]
@@ -47,6 +48,7 @@ class ClientBase(ABC, Generic[Http]):
         if connect_timeout is None:
             connect_timeout = _CONNECT_ELSEWHERE_S if len(self._addresses) > 1 else _CONNECT_S
         self._silence_s, self._connect_s = min(timeout, _SILENCE_S), connect_timeout
+        self._timeout = timeout
         self._http: Http = self._opened(
             {
                 "headers": {"Authorization": f"Bearer {key}"} if key else {},
@@ -62,6 +64,11 @@ class ClientBase(ABC, Generic[Http]):
     @abstractmethod
     def _opened(self, options: dict[str, Any]) -> Http:
         """HTTP client of the subclass's kind."""
+
+    def _look_timeout(self, options: dict[str, Any] | None) -> httpx.Timeout:
+        """One of several addresses that does not answer a mere look is passed over; what is asked for with options takes time."""
+        is_mere_look = options is None and len(self._addresses) > 1
+        return httpx.Timeout(min(self._timeout, _LOOK_S) if is_mere_look else self._timeout, connect=self._connect_s)
 
     def _completion(self, prompt: Prompt, options: dict[str, Any]) -> dict[str, Any]:
         return self._post(COMPLETIONS_PATH, {"prompt": prompt}, options)
@@ -95,6 +102,9 @@ class ClientBase(ABC, Generic[Http]):
     def _seconds_to_wait(self, stream: ResumableStream, address: str, error: httpx.HTTPError | BiremeError) -> float:
         """How long to wait before the stream is asked for again, after ``address`` failed it; what cannot be mended by asking
         again is raised."""
+        if stream.is_complete:
+            # Only the end of the connection came after the end of the answer.
+            return 0.0
         wait = stream.seconds_to_wait(error)
         if wait is not None or isinstance(error, httpx.HTTPError):
             self._addresses.leave(address)

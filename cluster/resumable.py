@@ -19,7 +19,7 @@ from cluster.client_errors import ApiStatusError, BrokenStreamError, stream_erro
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
 # What a server says that may well take the answer up a moment later.
-_NOT_NOW = frozenset({"loading", "overloaded"})
+_OVERLOADED, _LOADING = "overloaded", "loading"
 # Header of a stream: seconds after which its server has written something, if only a comment.
 MAX_SILENCE_HEADER = "bireme-max-silence"
 # A busy server may be late, but the answer should go on within four seconds.
@@ -50,6 +50,7 @@ class ResumableStream:
         self._max_resumes = max_resumes
         self._can_resume = bool(request["json"].get("return_token_ids"))
         self._breaks = 0
+        self._has_arrived = False
         self._event_id: str | None = None
         self._last_event_id: str | None = None
         self._seed: int | None = None
@@ -92,9 +93,11 @@ class ResumableStream:
         return self._patience(_SILENCE_MARGIN * promised_s, longest_s) if promised_s > 0 else longest_s
 
     def _patience(self, seconds: float, longest_s: float) -> float:
-        """Twice ``seconds`` after each connection that broke without a new event, so that a server that is merely slow is not
-        asked again and again; who does not ask again has all the patience."""
-        return min(longest_s, seconds * 2**self._breaks) if self._max_resumes else longest_s
+        """Twice ``seconds`` each time every address has broken off without a new event, so that servers that are merely slow are
+        not asked again and again; who cannot ask again has all the patience."""
+        if not self._max_resumes or not self._can_ask_again:
+            return longest_s
+        return min(longest_s, seconds * 2 ** (self._breaks // self._num_addresses))
 
     def feed(self, line: str) -> Answer | None:
         """The chunk in a line of the response, or None if it has none.
@@ -134,7 +137,7 @@ class ResumableStream:
         if not self._is_broken(error):
             return None
         self._breaks += 1
-        if self._breaks > self._max_resumes * self._num_addresses or not self._can_resume:
+        if self._breaks > self._max_resumes * self._num_addresses or not self._can_ask_again:
             return None
         rounds = (self._breaks - 1) // self._num_addresses
         return min(_FIRST_BACKOFF_S * 2**rounds, _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
@@ -144,6 +147,7 @@ class ResumableStream:
         is_new = chunk.usage is None or bool(chunk.choices) or not self._has_usage
         if is_new:
             self._breaks = 0
+        self._has_arrived = True
         self._has_usage |= chunk.usage is not None
         if self._event_id is not None:
             self._last_event_id, self._event_id = self._event_id, None
@@ -159,16 +163,24 @@ class ResumableStream:
         return is_new
 
     @property
+    def _can_ask_again(self) -> bool:
+        """Nothing has arrived that could be lost, or it can be taken up."""
+        return self._can_resume or not self._has_arrived
+
+    @property
     def _was_taken(self) -> bool:
         """Somebody had the request, and may have worked on it."""
         return self.has_begun or self._breaks > 0
 
     def _is_broken(self, error: Exception) -> bool:
-        """Whether ``error`` cut the stream off, so that it can be taken up. A refusal is no such thing before the first event,
-        and nobody to connect to is none before somebody took the request."""
-        if getattr(error, "code", None) in _NOT_NOW:
+        """Whether ``error`` cut the stream off, so that it can be taken up. A full queue does no such thing before the first
+        event, and nobody to connect to or a server that is still loading none before somebody took the request."""
+        code = getattr(error, "code", None)
+        if code == _OVERLOADED:
             return self.has_begun
-        if getattr(error, "code", None) == _REQUEST_LOST:
+        if code == _LOADING:
+            return self._was_taken
+        if code == _REQUEST_LOST:
             return True
         return isinstance(error, (httpx.TransportError, BrokenStreamError)) or _is_gateway_error(error)
 

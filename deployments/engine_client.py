@@ -220,7 +220,8 @@ class EngineClient:
                 return None
             if isinstance(outcome, ApiError) and outcome.status == 429 and submission.is_admitted:
                 # What an engine had kept is not refused for want of room: it waits for some.
-                outcome = NotAdmitted("", outcome.message)
+                outcome = NotAdmitted(engine_choices.chosen(entry.request_id), outcome.message)
+                request = self._begin_attempt(submission)
             if outcome is None or isinstance(outcome, ApiError):
                 return outcome
             if isinstance(outcome, AttachRequired):
@@ -285,8 +286,6 @@ class EngineClient:
         if submission.stream is not None:
             submission.is_admitted = True
             submission.stream.abort(entry.request_id, entry.attempt)
-            submission.stream = None
-        submission.ended = asyncio.get_running_loop().create_future()
         submission.lost_at = submission.lost_at or time.monotonic()
         details = {"engine": outcome.engine_id, "attempt": entry.attempt + 1, "tokens": entry.next_index}
         if isinstance(outcome, HandedOver):
@@ -295,7 +294,14 @@ class EngineClient:
             cause = "engine_died" if isinstance(outcome, EngineLost) and outcome.died else "attempt_lost"
             self.metrics.count_attempt(outcome)
             self.events.record(ATTEMPTS, entry.request_id, cause=cause, **details, why=repr(outcome.message))
-        return entry.resume_request()
+        return self._begin_attempt(submission)
+
+    @staticmethod
+    def _begin_attempt(submission: Submission) -> EngineRequest:
+        """The next attempt; no engine is known to have it."""
+        submission.stream = None
+        submission.ended = asyncio.get_running_loop().create_future()
+        return submission.entry.resume_request()
 
     async def _attempt(self, submission: Submission, request: EngineRequest, last_resort: bool):
         """One pending call; returns None (finished), an ApiError (final), or a reply that asks for another try."""

@@ -69,6 +69,8 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         return {}
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # HAProxy sends requests to an ingress that hangs until it has not answered twice; five seconds apart by default.
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY_ON_LOOPBACK),
         "BIREME_HAPROXY": binary,

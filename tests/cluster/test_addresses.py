@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from cluster import client_base
 from cluster.addresses import Addresses
 from cluster.client import AsyncClient, Client
 from cluster.client_errors import BadRequestError, ClientError
@@ -213,6 +214,24 @@ def test_nobody_to_connect_to_is_waited_for_once_somebody_took_the_request():
     assert stream.seconds_to_wait(httpx.ReadError("died")) is not None
     # Twice at each address.
     assert [stream.seconds_to_wait(refused) is None for _ in range(4)] == [False, False, False, True]
+
+
+@either
+def test_a_look_passes_over_an_address_that_hangs(ask, serve, monkeypatch):
+    monkeypatch.setattr(client_base, "_LOOK_S", 0.2)
+    well = serve()
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        began = time.monotonic()
+        _, url = ask([f"http://127.0.0.1:{hung.getsockname()[1]}", well.url], "status")
+    assert time.monotonic() - began < 5
+    assert (url, len(well.paths)) == (well.url, 1)
+
+
+def test_an_answer_that_is_complete_is_complete_though_its_connection_breaks_then():
+    stream = ResumableStream({"url": "/v1/completions", "json": {"prompt": "x"}}, max_resumes=0)
+    stream.feed("data: [DONE]")
+    with Client("http://a") as client:
+        assert client._seconds_to_wait(stream, "http://a", httpx.ReadError("died")) == 0.0
 
 
 @either

@@ -121,9 +121,30 @@ def test_a_server_that_keeps_breaking_its_promise_is_given_more_time():
     assert (stream.begin_limit(60.0), stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0)) == (5.0, 3.0)
 
 
-def test_who_does_not_ask_again_is_patient():
-    stream = ResumableStream(REQUEST, 0)
+@pytest.mark.parametrize(("max_resumes", "token_ids"), [(0, True), (3, False)])
+def test_who_cannot_ask_again_is_patient(max_resumes, token_ids):
+    stream = ResumableStream({**REQUEST, "json": {"prompt": "x", "return_token_ids": token_ids}}, max_resumes)
+    if not token_ids:
+        # Until something has arrived, nothing can be lost by asking again.
+        assert stream.begin_limit(60.0) == 5.0
+        fed(stream, event(1, 5))
+        assert stream.seconds_to_wait(httpx.ReadError("cut")) is None
     assert (stream.begin_limit(60.0), stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0)) == (60.0, 60.0)
+
+
+def test_a_second_address_is_given_as_much_time_as_the_first():
+    stream, silent, limits = ResumableStream(REQUEST, 9, num_addresses=2), httpx.ReadTimeout("silent"), []
+    for _ in range(4):
+        limits.append(stream.begin_limit(60.0))
+        stream.seconds_to_wait(silent)
+    assert limits == [5.0, 5.0, 10.0, 10.0]
+
+
+def test_a_server_that_is_loading_is_waited_for_by_a_request_that_another_one_had():
+    loading = ServerError("loading", None, "loading", 503)
+    stream = ResumableStream(REQUEST, 3)
+    stream.seconds_to_wait(httpx.ReadError("died"))
+    assert stream.seconds_to_wait(loading) is not None
 
 
 def test_a_server_without_event_ids_cannot_take_an_answer_up():

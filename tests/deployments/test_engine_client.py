@@ -317,9 +317,13 @@ async def test_only_a_request_that_an_engine_had_taken_waits_where_the_queue_is_
         await until(lambda: client._submissions["r"].stream is not None, 5)
     lost.set_result(EngineLost("e", "the call failed"))
     request, refused = await engine.called(2)
+    # An engine tells of a request before it looks at it.
+    engine.messages.put_nowait([TokenDelta("r", request.attempt, 0, [])])
+    await until(lambda: client._submissions["r"].stream is not None, 5.0)
     refused.set_result(full)
     if was_taken:
         request, _ = await engine.called(3)
+        assert (request.attempt, client._submissions["r"].stream) == (2, None)
         engine.messages.put_nowait([TokenDelta("r", request.attempt, 0, [7], finish_reason="length")])
         assert await client.ended is None
     else:
