@@ -20,6 +20,7 @@ from ray.serve._private.constants import SERVE_DEFAULT_APP_NAME
 
 from actors.model_source import resolve_model
 from cluster.config import DEFAULT_MODEL, LLMConfig
+from cluster.errors import EngineDeadError
 from deployments.engine_replica import RUNNER_NAME_PREFIX
 from deployments.llm import build_openai_app
 from deployments.run_folder import make_run_folder
@@ -249,13 +250,19 @@ def warm_engines() -> list[tuple[Any, dict]]:
 
 
 def idle_stats(num_engines: int, timeout_s: float) -> list[dict]:
-    """Counters of every engine, integrity checked, once they are as many as there should be and idle; else the last seen."""
+    """Counters of every engine, once they are as many as there should be and idle; else the last seen. An engine whose accounting
+    does not add up ends the test: it takes itself out, and its successor is clean."""
     deadline, stats = time.monotonic() + timeout_s, []
     while time.monotonic() < deadline:
         stats = []
         for runner in runners():
-            with contextlib.suppress(ray.exceptions.RayError):
+            try:
                 stats.append(ray.get(runner.check_integrity.remote(), timeout=5))
+            except ray.exceptions.RayTaskError as error:
+                if not isinstance(error.cause, EngineDeadError):
+                    raise
+            except ray.exceptions.RayError:
+                continue  # it ends or has only begun
         if len(stats) == num_engines and not any(s["num_requests_running"] + s["num_requests_waiting"] for s in stats):
             break
         time.sleep(0.5)

@@ -53,13 +53,11 @@ async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
     if warm is None:
         return None
     if isinstance(fault, StallClients):
-        load.stall(fault.count, fault.stalled_s)
-        return Moment(fault, time.monotonic())
+        return Moment(fault, time.monotonic()) if load.stall(fault.count, fault.stalled_s, fault.choice) else None
     if isinstance(fault, VanishClients):
         if not await _reached(load, fault.phase):
             return None
-        load.vanish(fault.count)
-        return Moment(fault, time.monotonic())
+        return Moment(fault, time.monotonic()) if load.vanish(fault.count, fault.choice) else None
     if isinstance(fault, FillObjectStore):
         moment = Moment(fault, time.monotonic())
         held = await asyncio.to_thread(

@@ -7,13 +7,18 @@ import random
 import time
 from dataclasses import dataclass, field
 
+import httpx
+
 from cluster.client import AsyncClient
-from cluster.client_errors import ClientError
+from cluster.client_errors import ApiStatusError, BrokenStreamError, ClientError
 from cluster.errors import BiremeError
 
 KINDS = {"resuming": 6, "whole": 1, "slow": 1, "vanishing": 1, "plain": 1}
 NUM_REQUESTS = 16
-UNDER_WAY_S = 0.5
+# A fault takes effect within this time.
+UNDER_WAY_S = 3.0
+# A connection that nobody takes is refused at once; who was waited for longer had the request.
+REFUSED_S, MAX_REFUSED_S = 3.0, 60.0
 AFTERMATH_S = 30.0  # until the last one to know has learned of a process that is gone
 DECODING = 4  # chunks after which an answer is well under way
 
@@ -27,6 +32,8 @@ class Seen:
             anything up, "vanishing" left.
         times: of each chunk, of ``time.monotonic``; the first is the time of sending.
         ended: when the answer was complete, or its client was told that it will not be.
+        is_break: the error is that of a connection, or of a proxy that has lost the server behind it.
+        logprobs: token log-probabilities as they came.
         stall_s: the client reads nothing for so long before its next chunk.
     """
 
@@ -38,24 +45,26 @@ class Seen:
     finish_reason: str | None = None
     usage: tuple[int, int] | None = None
     error: str | None = None
+    is_break: bool = False
+    logprobs: list[float] = field(default_factory=list)
     stall_s: float = 0.0
     ended: float = 0.0
 
     @property
     def answer(self) -> tuple:
-        return self.token_ids, self.text, self.finish_reason, self.usage
+        return self.token_ids, self.text, self.finish_reason, self.usage, self.logprobs
 
     def might_feel(self, moment: float) -> bool:
         """Whether a connection that broke at ``moment``, or in its aftermath, may have been this one's."""
         return moment <= self.ended and moment + AFTERMATH_S >= self.times[0]
 
-    def gap_at(self, moment: float) -> float | None:
-        """The longest wait for a chunk that began before ``moment`` or soon after, when chunks that were under way had arrived;
-        in seconds, counted from ``moment`` at the earliest. None if the request was not running."""
-        if not self.times or not self.times[0] <= moment <= self.times[-1]:
+    def wait_at(self, moment: float) -> tuple[float, float] | None:
+        """Begin and end of the longest wait for a chunk that began before ``moment`` or soon after, when chunks that were under
+        way had arrived; what was waited before ``moment`` does not make it longer. None if the request was not running."""
+        if not self.times or not self.times[0] <= moment < self.times[-1]:
             return None
-        waits = zip(self.times, self.times[1:])
-        return max((b - max(a, moment) for a, b in waits if b > moment and a < moment + UNDER_WAY_S), default=0.0)
+        waits = [(a, b) for a, b in zip(self.times, self.times[1:]) if b > moment and a < moment + UNDER_WAY_S]
+        return max(waits, key=lambda wait: wait[1] - max(wait[0], moment))
 
 
 def request_body(number: int, max_tokens: int) -> dict:
@@ -138,17 +147,25 @@ class Load:
             if not future.done():
                 future.set_result(None)
 
-    def vanish(self, count: int) -> None:
-        """That many clients leave where they are."""
-        for seen, task in list(self.running.values())[:count]:
+    def vanish(self, count: int, choice: float) -> bool:
+        """That many clients leave where they are; False if there were none."""
+        chosen = self._some(count, choice)
+        for seen, task in chosen:
             seen.kind = "vanishing"
             task.cancel()
+        return bool(chosen)
 
-    def stall(self, count: int, seconds: float) -> None:
-        """That many clients stop reading for a while."""
-        for seen, _ in list(self.running.values())[:count]:
-            if seen.kind in ("resuming", "slow"):
-                seen.kind, seen.stall_s = "slow", seconds
+    def stall(self, count: int, seconds: float, choice: float) -> bool:
+        """That many clients stop reading for a while; False if there were none."""
+        chosen = [seen for seen, _ in self._some(count, choice) if seen.kind in ("resuming", "slow")]
+        for seen in chosen:
+            seen.kind, seen.stall_s = "slow", seconds
+        return bool(chosen)
+
+    def _some(self, count: int, choice: float) -> list[tuple[Seen, asyncio.Task]]:
+        """Any of those that run, not the ones that have run for longest: what hangs must not be let go."""
+        running = list(self.running.values())
+        return random.Random(choice).sample(running, min(count, len(running)))
 
     async def _client(self, chance: random.Random, index: int) -> None:
         # Each begins at another address, if there are several.
@@ -173,6 +190,7 @@ class Load:
         """Send the request that ``seen`` names and note in it what comes; an error is noted too."""
         body = request_body(seen.number, self.max_tokens)
         leave_after = chance.randint(1, 40) if seen.kind == "vanishing" else 10**9
+        first_sent = time.monotonic()
         while True:
             seen.times = [time.monotonic()]
             asyncio.get_running_loop().call_soon(self._reached, "sent")
@@ -183,11 +201,15 @@ class Load:
                     await self._stream(client, seen, body, leave_after, chance)
                 return
             except BiremeError as error:
-                if isinstance(error, ClientError) and not seen.token_ids and "ConnectError" in repr(error.__cause__):
+                nobody_there = isinstance(error, ClientError) and "ConnectError" in repr(error.__cause__)
+                at_once = time.monotonic() - seen.times[0] < REFUSED_S
+                soon = time.monotonic() - first_sent < MAX_REFUSED_S
+                if nobody_there and at_once and soon and not seen.token_ids:
                     self.refused += 1
                     await asyncio.sleep(0.3)
                     continue
                 seen.error = f"{type(error).__name__}: {error.message}"
+                seen.is_break = _is_break(error)
                 return
 
     async def _stream(
@@ -214,5 +236,13 @@ class Load:
             seen.token_ids += choice.token_ids or []
             seen.text += choice.text
             seen.finish_reason = choice.finish_reason or seen.finish_reason
+            seen.logprobs += (choice.logprobs or {}).get("token_logprobs", [])
         if chunk.usage is not None:
             seen.usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+
+
+def _is_break(error: BiremeError) -> bool:
+    """An error of the way to the ingress; this API's own errors have a code and are never excused."""
+    if isinstance(error, ApiStatusError):
+        return error.code == ApiStatusError.code
+    return isinstance(error, BrokenStreamError) or isinstance(error.__cause__, httpx.TransportError)

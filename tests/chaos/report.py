@@ -13,6 +13,11 @@ HANG_TARGET_S = 4.0
 OVERLAPPED = " (another fault meanwhile)"
 
 
+def target_s(label: str) -> float:
+    """How long a stream may wait after the fault of that label."""
+    return DEATH_TARGET_S if label.startswith("kill") else HANG_TARGET_S
+
+
 @dataclass
 class Report:
     """Counts, and seconds to the next token after each fault by what was hit.
@@ -25,6 +30,7 @@ class Report:
         leaks: what was left behind.
         rpc_failures: calls that Ray failed on purpose; they are no part of ``faults``.
         recovery_s: of the streams that waited longer than a quarter of a second.
+        late: of these, those that waited for longer than they should.
         grown: file descriptors and threads that a process of a kind had more after than before, at most.
     """
 
@@ -39,6 +45,7 @@ class Report:
     rpc_failures: int = 0
     leaks: list[str] = field(default_factory=list)
     recovery_s: dict[str, list[float]] = field(default_factory=dict)
+    late: dict[str, list[float]] = field(default_factory=dict)
     grown: dict[str, list[int]] = field(default_factory=dict)
 
     @property
@@ -49,17 +56,6 @@ class Report:
     def exit_code(self) -> int:
         """1 if anything was lost, changed or left, 2 if all that went wrong is that it took longer than it should."""
         return 1 if not self.is_clean else 2 if self.late else 0
-
-    @property
-    def late(self) -> dict[str, list[float]]:
-        """Recovery that took longer than it should, by label; without those during which something else was hit, too."""
-        late = {}
-        for label, seconds in self.recovery_s.items():
-            target = DEATH_TARGET_S if label.startswith("kill") else HANG_TARGET_S
-            found = [one for one in seconds if one > target and not label.endswith(OVERLAPPED)]
-            if found:
-                late[label] = found
-        return late
 
     def note_growth(self, kind: str, descriptors: int, threads: int) -> None:
         known = self.grown.get(kind, [descriptors, threads])
@@ -87,8 +83,9 @@ class Report:
             total.honest += one.honest
             total.refused += one.refused
             total.rpc_failures += one.rpc_failures
-            for what, seconds in one.recovery_s.items():
-                total.recovery_s.setdefault(what, []).extend(seconds)
+            for name in ("recovery_s", "late"):
+                for what, seconds in getattr(one, name).items():
+                    getattr(total, name).setdefault(what, []).extend(seconds)
             for kind, (descriptors, threads) in one.grown.items():
                 total.note_growth(kind, descriptors, threads)
         return total

@@ -22,12 +22,14 @@ from tests.chaos.ingresses import open_requests
 from tests.chaos.injection import Moment, inject
 from tests.chaos.load import Load, Seen
 from tests.chaos.processes import pids_of
-from tests.chaos.report import OVERLAPPED, Report
+from tests.chaos.report import OVERLAPPED, Report, target_s
 from tests.chaos.residue import growth, held
 
 # A subscriber that does not come back is forgotten after ten seconds, and what it had with it.
 SETTLE_S = 25.0
 WARM_UP_S = 2.0
+# The last requests may have to wait for a new engine, and their clients be refused a while.
+END_S = 240.0
 _NOTICED_S = 0.25
 # What stands between a client and the engines.
 _FRONT = ("ingress", *PROXIES, *HAPROXIES)
@@ -58,7 +60,11 @@ async def run_scenario(
             moments.append(moment)
     await asyncio.sleep(1.0)
     load.stopping = True
-    await asyncio.wait_for(loading, 240)
+    await asyncio.wait((loading,), timeout=END_S)
+    for seen, task in list(load.running.values()):
+        task.cancel()
+        report.lost.append(f"request {seen.number} ({seen.kind}) hangs after {len(seen.token_ids)} tokens")
+    await loading
     judge(report, load, twins, [moment.began for moment in moments if _breaks_connections(moment.fault, setup)])
     recoveries(report, load.seen, moments)
     if setup.rpc_failures:
@@ -85,9 +91,12 @@ def judge(report: Report, load: Load, twins: dict[int, tuple], breaks: Sequence[
     for seen in load.seen:
         report.ended[seen.kind] += 1
         tokens = twins[seen.number][0]
-        if seen.token_ids != tokens[: len(seen.token_ids)]:
+        text, logprobs = twins[seen.number][1], twins[seen.number][4]
+        if seen.token_ids != tokens[: len(seen.token_ids)] or seen.logprobs != logprobs[: len(seen.logprobs)]:
             report.changed.append(f"request {seen.number} ({seen.kind}) has other tokens")
-        elif seen.error is not None and seen.kind == "plain" and any(map(seen.might_feel, breaks)):
+        elif not text.startswith(seen.text):
+            report.changed.append(f"request {seen.number} ({seen.kind}) has another text")
+        elif seen.is_break and seen.kind == "plain" and any(map(seen.might_feel, breaks)):
             report.honest += 1
         elif seen.error is not None:
             report.lost.append(f"request {seen.number} ({seen.kind}) after {len(seen.token_ids)} tokens: {seen.error}")
@@ -102,12 +111,18 @@ def recoveries(report: Report, seen: list[Seen], moments: list[Moment]) -> None:
     harmful = [m for m in moments if not isinstance(m.fault, (StallClients, VanishClients, FillObjectStore))]
     for moment in harmful:
         for one in seen:
-            gap = one.gap_at(moment.began) if one.kind == "resuming" else None
-            if gap is None or gap <= _NOTICED_S:
+            wait = one.wait_at(moment.began) if one.kind == "resuming" else None
+            if wait is None:
                 continue
-            meanwhile = any(moment.began < other.began < moment.began + gap for other in harmful)
-            label = moment.fault.label + (OVERLAPPED if meanwhile else "")
+            gap = wait[1] - max(wait[0], moment.began)
+            if gap <= _NOTICED_S:
+                continue
+            others = [other for other in harmful if other is not moment and wait[0] < other.began < wait[1]]
+            label = moment.fault.label + (OVERLAPPED if others else "")
             report.recovery_s.setdefault(label, []).append(gap)
+            # One that is hit again on its way back may wait for each.
+            if gap > sum(target_s(other.fault.label) for other in [moment, *others]):
+                report.late.setdefault(label, []).append(gap)
 
 
 def leaks(report: Report, stats: list[dict], setup: Setup) -> None:
@@ -121,8 +136,9 @@ def leaks(report: Report, stats: list[dict], setup: Setup) -> None:
             "requests": one["num_requests_running"] + one["num_requests_waiting"],
         }
         report.leaks += [f"{one['engine_id']} holds {count} {what}" for what, count in still.items() if count]
-    if len(pids_of("runner")) != setup.num_engines:
-        report.leaks.append(f"{len(pids_of('runner'))} runner processes instead of {setup.num_engines}")
+    for kind in ("runner", "engine"):
+        if len(pids_of(kind)) != setup.num_engines:
+            report.leaks.append(f"{len(pids_of(kind))} {kind} processes instead of {setup.num_engines}")
 
 
 async def leaks_outside(report: Report, setup: Setup, before: dict) -> None:

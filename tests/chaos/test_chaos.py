@@ -8,8 +8,10 @@ import pytest
 
 from tests.chaos.application import Setup, application
 from tests.chaos.faults import FillObjectStore, KillProcess, StallClients, StopProcess, VanishClients, draw_faults
+from tests.chaos.injection import Moment
+from tests.chaos.load import Seen
 from tests.chaos.report import Report
-from tests.chaos.scenario import run_scenario
+from tests.chaos.scenario import recoveries, run_scenario
 
 # One of each that matters, in an order that leaves a warm engine for each next one.
 SHORT = [
@@ -52,11 +54,22 @@ def test_reports_are_summed_and_survive_json():
 
 
 def test_what_took_longer_than_it_should_is_told_apart_by_what_happened():
-    waits = {"kill runner": [0.5, 2.1], "stop runner for 5 s": [3.9], "remove node": [4.1], "kill engine": [1.9]}
-    report = Report([1], recovery_s=waits | {"kill runner (another fault meanwhile)": [9.0]})
-    assert report.late == {"kill runner": [2.1], "remove node": [4.1]}
+    kill, stop = KillProcess(0.0, 0.0, "runner"), StopProcess(0.0, 0.0, "engine")
+    moments = [Moment(kill, 100.0), Moment(kill, 200.0), Moment(stop, 201.0), Moment(stop, 300.0)]
+    seen = [
+        Seen(0, "resuming", [98.0, 99.9, 102.2, 103.5, 110.0]),  # late; its last wait is no fault's
+        Seen(1, "resuming", [99.0, 99.9, 101.9, 103.0]),
+        Seen(2, "resuming", [190.0, 199.9, 205.8, 206.0]),  # killed and stopped: six seconds are allowed
+        Seen(3, "resuming", [199.0, 199.9, 206.3, 207.0]),
+        Seen(4, "resuming", [299.0, 299.9, 303.9]),
+        Seen(5, "plain", [299.0, 299.9, 309.9]),
+    ]
+    report = Report([1])
+    recoveries(report, seen, moments)
+    late = {label: [round(one, 1) for one in seconds] for label, seconds in report.late.items()}
+    assert late == {"kill runner": [2.2], "kill runner (another fault meanwhile)": [6.3]}
     assert (report.is_clean, report.exit_code) == (True, 2)
-    assert "LATE kill runner: 2.10 s" in str(report)
+    assert "LATE kill runner: 2.20 s" in str(report)
 
 
 @pytest.mark.slow
