@@ -259,10 +259,11 @@ def idle_stats(num_engines: int, timeout_s: float) -> list[dict]:
             try:
                 stats.append(ray.get(runner.check_integrity.remote(), timeout=5))
             except ray.exceptions.RayTaskError as error:
-                if not isinstance(error.cause, EngineDeadError):
+                # An engine that ends, or one that is still being loaded.
+                if not isinstance(error.cause, (EngineDeadError, AttributeError)):
                     raise
             except ray.exceptions.RayError:
-                continue  # it ends or has only begun
+                continue
         if len(stats) == num_engines and not any(s["num_requests_running"] + s["num_requests_waiting"] for s in stats):
             break
         time.sleep(0.5)
