@@ -20,7 +20,7 @@ from tests.chaos.faults import (
 )
 from tests.chaos.ingresses import open_requests
 from tests.chaos.injection import Moment, inject
-from tests.chaos.load import Load, Seen
+from tests.chaos.load import UNDER_WAY_S, Load, Seen
 from tests.chaos.processes import pids_of
 from tests.chaos.report import OVERLAPPED, Report, target_s
 from tests.chaos.residue import growth, held
@@ -117,7 +117,11 @@ def recoveries(report: Report, seen: list[Seen], moments: list[Moment]) -> None:
             gap = wait[1] - max(wait[0], moment.began)
             if gap <= _NOTICED_S:
                 continue
-            others = [other for other in harmful if other is not moment and wait[0] < other.began < wait[1]]
+            others = [
+                other
+                for other in harmful
+                if other is not moment and other.began < wait[1] and wait[0] < other.began + UNDER_WAY_S
+            ]
             label = moment.fault.label + (OVERLAPPED if others else "")
             report.recovery_s.setdefault(label, []).append(gap)
             # One that is hit again on its way back may wait for each.

@@ -63,6 +63,7 @@ def test_what_took_longer_than_it_should_is_told_apart_by_what_happened():
         Seen(3, "resuming", [199.0, 199.9, 206.3, 207.0]),
         Seen(4, "resuming", [299.0, 299.9, 303.9]),
         Seen(5, "plain", [299.0, 299.9, 309.9]),
+        Seen(6, "resuming", [199.0, 199.9, 200.3, 201.1, 204.3, 207.0]),  # a chunk came while the second fault began
     ]
     report = Report([1])
     recoveries(report, seen, moments)
