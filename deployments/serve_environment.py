@@ -71,6 +71,8 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # HAProxy sends requests to an ingress that hangs until it has not answered twice; five seconds apart by default.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
+        # One that refuses a connection is dead. HAProxy would try it three times, a second apart: it looks the least busy.
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY_ON_LOOPBACK),
         "BIREME_HAPROXY": binary,
