@@ -109,6 +109,9 @@ class FillObjectStore(Fault):
 
 # What stands before the ingresses: Serve's own proxy, or HAProxy and the actor that starts it.
 PROXIES, HAPROXIES = ("proxy",), ("haproxy", "haproxy", "haproxy manager")
+ANY_PROXY = frozenset(PROXIES + HAPROXIES)
+# Faults that take nothing away: no process and no node.
+HARMLESS = (StallClients, VanishClients, FillObjectStore)
 
 
 def draw_faults(seed: int, count: int, nodes: bool = False, proxies: tuple[str, ...] = PROXIES) -> list[Fault]:

@@ -14,8 +14,8 @@ import ray
 from tests.chaos import aim
 from tests.chaos.application import Running, num_answering, warm_engines
 from tests.chaos.faults import (
-    HAPROXIES,
-    PROXIES,
+    ANY_PROXY,
+    HARMLESS,
     Fault,
     FillObjectStore,
     KillProcess,
@@ -92,12 +92,11 @@ async def _reached(load: Load, phase: str) -> bool:
 async def _warm(fault: Fault, running: Running) -> list | None:
     """The warm engines, once another one, another ingress and another proxy, if there are several, go on if the fault takes one;
     None if that takes too long."""
-    harmless = isinstance(fault, (StallClients, VanishClients, FillObjectStore))
-    num_engines = 1 if harmless else _SPARE_ENGINES
+    num_engines = 1 if isinstance(fault, HARMLESS) else _SPARE_ENGINES
     target = getattr(fault, "target", "")
     takes_node = isinstance(fault, RemoveNode)
     num_ingresses = _SPARE_INGRESSES if takes_node or target == "ingress" else 1
-    takes_proxy = takes_node or target in (*PROXIES, *HAPROXIES)
+    takes_proxy = takes_node or target in ANY_PROXY
     num_addresses = _SPARE_ADDRESSES if takes_proxy and "," in running.url else 1
     deadline = time.monotonic() + WARM_TIMEOUT_S
     while True:

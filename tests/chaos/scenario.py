@@ -7,17 +7,7 @@ import time
 from collections.abc import Sequence
 
 from tests.chaos.application import Running, Setup, idle_stats, num_rpc_failures
-from tests.chaos.faults import (
-    HAPROXIES,
-    PROXIES,
-    Fault,
-    FillObjectStore,
-    KillProcess,
-    RemoveNode,
-    StallClients,
-    StopProcess,
-    VanishClients,
-)
+from tests.chaos.faults import ANY_PROXY, HARMLESS, Fault, KillProcess, RemoveNode, StopProcess
 from tests.chaos.ingresses import open_requests
 from tests.chaos.injection import Moment, inject
 from tests.chaos.load import UNDER_WAY_S, Load, Seen
@@ -32,7 +22,7 @@ WARM_UP_S = 2.0
 END_S = 240.0
 _NOTICED_S = 0.25
 # What stands between a client and the engines.
-_FRONT = ("ingress", *PROXIES, *HAPROXIES)
+_FRONT = {"ingress", *ANY_PROXY}
 
 
 async def run_scenario(
@@ -108,7 +98,7 @@ def judge(report: Report, load: Load, twins: dict[int, tuple], breaks: Sequence[
 
 def recoveries(report: Report, seen: list[Seen], moments: list[Moment]) -> None:
     """For every fault, how long the streams that ran at that moment waited for their next token; those that noticed."""
-    harmful = [m for m in moments if not isinstance(m.fault, (StallClients, VanishClients, FillObjectStore))]
+    harmful = [m for m in moments if not isinstance(m.fault, HARMLESS)]
     for moment in harmful:
         for one in seen:
             wait = one.wait_at(moment.began) if one.kind == "resuming" else None
