@@ -44,6 +44,14 @@ class Addresses:
         for i in range(len(self._all)):
             yield self._all[(first + i) % len(self._all)]
 
+    def in_turn(self) -> list[str]:
+        """All addresses in the order in which they follow the current one, which is the last."""
+        return self._all[self._now + 1 :] + self._all[: self._now + 1]
+
+    def go_to(self, address: str) -> None:
+        """The next request goes there."""
+        self._now = self._all.index(address)
+
     def leave(self, address: str) -> None:
         """``address`` failed. Of several requests that failed there only the first one moves on."""
         if address == self.current:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 
 from cluster.answer_parts import AnswerParts, streamed_request
 from cluster.api_types import Answer, Model
-from cluster.client_base import ClientBase, Messages, Prompt, checked
+from cluster.client_base import SILENT, SOUND, ClientBase, Messages, Prompt, checked
 from cluster.errors import BiremeError
 
 
@@ -21,6 +23,7 @@ class Client(ClientBase[httpx.Client]):
     Args:
         url: of the server, with or without /v1. Several, in a list or with commas between them, are addresses of one service: a
             request goes where the last one was answered, and to the next address if that fails. Each is tried before an error.
+            A broken answer goes on at the first address whose proxy says that it is well.
         model: name to ask for; default: whatever the server has.
         api_key: bearer token; default: BIREME_API_KEY.
         timeout: longest wait for the next byte, in seconds. An answer counts as broken after a minute of silence, or when it has
@@ -36,6 +39,7 @@ class Client(ClientBase[httpx.Client]):
     """
 
     def _opened(self, options: dict[str, Any]) -> httpx.Client:
+        self._looking = threading.Lock()
         return httpx.Client(**options)
 
     def __enter__(self) -> Client:
@@ -113,13 +117,38 @@ class Client(ClientBase[httpx.Client]):
                             yield chunk
                     stream.end_of_response()
             except (httpx.HTTPError, BiremeError) as error:
+                failed_at = time.monotonic()
                 time.sleep(self._seconds_to_wait(stream, address, error))
+                with self._looking:
+                    self._look_around(self._worth_a_look(stream, address, failed_at))
+
+    def _look_around(self, addresses: list[str]) -> None:
+        """Go to the one whose proxy answers; all are asked at once."""
+        if not addresses:
+            return
+        looks: dict[str, int] = {}
+        pool = ThreadPoolExecutor(len(addresses))
+        try:
+            for address, verdict in zip(addresses, pool.map(self._sound, addresses)):
+                looks[address] = verdict
+                if verdict == SOUND:
+                    break
+        finally:
+            pool.shutdown(wait=False)
+        self._go_to_best(looks)
+
+    def _sound(self, address: str) -> int:
+        try:
+            return self._verdict(self._http.get(**self._look(address)))
+        except httpx.HTTPError:
+            return SILENT
 
 
 class AsyncClient(ClientBase[httpx.AsyncClient]):
     """``Client`` for asyncio; the same methods, awaited."""
 
     def _opened(self, options: dict[str, Any]) -> httpx.AsyncClient:
+        self._looking = asyncio.Lock()
         return httpx.AsyncClient(**options, limits=httpx.Limits(max_connections=None))
 
     async def __aenter__(self) -> AsyncClient:
@@ -197,4 +226,29 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
                             yield chunk
                     stream.end_of_response()
             except (httpx.HTTPError, BiremeError) as error:
+                failed_at = time.monotonic()
                 await asyncio.sleep(self._seconds_to_wait(stream, address, error))
+                async with self._looking:
+                    await self._look_around(self._worth_a_look(stream, address, failed_at))
+
+    async def _look_around(self, addresses: list[str]) -> None:
+        """Go to the one whose proxy answers; all are asked at once."""
+        if not addresses:
+            return
+        looks: dict[str, int] = {}
+        asked = [asyncio.create_task(self._sound(address)) for address in addresses]
+        try:
+            for address, verdict in zip(addresses, asked):
+                looks[address] = await verdict
+                if looks[address] == SOUND:
+                    break
+        finally:
+            for verdict in asked:
+                verdict.cancel()
+        self._go_to_best(looks)
+
+    async def _sound(self, address: str) -> int:
+        try:
+            return self._verdict(await self._http.get(**self._look(address)))
+        except httpx.HTTPError:
+            return SILENT

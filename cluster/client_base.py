@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -21,6 +22,12 @@ COMPLETIONS_PATH = "/v1/completions"
 # Silence for so long, of a server that promises nothing, is that of a process that hangs.
 _SILENCE_S = 60.0
 _LOOK_S = 5.0
+# Every proxy of Serve answers here by itself, without an API key. A process that is stopped still takes connections; only an
+# answer tells.
+_SOUND_PATH = "/-/healthz"
+_SOUND_S = 0.4
+# How a proxy answers: well; that it starts or drains, though what it has may still pass; not at all.
+SOUND, _UNSURE, SILENT = range(3)
 # A node that is gone does not answer. Who knows another address does not wait for it long.
 _CONNECT_S, _CONNECT_ELSEWHERE_S = 10.0, 2.0
 Messages = str | Sequence[Mapping[str, Any]]
@@ -45,6 +52,7 @@ class ClientBase(ABC, Generic[Http]):
         self.model = model
         self._max_resumes = max_resumes
         self._addresses = Addresses(url)
+        self._looked_at = float("-inf")
         if connect_timeout is None:
             connect_timeout = _CONNECT_ELSEWHERE_S if len(self._addresses) > 1 else _CONNECT_S
         self._silence_s, self._connect_s = min(timeout, _SILENCE_S), connect_timeout
@@ -106,6 +114,9 @@ class ClientBase(ABC, Generic[Http]):
             # Only the end of the connection came after the end of the answer.
             return 0.0
         wait = stream.seconds_to_wait(error)
+        if wait is not None and stream.was_taken:
+            # Where to go on is found out by looking.
+            return wait
         if wait is not None or isinstance(error, httpx.HTTPError):
             self._addresses.leave(address)
         if wait is not None:
@@ -113,6 +124,27 @@ class ClientBase(ABC, Generic[Http]):
         if isinstance(error, httpx.HTTPError):
             raise self._unreachable(error) from error
         raise error
+
+    def _worth_a_look(self, stream: ResumableStream, address: str, failed_at: float) -> list[str]:
+        """Addresses in the order in which ``stream`` may go on there after ``address`` failed it; none if it is clear where."""
+        is_clear = stream.is_complete or not stream.was_taken or len(self._addresses) == 1
+        # Of several requests that failed together the first one looks.
+        has_moved = address != self._addresses.current or self._looked_at >= failed_at
+        return [] if is_clear or has_moved else self._addresses.in_turn()
+
+    def _go_to_best(self, looks: Mapping[str, int]) -> None:
+        """Go to the first of the addresses that answered best."""
+        self._looked_at = time.monotonic()
+        self._addresses.go_to(min(looks, key=looks.__getitem__))
+
+    @staticmethod
+    def _look(address: str) -> dict[str, Any]:
+        """Arguments of httpx's ``get``."""
+        return {"url": address + _SOUND_PATH, "timeout": _SOUND_S}
+
+    @staticmethod
+    def _verdict(response: httpx.Response) -> int:
+        return _UNSURE if response.status_code >= 500 else SOUND
 
     def _unreachable(self, error: httpx.HTTPError) -> ClientError:
         return ClientError(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from cluster.client_errors import ApiStatusError, BrokenStreamError, stream_erro
 
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
+_KNOCK_S = 0.2
 # What a server says that may well take the answer up a moment later.
 _OVERLOADED, _LOADING = "overloaded", "loading"
 # Header of a stream: seconds after which its server has written something, if only a comment.
@@ -40,9 +42,16 @@ class ResumableStream:
         request: arguments of httpx's ``stream``, with the path in place of the URL.
         max_resumes: connections to each address that may break one after the other without a new event.
         num_addresses: under which the service may answer; each is tried before it counts as not there.
+        now: seconds of a clock that does not go back.
     """
 
-    def __init__(self, request: dict[str, Any], max_resumes: int, num_addresses: int = 1) -> None:
+    def __init__(
+        self,
+        request: dict[str, Any],
+        max_resumes: int,
+        num_addresses: int = 1,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.is_complete = False
         self._request = request
         self._num_addresses = num_addresses
@@ -50,6 +59,8 @@ class ResumableStream:
         self._max_resumes = max_resumes
         self._can_resume = bool(request["json"].get("return_token_ids"))
         self._breaks = 0
+        self._now = now
+        self._knock_until = float("-inf")
         self._has_arrived = False
         self._event_id: str | None = None
         self._last_event_id: str | None = None
@@ -66,6 +77,11 @@ class ResumableStream:
     def has_begun(self) -> bool:
         """An event has arrived."""
         return self._last_event_id is not None
+
+    @property
+    def was_taken(self) -> bool:
+        """Somebody had the request, and may have worked on it."""
+        return self.has_begun or self._breaks > 0
 
     def request(self, address: str = "") -> dict[str, Any]:
         """What to send to ``address`` now: the whole request, or the request and what has arrived."""
@@ -131,16 +147,24 @@ class ResumableStream:
 
     def seconds_to_wait(self, error: Exception) -> float | None:
         """How long to wait before ``request`` is sent again, or None if ``error`` is what the caller gets."""
-        if isinstance(error, _NOBODY_THERE) and not self._was_taken:
+        if isinstance(error, _NOBODY_THERE) and not self.was_taken:
             self._refusals += 1
             return 0.0 if self._refusals < self._num_addresses else None
         if not self._is_broken(error):
             return None
+        nobody_there = _is_nobody(error)
+        if nobody_there and self._now() < self._knock_until:
+            return min(_KNOCK_S, self._knock_until - self._now())
         self._breaks += 1
         if self._breaks > self._max_resumes * self._num_addresses or not self._can_ask_again:
             return None
         rounds = (self._breaks - 1) // self._num_addresses
-        return min(_FIRST_BACKOFF_S * 2**rounds, _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
+        wait_s = min(_FIRST_BACKOFF_S * 2**rounds, _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
+        if not nobody_there:
+            return wait_s
+        # Being refused costs nobody anything: meanwhile it is asked now and then whether somebody is there.
+        self._knock_until = self._now() + wait_s
+        return min(_KNOCK_S, wait_s)
 
     def _note(self, chunk: Answer) -> bool:
         """Remember what arrived; False if the caller has it already."""
@@ -167,11 +191,6 @@ class ResumableStream:
         """Nothing has arrived that could be lost, or it can be taken up."""
         return self._can_resume or not self._has_arrived
 
-    @property
-    def _was_taken(self) -> bool:
-        """Somebody had the request, and may have worked on it."""
-        return self.has_begun or self._breaks > 0
-
     def _is_broken(self, error: Exception) -> bool:
         """Whether ``error`` cut the stream off, so that it can be taken up. A full queue does no such thing before the first
         event, and nobody to connect to or a server that is still loading none before somebody took the request."""
@@ -179,10 +198,16 @@ class ResumableStream:
         if code == _OVERLOADED:
             return self.has_begun
         if code == _LOADING:
-            return self._was_taken
+            return self.was_taken
         if code == _REQUEST_LOST:
             return True
         return isinstance(error, (httpx.TransportError, BrokenStreamError)) or _is_gateway_error(error)
+
+
+def _is_nobody(error: Exception) -> bool:
+    """Nobody listens yet, or a proxy that has not heard of the application yet."""
+    no_route = isinstance(error, ApiStatusError) and error.status == 404 and _NO_ROUTE in error.message
+    return isinstance(error, _NOBODY_THERE) or no_route
 
 
 def _is_gateway_error(error: Exception) -> bool:

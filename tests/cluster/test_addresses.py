@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster import client_base
+from cluster import client_base, resumable
 from cluster.addresses import Addresses
 from cluster.client import AsyncClient, Client
 from cluster.client_errors import BadRequestError, ClientError
@@ -25,9 +25,11 @@ TOKENS = [5, 6, 7, 8]
 
 
 class Server(ThreadingHTTPServer):
-    """Answers every completion with TOKENS, taken up where the client has them; counts requests by path.
+    """Answers every completion with TOKENS, taken up where the client has them; notes the paths of requests, and how often it was
+    asked whether it is well.
 
     Args:
+        sound: the status of its proxy; None: it is hung, and accepts connections only.
         cut_after: events after which it breaks every stream off.
         hang_after: events after which it falls silent.
         max_silence: what it promises of its silence.
@@ -36,9 +38,15 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(
-        self, cut_after: int | None = None, hang_after: int | None = None, max_silence: str | None = None
+        self,
+        cut_after: int | None = None,
+        hang_after: int | None = None,
+        max_silence: str | None = None,
+        sound: int | None = 200,
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.sound = sound
+        self.looks = 0
         self.cut_after = cut_after
         self.hang_after = hang_after
         self.max_silence = max_silence
@@ -57,11 +65,21 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.path == "/-/healthz":
+            self.server.looks += 1
+            if self.server.sound is None:
+                self.server.ends.wait(30)
+            else:
+                self._send(self.server.sound, {})
+            return
         self.server.paths.append(self.path)
         self._send(200, {"data": [{"id": "tiny", "max_model_len": 9}], "running": 0})
 
     def do_POST(self) -> None:
         self.server.paths.append(self.path)
+        if self.server.sound is None:
+            self.server.ends.wait(30)
+            return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if body["max_tokens"] < 1:
             self._send(400, {"error": {"message": "max_tokens must be at least 1", "code": "invalid_value"}})
@@ -205,15 +223,60 @@ def test_whoever_is_answered_stays(serve):
     assert (len(first.paths), second.paths) == (3, [])
 
 
+@either
+def test_a_stream_whose_server_falls_silent_goes_on_where_a_proxy_answers(ask, serve):
+    """The first proxy is well, and sends who comes again to another ingress; the second one hangs, and nobody waits for it."""
+    first, hung, starting = serve(hang_after=2, max_silence="0.2"), serve(sound=None), serve(sound=503)
+    began = time.monotonic()
+    chunks, url = ask([first.url, hung.url, starting.url], "stream_complete", "x", max_tokens=4)
+    # The client would wait for 3.5 seconds for an answer of the second one.
+    assert time.monotonic() - began < 2.5
+    assert "".join(chunk.text for chunk in chunks) == "5678"
+    assert (len(first.paths), hung.paths, starting.paths, url) == (2, [], [], first.url)
+
+
+@either
+def test_a_proxy_that_starts_or_drains_is_better_than_one_that_is_silent(ask, serve, dead, monkeypatch):
+    monkeypatch.setattr(resumable, "_BEGIN_S", 0.3)
+    first, hung, draining = serve(sound=None), serve(sound=None), serve(sound=503)
+    chunks, url = ask([first.url, dead, hung.url, draining.url], "stream_complete", "x", max_tokens=4)
+    assert "".join(chunk.text for chunk in chunks) == "5678"
+    assert (len(first.paths), hung.paths, len(draining.paths), url) == (1, [], 1, draining.url)
+
+
+def test_of_streams_that_broke_together_one_looks_where_to_go_on(serve):
+    first, second = serve(hang_after=2, max_silence="0.5"), serve()
+
+    async def ask() -> list[str]:
+        async with AsyncClient([first.url, second.url], timeout=10) as client:
+            return [
+                answer.text for answer in await asyncio.gather(*(client.complete("x", max_tokens=4) for _ in range(8)))
+            ]
+
+    assert asyncio.run(ask()) == ["5678"] * 8
+    assert len(first.paths) == len(second.paths) == 8
+    assert first.looks + second.looks < 8
+
+
 def test_nobody_to_connect_to_is_waited_for_once_somebody_took_the_request():
     refused = httpx.ConnectError("nobody")
     request = {"url": "/v1/completions", "json": {"prompt": "x", "return_token_ids": True}}
     stream = ResumableStream(request, max_resumes=3, num_addresses=2)
     assert [stream.seconds_to_wait(refused) for _ in range(2)] == [0.0, None]
+    cut = httpx.ReadError("died")
     stream = ResumableStream(request, max_resumes=2, num_addresses=2)
-    assert stream.seconds_to_wait(httpx.ReadError("died")) is not None
     # Twice at each address.
-    assert [stream.seconds_to_wait(refused) is None for _ in range(4)] == [False, False, False, True]
+    assert [stream.seconds_to_wait(cut) is None for _ in range(5)] == [False, False, False, False, True]
+    clock = [0.0]
+    stream = ResumableStream(request, max_resumes=9, now=lambda: clock[0])
+    assert stream.seconds_to_wait(cut) is not None
+    waits = []
+    while (wait := stream.seconds_to_wait(refused)) is not None:
+        waits.append(wait)
+        clock[0] += wait
+    # Who waits knocks often, and gives up no sooner: 0.2, 0.4, 0.8, 1.6 and four times 2 seconds, or half of each.
+    assert max(waits) <= 0.2
+    assert 5.5 <= clock[0] <= 11.0
 
 
 @either
