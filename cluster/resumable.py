@@ -25,9 +25,9 @@ _OVERLOADED, _LOADING = "overloaded", "loading"
 # Header of a stream: seconds after which its server has written something, if only a comment.
 MAX_SILENCE_HEADER = "bireme-max-silence"
 # A busy server may be late, but the answer should go on within four seconds.
-_SILENCE_MARGIN = 1.5
-# A server begins its response within two seconds, if only to say that it works on it.
-_BEGIN_S = 3.5
+_SILENCE_MARGIN = 1.25
+# A server begins its response within one and a half, if only to say that it works on it.
+_BEGIN_S = 2.5
 # The request did not reach the server whole, so nothing was begun.
 _REQUEST_LOST = "request_lost"
 # What Serve's proxies answer for any path before they have heard of the application.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from deployments.api_errors import ApiError
 from deployments.connection import ClientGoneError, while_connected
 from deployments.generation import Generation
 from deployments.openai_responses import Answer
+
+logger = logging.getLogger("ray.serve")
 
 _KEEP_ALIVE_S = 1.0
 # A comment: readers of event streams skip it.
@@ -63,6 +66,7 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         texts, generation, answer = self._first, self._generation, self._answer
         keeping_alive = asyncio.ensure_future(self._keep_alive(send))
+        keeping_alive.add_done_callback(self._no_longer_alive)
         try:
             while True:
                 chunks = answer.chunks(texts)
@@ -87,6 +91,16 @@ class EventStream(Response):
                 if not self._has_written:
                     await _send_body(send, _KEEP_ALIVE)
                 self._has_written = False
+
+    def _no_longer_alive(self, keeping_alive: asyncio.Task) -> None:
+        """Without comments a stream may fall silent, and its promise is broken: it ends instead."""
+        if keeping_alive.cancelled():
+            return
+        if keeping_alive.exception() is not None:
+            logger.error("a stream's comments ended", exc_info=keeping_alive.exception())
+        self._generation.fail(
+            ApiError(500, "internal error: the stream could not be kept alive", code="internal_error")
+        )
 
 
 def _send_body(send: Send, body: bytes) -> Awaitable[None]:

@@ -59,7 +59,7 @@ class Generation:
             if self.outputs[i].finish_reason is not None:
                 self._submissions.append(None)
                 continue
-            self._submissions.append(self._client.submit(entry, partial(self._put, i), self._fail))
+            self._submissions.append(self._client.submit(entry, partial(self._put, i), self.fail))
 
     async def read(self) -> dict[int, str]:
         """Wait for tokens; the new text of every sequence that got any, by index (empty text if none was released yet).
@@ -102,7 +102,8 @@ class Generation:
         self._times[index].arrived(bool(delta.token_ids))
         self._wake()
 
-    def _fail(self, error: ApiError) -> None:
+    def fail(self, error: ApiError) -> None:
+        """``read`` raises this once what came before was read."""
         self._error = self._error or error
         self._wake()
 

@@ -51,7 +51,7 @@ _INFO_PATIENCE_S = 5.0
 _LOADING_PATIENCE_S = 30.0
 _STATUS_PATIENCE_S = 10.0
 # The Python clients leave a server from which nothing comes.
-_STREAM_STATUS_PATIENCE_S = 2.0
+_STREAM_STATUS_PATIENCE_S = 1.5
 
 
 class OpenAiIngress:

@@ -13,6 +13,7 @@ import ray
 from cluster.journal import JournalGapError
 from cluster.outputs import AttachRequired, TokenDelta
 from cluster.silence_clock import TICK_S, SilenceClock
+from deployments.engine_choices import AVOID_REFUSING_S, engine_choices
 from deployments.token_socket import read_messages
 
 logger = logging.getLogger("ray.serve")
@@ -20,6 +21,8 @@ logger = logging.getLogger("ray.serve")
 _MAX_BREAKS = 4
 _FIRST_BACKOFF_S = 0.05
 _RENEW_TICKS = 8
+# An engine says something twice a second. One that has been silent for so long gets nothing new, though it is not given up yet.
+_SUSPECT_S = 1.0
 # Tokens that are on their way when a request is given up come within this time; later ones say that the engine still runs it.
 _ABORT_PATIENCE_S = 1.0
 _MAX_ABORTS_KEPT = 1000
@@ -121,7 +124,10 @@ class TokenStreams:
                     stream.renewals += 1
                     if stream.renewals % _RENEW_TICKS == 0:
                         stream.runner.renew.remote(self.subscriber)
-                if stream.clock.tick() > self._hang_timeout_s and not stream.silent:
+                silent_s = stream.clock.tick()
+                if silent_s > _SUSPECT_S:
+                    engine_choices.avoid(stream.engine_id, AVOID_REFUSING_S)
+                if silent_s > self._hang_timeout_s and not stream.silent:
                     stream.silent = True
                     why = f"nothing was heard from it for {self._hang_timeout_s:g} s"
                     logger.warning("event=engine_silent engine=%s: %s", stream.engine_id, why)

@@ -1,11 +1,13 @@
-"""Signals that a runner sends to itself at the very moment at which its engine is in a phase.
+"""Signals that a runner sends to itself, or to its replica, at the very moment at which its engine is in a phase.
 
 ``arm`` and ``disarm`` run inside the runner (Ray's ``__ray_call__``), so that no time passes between what is seen and the signal.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from typing import Any
 
 # Where each phase shows: attribute of the engine, method, and whether the signal comes after the call.
@@ -16,12 +18,19 @@ _PLACES = {
     "saving": ("scheduler", "update", False),
     "handover": ("", "abort", True),
 }
+# A drained engine takes nothing any more: one that was only stopped meanwhile ends when the longest stop is over.
+_LEAVES_AFTER_S = 7.0
 # A process has one aim at a time: (owner, method name).
 _armed: list[tuple[Any, str]] = []
 
 
-def arm(actor: Any, phase: str, number: int) -> None:
-    """Send signal ``number`` to this process when the engine is in ``phase``; a hand-over is begun for its phase."""
+def pid_of(actor: Any, target: str) -> int:
+    """Process id of the runner itself, or of the "engine", its replica."""
+    return actor._replica_pid if target == "engine" else os.getpid()
+
+
+def arm(actor: Any, phase: str, number: int, pid: int) -> None:
+    """Send signal ``number`` to process ``pid`` when the engine is in ``phase``; a hand-over is begun for its phase."""
     disarm(actor)
     engine = actor._engine_loop._engine
     part, method, after = _PLACES[phase]
@@ -35,21 +44,23 @@ def arm(actor: Any, phase: str, number: int) -> None:
                 return call(*args, **options)
         result = call(*args, **options) if after else None
         disarm(actor)
-        os.kill(os.getpid(), number)
+        os.kill(pid, number)
         return result if after else call(*args, **options)
 
     setattr(owner, method, aimed)
     _armed.append((owner, method))
     if phase == "handover":
-        actor._loop.create_task(_hand_over(actor, number))
+        actor._loop.create_task(_hand_over(actor, number, pid))
 
 
-async def _hand_over(actor: Any, number: int) -> None:
+async def _hand_over(actor: Any, number: int, pid: int) -> None:
     """A drained engine has to go, also if there was nothing to hand over."""
     await actor.drain(0.0)
     if _armed:
         disarm(actor)
-        os.kill(os.getpid(), number)
+        os.kill(pid, number)
+    await asyncio.sleep(_LEAVES_AFTER_S)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def disarm(actor: Any) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 # Where a request is when its engine's process is hit; "any": wherever it happens to be.
 ENGINE_PHASES = ("any", "queued", "prefill", "decode", "saving", "handover")
+# A replica is also hit when a client has sent a request that may be on its way to it.
+REPLICA_PHASES = ("sent", *ENGINE_PHASES)
 # What a client has seen of its answer when a process in front of the engines is hit.
 CLIENT_PHASES = ("any", "sent", "decode")
 
@@ -30,7 +32,8 @@ class Fault(ABC):
 
 @dataclass(frozen=True)
 class KillProcess(Fault):
-    """SIGKILL to a process of a kind (``processes.TITLES``) when a request of the load is in ``phase``."""
+    """SIGKILL to a process of a kind (``processes.TITLES``) when a request of the load is in ``phase``; of a runner or a replica,
+    when its own engine is."""
 
     target: str
     phase: str = "any"
@@ -137,7 +140,7 @@ def _draw(chance: random.Random, kinds: dict[str, int], proxies: tuple[str, ...]
         return VanishClients(*when, phase=chance.choice(CLIENT_PHASES), count=count)
     if kind == "proxy" and len(proxies) > 1:
         kind = chance.choice(proxies)
-    phases = {"runner": ENGINE_PHASES, "controller": ("any",)}.get(kind, CLIENT_PHASES)
+    phases = {"runner": ENGINE_PHASES, "engine": REPLICA_PHASES, "controller": ("any",)}.get(kind, CLIENT_PHASES)
     phase = chance.choice(phases)
     if chance.random() < 0.7:
         return KillProcess(*when, kind, phase)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import ray
 
@@ -19,9 +19,23 @@ def known_engines() -> list[set[str]]:
     return [engines for engines in _ask(_known_engines) if engines is not None]
 
 
-def open_requests() -> dict[int, list[int]]:
-    """Seeds of the requests that each ingress has open, by its process id; of those that answer at once."""
-    return dict(_ask(_pid_and_seeds))
+class Open(NamedTuple):
+    """What one ingress has open.
+
+    Attributes:
+        seeds: of the requests in its journal.
+        num_tasks: sequences that it follows, and requests for which it knows an engine.
+        streams: ids of the engines that it is attached to.
+    """
+
+    seeds: list[int]
+    num_tasks: int
+    streams: set[str]
+
+
+def open_now() -> dict[int, Open]:
+    """What each ingress has open, by its process id; of those that answer at once."""
+    return {pid: Open(*found) for pid, found in _ask(_pid_and_open)}
 
 
 def _ask(question: Callable[[Any], _Found]) -> list[_Found]:
@@ -48,7 +62,13 @@ def _known_engines(replica: Any) -> set[str] | None:
     return None if ingress is None or ingress._service is None else set(engine_choices.engines)
 
 
-def _pid_and_seeds(replica: Any) -> tuple[int, list[int]]:
+def _pid_and_open(replica: Any) -> tuple[int, tuple[list[int], int, set[str]]]:
+    from deployments.engine_choices import engine_choices
+
     ingress = replica._replica_impl._user_callable_wrapper._callable
-    journal = ingress._client._journal if ingress is not None and ingress._client is not None else ()
-    return os.getpid(), [entry.params.seed for entry in journal]
+    client = None if ingress is None else ingress._client
+    if client is None:
+        return os.getpid(), ([], 0, set())
+    seeds = [entry.params.seed for entry in client._journal]
+    num_tasks = max(client.num_running, len(engine_choices._chosen))
+    return os.getpid(), (seeds, num_tasks, {stream.engine_id for stream in client.streams})

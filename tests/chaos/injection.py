@@ -15,6 +15,7 @@ from tests.chaos import aim
 from tests.chaos.application import Running, num_answering, warm_engines
 from tests.chaos.faults import (
     ANY_PROXY,
+    ENGINE_PHASES,
     HARMLESS,
     Fault,
     FillObjectStore,
@@ -33,6 +34,8 @@ from tests.chaos.processes import pids_of, send, state_of
 PHASE_TIMEOUT_S = 10.0
 WARM_TIMEOUT_S = 90.0
 _LOOK_S = 0.005
+# Phases of an engine itself.
+AIMED = frozenset(ENGINE_PHASES) - {"any"}
 _SPARE_ENGINES = 2
 _SPARE_INGRESSES = 2
 _SPARE_ADDRESSES = 2
@@ -69,8 +72,8 @@ async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
     if isinstance(fault, RemoveNode):
         return await _remove_node(fault, running, warm)
     assert isinstance(fault, (KillProcess, StopProcess))
-    if fault.target == "runner" and fault.phase != "any":
-        return await _hit_runner(fault, warm)
+    if fault.target in ("runner", "engine") and fault.phase in AIMED:
+        return await _hit_in_phase(fault, warm)
     if not await _reached(load, fault.phase):
         return None
     pids = [pid for pid in pids_of(fault.target) if state_of(pid)]
@@ -126,18 +129,22 @@ async def _began(fault: Fault, pid: int) -> Moment:
     return moment
 
 
-async def _hit_runner(fault: KillProcess | StopProcess, warm: list) -> Moment | None:
-    """The runner signals itself in the phase; a busy one, if one is busy."""
+async def _hit_in_phase(fault: KillProcess | StopProcess, warm: list) -> Moment | None:
+    """The runner of an engine, a busy one if there is one, sends the signal in the phase."""
     busy = [one for one in warm if one[1]["num_requests_running"] + one[1]["num_requests_waiting"]] or warm
     if not busy:
         return None
-    runner, stats = busy[int(fault.choice * len(busy))]
+    runner, _ = busy[int(fault.choice * len(busy))]
+    try:
+        pid = await asyncio.wait_for(runner.__ray_call__.remote(aim.pid_of, fault.target), 2.0)
+    except (ray.exceptions.RayError, asyncio.TimeoutError):
+        return None
     with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
-        await asyncio.wait_for(runner.__ray_call__.remote(aim.arm, fault.phase, int(_signal_of(fault))), 2.0)
+        await asyncio.wait_for(runner.__ray_call__.remote(aim.arm, fault.phase, int(_signal_of(fault)), pid), 2.0)
     deadline = time.monotonic() + PHASE_TIMEOUT_S
     while time.monotonic() < deadline:
-        if state_of(stats["pid"]) in ("", "T"):
-            return await _began(fault, stats["pid"])
+        if state_of(pid) in ("", "T"):
+            return await _began(fault, pid)
         await asyncio.sleep(_LOOK_S)
     with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
         await asyncio.wait_for(runner.__ray_call__.remote(aim.disarm), 2.0)

@@ -6,14 +6,17 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from ray.util import placement_group_table
+
 from tests.chaos.application import Running, Setup, idle_stats, num_rpc_failures
 from tests.chaos.faults import ANY_PROXY, HARMLESS, Fault, KillProcess, RemoveNode, StopProcess
-from tests.chaos.ingresses import open_requests
+from tests.chaos.ingresses import Open, open_now
 from tests.chaos.injection import Moment, inject
-from tests.chaos.load import UNDER_WAY_S, Load, Seen
+from tests.chaos.load import Load
 from tests.chaos.processes import pids_of
 from tests.chaos.report import OVERLAPPED, Report, target_s
-from tests.chaos.residue import growth, held
+from tests.chaos.residue import Held, growth, held
+from tests.chaos.seen import UNDER_WAY_S, Seen, Twin
 
 # A subscriber that does not come back is forgotten after ten seconds, and what it had with it.
 SETTLE_S = 25.0
@@ -53,14 +56,15 @@ async def run_scenario(
     await asyncio.wait((loading,), timeout=END_S)
     for seen, task in list(load.running.values()):
         task.cancel()
-        report.lost.append(f"request {seen.number} ({seen.kind}) hangs after {len(seen.token_ids)} tokens")
+        report.lost.append(f"request {seen.number} ({seen.kind}) hangs after {seen.num_tokens} tokens")
     await loading
     judge(report, load, twins, [moment.began for moment in moments if _breaks_connections(moment.fault, setup)])
     recoveries(report, load.seen, moments)
     if setup.rpc_failures:
         report.rpc_failures = await asyncio.to_thread(num_rpc_failures)
-    leaks(report, await asyncio.to_thread(idle_stats, setup.num_engines, 90), setup)
-    await leaks_outside(report, setup, before)
+    stats = await asyncio.to_thread(idle_stats, setup.num_engines, 90)
+    leaks(report, stats, setup)
+    await leaks_outside(report, setup, before, {one["engine_id"] for one in stats})
     return report
 
 
@@ -71,7 +75,7 @@ def _breaks_connections(fault: Fault, setup: Setup) -> bool:
     return isinstance(fault, RemoveNode) or setup.rpc_failures > 0
 
 
-def judge(report: Report, load: Load, twins: dict[int, tuple], breaks: Sequence[float] = ()) -> None:
+def judge(report: Report, load: Load, twins: dict[int, Twin], breaks: Sequence[float] = ()) -> None:
     """Compare every answer with its undisturbed twin.
 
     Args:
@@ -80,20 +84,15 @@ def judge(report: Report, load: Load, twins: dict[int, tuple], breaks: Sequence[
     report.refused = load.refused
     for seen in load.seen:
         report.ended[seen.kind] += 1
-        tokens = twins[seen.number][0]
-        text, logprobs = twins[seen.number][1], twins[seen.number][4]
-        if seen.token_ids != tokens[: len(seen.token_ids)] or seen.logprobs != logprobs[: len(seen.logprobs)]:
-            report.changed.append(f"request {seen.number} ({seen.kind}) has other tokens")
-        elif not text.startswith(seen.text):
-            report.changed.append(f"request {seen.number} ({seen.kind}) has another text")
+        twin = twins[seen.number]
+        if not seen.begins(twin):
+            report.changed.append(f"request {seen.number} ({seen.kind}) has other tokens or another text")
         elif seen.is_break and seen.kind == "plain" and any(map(seen.might_feel, breaks)):
             report.honest += 1
         elif seen.error is not None:
-            report.lost.append(f"request {seen.number} ({seen.kind}) after {len(seen.token_ids)} tokens: {seen.error}")
-        elif seen.kind != "vanishing" and seen.answer != twins[seen.number]:
-            report.changed.append(
-                f"request {seen.number} ({seen.kind}): {seen.answer[1:]} is not {twins[seen.number][1:]}"
-            )
+            report.lost.append(f"request {seen.number} ({seen.kind}) after {seen.num_tokens} tokens: {seen.error}")
+        elif seen.kind != "vanishing" and seen.answer != twin:
+            report.changed.append(f"request {seen.number} ({seen.kind}): {seen.answer} is not {twin}")
 
 
 def recoveries(report: Report, seen: list[Seen], moments: list[Moment]) -> None:
@@ -135,19 +134,40 @@ def leaks(report: Report, stats: list[dict], setup: Setup) -> None:
             report.leaks.append(f"{len(pids_of(kind))} {kind} processes instead of {setup.num_engines}")
 
 
-async def leaks_outside(report: Report, setup: Setup, before: dict) -> None:
-    """What each ingress has open, and every process's threads and file descriptors, as soon as they are as before."""
+async def leaks_outside(report: Report, setup: Setup, before: dict[int, Held], engines: set[str]) -> None:
+    """What each ingress has open, every process's threads and file descriptors, old HAProxies and placement groups, as soon as
+    they are as before."""
     deadline = time.monotonic() + SETTLE_S
     while True:
-        grown = growth(before, await asyncio.to_thread(held))
-        still_open = await asyncio.to_thread(open_requests)
-        settled = len(still_open) == setup.num_ingresses and not any(still_open.values())
-        if (settled and not any(one.is_leak for one in grown)) or time.monotonic() > deadline:
+        now = await asyncio.to_thread(held)
+        grown = growth(before, now)
+        found = [str(one) for one in grown if one.is_leak]
+        found += ingress_leaks(await asyncio.to_thread(open_now), setup.num_ingresses, engines)
+        found += await asyncio.to_thread(others_left, setup, before, now)
+        if not found or time.monotonic() > deadline:
             break
         await asyncio.sleep(1.0)
-    report.leaks += [str(one) for one in grown if one.is_leak]
+    report.leaks += found
     for one in grown:
         report.note_growth(one.kind, one.descriptors, one.threads)
-    if len(still_open) != setup.num_ingresses:
-        report.leaks.append(f"{len(still_open)} ingresses answer instead of {setup.num_ingresses}")
-    report.leaks += [f"ingress {pid} has {len(seeds)} requests open" for pid, seeds in still_open.items() if seeds]
+
+
+def ingress_leaks(found: dict[int, Open], num_ingresses: int, engines: set[str]) -> list[str]:
+    """An ingress without requests is attached to every engine there is, and to none that was."""
+    leaks = [] if len(found) == num_ingresses else [f"{len(found)} ingresses answer instead of {num_ingresses}"]
+    for pid, has in found.items():
+        if has.seeds or has.num_tasks:
+            leaks.append(f"ingress {pid} has {len(has.seeds)} requests open and follows {has.num_tasks}")
+        if has.streams != engines:
+            leaks.append(f"ingress {pid} is attached to {sorted(has.streams)} instead of {sorted(engines)}")
+    return leaks
+
+
+def others_left(setup: Setup, before: dict[int, Held], now: dict[int, Held]) -> list[str]:
+    """HAProxy is replaced by a new process with each change of its configuration; a replica has one placement group."""
+    then, still = (sum(one.kind == "haproxy" for one in processes.values()) for processes in (before, now))
+    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    leaks = [] if still == then else [f"{still} HAProxy processes instead of {then}"]
+    if len(groups) != setup.num_engines:
+        leaks.append(f"{len(groups)} placement groups instead of {setup.num_engines}")
+    return leaks

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from tests.chaos.application import Setup, application
 from tests.chaos.faults import FillObjectStore, KillProcess, StallClients, StopProcess, VanishClients, draw_faults
+from tests.chaos.ingresses import Open
 from tests.chaos.injection import Moment
-from tests.chaos.load import Seen
+from tests.chaos.load import Load
 from tests.chaos.report import Report
-from tests.chaos.scenario import recoveries, run_scenario
+from tests.chaos.requests import NUM_REQUESTS, cut_at, has_stops, stop_string
+from tests.chaos.scenario import ingress_leaks, judge, recoveries, run_scenario
+from tests.chaos.seen import Seen, SeenChoice, Twin
 
 # One of each that matters, in an order that leaves a warm engine for each next one.
 SHORT = [
@@ -22,7 +26,7 @@ SHORT = [
     VanishClients(0.1, 0.0, "sent", count=2),
     FillObjectStore(0.1, 0.0, held_s=0.5),
     KillProcess(0.3, 0.5, "runner", "handover"),
-    KillProcess(0.3, 0.5, "engine", "sent"),
+    KillProcess(0.3, 0.5, "engine", "saving"),
 ]
 
 
@@ -36,6 +40,7 @@ def test_every_kind_of_process_and_phase_is_drawn():
     for phase in ("", " in queued", " in prefill", " in decode", " in saving", " in handover"):
         assert f"kill runner{phase}" in labels
         assert f"stop runner{phase}" in labels
+        assert f"kill engine{phase}" in labels
     for kind in ("engine", "ingress", "proxy", "controller"):
         assert {f"kill {kind}", f"stop {kind}"} <= labels
     assert {"remove node", "node silent", "object store full", "clients vanish", "clients stall"} <= labels
@@ -71,6 +76,42 @@ def test_what_took_longer_than_it_should_is_told_apart_by_what_happened():
     assert late == {"kill runner": [2.2], "kill runner (another fault meanwhile)": [6.3]}
     assert (report.is_clean, report.exit_code) == (True, 2)
     assert "LATE kill runner: 2.20 s" in str(report)
+
+
+def test_every_choice_is_judged_by_tokens_text_reason_and_log_probabilities():
+    whole = SeenChoice([5, 6, 7], "abc", "stop", "c", [-1.0, -2.0, -3.0])
+    twin: Twin = ([SeenChoice([1], "x", "length"), whole], (3, 4))
+    began = SeenChoice([5, 6], "ab", logprobs=[-1.0, -2.0])
+    wrong = [
+        replace(whole, token_ids=[5, 6, 8]),
+        replace(whole, token_ids=[5, 6, 7, 7]),
+        replace(whole, text="abd"),
+        replace(whole, logprobs=[-1.0, -2.0, -3.5]),
+        replace(whole, finish_reason="length"),
+        replace(whole, stop_reason=None),
+        began,
+    ]
+    load = Load("", 0, 0, 0)
+    load.seen = [Seen(0, "resuming", [0.0], {0: twin[0][0], 1: choice}, (3, 4)) for choice in [*wrong, whole]]
+    load.seen += [Seen(0, "vanishing", [0.0], {1: choice}) for choice in (began, wrong[0])]
+    load.seen.append(Seen(0, "resuming", [0.0], {1: whole}, (3, 4)))
+    report = Report([1])
+    judge(report, load, {0: twin})
+    assert (len(report.changed), report.lost) == (len(wrong) + 2, [])
+
+
+def test_a_stop_string_ends_late_where_it_comes_for_the_first_time():
+    text = "".join(chr(97 + i % 7) for i in range(60)) + "xyz" * 20
+    for number in filter(has_stops, range(NUM_REQUESTS)):
+        stop = stop_string(number, text)
+        assert 30 < text.find(stop) + len(stop) <= 90
+        assert cut_at(text, stop, True) == cut_at(text, stop, False) + stop
+
+
+def test_what_an_ingress_keeps_is_a_leak():
+    well = Open([], 0, {"a", "b"})
+    assert ingress_leaks({1: well, 2: well}, 2, {"a", "b"}) == []
+    assert len(ingress_leaks({1: Open([5], 1, {"a", "b"}), 2: Open([], 1, {"b", "dead"})}, 3, {"a", "b"})) == 4
 
 
 @pytest.mark.slow

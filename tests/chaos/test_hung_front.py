@@ -12,16 +12,18 @@ import pytest
 
 from cluster.client import AsyncClient
 from tests.chaos.application import Running, Setup, application
-from tests.chaos.ingresses import open_requests
-from tests.chaos.load import DECODING, Load, Seen
+from tests.chaos.ingresses import open_now
+from tests.chaos.load import DECODING, Load
 from tests.chaos.processes import pids_of, send
+from tests.chaos.requests import number_of
+from tests.chaos.seen import Seen, Twin
 
 NUM_STREAMS = 8
 # At most; Serve would end its silence after 15 seconds or more.
 INGRESS_STOPPED_S = 60.0
 PROXY_STOPPED_S = 6.0
 # What a server promises at most to be silent, and what a client bears.
-PROMISED_S, BORNE_S = 2.0, 3.0
+PROMISED_S, BORNE_S = 2.0, 2.5
 # What a client's way back may take on a machine that is busy with other things.
 WAY_BACK_S = 10.0
 TRIES = 5
@@ -62,9 +64,9 @@ async def clients_of_one_ingress(load: Load) -> tuple[int, list[Client], list[Cl
     for _ in range(TRIES):
         clients = begin(load)
         await under_way(clients)
-        for pid, seeds in (await asyncio.to_thread(open_requests)).items():
-            # A request's number is its seed.
-            on_it = [client for client in clients if client.seen.number in seeds]
+        for pid, found in (await asyncio.to_thread(open_now)).items():
+            numbers = set(map(number_of, found.seeds))
+            on_it = [client for client in clients if client.seen.number in numbers]
             if 0 < len(on_it) < len(clients):
                 return pid, on_it, clients
         for client in clients:
@@ -73,7 +75,7 @@ async def clients_of_one_ingress(load: Load) -> tuple[int, list[Client], list[Cl
     pytest.fail(f"all streams were on one ingress in {TRIES} tries")
 
 
-async def stop_under(clients: list[Client], pid: int, stopped_s: float, twins: dict[int, tuple]) -> None:
+async def stop_under(clients: list[Client], pid: int, stopped_s: float, twins: dict[int, Twin]) -> None:
     """The process stands still for ``stopped_s`` seconds, or until nobody waits for it; no answer suffers from that."""
     tasks = [client.task for client in clients]
     send(pid, signal.SIGSTOP)

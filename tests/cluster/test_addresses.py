@@ -229,8 +229,8 @@ def test_a_stream_whose_server_falls_silent_goes_on_where_a_proxy_answers(ask, s
     first, hung, starting = serve(hang_after=2, max_silence="0.2"), serve(sound=None), serve(sound=503)
     began = time.monotonic()
     chunks, url = ask([first.url, hung.url, starting.url], "stream_complete", "x", max_tokens=4)
-    # The client would wait for 3.5 seconds for an answer of the second one.
-    assert time.monotonic() - began < 2.5
+    # The client would wait for 2.5 seconds for an answer of the second one.
+    assert time.monotonic() - began < 2.0
     assert "".join(chunk.text for chunk in chunks) == "5678"
     assert (len(first.paths), hung.paths, starting.paths, url) == (2, [], [], first.url)
 

@@ -17,14 +17,14 @@ from cluster.journal import JournalEntry
 from cluster.outputs import AttachRequired, GenerateReply, TokenDelta
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
-from deployments import early_streams, engine_client
+from deployments import early_streams, engine_client, token_streams
 from deployments.api_errors import ApiError
 from deployments.engine_choices import EngineChoices
 from deployments.engine_client import EngineClient
 from deployments.engine_replies import EngineLost, RequestRefused
 from deployments.generation import Generation
 from deployments.submission import Submission
-from deployments.token_streams import TokenStream
+from deployments.token_streams import TokenStream, TokenStreams
 from tests.waiting import until
 
 
@@ -205,7 +205,7 @@ async def test_tokens_that_came_before_an_error_are_read_before_it():
     output = SimpleNamespace(finish_reason=None, push=lambda delta: "text")
     generation = Generation(Client(Engine()), [answer(2)], [output], received=0.0)
     generation._put(0, TokenDelta("r", 0, 0, [7]))
-    generation._fail(ApiError(503, "gone"))
+    generation.fail(ApiError(503, "gone"))
     assert await generation.read() == {0: "text"}
     with pytest.raises(ApiError, match="gone"):
         await generation.read()
@@ -349,3 +349,31 @@ async def test_early_streams_go_on_after_an_error_that_nobody_expected(monkeypat
     await until(lambda: client.streams, 5)
     assert calls == ["e", "e"]
     await client.close()
+
+
+async def test_an_engine_that_falls_silent_gets_nothing_new_before_it_is_given_up(monkeypatch):
+    monkeypatch.setattr(token_streams, "_SUSPECT_S", 0.3)
+    choices = EngineChoices()
+    monkeypatch.setattr(token_streams, "engine_choices", choices)
+    lost: list[str] = []
+    engine = Engine()
+    streams = TokenStreams("s", lambda *_: None, dict, lambda stream, why: lost.append(why), hang_timeout_s=60.0)
+    streams.attach(AttachRequired("e", engine, "f"))
+    speaking = asyncio.create_task(_speak(engine))
+    await asyncio.sleep(0.8)
+    assert not choices.is_avoided("e")
+    speaking.cancel()
+    await until(lambda: choices.is_avoided("e"), 5)
+    await asyncio.sleep(0.8)
+    assert choices.is_avoided("e")
+    speaking = asyncio.create_task(_speak(engine))
+    await until(lambda: not choices.is_avoided("e"), 5)
+    speaking.cancel()
+    await streams.close()
+    assert not lost
+
+
+async def _speak(engine: Engine) -> None:
+    while True:
+        engine.messages.put_nowait([])
+        await asyncio.sleep(0.05)

@@ -100,6 +100,26 @@ async def test_a_silent_stream_is_kept_alive_with_comments(engines):
     assert len([line for line in connection.body.split(b"\n") if line.startswith(b"data: {")]) == 1
 
 
+async def test_a_stream_that_cannot_be_kept_alive_ends_with_an_error(engines):
+    """A comment that fails for a reason that nobody thought of; the client's way is open still."""
+    connection = Connection("/v1/completions", {"prompt": "x", "stream": True, "max_tokens": 2})
+    send, failures = connection.send, []
+
+    async def failing_once(event: dict) -> None:
+        if event.get("body", b"").startswith(b":") and not failures:
+            failures.append(event)
+            raise RuntimeError("unexpected")
+        await send(event)
+
+    connection.send = failing_once
+    await asyncio.wait_for(await answered(engines, connection), 20)
+    assert failures
+    assert connection.is_complete
+    error, done = [line for line in connection.body.split(b"\n") if line.startswith(b"data: ")]
+    assert json.loads(error[6:])["error"]["code"] == "internal_error"
+    assert done == b"data: [DONE]"
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_early_error_has_its_own_status(engines, stream):
     connection = Connection("/v1/completions", {"prompt": "x", "stream": stream})

@@ -1,0 +1,73 @@
+"""What the load asks for: a number fixes everything."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+NUM_REQUESTS = 16
+# More than a request has choices: each of them has a seed of its own.
+_SEEDS_EACH = 10
+# Lengths of stop strings in characters; a random model's tokens have about four.
+_STOP_LENGTHS = {0: 30, 5: 12, 10: 3, 15: 8}
+
+
+def is_chat(number: int) -> bool:
+    """Whether it is a conversation, not a completion."""
+    return number % 4 == 2
+
+
+def num_choices(number: int) -> int:
+    return 2 if number % 7 in (1, 6) else 1
+
+
+def has_stops(number: int) -> bool:
+    """Whether a stop string ends the first choice; the string is taken from the answer without one (``stop_string``)."""
+    return number in _STOP_LENGTHS
+
+
+def number_of(seed: int) -> int:
+    """The request that has a choice with this seed."""
+    return seed // _SEEDS_EACH
+
+
+def request_body(number: int, max_tokens: int, stops: dict[int, str]) -> dict[str, Any]:
+    """Completions and chats of one or two choices, greedy and sampled, with penalties, log-probabilities and stop strings."""
+    chance = random.Random(number)
+    words = f"Story number {number}: " + "word " * chance.randint(1, 60)
+    count, fewest = num_choices(number), max_tokens // 3
+    body: dict[str, Any] = {
+        "max_tokens": chance.randint(fewest, max_tokens) if count == 1 else fewest,
+        "n": count,
+        "seed": number * _SEEDS_EACH,
+        "temperature": chance.choice([0.0, 0.8, 1.0]) if count == 1 else 1.0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    if is_chat(number):
+        messages = [{"role": "system", "content": "You tell stories."}, {"role": "user", "content": words}]
+        body |= {"messages": messages}
+    else:
+        body |= {"prompt": words}
+    if number % 3 == 0:
+        body |= {"frequency_penalty": 0.5, "repetition_penalty": 1.1, "min_tokens": 5}
+    if number % 4 == 0:
+        body |= {"logprobs": 1}
+    if number == 14:
+        body |= {"logprobs": True}
+    if number in stops:
+        body |= {"stop": ["xyzzy qqqq", stops[number]], "include_stop_str_in_output": number == 5}
+    return body
+
+
+def stop_string(number: int, text: str) -> str:
+    """A piece of ``text`` that comes late in it for the first time; all but the shortest straddle several tokens."""
+    length = min(_STOP_LENGTHS[number], len(text))
+    pieces = [text[i : i + length] for i in range(len(text) * 3 // 4 - length, 0, -1)]
+    return max(pieces, key=text.find)
+
+
+def cut_at(text: str, stop: str, included: bool) -> str:
+    """``text`` up to the first ``stop``."""
+    end = text.find(stop)
+    return text[: end + len(stop)] if included else text[:end]
