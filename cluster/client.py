@@ -27,7 +27,7 @@ class Client(ClientBase[httpx.Client]):
         model: name to ask for; default: whatever the server has.
         api_key: bearer token; default: BIREME_API_KEY.
         timeout: longest wait for the next byte, in seconds. An answer counts as broken after a minute of silence, or when it has
-            not begun within 2.5 seconds, or was silent for 1.25 times as long as its server promised to be at most (two
+            not begun within 2.5 seconds, or was silent for a second longer than its server promised to be at most (1.5
             seconds); who asks again in vain waits twice as long each time.
         connect_timeout: longest wait for a connection, in seconds; default: 10, or 2 if there is another address.
         max_resumes: how often in a row an answer whose connection broke is taken up where it was, at each address; 0 reports

@@ -24,10 +24,10 @@ _KNOCK_S = 0.2
 _OVERLOADED, _LOADING = "overloaded", "loading"
 # Header of a stream: seconds after which its server has written something, if only a comment.
 MAX_SILENCE_HEADER = "bireme-max-silence"
-# A busy server may be late, but the answer should go on within four seconds.
-_SILENCE_MARGIN = 1.25
-# A server begins its response within one and a half, if only to say that it works on it.
-_BEGIN_S = 2.5
+# A busy server may be late by so much; the answer should go on within four seconds.
+_LATE_S = 1.0
+# A server begins its response within this time, if only to say that it works on it.
+_BEGIN_S = 1.5
 # The request did not reach the server whole, so nothing was begun.
 _REQUEST_LOST = "request_lost"
 # What Serve's proxies answer for any path before they have heard of the application.
@@ -98,7 +98,7 @@ class ResumableStream:
 
     def begin_limit(self, longest_s: float) -> float:
         """Seconds until a response must begin, at most ``longest_s``; see ``_patience``."""
-        return self._patience(_BEGIN_S, longest_s)
+        return self._patience(_BEGIN_S + _LATE_S, longest_s)
 
     def silence_limit(self, headers: Mapping[str, str], longest_s: float) -> float:
         """Seconds without a byte after which a response with ``headers`` counts as broken, at most ``longest_s``."""
@@ -106,7 +106,7 @@ class ResumableStream:
             promised_s = float(headers[MAX_SILENCE_HEADER])
         except (KeyError, ValueError):
             return longest_s
-        return self._patience(_SILENCE_MARGIN * promised_s, longest_s) if promised_s > 0 else longest_s
+        return self._patience(promised_s + _LATE_S, longest_s) if promised_s > 0 else longest_s
 
     def _patience(self, seconds: float, longest_s: float) -> float:
         """Twice ``seconds`` each time every address has broken off without a new event, so that servers that are merely slow are

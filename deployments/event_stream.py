@@ -20,7 +20,7 @@ from deployments.openai_responses import Answer
 
 logger = logging.getLogger("ray.serve")
 
-_KEEP_ALIVE_S = 1.0
+_KEEP_ALIVE_S = 0.75
 # A comment: readers of event streams skip it.
 _KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -38,7 +38,7 @@ def encode_events(objects: list[dict[str, Any]], ids: Sequence[str] = ()) -> byt
 class EventStream(Response):
     """Writes a generation as it grows. Chunks that pile up behind a slow client leave as one.
 
-    While there is nothing to write, a comment goes out every second or two, and a header says so: a client may take longer
+    While there is nothing to write, a comment goes out every 0.75 to 1.5 seconds, and a header says so: a client may take longer
     silence for that of a process that hangs. Proxies close a connection that is silent for long, and writing is how a client that
     has gone is noticed behind those that do not tell.
     """

@@ -110,8 +110,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
+def serve(monkeypatch) -> Iterator[Callable[..., Server]]:
     """Starts servers that end with the test."""
+    # A machine that is busy with other things must not make a server that is well look hung.
+    monkeypatch.setattr(client_base, "_SOUND_S", 2.0)
     servers = []
     with ThreadPoolExecutor() as pool:
 
@@ -224,20 +226,21 @@ def test_whoever_is_answered_stays(serve):
 
 
 @either
-def test_a_stream_whose_server_falls_silent_goes_on_where_a_proxy_answers(ask, serve):
+def test_a_stream_whose_server_falls_silent_goes_on_where_a_proxy_answers(ask, serve, monkeypatch):
     """The first proxy is well, and sends who comes again to another ingress; the second one hangs, and nobody waits for it."""
+    monkeypatch.setattr(resumable, "_BEGIN_S", 20.0)
     first, hung, starting = serve(hang_after=2, max_silence="0.2"), serve(sound=None), serve(sound=503)
     began = time.monotonic()
     chunks, url = ask([first.url, hung.url, starting.url], "stream_complete", "x", max_tokens=4)
-    # The client would wait for 2.5 seconds for an answer of the second one.
-    assert time.monotonic() - began < 2.0
+    # The client would wait for 20 seconds for an answer of the second one; its own patience is ten.
+    assert time.monotonic() - began < 8.0
     assert "".join(chunk.text for chunk in chunks) == "5678"
     assert (len(first.paths), hung.paths, starting.paths, url) == (2, [], [], first.url)
 
 
 @either
 def test_a_proxy_that_starts_or_drains_is_better_than_one_that_is_silent(ask, serve, dead, monkeypatch):
-    monkeypatch.setattr(resumable, "_BEGIN_S", 0.3)
+    monkeypatch.setattr(resumable, "_LATE_S", -1.2)
     first, hung, draining = serve(sound=None), serve(sound=None), serve(sound=503)
     chunks, url = ask([first.url, dead, hung.url, draining.url], "stream_complete", "x", max_tokens=4)
     assert "".join(chunk.text for chunk in chunks) == "5678"

@@ -103,7 +103,7 @@ def test_what_only_repeats_is_no_progress():
 
 @pytest.mark.parametrize(
     ("promised", "limit"),
-    [("2", 2.5), ("100", 60.0), ("0", 60.0), ("-1", 60.0), ("nan", 60.0), ("x", 60.0), (None, 60.0)],
+    [("1.5", 2.5), ("100", 60.0), ("0", 60.0), ("-1", 60.0), ("nan", 60.0), ("x", 60.0), (None, 60.0)],
 )
 def test_a_promise_bounds_the_silence_that_is_waited_for_and_never_lengthens_it(promised, limit):
     headers = {} if promised is None else {MAX_SILENCE_HEADER: promised}
@@ -114,11 +114,11 @@ def test_a_server_that_keeps_breaking_its_promise_is_given_more_time():
     stream, silent = ResumableStream(REQUEST, 9), httpx.ReadTimeout("silent")
     limits = []
     for _ in range(6):
-        limits.append((stream.begin_limit(60.0), stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0)))
+        limits.append((stream.begin_limit(60.0), stream.silence_limit({MAX_SILENCE_HEADER: "1.5"}, 60.0)))
         stream.seconds_to_wait(silent)
     assert limits == [(2.5, 2.5), (5.0, 5.0), (10.0, 10.0), (20.0, 20.0), (40.0, 40.0), (60.0, 60.0)]
     fed(stream, event(1, 5))
-    assert (stream.begin_limit(60.0), stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0)) == (2.5, 2.5)
+    assert (stream.begin_limit(60.0), stream.silence_limit({MAX_SILENCE_HEADER: "1.5"}, 60.0)) == (2.5, 2.5)
 
 
 @pytest.mark.parametrize(("max_resumes", "token_ids"), [(0, True), (3, False)])
@@ -129,7 +129,7 @@ def test_who_cannot_ask_again_is_patient(max_resumes, token_ids):
         assert stream.begin_limit(60.0) == 2.5
         fed(stream, event(1, 5))
         assert stream.seconds_to_wait(httpx.ReadError("cut")) is None
-    assert (stream.begin_limit(60.0), stream.silence_limit({MAX_SILENCE_HEADER: "2"}, 60.0)) == (60.0, 60.0)
+    assert (stream.begin_limit(60.0), stream.silence_limit({MAX_SILENCE_HEADER: "1.5"}, 60.0)) == (60.0, 60.0)
 
 
 def test_a_second_address_is_given_as_much_time_as_the_first():
