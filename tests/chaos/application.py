@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,12 @@ class Running:
     nodes: list[Any] = field(default_factory=list)
     proxy_ports: list[int] = field(default_factory=list)
     _port_of: dict[str, int] = field(default_factory=dict)
+    _ready_since: dict[int, float] = field(default_factory=dict)
+
+    def introduced(self, ingresses: Iterable[int], after_s: float) -> list[int]:
+        """Of these ingresses, by process id, those that were ready so long ago."""
+        now = time.monotonic()
+        return [pid for pid in ingresses if now - self._ready_since.setdefault(pid, now) >= after_s]
 
     def add_node(self) -> Any:
         """One more node; also from a thread. Its proxy gets a port that no other node has."""

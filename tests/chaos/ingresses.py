@@ -14,9 +14,10 @@ _PATIENCE_S = 0.5
 _Found = TypeVar("_Found")
 
 
-def known_engines() -> list[set[str]]:
-    """Ids of the engines that each ingress may choose from; of ingresses that answer at once and are ready for requests."""
-    return [engines for engines in _ask(_known_engines) if engines is not None]
+def known_engines() -> dict[int, set[str]]:
+    """Ids of the engines that each ingress may choose from, by its process id; of ingresses that answer at once and are ready for
+    requests."""
+    return {pid: engines for pid, engines in _ask(_known_engines) if engines is not None}
 
 
 class Open(NamedTuple):
@@ -54,12 +55,13 @@ def _ask(question: Callable[[Any], _Found]) -> list[_Found]:
     return found
 
 
-def _known_engines(replica: Any) -> set[str] | None:
+def _known_engines(replica: Any) -> tuple[int, set[str] | None]:
     # The copy of this module that Ray makes there has no imports of that process.
     from deployments.engine_choices import engine_choices
 
     ingress = replica._replica_impl._user_callable_wrapper._callable
-    return None if ingress is None or ingress._service is None else set(engine_choices.engines)
+    is_ready = ingress is not None and ingress._service is not None
+    return os.getpid(), set(engine_choices.engines) if is_ready else None
 
 
 def _pid_and_open(replica: Any) -> tuple[int, tuple[list[int], int, set[str]]]:

@@ -38,6 +38,8 @@ _LOOK_S = 0.005
 AIMED = frozenset(ENGINE_PHASES) - {"any"}
 _SPARE_ENGINES = 2
 _SPARE_INGRESSES = 2
+# Until HAProxy and the proxies know an ingress that is ready and have a connection to it.
+_INTRODUCED_S = 3.0
 _SPARE_ADDRESSES = 2
 
 
@@ -106,9 +108,12 @@ async def _warm(fault: Fault, running: Running) -> list | None:
         # Serve tells ingresses of a new engine a while after it has started.
         known = await asyncio.to_thread(known_engines)
         warm = [
-            one for one in await asyncio.to_thread(warm_engines) if all(one[1]["engine_id"] in ids for ids in known)
+            one
+            for one in await asyncio.to_thread(warm_engines)
+            if all(one[1]["engine_id"] in ids for ids in known.values())
         ]
-        enough = len(warm) >= num_engines and len(known) >= num_ingresses
+        ingresses = known if num_ingresses == 1 else running.introduced(known, _INTRODUCED_S)
+        enough = len(warm) >= num_engines and len(ingresses) >= num_ingresses
         if enough and await asyncio.to_thread(num_answering, running.url) >= num_addresses:
             return warm
         if time.monotonic() > deadline:

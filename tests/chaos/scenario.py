@@ -116,6 +116,8 @@ def recoveries(report: Report, seen: list[Seen], moments: list[Moment]) -> None:
             # One that is hit again on its way back may wait for each.
             if gap > sum(target_s(other.fault.label) for other in [moment, *others]):
                 report.late.setdefault(label, []).append(gap)
+                since = time.time() - (time.monotonic() - moment.began)
+                print(f"{since:.3f} {label}: request {one.number} waited for {gap:.2f} s", flush=True)
 
 
 def leaks(report: Report, stats: list[dict], setup: Setup) -> None:
