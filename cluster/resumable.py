@@ -153,8 +153,9 @@ class ResumableStream:
         if not self._is_broken(error):
             return None
         nobody_there = _is_nobody(error)
-        if nobody_there and self._now() < self._knock_until:
-            return min(_KNOCK_S, self._knock_until - self._now())
+        now = self._now()
+        if nobody_there and now < self._knock_until:
+            return min(_KNOCK_S, self._knock_until - now)
         self._breaks += 1
         if self._breaks > self._max_resumes * self._num_addresses or not self._can_ask_again:
             return None
@@ -163,7 +164,7 @@ class ResumableStream:
         if not nobody_there:
             return wait_s
         # Being refused costs nobody anything: meanwhile it is asked now and then whether somebody is there.
-        self._knock_until = self._now() + wait_s
+        self._knock_until = now + wait_s
         return min(_KNOCK_S, wait_s)
 
     def _note(self, chunk: Answer) -> bool:

@@ -94,13 +94,13 @@ class EventStream(Response):
 
     def _no_longer_alive(self, keeping_alive: asyncio.Task) -> None:
         """Without comments a stream may fall silent, and its promise is broken: it ends instead."""
-        if keeping_alive.cancelled():
+        error = None if keeping_alive.cancelled() else keeping_alive.exception()
+        if error is None:
+            # The answer or the client is gone.
             return
-        if keeping_alive.exception() is not None:
-            logger.error("a stream's comments ended", exc_info=keeping_alive.exception())
-        self._generation.fail(
-            ApiError(500, "internal error: the stream could not be kept alive", code="internal_error")
-        )
+        logger.error("the comments of a stream ended", exc_info=error)
+        why = "internal error: the stream could not be kept alive"
+        self._generation.fail(ApiError(500, why, code="internal_error"))
 
 
 def _send_body(send: Send, body: bytes) -> Awaitable[None]:
