@@ -198,8 +198,9 @@ class Model:
 
     def few_rows(self, rows: Rows) -> bool:
         """Whether the engine's decoder takes ``gpu_ops.decode``'s matmuls."""
-        layer_bytes = sum(DTYPE_BYTES * n * k for n, k in self.shape.weights.values())
-        return rows.positions.shape[0] <= most_few_rows(layer_bytes)
+        shapes = self.shape.weights.values()
+        layer_bytes, most_in_features = sum(DTYPE_BYTES * n * k for n, k in shapes), max(k for _, k in shapes)
+        return rows.positions.shape[0] <= most_few_rows(layer_bytes, most_in_features)
 
     def forward_few_rows(self, ids: paddle.Tensor, rows: Rows) -> paddle.Tensor:
         """As ``Decoder.forward_few_rows``."""

@@ -13,7 +13,15 @@ import paddle
 
 from gpu_ops.loader import run_op
 
-MAX_SKINNY_ROWS = 64
+MAX_SKINNY_ROWS = 128
+_MAX_SMALL_FEATURES, _FIRST_CHAINING_CAPABILITY = 1536, 9
+
+
+def has_small_linear(in_features: int) -> bool:
+    """Whether ``skinny_linear`` of so many inputs is computed with all weights on chip before x is there, which is what pays for
+    more than a few rows: from compute capability 9.0 on."""
+    capability = paddle.device.cuda.get_device_capability()[0]
+    return in_features <= _MAX_SMALL_FEATURES and capability >= _FIRST_CHAINING_CAPABILITY
 
 
 def skinny_linear(

@@ -26,9 +26,12 @@ _SMALL_LAYER_BYTES = 16 << 20
 _FEW_ROWS, _FEW_ROWS_OF_SMALL_LAYERS = 8, 32
 
 
-def most_few_rows(layer_bytes: int) -> int:
-    """Most decoding rows for which folded matmuls are faster than cuBLAS's, where those of a layer take so many bytes."""
-    return _FEW_ROWS_OF_SMALL_LAYERS if layer_bytes <= _SMALL_LAYER_BYTES else _FEW_ROWS
+def most_few_rows(layer_bytes: int, most_in_features: int) -> int:
+    """Most decoding rows for which this GPU's folded matmuls are faster than cuBLAS's, where those of a layer take so many
+    bytes and inputs."""
+    if layer_bytes > _SMALL_LAYER_BYTES:
+        return _FEW_ROWS
+    return decode.MAX_SKINNY_ROWS if decode.has_small_linear(most_in_features) else _FEW_ROWS_OF_SMALL_LAYERS
 
 
 class BatchRows(NamedTuple):
@@ -195,8 +198,8 @@ class Decoder:
         if self.device.dtype != "bfloat16" or self.device.batch_invariant:
             return 0
         layer = self.layers[0]
-        weights = (layer.qkv, layer.o, layer.gate_up, layer.down)
-        return most_few_rows(sum(2 * int(np.prod(weight.packed.shape)) for weight in weights))
+        shapes = [weight.packed.shape for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        return most_few_rows(sum(2 * int(np.prod(shape)) for shape in shapes), max(shape[1] for shape in shapes))
 
     def forward_few_rows(self, rows: BatchRows, kv_cache: list[tuple[paddle.Tensor, paddle.Tensor]]) -> paddle.Tensor:
         """A step of at most ``max_few_rows`` decoding rows on a GPU: five kernels a layer, each started while the one

@@ -1,9 +1,11 @@
 // Launches that overlap with the end of the kernel before them: programmatic dependent launch, from compute capability 9.0 on
 // (CUDA programming guide). Earlier devices run such kernels one after the other.
 //
-// The rule that makes it safe: a kernel calls `wait_for_predecessor` before it reads what another kernel writes and before it
-// writes anything, and `start_successor` only afterwards. So at most two neighbours overlap, and before the wait a kernel may
-// read constants (weights) and whatever the last kernel but one has written.
+// The rule that makes it safe: every block calls `wait_for_predecessor` before it reads what another kernel writes and before it
+// writes anything, so that the end of a kernel means the end of all before it. `start_successor` comes after the wait: at most two
+// neighbours overlap, and before the wait a kernel may read constants (weights) and whatever the last kernel but one has written.
+// Matmuls of small layers alone call it at once, so that the weights of several come together; what follows a row of those may,
+// before its wait, count on the kernels before the one ahead of the row.
 #pragma once
 #include "common.cuh"
 

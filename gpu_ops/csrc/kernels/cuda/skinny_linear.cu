@@ -1,7 +1,9 @@
 #include "skinny_linear.h"
 
 #include "chained_launch.cuh"
+#include "half_pair.cuh"
 #include "mma.cuh"
+#include "small_linear.h"
 
 namespace bireme {
 namespace {
@@ -16,24 +18,6 @@ __device__ inline uint4 load_weights(const void* from) {
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "l"(from));
   return value;
-}
-
-template <typename T>
-__device__ inline float2 unpack(uint32_t pair);
-template <>
-__device__ inline float2 unpack<__half>(uint32_t pair) {
-  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
-}
-template <>
-__device__ inline float2 unpack<__nv_bfloat16>(uint32_t pair) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
-}
-
-template <typename T>
-__device__ inline uint32_t times_gain(uint32_t x, uint32_t gain, float& squares) {
-  const float2 a = unpack<T>(x), g = unpack<T>(gain);
-  squares = fmaf(a.y, a.y, fmaf(a.x, a.x, squares));
-  return pack_pair<T>(a.x * g.x, a.y * g.y);
 }
 
 // kTiles tiles of 8 rows of x; kAhead steps whose loads are under way together.
@@ -146,6 +130,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) skinny_kernel(SkinnyLinear l
 }  // namespace
 
 void skinny_linear_cuda(const SkinnyLinear& l, Stream stream) {
+  if (small_linear_cuda(l, stream)) return;
   const int outputs = l.swiglu ? l.out_features / 2 : l.out_features, block_outputs = l.swiglu ? kOutputs / 2 : kOutputs;
   with_half(l.type, [&](auto t) {
     using T = decltype(t);

@@ -4,7 +4,7 @@
 
 namespace bireme {
 
-constexpr int kSkinnyRows = 64;  // at most
+constexpr int kSkinnyRows = 128;  // at most
 
 struct SkinnyLinear {
   Half type;                             // of all arrays but a float32 y
