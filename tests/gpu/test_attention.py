@@ -120,6 +120,15 @@ def test_batch_invariant_chunk_has_the_bits_of_single_rows(block_size, q_heads, 
     np.testing.assert_array_equal(case.compute(False, slice(60, 83), batch_invariant=True), whole[60:83])
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("q_heads", "kv_heads", "head_dim"), [(9, 3, 64), (4, 1, 128), (3, 3, 128)])
+def test_prompts_over_many_tiles_equal_twin(q_heads, kv_heads, head_dim, dtype):
+    case = Case.random([300, 2, 257, 128], [1100, 1025, 257, 640], 16, q_heads, kv_heads, head_dim, dtype)
+    result = case.compute(together=True)
+    assert relative_error(result, case.expected()) < TOLERANCE[dtype]
+    np.testing.assert_array_equal(case.compute(together=True), result)
+
+
 @pytest.mark.parametrize("width", [256, 1024])
 def test_long_context_is_split_into_many_or_longer_parts(width):
     case = Case.random([1, 2], [3000, 2100], 16, 4, 2, 64, "float16", width=width)

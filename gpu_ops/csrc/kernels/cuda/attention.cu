@@ -15,7 +15,7 @@ void paged_attention_cuda(Half type, const CudaAttention& attention, const CudaR
   while (1 << launch.block_shift < rows.block_size) ++launch.block_shift;
   launch_decode_attention(type, launch, stream);
   if (attention.cu_seqlens_q && attention.max_rows_per_slot > 1 && !attention.batch_invariant) {
-    launch_chunk_attention(type, launch, stream);
+    if (!launch_chunk_attention_wgmma(type, launch, stream)) launch_chunk_attention(type, launch, stream);
   }
 }
 

@@ -108,5 +108,7 @@ int device_limit(const char* what) {
 void launch_decode_attention(Half type, Launch launch, Stream stream);
 // Rows of slots with several.
 void launch_chunk_attention(Half type, const Launch& launch, Stream stream);
+// The same with Hopper's own instructions; false, and nothing launched, where device, build or head size has none of it.
+bool launch_chunk_attention_wgmma(Half type, const Launch& launch, Stream stream);
 
 }  // namespace bireme

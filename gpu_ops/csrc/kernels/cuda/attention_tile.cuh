@@ -46,6 +46,16 @@ struct PagedCache {
   const int32_t* table;  // of the slot
   int table_width, blocks, block_shift, kv_heads, kv_head;  // a block holds 1 << block_shift positions
   int length;                                               // positions [0, length) may be read
+
+  // Of position `first`'s key, or -1 where it may not be read.
+  template <int kHeadDim>
+  __device__ int64_t offset(int first) const {
+    const int index = first >> block_shift;
+    if (first >= length || index >= table_width) return -1;
+    const int block = table[index], entry = first & ((1 << block_shift) - 1);
+    if (block < 0 || block >= blocks) return -1;
+    return (((int64_t{block} * kv_heads + kv_head) << block_shift) + entry) * kHeadDim;
+  }
 };
 
 // Brings keys and values of positions [first, first + 64) to shared memory, zeros beyond the length. Each of `kWarps` warps
@@ -56,15 +66,7 @@ __device__ inline void load_tile(const PagedCache<T>& cache, int first, T* k_til
   constexpr int kKeys = kTileKeys / kWarps, kRun = 16, kChunks = kHeadDim / kVec;
   const int lane = threadIdx.x % kWarp, start = first + warp * kKeys;
   // Lane r looks up run r.
-  const int mine = start + lane * kRun, index = mine >> cache.block_shift;
-  int64_t offset = -1;
-  if (lane < kKeys / kRun && mine < cache.length && index < cache.table_width) {
-    const int block = cache.table[index];
-    const int entry = mine & ((1 << cache.block_shift) - 1);
-    if (block >= 0 && block < cache.blocks) {
-      offset = (((int64_t{block} * cache.kv_heads + cache.kv_head) << cache.block_shift) + entry) * kHeadDim;
-    }
-  }
+  const int64_t offset = lane < kKeys / kRun ? cache.template offset<kHeadDim>(start + lane * kRun) : -1;
 #pragma unroll
   for (int run = 0; run < kKeys / kRun; ++run) {
     const int64_t from = __shfl_sync(kAllLanes, offset, run);

@@ -23,12 +23,9 @@ inline void check_launch(const char* kernel) { check_cuda(cudaGetLastError(), ke
 
 // Calls f with a value of the element type.
 template <typename F>
-void with_half(Half type, F&& f) {
-  if (type == Half::kFloat16) {
-    f(__half{});
-  } else {
-    f(__nv_bfloat16{});
-  }
+auto with_half(Half type, F&& f) {
+  if (type == Half::kFloat16) return f(__half{});
+  return f(__nv_bfloat16{});
 }
 
 __device__ inline float to_float(__half value) { return __half2float(value); }
