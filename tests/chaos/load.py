@@ -15,6 +15,8 @@ from cluster.errors import BiremeError
 from tests.chaos.requests import NUM_REQUESTS, cut_at, has_stops, is_chat, num_choices, request_body, stop_string
 from tests.chaos.seen import Seen, Twin
 
+# The code of a request whose body the way to the ingress lost; nothing was begun.
+REQUEST_LOST = "request_lost"
 KINDS = {"resuming": 6, "whole": 1, "slow": 1, "vanishing": 1, "plain": 1}
 # A connection that nobody takes is refused at once; who was waited for longer had the request.
 REFUSED_S, MAX_REFUSED_S = 3.0, 60.0
@@ -181,7 +183,8 @@ class Load:
 
 
 def _is_break(error: BiremeError) -> bool:
-    """An error of the way to the ingress; this API's own errors have a code and are never excused."""
+    """An error of the way to the ingress; this API's own errors have a code and are never excused, but for the one that says that
+    the request did not arrive."""
     if isinstance(error, ApiStatusError):
-        return error.code == ApiStatusError.code
+        return error.code in (ApiStatusError.code, REQUEST_LOST)
     return isinstance(error, BrokenStreamError) or isinstance(error.__cause__, httpx.TransportError)
