@@ -17,7 +17,8 @@ constexpr int kSpan = 32;  // elements of in_features of one step: 16 bytes a la
 // warps takes kSteps steps.
 template <int kOut, int kRow, int kSteps>
 struct Tile {
-  static constexpr int kMaxWarps = kSteps == 2 ? 12 : 16;
+  // Their sums and inputs lie in registers.
+  static constexpr int kMaxWarps = kSteps == 2 || kOut * kRow > 8 ? 12 : 16;
   static constexpr int kRows = kRow * 8, kColumns = kOut * 16;
   static constexpr int kStride = kColumns + 4;  // of a row's sums: lanes that store together meet different banks
   // Sums take the place of a warp's weights, squares of its rows come behind.
@@ -26,8 +27,9 @@ struct Tile {
   static constexpr int kWarpBytes = kSquaresAt + kRows * 4;
 };
 
+// Without the 1 the compiler saves registers and lets loads wait for each other.
 template <typename T, int kOut, int kRow, int kSteps, bool kNorm>
-__global__ void __launch_bounds__(Tile<kOut, kRow, kSteps>::kMaxWarps* kWarp) small_kernel(SkinnyLinear l) {
+__global__ void __launch_bounds__(Tile<kOut, kRow, kSteps>::kMaxWarps* kWarp, 1) small_kernel(SkinnyLinear l) {
 #if __CUDA_ARCH__ >= 900
   using S = Tile<kOut, kRow, kSteps>;
   extern __shared__ __align__(16) unsigned char shared[];
@@ -68,12 +70,14 @@ __global__ void __launch_bounds__(Tile<kOut, kRow, kSteps>::kMaxWarps* kWarp) sm
     gain[i] = present(i) ? *reinterpret_cast<const uint4*>(from) : nothing;
   }
   // Results leave in pairs of neighbouring outputs; where one lies, or -1.
-  const int row_items = block_outputs / 2, items = S::kRows * row_items;
+  const int items = S::kRows * block_outputs / 2;
+  const auto row_of = [&](int item) { return l.swiglu ? item / (S::kColumns / 4) : item / (S::kColumns / 2); };
+  const auto column_of = [&](int item) { return (item - row_of(item) * (block_outputs / 2)) * 2; };
   const auto place_of = [&](int item) {
-    const int row = first_row + item / row_items, output = first_output + item % row_items * 2;
-    return row < l.rows && output < outputs ? int64_t{row} * outputs + output : int64_t{-1};
+    const int row = first_row + row_of(item), output = first_output + column_of(item);
+    return item < items && row < l.rows && output < outputs ? int64_t{row} * outputs + output : int64_t{-1};
   };
-  const int64_t first_place = static_cast<int>(threadIdx.x) < items ? place_of(threadIdx.x) : -1;
+  const int64_t first_place = place_of(threadIdx.x);
 
   wait_for_predecessor();
 #pragma unroll
@@ -135,10 +139,10 @@ __global__ void __launch_bounds__(Tile<kOut, kRow, kSteps>::kMaxWarps* kWarp) sm
   const auto bias_of = [&](int output) {
     return unpack_pair<T>(*reinterpret_cast<const uint32_t*>(static_cast<const T*>(l.bias) + output));
   };
-  for (int item = threadIdx.x; item < items; item += blockDim.x) {
-    const int64_t place = place_of(item);
+  int64_t place = first_place;
+  for (int item = threadIdx.x; item < items; item += blockDim.x, place = place_of(item)) {
     if (place < 0) continue;
-    const int row = item / row_items, column = item % row_items * 2, output = first_output + column;
+    const int row = row_of(item), column = column_of(item), output = first_output + column;
     float2 value = make_float2(0, 0), up = make_float2(0, 0);
     float square = 0;
     const unsigned char* of_warp = shared;
@@ -195,24 +199,31 @@ void launch(const SkinnyLinear& l, int warps, Stream stream) {
 }  // namespace
 
 bool small_linear_cuda(const SkinnyLinear& l, Stream stream) {
+  constexpr int kMostSteps = 3 * Tile<1, 1, 3>::kMaxWarps, kManyOutputs = 2048;
   const int steps = (l.in_features + kSpan - 1) / kSpan, outputs = l.swiglu ? l.out_features / 2 : l.out_features;
-  constexpr int kFew = 2 * Tile<1, 1, 2>::kMaxWarps, kMost = 3 * Tile<1, 1, 3>::kMaxWarps;
-  if (!chains_launches() || steps > kMost || outputs % 2) return false;
+  if (!chains_launches() || steps > kMostSteps || outputs % 2) return false;
   // Larger tiles read x less often, smaller ones leave each block less to do. The bounds were measured with 132 multiprocessors.
   const auto fits = [&](int out, int row, int blocks) {
     return ((l.out_features + out * 16 - 1) / (out * 16)) * ((l.rows + row * 8 - 1) / (row * 8)) <= blocks;
   };
   with_half(l.type, [&](auto t) {
     using T = decltype(t);
-    if (steps <= kFew) {
+    // How many steps a warp takes decides the order of the sums, so it has to depend on the weight alone.
+    if (l.out_features > kManyOutputs) {
+      const int warps = (steps + 2) / 3;
+      if (fits(1, 1, 144)) return launch<T, 1, 1, 3>(l, warps, stream);
+      if (fits(2, 1, 216)) return launch<T, 2, 1, 3>(l, warps, stream);
+      if (fits(3, 1, 256)) return launch<T, 3, 1, 3>(l, warps, stream);
+      if (fits(3, 2, 256) || warps > Tile<3, 4, 3>::kMaxWarps) return launch<T, 3, 2, 3>(l, warps, stream);
+      return launch<T, 3, 4, 3>(l, warps, stream);
+    }
+    if (steps <= 2 * Tile<1, 1, 2>::kMaxWarps) {
       const int warps = (steps + 1) / 2;
       if (fits(1, 1, 144)) return launch<T, 1, 1, 2>(l, warps, stream);
       if (fits(2, 1, 216)) return launch<T, 2, 1, 2>(l, warps, stream);
-      if (fits(2, 2, 256)) return launch<T, 2, 2, 2>(l, warps, stream);
-      if (fits(3, 2, 256)) return launch<T, 3, 2, 2>(l, warps, stream);
-      return launch<T, 3, 4, 2>(l, warps, stream);
+      return launch<T, 2, 2, 2>(l, warps, stream);
     }
-    const int warps = (steps + 2) / 3;
+    const int warps = (steps + 2) / 3;  // more than eight, so that fewer blocks fill the device
     if (fits(1, 1, 72)) return launch<T, 1, 1, 3>(l, warps, stream);
     if (fits(2, 1, 64)) return launch<T, 2, 1, 3>(l, warps, stream);
     if (fits(2, 2, 128)) return launch<T, 2, 2, 3>(l, warps, stream);
