@@ -1,4 +1,5 @@
 #include "../philox.h"
+#include "chained_launch.cuh"
 #include "row_scan.cuh"
 #include "sampling.h"
 
@@ -29,6 +30,8 @@ __global__ void __launch_bounds__(kRowThreads) sample_kernel(SampleState state, 
                                                              const int32_t* sample_slots, int64_t* tokens) {
   extern __shared__ __align__(16) unsigned char shared[];
   RowScratch* s = reinterpret_cast<RowScratch*>(shared);
+  wait_for_predecessor();
+  start_successor();
   const float* row = logits + int64_t{blockIdx.x} * vocab;
   const int64_t slot = sample_slots[blockIdx.x];
   const bool greedy = slot < 0 || slot >= slots || !(state.temperature[slot] > kGreedyTemperature);
@@ -135,9 +138,8 @@ void sample_cuda(const SampleState& state, int64_t slots, const float* logits, i
   if (rows == 0) return;
   if (vocab > 1 << 21) throw std::runtime_error("sample: a vocabulary of more than 2097152 tokens");
   check_cuda(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(RowScratch)), "sample");
-  sample_kernel<<<static_cast<unsigned>(rows), kRowThreads, sizeof(RowScratch), stream>>>(
-      state, slots, logits, static_cast<int>(vocab), sample_slots, tokens);
-  check_launch("sample");
+  launch_chained(sample_kernel, dim3(rows), kRowThreads, sizeof(RowScratch), stream, "sample", state, slots, logits, vocab,
+                 sample_slots, tokens);
 }
 
 }  // namespace bireme

@@ -1,7 +1,7 @@
 // Slots: how requests enter them, and how a step begins.
 #include "state.h"
 
-#include "common.cuh"
+#include "chained_launch.cuh"
 
 namespace bireme {
 namespace {
@@ -118,6 +118,8 @@ __device__ int block_prefix(int value, int* scratch, int* total) {
 __global__ void lay_out_kernel(const int64_t* prompt_lens, const int64_t* step_idx, const int32_t* seq_lens_this_time,
                                const int32_t* seq_lens_decoder, int slots, PackedTokens out) {
   __shared__ int scratch[kWarp];
+  wait_for_predecessor();
+  start_successor();
   int rows = 0, sampling = 0;
   for (int start = 0; start < slots; start += blockDim.x) {
     const int slot = start + threadIdx.x;
@@ -145,6 +147,8 @@ __global__ void lay_out_kernel(const int64_t* prompt_lens, const int64_t* step_i
 
 __global__ void fill_rows_kernel(const int64_t* token_ids_all, const int32_t* seq_lens_decoder, int slots, int64_t max_model_len,
                                  PackedTokens out, int rows) {
+  wait_for_predecessor();
+  start_successor();
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   if (row >= rows) return;
   const bool used = row < out.cu_seqlens_q[slots];
@@ -184,13 +188,11 @@ void recover_block_cuda(const int32_t* seq_lens_decoder, bool* is_block_step, co
 void pack_tokens_cuda(const int64_t* token_ids_all, const int64_t* prompt_lens, const int64_t* step_idx,
                       const int32_t* seq_lens_this_time, const int32_t* seq_lens_decoder, int64_t slots, int64_t max_model_len,
                       const PackedTokens& out, int64_t rows, Stream stream) {
-  lay_out_kernel<<<1, kSlotThreads, 0, stream>>>(prompt_lens, step_idx, seq_lens_this_time, seq_lens_decoder,
-                                                 static_cast<int>(slots), out);
-  check_launch("pack_tokens");
+  launch_chained(lay_out_kernel, dim3(1), kSlotThreads, 0, stream, "pack_tokens", prompt_lens, step_idx, seq_lens_this_time,
+                 seq_lens_decoder, slots, out);
   if (rows == 0) return;
-  fill_rows_kernel<<<static_cast<unsigned>((rows + 127) / 128), 128, 0, stream>>>(
-      token_ids_all, seq_lens_decoder, static_cast<int>(slots), max_model_len, out, static_cast<int>(rows));
-  check_launch("pack_tokens");
+  launch_chained(fill_rows_kernel, dim3((rows + 127) / 128), 128, 0, stream, "pack_tokens", token_ids_all, seq_lens_decoder, slots,
+                 max_model_len, out, rows);
 }
 
 }  // namespace bireme

@@ -1,5 +1,5 @@
 // How a step ends: stop detection, history and lengths, the block that the host reads.
-#include "common.cuh"
+#include "chained_launch.cuh"
 #include "state.h"
 
 namespace bireme {
@@ -55,6 +55,8 @@ __device__ StopReason find_stop(const StopState& state, int64_t slot, int64_t to
 
 // One warp a slot.
 __global__ void detect_stop_kernel(StopState state, const int64_t* tokens, const int32_t* sample_slots, int rows) {
+  wait_for_predecessor();
+  start_successor();
   const int slot = (blockIdx.x * blockDim.x + threadIdx.x) / kWarp;
   if (slot >= state.slots) return;
   const int row = row_of_slot(sample_slots, rows, slot);
@@ -69,6 +71,8 @@ __global__ void detect_stop_kernel(StopState state, const int64_t* tokens, const
 // One block, because not_need_stop speaks of all slots. `row_of` holds one entry a slot.
 __global__ void update_inputs_kernel(UpdateState state, const int64_t* tokens, const int32_t* sample_slots, int rows) {
   extern __shared__ int row_of[];
+  wait_for_predecessor();
+  start_successor();
   const int slots = static_cast<int>(state.slots);
   for (int slot = threadIdx.x; slot < slots; slot += blockDim.x) row_of[slot] = -1;
   __syncthreads();
@@ -111,6 +115,8 @@ __global__ void update_inputs_kernel(UpdateState state, const int64_t* tokens, c
 __global__ void pack_outputs_kernel(const int32_t* seq_lens_decoder, const int64_t* sampled_token_ids, const int32_t* num_sampled,
                                     const int32_t* stop_reason, const int64_t* matched_stop, const bool* not_need_stop,
                                     int64_t slots, int64_t* landing) {
+  wait_for_predecessor();
+  start_successor();
   const int64_t slot = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (slot == 0) landing[0] = slots << kSlotCountShift | (*not_need_stop ? kSomeSlotRuns : 0);
   if (slot >= slots) return;
@@ -149,24 +155,22 @@ unsigned blocks_of_warps(int64_t warps) { return static_cast<unsigned>((warps + 
 }  // namespace
 
 void detect_stop_cuda(const StopState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows, Stream stream) {
-  detect_stop_kernel<<<blocks_of_warps(state.slots), kWarpsPerBlock * kWarp, 0, stream>>>(state, tokens, sample_slots,
-                                                                                         static_cast<int>(rows));
-  check_launch("detect_stop");
+  launch_chained(detect_stop_kernel, dim3(blocks_of_warps(state.slots)), kWarpsPerBlock * kWarp, 0, stream, "detect_stop", state,
+                 tokens, sample_slots, rows);
 }
 
 void update_inputs_cuda(const UpdateState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows, Stream stream) {
   if (state.slots > 8192) throw std::runtime_error("update_inputs: more than 8192 slots");
   const int threads = static_cast<int>(min(int64_t{kSlotThreads}, (state.slots + kWarp - 1) / kWarp * kWarp));
-  update_inputs_kernel<<<1, threads, state.slots * sizeof(int), stream>>>(state, tokens, sample_slots, static_cast<int>(rows));
-  check_launch("update_inputs");
+  launch_chained(update_inputs_kernel, dim3(1), threads, state.slots * sizeof(int), stream, "update_inputs", state, tokens,
+                 sample_slots, rows);
 }
 
 void pack_outputs_cuda(const int32_t* seq_lens_decoder, const int64_t* sampled_token_ids, const int32_t* num_sampled,
                        const int32_t* stop_reason, const int64_t* matched_stop, const bool* not_need_stop, int64_t slots,
                        int64_t* landing, Stream stream) {
-  pack_outputs_kernel<<<static_cast<unsigned>((slots + 127) / 128), 128, 0, stream>>>(
-      seq_lens_decoder, sampled_token_ids, num_sampled, stop_reason, matched_stop, not_need_stop, slots, landing);
-  check_launch("pack_outputs");
+  launch_chained(pack_outputs_kernel, dim3((slots + 127) / 128), 128, 0, stream, "pack_outputs", seq_lens_decoder,
+                 sampled_token_ids, num_sampled, stop_reason, matched_stop, not_need_stop, slots, landing);
 }
 
 void pack_logprobs_cuda(const int32_t* num_sampled, const int32_t* num_logprobs, int64_t slots, int64_t* landing,
