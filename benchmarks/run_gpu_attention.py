@@ -2,7 +2,7 @@
 
     ncu --clock-control none --set full -k regex:decode_kernel --launch-skip 4 -c 1 \\
         python -m benchmarks.run_gpu_attention --model smollm2 --rows 64
-    ncu ... -k regex:chunk_kernel python -m benchmarks.run_gpu_attention --model llama_8b --prompt 2048
+    ncu ... -k regex:chunk_wgmma_kernel python -m benchmarks.run_gpu_attention --model llama_8b --prompt 2048
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``bireme serve`` in a process group of its own, with a Serve config on a free port; ends with everything it started."""
+"""``bireme serve``, or ``serve run``, in a process group of its own, with a Serve config on a free port; ends with everything it started."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from typing import Any
 import yaml
 
 _READY_TIMEOUT_S = 300.0
+BIREME_SERVE = ("-m", "deployments.cli", "serve")
+# Ray Serve's own command; its script's first line may name a Python of another machine.
+SERVE_RUN = ("-c", "from ray.serve.scripts import cli; cli()", "run")
 
 
 class ServedApp:
@@ -26,12 +29,14 @@ class ServedApp:
         port, url: of its API; the url is without /v1.
         model: the name under which clients ask for it.
         seconds_to_start: from the command to the first answer.
+        process_group: id of the group of the server and what it starts.
 
     Args:
         config: a Serve config file, or its content.
         log_path: where the server's output goes.
         settings: settings of the application that replace the file's.
         environment: variables of the server beside this process's own.
+        command: BIREME_SERVE or SERVE_RUN, what this Python is to run.
     Raises:
         RuntimeError: it ended, or is not ready in time; the message names the log.
     """
@@ -42,6 +47,7 @@ class ServedApp:
         log_path: str,
         settings: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
+        command: tuple[str, ...] = BIREME_SERVE,
     ) -> None:
         content = yaml.safe_load(config.read_text()) if isinstance(config, Path) else copy.deepcopy(config)
         self.port = free_port()
@@ -54,9 +60,10 @@ class ServedApp:
         self._log = open(log_path, "w")  # noqa: SIM115 (the server writes to it until close)
         started = time.monotonic()
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "deployments.cli", "serve", self._config_path, "--address", "local"],
+            [sys.executable, *command, self._config_path, "--address", "local"],
             stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **(environment or {})},
         )  # fmt: skip
+        self.process_group = self._server.pid
         try:
             self.model = self._wait_until_ready()
         except BaseException:

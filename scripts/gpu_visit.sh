@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is to be seen on a machine with a GPU, in parts, each under a time limit of its own; a table of all figures comes last.
-#     scripts/gpu_visit.sh a b            DEVICE=cpu scripts/gpu_visit.sh b c f    tries what runs without a GPU, at small sizes
+#     scripts/gpu_visit.sh a b            DEVICE=cpu scripts/gpu_visit.sh b c f k  tries what runs without a GPU, at small sizes
 #   a  ops against their twins, the engine, random steps, side by side                     about 100 s, at most 180
 #   b  every op, a whole step over its floor, and the engine's own steps, at 1 and 64 rows  about 110 s, at most 190
 #   c  8B served to 64 clients: step over device time, memory, a recording of steps         about  80 s, at most 130
@@ -11,6 +11,7 @@
 #   h  two replicas on two GPUs, one of them killed                                         about  90 s, at most 180
 #   i  the end-to-end tests of tests/deployments                                            about 150 s, at most 240
 #   j  compute-sanitizer's memcheck and racecheck over the small ops                        about 100 s, at most 150
+#   k  `serve run ray_configs/llama_8b_gpu.yaml`, and its end                              about  50 s, at most 120
 # Times are without the build of the ops, which comes first. What a part prints goes to $OUT/logs.tgz, the table also to
 # $OUT/table.txt ($OUT by default: a temporary folder). BIREME_CUDA_ARCHS=90a builds for one chip, which is quick.
 set -uo pipefail
@@ -124,7 +125,7 @@ part_g() {
         WIDTH=110 say "$name" 30 'Duration|Throughput|Registers Per|Achieved Occ|Theoretical Occ|Eligible|Active Warps|Issued Warp|Executed Ipc|Hit Rate|Max Bandwidth|stalled_.*ratio|Tensor|rror'
     }
     profile g-decode decode_kernel --model smollm2 --rows 64
-    profile g-chunk chunk_kernel --model llama_8b --prompt 2048 --context 1452
+    profile g-chunk chunk_wgmma_kernel --model llama_8b --prompt 2048 --context 1452
 }
 
 part_h() {
@@ -154,9 +155,14 @@ part_j() {
     for tool in memcheck racecheck; do say "j-$tool" 8 'Invalid|ERROR SUMMARY|RACECHECK SUMMARY|all equal|Error|hazard'; done
 }
 
+part_k() {
+    limited INT 120 k-serve-run "${gpu_tests[@]}" -s tests/gpu/test_serve_run.py || status=1
+    tests_of k-serve-run
+}
+
 visit() {
     for part in "$@"; do
-        declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to j" >&2; exit 2; }
+        declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to k" >&2; exit 2; }
     done
     echo "== build"
     time "$python" -c "from gpu_ops.build import build; print(build())" || exit 1

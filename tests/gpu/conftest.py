@@ -32,6 +32,6 @@ def missing_gpu() -> str | None:
 def pytest_collection_modifyitems(items):
     reason = missing_gpu()
     for item in items:
-        tried_on_cpu = item.path.stem == "test_serving_gpu" and os.environ.get("BIREME_SERVING_DEVICE") == "cpu"
+        tried_on_cpu = item.path.stem in ("test_serving_gpu", "test_serve_run") and os.environ.get("BIREME_SERVING_DEVICE") == "cpu"
         if reason and "tests/gpu/" in item.path.as_posix() and not tried_on_cpu:
             item.add_marker(pytest.mark.skip(reason=reason))
