@@ -1,4 +1,4 @@
-"""``bireme serve``, or ``serve run``, in a process group of its own, with a Serve config on a free port; ends with everything it started."""
+"""A served application in a process group of its own, by a Serve config on a free port; ends with everything it started."""
 
 from __future__ import annotations
 
