@@ -181,7 +181,9 @@ inline const on_cpu::Index<on_cpu::block_x, on_cpu::block_y> blockIdx{};
 inline const on_cpu::Index<on_cpu::grid_x, on_cpu::grid_y> gridDim{};
 
 inline void __syncthreads() { on_cpu::meet(on_cpu::block->whole); }
+inline void __syncwarp() { on_cpu::exchange(0); }
 inline void __threadfence() {}
+inline uintptr_t __cvta_generic_to_shared(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
 template <typename T>
 T __shfl_sync(unsigned, T value, int source) { return on_cpu::exchange(value)[source]; }
 template <typename T>
@@ -228,13 +230,17 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? on_cpu::multiprocessors : attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 1 << 16;
+  const int shared_bytes = on_cpu::multiprocessors < 8 ? 1 << 16 : 1 << 17;  // small devices have little of it
+  *value = attribute == cudaDevAttrMultiProcessorCount ? on_cpu::multiprocessors : attribute == cudaDevAttrComputeCapabilityMajor ? 8 : shared_bytes;
   return cudaSuccess;
 }
-constexpr int cudaLaunchAttributeProgrammaticStreamSerialization = 1;
+constexpr int cudaLaunchAttributeProgrammaticStreamSerialization = 1, cudaLaunchAttributeClusterDimension = 2;
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <typename F>
+cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int) { return cudaSuccess; }
 struct cudaLaunchAttribute {
   int id;
-  struct { int programmaticStreamSerializationAllowed; } val;
+  struct { int programmaticStreamSerializationAllowed; struct { unsigned x, y, z; } clusterDim; } val;
 };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;

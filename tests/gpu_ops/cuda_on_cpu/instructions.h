@@ -31,4 +31,20 @@ inline uint32_t transposed(uint32_t pair) {
   return at(column, row) | at(column + 1, row) << 16;
 }
 
+// ldmatrix.m8n8.x4.b16: lane 8 i + r names row r of matrix i.
+inline void load_matrices(uint32_t (&r)[4], const void* row, bool turned) {
+  const auto rows = exchange(row);
+  for (int i = 0; i < 4; ++i) {
+    const auto at = [&](int line, int column) { return static_cast<const uint16_t*>(rows[i * 8 + line])[column]; };
+    const int line = lane() / 4, column = lane() % 4 * 2;
+    const uint32_t low = turned ? at(column, line) : at(line, column), high = turned ? at(column + 1, line) : at(line, column + 1);
+    r[i] = low | high << 16;
+  }
+}
+
+// cp.async of 16 bytes, at once.
+inline void copy(void* to, const void* from, bool present) {
+  if (present) std::memcpy(to, from, 16); else std::memset(to, 0, 16);
+}
+
 }  // namespace on_cpu

@@ -1,4 +1,4 @@
-// Attention of single rows: the context is split into parts, a block each, whose four warps take tiles of 16 positions in turn.
+// Attention of single rows: the context is split into parts, a block each, whose warps take tiles in turn.
 //
 // With batch_invariant parts have one length, so that a row is always split alike, and rows of a chunk go the way of single
 // rows: a query tile has 16 lines, a line for each (row of the slot, query head of the group).
@@ -7,117 +7,52 @@
 #include <mutex>
 
 #include "chained_launch.cuh"
-#include "decode_share.cuh"
+#include "decode_join.cuh"
+#include "decode_queries.cuh"
 #include "decode_tile.cuh"
-#include "rotary.cuh"
 
 namespace bireme {
 namespace {
 
 constexpr int kMaxParts = 128;
-constexpr int kInvariantPart = 128;  // positions of a part with batch_invariant, unless the longest context asks for more
+constexpr size_t kStaticShared = 8192;  // of the kernel, at most
+constexpr int kInvariantPart = 256;     // positions of a part with batch_invariant, unless the longest context asks for more
 
-// Where the tile at position `first` lies, or null.
-template <typename T>
-__device__ inline const T* tile_at(const void* cache, const Launch& launch, const int32_t* table, int kv_head, int first) {
-  const CudaRows& s = launch.rows;
-  const int index = first >> launch.block_shift;
-  const int block = index < s.table_width ? table[index] : -1;
-  if (block < 0 || block >= s.blocks) return nullptr;
-  const int entry = first & (s.block_size - 1);
-  return static_cast<const T*>(cache) + (((int64_t{block} * s.kv_heads + kv_head) << launch.block_shift) + entry) * s.head_dim;
-}
-
-// Brings the block's queries to shared memory. With `cos_sin` the entry is one row, whose queries are turned on the way,
-// and the block that `writes` its key head puts key and value into the cache.
-template <typename T, int kHeadDim, int kLines>
-__device__ void prepare_queries(const Launch& launch, const Entry& entry, int kv_head, bool writes, T* queries) {
-  constexpr int kLine = Shape<T, kHeadDim>::kQueryStride, kVecs = kHeadDim / kVec, kTurns = kVecs / 2;
-  const CudaRows& s = launch.rows;
-  const int group = s.q_heads / s.kv_heads, heads = s.q_heads + 2 * s.kv_heads;
-  const T* qkv = static_cast<const T*>(launch.attention.qkv) + int64_t{entry.row} * heads * kHeadDim;
-  if (!launch.attention.cos_sin) {
-    for (int item = threadIdx.x; item < kLines * kVecs; item += blockDim.x) {
-      const int line = item / kVecs, column = item % kVecs * kVec, token = line / group;
-      const bool present = token < entry.num_rows;
-      const T* from = qkv + (int64_t{token} * heads + kv_head * group + line % group) * kHeadDim + column;
-      store_vec(queries + line * kLine + column, present ? load_vec(from) : zero_vec<T>());
-    }
-    return;
-  }
-  const float* cosines = launch.attention.cos_sin + int64_t{entry.last} * kHeadDim;
-  for (int item = threadIdx.x; item < kLines * kTurns; item += blockDim.x) {
-    const int line = item / kTurns, column = item % kTurns * kVec;
-    Vec8<T> first = zero_vec<T>(), second = zero_vec<T>();
-    if (line < group) turn(qkv + (kv_head * group + line) * kHeadDim, column, kHeadDim / 2, cosines, first, second);
-    store_vec(queries + line * kLine + column, first);
-    store_vec(queries + line * kLine + column + kHeadDim / 2, second);
-  }
-  if (!writes) return;
-  const int32_t* table = s.block_tables + int64_t{entry.slot} * s.table_width;
-  const int inside = entry.last % kTile;
-  T* key = const_cast<T*>(tile_at<T>(launch.attention.k_cache, launch, table, kv_head, entry.last - inside));
-  T* value = const_cast<T*>(tile_at<T>(launch.attention.v_cache, launch, table, kv_head, entry.last - inside));
-  if (!key) return;
-  // The last warps, which have the fewest queries to turn.
-  const int item = blockDim.x - 1 - static_cast<int>(threadIdx.x);
-  if (item < kTurns) {
-    Vec8<T> first, second;
-    turn(qkv + (s.q_heads + kv_head) * kHeadDim, item * kVec, kHeadDim / 2, cosines, first, second);
-    store_vec(key + inside * kHeadDim + item * kVec, first);
-    store_vec(key + inside * kHeadDim + item * kVec + kHeadDim / 2, second);
-  } else if (item < kTurns + kVecs) {
-    const int column = (item - kTurns) * kVec;
-    store_vec(value + inside * kHeadDim + column, load_vec(qkv + (s.q_heads + s.kv_heads + kv_head) * kHeadDim + column));
+// Until the oldest of `stages` tiles under way is there.
+__device__ inline void wait_stages(int stages) {
+  switch (stages) {
+    case 1: return wait_copies<0>();
+    case 2: return wait_copies<1>();
+    case 3: return wait_copies<2>();
+    default: return wait_copies<3>();
   }
 }
 
-__device__ inline float4 joined(const Join& join, float4 before, float4 part) {
-  return make_float4(join(before.x, part.x), join(before.y, part.y), join(before.z, part.z), join(before.w, part.w));
-}
-
-// Where a line's results go.
-struct Line {
-  int64_t head;  // of all rows' query heads
-  bool present;
-
-  __device__ static Line of(const Launch& launch, const Entry& entry, int kv_head, int line) {
-    const int group = launch.rows.q_heads / launch.rows.kv_heads;
-    const int row = line / group;
-    return {(int64_t{entry.row} + row) * launch.rows.q_heads + kv_head * group + line % group, row < entry.num_rows};
-  }
-};
-
-template <typename T>
-__device__ inline void store_line(T* out, float4 value, float sum) {
-  const float divisor = sum > 0 ? sum : 1;
-  uint2 packed = {pack_pair<T>(value.x / divisor, value.y / divisor), pack_pair<T>(value.z / divisor, value.w / divisor)};
-  *reinterpret_cast<uint2*>(out) = packed;
-}
-
-// Partial results of a query head: a place a row where rows share entries, else a place an entry, so that a step of long
-// prompts takes no more than its slots need.
-template <int kPartFloats>
-__device__ inline float* partials_of(const Launch& launch, const Share& share, int kv_head, int line, const Line& to) {
-  const int64_t of_entry = (int64_t{share.index} * launch.rows.kv_heads + kv_head) * launch.lines + line;
-  return launch.attention.partials + (launch.tiled ? to.head : of_entry) * launch.max_parts * kPartFloats;
-}
-
-// Blocks that share a multiprocessor: as many as the registers of their sums leave room for.
-template <int kHeadDim, int kHalves>
-constexpr int kResident = kHeadDim * kHalves > 128 ? 2 : kHeadDim * kHalves > 64 ? 3 : 4;
+// Blocks that share a multiprocessor, as many as their copies leave room for: three of 72 KiB where heads are short, two of
+// about 100 KiB where they are long.
+template <int kHeadDim>
+constexpr int kResident = kHeadDim > 64 ? 2 : 3;
+// Tiles of a warp that are under way at once.
+template <int kHeadDim>
+constexpr int kStages = kHeadDim > 80 ? 3 : 2;
+constexpr int kMaxStages = 4;
 
 template <typename T, int kHeadDim, int kHalves>
-__global__ void __launch_bounds__(kWarps* kWarp, kResident<kHeadDim, kHalves>) decode_kernel(Launch launch) {
+__global__ void __launch_bounds__(kWarps* kWarp, kResident<kHeadDim>) decode_kernel(Launch launch) {
   using S = Shape<T, kHeadDim>;
+  using TileOf = Tile<T, kHeadDim>;
+  constexpr int kLines = 8 * kHalves;
+  // TileOf [kWarps][launch.stages]; when all are done, a warp's sums [lines][head_dim] at the beginning of its tiles.
   extern __shared__ __align__(16) unsigned char shared[];
-  float* sums = reinterpret_cast<float*>(shared);  // [kWarps][launch.lines][head_dim]
-  __shared__ __align__(16) T queries[8 * kHalves * S::kQueryStride];
-  __shared__ float2 best_and_sum[kWarps][8 * kHalves];
+  __shared__ __align__(16) T queries[kLines * S::kLine];
+  __shared__ __align__(16) T newest[2][kHeadDim];  // key and value of the row's own position
+  __shared__ float2 best_and_sum[kWarps][kLines];
   __shared__ bool is_last;
   const CudaRows& s = launch.rows;
   const int warp = threadIdx.x / kWarp, group = s.q_heads / s.kv_heads, lines = launch.lines;
   const int kv_head = blockIdx.x % s.kv_heads, place = blockIdx.x / s.kv_heads, places = gridDim.x / s.kv_heads;
+  TileOf* const tiles = reinterpret_cast<TileOf*>(shared) + warp * launch.stages;
+  const auto sums_of = [&](int w) { return reinterpret_cast<float*>(reinterpret_cast<TileOf*>(shared) + w * launch.stages); };
 
   const SingleRows single_rows(launch);
   const auto share_of = [&](int round) {
@@ -125,24 +60,53 @@ __global__ void __launch_bounds__(kWarps* kWarp, kResident<kHeadDim, kHalves>) d
                         : single_rows.share(place + round * places);
   };
   Share share = share_of(0);
-  // Short rows leave registers for the loads of two tiles.
-  constexpr int kAhead = kHeadDim > 64 ? 1 : 2;
-  Keys<T, kHeadDim> keys[kAhead];
-  Values<T, kHeadDim> values[kAhead];
-  const auto load = [&](auto& of_tile, const void* cache, int first) {
-    const int32_t* table = s.block_tables + int64_t{share.entry.slot} * s.table_width;
-    const T* tile = tile_at<T>(cache, launch, table, kv_head, first);
-    of_tile.load(tile, tile ? share.entry.last + 1 - first : 0);
+  const auto end_of = [](const Share& share) { return min((share.part + 1) * share.keys, share.entry.last + 1); };
+  struct Place {
+    int64_t offset[S::kRuns];
   };
-  const auto load_tile = [&](int ahead, int first) {
-    load(keys[ahead], launch.attention.k_cache, first);
-    load(values[ahead], launch.attention.v_cache, first);
+  const auto place_of = [&](int first) {
+    const int32_t* table = s.block_tables + int64_t{share.entry.slot} * s.table_width;
+    Place place;
+#pragma unroll
+    for (int run = 0; run < S::kRuns; ++run) {
+      const int at = first + run * kRun;
+      place.offset[run] = at < end_of(share) ? offset_of(launch, table, kv_head, at) : -1;
+    }
+    return place;
+  };
+  // Begins to copy this warp's tile at `first`; a group of copies each, also where there is nothing left.
+  const auto fetch = [&](int stage, int first, const Place& place) {
+    if (first < end_of(share)) {
+      const T* keys = static_cast<const T*>(launch.attention.k_cache);
+      const T* values = static_cast<const T*>(launch.attention.v_cache);
+#pragma unroll
+      for (int run = 0; run < S::kRuns; ++run) {
+        const bool present = place.offset[run] >= 0;
+        const int limit = present ? share.entry.last + 1 - first - run * kRun : 0;
+        const int64_t offset = present ? place.offset[run] : 0;
+        fetch_run<T, kHeadDim>(tiles[stage].keys + run * kRun * S::kLine, keys + offset, limit);
+        fetch_run<T, kHeadDim>(tiles[stage].values + run * kRun * S::kLine, values + offset, limit);
+      }
+    }
+    commit_copies();
+  };
+  const auto fetch_first = [&] {
+    const int first = share.part * share.keys + warp * S::kTile;
+    // All entries of the table before the first copy: they are one wait.
+    Place places[kMaxStages];
+#pragma unroll
+    for (int stage = 0; stage < kMaxStages; ++stage) {
+      if (stage < launch.stages) places[stage] = place_of(first + stage * launch.step);
+    }
+#pragma unroll
+    for (int stage = 0; stage < kMaxStages; ++stage) {
+      if (stage < launch.stages) fetch(stage, first + stage * launch.step, places[stage]);
+    }
   };
 
-  // Where this kernel alone writes to the cache, older keys do not wait for this step's queries.
-  int first = share.part * share.keys + warp * kTile;
-  const bool loads_early = launch.attention.cos_sin && share.entry.slot >= 0 && first + kTile <= share.entry.last;
-  if (loads_early) load_tile(0, first);
+  // Where this kernel alone writes to the cache, older keys do not wait for this step's queries; the newest is put in later.
+  bool is_fetched = launch.attention.cos_sin && share.entry.slot >= 0;
+  if (is_fetched) fetch_first();
   wait_for_predecessor();
   start_successor();
 
@@ -158,12 +122,13 @@ __global__ void __launch_bounds__(kWarps* kWarp, kResident<kHeadDim, kHalves>) d
     }
   }
 
-  bool is_loaded = loads_early;
   for (int round = 0; share.entry.slot >= 0;) {
     const Entry entry = share.entry;
-    const int begin = share.part * share.keys, end = min(begin + share.keys, entry.last + 1);
-    __syncthreads();
-    prepare_queries<T, kHeadDim, 8 * kHalves>(launch, entry, kv_head, end == entry.last + 1, queries);
+    const int begin = share.part * share.keys, end = end_of(share);
+    const bool writes = launch.attention.cos_sin && end == entry.last + 1;
+    if (!is_fetched) fetch_first();
+    is_fetched = false;
+    prepare_queries<T, kHeadDim, kLines>(launch, entry, kv_head, writes, queries, newest);
     __syncthreads();
     int position[kHalves][2];
 #pragma unroll
@@ -171,65 +136,78 @@ __global__ void __launch_bounds__(kWarps* kWarp, kResident<kHeadDim, kHalves>) d
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int token = (half * 8 + threadIdx.x % 4 * 2 + i) / group;
-        position[half][i] = token < entry.num_rows ? s.positions[entry.row + token] : -1;
+        position[half][i] = token >= entry.num_rows ? -1 : launch.tiled ? s.positions[entry.row + token] : entry.last;
       }
     }
-    first = begin + warp * kTile;
-    if (!is_loaded && first < end) load_tile(0, first);
-    is_loaded = false;
-#pragma unroll
-    for (int i = 1; i < kAhead; ++i) {
-      if (first + i * kStride < end) load_tile(i, first + i * kStride);
-    }
+    const Queries<T, kHeadDim, kHalves> operands(queries);
     Attended<T, kHeadDim, kHalves> attended;
     attended.reset();
-    while (first < end) {
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i, first += kStride) {
-        if (first >= end) break;
-        const int next = first + kAhead * kStride;
-        float score[kHalves][4];
-        attended.scores(queries, keys[i], score);
-        if (next < end) load(keys[i], launch.attention.k_cache, next);
+    int stage = 0;
+    for (int first = begin + warp * S::kTile; first < end; first += launch.step) {
+      wait_stages(launch.stages);
+      __syncwarp();
+      TileOf& tile = tiles[stage];
+      const int next = first + launch.stages * launch.step;
+      const Place place = place_of(next);
+      if (writes && first + S::kTile > entry.last) {
+        const int lane = threadIdx.x % kWarp;
+        if (lane < 2 * kHeadDim / kVec) {
+          const int part = lane / (kHeadDim / kVec), column = lane % (kHeadDim / kVec) * kVec;
+          T* line = (part ? tile.values : tile.keys) + (entry.last - first) * S::kLine;
+          store_vec(line + column, load_vec(newest[part] + column));
+        }
+        __syncwarp();
+      }
+      typename Attended<T, kHeadDim, kHalves>::Scores score;
+      attended.scores(operands, tile.keys, score);
+      if (first + S::kTile > entry.last + 1 - entry.num_rows) {
         int visible[kHalves][2];
 #pragma unroll
         for (int half = 0; half < kHalves; ++half) {
 #pragma unroll
           for (int j = 0; j < 2; ++j) visible[half][j] = position[half][j] + 1 - first;
         }
-        attended.soften(score, visible, launch.scale_log2);
-        attended.add(score, values[i]);
-        if (next < end) load(values[i], launch.attention.v_cache, next);
+        attended.hide(score, visible);
       }
+      attended.soften(score, launch.scale_log2);
+      attended.add(score, tile.values);
+      __syncwarp();
+      fetch(stage, next, place);
+      if (++stage == launch.stages) stage = 0;
     }
-    attended.share(sums + warp * lines * kHeadDim, best_and_sum[warp], lines);
+    wait_copies<0>();
+    __syncwarp();
+    attended.share(sums_of(warp), best_and_sum[warp], lines);
     __syncthreads();
 
-    for (int item = threadIdx.x; item < lines * (kHeadDim / 4); item += blockDim.x) {
-      const int of = item / (kHeadDim / 4), column = item % (kHeadDim / 4) * 4;
-      const Line to = Line::of(launch, entry, kv_head, of);
-      if (!to.present) continue;
-      float best = -INFINITY, sum = 0;
-      float4 out = make_float4(0, 0, 0, 0);
+    // Four columns of a line each.
+    const auto for_items = [&](const Entry& of_entry, const auto& f) {
+      for (int item = threadIdx.x; item < lines * (kHeadDim / 4); item += blockDim.x) {
+        const int of = item / (kHeadDim / 4);
+        const Line to = Line::of(launch, of_entry, kv_head, of);
+        if (to.present) f(of, item % (kHeadDim / 4) * 4, to);
+      }
+    };
+    const auto store = [&](const Share& of_share, int of, int column, const Line& to, const Joined& joined) {
+      if (of_share.parts == 1) return store_line(static_cast<T*>(launch.attention.out) + to.head * kHeadDim + column, joined);
+      float* partials = partials_of<S::kPartFloats>(launch, of_share, kv_head, of, to);
+      store_partial<kHeadDim>(partials + of_share.part * S::kPartFloats, column, joined);
+    };
+    for_items(entry, [&](int of, int column, const Line& to) {
+      Joined joined;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
-        const float2 other = best_and_sum[w][of];
-        const Join join = Join::of(best, other.x, launch.scale_log2);
-        best = fmaxf(best, other.x);
-        sum = join(sum, other.y);
-        out = joined(join, out, *reinterpret_cast<const float4*>(sums + (w * lines + of) * kHeadDim + column));
+        const float4 part = *reinterpret_cast<const float4*>(sums_of(w) + of * kHeadDim + column);
+        joined.add(best_and_sum[w][of], part, launch.scale_log2);
       }
-      if (share.parts == 1) {
-        store_line(static_cast<T*>(launch.attention.out) + to.head * kHeadDim + column, out, sum);
-      } else {
-        float* partial = partials_of<S::kPartFloats>(launch, share, kv_head, of, to) + share.part * S::kPartFloats;
-        *reinterpret_cast<float4*>(partial + column) = out;
-        if (column == 0) *reinterpret_cast<float2*>(partial + kHeadDim) = make_float2(best, sum);
-      }
-    }
+      store(share, of, column, to, joined);
+    });
     const Share done = share;
     if (launch.rounds > 1) share = share_of(++round); else share.entry.slot = -1;
-    if (done.parts == 1) continue;
+    if (done.parts == 1) {
+      if (launch.rounds > 1) __syncthreads();
+      continue;
+    }
 
     // The last part to arrive joins all parts in order.
     __threadfence();
@@ -239,34 +217,14 @@ __global__ void __launch_bounds__(kWarps* kWarp, kResident<kHeadDim, kHalves>) d
     __syncthreads();
     if (!is_last) continue;
     __threadfence();
-    for (int item = threadIdx.x; item < lines * (kHeadDim / 4); item += blockDim.x) {
-      const int of = item / (kHeadDim / 4), column = item % (kHeadDim / 4) * 4;
-      const Line to = Line::of(launch, done.entry, kv_head, of);
-      if (!to.present) continue;
+    for_items(done.entry, [&](int of, int column, const Line& to) {
       const float* partials = partials_of<S::kPartFloats>(launch, done, kv_head, of, to);
-      float best = -INFINITY, sum = 0;
-      float4 out = make_float4(0, 0, 0, 0);
-      constexpr int kAhead = 8;  // parts whose loads are under way together
-      for (int start = 0; start < done.parts; start += kAhead) {
-        float2 others[kAhead];
-        float4 values_of[kAhead];
-#pragma unroll
-        for (int j = 0; j < kAhead; ++j) {
-          const float* partial = partials + min(start + j, done.parts - 1) * S::kPartFloats;
-          others[j] = __ldcg(reinterpret_cast<const float2*>(partial + kHeadDim));
-          values_of[j] = __ldcg(reinterpret_cast<const float4*>(partial + column));
-        }
-#pragma unroll
-        for (int j = 0; j < kAhead; ++j) {
-          if (start + j >= done.parts) break;
-          const Join join = Join::of(best, others[j].x, launch.scale_log2);
-          best = fmaxf(best, others[j].x);
-          sum = join(sum, others[j].y);
-          out = joined(join, out, values_of[j]);
-        }
-      }
-      store_line(static_cast<T*>(launch.attention.out) + to.head * kHeadDim + column, out, sum);
-    }
+      const auto read = [&](int part, int offset) {
+        return __ldcg(reinterpret_cast<const float4*>(partials + part * S::kPartFloats + offset));
+      };
+      const Joined all = join_partials<kHeadDim, 8>(done.parts, column, launch.scale_log2, read);
+      store_line(static_cast<T*>(launch.attention.out) + to.head * kHeadDim + column, all);
+    });
     if (threadIdx.x == 0) *counter = 0;
   }
 }
@@ -293,6 +251,8 @@ int* arrival_counters(int64_t count, Stream stream) {
   return counters.data;
 }
 
+int shared_limit() { return device_limit<cudaDevAttrMaxSharedMemoryPerBlockOptin>("shared memory"); }
+
 int multiprocessors() { return device_limit<cudaDevAttrMultiProcessorCount>("multiprocessors"); }
 
 // Rows of a chunk go the way of single rows.
@@ -302,10 +262,14 @@ bool is_tiled(const CudaAttention& attention) {
 
 int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
+// Positions that a block's warps take at a time.
+int step_of(int head_dim) { return kWarps * (head_dim > 80 ? kTileOf<128> : kTileOf<64>); }
+
 // Positions of a part at least: no context has more than kMaxParts parts.
 int min_part(const CudaRows& rows, bool batch_invariant) {
-  const int share = round_up((rows.table_width * rows.block_size + kMaxParts - 1) / kMaxParts, kStride);
-  return std::max(batch_invariant ? kInvariantPart : kStride, share);
+  const int step = step_of(rows.head_dim), longest = rows.table_width * rows.block_size;
+  const int share = round_up((longest + kMaxParts - 1) / kMaxParts, step);
+  return std::max(batch_invariant ? round_up(kInvariantPart, step) : step, share);
 }
 
 int max_parts(const CudaRows& rows, bool batch_invariant) {
@@ -316,11 +280,21 @@ int max_parts(const CudaRows& rows, bool batch_invariant) {
 template <typename T, int kHeadDim, int kHalves>
 void launch_kernel(Launch& launch, Stream stream) {
   const CudaRows& s = launch.rows;
-  const int at_once = multiprocessors() * kResident<kHeadDim, kHalves>, pairs = launch.entries * s.kv_heads;
-  // All blocks at once where rows are few; otherwise enough that the last ones to start matter little. Each row rounds up once.
-  const int wanted_blocks = pairs <= at_once / 2 ? at_once - pairs : 2 * at_once;
-  launch.keys_per_position = static_cast<float>(s.kv_heads) / wanted_blocks;
-  int columns = wanted_blocks / s.kv_heads + launch.entries, rows = 1;
+  const auto kernel = decode_kernel<T, kHeadDim, kHalves>;
+  const auto bytes = [&] { return size_t{kWarps} * launch.stages * sizeof(Tile<T, kHeadDim>); };
+  // Long heads of few rows: one block a multiprocessor, with as many copies as two. Shared memory for two would take the first
+  // cache from the matmuls around this kernel, which read their inputs from it.
+  const bool few = launch.entries * s.kv_heads <= multiprocessors();
+  const bool alone = kHeadDim > 80 && few && !launch.attention.batch_invariant;
+  launch.stages = alone ? kMaxStages : kStages<kHeadDim>;
+  while (bytes() + kStaticShared > static_cast<size_t>(shared_limit())) --launch.stages;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes())),
+             "attention shared memory");
+  const int at_once = multiprocessors() * (alone ? 1 : kResident<kHeadDim>);
+  // As many parts as there are blocks at once: then none begins late, and wherever blocks find room first, all have some. Rows
+  // that are more than that are one part each, but for the longest.
+  launch.most_parts = std::max(at_once / s.kv_heads, launch.entries + launch.entries / 4);
+  int columns = launch.most_parts, rows = 1;
   launch.rounds = 1;
   if (launch.tiled) {
     columns = launch.entries, rows = std::min(launch.max_parts, 8);
@@ -330,9 +304,8 @@ void launch_kernel(Launch& launch, Stream stream) {
     columns = std::min(all, 8 * at_once / s.kv_heads + 1);
     launch.rounds = (all + columns - 1) / columns;
   }
-  const size_t bytes = size_t{kWarps} * launch.lines * kHeadDim * sizeof(float);
-  launch_chained(decode_kernel<T, kHeadDim, kHalves>, dim3(columns * s.kv_heads, rows), kWarps * kWarp, bytes, stream,
-                 "paged_attention of single rows", launch);
+  launch_chained(kernel, dim3(columns * s.kv_heads, rows), kWarps * kWarp, bytes(), stream, "paged_attention of single rows",
+                 launch);
 }
 
 }  // namespace
@@ -348,13 +321,14 @@ void launch_decode_attention(Half type, Launch launch, Stream stream) {
   const CudaAttention& attention = launch.attention;
   const int group = s.q_heads / s.kv_heads;
   launch.longest = s.table_width * s.block_size;
-  launch.min_part = min_part(s, attention.batch_invariant);
-  launch.max_parts = max_parts(s, attention.batch_invariant);
   launch.tiled = is_tiled(attention);
   launch.entry_rows = launch.tiled ? kMaxGroup / group : 1;
   launch.lines = launch.entry_rows * group;
   launch.entries = !attention.cu_seqlens_q ? s.rows : s.slots;
   if (launch.tiled) launch.entries = s.rows / launch.entry_rows + std::min(s.slots, s.rows);
+  launch.step = step_of(s.head_dim);
+  launch.min_part = min_part(s, attention.batch_invariant);
+  launch.max_parts = max_parts(s, attention.batch_invariant);
   launch.arrivals = arrival_counters(int64_t{launch.entries} * s.kv_heads, stream);
   with_head_dim(type, s.head_dim, [&](auto t, auto dim) {
     using T = decltype(t);

@@ -17,11 +17,13 @@ struct Launch {
   int block_shift;   // a cache block holds 1 << block_shift positions
   // Of decode_kernel:
   int longest;                       // positions that a block table can hold
+  int step;                          // positions that a block's warps take at a time: parts are multiples of it
+  int stages;                        // tiles of a warp whose copies are under way together
   int min_part, max_parts;           // positions of a part at least, parts of a context at most
   bool tiled;                        // entries are tiles of the slots' rows, otherwise single rows
   int entries, entry_rows, lines;    // entries at most; rows of one at most, and those times the query heads of a group
   int rounds;                        // shares that a block may have
-  float keys_per_position;           // length of a part, by the length of all contexts together
+  int most_parts;                    // of all contexts together, for each key head; not with batch_invariant
   int* arrivals;                     // [entries * kv_heads], zero between launches
 };
 

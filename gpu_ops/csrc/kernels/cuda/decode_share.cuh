@@ -6,7 +6,6 @@
 namespace bireme {
 
 constexpr int kWarps = 4;  // of a block: they take a part's tiles in turn
-constexpr int kStride = kWarps * kTile;
 
 // Rows of one slot that a block computes together, and the context they see.
 struct Entry {
@@ -34,20 +33,18 @@ __device__ inline Entry single_row(const Launch& launch, int i) {
   return entry;
 }
 
-// The single rows of a launch, in rounds of a warp; those of the first round are kept.
+// The single rows of a launch, in rounds of a warp; those of the first two rounds are kept.
 class SingleRows {
  public:
-  __device__ explicit SingleRows(const Launch& launch) : launch_(launch), first_(row_of(0)) {
+  __device__ explicit SingleRows(const Launch& launch) : launch_(launch), first_(row_of(0)), second_(row_of(kWarp)) {
     length_ = launch.min_part;
     if (launch.attention.batch_invariant) return;
-    int total = 0;
-    for (int i = 0; i < launch.entries; i += kWarp) total += of_lane(i).last + 1;
-    if (launch.entries > 1) {
-      for (int offset = kWarp / 2; offset; offset /= 2) total += __shfl_xor_sync(kAllLanes, total, offset);
+    // As short as it may be with at most `most_parts` parts of all contexts together.
+    const int share = (total([](const Entry& entry) { return entry.last + 1; }) + launch.most_parts - 1) / launch.most_parts;
+    length_ = max(length_, (share + launch.step - 1) / launch.step * launch.step);
+    while (total([&](const Entry& entry) { return parts_of(entry); }) > launch.most_parts) {
+      length_ += max(length_ / 8 / launch.step, 1) * launch.step;
     }
-    // All contexts together make about `wanted_blocks` parts.
-    const int share = __float2int_ru(static_cast<float>(total) * launch.keys_per_position);
-    length_ = max(launch.min_part, (share + kStride - 1) / kStride * kStride);
   }
 
   // Share number `wanted` of all parts, counted row by row; its slot is -1 beyond the last.
@@ -59,7 +56,7 @@ class SingleRows {
     }
     for (int i = 0; i < launch_.entries; i += kWarp) {
       const Entry entry = of_lane(i);
-      const int parts = entry.slot < 0 ? 0 : entry.last / length_ + 1, up_to = warp_prefix(parts);
+      const int parts = parts_of(entry), up_to = warp_prefix(parts);
       const unsigned hit = __ballot_sync(kAllLanes, wanted < up_to);
       if (hit) {
         const int source = __ffs(hit) - 1;
@@ -68,7 +65,7 @@ class SingleRows {
                     wanted - of_source(up_to - parts), of_source(parts), length_};
         if (!launch_.attention.batch_invariant) {
           // Parts of a row are equally long.
-          share.keys = (share.entry.last / share.parts + kStride) / kStride * kStride;
+          share.keys = (share.entry.last / share.parts + launch_.step) / launch_.step * launch_.step;
           share.parts = share.entry.last / share.keys + 1;
           if (share.part >= share.parts) share.entry.slot = -1;
         }
@@ -80,7 +77,17 @@ class SingleRows {
   }
 
  private:
-  __device__ Entry of_lane(int start) const { return start == 0 ? first_ : row_of(start); }
+  __device__ int parts_of(const Entry& entry) const { return entry.slot < 0 ? 0 : entry.last / length_ + 1; }
+  template <typename Of>
+  __device__ int total(const Of& of) const {
+    int sum = 0;
+    for (int i = 0; i < launch_.entries; i += kWarp) sum += of(of_lane(i));
+    if (launch_.entries > 1) {
+      for (int offset = kWarp / 2; offset; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    }
+    return sum;
+  }
+  __device__ Entry of_lane(int start) const { return start == 0 ? first_ : start == kWarp ? second_ : row_of(start); }
   __device__ Entry row_of(int start) const {
     // A lone row is known to all lanes.
     const int i = launch_.entries == 1 ? 0 : start + threadIdx.x % kWarp;
@@ -91,8 +98,8 @@ class SingleRows {
   }
 
   const Launch& launch_;
-  Entry first_;
-  int length_;  // positions of a part, a multiple of kStride
+  Entry first_, second_;
+  int length_;  // positions of a part, a multiple of launch.step
 };
 
 // With batch_invariant, part `part` of tile number `index` of the slots' rows.
