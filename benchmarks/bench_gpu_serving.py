@@ -18,6 +18,7 @@ import random
 import tempfile
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,7 @@ async def _client(load: Load, rng: random.Random, measured: Measured) -> None:
         leave_after = rng.randint(1, answer) if rng.random() < ABORT_SHARE else None
         try:
             await _stream(load, prompt, answer, leave_after, measured)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, EOFError, ValueError, RuntimeError) as error:
             measured.errors.append(f"{type(error).__name__}: {error}"[:200])
 
 
@@ -101,10 +102,7 @@ async def _stream(load: Load, prompt: list[int], answer: int, leave_after: int |
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         )
-        status = await reader.readline()
-        if b" 200 " not in status:
-            raise RuntimeError(status.decode().strip())
-        async for line in reader:
+        async for line in _lines(reader):
             if line.startswith(b"data: {"):
                 count = sum(len(choice.get("token_ids") or []) for choice in json.loads(line[6:])["choices"])
                 stamps += [time.monotonic()] * count
@@ -120,6 +118,23 @@ async def _stream(load: Load, prompt: list[int], answer: int, leave_after: int |
     measured.first_token.append(stamps[0] - asked)
     if len(stamps) > 1:
         measured.per_token.append((stamps[-1] - stamps[0]) / (len(stamps) - 1))
+
+
+async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Lines of a chunked HTTP body, which may be cut anywhere.
+
+    Raises:
+        RuntimeError: the status is not 200, or the body is not chunked.
+    """
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    if b" 200 " not in head.partition(b"\r\n")[0] or b"transfer-encoding: chunked" not in head:
+        raise RuntimeError(head.decode(errors="replace").strip())
+    rest = b""
+    while size := int(await reader.readline(), 16):
+        *lines, rest = (rest + await reader.readexactly(size)).split(b"\n")
+        await reader.readexactly(2)
+        for line in lines:
+            yield line
 
 
 def processor_seconds() -> dict[str, float]:

@@ -49,7 +49,10 @@ class Terminal:
         while text not in shown:
             if not select.select([self._master], [], [], max(0, deadline - time.monotonic()))[0]:
                 pytest.fail(f"no {text!r} after {timeout_s} s in {shown!r}")
-            self._received += os.read(self._master, 65536)
+            try:
+                self._received += os.read(self._master, 65536)
+            except OSError:  # what Linux says when nobody holds the other end any more
+                pytest.fail(f"the command ended with {self.process.wait(10)} before {text!r}, after {shown!r}")
             shown = COLOURS.sub("", self._received.decode(errors="replace"))
         self._received = b""
         return shown

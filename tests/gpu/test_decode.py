@@ -44,7 +44,8 @@ def test_skinny_linear_equals_twin(rows, inputs, outputs, swiglu, has_norm, has_
     result = host(decode.skinny_linear(*arguments, eps=1e-5, swiglu=swiglu))
     assert result.shape == (rows, outputs // 2 if swiglu else outputs)
     # The gain is applied before rounding to the type, the norm's factor after the sum.
-    assert relative_error(result, twins.skinny_linear(x, weight, bias, gain, 1e-5, swiglu)) < 2 * TOLERANCE[dtype]
+    expected = twins.skinny_linear(x, weight, bias, gain, 1e-5, swiglu)
+    assert relative_error(result, expected, usual_size=0.1) < 2 * TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", HALVES)
