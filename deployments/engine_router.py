@@ -10,10 +10,14 @@ import asyncio
 import random
 import weakref
 
+from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 
 # Serve copies this module's classes, globals included, into the processes that route; another module is imported there.
 from deployments import engine_choices as shared
+
+# What Serve has for a default: who hangs is known otherwise here, so that engines need not be asked for every request.
+_QUEUE_LENGTHS_REMEMBERED_S = 10.0
 
 
 class EngineRouter(PowerOfTwoChoicesRequestRouter):
@@ -21,6 +25,10 @@ class EngineRouter(PowerOfTwoChoicesRequestRouter):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        # A shorter time may be set for proxies, by a variable that counts for all routers of the cluster.
+        self._replica_queue_len_cache = ReplicaQueueLengthCache(
+            staleness_timeout_s=_QUEUE_LENGTHS_REMEMBERED_S, get_curr_time_s=kwargs.get("get_curr_time_s")
+        )
         self._routed_by: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # routing task -> pending request
 
     async def choose_replicas(self, candidate_replicas, pending_request=None):

@@ -73,6 +73,9 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
         # One that refuses a connection is dead. HAProxy would try it three times, a second apart: it looks the least busy.
         "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+        # Serve's own proxy, the second address, may have no router of ours beside HAProxy. It remembers for ten seconds how busy
+        # an ingress was, so that one which hangs, and whose clients have just left, looks idle to it: let it ask.
+        "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0.1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY_ON_LOOPBACK),
         "BIREME_HAPROXY": binary,

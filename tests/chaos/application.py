@@ -17,6 +17,7 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve._private.constants import SERVE_DEFAULT_APP_NAME
+from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 
 from actors.model_source import resolve_model
 from cluster.config import DEFAULT_MODEL, LLMConfig
@@ -123,7 +124,7 @@ def application(setup: Setup, folder: Path, model: dict = MODEL, **changes: obje
         apply_serve_environment(make_run_folder(), variables)
         assert variables.get("RAY_SERVE_ENABLE_HA_PROXY") == "1", "HAProxy's package cannot be used here"
         running.url += f",http://127.0.0.1:{variables['RAY_SERVE_FALLBACK_PROXY_HTTP_PORT']}"
-    with _environment(variables), _cluster(setup, running):
+    with _environment(variables), _queue_lengths_remembered(variables), _cluster(setup, running):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         _deploy(setup.config(folder, model, **changes), _DEPLOY_TRIES if setup.rpc_failures else 1)
         deadline = time.monotonic() + 90
@@ -177,6 +178,20 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
     finally:
         for name in ours:
             del os.environ[name]
+
+
+@contextlib.contextmanager
+def _queue_lengths_remembered(variables: dict[str, str]) -> Iterator[None]:
+    """As in a server, which sets the variable before it imports Serve: proxies get Serve's default router from the process
+    that deploys, with what that one read at the import."""
+    name, defaults = "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S", ReplicaQueueLengthCache.__init__.__kwdefaults__
+    before = dict(defaults)
+    if name in variables:
+        defaults["staleness_timeout_s"] = float(variables[name])
+    try:
+        yield
+    finally:
+        defaults.update(before)
 
 
 def _rpc_failures(percent: int) -> dict[str, str]:
