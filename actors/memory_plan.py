@@ -15,6 +15,9 @@ _GPU_RESERVED_BYTES = 2 << 30
 # of random length: 1.4 times what the largest step computes, and the CUDA context. Twice that and more is kept.
 _ACTIVATIONS_KEPT = 4
 _LOGITS_ROWS = 64
+# With batch_invariant each row of a prompt keeps a partial result for every part of the longest context: parts have 256
+# positions, or more where there would be more than 128 of them (gpu_ops/csrc/kernels/cuda/attention_decode.cu).
+_INVARIANT_PART, _MOST_PARTS = 256, 128
 
 
 def kv_block_bytes(model: ModelConfig, block_size: int, item_bytes: int) -> int:
@@ -26,7 +29,14 @@ def gpu_step_bytes(config: EngineConfig, model: ModelConfig, budget: int) -> int
     """Bytes of a GPU that are kept for what steps of at most ``budget`` tokens compute, and for the CUDA context's growth."""
     activations = _ACTIVATIONS_KEPT * 2 * budget * (4 * model.hidden_size + 3 * model.intermediate_size)
     logits = 3 * 4 * max(config.max_num_seqs, _LOGITS_ROWS) * model.vocab_size
-    return activations + logits + _GPU_RESERVED_BYTES
+    return activations + logits + _partials_bytes(config, model, budget) + _GPU_RESERVED_BYTES
+
+
+def _partials_bytes(config: EngineConfig, model: ModelConfig, budget: int) -> int:
+    if not config.batch_invariant:
+        return 0  # a place a sequence, which activations cover
+    parts = min(-(-(config.max_model_len or DEFAULT_MAX_MODEL_LEN) // _INVARIANT_PART), _MOST_PARTS)
+    return 4 * budget * model.num_heads * parts * (model.head_dim + 4)
 
 
 def gpu_pool_bytes(

@@ -1,6 +1,8 @@
 // A block's weights lie in shared memory before its predecessor ends; what is left for then is one round of loads of x, products
 // of registers, and the joining of the warps' sums. Each warp has its own part of in_features, each lane the weights that it
 // has copied itself, so that nothing but the joining waits for other threads.
+#include <algorithm>
+
 #include "small_linear.h"
 
 #include "async_copy.cuh"
@@ -196,12 +198,28 @@ void launch(const SkinnyLinear& l, int warps, Stream stream) {
   launch_chained(kernel, grid, warps * kWarp, bytes, stream, "skinny_linear", l);
 }
 
+template <int kOut, int kRow, int kSteps>
+constexpr int kMostBytes = Tile<kOut, kRow, kSteps>::kMaxWarps * Tile<kOut, kRow, kSteps>::kWarpBytes;
+
+// Whether every tile fits on chip: the choice may depend on the device, but not on the number of rows.
+bool has_room() {
+  constexpr int kWanted = std::max({kMostBytes<2, 2, 2>, kMostBytes<2, 4, 3>, kMostBytes<3, 2, 3>, kMostBytes<3, 4, 3>});
+  static_assert(kWanted <= 227 << 10, "what a Hopper block may have");
+  // Asked for once: all devices of a process are alike.
+  static const bool answer = [] {
+    int bytes = 0;
+    const auto limit = cudaDevAttrMaxSharedMemoryPerBlockOptin;
+    return cudaDeviceGetAttribute(&bytes, limit, current_device()) == cudaSuccess && bytes >= kWanted;
+  }();
+  return answer;
+}
+
 }  // namespace
 
 bool small_linear_cuda(const SkinnyLinear& l, Stream stream) {
   constexpr int kMostSteps = 3 * Tile<1, 1, 3>::kMaxWarps, kManyOutputs = 2048;
   const int steps = (l.in_features + kSpan - 1) / kSpan, outputs = l.swiglu ? l.out_features / 2 : l.out_features;
-  if (!chains_launches() || steps > kMostSteps || outputs % 2) return false;
+  if (!chains_launches() || !has_room() || steps > kMostSteps || outputs % 2) return false;
   // Larger tiles read x less often, smaller ones leave each block less to do. The bounds were measured with 132 multiprocessors.
   const auto fits = [&](int out, int row, int blocks) {
     return ((l.out_features + out * 16 - 1) / (out * 16)) * ((l.rows + row * 8 - 1) / (row * 8)) <= blocks;
