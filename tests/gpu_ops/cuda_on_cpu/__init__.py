@@ -18,6 +18,7 @@ _INSTRUCTIONS = {
     "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32": "on_cpu::multiply<__half>(c, a, b0, b1);",
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32": "on_cpu::multiply<__nv_bfloat16>(c, a, b0, b1);",
     "cp.async.cg.shared.global": "on_cpu::copy(to, from, present);",
+    "cp.async.cg.shared.global.L2::128B": "on_cpu::copy(to, from, true);",
     "cp.async.commit_group;": "",
     "cp.async.wait_group": "",
     "ldmatrix.sync.aligned.m8n8.x4.shared.b16": "on_cpu::load_matrices(r, row, false);",

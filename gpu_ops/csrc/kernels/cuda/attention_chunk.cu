@@ -3,6 +3,7 @@
 
 #include "attention_launch.cuh"
 #include "attention_tile.cuh"
+#include "device_limit.cuh"
 
 namespace bireme {
 namespace {
@@ -93,9 +94,6 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) chunk_kernel(Launch launch) 
     }
   }
 }
-
-// Shared memory that a block may have.
-int shared_limit() { return device_limit<cudaDevAttrMaxSharedMemoryPerBlockOptin>("shared memory"); }
 
 template <typename T, int kHeadDim, int kStages>
 void launch_stages(const Launch& launch, int bytes, Stream stream) {

@@ -120,7 +120,7 @@ class Attended {
   // Tiles that only the other warpgroup needs.
   __device__ void skip(int from, int tiles) {
     for (int tile = from; tile < tiles; ++tile) {
-          wait_for(shared_.full_keys, tile);
+      wait_for(shared_.full_keys, tile);
       give_back(shared_.free_keys, tile);
       wait_for(shared_.full_values, tile);
       give_back(shared_.free_values, tile);

@@ -10,6 +10,7 @@
 #include "decode_join.cuh"
 #include "decode_queries.cuh"
 #include "decode_tile.cuh"
+#include "device_limit.cuh"
 
 namespace bireme {
 namespace {
@@ -250,8 +251,6 @@ int* arrival_counters(int64_t count, Stream stream) {
   }
   return counters.data;
 }
-
-int shared_limit() { return device_limit<cudaDevAttrMaxSharedMemoryPerBlockOptin>("shared memory"); }
 
 int multiprocessors() { return device_limit<cudaDevAttrMultiProcessorCount>("multiprocessors"); }
 

@@ -1,8 +1,5 @@
 // What the attention kernels share: their argument, how results of parts are joined, and which rows a block computes.
 #pragma once
-#include <map>
-#include <mutex>
-
 #include "attention.h"
 #include "common.cuh"
 
@@ -92,18 +89,6 @@ void with_head_dim(Half type, int head_dim, F&& f) {
       default: return f(t, std::integral_constant<int, 128>{});
     }
   });
-}
-
-// A limit of the current device, asked for once.
-template <cudaDeviceAttr kAttribute>
-int device_limit(const char* what) {
-  static std::mutex mutex;
-  static std::map<int, int> known;
-  const int device = current_device();
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto [found, is_new] = known.try_emplace(device, 0);
-  if (is_new) check_cuda(cudaDeviceGetAttribute(&found->second, kAttribute, device), what);
-  return found->second;
 }
 
 // Rows that are alone in their slot; with batch_invariant all rows.

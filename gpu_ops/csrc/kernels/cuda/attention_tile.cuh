@@ -1,16 +1,13 @@
 // One warp's share of a chunk's attention: 16 * kTiles query rows against tiles of 64 cache positions, on tensor cores, with a
 // running softmax.
 #pragma once
+#include "async_copy.cuh"
 #include "attention_launch.cuh"
 #include "mma.cuh"
 
 namespace bireme {
 
 constexpr int kTileKeys = 64;
-
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 __device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -22,17 +19,6 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], const void* ro
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row)) : "memory");
-}
-
-// Copies 16 bytes to shared memory in the background, or zeros when there is nothing to read.
-__device__ inline void copy_async(void* to, const void* from, bool present) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(present ? 16 : 0)
-               : "memory");
-}
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ inline void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // Rows in shared memory are padded by 16 bytes, so that eight of them lie in different banks.

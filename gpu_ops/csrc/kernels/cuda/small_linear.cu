@@ -1,12 +1,13 @@
 // A block's weights lie in shared memory before its predecessor ends; what is left for then is one round of loads of x, products
 // of registers, and the joining of the warps' sums. Each warp has its own part of in_features, each lane the weights that it
 // has copied itself, so that nothing but the joining waits for other threads.
-#include <algorithm>
-
 #include "small_linear.h"
+
+#include <algorithm>
 
 #include "async_copy.cuh"
 #include "chained_launch.cuh"
+#include "device_limit.cuh"
 #include "half_pair.cuh"
 #include "mma.cuh"
 
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(Tile<kOut, kRow, kSteps>::kMaxWarps* kWarp, 1)
       }
     }
   }
-  end_group();
+  commit_copies();
   uint4 gain[kSteps], inputs[kSteps][kRow];
 #pragma unroll
   for (int i = 0; kNorm && i < kSteps; ++i) {
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(Tile<kOut, kRow, kSteps>::kMaxWarps* kWarp, 1)
   if (l.residual && first_place >= 0) {
     before = *reinterpret_cast<const uint32_t*>(static_cast<const T*>(l.residual) + first_place);
   }
-  wait_groups<0>();
+  wait_copies<0>();
 
   float sum[kOut][kRow][4] = {}, squares[kRow] = {};
 #pragma unroll
@@ -205,13 +206,7 @@ constexpr int kMostBytes = Tile<kOut, kRow, kSteps>::kMaxWarps * Tile<kOut, kRow
 bool has_room() {
   constexpr int kWanted = std::max({kMostBytes<2, 2, 2>, kMostBytes<2, 4, 3>, kMostBytes<3, 2, 3>, kMostBytes<3, 4, 3>});
   static_assert(kWanted <= 227 << 10, "what a Hopper block may have");
-  // Asked for once: all devices of a process are alike.
-  static const bool answer = [] {
-    int bytes = 0;
-    const auto limit = cudaDevAttrMaxSharedMemoryPerBlockOptin;
-    return cudaDeviceGetAttribute(&bytes, limit, current_device()) == cudaSuccess && bytes >= kWanted;
-  }();
-  return answer;
+  return shared_limit() >= kWanted;
 }
 
 }  // namespace

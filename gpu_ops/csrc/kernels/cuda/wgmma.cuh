@@ -4,7 +4,7 @@
 // Operands lie in panels of 64 columns: rows of 128 bytes, of whose eight 16-byte pieces number i of row r stands at place
 // i ^ r % 8 ("128-byte swizzle"). A panel begins at a multiple of 1,024 bytes.
 #pragma once
-#include "common.cuh"
+#include "async_copy.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define BIREME_HAS_WGMMA 1
@@ -133,7 +133,7 @@ class Barrier {
   }
 
  private:
-  __device__ uint32_t address() { return static_cast<uint32_t>(__cvta_generic_to_shared(&state_)); }
+  __device__ uint32_t address() { return shared_address(&state_); }
   uint64_t state_;
 };
 
