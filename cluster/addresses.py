@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import httpx
 
 from cluster.client_errors import ClientError
+
+# An address that was given and failed is tried again after so long, where what answers meanwhile is only a way round.
+_RETURN_S = 30.0
 
 
 class Addresses:
@@ -12,12 +18,13 @@ class Addresses:
 
     Args:
         urls: with or without /v1; one string may name several, with commas between them.
+        now: seconds of a clock that does not go back.
 
     Raises:
         ClientError: there is none, or one does not begin with http:// or https://.
     """
 
-    def __init__(self, urls: str | Sequence[str]) -> None:
+    def __init__(self, urls: str | Sequence[str], now: Callable[[], float] = time.monotonic) -> None:
         given = urls.split(",") if isinstance(urls, str) else urls
         self._all = [url.strip().rstrip("/").removesuffix("/v1") for url in given if url.strip()]
         if not self._all:
@@ -25,7 +32,10 @@ class Addresses:
         for url in self._all:
             if not url.startswith(("http://", "https://")):
                 raise ClientError(f"url: expected http://HOST:PORT or https://HOST:PORT, got {url!r}", "url")
+        self._num_given = len(self._all)
         self._now = 0
+        self._clock = now
+        self._left_at = 0.0
 
     def __len__(self) -> int:
         return len(self._all)
@@ -37,6 +47,22 @@ class Addresses:
     def current(self) -> str:
         """Where the next request goes."""
         return self._all[self._now]
+
+    def learn_port(self, port: str) -> None:
+        """The host of the only address that was given answers on this port, too, says its server. Nothing is learned of a server
+        behind TLS, for what listens there speaks none."""
+        # One is enough: a server that names another one each time must not make the list grow.
+        if len(self._all) > 1 or not port.isdecimal() or not 0 < int(port) < 2**16:
+            return
+        given = httpx.URL(self._all[0])
+        also = str(given.copy_with(port=int(port))).rstrip("/")
+        if given.scheme == "http" and also not in self._all:
+            self._all = [self._all[0], also]
+
+    def settle(self) -> None:
+        """A new request begins: from an address that was learned back to the one that was given, if that was left long ago."""
+        if self._now >= self._num_given and self._clock() - self._left_at > _RETURN_S:
+            self._now = 0
 
     def once_each(self) -> Iterator[str]:
         """Every address once, the current one first, whatever happens to it meanwhile."""
@@ -50,9 +76,14 @@ class Addresses:
 
     def go_to(self, address: str) -> None:
         """The next request goes there."""
-        self._now = self._all.index(address)
+        self._move(self._all.index(address))
 
     def leave(self, address: str) -> None:
         """``address`` failed. Of several requests that failed there only the first one moves on."""
         if address == self.current:
-            self._now = (self._now + 1) % len(self._all)
+            self._move((self._now + 1) % len(self._all))
+
+    def _move(self, index: int) -> None:
+        if self._now < self._num_given <= index:
+            self._left_at = self._clock()
+        self._now = index

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,7 @@ from cluster.addresses import Addresses
 from cluster.answer_parts import CHAT_PATH
 from cluster.client_errors import ClientError, status_error
 from cluster.errors import BiremeError
-from cluster.resumable import ResumableStream
+from cluster.resumable import FALLBACK_PORT_HEADER, ResumableStream
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY_VARIABLE = "BIREME_API_KEY"
@@ -53,14 +55,13 @@ class ClientBase(ABC, Generic[Http]):
         self._max_resumes = max_resumes
         self._addresses = Addresses(url)
         self._looked_at = float("-inf")
-        if connect_timeout is None:
-            connect_timeout = _CONNECT_ELSEWHERE_S if len(self._addresses) > 1 else _CONNECT_S
-        self._silence_s, self._connect_s = min(timeout, _SILENCE_S), connect_timeout
+        self._connect_timeout = connect_timeout
+        self._silence_s = min(timeout, _SILENCE_S)
         self._timeout = timeout
         self._http: Http = self._opened(
             {
                 "headers": {"Authorization": f"Bearer {key}"} if key else {},
-                "timeout": httpx.Timeout(timeout, connect=connect_timeout),
+                "verify": _certificates(),
             }
         )
 
@@ -68,6 +69,13 @@ class ClientBase(ABC, Generic[Http]):
     def url(self) -> str:
         """Where the next request goes."""
         return self._addresses.current
+
+    @property
+    def _connect_s(self) -> float:
+        """How long to wait for a connection."""
+        if self._connect_timeout is not None:
+            return self._connect_timeout
+        return _CONNECT_ELSEWHERE_S if len(self._addresses) > 1 else _CONNECT_S
 
     @abstractmethod
     def _opened(self, options: dict[str, Any]) -> Http:
@@ -91,6 +99,7 @@ class ClientBase(ABC, Generic[Http]):
         return {"method": "POST", "url": path, "json": {**body, **options}}
 
     def _resumable(self, request: dict[str, Any]) -> ResumableStream:
+        self._addresses.settle()
         # Token ids are what a broken stream is taken up with.
         body = {"return_token_ids": True, **request["json"], "stream": True}
         return ResumableStream({**request, "json": body}, self._max_resumes, len(self._addresses))
@@ -102,7 +111,9 @@ class ClientBase(ABC, Generic[Http]):
         return {**stream.request(address), "timeout": timeout}
 
     def _listen_for(self, stream: ResumableStream, response: httpx.Response) -> None:
-        """Give up on a response that has begun as soon as its server is silent for longer than it promised."""
+        """Give up on a response that has begun as soon as its server is silent for longer than it promised, and note where else
+        that one says it answers."""
+        self._addresses.learn_port(response.headers.get(FALLBACK_PORT_HEADER, ""))
         # The transport looks here when it begins to read the body.
         timeout = response.request.extensions["timeout"]
         timeout["read"] = stream.silence_limit(response.headers, self._silence_s)
@@ -150,6 +161,12 @@ class ClientBase(ABC, Generic[Http]):
         return ClientError(
             f"no answer from {self._addresses}: {str(error) or type(error).__name__}; is the server running?"
         )
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Read once a process: it takes 20 ms, in which an event loop does nothing else."""
+    return httpx.create_ssl_context()
 
 
 def checked(response: httpx.Response) -> dict[str, Any]:

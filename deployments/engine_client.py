@@ -160,7 +160,7 @@ class EngineClient:
 
     def _on_engine_lost(self, stream: TokenStream, why: str) -> None:
         engine_choices.avoid(stream.engine_id, AVOID_DEAD_S)
-        if stream.silent:
+        if stream.alive:
             self.events.record(SILENT_ENGINES, "-", engine=stream.engine_id)
         for submission in list(self._submissions.values()):
             if submission.stream is stream:

@@ -54,7 +54,7 @@ class LLMServer:
         """
         listen_where_the_node_does()
         self._engine_id = f"engine-{uuid.uuid4().hex[:12]}"
-        self._dead = False
+        self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watch: RunnerWatch | None = None
         runner = ray.remote(StreamingRunner).options(
             num_cpus=config.runner_num_cpus,
@@ -102,13 +102,15 @@ class LLMServer:
             return NotAdmitted(info.engine_id, "the engine's node drains", last_resort=True)
         if watch.suspects_hang:
             return NotAdmitted(info.engine_id, "the engine does not answer", last_resort=True)
-        if self._dead:
+        if self._death.done():
             return NotAdmitted(info.engine_id, "the engine is gone")
         try:
-            reply = await self._runner.generate.remote(request)
+            reply = await self._unless_dead(self._runner.generate.remote(request))
         except asyncio.CancelledError:
             self._runner.abort.remote(request.request_id, request.attempt)
             raise
+        except EngineDeadError as error:
+            return EngineLost(info.engine_id, error.message, died=True)
         except ActorDiedError as error:
             why = str(error).splitlines()[0]
             self._exit_soon(why)
@@ -120,6 +122,20 @@ class LLMServer:
         if isinstance(reply, AttachRequired):
             return reply._replace(runner=self._runner)
         return reply._replace(engine_id=info.engine_id) if isinstance(reply, GenerateReply) else reply
+
+    async def _unless_dead(self, call: Any) -> Any:
+        """The reply of a call on the runner; EngineDeadError as soon as this replica knows that it died, which may be sooner than
+        Ray does."""
+        reply = asyncio.ensure_future(call)
+        try:
+            await asyncio.wait((reply, self._death), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            reply.cancel()
+            raise
+        if reply.done():
+            return reply.result()
+        reply.cancel()
+        raise EngineDeadError(self._death.result())
 
     def _refusal(self, error: RayTaskError, info: EngineInfo) -> Reply:
         cause = error.cause
@@ -144,13 +160,13 @@ class LLMServer:
         """Raise if the runner died or hangs, so that Serve replaces this replica; its watch mostly ends it sooner."""
         if self._watch is not None:
             self._watch.check()
-        if self._dead:
+        if self._death.done():
             raise RuntimeError(f"runner of {self._engine_id} died")
 
     def _exit_soon(self, why: str) -> None:
         """End this process: routers drop a dead replica at once, an unhealthy one only after its next health check."""
-        if not self._dead:
-            self._dead = True
+        if not self._death.done():
+            self._death.set_result(why)
             logger.error("event=engine_dead engine=%s: %s; this replica ends and is replaced", self._engine_id, why)
             asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
 
@@ -158,7 +174,7 @@ class LLMServer:
         """Called by Serve once the last request has ended."""
         if self._watch is not None:
             self._watch.close()
-        if self._runner is not None and not self._dead:
+        if self._runner is not None and not self._death.done():
             try:
                 await asyncio.wait_for(self._runner.shutdown.remote(), _CALL_TIMEOUT_S)
             except (RayError, asyncio.TimeoutError) as error:

@@ -12,11 +12,12 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cluster.resumable import MAX_SILENCE_HEADER
+from cluster.resumable import FALLBACK_PORT_HEADER, MAX_SILENCE_HEADER
 from deployments.api_errors import ApiError
 from deployments.connection import ClientGoneError, while_connected
 from deployments.generation import Generation
 from deployments.openai_responses import Answer
+from deployments.serve_environment import fallback_port
 
 logger = logging.getLogger("ray.serve")
 
@@ -24,7 +25,12 @@ _KEEP_ALIVE_S = 0.75
 # A comment: readers of event streams skip it.
 _KEEP_ALIVE = b": keep-alive\n\n"
 
-_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+    MAX_SILENCE_HEADER: f"{2 * _KEEP_ALIVE_S:g}",
+    **({FALLBACK_PORT_HEADER: str(port)} if (port := fallback_port()) else {}),
+}
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -47,7 +53,7 @@ class EventStream(Response):
 
     def __init__(self, generation: Generation, answer: Answer, first: dict[int, str]) -> None:
         """``first`` is what the first ``Generation.read`` returned, or empty: a status can no longer be sent after it."""
-        super().__init__(headers={**_HEADERS, MAX_SILENCE_HEADER: f"{2 * _KEEP_ALIVE_S:g}"})
+        super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._generation = generation
         self._answer = answer

@@ -16,6 +16,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from cluster.config import LLMConfig
 from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.drain_notice import node_drain_seconds, serve_is_stopping
+from deployments.process_end import has_ended
 
 logger = logging.getLogger("ray.serve")
 
@@ -109,6 +110,8 @@ class RunnerWatch:
         return self._verdict()
 
     def _verdict(self) -> str | None:
+        if self._pid is not None and has_ended(self._pid):
+            return "the runner's process has ended"
         if self._clock.tick() > self._hang_timeout_s:
             return f"the runner has been silent for {self._clock.silent_s:.1f} s"
         return None

@@ -88,6 +88,15 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
     }
 
 
+def fallback_port() -> int | None:
+    """Where Serve keeps a proxy of its own beside HAProxy, asked in a process of the cluster; None without HAProxy."""
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+        return None
+    from ray.serve._private.constants import RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
+
+    return RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
+
+
 def is_free(port: int) -> bool:
     """Whether nothing listens on ``port`` of any interface of this machine."""
     with socket.socket() as probe:

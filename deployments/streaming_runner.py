@@ -14,6 +14,7 @@ from actors.runner_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
 from cluster.silence_clock import TICK_S, SilenceClock
+from deployments.process_end import has_ended
 from deployments.token_socket import TokenSocket
 
 logger = logging.getLogger("bireme.runner")
@@ -51,10 +52,14 @@ class StreamingRunner(RunnerActor):
         return os.getpid()
 
     async def _watch_replica(self) -> None:
+        assert self._replica_pid is not None
         while self._replica_clock.tick() <= self._config.hang_timeout_s:
+            if has_ended(self._replica_pid):
+                logger.error("the replica of %s has ended; so does its runner", self._engine_id)
+                self._after_engine_death()
+                return
             await asyncio.sleep(TICK_S)
         logger.error("the replica of %s hangs; both processes end", self._engine_id)
-        assert self._replica_pid is not None
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._replica_pid, signal.SIGKILL)
         self._after_engine_death()

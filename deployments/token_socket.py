@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import struct
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,7 @@ from cluster.outputs import TokenDelta, TokenLogprobs
 
 Attach = Callable[[str, dict[str, int]], AsyncIterator[list[TokenDelta]]]
 _LENGTH = struct.Struct(">I")
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
 
 
 class TokenSocket:
@@ -76,14 +78,21 @@ def _ray_sockets() -> str | None:
     return None if node is None else node.get_sockets_dir_path()
 
 
-async def read_messages(path: str, subscriber: str, resume: dict[str, int]) -> AsyncIterator[list[TokenDelta]]:
+async def read_messages(
+    path: str, subscriber: str, resume: dict[str, int], reached: Callable[[int], None] | None = None
+) -> AsyncIterator[list[TokenDelta]]:
     """The ingress's side: attach and yield messages until the runner closes the stream.
+
+    Args:
+        reached: called with the id of the process that listens, as this process sees it.
 
     Raises:
         OSError: the socket is not there or broke.
     """
     reader, writer = await asyncio.open_unix_connection(path)
     try:
+        if reached is not None and (pid := _listener(writer)):
+            reached(pid)
         _write_frame(writer, [subscriber, resume])
         while True:
             try:
@@ -93,6 +102,14 @@ async def read_messages(path: str, subscriber: str, resume: dict[str, int]) -> A
             yield [_delta(row) for row in rows]
     finally:
         writer.close()
+
+
+def _listener(writer: asyncio.StreamWriter) -> int:
+    """Id of the process at the other end of a Unix socket; 0 if it cannot be seen from here."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return 0
+    return _CREDENTIALS.unpack(writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size))[0]
 
 
 def _write_frame(writer: asyncio.StreamWriter, value: Any) -> None:

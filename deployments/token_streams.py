@@ -14,6 +14,7 @@ from cluster.journal import JournalGapError
 from cluster.outputs import AttachRequired, TokenDelta
 from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.engine_choices import AVOID_REFUSING_S, engine_choices
+from deployments.process_end import has_ended
 from deployments.token_socket import read_messages
 
 logger = logging.getLogger("ray.serve")
@@ -37,6 +38,7 @@ class TokenStream:
         alive: False once the engine is known to be gone.
         is_leased: over Ray, from another node; the engine wants to hear now and then that this ingress is there.
         socket: node id and path, as the runner gave them.
+        pid: of the runner, if it is on this machine and was reached; else 0.
         silent: nothing was heard for ``hang_timeout_s``: the engine counts as gone until it speaks again.
     """
 
@@ -50,8 +52,13 @@ class TokenStream:
         self.is_leased = False
         self.clock = SilenceClock()
         self.socket: tuple[str, str] | None = None
+        self.pid = 0
         self.task: asyncio.Task | None = None
         self._aborted_at: dict[tuple[str, int], float] = {}
+
+    def reached(self, pid: int) -> None:
+        """The runner's process, on this machine, has this id."""
+        self.pid = pid
 
     def abort(self, request_id: str, attempt: int) -> None:
         """Tell the engine to give up a request; not waited for."""
@@ -116,10 +123,16 @@ class TokenStreams:
         return True
 
     async def _listen(self) -> None:
-        """Notice streams that fell silent. They stay open: when the engine speaks again, it is used again."""
+        """Notice streams whose engine has ended, and those that fell silent. The latter stay open: when the engine speaks again,
+        it is used again."""
         while True:
             await asyncio.sleep(TICK_S)
             for stream in list(self._streams.values()):
+                if stream.pid and has_ended(stream.pid):
+                    if stream.task is not None:
+                        stream.task.cancel()
+                    self._end(stream, "its process has ended")
+                    continue
                 if stream.is_leased:
                     stream.renewals += 1
                     if stream.renewals % _RENEW_TICKS == 0:
@@ -164,6 +177,9 @@ class TokenStreams:
                 why = f"{type(error).__name__}: {error}"
             breaks += 1
             await asyncio.sleep(_FIRST_BACKOFF_S * 2**breaks)
+        self._end(stream, why)
+
+    def _end(self, stream: TokenStream, why: str) -> None:
         logger.warning("token stream of engine %s ended: %s", stream.engine_id, why)
         stream.alive = False
         self._streams.pop(stream.engine_id, None)
@@ -174,7 +190,7 @@ class TokenStreams:
             stream.socket = await stream.runner.token_socket.remote()
         node_id, path = stream.socket
         if node_id == ray.get_runtime_context().get_node_id():
-            async for deltas in read_messages(path, self.subscriber, self._resume_indices()):
+            async for deltas in read_messages(path, self.subscriber, self._resume_indices(), stream.reached):
                 yield deltas
         else:
             # Ray does not tell a generator that its consumer is gone.

@@ -65,11 +65,8 @@ async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
         return Moment(fault, time.monotonic()) if load.vanish(fault.count, fault.choice) else None
     if isinstance(fault, FillObjectStore):
         moment = Moment(fault, time.monotonic())
-        held = await asyncio.to_thread(
-            lambda: [ray.put(np.zeros(5_000_000, np.uint8)) for _ in range(STORE_BYTES // 4_000_000)]
-        )
-        await asyncio.sleep(fault.held_s)
-        del held
+        with contextlib.suppress(ray.exceptions.RayError):
+            await _fill_store.remote(fault.held_s)
         return moment
     if isinstance(fault, RemoveNode):
         return await _remove_node(fault, running, warm)
@@ -84,6 +81,14 @@ async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
     pid = pids[int(fault.choice * len(pids))]
     send(pid, _signal_of(fault))
     return await _began(fault, pid)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _fill_store(held_s: float) -> None:
+    """In a process of its own: whoever fills the store waits for the disk, and the clients must not."""
+    held = [ray.put(np.zeros(5_000_000, np.uint8)) for _ in range(STORE_BYTES // 4_000_000)]
+    time.sleep(held_s)
+    del held
 
 
 async def _reached(load: Load, phase: str) -> bool:

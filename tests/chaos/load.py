@@ -28,6 +28,7 @@ class Load:
     """Requests from ``num_clients`` clients, one after the other, until it is stopped.
 
     Attributes:
+        learning: every third client knows the first address only, and learns the second from its answers.
         seen: all requests that ended.
         refused: connections that nobody answered; the client just asked again.
         running: requests under way by client, and the task of each.
@@ -38,6 +39,7 @@ class Load:
     num_clients: int
     max_tokens: int
     seed: int
+    learning: bool = False
     seen: list[Seen] = field(default_factory=list)
     refused: int = 0
     stopping: bool = False
@@ -121,7 +123,8 @@ class Load:
     async def _client(self, chance: random.Random, index: int) -> None:
         # Each begins at another address, if there are several.
         urls = self.url.split(",")
-        urls = urls[index % len(urls) :] + urls[: index % len(urls)]
+        learns = self.learning and index % 3 == 0
+        urls = urls[:1] if learns else urls[index % len(urls) :] + urls[: index % len(urls)]
         while not self.stopping:
             kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
             seen = Seen(chance.randrange(NUM_REQUESTS), kind)

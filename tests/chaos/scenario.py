@@ -34,7 +34,8 @@ async def run_scenario(
     """Load and faults together, then the checks. No fault begins after ``budget_s`` seconds."""
     started = time.monotonic()
     report = Report([seed])
-    load = Load(running.url, setup.num_clients, setup.max_tokens, seed)
+    # HAProxy has Serve's own proxy beside it, and says so.
+    load = Load(running.url, setup.num_clients, setup.max_tokens, seed, learning=setup.haproxy)
     twins = await load.twins()
     await load.run_for(WARM_UP_S)
     await asyncio.to_thread(idle_stats, setup.num_engines, 30)

@@ -19,7 +19,7 @@ from cluster import client_base, resumable
 from cluster.addresses import Addresses
 from cluster.client import AsyncClient, Client
 from cluster.client_errors import BadRequestError, ClientError
-from cluster.resumable import MAX_SILENCE_HEADER, ResumableStream
+from cluster.resumable import FALLBACK_PORT_HEADER, MAX_SILENCE_HEADER, ResumableStream
 
 TOKENS = [5, 6, 7, 8]
 
@@ -33,6 +33,7 @@ class Server(ThreadingHTTPServer):
         cut_after: events after which it breaks every stream off.
         hang_after: events after which it falls silent.
         max_silence: what it promises of its silence.
+        fallback_port: where else it says that it answers.
     """
 
     daemon_threads = True
@@ -43,6 +44,7 @@ class Server(ThreadingHTTPServer):
         hang_after: int | None = None,
         max_silence: str | None = None,
         sound: int | None = 200,
+        fallback_port: int | None = None,
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.sound = sound
@@ -50,6 +52,7 @@ class Server(ThreadingHTTPServer):
         self.cut_after = cut_after
         self.hang_after = hang_after
         self.max_silence = max_silence
+        self.fallback_port = fallback_port
         self.ends = threading.Event()
         self.paths: list[str] = []
 
@@ -88,6 +91,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         if self.server.max_silence is not None:
             self.send_header(MAX_SILENCE_HEADER, self.server.max_silence)
+        if self.server.fallback_port is not None:
+            self.send_header(FALLBACK_PORT_HEADER, str(self.server.fallback_port))
         self.end_headers()
         for sent, token in enumerate(TOKENS[begun:]):
             if sent == self.server.cut_after:
@@ -309,3 +314,59 @@ def test_a_server_that_is_silent_for_longer_than_it_promised_is_left(serve, ask)
     assert time.monotonic() - began < 5
     assert (answer.choices[0].token_ids, url) == (TOKENS, well.url)
     assert (len(hung.paths), len(well.paths)) == (1, 1)
+
+
+def test_a_client_that_knows_one_address_goes_on_where_its_server_said(serve):
+    other = serve()
+    first = serve(cut_after=2, fallback_port=other.server_port)
+
+    async def ask_async() -> str:
+        async with AsyncClient(first.url) as client:
+            return (await client.complete("x", max_tokens=4)).text
+
+    with Client(first.url) as client:
+        first.sound = 503
+        assert client.complete("x", max_tokens=4).text == "5678"
+        assert client.url == other.url
+    assert asyncio.run(ask_async()) == "5678"
+    assert other.paths == ["/v1/completions"] * 2
+
+
+def test_a_learned_address_is_of_the_same_host_and_never_beside_tls():
+    for url, also in [
+        ("http://10.0.0.1:8000/", "http://10.0.0.1:8500"),
+        ("http://[::1]:8000/v1", "http://[::1]:8500"),
+        ("http://me:pw@proxy/prefix", "http://me:pw@proxy:8500/prefix"),
+    ]:
+        addresses = Addresses(url)
+        addresses.learn_port("8500")
+        assert addresses.in_turn() == [also, addresses.current]
+        addresses.learn_port("8600")
+        assert len(addresses) == 2
+    for given, port in [
+        ("https://10.0.0.1:8000", "8500"),
+        ("http://10.0.0.1:8000", "8000"),
+        ("http://a,http://b", "8500"),
+        *[("http://a:1", bad) for bad in ("", "0", "65536", "-1", "8500x", "@evil:80", "٣x")],
+    ]:
+        addresses = Addresses(given)
+        count = len(addresses)
+        addresses.learn_port(port)
+        assert len(addresses) == count, (given, port)
+
+
+def test_a_new_request_goes_back_to_the_address_that_was_given_after_a_while():
+    now = 100.0
+    addresses = Addresses("http://a:1", lambda: now)
+    addresses.learn_port("2")
+    addresses.leave("http://a:1")
+    addresses.settle()
+    assert addresses.current == "http://a:2"
+    now += 31.0
+    addresses.settle()
+    assert addresses.current == "http://a:1"
+    both = Addresses("http://a:1,http://b:1", lambda: now)
+    both.leave("http://a:1")
+    now += 1000.0
+    both.settle()
+    assert both.current == "http://b:1"
