@@ -33,6 +33,7 @@ from cluster.outputs import (
     TokenDelta,
 )
 from cluster.request import EngineRequest
+from cluster.settled_heap import settle_heap
 from cluster.silence_clock import TICK_S, SilenceClock
 
 logger = logging.getLogger("bireme.runner")
@@ -85,6 +86,7 @@ class RunnerActor:
         """
         self._loop = asyncio.get_running_loop()
         engine = await self._loop.run_in_executor(None, self._load)
+        settle_heap()
         self._info = engine.info
         self._engine_loop = _new_loop(engine, self._publish, self._on_death)
         # First steps after loading are the warm-up's; they ended before the watch begins.

@@ -37,6 +37,12 @@ Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Read once a process: it takes 20 ms, in which an event loop does nothing else."""
+    return httpx.create_ssl_context()
+
+
 class ClientBase(ABC, Generic[Http]):
     """What does not depend on how the client waits."""
 
@@ -161,12 +167,6 @@ class ClientBase(ABC, Generic[Http]):
         return ClientError(
             f"no answer from {self._addresses}: {str(error) or type(error).__name__}; is the server running?"
         )
-
-
-@functools.cache
-def _certificates() -> ssl.SSLContext:
-    """Read once a process: it takes 20 ms, in which an event loop does nothing else."""
-    return httpx.create_ssl_context()
 
 
 def checked(response: httpx.Response) -> dict[str, Any]:

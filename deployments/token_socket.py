@@ -109,7 +109,9 @@ def _listener(writer: asyncio.StreamWriter) -> int:
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return 0
-    return _CREDENTIALS.unpack(writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size))[0]
+    told = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
+    pid, _user, _group = _CREDENTIALS.unpack(told)
+    return pid
 
 
 def _write_frame(writer: asyncio.StreamWriter, value: Any) -> None:

@@ -31,6 +31,10 @@ from tests.chaos.nodes import INGRESS_PLACE, STORE_BYTES, add_node
 from tests.engines import TINY_CONFIG
 
 MODEL = {**TINY_CONFIG, "vocab_size": 49152, "max_position_embeddings": 2048}
+# Sizes for which a GPU's kernels are made.
+GPU_MODEL = {**MODEL, "hidden_size": 128, "head_dim": 64}
+# Engines share one GPU; one that leaves is still there while its successor starts.
+_MORE_RUNNERS = 3
 # A replica that pings its runner does so four times a second.
 LIVELY_S = 0.75
 _DEPLOY_TRIES = 4
@@ -47,6 +51,7 @@ class Setup:
         tokenizer: a tokenizer.json; None: the default model's.
         rpc_failures: percent of Ray's actor calls that fail before, during and after they are carried out.
         haproxy: requests come through HAProxy, as with ``bireme serve``; clients also know the proxy that Serve keeps beside it.
+        device: "gpu": all engines compute on one, whatever their batch neighbours with the same bits.
     """
 
     num_engines: int = 3
@@ -57,17 +62,18 @@ class Setup:
     rpc_failures: int = 0
     haproxy: bool = False
     tokenizer: Path | None = None
+    device: str = "cpu"
 
-    def config(self, folder: Path, model: dict = MODEL, **changes: object) -> LLMConfig:
+    def config(self, folder: Path, model: dict | None = None, **changes: object) -> LLMConfig:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(model))
+        (folder / "config.json").write_text(json.dumps(model or (MODEL if self.device == "cpu" else GPU_MODEL)))
         ingress: dict = {"num_replicas": self.num_ingresses, "health_check_period_s": 1.0}
         settings: dict = {
             "model": str(folder),
             "load_format": "dummy",
             "tokenizer": str(self.tokenizer or resolve_model(DEFAULT_MODEL).tokenizer),
             "model_id": "tiny",
-            "device": "cpu",
+            "device": self.device,
             "max_num_seqs": 8,
             "max_num_batched_tokens": 128,
             "num_kv_blocks": 256,
@@ -76,6 +82,9 @@ class Setup:
             "deployment_config": {"num_replicas": self.num_engines},
             "ingress_config": ingress,
         }
+        if self.device == "gpu":
+            share = round(1 / (self.num_engines + _MORE_RUNNERS), 3)
+            settings |= {"batch_invariant": True, "runner_num_gpus": share, "decode_graph_memory_gb": 0.25}
         if self.num_nodes:
             ingress["ray_actor_options"] = {"num_cpus": 0.2, "resources": INGRESS_PLACE}
             settings |= {"runner_num_cpus": 0.7, "accelerator_type": "HERE"}
@@ -116,7 +125,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def application(setup: Setup, folder: Path, model: dict = MODEL, **changes: object) -> Iterator[Running]:
+def application(setup: Setup, folder: Path, model: dict | None = None, **changes: object) -> Iterator[Running]:
     """Run it; at the end nothing of it is left."""
     port, *others = _free_ports(setup.num_nodes + 2 if setup.num_nodes else 1)
     running = Running(",".join(f"http://127.0.0.1:{one}" for one in (port, *others)), proxy_ports=others)

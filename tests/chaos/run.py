@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--haproxy", action="store_true", help="requests come through HAProxy, as with bireme serve")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no fault begins later than that")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json, where the default model is not at hand")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"], help="gpu: all engines share one")
     parser.add_argument("--json", type=Path, help="where the report goes, for tests.chaos.total")
     options = parser.parse_args()
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -36,6 +37,7 @@ def main() -> None:
         rpc_failures=options.rpc_failures,
         haproxy=options.haproxy,
         tokenizer=options.tokenizer,
+        device=options.device,
     )
     count, proxies = options.faults * (100 if options.only else 1), HAPROXIES if options.haproxy else PROXIES
     drawn = draw_faults(options.seed, count, bool(options.nodes), proxies)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ray.util import placement_group_table
 
+from cluster.settled_heap import settle_heap
 from tests.chaos.application import Running, Setup, idle_stats, num_rpc_failures
 from tests.chaos.faults import ANY_PROXY, HARMLESS, Fault, KillProcess, RemoveNode, StopProcess
 from tests.chaos.ingresses import Open, open_now
@@ -40,6 +41,8 @@ async def run_scenario(
     await load.run_for(WARM_UP_S)
     await asyncio.to_thread(idle_stats, setup.num_engines, 30)
     before = await asyncio.to_thread(held)
+    # The clients' clocks are in this process.
+    settle_heap()
     loading = asyncio.create_task(load.run())
     moments: list[Moment] = []
     for number, fault in enumerate(faults):
