@@ -209,8 +209,12 @@ class ResumableStream:
 
 def _is_nobody(error: Exception) -> bool:
     """Nobody listens yet, or a proxy that has not heard of the application yet."""
-    no_route = isinstance(error, ApiStatusError) and error.status == 404 and _NO_ROUTE in error.message
-    return isinstance(error, _NOBODY_THERE) or no_route
+    return isinstance(error, _NOBODY_THERE) or (isinstance(error, ApiStatusError) and _has_no_route(error))
+
+
+def _has_no_route(error: ApiStatusError) -> bool:
+    # HAProxy as `bireme serve` starts it says 503 with the same words.
+    return error.status in (404, 503) and _NO_ROUTE in error.message
 
 
 def _is_gateway_error(error: Exception) -> bool:
@@ -218,4 +222,4 @@ def _is_gateway_error(error: Exception) -> bool:
     if not isinstance(error, ApiStatusError) or error.status is None:
         return False
     is_from_here = error.code != ApiStatusError.code
-    return not is_from_here and (error.status >= 500 or (error.status == 404 and _NO_ROUTE in error.message))
+    return not is_from_here and (error.status >= 500 or _has_no_route(error))

@@ -12,6 +12,7 @@
 #   i  the end-to-end tests of tests/deployments                                            about 150 s, at most 240
 #   j  compute-sanitizer's memcheck and racecheck over the small ops                        about 100 s, at most 150
 #   k  `serve run ray_configs/llama_8b_gpu.yaml`, and its end                              about  50 s, at most 120
+#   l  chaos: six engines on one GPU, killed and stopped under load ($CHAOS_SECONDS, $CHAOS_SEEDS side by side)  at most 560
 # Times are without the build of the ops, which comes first. What a part prints goes to $OUT/logs.tgz, the table also to
 # $OUT/table.txt ($OUT by default: a temporary folder). BIREME_CUDA_ARCHS=90a builds for one chip, which is quick.
 set -uo pipefail
@@ -160,9 +161,25 @@ part_k() {
     tests_of k-serve-run
 }
 
+part_l() {
+    # TOKENIZER: a tokenizer.json or GGUF file, where the default model cannot be fetched.
+    local seed options=(--device "$device" --haproxy --engines "${CHAOS_ENGINES:-6}" --faults 1000 --seconds "${CHAOS_SECONDS:-420}")
+    [ -n "${TOKENIZER:-}" ] && options+=(--tokenizer "$TOKENIZER")
+    for seed in ${CHAOS_SEEDS:-1}; do
+        limited TERM $((${CHAOS_SECONDS:-420} + 140)) "l-$seed" "$python" -m tests.chaos.run "${options[@]}" --seed "$seed" \
+            --json "$logs/l-$seed.json" &
+        sleep 4 # clusters that start in the same second would look for free ports at the same time
+    done
+    local job
+    for job in $(jobs -p); do wait "$job" || status=1; done
+    for seed in ${CHAOS_SEEDS:-1}; do say "l-$seed" 12 '^(seeds|requests:|LATE|LOST|CHANGED|LEAK)|Error|assert'; done
+    limited TERM 30 l-total "$python" -m tests.chaos.total "$logs"/l-*.json || status=1
+    say l-total 40 '^\||requests|LATE'
+}
+
 visit() {
     for part in "$@"; do
-        declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to k" >&2; exit 2; }
+        declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to l" >&2; exit 2; }
     done
     echo "== build"
     time "$python" -c "from gpu_ops.build import build; print(build())" || exit 1

@@ -125,17 +125,23 @@ class Load:
         urls = self.url.split(",")
         learns = self.learning and index % 3 == 0
         urls = urls[:1] if learns else urls[index % len(urls) :] + urls[: index % len(urls)]
+        async with (
+            AsyncClient(urls, timeout=60, max_resumes=30) as patient,
+            AsyncClient(urls, timeout=60, max_resumes=0) as plain,
+        ):
+            await self._requests(chance, index, patient, plain)
+
+    async def _requests(self, chance: random.Random, index: int, patient: AsyncClient, plain: AsyncClient) -> None:
         while not self.stopping:
             kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
             seen = Seen(chance.randrange(NUM_REQUESTS), kind)
-            async with AsyncClient(urls, timeout=60, max_resumes=0 if kind == "plain" else 30) as client:
-                task = asyncio.create_task(self.ask(client, seen, chance))
-                self.running[index] = seen, task
-                # Waited for like this, a client that vanishes ends its task, and the end of the test ends the client.
-                await asyncio.wait((task,))
-                if not task.cancelled():
-                    task.result()
-                del self.running[index]
+            task = asyncio.create_task(self.ask(plain if kind == "plain" else patient, seen, chance))
+            self.running[index] = seen, task
+            # Waited for like this, a client that vanishes ends its task, and the end of the test ends the client.
+            await asyncio.wait((task,))
+            if not task.cancelled():
+                task.result()
+            del self.running[index]
             seen.ended = time.monotonic()
             self.seen.append(seen)
             await asyncio.sleep(0.02)

@@ -83,6 +83,21 @@ def test_which_errors_break_a_stream_before_and_after_its_first_event(error, bef
     assert (stream.seconds_to_wait(error) is not None) == after
 
 
+@pytest.mark.parametrize("status", [404, 503])
+def test_a_proxy_that_does_not_know_the_way_yet_is_asked_again_and_again_before_the_backoff_is_over(status):
+    no_route = ServerError("Path '/v1/completions' not found. Ping http://.../-/routes", None, None, status)
+    now = 0.0
+    stream = ResumableStream(REQUEST, 12, now=lambda: now)
+    waits = [stream.seconds_to_wait(httpx.ReadError("cut")) for _ in range(6)]
+    assert waits[-1] > 1.0
+    knocks = 0
+    while now < 10.0:
+        wait = stream.seconds_to_wait(no_route)
+        assert wait is not None and wait <= 0.2, "a stream that is given up, or that waits for long"
+        now, knocks = now + wait, knocks + 1
+    assert knocks > 40
+
+
 def test_breaks_without_progress_are_bounded_and_progress_starts_the_count_anew():
     stream, cut = ResumableStream(REQUEST, 2), httpx.ReadError("cut")
     assert [stream.seconds_to_wait(cut) is None for _ in range(3)] == [False, False, True]
