@@ -87,7 +87,7 @@ def test_which_errors_break_a_stream_before_and_after_its_first_event(error, bef
 def test_a_proxy_that_does_not_know_the_way_yet_is_asked_again_and_again_before_the_backoff_is_over(status):
     no_route = ServerError("Path '/v1/completions' not found. Ping http://.../-/routes", None, None, status)
     now = 0.0
-    stream = ResumableStream(REQUEST, 12, now=lambda: now)
+    stream = ResumableStream(REQUEST, 30, now=lambda: now)
     waits = [stream.seconds_to_wait(httpx.ReadError("cut")) for _ in range(6)]
     assert waits[-1] > 1.0
     knocks = 0
