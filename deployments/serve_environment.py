@@ -11,23 +11,26 @@ from pathlib import Path
 
 from deployments.run_folder import PIDS
 
+_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 HAPROXY_ON_LOOPBACK = Path(__file__).with_name("haproxy_on_loopback.sh")
 
 SERVE_ENVIRONMENT = {
     # The ingress is asyncio throughout: one event loop for HTTP and streams saves a thread switch a message.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    # The controller looks around ten times a second by default, which costs 4 % of a core.
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # A replica that is unhealthy hangs: its clients are to see their connections break, not wait until it would have drained.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-    # A proxy counts as dead after three checks, and until then nobody replaces it: 30 s by default.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
     # Ray starts workers with low priority; these are the service itself.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+# A proxy counts as dead after three checks, and until then nobody replaces it: 30 s by default. A check takes two rounds of the
+# controller. Beside HAProxy clients know where else to go, and the controller may look around twice a second; Serve's
+# default of ten times costs 4 % of a core.
+BESIDE_HAPROXY = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5"}
+WITHOUT_HAPROXY = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.1"}
 
 # Ray then takes 127.0.0.1 for the address of its node, and each of its processes listens there alone.
 LOOPBACK_CLUSTER = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -47,7 +50,9 @@ def apply_serve_environment(folder: Path, environment: MutableMapping[str, str] 
     Args:
         folder: where HAProxy may keep its files; private to this user, on a short path.
     """
-    chosen = {**SERVE_ENVIRONMENT, **haproxy_environment(folder)}
+    haproxy = haproxy_environment(folder)
+    is_used = environment.get(_HAPROXY, haproxy.get(_HAPROXY)) == "1"
+    chosen = {**SERVE_ENVIRONMENT, **haproxy, **(BESIDE_HAPROXY if is_used else WITHOUT_HAPROXY)}
     for name, port in _PORTS.items():
         chosen[name] = str(port if is_free(port) else free_port())
     for name, value in chosen.items():
@@ -68,7 +73,7 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
     except OSError:
         return {}
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        _HAPROXY: "1",
         # HAProxy sends requests to an ingress that hangs until it has not answered twice; five seconds apart by default.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
         # One that refuses a connection is dead. HAProxy would try it three times, a second apart: it looks the least busy.
@@ -90,7 +95,7 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
 
 def fallback_port() -> int | None:
     """Where Serve keeps a proxy of its own beside HAProxy, asked in a process of the cluster; None without HAProxy."""
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+    if os.environ.get(_HAPROXY) != "1":
         return None
     from ray.serve._private.constants import RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
 

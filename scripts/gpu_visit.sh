@@ -168,7 +168,7 @@ part_l() {
     for seed in ${CHAOS_SEEDS:-1}; do
         limited TERM $((${CHAOS_SECONDS:-420} + 140)) "l-$seed" "$python" -m tests.chaos.run "${options[@]}" --seed "$seed" \
             --json "$logs/l-$seed.json" &
-        sleep 4 # clusters that start in the same second would look for free ports at the same time
+        sleep 25 # until it listens: clusters that start together find the same ports free
     done
     local job
     for job in $(jobs -p); do wait "$job" || status=1; done
