@@ -92,18 +92,11 @@ class Report:
 
     def table(self) -> str:
         """Faults and recovery by kind, in Markdown; the phases of one process are one row."""
-        rows: dict[str, tuple[int, list[float], list[float]]] = {}
-        for label, count in self.faults.items():
-            found = rows.setdefault(_kind(label), (0, [], []))
-            rows[_kind(label)] = (found[0] + count, *found[1:])
-        for label, seconds in self.recovery_s.items():
-            found = rows.setdefault(_kind(label.removesuffix(OVERLAPPED)), (0, [], []))
-            found[2 if label.endswith(OVERLAPPED) else 1].extend(seconds)
         lines = [
             "| fault | times | streams that waited | p50 | p95 | longest | longest, another fault meanwhile |",
             "|---|" + "---|" * 6,
         ]
-        for kind, (count, alone, overlapped) in sorted(rows.items()):
+        for kind, (count, alone, overlapped) in waits_by_kind(self).items():
             shares = [f"{_share(alone, share):.2f} s" for share in (0.5, 0.95, 1.0)] if alone else ["", "", ""]
             also = f"{max(overlapped):.2f} s" if overlapped else ""
             lines.append(f"| {kind} | {count} | {len(alone)} | {' | '.join(shares)} | {also} |")
@@ -135,6 +128,19 @@ class Report:
         )
         lines += [f"LOST {item}" for item in self.lost] + [f"CHANGED {item}" for item in self.changed]
         return "\n".join([*lines, *(f"LEAK {item}" for item in self.leaks)])
+
+
+def waits_by_kind(report: Report) -> dict[str, tuple[int, list[float], list[float]]]:
+    """By kind of fault, the phases of one process together: how often it happened, the waits after it alone, and those during
+    which another fault happened; seconds."""
+    rows: dict[str, tuple[int, list[float], list[float]]] = {}
+    for label, count in report.faults.items():
+        found = rows.setdefault(_kind(label), (0, [], []))
+        rows[_kind(label)] = (found[0] + count, *found[1:])
+    for label, seconds in report.recovery_s.items():
+        found = rows.setdefault(_kind(label.removesuffix(OVERLAPPED)), (0, [], []))
+        found[2 if label.endswith(OVERLAPPED) else 1].extend(seconds)
+    return dict(sorted(rows.items()))
 
 
 def _share(seconds: list[float], share: float) -> float:

@@ -13,6 +13,9 @@ from tests.chaos.processes import kinds
 # and close those to dead ones late, in steps of their own: what is looked for grows with the number of faults.
 MORE_DESCRIPTORS = 8
 MORE_THREADS = 4
+# An event loop's pool of threads for short work has at most so many, and all of them once several clients take up long answers
+# at the same moment.
+POOL_THREADS = {"ingress": min(32, (os.cpu_count() or 1) + 4)}
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Growth:
 
     @property
     def is_leak(self) -> bool:
-        return self.descriptors > MORE_DESCRIPTORS or self.threads > MORE_THREADS
+        return self.descriptors > MORE_DESCRIPTORS or self.threads > MORE_THREADS + POOL_THREADS.get(self.kind, 0)
 
     def __str__(self) -> str:
         return f"{self.whose}: {self.descriptors:+d} file descriptors, {self.threads:+d} threads"

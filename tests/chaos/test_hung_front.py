@@ -1,4 +1,5 @@
-"""An ingress or a proxy that hangs: clients go on as soon as it has been silent for longer than a server may be."""
+"""An ingress or a proxy that hangs: clients go on as soon as it has been silent for longer than a server may be. And a HAProxy
+that is killed under clients which were told of no other address."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from cluster.client import AsyncClient
-from tests.chaos.application import Running, Setup, application
+from tests.chaos.application import Running, Setup, application, is_healthy
 from tests.chaos.ingresses import open_now
 from tests.chaos.load import DECODING, Load
 from tests.chaos.processes import pids_of, send
@@ -77,21 +78,31 @@ async def clients_of_one_ingress(load: Load) -> tuple[int, list[Client], list[Cl
 
 async def stop_under(clients: list[Client], pids: list[int], stopped_s: float, twins: dict[int, Twin]) -> None:
     """Processes stand still for ``stopped_s`` seconds, or until nobody waits for them; no answer suffers from that."""
-    tasks = [client.task for client in clients]
     for pid in pids:
         send(pid, signal.SIGSTOP)
     try:
-        await asyncio.wait(tasks, timeout=stopped_s)
+        await asyncio.wait([client.task for client in clients], timeout=stopped_s)
     finally:
         for pid in pids:
             send(pid, signal.SIGCONT)
-    await asyncio.wait_for(asyncio.gather(*tasks), 90)
+    await undisturbed_in_the_end(clients, twins)
+
+
+async def undisturbed_in_the_end(clients: list[Client], twins: dict[int, Twin]) -> None:
+    await asyncio.wait_for(asyncio.gather(*(client.task for client in clients)), 90)
     assert [client.seen.error for client in clients] == [None] * len(clients)
     assert {client.seen.number: client.seen.answer for client in clients} == twins
 
 
+async def answering_again(url: str, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not await asyncio.to_thread(is_healthy, url):
+        assert time.monotonic() < deadline, f"nobody answers at {url}"
+        await asyncio.sleep(0.2)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(290)
 @pytest.mark.parametrize("proxy", ["proxy", "haproxy"])
 def test_clients_outlast_a_hung_ingress_and_a_hung_proxy(proxy, tmp_path, capsys):
     async def scenario(running: Running) -> list[list[Client]]:
@@ -107,24 +118,34 @@ def test_clients_outlast_a_hung_ingress_and_a_hung_proxy(proxy, tmp_path, capsys
         await under_way(clients)
         await stop_under(clients, [pids_of(proxy)[-1]], PROXY_STOPPED_S, twins)
         if proxy != "haproxy":
-            return [on_ingress, clients, [], []]
+            return [on_ingress, clients, [], [], []]
+        killed = begin(load)
+        await under_way(killed)
+        send(pids_of(proxy)[-1], signal.SIGKILL)
+        await undisturbed_in_the_end(killed, twins)
+        await answering_again(load.url)
         # Two addresses: clients go on at the other one, behind which is the same ingress; then that one hangs, too.
         load = replace(load, url=running.url)
         pid, on_first, everybody = await clients_of_one_ingress(load)
         await stop_under(everybody, [pid], INGRESS_STOPPED_S, twins)
         pid, on_both, everybody = await clients_of_one_ingress(load)
         await stop_under(everybody, [pid, *pids_of("proxy")], INGRESS_STOPPED_S, twins)
-        return [on_ingress, clients, on_first, on_both]
+        return [on_ingress, clients, on_first, on_both, killed]
 
     setup = replace(SETUP, haproxy=proxy == "haproxy")
     with application(setup, tmp_path / "tiny", num_kv_blocks=1024) as running:
         found = asyncio.run(scenario(running))
-    ingress, all_of_them, first, both = (sorted(round(client.longest_wait, 2) for client in those) for those in found)
+    ingress, hung, first, both, killed = (sorted(round(client.longest_wait, 2) for client in those) for those in found)
     with capsys.disabled():
-        print(f"\nlongest waits, ingress hung: {ingress}; {proxy} hung for {PROXY_STOPPED_S:g} s: {all_of_them}")
-        print(f"ingress hung, two addresses: {first}; the second one hung, too: {both}")
+        print(f"\nlongest waits, ingress hung: {ingress}; {proxy} hung for {PROXY_STOPPED_S:g} s: {hung}")
+        print(f"ingress hung, two addresses: {first}; the second one hung, too: {both}; {proxy} killed: {killed}")
     assert min(ingress) > PROMISED_S, "no stream was on the hung ingress"
     assert max(ingress) < BORNE_S + WAY_BACK_S
     assert max(first, default=0.0) < 2 * BORNE_S, "a stream came to the hung ingress once more"
     assert max(both, default=0.0) < BORNE_S + WAY_BACK_S
-    assert PROXY_STOPPED_S - 1.0 < max(all_of_them) < PROXY_STOPPED_S + WAY_BACK_S
+    if proxy == "haproxy":
+        # Their streams had named the port of the proxy beside it.
+        assert PROMISED_S < max(hung) < 2 * BORNE_S
+        assert max(killed) < 2 * BORNE_S, "clients waited for another HAProxy"
+    else:
+        assert PROXY_STOPPED_S - 1.0 < max(hung) < PROXY_STOPPED_S + WAY_BACK_S

@@ -1,0 +1,33 @@
+"""What a process loads at its start is left out of the garbage collections that Ray asks of all of a node's processes at once."""
+
+from __future__ import annotations
+
+import ray
+
+from tests.deployments.conftest import App
+
+
+def _heap(_: object) -> tuple[int, int]:
+    """Runs in an actor: objects that a collection leaves out, and objects that it walks through."""
+    import gc
+
+    return gc.get_freeze_count(), len(gc.get_objects())
+
+
+def test_ingress_replica_and_runner_leave_their_modules_out_of_collections(app: App):
+    app.client().complete("Hello", max_tokens=2)
+    seen = {}
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["name"].startswith(("SERVE_REPLICA::default#", "bireme-runner::default::")):
+            handle = ray.get_actor(actor["name"], namespace=actor["namespace"])
+            seen[actor["name"].rsplit("#" if "#" in actor["name"] else "::", 1)[0]] = ray.get(
+                handle.__ray_call__.remote(_heap), timeout=30
+            )
+    assert set(seen) == {
+        "SERVE_REPLICA::default#OpenAiIngress",
+        "SERVE_REPLICA::default#LLMServer",
+        "bireme-runner::default",
+    }
+    for name, (frozen, walked) in seen.items():
+        assert frozen > 50_000, name
+        assert walked < frozen / 5, (name, frozen, walked)
