@@ -27,7 +27,7 @@ test: prepare ## set everything up and run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 chaos: prepare ## kill and stop processes under load (FAULTS=500 SEED=1), compare every answer with its undisturbed twin
-	@$(BIN)/python -m tests.chaos.run --haproxy --engines 5 --faults $(or $(FAULTS),500) --seed $(or $(SEED),1)
+	@scripts/chaos.sh $(or $(FAULTS),500) $(or $(SEED),1)
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .

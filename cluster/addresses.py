@@ -40,6 +40,11 @@ class Addresses:
     def __len__(self) -> int:
         return len(self._all)
 
+    @property
+    def num_given(self) -> int:
+        """Without what was learned."""
+        return self._num_given
+
     def __str__(self) -> str:
         return " and ".join(self._all)
 
@@ -48,15 +53,19 @@ class Addresses:
         """Where the next request goes."""
         return self._all[self._now]
 
+    def is_learned(self, address: str) -> bool:
+        """Its server named it; it was not given."""
+        return address in self._all[self._num_given :]
+
     def learn_port(self, port: str) -> None:
         """The host of the only address that was given answers on this port, too, says its server. Nothing is learned of a server
-        behind TLS, for what listens there speaks none."""
-        # One is enough: a server that names another one each time must not make the list grow.
-        if len(self._all) > 1 or not port.isdecimal() or not 0 < int(port) < 2**16:
+        behind TLS, for what listens there speaks none. The last port that was named counts."""
+        if self._num_given > 1 or not port.isdecimal() or not 0 < int(port) < 2**16:
             return
         given = httpx.URL(self._all[0])
         also = str(given.copy_with(port=int(port))).rstrip("/")
         if given.scheme == "http" and also not in self._all:
+            self._now = 0
             self._all = [self._all[0], also]
 
     def settle(self) -> None:
@@ -71,8 +80,11 @@ class Addresses:
             yield self._all[(first + i) % len(self._all)]
 
     def in_turn(self) -> list[str]:
-        """All addresses in the order in which they follow the current one, which is the last."""
-        return self._all[self._now + 1 :] + self._all[: self._now + 1]
+        """All addresses in the order in which they follow the current one, which is the last of those that were given. What was
+        learned is only a way round, and comes after them."""
+        if self._now >= self._num_given:
+            return list(self._all)
+        return self._all[self._now + 1 : self._num_given] + self._all[: self._now + 1] + self._all[self._num_given :]
 
     def go_to(self, address: str) -> None:
         """The next request goes there."""
@@ -80,8 +92,9 @@ class Addresses:
 
     def leave(self, address: str) -> None:
         """``address`` failed. Of several requests that failed there only the first one moves on."""
-        if address == self.current:
-            self._move((self._now + 1) % len(self._all))
+        now = self._now
+        if address == self._all[now]:
+            self._move((now + 1) % len(self._all))
 
     def _move(self, index: int) -> None:
         if self._now < self._num_given <= index:

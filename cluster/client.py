@@ -139,7 +139,7 @@ class Client(ClientBase[httpx.Client]):
 
     def _sound(self, address: str) -> int:
         try:
-            return self._verdict(self._http.get(**self._look(address)))
+            return self._verdict(address, self._http.get(**self._look(address)))
         except httpx.HTTPError:
             return SILENT
 
@@ -249,6 +249,6 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
 
     async def _sound(self, address: str) -> int:
         try:
-            return self._verdict(await self._http.get(**self._look(address)))
+            return self._verdict(address, await self._http.get(**self._look(address)))
         except httpx.HTTPError:
             return SILENT

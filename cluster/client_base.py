@@ -57,6 +57,7 @@ class ClientBase(ABC, Generic[Http]):
         max_resumes: int = 12,
     ) -> None:
         key = api_key or os.environ.get(API_KEY_VARIABLE, "").split(",")[0].strip()
+        self._has_key = bool(key)
         self.model = model
         self._max_resumes = max_resumes
         self._addresses = Addresses(url)
@@ -81,7 +82,7 @@ class ClientBase(ABC, Generic[Http]):
         """How long to wait for a connection."""
         if self._connect_timeout is not None:
             return self._connect_timeout
-        return _CONNECT_ELSEWHERE_S if len(self._addresses) > 1 else _CONNECT_S
+        return _CONNECT_ELSEWHERE_S if self._addresses.num_given > 1 else _CONNECT_S
 
     @abstractmethod
     def _opened(self, options: dict[str, Any]) -> Http:
@@ -89,7 +90,7 @@ class ClientBase(ABC, Generic[Http]):
 
     def _look_timeout(self, options: dict[str, Any] | None) -> httpx.Timeout:
         """One of several addresses that does not answer a mere look is passed over; what is asked for with options takes time."""
-        is_mere_look = options is None and len(self._addresses) > 1
+        is_mere_look = options is None and self._addresses.num_given > 1
         return httpx.Timeout(min(self._timeout, _LOOK_S) if is_mere_look else self._timeout, connect=self._connect_s)
 
     def _completion(self, prompt: Prompt, options: dict[str, Any]) -> dict[str, Any]:
@@ -118,8 +119,10 @@ class ClientBase(ABC, Generic[Http]):
 
     def _listen_for(self, stream: ResumableStream, response: httpx.Response) -> None:
         """Give up on a response that has begun as soon as its server is silent for longer than it promised, and note where else
-        that one says it answers."""
-        self._addresses.learn_port(response.headers.get(FALLBACK_PORT_HEADER, ""))
+        that one says it answers. Whoever listens there would be sent the API key, so a client that has one wants to be told by
+        its user."""
+        if not self._has_key:
+            self._addresses.learn_port(response.headers.get(FALLBACK_PORT_HEADER, ""))
         # The transport looks here when it begins to read the body.
         timeout = response.request.extensions["timeout"]
         timeout["read"] = stream.silence_limit(response.headers, self._silence_s)
@@ -159,8 +162,10 @@ class ClientBase(ABC, Generic[Http]):
         """Arguments of httpx's ``get``."""
         return {"url": address + _SOUND_PATH, "timeout": _SOUND_S}
 
-    @staticmethod
-    def _verdict(response: httpx.Response) -> int:
+    def _verdict(self, address: str, response: httpx.Response) -> int:
+        # Where a server said that it answers, somebody else may; Serve's proxies say 200 here.
+        if self._addresses.is_learned(address) and response.status_code != 200:
+            return SILENT
         return _UNSURE if response.status_code >= 500 else SOUND
 
     def _unreachable(self, error: httpx.HTTPError) -> ClientError:

@@ -24,7 +24,7 @@ _KNOCK_S = 0.2
 _OVERLOADED, _LOADING = "overloaded", "loading"
 # Header of a stream: seconds after which its server has written something, if only a comment.
 MAX_SILENCE_HEADER = "bireme-max-silence"
-# Header of a stream: another port of the same host on which the service answers, should this one fail.
+# Header of a stream: the port on which Serve keeps a proxy of its own beside HAProxy, on the head node of the cluster.
 FALLBACK_PORT_HEADER = "bireme-fallback-port"
 # A busy server may be late by so much; the answer should go on within four seconds.
 _LATE_S = 1.0

@@ -19,7 +19,6 @@ from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted
 from cluster.request import EngineRequest
-from cluster.settled_heap import settle_heap
 from deployments.engine_metrics import export_engine_metrics
 from deployments.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
 from deployments.replica_port import listen_where_the_node_does
@@ -72,7 +71,6 @@ class LLMServer:
             if isinstance(error.cause, (BiremeError, OpBuildError)):
                 raise cannot_start(str(error.cause)) from None
             raise
-        settle_heap()
         self._exporting = asyncio.create_task(export_engine_metrics(self._engine_id, self.stats))
 
         shutdown_timeout_s = config.deployment_config.get("graceful_shutdown_timeout_s", GRACEFUL_SHUTDOWN_TIMEOUT_S)

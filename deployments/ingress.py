@@ -21,7 +21,6 @@ from actors.tokenizer import load_tokenizer
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from cluster.outputs import EngineInfo
-from cluster.settled_heap import settle_heap
 from deployments.api_errors import ApiError, unavailable
 from deployments.api_keys import ApiKeys
 from deployments.cluster_status import cluster_status
@@ -124,7 +123,6 @@ class OpenAiIngress:
             ) as error:  # a replica that dies while it starts is replaced; the next call waits for the next one
                 logger.debug("no engine yet: %s", error)
                 await asyncio.sleep(_RETRY_INFO_S)
-        settle_heap()
         limits = ModelLimits(info.max_model_len, info.vocab_size)
         self._service = OpenAiService(client, self._tokenizer, info.model_id, limits, self._config.max_choices)
         terminal_logger().info(ready_line(self._service.model_id, self._keys.required))

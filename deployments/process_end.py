@@ -10,7 +10,7 @@ from __future__ import annotations
 def has_ended(pid: int) -> bool:
     """Whether the process ``pid`` is gone, or is being taken down: its main thread is a zombie, whatever is left of the others.
 
-    False where there is no ``/proc`` to look into.
+    False where that cannot be told: there is no ``/proc``, or this process has no descriptor left to look with.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
@@ -19,6 +19,8 @@ def has_ended(pid: int) -> bool:
         return True
     except FileNotFoundError:
         return _there_is_proc()
+    except OSError:
+        return False
     return state in (b"Z", b"X")
 
 

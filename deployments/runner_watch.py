@@ -53,6 +53,8 @@ class RunnerWatch:
         self._ping: asyncio.Future | None = None
         self._draining: asyncio.Future | None = None
         self._leaves_with_node = False
+        self._node_look: asyncio.Future = asyncio.get_running_loop().create_future()
+        self._node_look.set_result(None)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     @property
@@ -73,8 +75,8 @@ class RunnerWatch:
             ticks = 0
             while True:
                 self._look_at_serve()
-                if ticks % _NODE_LOOK_TICKS == 0 and not self.stopping:
-                    await self._look_at_node()
+                if ticks % _NODE_LOOK_TICKS == 0 and not self.stopping and self._node_look.done():
+                    self._node_look = asyncio.ensure_future(self._look_at_node())
                 why = await self._hear_runner()
                 if why is not None:
                     break
@@ -84,8 +86,10 @@ class RunnerWatch:
         except Exception:
             logger.exception("the watch of %s failed", self._engine_id)
             why = "its watch failed"
-        self._kill()
+        self._kill_by_signal()
         self._dead(why)
+        # Asked last, and not waited for: Ray's directory may be slow, and the replies that tell of the death must leave.
+        await asyncio.to_thread(ray.kill, self._runner)
 
     async def _hear_runner(self) -> str | None:
         """One tick; why the runner is dead, or None."""
@@ -142,9 +146,8 @@ class RunnerWatch:
         if not done.cancelled() and done.exception() is None:
             logger.info("event=drained engine=%s handed_over=%d", self._engine_id, done.result())
 
-    def _kill(self) -> None:
-        """By signal first: a process that is stopped does not hear Ray's message."""
+    def _kill_by_signal(self) -> None:
+        """A process that is stopped does not hear Ray's message."""
         if self._pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
-        ray.kill(self._runner)

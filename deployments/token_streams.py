@@ -128,23 +128,29 @@ class TokenStreams:
         while True:
             await asyncio.sleep(TICK_S)
             for stream in list(self._streams.values()):
-                if stream.pid and has_ended(stream.pid):
-                    if stream.task is not None:
-                        stream.task.cancel()
-                    self._end(stream, "its process has ended")
-                    continue
-                if stream.is_leased:
-                    stream.renewals += 1
-                    if stream.renewals % _RENEW_TICKS == 0:
-                        stream.runner.renew.remote(self.subscriber)
-                silent_s = stream.clock.tick()
-                if silent_s > _SUSPECT_S:
-                    engine_choices.avoid(stream.engine_id, AVOID_REFUSING_S)
-                if silent_s > self._hang_timeout_s and not stream.silent:
-                    stream.silent = True
-                    why = f"nothing was heard from it for {self._hang_timeout_s:g} s"
-                    logger.warning("event=engine_silent engine=%s: %s", stream.engine_id, why)
-                    self._lost(stream, why)
+                try:
+                    self._look_at(stream)
+                except Exception:  # the other streams still want to be listened to
+                    logger.exception("listening to engine %s failed", stream.engine_id)
+
+    def _look_at(self, stream: TokenStream) -> None:
+        if stream.pid and has_ended(stream.pid):
+            if stream.task is not None:
+                stream.task.cancel()
+            self._end(stream, "its process has ended")
+            return
+        if stream.is_leased:
+            stream.renewals += 1
+            if stream.renewals % _RENEW_TICKS == 0:
+                stream.runner.renew.remote(self.subscriber)
+        silent_s = stream.clock.tick()
+        if silent_s > _SUSPECT_S:
+            engine_choices.avoid(stream.engine_id, AVOID_REFUSING_S)
+        if silent_s > self._hang_timeout_s and not stream.silent:
+            stream.silent = True
+            why = f"nothing was heard from it for {self._hang_timeout_s:g} s"
+            logger.warning("event=engine_silent engine=%s: %s", stream.engine_id, why)
+            self._lost(stream, why)
 
     def _heard(self, stream: TokenStream) -> None:
         stream.clock.heard()

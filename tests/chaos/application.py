@@ -26,12 +26,7 @@ from cluster.errors import EngineDeadError
 from deployments.engine_replica import RUNNER_NAME_PREFIX
 from deployments.llm import build_openai_app
 from deployments.run_folder import make_run_folder
-from deployments.serve_environment import (
-    BESIDE_HAPROXY,
-    SERVE_ENVIRONMENT,
-    WITHOUT_HAPROXY,
-    apply_serve_environment,
-)
+from deployments.serve_environment import SERVE_ENVIRONMENT, WITHOUT_HAPROXY, apply_serve_environment
 from tests.chaos.nodes import INGRESS_PLACE, STORE_BYTES, add_node
 from tests.engines import TINY_CONFIG
 
@@ -135,8 +130,9 @@ def application(setup: Setup, folder: Path, model: dict | None = None, **changes
     port, *others = _free_ports(setup.num_nodes + 2 if setup.num_nodes else 1)
     running = Running(",".join(f"http://127.0.0.1:{one}" for one in (port, *others)), proxy_ports=others)
     variables = SERVE_ENVIRONMENT | _rpc_failures(setup.rpc_failures)
-    variables |= BESIDE_HAPROXY if setup.haproxy else WITHOUT_HAPROXY
-    if setup.haproxy:
+    if not setup.haproxy:
+        variables |= WITHOUT_HAPROXY
+    else:
         apply_serve_environment(make_run_folder(), variables)
         assert variables.get("RAY_SERVE_ENABLE_HA_PROXY") == "1", "HAProxy's package cannot be used here"
         running.url += f",http://127.0.0.1:{variables['RAY_SERVE_FALLBACK_PROXY_HTTP_PORT']}"

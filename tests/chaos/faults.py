@@ -110,8 +110,8 @@ class FillObjectStore(Fault):
         return "object store full"
 
 
-# What stands before the ingresses: Serve's own proxy, or HAProxy and the actor that starts it.
-PROXIES, HAPROXIES = ("proxy",), ("haproxy", "haproxy", "haproxy manager")
+# What stands before the ingresses: Serve's own proxy, or HAProxy, the actor that starts it, and Serve's own proxy beside them.
+PROXIES, HAPROXIES = ("proxy",), ("haproxy", "haproxy", "haproxy manager", "proxy")
 ANY_PROXY = frozenset(PROXIES + HAPROXIES)
 # Faults that take nothing away: no process and no node.
 HARMLESS = (StallClients, VanishClients, FillObjectStore)

@@ -65,8 +65,10 @@ async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
         return Moment(fault, time.monotonic()) if load.vanish(fault.count, fault.choice) else None
     if isinstance(fault, FillObjectStore):
         moment = Moment(fault, time.monotonic())
-        with contextlib.suppress(ray.exceptions.RayError):
+        try:
             await _fill_store.remote(fault.held_s)
+        except ray.exceptions.RayError:
+            return None
         return moment
     if isinstance(fault, RemoveNode):
         return await _remove_node(fault, running, warm)

@@ -25,7 +25,9 @@ SHORT = [
     KillProcess(0.3, 0.5, "ingress", "decode"),
     VanishClients(0.1, 0.0, "sent", count=2),
     FillObjectStore(0.1, 0.0, held_s=0.5),
+    KillProcess(0.1, 0.5, "controller"),
     KillProcess(0.3, 0.5, "runner", "handover"),
+    KillProcess(0.1, 0.5, "proxy", "decode"),
     KillProcess(0.3, 0.5, "engine", "saving"),
 ]
 

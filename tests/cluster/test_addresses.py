@@ -332,6 +332,31 @@ def test_a_client_that_knows_one_address_goes_on_where_its_server_said(serve):
     assert other.paths == ["/v1/completions"] * 2
 
 
+@pytest.mark.parametrize(
+    ("sound", "other_sound", "key"),
+    [
+        (200, 200, None),  # its proxy is well: what it told of is only a way round
+        (503, 404, None),  # somebody else listens there
+        (503, 200, "secret"),  # who would be sent the key
+    ],
+)
+def test_a_client_stays_where_it_is_rather_than_go_to_a_learned_address(serve, sound, other_sound, key):
+    other = serve(sound=other_sound)
+    first = serve(cut_after=2, fallback_port=other.server_port, sound=sound)
+    with Client(first.url, api_key=key) as client:
+        assert client.complete("x", max_tokens=4).text == "5678"
+        assert client.url == first.url
+        assert client._connect_s == 10.0
+    assert other.paths == []
+    assert other.looks == (0 if key else 1)
+
+
+def test_clients_read_the_certificates_once():
+    with Client("http://a:1") as one, Client("https://b:1") as two:
+        contexts = {client._http._transport._pool._ssl_context for client in (one, two)}
+    assert len(contexts) == 1
+
+
 def test_a_learned_address_is_of_the_same_host_and_never_beside_tls():
     for url, also in [
         ("http://10.0.0.1:8000/", "http://10.0.0.1:8500"),
@@ -340,9 +365,9 @@ def test_a_learned_address_is_of_the_same_host_and_never_beside_tls():
     ]:
         addresses = Addresses(url)
         addresses.learn_port("8500")
-        assert addresses.in_turn() == [also, addresses.current]
-        addresses.learn_port("8600")
-        assert len(addresses) == 2
+        assert addresses.in_turn() == [addresses.current, also]
+        addresses.learn_port("8600")  # the server was started again
+        assert addresses.in_turn() == [addresses.current, also.replace("8500", "8600")]
     for given, port in [
         ("https://10.0.0.1:8000", "8500"),
         ("http://10.0.0.1:8000", "8000"),

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from cluster.config import EngineConfig, LLMConfig
 from cluster.outputs import AttachRequired
+from deployments import process_end, runner_watch
 from deployments.process_end import has_ended
+from deployments.runner_watch import RunnerWatch
+from deployments.streaming_runner import StreamingRunner
 from deployments.token_socket import read_messages
 from deployments.token_streams import TokenStreams
 
@@ -32,14 +38,28 @@ time.sleep(60)
 """
 
 
+class Call:
+    """A method of an actor's handle; notes what it was called with."""
+
+    def __init__(self, answer: object = None) -> None:
+        self.answer = answer
+        self.calls: list[tuple] = []
+
+    def remote(self, *arguments: object) -> asyncio.Future:
+        self.calls.append(arguments)
+        answered = asyncio.get_running_loop().create_future()
+        answered.set_result(self.answer)
+        return answered
+
+
 class Runner:
-    """What a TokenStream asks of its runner's handle."""
+    """What streams and replicas ask of a runner's handle."""
 
-    class _Call:
-        def remote(self, *_):
-            return None
-
-    detach = abort = _Call()
+    def __init__(self, pid: int, path: str = "") -> None:
+        self.token_socket = Call(("here", path))
+        self.ping = Call(pid)
+        self.drain = Call(0)
+        self.detach = self.abort = Call()
 
 
 @pytest.fixture
@@ -70,6 +90,15 @@ def test_a_process_has_ended_when_its_main_thread_has():
     assert not has_ended(os.getpid())
 
 
+def test_a_look_that_fails_is_no_death(monkeypatch):
+    def no_descriptors(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(process_end, "open", no_descriptors, raising=False)
+    assert not has_ended(os.getpid())
+    assert not has_ended(2**22 + 1)
+
+
 async def test_a_token_socket_says_who_listens(listener):
     process, path = listener
     seen: list[int] = []
@@ -84,12 +113,9 @@ async def test_a_stream_is_lost_when_its_engine_has_ended_though_its_socket_is_s
     lost: asyncio.Future = asyncio.get_running_loop().create_future()
     streams = TokenStreams("me", lambda *_: None, dict, lambda stream, why: lost.set_result((stream, why)), 60.0)
 
-    async def messages(self, stream):
-        async for deltas in read_messages(path, "me", {}, stream.reached):
-            yield deltas
-
-    monkeypatch.setattr(TokenStreams, "_messages", messages)
-    streams.attach(AttachRequired("engine-1", Runner(), "f"))
+    context = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr("deployments.token_streams.ray.get_runtime_context", lambda: context)
+    streams.attach(AttachRequired("engine-1", Runner(process.pid, path), "f"))
     stream = streams.of("engine-1")
     while not stream.pid:
         await asyncio.sleep(0.01)
@@ -104,3 +130,52 @@ async def test_a_stream_is_lost_when_its_engine_has_ended_though_its_socket_is_s
     with socket.socket(socket.AF_UNIX) as probe:
         probe.connect(path)
     await streams.close()
+
+
+@pytest.fixture
+def child():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+async def test_a_replica_notices_that_its_runner_has_ended_though_its_calls_do_not_fail(child, monkeypatch):
+    killed = []
+    monkeypatch.setattr(runner_watch, "node_drain_seconds", lambda: None)
+    monkeypatch.setattr(runner_watch.ray, "kill", killed.append)
+    died: asyncio.Future = asyncio.get_running_loop().create_future()
+    runner = Runner(child.pid)
+    watch = RunnerWatch(runner, "engine-1", LLMConfig(model="x"), 60.0, died.set_result)
+    await asyncio.sleep(0.6)
+    assert not died.done()
+    child.kill()
+    assert await asyncio.wait_for(died, 5) == "the runner's process has ended"
+    await asyncio.sleep(0.1)
+    assert killed == [runner]
+    watch.close()
+
+
+async def test_an_engine_hands_over_before_its_node_is_gone_however_long_it_may_drain(child, monkeypatch):
+    monkeypatch.setattr(runner_watch, "node_drain_seconds", lambda: 9.0)
+    runner = Runner(child.pid)
+    config = LLMConfig(model="x", drain_timeout_s=60.0)
+    watch = RunnerWatch(runner, "engine-1", config, 120.0, lambda why: None)
+    deadline = time.monotonic() + 5
+    while not runner.drain.calls:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    assert watch.node_drains
+    assert runner.drain.calls == [(9.0 - runner_watch._DRAIN_MARGIN_S,)]
+    watch.close()
+
+
+async def test_a_runner_ends_when_its_replica_has_ended(child, monkeypatch):
+    ended = asyncio.Event()
+    monkeypatch.setattr(StreamingRunner, "_after_engine_death", lambda self: ended.set())
+    runner = StreamingRunner(EngineConfig(model="x", hang_timeout_s=60.0), "engine-1")
+    assert await runner.ping(child.pid) == os.getpid()
+    await asyncio.sleep(0.6)
+    assert not ended.is_set()
+    child.kill()
+    await asyncio.wait_for(ended.wait(), 5)

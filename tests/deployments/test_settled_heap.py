@@ -1,4 +1,5 @@
-"""What a process loads at its start is left out of the garbage collections that Ray asks of all of a node's processes at once."""
+"""What a process loads at its start is left out of the garbage collections that Ray asks of all of a node's processes at once.
+Serve sees to that in its replicas, the runner itself."""
 
 from __future__ import annotations
 
