@@ -58,7 +58,7 @@ def draw(report: Report) -> str:
     for second in range(int(LONGEST_S) + 1):
         parts.append(f'<text x="{x_of(second):.1f}" y="{y + 4}" text-anchor="middle">{second} s</text>')
     faults, requests = sum(report.faults.values()), sum(report.ended.values())
-    title = f"From a fault to a stream's next token: {faults} faults, {requests:,} requests"
+    title = f"From a fault to a stream's next token: {faults:,} faults, {requests:,} requests"
     lost = f"{len(report.lost)} requests lost, {len(report.changed)} changed, {len(report.leaks)} things left behind"
     legend = "a dot: a stream that waited longer than 0.25 s; hollow: another fault happened meanwhile"
     head = (

@@ -5,14 +5,8 @@ from __future__ import annotations
 
 import ray
 
+from tests.actor_heap import heap
 from tests.deployments.conftest import App
-
-
-def _heap(_: object) -> tuple[int, int]:
-    """Runs in an actor: objects that a collection leaves out, and objects that it walks through."""
-    import gc
-
-    return gc.get_freeze_count(), len(gc.get_objects())
 
 
 def test_ingress_replica_and_runner_leave_their_modules_out_of_collections(app: App):
@@ -22,7 +16,7 @@ def test_ingress_replica_and_runner_leave_their_modules_out_of_collections(app: 
         if actor["name"].startswith(("SERVE_REPLICA::default#", "bireme-runner::default::")):
             handle = ray.get_actor(actor["name"], namespace=actor["namespace"])
             seen[actor["name"].rsplit("#" if "#" in actor["name"] else "::", 1)[0]] = ray.get(
-                handle.__ray_call__.remote(_heap), timeout=30
+                handle.__ray_call__.remote(heap), timeout=30
             )
     assert set(seen) == {
         "SERVE_REPLICA::default#OpenAiIngress",
