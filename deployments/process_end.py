@@ -24,6 +24,23 @@ def has_ended(pid: int) -> bool:
     return state in (b"Z", b"X")
 
 
+class Companion:
+    """A process that tells its own id, on this machine but perhaps in another container, where that id means nothing here.
+
+    Attributes:
+        pid: as it told.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """``pid`` has just been heard of."""
+        self.pid = pid
+        self._is_seen = not has_ended(pid)
+
+    def has_ended(self) -> bool:
+        """As the function; False if it was never seen from here."""
+        return self._is_seen and has_ended(self.pid)
+
+
 def _there_is_proc() -> bool:
     try:
         with open("/proc/self/stat", "rb"):

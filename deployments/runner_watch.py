@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from cluster.config import LLMConfig
 from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.drain_notice import node_drain_seconds, serve_is_stopping
-from deployments.process_end import has_ended
+from deployments.process_end import Companion
 
 logger = logging.getLogger("ray.serve")
 
@@ -49,7 +49,7 @@ class RunnerWatch:
         self._drain_timeout_s = min(config.drain_timeout_s, max(0.0, shutdown_timeout_s - _DRAIN_MARGIN_S))
         self._dead = dead
         self._clock = SilenceClock()
-        self._pid: int | None = None
+        self._process: Companion | None = None
         self._ping: asyncio.Future | None = None
         self._draining: asyncio.Future | None = None
         self._leaves_with_node = False
@@ -98,7 +98,7 @@ class RunnerWatch:
         await asyncio.wait((self._ping,), timeout=TICK_S)
         if self._ping.done():
             try:
-                self._pid = self._ping.result()
+                pid = self._ping.result()
             except ActorDiedError as error:
                 return str(error).splitlines()[0]
             except ActorUnavailableError as error:
@@ -109,12 +109,13 @@ class RunnerWatch:
             except RayError as error:
                 return f"its runner is not healthy: {str(error).splitlines()[-1]}"
             self._ping = None
+            self._process = self._process or Companion(pid)
             self._clock.heard()
             await asyncio.sleep(TICK_S)
         return self._verdict()
 
     def _verdict(self) -> str | None:
-        if self._pid is not None and has_ended(self._pid):
+        if self._process is not None and self._process.has_ended():
             return "the runner's process has ended"
         if self._clock.tick() > self._hang_timeout_s:
             return f"the runner has been silent for {self._clock.silent_s:.1f} s"
@@ -148,6 +149,6 @@ class RunnerWatch:
 
     def _kill_by_signal(self) -> None:
         """A process that is stopped does not hear Ray's message."""
-        if self._pid is not None:
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+                os.kill(self._process.pid, signal.SIGKILL)

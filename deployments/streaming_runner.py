@@ -14,7 +14,7 @@ from actors.runner_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
 from cluster.silence_clock import TICK_S, SilenceClock
-from deployments.process_end import has_ended
+from deployments.process_end import Companion
 from deployments.token_socket import TokenSocket
 
 logger = logging.getLogger("bireme.runner")
@@ -29,7 +29,7 @@ class StreamingRunner(RunnerActor):
         super().__init__(config, engine_id)
         self._socket = TokenSocket(self.attach)
         self._replica_clock = SilenceClock()
-        self._replica_pid: int | None = None
+        self._replica: Companion | None = None
         self._guard: asyncio.Task | None = None
 
     async def start(self) -> EngineInfo:
@@ -46,22 +46,21 @@ class StreamingRunner(RunnerActor):
         """
         self._replica_clock.heard()
         if self._guard is None:
-            self._replica_pid = replica_pid
-            self._guard = asyncio.get_running_loop().create_task(self._watch_replica())
+            self._replica = Companion(replica_pid)
+            self._guard = asyncio.get_running_loop().create_task(self._watch_replica(self._replica))
         await self.check_health()
         return os.getpid()
 
-    async def _watch_replica(self) -> None:
-        assert self._replica_pid is not None
+    async def _watch_replica(self, replica: Companion) -> None:
         while self._replica_clock.tick() <= self._config.hang_timeout_s:
-            if has_ended(self._replica_pid):
+            if replica.has_ended():
                 logger.error("the replica of %s has ended; so does its runner", self._engine_id)
                 self._after_engine_death()
                 return
             await asyncio.sleep(TICK_S)
         logger.error("the replica of %s hangs; both processes end", self._engine_id)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._replica_pid, signal.SIGKILL)
+            os.kill(replica.pid, signal.SIGKILL)
         self._after_engine_death()
 
     async def stats(self) -> dict:

@@ -26,7 +26,7 @@ _armed: list[tuple[Any, str]] = []
 
 def pid_of(actor: Any, target: str) -> int:
     """Process id of the runner itself, or of the "engine", its replica."""
-    return actor._replica_pid if target == "engine" else os.getpid()
+    return actor._replica.pid if target == "engine" else os.getpid()
 
 
 def arm(actor: Any, phase: str, number: int, pid: int) -> None:

@@ -17,7 +17,7 @@ import pytest
 from cluster.config import EngineConfig, LLMConfig
 from cluster.outputs import AttachRequired
 from deployments import process_end, runner_watch
-from deployments.process_end import has_ended
+from deployments.process_end import Companion, has_ended
 from deployments.runner_watch import RunnerWatch
 from deployments.streaming_runner import StreamingRunner
 from deployments.token_socket import read_messages
@@ -75,6 +75,14 @@ def listener(tmp_path):
     process.wait()
 
 
+@pytest.fixture
+def child():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
 def test_a_process_has_ended_when_its_main_thread_has():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     assert not has_ended(child.pid)
@@ -97,6 +105,15 @@ def test_a_look_that_fails_is_no_death(monkeypatch):
     monkeypatch.setattr(process_end, "open", no_descriptors, raising=False)
     assert not has_ended(os.getpid())
     assert not has_ended(2**22 + 1)
+
+
+def test_a_companion_that_was_never_seen_from_here_has_not_ended(child):
+    assert not Companion(2**22 + 1).has_ended()  # an id of another container
+    seen = Companion(child.pid)
+    assert not seen.has_ended()
+    child.kill()
+    child.wait()
+    assert seen.has_ended()
 
 
 async def test_a_token_socket_says_who_listens(listener):
@@ -130,14 +147,6 @@ async def test_a_stream_is_lost_when_its_engine_has_ended_though_its_socket_is_s
     with socket.socket(socket.AF_UNIX) as probe:
         probe.connect(path)
     await streams.close()
-
-
-@pytest.fixture
-def child():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    yield process
-    process.kill()
-    process.wait()
 
 
 async def test_a_replica_notices_that_its_runner_has_ended_though_its_calls_do_not_fail(child, monkeypatch):
