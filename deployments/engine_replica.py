@@ -109,14 +109,14 @@ class LLMServer:
         except asyncio.CancelledError:
             self._runner.abort.remote(request.request_id, request.attempt)
             raise
-        except EngineDeadError as error:
-            return EngineLost(info.engine_id, error.message, died=True)
         except ActorDiedError as error:
             why = str(error).splitlines()[0]
             self._exit_soon(why)
             return EngineLost(info.engine_id, why, died=True)
-        except RayTaskError as error:
+        except RayTaskError as error:  # of the class of its cause, too, so it comes before EngineDeadError
             return self._refusal(error, info)
+        except EngineDeadError as error:
+            return EngineLost(info.engine_id, error.message, died=True)
         except RayError as error:
             return EngineLost(info.engine_id, f"{type(error).__name__}: {str(error).splitlines()[0]}")
         if isinstance(reply, AttachRequired):

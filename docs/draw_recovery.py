@@ -13,10 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.chaos.report import DEATH_TARGET_S, HANG_TARGET_S, Report, waits_by_kind
+from tests.chaos.report import DEATH_TARGET_S, HANG_TARGET_S, Report, target_s, waits_by_kind
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 960, 330, 24, 20, 64
 LONGEST_S = 5.0
+# What takes nothing away is not in the picture.
+HARMLESS = ("clients", "object store")
 COLOURS = {"died": "#4e79a7", "hung": "#f28e2b"}
 
 
@@ -27,18 +29,14 @@ def x_of(seconds: float) -> float:
 
 def draw(report: Report) -> str:
     """The picture as SVG: a row a kind of fault, a dot a stream that waited."""
-    rows = [
-        (kind, *found)
-        for kind, found in waits_by_kind(report).items()
-        if kind.startswith(("kill", "remove", "stop", "node"))
-    ]
-    died = [row for row in rows if row[0].startswith("kill")]
-    hung = [row for row in rows if not row[0].startswith("kill")]
+    rows = [(kind, *found) for kind, found in waits_by_kind(report).items() if not kind.startswith(HARMLESS)]
     parts: list[str] = []
     y = TOP
-    for name, group, target in (("died", died, DEATH_TARGET_S), ("hung", hung, HANG_TARGET_S)):
+    for name, target in (("died", DEATH_TARGET_S), ("hung", HANG_TARGET_S)):
         first = y
-        for kind, count, alone, overlapped in group:
+        for kind, count, alone, overlapped in rows:
+            if target_s(kind) != target:
+                continue
             parts.append(f'<text x="{LEFT - 12}" y="{y + 14}" text-anchor="end">{escape(kind)}, {count} times</text>')
             parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y + 10}" y2="{y + 10}" stroke="#8883"/>')
             for waits, fill in ((overlapped, "#fff"), (alone, COLOURS[name])):

@@ -139,10 +139,7 @@ def application(setup: Setup, folder: Path, model: dict | None = None, **changes
     with _environment(variables), _queue_lengths_remembered(variables), _cluster(setup, running):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         _deploy(setup.config(folder, model, **changes), _DEPLOY_TRIES if setup.rpc_failures else 1)
-        deadline = time.monotonic() + 90
-        while not is_healthy(f"http://127.0.0.1:{port}"):
-            assert time.monotonic() < deadline, "the application is not ready"
-            time.sleep(0.2)
+        wait_until_healthy(f"http://127.0.0.1:{port}", 90)
         yield running
 
 
@@ -258,6 +255,14 @@ def is_healthy(url: str) -> bool:
         return _looker().get(f"{url}/health").status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def wait_until_healthy(url: str, timeout_s: float) -> None:
+    """Until the application answers there and is ready."""
+    deadline = time.monotonic() + timeout_s
+    while not is_healthy(url):
+        assert time.monotonic() < deadline, f"the application is not ready at {url}"
+        time.sleep(0.2)
 
 
 def runners() -> list:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from cluster.client import AsyncClient
-from tests.chaos.application import Running, Setup, application, is_healthy
+from tests.chaos.application import Running, Setup, application, wait_until_healthy
 from tests.chaos.ingresses import open_now
 from tests.chaos.load import DECODING, Load
 from tests.chaos.processes import pids_of, send
@@ -94,13 +94,6 @@ async def undisturbed_in_the_end(clients: list[Client], twins: dict[int, Twin]) 
     assert {client.seen.number: client.seen.answer for client in clients} == twins
 
 
-async def answering_again(url: str, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not await asyncio.to_thread(is_healthy, url):
-        assert time.monotonic() < deadline, f"nobody answers at {url}"
-        await asyncio.sleep(0.2)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(290)
 @pytest.mark.parametrize("proxy", ["proxy", "haproxy"])
@@ -123,7 +116,7 @@ def test_clients_outlast_a_hung_ingress_and_a_hung_proxy(proxy, tmp_path, capsys
         await under_way(killed)
         send(pids_of(proxy)[-1], signal.SIGKILL)
         await undisturbed_in_the_end(killed, twins)
-        await answering_again(load.url)
+        await asyncio.to_thread(wait_until_healthy, load.url, 60)
         # Two addresses: clients go on at the other one, behind which is the same ingress; then that one hangs, too.
         load = replace(load, url=running.url)
         pid, on_first, everybody = await clients_of_one_ingress(load)

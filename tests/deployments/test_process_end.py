@@ -83,8 +83,7 @@ def child():
     process.wait()
 
 
-def test_a_process_has_ended_when_its_main_thread_has():
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+def test_a_process_has_ended_when_its_main_thread_has(child):
     assert not has_ended(child.pid)
     os.kill(child.pid, signal.SIGSTOP)
     assert not has_ended(child.pid)
