@@ -24,6 +24,8 @@ _KNOCK_S = 0.2
 _OVERLOADED, _LOADING = "overloaded", "loading"
 # Header of a stream: seconds after which its server has written something, if only a comment.
 MAX_SILENCE_HEADER = "bireme-max-silence"
+# Header of a request, 0 or 1: its client wants a streamed answer whose events have ids, to take it up where it breaks.
+RESUMABLE_HEADER = "bireme-resumable"
 # Header of a stream: the port on which Serve keeps a proxy of its own beside HAProxy, on the head node of the cluster.
 FALLBACK_PORT_HEADER = "bireme-fallback-port"
 # A busy server may be late by so much; the answer should go on within four seconds.
@@ -64,6 +66,7 @@ class ResumableStream:
         self._now = now
         self._knock_until = float("-inf")
         self._has_arrived = False
+        self._data: str | None = None
         self._event_id: str | None = None
         self._last_event_id: str | None = None
         self._seed: int | None = None
@@ -87,15 +90,16 @@ class ResumableStream:
 
     def request(self, address: str = "") -> dict[str, Any]:
         """What to send to ``address`` now: the whole request, or the request and what has arrived."""
-        self._event_id = None
+        self._data = self._event_id = None
         request = {**self._request, "url": address + self._request["url"]}
+        headers = {RESUMABLE_HEADER: "1"} if self._can_resume else {}
         if self._last_event_id is None:
-            return request
+            return {**request, "headers": headers}
         resume = {"fingerprint": self._fingerprint, "choices": self._choices}
         return {
             **request,
             "json": {**request["json"], "seed": self._seed, "resume": resume},
-            "headers": {"Last-Event-ID": self._last_event_id},
+            "headers": {**headers, "Last-Event-ID": self._last_event_id},
         }
 
     def begin_limit(self, longest_s: float) -> float:
@@ -118,25 +122,25 @@ class ResumableStream:
         return min(longest_s, seconds * 2 ** (self._breaks // self._num_addresses))
 
     def feed(self, line: str) -> Answer | None:
-        """The chunk in a line of the response, or None if it has none.
+        """The chunk of the event that a line of the response ends, or None if it ends none. An event that is cut off in the
+        middle does not count: it comes again.
 
         Raises:
             ApiStatusError: the server ended the stream with an error.
-            BrokenStreamError: the line is cut off.
+            BrokenStreamError: an event is no JSON.
         """
         if line.startswith("id:"):
             self._event_id = line[3:].strip()
+        elif line.startswith("data:"):
+            self._data = line[5:].strip()
+            self.is_complete |= self._data == "[DONE]"
+        if line or self._data is None or self.is_complete:
             return None
-        if not line.startswith("data:"):
-            return None
-        data = line[5:].strip()
-        if data == "[DONE]":
-            self.is_complete = True
-            return None
+        data, self._data = self._data, None
         try:
             event = json.loads(data)
         except ValueError:
-            raise BrokenStreamError("the server's last event is cut off") from None
+            raise BrokenStreamError("the server's last event is no JSON") from None
         if "error" in event:
             raise stream_error(event["error"])
         chunk = Answer.parse(event)
@@ -175,7 +179,8 @@ class ResumableStream:
         if is_new:
             self._breaks = 0
         self._has_arrived = True
-        self._has_usage |= chunk.usage is not None
+        # A server may be asked for the usage so far in every chunk, too.
+        self._has_usage |= chunk.usage is not None and not chunk.choices
         if self._event_id is not None:
             self._last_event_id, self._event_id = self._event_id, None
         elif chunk.choices:

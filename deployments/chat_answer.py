@@ -41,16 +41,23 @@ class ChatAnswer(Answer):
             return {}
         return {"prompt_logprobs": self.prompt_logprobs(index, output)}
 
+    def opening_choice(self, index: int) -> dict[str, Any]:
+        # As OpenAI has it: clients take the role from a chunk of its own, whose content is empty.
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        if self.request.return_token_ids:
+            choice |= {"token_ids": [], "prompt_token_ids": self.prompt_ids[0]}
+        return choice
+
     def chunk_choice(
         self, index: int, text: str, output: SequenceOutput, new: slice, first: bool
     ) -> dict[str, Any] | None:
         with_tokens = self.request.return_token_ids or self.request.logprobs
-        if not (text or first or output.finish_reason or (with_tokens and new.stop > new.start)):
+        if not (text or output.finish_reason or (with_tokens and new.stop > new.start)):
             return None
-        delta: dict[str, Any] = {"role": "assistant", "content": text} if first else {"content": text} if text else {}
         choice = {
             "index": index,
-            "delta": delta,
+            "delta": {"content": text} if text else {},
             "logprobs": self._logprobs(output, new),
             "finish_reason": output.finish_reason,
         }
@@ -58,8 +65,6 @@ class ChatAnswer(Answer):
             choice["stop_reason"] = output.stop_reason
         if self.request.return_token_ids:
             choice["token_ids"] = output.token_ids[new]
-            if first:
-                choice["prompt_token_ids"] = self.prompt_ids[0]
         return choice
 
     def _logprobs(self, output: SequenceOutput, new: slice) -> dict[str, Any] | None:

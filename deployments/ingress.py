@@ -21,6 +21,7 @@ from actors.tokenizer import load_tokenizer
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from cluster.outputs import EngineInfo
+from cluster.resumable import RESUMABLE_HEADER
 from deployments.api_errors import ApiError, unavailable
 from deployments.api_keys import ApiKeys
 from deployments.cluster_status import cluster_status
@@ -30,13 +31,14 @@ from deployments.engine_replica import find_runner
 from deployments.engine_timeline import engine_timeline
 from deployments.event_stream import EventStream
 from deployments.generation import Generation
+from deployments.http_1_0 import answer_http_1_0
 from deployments.node_metrics import CONTENT_TYPE, NodeMetrics
 from deployments.openai_responses import Answer, model_object
 from deployments.openai_service import OpenAiService
 from deployments.ready_line import ready_line
 from deployments.replica_port import listen_where_the_node_does
 from deployments.request_body import read_json
-from deployments.resume_point import max_resume_bytes
+from deployments.resume_point import max_resume_bytes, wants_event_ids
 from deployments.sampling_request import ModelLimits
 from deployments.terminal import cannot_start, terminal_logger
 from deployments.whole_answer import WholeAnswer
@@ -64,6 +66,7 @@ class OpenAiIngress:
             RuntimeError: the model has none that can be loaded, or BIREME_API_KEY has no usable key; one sentence that says why.
         """
         listen_where_the_node_does()
+        answer_http_1_0()
         self._config = config
         # Where replies travel through Ray, a caller that hangs holds up the replies of its engine to everybody else, too.
         self._engines = engines.options(_by_reference=False)
@@ -181,7 +184,8 @@ class OpenAiIngress:
             body = await read_json(request, max_bytes)
         except ClientDisconnect:
             return Response(status_code=499)
-        return await _answer(request, *await start(service, body, last_event_id))
+        resumable = wants_event_ids(request.headers.get(RESUMABLE_HEADER), last_event_id)
+        return await _answer(request, *await start(service, body, last_event_id), resumable)
 
     async def _ready(self) -> OpenAiService:
         """The service. A new ingress gets requests at once, also in an update under load, so they wait for it a while."""
@@ -195,12 +199,13 @@ class OpenAiIngress:
         return model_object(service.model_id, self._created, service.limits.max_model_len)
 
 
-async def _answer(request: Request, generation: Generation, answer: Answer) -> Response:
+async def _answer(request: Request, generation: Generation, answer: Answer, resumable: bool) -> Response:
     response: Response | None = None
     try:
         patience_s = _STREAM_STATUS_PATIENCE_S if answer.request.stream else _STATUS_PATIENCE_S
         first = await while_connected(request.receive, _first_tokens(generation, patience_s))
-        response = EventStream(generation, answer, first) if answer.request.stream else WholeAnswer(generation, answer)
+        is_stream = answer.request.stream
+        response = EventStream(generation, answer, first, resumable) if is_stream else WholeAnswer(generation, answer)
         return response
     except ClientGoneError:
         return Response(status_code=499)

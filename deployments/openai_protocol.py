@@ -56,8 +56,18 @@ class _Fields(BaseModel):
 class StreamOptions(_Fields):
     """Options of a streamed answer."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool = False
     include_obfuscation: bool = False
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a last chunk tells the usage; who asks for it in every chunk need not ask for that one, too."""
+        return self.continuous_usage_stats if self.include_usage is None else self.include_usage
+
+    @property
+    def with_usage_in_every_chunk(self) -> bool:
+        return self.with_usage and self.continuous_usage_stats
 
 
 class ResumedChoice(_Fields):
@@ -104,7 +114,7 @@ class GenerationRequest(_Fields):
     )
     ignore_eos: bool = False
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions, BeforeValidator(_without_nulls)] | None = None
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     return_token_ids: bool = False
     skip_special_tokens: bool = True

@@ -5,6 +5,7 @@ What completions and chats have in common; ``completion_answer`` and ``chat_answ
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import uuid
@@ -60,10 +61,13 @@ class Answer(ABC):
             "model": model_id,
         }
         self._num_sent = [len(output.token_ids) or -1 for output in generation.outputs]
+        self._has_ended = [False] * len(self._num_sent)
         # The prompt's cached tokens are known where the answer began.
         self._num_cached_before = resumed.num_cached_tokens if resumed else 0
         self.event_ids: list[str] = []
-        self._include_usage = request.stream_options is not None and request.stream_options.include_usage
+        options = request.stream_options
+        self._include_usage = options is not None and options.with_usage
+        self._usage_in_every_chunk = options is not None and options.with_usage_in_every_chunk
 
     def whole(self) -> dict[str, Any]:
         """The answer object; every sequence must be finished."""
@@ -88,27 +92,40 @@ class Answer(ABC):
             output, num_sent = self.generation.outputs[i], self._num_sent[i]
             begins = all(num < 0 for num in self._num_sent)
             new = slice(max(num_sent, 0), self.num_generated(output))
+            opening = self.opening_choice(i) if num_sent < 0 else None
+            if opening is not None:
+                self._num_sent[i] = 0
+                chunks.append({**self._chunk(i, opening), "seed": self.seed})
             choice = self.chunk_choice(i, text, output, new, first=num_sent < 0)
-            if choice is None:
-                continue
-            self._num_sent[i] = max(num_sent, new.stop)
-            chunk = {
-                **self._head,
-                "object": self.chunk_name,
-                "choices": [choice],
-                "system_fingerprint": self.generation.fingerprint,
-            }
-            if self._include_usage:
-                chunk["usage"] = None
-            if num_sent < 0:
-                chunk["seed"] = self.seed
+            if choice is not None:
+                self._num_sent[i] = max(num_sent, new.stop)
+                chunks.append(self._chunk(i, choice))
+                if num_sent < 0:
+                    chunks[-1]["seed"] = self.seed
             if begins:
-                chunk.update(self.first_chunk_extras(i, output))
-            chunks.append(chunk)
-            num_tokens = sum(max(num, 0) for num in self._num_sent)
-            point = ResumePoint(self._head["id"], self._head["created"], num_tokens, self.num_cached_tokens())
-            self.event_ids.append(str(point))
+                chunks[0].update(self.first_chunk_extras(i, output))
         return chunks
+
+    def _chunk(self, index: int, choice: dict[str, Any]) -> dict[str, Any]:
+        """A chunk with what was sent by now, and its id."""
+        num_sent = [max(num, 0) for num in self._num_sent]
+        self._has_ended[index] |= choice["finish_reason"] is not None
+        # A choice that has nothing yet is begun anew by who takes the answer up, and its prompt looked up again.
+        num_cached = self.num_cached_tokens([num > 0 or end for num, end in zip(num_sent, self._has_ended)])
+        point = ResumePoint(self._head["id"], self._head["created"], sum(num_sent), num_cached)
+        self.event_ids.append(str(point))
+        chunk = {
+            **self._head,
+            "object": self.chunk_name,
+            "choices": [choice],
+            "system_fingerprint": self.generation.fingerprint,
+        }
+        if self._usage_in_every_chunk:
+            # As vLLM has it: that of the chunk's choice.
+            chunk["usage"] = _usage(len(self.prompt_ids[index // self.request.n]), num_sent[index])
+        elif self._include_usage:
+            chunk["usage"] = None
+        return chunk
 
     def usage_chunk(self) -> dict[str, Any] | None:
         """The last chunk if the client asked for usage."""
@@ -127,17 +144,16 @@ class Answer(ABC):
         num_prompt = sum(map(len, self.prompt_ids))
         num_generated = sum(self.num_generated(output) for output in self.generation.outputs)
         return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_generated,
-            "total_tokens": num_prompt + num_generated,
+            **_usage(num_prompt, num_generated),
             "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens()},
         }
 
-    def num_cached_tokens(self) -> int:
-        """Prompt tokens found in the prefix cache when the answer began; of each prompt the first choice counts."""
-        return self._num_cached_before + sum(
-            output.num_cached_tokens for output in self.generation.outputs[:: self.request.n]
-        )
+    def num_cached_tokens(self, counted: Sequence[bool] | None = None) -> int:
+        """Prompt tokens found in the prefix cache when the answer began; of each prompt the first choice counts, if it does in
+        ``counted``."""
+        outputs, every = self.generation.outputs, slice(None, None, self.request.n)
+        chosen = itertools.compress(outputs[every], counted[every]) if counted is not None else outputs[every]
+        return self._num_cached_before + sum(output.num_cached_tokens for output in chosen)
 
     def num_generated(self, output: SequenceOutput) -> int:
         return len(output.token_ids)
@@ -148,6 +164,10 @@ class Answer(ABC):
     def first_chunk_extras(self, index: int, output: SequenceOutput) -> dict[str, Any]:
         """What the first chunk of a stream has beside its choice, which is number ``index``."""
         return {}
+
+    def opening_choice(self, index: int) -> dict[str, Any] | None:
+        """What a stream has of choice ``index`` before its text, or None if that is nothing."""
+        return None
 
     @abstractmethod
     def whole_choice(self, index: int, output: SequenceOutput) -> dict[str, Any]:
@@ -176,6 +196,14 @@ class Answer(ABC):
             str(top): {"logprob": finite(logprob), "rank": rank, "decoded_token": self.tokenizer.token_text(top)}
             for top, (logprob, rank) in shown.items()
         }
+
+
+def _usage(num_prompt: int, num_generated: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_generated,
+        "total_tokens": num_prompt + num_generated,
+    }
 
 
 def finite(logprob: float) -> float:

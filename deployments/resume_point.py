@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cluster.journal import JournalEntry
+from cluster.resumable import RESUMABLE_HEADER
 from deployments.api_errors import bad_request
 from deployments.openai_protocol import GenerationRequest, Resume, ResumedChoice
 from deployments.sampling_request import check_prompt_ids
@@ -32,6 +33,18 @@ class ResumePoint(NamedTuple):
 
     def __str__(self) -> str:
         return ":".join(map(str, self))
+
+
+def wants_event_ids(header: str | None, last_event_id: str | None) -> bool:
+    """Whether a client means to take its stream up if it breaks: it says so, or it does so. Others get no ids: some readers
+    know nothing but ``data``.
+
+    Raises:
+        ApiError: the header ``RESUMABLE_HEADER`` is neither 0 nor 1.
+    """
+    if header not in (None, "0", "1"):
+        raise bad_request(f"the header {RESUMABLE_HEADER} must be 0 or 1, got {header[:80]!r}", RESUMABLE_HEADER)
+    return header == "1" or last_event_id is not None
 
 
 def max_resume_bytes(last_event_id: str | None, max_choices: int, max_model_len: int) -> int:

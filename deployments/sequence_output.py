@@ -18,14 +18,12 @@ class Detokenizer(Protocol):
 
     def push(self, token_id: int) -> str: ...
 
-    def finish(self) -> str: ...
-
 
 class SequenceOutput:
     """Accumulates one sequence.
 
     Each ``push`` depends on the tokens alone and not on how they were grouped into deltas, so a streamed answer and a whole
-    one have the same text.
+    one have the same text. A character that an answer's end cut off is no part of the text; its tokens are in ``token_ids``.
 
     Attributes:
         text: all text released so far.
@@ -98,8 +96,6 @@ class SequenceOutput:
         if finished:
             self._drop_matched_stop(delta)
         text = self._release(0 if finished else self._num_unsettled())
-        if finished and self._matcher.matched is None:
-            text += self._matcher.push(self._detokenizer.finish(), armed=self._pushed > self._min_tokens)
         if self._matcher.matched is not None:
             self.finish_reason = FINISH_STOP
             self.stop_reason = self._matcher.matched

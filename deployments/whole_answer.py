@@ -12,17 +12,18 @@ from deployments.connection import ClientGoneError, while_connected
 from deployments.generation import Generation
 from deployments.openai_responses import Answer
 
-_HEARTBEAT_S = 0.5
+_HEARTBEAT_S = 15.0
 
 
 class WholeAnswer(Response):
     """Waits for the end of a generation and sends it as JSON.
 
-    An answer that takes long begins with spaces, which JSON allows: they keep proxies from closing a silent connection, and
-    writing is the only way to learn of a client that has gone behind a proxy which does not pass that on (HAProxy does not
-    when a request came in two pieces, as Python's clients send it). After the first space it is too late for an error
-    status: the error object is sent for a person to read, and the connection broken off, so that no client takes what came
-    for an answer.
+    An answer that takes longer than 15 seconds begins with spaces, which JSON allows: they keep proxies from closing a silent
+    connection (after 30 to 60 seconds, mostly), and writing is the only way to learn of a client that has gone behind a proxy
+    which does not pass that on. HAProxy does not when a request came in two pieces, as Python's clients send it, unless it is
+    told to wait for the body (``haproxy_on_loopback.sh``). After the first space it is too late for an error status: the error
+    object is sent for a person to read, and the connection broken off, so that no client takes what came for an answer. A client
+    of HTTP/1.0 would, since its answers end with the connection: it gets no spaces.
     """
 
     media_type = "application/json"
@@ -45,7 +46,8 @@ class WholeAnswer(Response):
         started = False
         reading = asyncio.ensure_future(self._read_all())
         try:
-            while not (await asyncio.wait((reading,), timeout=_HEARTBEAT_S))[0]:
+            heartbeat_s = None if scope.get("http_version") == "1.0" else _HEARTBEAT_S
+            while not (await asyncio.wait((reading,), timeout=heartbeat_s))[0]:
                 if not started:
                     await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                     started = True

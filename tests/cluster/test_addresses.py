@@ -103,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
             last = "length" if begun + sent + 1 == len(TOKENS) else None
             choice = {"index": 0, "text": str(token), "finish_reason": last, "token_ids": [token]}
             event = {"id": "a", "model": "m", "seed": 1, "system_fingerprint": "f", "choices": [choice]}
-            self.wfile.write(f"id: a:1:{begun + sent + 1}:0\ndata: {json.dumps(event)}\n\n".encode())
+            self.wfile.write(f"data: {json.dumps(event)}\nid: a:1:{begun + sent + 1}:0\n\n".encode())
         usage = {"prompt_tokens": 1, "completion_tokens": len(TOKENS), "total_tokens": len(TOKENS) + 1}
         told = {"id": "a", "model": "m", "choices": [], "usage": usage}
         self.wfile.write(f"data: {json.dumps(told)}\n\ndata: [DONE]\n\n".encode())

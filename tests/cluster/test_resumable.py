@@ -28,7 +28,7 @@ def event(number: int, token: int, finish: str = "null") -> list[str]:
         f'{{"id": "{ID}", "model": "m", "seed": 7, "system_fingerprint": "f", "choices": [{{"index": 0, "text": "t", '
         f'"finish_reason": {finish}, "token_ids": [{token}]}}]}}'
     )
-    return [f"id: {ID}:1:{number}:0", f"data: {data}", ""]
+    return [f"data: {data}", f"id: {ID}:1:{number}:0", ""]
 
 
 USAGE = 'data: {"id": "a", "model": "m", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}'
@@ -41,17 +41,18 @@ def fed(stream: ResumableStream, lines: list[str]) -> int:
 
 def test_what_is_sent_again_is_what_has_arrived():
     stream = ResumableStream(REQUEST, 3)
-    assert stream.request() == REQUEST
-    assert fed(stream, [": keep-alive", "", *event(1, 5), *event(2, 6)]) == 2
+    asks = {"bireme-resumable": "1"}
+    assert stream.request() == {**REQUEST, "headers": asks}
+    assert fed(stream, [": keep-alive", "", *event(1, 5), ": keep-alive", ": keep-alive", *event(2, 6)]) == 2
     again = stream.request()
-    assert again["headers"] == {"Last-Event-ID": f"{ID}:1:2:0"}
+    assert again["headers"] == {**asks, "Last-Event-ID": f"{ID}:1:2:0"}
     assert again["json"]["seed"] == 7
     assert again["json"]["resume"] == {"fingerprint": "f", "choices": [{"token_ids": [5, 6], "finish_reason": None}]}
 
 
 def test_the_usage_is_told_once_however_often_it_arrives():
     stream = ResumableStream(REQUEST, 3)
-    assert fed(stream, [*event(1, 5, '"stop"'), USAGE]) == 2
+    assert fed(stream, [*event(1, 5, '"stop"'), USAGE, ""]) == 2
     with pytest.raises(BrokenStreamError):
         stream.end_of_response()
     assert fed(stream, [USAGE, "", "data: [DONE]"]) == 0
@@ -108,11 +109,11 @@ def test_breaks_without_progress_are_bounded_and_progress_starts_the_count_anew(
 def test_what_only_repeats_is_no_progress():
     """A proxy that always cuts before the end of the answer gets so many connections and no more."""
     stream, cut = ResumableStream(REQUEST, 2), httpx.ReadError("cut")
-    fed(stream, [*event(1, 5, '"stop"'), USAGE])
+    fed(stream, [*event(1, 5, '"stop"'), USAGE, ""])
     given_up = []
     for _ in range(3):
         given_up.append(stream.seconds_to_wait(cut) is None)
-        fed(stream, [USAGE])
+        fed(stream, [USAGE, ""])
     assert given_up == [False, False, True]
 
 
@@ -164,7 +165,7 @@ def test_a_server_that_is_loading_is_waited_for_by_a_request_that_another_one_ha
 
 def test_a_server_without_event_ids_cannot_take_an_answer_up():
     stream = ResumableStream(REQUEST, 3)
-    fed(stream, event(1, 5)[1:])
+    fed(stream, event(1, 5)[::2])
     assert stream.seconds_to_wait(httpx.ReadError("cut")) is None
 
 

@@ -170,7 +170,7 @@ async def test_a_stream_begins_with_the_prompts_logprobs_of_the_whole_answer(kin
         ]
         assert len(whole["choices"][0]["prompt_logprobs"]) == 2
     else:
-        assert [chunk.get("prompt_logprobs") for chunk in chunks] == [whole["prompt_logprobs"], None]
+        assert [chunk.get("prompt_logprobs") for chunk in chunks] == [whole["prompt_logprobs"], None, None, None]
         assert len(whole["prompt_logprobs"]) == 2
 
 

@@ -18,21 +18,20 @@ from tests.deployments.conftest import KEYS, App
 LONG_PROMPT = " ".join(str(number) for number in range(40))
 CHAT = {"messages": [{"role": "user", "content": "Name three rivers."}]}
 TEXT = {"prompt": "One, two, three,"}
-HEADERS = {"Authorization": f"Bearer {KEYS[0]}"}
+HEADERS = {"Authorization": f"Bearer {KEYS[0]}", "Bireme-Resumable": "1"}
 
 
 def events(app: App, path: str, body: dict, last_event_id: str | None = None) -> list[tuple[str | None, dict]]:
     """(id, object) of every event."""
     headers = {**HEADERS, **({"Last-Event-ID": last_event_id} if last_event_id else {})}
-    found, event_id = [], None
+    found: list[tuple[str | None, dict]] = []
     response = httpx.post(app.url + path, json=body, headers=headers, timeout=120)
     assert response.status_code == 200, response.text
     for line in response.text.splitlines():
-        if line.startswith("id: "):
-            event_id = line[4:]
-        elif line.startswith("data: {"):
-            found.append((event_id, json.loads(line[6:])))
-            event_id = None
+        if line.startswith("data: {"):
+            found.append((None, json.loads(line[6:])))
+        elif line.startswith("id: "):
+            found[-1] = (line[4:], found[-1][1])
     return found
 
 

@@ -19,9 +19,6 @@ class Letters:
     def push(self, token_id: int) -> str:
         return "" if token_id == EOS else chr(96 + token_id)
 
-    def finish(self) -> str:
-        return ""
-
 
 def ids(text: str) -> list[int]:
     return [ord(char) - 96 for char in text]

@@ -144,7 +144,7 @@ def test_haproxy_gets_the_configuration_with_only_its_side_doors_closed(tmp_path
     assert config.read_text() == (
         "global\n    stats socket /run/a mode 600 level admin\n"
         "frontend prometheus\n    bind 127.0.0.1:9101\n"
-        "frontend http_frontend\n    bind *:8000\n"
+        "frontend http_frontend\n    bind *:8000\n    http-request wait-for-body time 60s if METH_POST\n"
         "listen stats\n  bind 127.0.0.1:8404\n"
     )
 

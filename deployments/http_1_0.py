@@ -1,0 +1,36 @@
+"""Answers to clients of HTTP/1.0, which know no chunks: they end with the connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uvicorn.protocols.http import httptools_impl
+
+_Cycle = httptools_impl.RequestResponseCycle
+
+
+class UnchunkedCycle(_Cycle):
+    """Uvicorn's way from a request to its answer; 0.54 sends chunks to any client, and HAProxy passes them on."""
+
+    _until_close = False
+
+    async def send(self, message: Any) -> None:
+        """Send an ASGI message; a body without a length is sent as it is where the client speaks HTTP/1.0."""
+        if message["type"] == "http.response.start" and self.scope["http_version"] == "1.0":
+            self._until_close = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+        if self._until_close:
+            # No chunks, and never more or less than what was announced.
+            self.chunked_encoding = False
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+
+def answer_http_1_0() -> list:
+    """Make this process's HTTP servers do so; call it before a connection is made.
+
+    Returns:
+        No middlewares: Serve calls this in its proxies, too (``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``), and asks for some.
+    """
+    # The protocol looks for it by this name.
+    vars(httptools_impl)["RequestResponseCycle"] = UnchunkedCycle
+    return []
