@@ -12,7 +12,8 @@ _UTF8 = codecs.getincrementaldecoder("utf-8")
 class IncrementalDetokenizer:
     """Turns tokens into text as they come; all pieces joined are ``tokenizer.decode`` of all ids.
 
-    A character whose bytes are spread over several tokens is held back until it is whole. Time per token is constant.
+    A character whose bytes are spread over several tokens is held back until it is whole; one that the last token leaves
+    incomplete is never shown (``decode`` has U+FFFD for it). Time per token is constant.
 
     Args:
         continues: the tokens continue a text that was shown before, so a SentencePiece model's first space is kept.
@@ -28,13 +29,7 @@ class IncrementalDetokenizer:
         """Return the text that this token completes, often '' or part of a word."""
         if token_id in self._skipped:
             return ""
-        return self._stripped(self._decoder.decode(self._bytes[token_id]))
-
-    def finish(self) -> str:
-        """Return what was held back: U+FFFD for a character that never became whole, else ''."""
-        return self._stripped(self._decoder.decode(b"", final=True))
-
-    def _stripped(self, text: str) -> str:
+        text = self._decoder.decode(self._bytes[token_id])
         if self._strip_next and text:
             self._strip_next = False
             return text[1:] if text[0] == " " else text

@@ -56,8 +56,8 @@ class EventStream(Response):
 
     A client that asked to be able to resume gets an id with each event and, while there is nothing to write, a comment every
     0.75 to 1.5 seconds, and a header says so: it may take longer silence for that of a process that hangs. Others get blank
-    lines, ever more rarely. Proxies close a connection that is silent for long, and writing is how a client that has gone is noticed
-    behind those that do not tell.
+    lines, ever more rarely. Proxies close a connection that is silent for long, and writing is how a client that has gone is
+    noticed behind those that do not tell.
     """
 
     media_type = "text/event-stream"

@@ -1,10 +1,11 @@
 #!/bin/sh
 # Runs HAProxy ($BIREME_HAPROXY) as Ray Serve calls it, with four changes to the configuration it is given: the status page and
 # the metrics listen on this machine alone, only this user may talk to the admin socket, as long as no application is known,
-# after a restart, a request is told to come back (503) instead of that its path does not exist (404), and the body of a request is
-# waited for, as far as it fits a buffer: when one came in pieces, as Python's clients send it, HAProxy would not tell the ingress
-# of a client that leaves before its answer begins. Ray Serve has no option for any of them. What http_options.host says about the API stays. Its process id goes into $BIREME_HAPROXY_PIDS, by which
-# the run folder's janitor finds it: HAProxy outlives a Ray that is killed.
+# after a restart, a request is told to come back (503) instead of that its path does not exist (404), and requests are not
+# spliced: of a client that leaves before its answer begins, HAProxy 2.8 does not tell the ingress where the request was, and
+# came in two pieces, as Python's clients send it. Ray Serve has no option for any of them. What http_options.host says about
+# the API stays. Its process id goes into $BIREME_HAPROXY_PIDS, by which the run folder's janitor finds it: HAProxy outlives a
+# Ray that is killed.
 set -eu
 config=
 previous=
@@ -14,8 +15,7 @@ for argument; do
 done
 if [ -n "$config" ]; then
     sed -e '/^frontend prometheus/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
-        -e '/^frontend http_frontend/,/bind/ s/^\( *\)bind .*/&\
-\1http-request wait-for-body time 60s if METH_POST/' \
+        -e '/^ *option splice-request *$/d' \
         -e '/^listen stats/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
         -e '/stats socket/ s/ mode 666 / mode 600 /' "$config" >"$config.new"
     if ! grep -q '^ *use_backend ' "$config"; then

@@ -20,10 +20,10 @@ class WholeAnswer(Response):
 
     An answer that takes longer than 15 seconds begins with spaces, which JSON allows: they keep proxies from closing a silent
     connection (after 30 to 60 seconds, mostly), and writing is the only way to learn of a client that has gone behind a proxy
-    which does not pass that on. HAProxy does not when a request came in two pieces, as Python's clients send it, unless it is
-    told to wait for the body (``haproxy_on_loopback.sh``). After the first space it is too late for an error status: the error
-    object is sent for a person to read, and the connection broken off, so that no client takes what came for an answer. A client
-    of HTTP/1.0 would, since its answers end with the connection: it gets no spaces.
+    which does not pass that on. HAProxy does not when a request came in two pieces, as Python's clients send it, and was
+    spliced, which ``bireme serve`` forbids it (``haproxy_on_loopback.sh``). After the first space it is too late for an error
+    status: the error object is sent for a person to read, and the connection broken off, so that no client takes what came
+    for an answer. A client of HTTP/1.0 would, since its answers end with the connection: it gets no spaces.
     """
 
     media_type = "application/json"

@@ -60,6 +60,22 @@ def test_the_usage_is_told_once_however_often_it_arrives():
     assert stream.is_complete
 
 
+def test_the_usage_in_every_chunk_does_not_hide_the_last_one():
+    stream = ResumableStream(REQUEST, 3)
+    with_usage = [line.replace('"choices"', USAGE[USAGE.index('"usage"') : -1] + ', "choices"') for line in event(1, 5)]
+    assert "usage" in with_usage[0]
+    assert fed(stream, [*with_usage, USAGE, "", USAGE, ""]) == 2
+
+
+def test_an_event_that_is_cut_off_behind_its_data_comes_again():
+    stream = ResumableStream(REQUEST, 3)
+    assert fed(stream, [*event(1, 5), *event(2, 6)[:-1]]) == 1
+    with pytest.raises(BrokenStreamError):
+        stream.end_of_response()
+    assert stream.request()["json"]["resume"]["choices"][0]["token_ids"] == [5]
+    assert fed(stream, event(2, 6)) == 1
+
+
 @pytest.mark.parametrize(
     ("error", "before", "after"),
     [

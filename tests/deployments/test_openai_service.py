@@ -193,3 +193,105 @@ async def test_only_an_answer_that_has_begun_is_taken_up_past_a_full_queue(choic
     await service(engines, byte_tokenizer()).completion(body, "cmpl-" + "0" * 32 + f":1:{count}:0")
     assert submitted
     assert {entry.attempt == 0 for entry in submitted} == {may_be_refused}
+
+
+def endpoint(kind: str, engines: Engines, tokenizer: Tokenizer, **options):
+    """The coroutine that begins an answer to "by"."""
+    chosen = service(engines, tokenizer)
+    if kind == "completion":
+        return chosen.completion({"prompt": "by", **options})
+    return chosen.chat({"messages": [{"role": "user", "content": "by"}], **options})
+
+
+def text_of(choice: dict) -> str:
+    return (
+        choice.get("text") or choice.get("delta", {}).get("content") or choice.get("message", {}).get("content") or ""
+    )
+
+
+@pytest.mark.parametrize("kind", ["completion", "chat"])
+@pytest.mark.parametrize("stop", [None, "z\ufffd"])
+@pytest.mark.parametrize("skip", [1, 2, 3])
+async def test_a_character_that_the_end_cuts_off_is_not_shown_and_its_tokens_are(kind, stop, skip):
+    """Streamed as whole; a stop string that waits for its end is shown, and finds none in half a character."""
+    tokenizer = byte_tokenizer()
+    tokens = tokenizer.encode("az🦜")[:-skip]
+    asks_logprobs = {"logprobs": 0} if kind == "completion" else {"logprobs": True}
+    options = {"return_token_ids": True, "stop": stop, **asks_logprobs}
+    generation, answer = await endpoint(kind, Engines(tokens), tokenizer, **options)
+    await generation.read()
+    whole = answer.whole()
+    generation, answer = await endpoint(kind, Engines(tokens), tokenizer, **options, stream=True)
+    chunks = answer.chunks(await generation.read())
+    (choice,) = whole["choices"]
+    assert text_of(choice) == "".join(text_of(chunk["choices"][0]) for chunk in chunks) == "az"
+    assert choice["token_ids"] == tokens == [t for chunk in chunks for t in chunk["choices"][0]["token_ids"]]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", None)
+    assert whole["usage"]["completion_tokens"] == len(tokens)
+    if kind == "completion":
+        # Where the character would begin.
+        assert choice["logprobs"]["text_offset"] == [2, 3] + [4] * (len(tokens) - 2)
+    else:
+        assert (
+            bytes(byte for token in choice["logprobs"]["content"] for byte in token["bytes"]) == "az🦜".encode()[:-skip]
+        )
+
+
+async def test_bytes_that_are_no_character_are_shown_as_replacements_where_text_follows():
+    tokenizer = byte_tokenizer()
+    broken = [*tokenizer.encode("a"), tokenizer.encode("é")[0], *tokenizer.encode("b")]
+    generation, answer = await endpoint("completion", Engines(broken), tokenizer)
+    await generation.read()
+    assert answer.whole()["choices"][0]["text"] == "a\ufffdb"
+
+
+async def test_the_role_comes_first_and_alone():
+    generation, answer = await endpoint("chat", Engines([1, 2]), byte_tokenizer(), n=2, stream=True, seed=3)
+    chunks = answer.chunks(await generation.read())
+    assert [chunk["choices"][0]["index"] for chunk in chunks] == [0, 0, 1, 1]
+    for opening, text in (chunks[:2], chunks[2:]):
+        assert opening["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
+        assert opening["choices"][0]["finish_reason"] is None
+        assert opening["seed"] == 3
+        assert set(text["choices"][0]["delta"]) == {"content"}
+    assert len(answer.event_ids) == 4
+
+
+@pytest.mark.parametrize("kind", ["completion", "chat"])
+@pytest.mark.parametrize(
+    ("options", "in_chunks", "at_the_end"),
+    [
+        ({"include_usage": True, "continuous_usage_stats": True}, True, True),
+        ({"continuous_usage_stats": True}, True, True),
+        ({"include_usage": False, "continuous_usage_stats": True}, False, False),
+        ({"include_usage": True, "continuous_usage_stats": None}, None, True),
+        ({"include_usage": None}, False, False),
+    ],
+)
+async def test_usage_comes_in_every_chunk_if_asked_for(kind, options, in_chunks, at_the_end):
+    tokenizer = byte_tokenizer()
+    tokens = tokenizer.encode("abc")
+    generation, answer = await endpoint(kind, Engines(tokens), tokenizer, n=2, stream=True, stream_options=options)
+    chunks = answer.chunks(await generation.read())
+    last = answer.usage_chunk()
+    assert (last is not None) == at_the_end
+    if in_chunks:
+        # As vLLM counts: what the chunk's choice has by then.
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert counts == [3, 3] if kind == "completion" else counts == [0, 3, 0, 3]
+        assert all(chunk["usage"]["prompt_tokens"] == last["usage"]["prompt_tokens"] for chunk in chunks)
+        assert last["usage"]["completion_tokens"] == 6
+    elif in_chunks is None:
+        assert all(chunk["usage"] is None for chunk in chunks)
+    else:
+        assert all("usage" not in chunk for chunk in chunks)
+
+
+async def test_an_event_that_is_taken_up_without_tokens_counts_no_cached_ones():
+    """Its choice begins anew, and its prompt is looked up again."""
+    engines = Engines([1, 2])
+    deliver = engines.submit
+    engines.submit = lambda entry, put, fail: deliver(entry, lambda d: put(d._replace(num_cached_tokens=2)), fail)
+    generation, answer = await endpoint("chat", engines, byte_tokenizer(), stream=True)
+    answer.chunks(await generation.read())
+    assert [event_id.split(":")[2:] for event_id in answer.event_ids] == [["0", "0"], ["2", "2"]]

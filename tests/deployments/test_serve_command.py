@@ -125,10 +125,11 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_haproxy_gets_the_configuration_with_only_its_side_doors_closed(tmp_path):
+def test_haproxy_gets_the_configuration_with_its_side_doors_closed_and_no_splicing_of_requests(tmp_path):
     config = tmp_path / "haproxy.cfg"
     config.write_text(
         "global\n    stats socket /run/a mode 666 level admin\n"
+        "defaults\n    option splice-request\n    option splice-response\n"
         "frontend prometheus\n    bind :9101\n"
         "frontend http_frontend\n    bind *:8000\n"
         "listen stats\n  bind *:8404\n"
@@ -143,8 +144,9 @@ def test_haproxy_gets_the_configuration_with_only_its_side_doors_closed(tmp_path
     assert result.stdout == f"-db -f {config} -sf 1 2\n"
     assert config.read_text() == (
         "global\n    stats socket /run/a mode 600 level admin\n"
+        "defaults\n    option splice-response\n"
         "frontend prometheus\n    bind 127.0.0.1:9101\n"
-        "frontend http_frontend\n    bind *:8000\n    http-request wait-for-body time 60s if METH_POST\n"
+        "frontend http_frontend\n    bind *:8000\n"
         "listen stats\n  bind 127.0.0.1:8404\n"
     )
 
