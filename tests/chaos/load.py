@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import httpx
+from openai import AsyncOpenAI
 
+from cluster.api_types import Answer
 from cluster.client import AsyncClient
 from cluster.client_errors import ApiStatusError, BrokenStreamError, ClientError
 from cluster.errors import BiremeError
+from tests.chaos.openai_streams import OPENAI, OPENAI_ERRORS, OPENAI_WITH_IDS, is_break, openai_stream
 from tests.chaos.requests import NUM_REQUESTS, cut_at, has_stops, is_chat, num_choices, request_body, stop_string
 from tests.chaos.seen import Seen, Twin
 
 # The code of a request whose body the way to the ingress lost; nothing was begun.
 REQUEST_LOST = "request_lost"
-KINDS = {"resuming": 6, "whole": 1, "slow": 1, "vanishing": 1, "plain": 1}
+KINDS = {"resuming": 6, "whole": 1, "slow": 1, "vanishing": 1, "plain": 1, OPENAI: 1, OPENAI_WITH_IDS: 1}
 # A connection that nobody takes is refused at once; who was waited for longer had the request.
 REFUSED_S, MAX_REFUSED_S = 3.0, 60.0
 DECODING = 4  # chunks after which an answer is well under way
@@ -128,14 +132,16 @@ class Load:
         async with (
             AsyncClient(urls, timeout=60, max_resumes=30) as patient,
             AsyncClient(urls, timeout=60, max_resumes=0) as plain,
+            AsyncOpenAI(base_url=f"{urls[0]}/v1", api_key="unused", timeout=60) as official,
         ):
-            await self._requests(chance, index, patient, plain)
+            clients = {"plain": plain, OPENAI: official, OPENAI_WITH_IDS: official}
+            await self._requests(chance, index, {**dict.fromkeys(KINDS, patient), **clients})
 
-    async def _requests(self, chance: random.Random, index: int, patient: AsyncClient, plain: AsyncClient) -> None:
+    async def _requests(self, chance: random.Random, index: int, clients: dict[str, AsyncClient | AsyncOpenAI]) -> None:
         while not self.stopping:
             kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
             seen = Seen(chance.randrange(NUM_REQUESTS), kind)
-            task = asyncio.create_task(self.ask(plain if kind == "plain" else patient, seen, chance))
+            task = asyncio.create_task(self.ask(clients[kind], seen, chance))
             self.running[index] = seen, task
             # Waited for like this, a client that vanishes ends its task, and the end of the test ends the client.
             await asyncio.wait((task,))
@@ -146,7 +152,7 @@ class Load:
             self.seen.append(seen)
             await asyncio.sleep(0.02)
 
-    async def ask(self, client: AsyncClient, seen: Seen, chance: random.Random) -> None:
+    async def ask(self, client: AsyncClient | AsyncOpenAI, seen: Seen, chance: random.Random) -> None:
         """Send the request that ``seen`` names and note in it what comes; an error is noted too."""
         body = self.body(seen.number)
         leave_after = chance.randint(1, 40) if seen.kind == "vanishing" else 10**9
@@ -155,10 +161,19 @@ class Load:
             seen.times = [time.monotonic()]
             asyncio.get_running_loop().call_soon(self._reached, "sent")
             try:
-                if seen.kind == "whole":
+                if isinstance(client, AsyncOpenAI):
+                    chunks = openai_stream(client, seen.number, body, seen.kind)
+                    await self._read(chunks, seen, leave_after, chance)
+                elif seen.kind == "whole":
                     seen.note(await (client.chat if is_chat(seen.number) else client.complete)(**body))
                 else:
-                    await self._stream(client, seen, body, leave_after, chance)
+                    ask = client.stream_chat if is_chat(seen.number) else client.stream_complete
+                    chunks = ask(**body, stream_options={"include_usage": True})
+                    await self._read(chunks, seen, leave_after, chance)
+                return
+            except OPENAI_ERRORS as error:
+                seen.error = f"{type(error).__name__}: {error}"
+                seen.is_break = is_break(error, {None, REQUEST_LOST})
                 return
             except BiremeError as error:
                 nobody_there = isinstance(error, ClientError) and "ConnectError" in repr(error.__cause__)
@@ -172,11 +187,7 @@ class Load:
                 seen.is_break = _is_break(error)
                 return
 
-    async def _stream(
-        self, client: AsyncClient, seen: Seen, body: dict, leave_after: int, chance: random.Random
-    ) -> None:
-        ask = client.stream_chat if is_chat(seen.number) else client.stream_complete
-        stream = ask(**body, stream_options={"include_usage": True})
+    async def _read(self, stream: AsyncIterator[Answer], seen: Seen, leave_after: int, chance: random.Random) -> None:
         async for chunk in stream:
             seen.note(chunk)
             if len(seen.times) == DECODING:

@@ -26,7 +26,8 @@ class Report:
         missed: faults whose moment did not come; they are not counted.
         lost: requests of clients that take broken streams up, or that whole answers, which ended with an error.
         changed: requests whose answer differs from that of the undisturbed run.
-        honest: plain requests that ended with an error when a process between their client and the engines was hit.
+        honest: requests of clients that take nothing up which ended with an error when a process between client and engines
+            was hit.
         leaks: what was left behind.
         rpc_failures: calls that Ray failed on purpose; they are no part of ``faults``.
         recovery_s: of the streams that waited longer than a quarter of a second.

@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"], help="gpu: all engines share one")
     parser.add_argument("--json", type=Path, help="where the report goes, for tests.chaos.total")
     options = parser.parse_args()
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2", "openai"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     setup = Setup(
         num_engines=options.engines,
         num_clients=options.clients,

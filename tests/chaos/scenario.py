@@ -91,7 +91,7 @@ def judge(report: Report, load: Load, twins: dict[int, Twin], breaks: Sequence[f
         twin = twins[seen.number]
         if not seen.begins(twin):
             report.changed.append(f"request {seen.number} ({seen.kind}) has other tokens or another text")
-        elif seen.is_break and seen.kind == "plain" and any(map(seen.might_feel, breaks)):
+        elif seen.is_break and not seen.takes_up and any(map(seen.might_feel, breaks)):
             report.honest += 1
         elif seen.error is not None:
             report.lost.append(f"request {seen.number} ({seen.kind}) after {seen.num_tokens} tokens: {seen.error}")

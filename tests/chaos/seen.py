@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from cluster.api_types import Answer, Choice
+from tests.chaos.openai_streams import OPENAI_KINDS
 
 # A fault takes effect within this time.
 UNDER_WAY_S = 3.0
@@ -50,7 +51,7 @@ class Seen:
 
     Attributes:
         kind: "resuming" and "slow" stream and take broken streams up, "whole" asks for the answer as one, "plain" does not take
-            anything up, "vanishing" left.
+            anything up, nor do "openai" and "openai with ids", which are read through the official client, "vanishing" left.
         times: of each chunk, of ``time.monotonic``; the first is the time of sending.
         ended: when the answer was complete, or its client was told that it will not be.
         is_break: the error is that of a connection, or of a proxy that has lost the server behind it.
@@ -71,6 +72,11 @@ class Seen:
     @property
     def answer(self) -> Twin:
         return [choice for _, choice in sorted(self.choices.items())], self.usage
+
+    @property
+    def takes_up(self) -> bool:
+        """Whether a broken connection is no excuse."""
+        return self.kind not in ("plain", *OPENAI_KINDS)
 
     @property
     def num_tokens(self) -> int:

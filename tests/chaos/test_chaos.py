@@ -12,6 +12,7 @@ from tests.chaos.faults import FillObjectStore, KillProcess, StallClients, StopP
 from tests.chaos.ingresses import Open
 from tests.chaos.injection import Moment
 from tests.chaos.load import Load
+from tests.chaos.openai_streams import OPENAI, OPENAI_WITH_IDS
 from tests.chaos.report import Report
 from tests.chaos.requests import NUM_REQUESTS, cut_at, has_stops, stop_string
 from tests.chaos.scenario import ingress_leaks, judge, recoveries, run_scenario
@@ -127,3 +128,4 @@ def test_no_request_is_lost_or_changed_by_dying_and_hanging_processes(tmp_path, 
     assert sum(report.faults.values()) == len(SHORT), report.missed
     assert (report.lost, report.changed, report.leaks) == ([], [], [])
     assert report.ended["resuming"] > 0
+    assert report.ended[OPENAI] > 0 < report.ended[OPENAI_WITH_IDS]
