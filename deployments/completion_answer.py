@@ -31,8 +31,9 @@ class CompletionAnswer(Answer):
 
     def _new_offsets(self, index: int, output: SequenceOutput) -> TextOffsets:
         """Behind the tokens that ``output`` has: those of a client who resumes."""
-        detokenizer = IncrementalDetokenizer(self.tokenizer, self.request.skip_special_tokens, continues=True)
-        offsets = TextOffsets(detokenizer, len(self.prompt_texts[index // self.request.n]))
+        prompt, skips_special = index // self.request.n, self.request.skip_special_tokens
+        detokenizer = IncrementalDetokenizer(self.tokenizer, skips_special, continues=self.prompt_ids[prompt])
+        offsets = TextOffsets(detokenizer, len(self.prompt_texts[prompt]))
         for token in output.token_ids:
             offsets.push(token)
         return offsets

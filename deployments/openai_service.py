@@ -70,9 +70,7 @@ class OpenAiService:
                 ids = prompt
                 check_prompt_ids(ids, param, self.limits.vocab_size)
             prompt_ids.append(ids)
-            prompt_texts.append(
-                prompt if isinstance(prompt, str) else self._tokenizer.decode(ids) if shows_prompt else ""
-            )
+            prompt_texts.append(prompt if isinstance(prompt, str) else self._text_of(ids) if shows_prompt else "")
         generation, seed = await self._start(request, prompt_ids, received)
         return generation, CompletionAnswer(
             request,
@@ -110,6 +108,12 @@ class OpenAiService:
             raise bad_request("messages make a prompt without tokens; write at least one character", "messages")
         generation, seed = await self._start(request, prompt_ids, received)
         return generation, ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, seed, resumed)
+
+    def _text_of(self, prompt_ids: list[int]) -> str:
+        """What the ids of a prompt decode to, without a character that the answer may complete."""
+        text = self._tokenizer.decode(prompt_ids)
+        is_cut = IncrementalDetokenizer(self._tokenizer, continues=prompt_ids).is_amid_character
+        return text[:-1] if is_cut else text
 
     def check_model(self, model: str | None) -> None:
         """Raise ApiError 404 for a model that is not served."""
@@ -161,9 +165,8 @@ class OpenAiService:
                     )
                 )
                 # A completion goes on with the prompt's text; a chat's answer is a text of its own.
-                detokenizer = IncrementalDetokenizer(
-                    self._tokenizer, request.skip_special_tokens, continues=isinstance(request, CompletionRequest)
-                )
+                continues = prompt_ids if isinstance(request, CompletionRequest) else None
+                detokenizer = IncrementalDetokenizer(self._tokenizer, request.skip_special_tokens, continues=continues)
                 outputs.append(
                     SequenceOutput(
                         detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output

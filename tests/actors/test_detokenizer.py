@@ -31,8 +31,7 @@ def joined(tokenizer: Tokenizer, ids: list[int], skip: bool = True) -> str:
     """What is shown of ``ids``, and the replacement for a character that the last ones leave incomplete."""
     detokenizer = IncrementalDetokenizer(tokenizer, skip)
     shown = "".join([detokenizer.push(i) for i in ids])
-    held_back, _ = detokenizer._decoder.getstate()
-    return shown + ("\ufffd" if held_back else "")
+    return shown + ("\ufffd" if detokenizer.is_amid_character else "")
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
@@ -73,6 +72,15 @@ def test_a_character_that_never_becomes_whole_is_not_shown(smollm2_tokenizer: To
     assert detokenizer.push(smollm2_tokenizer.encode("c")[0]) == "\ufffdc"
 
 
+def test_a_character_that_the_text_before_began_is_completed(smollm2_tokenizer: Tokenizer):
+    """And nothing but its bytes is taken from the text before."""
+    ids = smollm2_tokenizer.encode("ab🦜")
+    for cut in range(1, len(ids)):
+        before = "".join(map(IncrementalDetokenizer(smollm2_tokenizer).push, ids[:cut]))
+        detokenizer = IncrementalDetokenizer(smollm2_tokenizer, continues=ids[:cut])
+        assert before + "".join(map(detokenizer.push, ids[cut:])) == "ab🦜"
+
+
 def test_special_tokens_are_shown_only_on_request(smollm2_tokenizer: Tokenizer):
     ids = smollm2_tokenizer.encode("hi<|im_end|>there")
     assert joined(smollm2_tokenizer, ids) == "hithere"
@@ -83,7 +91,7 @@ def test_first_space_of_sentencepiece_stays_when_a_text_is_continued():
     tokenizer = tokenizer_of("sentencepiece")
     ids = tokenizer.encode("the sea", add_special_tokens=False)
     assert joined(tokenizer, ids) == "the sea"
-    detokenizer = IncrementalDetokenizer(tokenizer, continues=True)
+    detokenizer = IncrementalDetokenizer(tokenizer, continues=[])
     assert "".join(detokenizer.push(i) for i in ids) == " the sea"
 
 

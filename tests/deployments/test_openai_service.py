@@ -237,6 +237,23 @@ async def test_a_character_that_the_end_cuts_off_is_not_shown_and_its_tokens_are
         )
 
 
+@pytest.mark.parametrize("echo", [False, True])
+async def test_a_character_that_the_prompts_ids_began_is_completed_by_the_answer(echo):
+    """As when an answer that its length cut is continued with its tokens."""
+    tokenizer = byte_tokenizer()
+    ids = tokenizer.encode("hé🦜.")
+    for cut in range(3, 8):
+        generation, answer = await service(Engines(ids[cut:]), tokenizer).completion(
+            {"prompt": ids[:cut], "echo": echo, "logprobs": 0}
+        )
+        await generation.read()
+        (choice,) = answer.whole()["choices"]
+        begun = "hé" if cut < 7 else "hé🦜"
+        assert choice["text"] == ("hé🦜." if echo else "hé🦜.".removeprefix(begun))
+        offsets = [0, 1, 1, 2, 2, 2, 2, 3]
+        assert choice["logprobs"]["text_offset"] == (offsets if echo else offsets[cut:])
+
+
 async def test_bytes_that_are_no_character_are_shown_as_replacements_where_text_follows():
     tokenizer = byte_tokenizer()
     broken = [*tokenizer.encode("a"), tokenizer.encode("é")[0], *tokenizer.encode("b")]

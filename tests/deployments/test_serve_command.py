@@ -104,6 +104,9 @@ def test_serve_listens_on_this_machine_alone_and_leaves_nothing(app: App, tmp_pa
         wait_for(lambda: answers(url, process, tmp_path / "serve.log"), 90, "the application is not ready")
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "One, two,", "max_tokens": 4}, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] == 4
+        stream = httpx.post(f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 1, "stream": True}, timeout=60)
+        for one in (port, int(stream.headers["bireme-fallback-port"])):
+            assert is_whole_without_chunks(http_1_0_stream(one)), "HAProxy, and Serve's own proxy beside it"
         pids = process_tree(process.pid)
         found = listeners(pids)
         assert ("127.0.0.1", port) in found
@@ -116,6 +119,22 @@ def test_serve_listens_on_this_machine_alone_and_leaves_nothing(app: App, tmp_pa
     assert process.returncode == 0
     wait_for(lambda: not folder.exists(), 10, "its folder is still there")
     wait_for(lambda: not any(is_running(pid) for pid in pids), 10, "a process of it still runs")
+
+
+def http_1_0_stream(port: int) -> bytes:
+    """A stream as a client of HTTP/1.0 gets it, up to the end of the connection."""
+    body = b'{"prompt": "One, two,", "max_tokens": 4, "stream": true}'
+    head = f"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(head.encode() + body)
+        with connection.makefile("rb") as received:
+            return received.read()
+
+
+def is_whole_without_chunks(answer: bytes) -> bool:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    is_whole = body.startswith(b"data: {") and body.endswith(b"}\n\ndata: [DONE]\n\n")
+    return is_whole and b"transfer-encoding" not in head.lower()
 
 
 def is_running(pid: int) -> bool:
