@@ -194,8 +194,13 @@ async def test_haproxy_tells_of_a_client_that_leaves_though_its_request_came_in_
         await until(lambda: engines.cancelled, 5)
 
 
-async def test_a_quick_whole_answer_has_its_length_and_no_spaces(patched, tmp_path):
-    async with listening(Engines([65])) as port:
-        head, body = await answer_of(port, *request("1.1", {"prompt": "x", "max_tokens": 1}, "Connection: close"))
+async def test_a_whole_answer_that_takes_a_second_has_its_length_and_no_spaces():
+    async with listening(engines := SlowEngines()) as port:
+        asked = asyncio.create_task(answer_of(port, *request("1.1", {"prompt": "x"}, "Connection: close")))
+        await until(lambda: hasattr(engines, "deliver"), 20)
+        engines.deliver([65])
+        await asyncio.sleep(1.0)
+        engines.deliver([66], "length")
+        head, body = await asked
     assert b"content-length: %d" % len(body) in head
     assert body.startswith(b"{")
