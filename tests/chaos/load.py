@@ -21,7 +21,7 @@ from tests.chaos.seen import Seen, Twin
 
 # The code of a request whose body the way to the ingress lost; nothing was begun.
 REQUEST_LOST = "request_lost"
-KINDS = {"resuming": 6, "whole": 1, "slow": 1, "vanishing": 1, "plain": 1, OPENAI: 1, OPENAI_WITH_IDS: 1}
+KINDS = {"resuming": 6, "whole": 1, "slow": 1, "vanishing": 1, "plain": 1, OPENAI: 2, OPENAI_WITH_IDS: 2}
 # A connection that nobody takes is refused at once; who was waited for longer had the request.
 REFUSED_S, MAX_REFUSED_S = 3.0, 60.0
 DECODING = 4  # chunks after which an answer is well under way
