@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 
 from cluster.outputs import FINISH_LENGTH
 from deployments import event_stream
 from deployments.event_stream import encode_events
+from tests.deployments.test_http_1_0 import listening
 from tests.deployments.test_openai_service import byte_tokenizer
 from tests.deployments.test_slow_answers import Connection, SlowEngines, answered, serving
 from tests.sse_readers import DECODERS, READERS, SPLITTERS, Reader
@@ -106,6 +109,27 @@ async def test_every_reader_reads_a_stream_that_pauses(engines, path, body, resu
     choices = [chunk["choices"][0] for chunk in expected[:-1]]
     assert "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices) == TEXT
     assert expected[-1]["usage"]["completion_tokens"] == len(tokens)
+
+
+@pytest.mark.parametrize("resumable", ["0", "1"])
+async def test_the_openai_client_reads_a_stream_whose_engine_pauses(engines, resumable):
+    tokens = byte_tokenizer().encode(TEXT)
+    text = ""
+    async with (
+        listening(engines) as port,
+        AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0, timeout=20) as client,
+    ):
+        stream = await client.completions.create(
+            model="m", prompt="x", max_tokens=60, stream=True, extra_headers={"Bireme-Resumable": resumable}
+        )
+        for begin in range(0, len(tokens), 8):
+            part = tokens[begin : begin + 8]
+            # Five signs of life.
+            await asyncio.sleep(0.15)
+            engines.deliver(part, FINISH_LENGTH if begin + 8 >= len(tokens) else None)
+            text += (await stream.__anext__()).choices[0].text
+        assert [chunk async for chunk in stream] == []
+    assert text == TEXT
 
 
 async def silent(connection: Connection, before: int) -> int:
