@@ -9,6 +9,7 @@ A freed block may be handed out again at once: only work that comes later on the
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
@@ -57,6 +58,13 @@ class KVCache:
                     break
                 blocks.append(block)
         return blocks
+
+    def num_cached(self, hashes: Sequence[BlockHash]) -> int:
+        """About how many blocks ``match_prefix`` would find, for plans: a look at a few of them, not at each. Blocks are evicted
+        from the end, so that a known one mostly means that all before it are known."""
+        if not self.enable_prefix_caching:
+            return 0
+        return bisect.bisect_left(hashes, True, key=lambda block_hash: block_hash not in self._block_of)
 
     def num_available_after(self, blocks: Iterable[int]) -> int:
         """``num_available`` once ``blocks`` (a matched prefix) have been acquired."""

@@ -3,21 +3,23 @@
 Plain Python over integers. ``schedule`` makes a plan before the previous step's tokens are known: it counts them as in
 flight and lets the device decide about stops. ``update`` takes the saved results in the order in which plans were made.
 
-Policy: decoding sequences first (one token each), then prefills that have begun, then waiting requests; among these by
-priority, then answers in the middle (preempted, or begun on another engine) before those to begin, then arrival; of every few
-admissions one goes to the request that has waited longest, whatever its priority. A victim is taken from decoding sequences,
-then from prefilling ones; the last in that order, but never the oldest one, so somebody always finishes. A request gets the
-blocks of its whole prefill when it is admitted, and only if every running sequence could still take one more: admission cannot
-thrash.
+Policy: decoding sequences first (one token each), then prompts, which divide the rest of the step (``prompt_shares``). Waiting
+requests are admitted by priority, then answers in the middle (preempted, or begun on another engine) before those to begin,
+then arrival; of every few admissions one goes to the request that has waited longest, whatever its priority. A victim is
+taken from decoding sequences, then from prefilling ones; the last in that order, but never the oldest one, so somebody always
+finishes. A request gets the blocks of its whole prefill when it is admitted, and only if every running sequence could still
+take one more: admission cannot thrash.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import deque
 from collections.abc import Iterable
 
 from actors.kv_cache import KVCache
+from actors.prompt_shares import Prompt, has_tokens_for, prompt_shares
 from actors.sequence import Sequence
 from actors.step_plan import PromptLogprobs, SlotInsert, SlotOutput, StepPlan, StepResult
 from cluster.errors import InvalidRequestError, OverloadedError
@@ -134,9 +136,11 @@ class Scheduler:
             self._mark(plan, owners, self.leaving[slot])
         self._clears.clear()
         num_preemptions = self.num_preemptions
-        budget = self._schedule_running(plan, owners)
+        self._schedule_decodes(plan, owners)
+        budget = self.max_num_batched_tokens - plan.num_tokens
         if self.num_preemptions == num_preemptions:
-            self._admit(plan, owners, budget)
+            self._admit(plan, budget)
+        self._schedule_prompts(plan, owners, budget)
         if plan.is_empty:
             return None
         for slot in plan.scheduled:
@@ -166,25 +170,30 @@ class Scheduler:
 
     # Planning.
 
-    def _schedule_running(self, plan: StepPlan, owners: dict[int, Sequence]) -> int:
-        budget = self.max_num_batched_tokens
+    def _schedule_decodes(self, plan: StepPlan, owners: dict[int, Sequence]) -> None:
         oldest = min(self.running, key=lambda s: s.arrival, default=None)
         # The oldest goes first, so that a victim is never one that this plan has already scheduled.
-        for sequence in sorted(self.running, key=lambda s: (not s.is_decoding, s is not oldest, s.rank)):
-            if sequence.state is not _State.RUNNING or sequence.will_have_finished:
+        for sequence in sorted(self.running, key=lambda s: (s is not oldest, s.rank)):
+            if sequence.state is not _State.RUNNING or not sequence.is_decoding or sequence.will_have_finished:
                 continue
-            count = min(sequence.num_uncomputed_tokens, budget)
-            if count == 0:
-                continue
-            missing = self.kv_cache.num_blocks_for(sequence.num_computed_tokens + count) - len(sequence.block_ids)
+            missing = self.kv_cache.num_blocks_for(sequence.num_computed_tokens + 1) - len(sequence.block_ids)
             while missing > 0 and not self.kv_cache.can_allocate(missing) and sequence.state is _State.RUNNING:
                 self._preempt(self._pick_victim(oldest, plan), plan, owners)
-            if sequence.state is not _State.RUNNING:
-                continue
-            self._extend(sequence, missing, plan)
-            self._launch(sequence, count, plan, owners)
-            budget -= count
-        return budget
+            if sequence.state is _State.RUNNING:
+                self._extend(sequence, missing, plan)
+                self._launch(sequence, 1, plan, owners)
+
+    def _schedule_prompts(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
+        # After every decoding sequence, so that none of these is a victim any more; their blocks they have.
+        prefilling = sorted(self._prefilling(plan), key=lambda s: s.rank)
+        shares = prompt_shares([_prompt(s, s.num_uncomputed_tokens) for s in prefilling], budget)
+        for sequence, count in zip(prefilling, shares):
+            if count:
+                self._launch(sequence, count, plan, owners)
+
+    def _prefilling(self, plan: StepPlan) -> list[Sequence]:
+        """Who has tokens to compute when all decoding sequences have been scheduled."""
+        return [s for s in self.running if s.slot not in plan.scheduled and not s.will_have_finished]
 
     def _pick_victim(self, oldest: Sequence | None, plan: StepPlan) -> Sequence:
         candidates = [s for s in self.running if s is not oldest and s.slot not in plan.scheduled]
@@ -203,9 +212,12 @@ class Scheduler:
         plan.request_ids[sequence.slot] = sequence.request.request_id
         owners[sequence.slot] = sequence
 
-    def _admit(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
-        while self.waiting and self._free_slots and budget > 0:
-            sequence = self._next_waiting()
+    def _admit(self, plan: StepPlan, budget: int) -> None:
+        prefilling = self._prefilling(plan)
+        while self.waiting and self._free_slots and self._has_tokens_for_more(prefilling, budget):
+            sequence = self._next_waiting(prefilling)
+            if sequence is None:
+                return
             num_known = len(sequence.token_ids)
             # At least the last token is computed, because sampling needs its hidden state.
             hashes = sequence.block_hashes(self.kv_cache.block_size, num_known - 1)
@@ -226,6 +238,7 @@ class Scheduler:
             sequence.slot = self._free_slots.pop()
             sequence.move_to(_State.RUNNING)
             self.running.append(sequence)
+            prefilling.append(sequence)
             plan.inserts.append(
                 SlotInsert(
                     sequence.slot,
@@ -238,15 +251,46 @@ class Scheduler:
             )
             plan.block_updates += [(sequence.slot, index, block) for index, block in enumerate(cached)]
             self._extend(sequence, missing, plan)
-            count = min(sequence.num_uncomputed_tokens, budget)
-            self._launch(sequence, count, plan, owners)
-            budget -= count
 
-    def _next_waiting(self) -> Sequence:
+    def _has_tokens_for_more(self, prefilling: list[Sequence], budget: int) -> bool:
+        """Whether somebody among as many as there are free slots would get more of this step than everybody gets. A prompt that
+        would only be next in line waits here: it holds no blocks, and may find more of itself in the cache."""
+        prompts = [_prompt(s, s.num_uncomputed_tokens) for s in prefilling]
+        if sum(prompt.remaining for prompt in prompts) < budget:
+            return True
+        candidates = itertools.islice(self.waiting, len(self._free_slots))
+        return has_tokens_for(min(_prompt(s, self._num_missing_tokens(s)) for s in candidates), prompts, budget)
+
+    def _num_missing_tokens(self, sequence: Sequence) -> int:
+        """Tokens of a waiting request that are not in the cache now."""
+        num_known, block_size = len(sequence.token_ids), self.kv_cache.block_size
+        if self._wants_prompt_logprobs(sequence):
+            return num_known
+        return num_known - block_size * self.kv_cache.num_cached(sequence.block_hashes(block_size, num_known - 1))
+
+    def _next_waiting(self, prefilling: list[Sequence]) -> Sequence | None:
         """Who is admitted next. Priorities come from clients: a stream of urgent requests must not starve the others."""
         if (self._admissions + 1) % self.oldest_first_every == 0:
-            return min(self.waiting, key=lambda s: s.arrival)
-        return self.waiting[0]
+            oldest = min(self.waiting, key=lambda s: s.arrival)
+            if not self._is_being_computed(oldest, prefilling):
+                return oldest
+            self._admissions -= 1  # its turn stays
+        return next((s for s in self.waiting if not self._is_being_computed(s, prefilling)), None)
+
+    def _is_being_computed(self, sequence: Sequence, prefilling: list[Sequence]) -> bool:
+        """A prompt that goes before ``sequence`` anyway computes its next block, which will then be in the cache: choices of one
+        prompt are not computed several times because others wait behind them."""
+        if not self.kv_cache.enable_prefix_caching or self._wants_prompt_logprobs(sequence):
+            return False
+        num_known, block_size = len(sequence.token_ids), self.kv_cache.block_size
+        own = _prompt(sequence, num_known)
+        for other in prefilling:
+            index = other.num_registered_blocks
+            if _prompt(other, len(other.token_ids)) <= own and (index + 1) * block_size < num_known:
+                end = (index + 1) * block_size
+                if sequence.block_hashes(block_size, end)[index:] == other.block_hashes(block_size, end)[index:]:
+                    return True
+        return False
 
     def _extend(self, sequence: Sequence, count: int, plan: StepPlan) -> None:
         if count > 0:
@@ -385,3 +429,7 @@ class Scheduler:
         live = {id(s) for s in places if s.state is not _State.RETIRING}
         if live != {id(s) for s in self._sequences.values()}:
             raise SchedulerError("a live request is in no queue, or a finished one is known")
+
+
+def _prompt(sequence: Sequence, remaining: int) -> Prompt:
+    return Prompt(sequence.request.priority, sequence.is_to_begin, remaining)

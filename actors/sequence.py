@@ -41,7 +41,12 @@ class Sequence:
     @property
     def rank(self) -> tuple[int, bool, int]:
         """Order of service: smaller goes first. An answer in the middle, wherever it began, comes before those to begin."""
-        return self.request.priority, self.num_tokens == self.num_prompt_tokens, self.arrival
+        return self.request.priority, self.is_to_begin, self.arrival
+
+    @property
+    def is_to_begin(self) -> bool:
+        """The client has no token of it."""
+        return self.num_tokens == self.num_prompt_tokens
 
     @property
     def num_prompt_tokens(self) -> int:

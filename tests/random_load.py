@@ -88,12 +88,12 @@ class _UnluckyScheduler(Scheduler):
 
     rng: np.random.Generator
 
-    def _schedule_running(self, plan, owners):
+    def _schedule_decodes(self, plan, owners):
         if self.running and self.rng.random() < 0.04:
             victim = self.running[int(self.rng.integers(len(self.running)))]
             if not victim.will_have_finished:
                 self._preempt(victim, plan, owners)
-        return super()._schedule_running(plan, owners)
+        super()._schedule_decodes(plan, owners)
 
 
 def add_preemptions(engine: Engine, seed: int) -> None:

@@ -18,13 +18,13 @@ class PreemptAt(Scheduler):
 
     at: dict[str, list[int]]
 
-    def _schedule_running(self, plan, owners):
+    def _schedule_decodes(self, plan, owners):
         for sequence in list(self.running):
             name, generated = sequence.request.request_id, sequence.num_tokens - sequence.num_prompt_tokens
             if self.at.get(name, [None])[0] == generated and not sequence.will_have_finished:
                 self.at[name].pop(0)
                 self._preempt(sequence, plan, owners)
-        return super()._schedule_running(plan, owners)
+        super()._schedule_decodes(plan, owners)
 
 
 def preempt_at(engine, at: dict[str, list[int]]) -> None:

@@ -70,10 +70,17 @@ class Device:
         return SlotOutput(slot, name, state[1], reason)
 
     def step(self) -> StepPlan | None:
+        oldest = min(self.scheduler.running, key=lambda s: s.arrival, default=None)
         plan = self.scheduler.schedule()
+        assert oldest is None or oldest in self.scheduler.running, "the oldest gave way"
         if plan is not None:
             self.plans.append(plan)
             assert plan.num_tokens <= self.scheduler.max_num_batched_tokens
+            assert not set(plan.preempted) & set(plan.scheduled), "a victim was scheduled already"
+            assert {insert.slot for insert in plan.inserts} <= set(plan.scheduled), "nothing is computed of who came in"
+            assert all(s.slot in plan.scheduled or s.will_have_finished for s in self.scheduler.running), (
+                "one stands still"
+            )
             self.in_flight.append(self.run(plan))
         while len(self.in_flight) > (self.depth if plan is not None else 0):
             self.save()
@@ -313,6 +320,108 @@ def test_first_come_first_served_is_every_admission():
     assert admissions(device.plans) == names
 
 
+def steps_to_first_token(device: Device, name: str, limit: int = 1000) -> int:
+    """Steps until one samples the first token of request ``name``."""
+    for number in range(1, limit):
+        plan = device.step()
+        if plan and any(plan.request_ids[slot] == name for slot in plan.sampling):
+            return number
+    raise AssertionError(f"no token of {name} in {limit} steps")
+
+
+def prompt_of(number: int, length: int) -> list[int]:
+    """A prompt that begins like no other one."""
+    return [1000 + number] * length
+
+
+@pytest.mark.parametrize("num_between", [0, 1, 2])
+def test_a_short_prompt_waits_for_no_whole_long_one(num_between):
+    """Neither for one that is computed, nor for those that were admitted before it and have yet to begin."""
+    scheduler = make_scheduler(num_blocks=400)
+    device = Device(scheduler)
+    scheduler.add_request(request("long", prompt_of(0, 2000)))
+    for _ in range(3):
+        device.step()
+    for number in range(num_between):
+        scheduler.add_request(request(f"between-{number}", prompt_of(1 + number, 1500)))
+    scheduler.add_request(request("short", prompt_of(9, 6)))
+    assert steps_to_first_token(device, "short") == 1
+    assert admissions(device.plans) == ["long", *(f"between-{number}" for number in range(num_between)), "short"]
+    device.drain()
+
+
+def test_a_long_prompt_of_which_little_is_not_in_the_cache_is_a_short_one():
+    scheduler = make_scheduler(num_blocks=400)
+    device = Device(scheduler)
+    scheduler.add_request(request("first turn", prompt_of(0, 1000), 2))
+    device.drain()
+    scheduler.add_request(request("long", prompt_of(1, 500)))
+    device.step()
+    scheduler.add_request(request("second turn", prompt_of(0, 1010)))
+    assert steps_to_first_token(device, "second turn") == 1
+    device.drain()
+
+
+def test_a_long_prompt_beside_endless_short_ones_advances_by_a_quarter_of_each_step():
+    scheduler = make_scheduler(num_blocks=400, max_num_seqs=4)
+    device, count = Device(scheduler), 0
+    scheduler.add_request(request("long", prompt_of(0, 2000), 1))
+    while "long" not in device.finished:
+        while len(scheduler.waiting) < 4:
+            count += 1
+            scheduler.add_request(request(f"short-{count}", prompt_of(count, 40), 1))
+        device.step()
+        assert count < 1000
+    shares = [plan.scheduled[0] for plan in device.plans if plan.request_ids.get(0) == "long"]
+    assert all(share >= 16 for share in shares[:-1]) and sum(shares) == 2000
+
+
+def test_prompts_of_one_length_that_come_together_are_computed_one_after_the_other():
+    """A prompt that would only be next in line is not begun, so that the first ones are not later for it."""
+    scheduler = make_scheduler(num_blocks=400, max_num_seqs=8, budget=64)
+    device = Device(scheduler)
+    for number in range(8):
+        scheduler.add_request(request(str(number), prompt_of(number, 320), 1))
+    device.drain()
+    ends = {device.plans[i].request_ids[slot]: i for i in range(len(device.plans)) for slot in device.plans[i].sampling}
+    assert all(ends[str(number)] <= 5 * (number + 1) for number in range(8)), ends
+
+
+def test_what_a_prompt_computes_is_not_computed_again_for_its_twins():
+    scheduler = make_scheduler(num_blocks=400, max_num_seqs=8)
+    device = Device(scheduler)
+    for number in range(4):
+        scheduler.add_request(request(f"twin-{number}", prompt_of(0, 1000), 2))
+    scheduler.add_request(request("short", prompt_of(9, 6), 2))
+    assert steps_to_first_token(device, "short") == 1
+    device.drain()
+    assert sum(plan.num_tokens for plan in device.plans) <= 1000 + 3 * BLOCK + 6 + 10
+    assert len(device.finished) == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    budget=st.integers(8, 64),
+    slots=st.integers(2, 8),
+    lengths=st.lists(st.sampled_from([3, 20, 100, 700]), min_size=1, max_size=12),
+    twins=st.booleans(),
+    every=st.integers(1, 8),
+)
+def test_a_prompt_that_fits_a_share_is_computed_in_the_step_that_admits_it(budget, slots, lengths, twins, every):
+    """And everybody comes to an end, whoever else there is and whoever comes in."""
+    scheduler = make_scheduler(num_blocks=400, max_num_seqs=slots, budget=budget, oldest_first_every=every)
+    device = Device(scheduler)
+    for number, length in enumerate(lengths):
+        scheduler.add_request(request(str(number), prompt_of(number % 2 if twins else number, length), 1 + number % 3))
+        device.step()
+        for name in ("now", "then"):
+            if len(scheduler._free_slots) > len(scheduler.waiting):
+                scheduler.add_request(request(f"{name}-{number}", prompt_of(100 + number, 1), 1))
+                assert steps_to_first_token(device, f"{name}-{number}") == 1
+    device.drain(len(lengths) * (700 + 4))
+    assert len([name for name in device.finished if "-" not in name]) == len(lengths)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     every=st.integers(1, 5),
@@ -327,12 +436,14 @@ def test_no_stream_of_urgent_requests_starves_a_patient_one(every, num_blocks, s
     device, urgent = Device(scheduler), 0
     limit = num_blocks * BLOCK
     for index, (prompt, max_tokens) in enumerate(patient):
-        scheduler.add_request(request(f"patient-{index}", min(prompt, limit - max_tokens), max_tokens, priority=5))
+        tokens = [index] * min(prompt, limit - max_tokens)  # nobody waits for what another one computes
+        scheduler.add_request(request(f"patient-{index}", tokens, max_tokens, priority=5))
     names = {f"patient-{index}" for index in range(len(patient))}
     for _ in range(5000):
         while len(scheduler.waiting) < slots + len(patient) + 2:
             prompt, max_tokens = flood[urgent % len(flood)]
-            scheduler.add_request(request(f"urgent-{urgent}", min(prompt, limit - max_tokens), max_tokens, priority=-5))
+            tokens = [100 + urgent] * min(prompt, limit - max_tokens)
+            scheduler.add_request(request(f"urgent-{urgent}", tokens, max_tokens, priority=-5))
             urgent += 1
         device.step()
         if names <= device.finished.keys():
