@@ -105,6 +105,7 @@ class Engine:
             self.max_model_len,
             config.max_queued_requests,
             config.oldest_first_every,
+            config.max_queue_share,
         )
         self.runner = ModelRunner(
             model,

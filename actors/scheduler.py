@@ -5,15 +5,14 @@ flight and lets the device decide about stops. ``update`` takes the saved result
 
 Policy: decoding sequences first (one token each), then prompts, which divide the rest of the step (``prompt_shares``). Waiting
 requests are admitted by priority, then answers in the middle (preempted, or begun on another engine) before those to begin,
-then arrival; of every few admissions one goes to the request that has waited longest, whatever its priority. A victim is
-taken from decoding sequences, then from prefilling ones; the last in that order, but never the oldest one, so somebody always
-finishes. A request gets the blocks of its whole prefill when it is admitted, and only if every running sequence could still
-take one more: admission cannot thrash.
+then tenants in turn, then arrival (``WaitingQueue``); of every few admissions one goes to the request that has waited longest,
+whatever its priority. A victim is taken from decoding sequences, then from prefilling ones; the last in that order, but never
+the oldest one, so somebody always finishes. A request gets the blocks of its whole prefill when it is admitted, and only if
+every running sequence could still take one more: admission cannot thrash.
 """
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from collections import deque
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from actors.kv_cache import KVCache
 from actors.prompt_shares import Prompt, has_tokens_for, prompt_shares
 from actors.sequence import Sequence
 from actors.step_plan import PromptLogprobs, SlotInsert, SlotOutput, StepPlan, StepResult
+from actors.waiting_queue import WaitingQueue
 from cluster.errors import InvalidRequestError, OverloadedError
 from cluster.outputs import FINISH_ABORT, NO_TOKEN, PREEMPTED, TokenDelta
 from cluster.request import EngineRequest, RequestState
@@ -43,6 +43,7 @@ class Scheduler:
         max_model_len: longest prompt plus output; the pool must hold one such sequence.
         max_queued_requests: requests that may wait; the next one is refused.
         oldest_first_every: of so many admissions one goes to the oldest waiting request.
+        max_queue_share: of the waiting requests, those of one tenant; the next one of it is refused.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Scheduler:
         max_model_len: int,
         max_queued_requests: int = 1_000_000,
         oldest_first_every: int = 8,
+        max_queue_share: float = 1.0,
     ) -> None:
         assert max_num_batched_tokens >= max_num_seqs
         assert kv_cache.num_blocks_for(max_model_len) <= kv_cache.num_blocks
@@ -62,7 +64,8 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.max_queued_requests = max_queued_requests
         self.oldest_first_every = oldest_first_every
-        self.waiting: list[Sequence] = []  # ordered by rank, which does not change while a sequence waits
+        self.max_queue_share = max_queue_share
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.leaving: dict[int, Sequence] = {}  # slot -> preempted or retiring, until its marker has been saved
         self.num_preemptions = 0
@@ -98,6 +101,8 @@ class Scheduler:
         # A client in the middle of its answer is not refused; a later attempt alone does not mean that it is.
         if len(self.waiting) >= self.max_queued_requests and not request.output_token_ids:
             raise OverloadedError(f"{len(self.waiting)} requests are waiting, the limit is {self.max_queued_requests}")
+        if request.tenant and not request.output_token_ids:
+            self._check_share(request.tenant)
         sequence = Sequence(request, self._arrivals)
         key = request.request_id, request.attempt
         if key in self._sequences:
@@ -106,7 +111,15 @@ class Scheduler:
             )
         self._arrivals += 1
         self._sequences[key] = sequence
-        bisect.insort(self.waiting, sequence, key=lambda s: s.rank)
+        self.waiting.add(sequence)
+
+    def _check_share(self, tenant: str) -> None:
+        share, held = max(1, int(self.max_queue_share * self.max_queued_requests)), self.waiting.num_of(tenant)
+        if held >= share:
+            raise OverloadedError(
+                f"{held} requests of this API key are waiting, which is its share of the queue (max_queue_share: "
+                f"{share} of {self.max_queued_requests}); others may still be served"
+            )
 
     def abort(self, request_id: str, attempt: int) -> TokenDelta | None:
         """End a request now: its blocks are free at once, its slot when the marker has been saved. None if unknown."""
@@ -114,7 +127,7 @@ class Scheduler:
         if sequence is None:
             return None
         if sequence.state is _State.WAITING:
-            self.waiting.remove(sequence)
+            self.waiting.give_up(sequence)
             self._finish(sequence)
         elif sequence.state is _State.RUNNING:
             self._leave(sequence, _State.RETIRING)
@@ -225,7 +238,7 @@ class Scheduler:
             missing = self.kv_cache.num_blocks_for(num_known) - len(cached)
             if missing + len(self.running) > self.kv_cache.num_available_after(cached):
                 return
-            self.waiting.remove(sequence)
+            self.waiting.admit(sequence)
             self._admissions += 1
             self.kv_cache.acquire(cached)
             sequence.block_ids = list(cached)
@@ -379,7 +392,7 @@ class Scheduler:
         sequence.num_computed_tokens = 0
         if sequence.num_output_tokens == 0:
             sequence.prompt_logprobs.clear()
-        bisect.insort(self.waiting, sequence, key=lambda s: s.rank)
+        self.waiting.put_back(sequence)
 
     # Ownership.
 
@@ -419,7 +432,10 @@ class Scheduler:
         places = [*self.waiting, *self.running, *self.leaving.values()]
         if len({id(s) for s in places}) != len(places):
             raise SchedulerError("a sequence is in two queues")
-        expected = {_State.WAITING: self.waiting, _State.RUNNING: self.running}
+        expected: dict[RequestState, Iterable[Sequence]] = {
+            _State.WAITING: self.waiting,
+            _State.RUNNING: self.running,
+        }
         for state, queue in expected.items():
             if any(s.state is not state for s in queue):
                 raise SchedulerError(f"a sequence in the {state.value} queue has another state")

@@ -19,10 +19,12 @@ class Sequence:
         block_ids: KV blocks in order of position.
         slot: row in the runner's state, -1 without one.
         num_preemptions: how often it was preempted.
+        turn: round in which it is its tenant's turn (``WaitingQueue``).
     """
 
     request: EngineRequest
     arrival: int
+    turn: int = 0
     token_ids: list[int] = field(init=False)
     state: RequestState = RequestState.WAITING
     slot: int = -1
@@ -39,9 +41,11 @@ class Sequence:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.output_token_ids]
 
     @property
-    def rank(self) -> tuple[int, bool, int]:
-        """Order of service: smaller goes first. An answer in the middle, wherever it began, comes before those to begin."""
-        return self.request.priority, self.is_to_begin, self.arrival
+    def rank(self) -> tuple[int, bool, int, int]:
+        """Order of service: smaller goes first. An answer in the middle, wherever it began, comes before those to begin, and has
+        had its turn."""
+        to_begin = self.is_to_begin
+        return self.request.priority, to_begin, self.turn if to_begin else 0, self.arrival
 
     @property
     def is_to_begin(self) -> bool:

@@ -98,6 +98,12 @@ class EngineConfig(BaseModel):
         le=1_000_000,
         description="Of so many admissions one goes to the request that has waited longest, whatever its field priority says, so that urgent requests starve nobody; 1: first come, first served.",
     )
+    max_queue_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of max_queued_requests that requests of one API key may hold, where several are configured; more get 429. Within a priority, keys take turns.",
+    )
     hang_timeout_s: float = Field(
         3.0,
         ge=0.5,
@@ -169,6 +175,10 @@ class LLMConfig(EngineConfig):
     api_keys: list[str] = Field(
         default_factory=list,
         description="Accepted bearer tokens, visible ASCII without spaces; no token: BIREME_API_KEY (comma separated) if set, else open.",
+    )
+    share_prefix_cache: bool = Field(
+        False,
+        description="Let requests of different API keys reuse each other's cached prefixes; whoever has a key can then find out whether another one sent a prompt.",
     )
     max_attempts: int = Field(
         5, ge=1, le=100, description="Times a request is submitted before it fails because engines died under it."

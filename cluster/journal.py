@@ -20,7 +20,7 @@ class JournalEntry:
 
     Attributes:
         request_id: unique for the life of the cluster.
-        prompt_token_ids, params, priority, cache_salt, subscriber: as in EngineRequest; params carry the assigned seed.
+        prompt_token_ids, params, priority, cache_salt, tenant, subscriber: as in EngineRequest; params carry the assigned seed.
         attempt: number of the current submission; tokens of older ones are dropped.
         output_token_ids: tokens delivered by all attempts together.
         fingerprint: of the engine that made them; only an equal one may continue. Empty until the first token.
@@ -33,6 +33,7 @@ class JournalEntry:
     subscriber: str = ""
     priority: int = 0
     cache_salt: str = ""
+    tenant: str = ""
     attempt: int = 0
     output_token_ids: list[int] = field(default_factory=list)
     fingerprint: str = ""
@@ -83,6 +84,7 @@ class JournalEntry:
             output_token_ids=list(self.output_token_ids),
             priority=self.priority,
             cache_salt=self.cache_salt,
+            tenant=self.tenant,
         )
 
     def resume_request(self) -> EngineRequest:

@@ -21,6 +21,7 @@ class EngineRequest:
         output_token_ids: tokens delivered by earlier attempts; they are recomputed, not sampled or sent again.
         priority: larger values give way first, as in vLLM (0 is the default).
         cache_salt: separates prefix-cache entries of clients that must not share them.
+        tenant: whose request it is among those that take turns; an opaque name, empty if all are one.
     """
 
     request_id: str
@@ -31,6 +32,7 @@ class EngineRequest:
     output_token_ids: list[int] = field(default_factory=list)
     priority: int = 0
     cache_salt: str = ""
+    tenant: str = ""
 
 
 class RequestState(enum.Enum):

@@ -24,10 +24,11 @@ from cluster.outputs import EngineInfo
 from cluster.resumable import RESUMABLE_HEADER
 from deployments.api_errors import ApiError, unavailable
 from deployments.api_keys import ApiKeys
+from deployments.cluster_secret import cluster_secret
 from deployments.cluster_status import cluster_status
 from deployments.connection import ClientGoneError, while_connected
 from deployments.engine_client import EngineClient
-from deployments.engine_replica import find_runner
+from deployments.engine_replica import application_name, find_runner
 from deployments.engine_timeline import engine_timeline
 from deployments.event_stream import EventStream
 from deployments.generation import Generation
@@ -40,12 +41,13 @@ from deployments.replica_port import listen_where_the_node_does
 from deployments.request_body import read_json
 from deployments.resume_point import max_resume_bytes, wants_event_ids
 from deployments.sampling_request import ModelLimits
+from deployments.tenant import Tenant
 from deployments.terminal import cannot_start, terminal_logger
 from deployments.whole_answer import WholeAnswer
 
 logger = logging.getLogger("ray.serve")
 
-Start = Callable[[OpenAiService, Any, str | None], Awaitable[tuple[Generation, Answer]]]
+Start = Callable[[OpenAiService, Any, str | None, Tenant], Awaitable[tuple[Generation, Answer]]]
 
 _RETRY_INFO_S = 1.0
 # An engine answers at once; one that does not hangs, or its node is gone and nobody has noticed.
@@ -73,7 +75,9 @@ class OpenAiIngress:
         try:
             source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
             self._tokenizer = load_tokenizer(source)
-            self._keys = ApiKeys.configured(config.api_keys)
+            self._keys = ApiKeys.configured(
+                config.api_keys, lambda: cluster_secret(application_name()), config.share_prefix_cache
+            )
         except BiremeError as error:
             raise cannot_start(error.message) from None
         self._created = int(time.time())
@@ -185,7 +189,7 @@ class OpenAiIngress:
         except ClientDisconnect:
             return Response(status_code=499)
         resumable = wants_event_ids(request.headers.get(RESUMABLE_HEADER), last_event_id)
-        return await _answer(request, *await start(service, body, last_event_id), resumable)
+        return await _answer(request, *await start(service, body, last_event_id, request.state.tenant), resumable)
 
     async def _ready(self) -> OpenAiService:
         """The service. A new ingress gets requests at once, also in an update under load, so they wait for it a while."""
@@ -235,7 +239,7 @@ class _Lifespan:
 
 
 class _Authenticated:
-    """Checks the API key before anything else looks at a request; only /health is open."""
+    """Checks the API key before anything else looks at a request, and notes whom that belongs to; only /health is open."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
         self._app = app
@@ -245,10 +249,11 @@ class _Authenticated:
         # The route prefix of the application is part of the path.
         if scope["type"] == "http" and scope["path"] != scope.get("root_path", "") + "/health":
             try:
-                self._keys.check(Request(scope).headers.get("authorization"))
+                tenant = self._keys.check(Request(scope).headers.get("authorization"))
             except ApiError as error:
                 await _error_response(error)(scope, receive, send)
                 return
+            scope = {**scope, "state": {**scope.get("state", {}), "tenant": tenant}}
         await self._app(scope, receive, send)
 
 

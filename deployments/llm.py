@@ -84,6 +84,9 @@ def build_openai_app(arguments: AppArguments) -> Application:
     num_gpus = runner_num_gpus(config, cluster_gpus())
     engines = serve.deployment(name="LLMServer")(LLMServer)
     ingress = serve.deployment(name="OpenAiIngress")(serve.ingress()(OpenAiIngress))
+    # Keys are the ingress's business alone; they are among its arguments, and nobody else's.
+    engines_config = config.model_copy(update={"api_keys": []})
     return with_options(ingress, "ingress_config", ingress_options(config)).bind(
-        config, with_options(engines, "deployment_config", engine_options(config, num_gpus)).bind(config, num_gpus)
+        config,
+        with_options(engines, "deployment_config", engine_options(config, num_gpus)).bind(engines_config, num_gpus),
     )

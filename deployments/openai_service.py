@@ -23,6 +23,7 @@ from deployments.request_events import RESUMED
 from deployments.resume_point import resume_point, resume_sequences
 from deployments.sampling_request import ModelLimits, assign_seed, check_prompt_ids, sampling_params
 from deployments.sequence_output import SequenceOutput
+from deployments.tenant import NOBODY, Tenant
 
 # Encoding this many characters takes about a millisecond; a longer prompt must not hold up other clients' tokens.
 _INLINE_CHARS = 4096
@@ -45,7 +46,9 @@ class OpenAiService:
         self._tokenizer = tokenizer
         self._max_choices = max_choices
 
-    async def completion(self, body: Any, last_event_id: str | None = None) -> tuple[Generation, Answer]:
+    async def completion(
+        self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
+    ) -> tuple[Generation, Answer]:
         """Start a completion.
 
         Raises:
@@ -71,7 +74,7 @@ class OpenAiService:
                 check_prompt_ids(ids, param, self.limits.vocab_size)
             prompt_ids.append(ids)
             prompt_texts.append(prompt if isinstance(prompt, str) else self._text_of(ids) if shows_prompt else "")
-        generation, seed = await self._start(request, prompt_ids, received)
+        generation, seed = await self._start(request, prompt_ids, received, tenant)
         return generation, CompletionAnswer(
             request,
             self.model_id,
@@ -83,7 +86,9 @@ class OpenAiService:
             resumed=resumed,
         )
 
-    async def chat(self, body: Any, last_event_id: str | None = None) -> tuple[Generation, Answer]:
+    async def chat(
+        self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
+    ) -> tuple[Generation, Answer]:
         """Start a chat completion.
 
         Raises:
@@ -106,7 +111,7 @@ class OpenAiService:
         prompt_ids = [await self._encode(text, request.add_special_tokens, "messages")]
         if not prompt_ids[0]:
             raise bad_request("messages make a prompt without tokens; write at least one character", "messages")
-        generation, seed = await self._start(request, prompt_ids, received)
+        generation, seed = await self._start(request, prompt_ids, received, tenant)
         return generation, ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, seed, resumed)
 
     def _text_of(self, prompt_ids: list[int]) -> str:
@@ -140,9 +145,10 @@ class OpenAiService:
             raise bad_request(f"{param}: {error.message}", param, error.code) from None
 
     async def _start(
-        self, request: GenerationRequest, prompts: Sequence[list[int]], received: float
+        self, request: GenerationRequest, prompts: Sequence[list[int]], received: float, tenant: Tenant
     ) -> tuple[Generation, int]:
         seed = assign_seed(request)
+        cache_salt = tenant.cache_salt(request.cache_salt)
         resume = request.resume
         if resume is not None and len(resume.choices) != len(prompts) * request.n:
             raise bad_request(
@@ -161,7 +167,8 @@ class OpenAiService:
                         params=params,
                         subscriber=self._client.subscriber,
                         priority=request.priority,
-                        cache_salt=request.cache_salt,
+                        cache_salt=cache_salt,
+                        tenant=tenant.id,
                     )
                 )
                 # A completion goes on with the prompt's text; a chat's answer is a text of its own.

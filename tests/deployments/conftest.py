@@ -88,7 +88,12 @@ def app(smollm2_source) -> Iterator[App]:
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         settings = served_on_device(
-            max_num_seqs=4, max_queued_requests=8, api_keys=KEYS, max_prompt_bytes=100_000, max_choices=16
+            max_num_seqs=4,
+            max_queued_requests=8,
+            max_queue_share=0.75,
+            api_keys=KEYS,
+            max_prompt_bytes=100_000,
+            max_choices=16,
         )
         serve.run(build_openai_app(LLMConfig(**settings)))
         url = f"http://127.0.0.1:{port}"

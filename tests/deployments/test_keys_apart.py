@@ -1,0 +1,58 @@
+"""Users of different API keys, over HTTP: none learns from the prefix cache what another one asked, and none holds the queue."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+
+import httpx
+
+from cluster.config import DEFAULT_MODEL
+from tests.deployments.conftest import KEYS, App, wait_for
+from tests.served_device import lasting
+
+
+def complete(app: App, key: str, **fields) -> httpx.Response:
+    body = {"model": DEFAULT_MODEL, "max_tokens": 1, **fields}
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.post(f"{app.url}/v1/completions", json=body, headers=headers, timeout=120)
+
+
+def cached_tokens(app: App, key: str, **fields) -> int:
+    """Of one prompt of some blocks, as the usage of its answer tells."""
+    usage = complete(app, key, prompt=list(range(2000, 2100)), **fields).json()["usage"]
+    return usage["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_a_key_finds_its_own_prefixes_in_the_cache_and_nobody_elses(app: App):
+    assert cached_tokens(app, KEYS[0]) == 0
+    assert cached_tokens(app, KEYS[0]) == 96
+    assert cached_tokens(app, KEYS[1]) == 0, "the second key learns that the first one sent this prompt"
+    assert cached_tokens(app, KEYS[1]) == 96
+    assert cached_tokens(app, KEYS[0], cache_salt="a user of the first key") == 0
+    assert cached_tokens(app, KEYS[1], cache_salt="a user of the first key") == 0
+
+
+def test_a_key_that_floods_fills_its_share_and_the_other_one_is_served(app: App):
+    # 4 run; of 8 that may wait 6 are the share of one key (tests/deployments/conftest.py).
+    app.wait_until_idle()
+    flood = {"prompt": "Go on:", "max_tokens": lasting(60), "ignore_eos": True}
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        flooding = [pool.submit(complete, app, KEYS[0], **flood) for _ in range(16)]
+        wait_for(lambda: app.stats()["num_requests_waiting"] == 6, 30, "the flood does not fill its share")
+        began = time.monotonic()
+        other = complete(app, KEYS[1], prompt="The sky is")
+        waited = time.monotonic() - began
+        still_waiting = app.stats()["num_requests_waiting"]
+        answers = [future.result() for future in flooding]
+    seconds = time.monotonic() - began
+    assert other.status_code == 200
+    assert still_waiting > 0, f"the flood was over after {waited:.1f} of {seconds:.1f} s"
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert 1 <= len(refused) <= 6
+    for answer in refused:
+        assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
+        error = answer.json()["error"]
+        assert error["code"] == "overloaded" and "share of the queue (max_queue_share: 6 of 8)" in error["message"]
+        assert KEYS[0] not in answer.text
+    app.wait_until_idle()
