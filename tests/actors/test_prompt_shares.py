@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.prompt_shares import Prompt, has_tokens_for, prompt_shares
@@ -18,6 +18,7 @@ def quarter(budget: int) -> int:
     return -(-budget // 4)
 
 
+@settings(deadline=None)
 @given(PROMPTS, st.integers(0, 3000))
 def test_shares_fill_the_budget_and_nobody_gets_more_than_it_needs(prompts, budget):
     shares = prompt_shares(prompts, budget)
@@ -25,6 +26,7 @@ def test_shares_fill_the_budget_and_nobody_gets_more_than_it_needs(prompts, budg
     assert all(0 <= share <= p.remaining for share, p in zip(shares, prompts, strict=True))
 
 
+@settings(deadline=None)
 @given(PROMPTS.filter(len), st.integers(0, 3000))
 def test_everybody_advances_and_the_longest_by_a_quarter(prompts, more):
     budget = len(prompts) + more
@@ -35,6 +37,7 @@ def test_everybody_advances_and_the_longest_by_a_quarter(prompts, more):
     assert shares[longest] >= min(prompts[longest].remaining, quarter(budget), left_by_others)
 
 
+@settings(deadline=None)
 @given(PROMPTS.filter(len), st.integers(0, 3000))
 def test_the_shortest_of_the_most_urgent_gets_what_the_others_are_not_sure_of(prompts, more):
     budget = len(prompts) + more
@@ -49,6 +52,7 @@ def test_the_shortest_of_the_most_urgent_gets_what_the_others_are_not_sure_of(pr
             assert all(shares[j] == p.remaining for j, p in enumerate(prompts) if (p, j) < (mine, i))
 
 
+@settings(deadline=None)
 @given(PROMPTS, st.integers(0, 3000), st.randoms())
 def test_shares_depend_on_what_is_left_alone(prompts, budget, random):
     """Not on the order, but for which of two that are alike is meant."""
@@ -84,6 +88,7 @@ def test_of_equal_prompts_the_earlier_ones_go_first():
     assert prompt_shares([prompt(100)] * 4, 64) == [40, 4, 4, 16]
 
 
+@settings(deadline=None)
 @given(
     PROMPTS.filter(len),
     st.integers(0, 3000),

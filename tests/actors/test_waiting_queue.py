@@ -56,6 +56,7 @@ def test_a_flood_lets_one_of_the_other_key_pass_in_each_round():
     assert "".join(arrivals.admit_all()) == "baa", "who comes later waits for one round, not for the whole flood"
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.dictionaries(st.sampled_from("abcde"), st.integers(1, 12), min_size=2), st.data())
 def test_from_any_moment_on_tenants_with_a_backlog_are_served_alike(backlog, data):
     """One of them may have had its turn of that round already and another one not, so they differ by two at most."""
@@ -74,6 +75,7 @@ def test_from_any_moment_on_tenants_with_a_backlog_are_served_alike(backlog, dat
         waiting[tenant] -= 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=30))
 def test_from_the_first_round_on_nobody_is_two_ahead(tenants):
     """All arrive before the first is admitted: after any number of admissions those who still wait differ by one at most."""
@@ -90,6 +92,7 @@ def test_from_the_first_round_on_nobody_is_two_ahead(tenants):
             assert max(admitted.values()) - min(served) <= 1
 
 
+@settings(deadline=None)
 @given(EVENTS, st.booleans())
 def test_the_order_within_a_tenant_is_that_of_arrival_and_ranks_stay(events, single):
     arrivals = Arrivals()
@@ -108,6 +111,7 @@ def test_the_order_within_a_tenant_is_that_of_arrival_and_ranks_stay(events, sin
     assert all(arrivals.queue.num_of(tenant) == count[tenant] for tenant in ("a", "b", "c", "one"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["b", "c", "admit"]), max_size=80))
 def test_nobody_waits_for_more_than_one_request_of_each_other_tenant_in_a_round(events):
     """However many keep coming: the i-th request of a tenant waits for i + 1 of each other one at the most."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.block_hash import hash_blocks
@@ -25,6 +25,7 @@ def bearer(key: str) -> str:
     return f"Bearer {key}"
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(min_size=1, max_size=8), st.text(max_size=8)), unique=True, max_size=20))
 def test_no_two_pairs_of_key_and_salt_share_prefixes(pairs):
     """However the two are cut: "ab" with "c" is not "a" with "bc"."""
