@@ -43,6 +43,11 @@ class TokenDelta(NamedTuple):
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
 
+    @property
+    def is_first_word(self) -> bool:
+        """It only says that an engine has taken the request."""
+        return bool(self.request_id) and not self.token_ids and self.finish_reason is None
+
 
 # On every token stream of an engine once it begins to drain: it is of no request, and says that the engine leaves.
 ENGINE_LEAVES = TokenDelta("", 0, 0, [], finish_reason=FINISH_HANDOVER)

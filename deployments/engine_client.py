@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import random
 import time
@@ -26,6 +27,7 @@ from cluster.request import EngineRequest
 from cluster.silence_clock import TICK_S, SilenceClock
 from cluster.suspicion import Verdict
 from deployments.api_errors import ApiError, unavailable
+from deployments.departures import Departures
 from deployments.early_streams import keep_attached
 from deployments.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, engine_choices
 from deployments.engine_replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken, gave_up, reply_of
@@ -66,6 +68,7 @@ class EngineClient:
         self.metrics = IngressMetrics()
         self._journal = RequestJournal()
         self._submissions: dict[str, Submission] = {}
+        self._departures = Departures()
         self._attaching: asyncio.Task | None = None
         self.subscriber = f"ingress-{uuid.uuid4().hex[:16]}"
         self._streams = TokenStreams(
@@ -93,17 +96,28 @@ class EngineClient:
         submission = Submission(entry, deliver, fail)
         self._journal.open(entry)
         self._submissions[entry.request_id] = submission
-        submission.task = asyncio.get_running_loop().create_task(self._run(submission))
+        # Of no HTTP request: Serve would cancel the calls of one whose client has gone, and a cancelled call is a lost attempt.
+        submission.task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._run(submission))
         return submission
 
     def cancel(self, submission: Submission) -> None:
         """Stop caring about a sequence; its engine frees it at once. Safe to call at any time."""
+        was_sent = bool(engine_choices.chosen(submission.entry.request_id))
         self._forget(submission)
         self._leave_isolation(submission)
-        if submission.task is not None and not submission.task.done():
-            if submission.stream is not None and not submission.entry.finished:
-                submission.stream.abort(submission.entry.request_id, submission.entry.attempt)
-            submission.task.cancel()
+        if submission.task is None or submission.task.done():
+            return
+        submission.task.cancel()
+        if submission.entry.finished:
+            return
+        key = submission.entry.request_id, submission.entry.attempt
+        if submission.call is not None and not submission.call[1].done():
+            if was_sent:
+                self._departures.begin(key, *submission.call)
+            else:
+                submission.call[0].cancel()
+        if submission.stream is not None:
+            submission.stream.abort(*key)
 
     async def close(self) -> None:
         """Cancel everything and detach."""
@@ -111,6 +125,7 @@ class EngineClient:
             self._attaching.cancel()
         for submission in list(self._submissions.values()):
             self.cancel(submission)
+        await self._departures.close()
         await self._streams.close()
 
     def _forget(self, submission: Submission) -> None:
@@ -125,6 +140,9 @@ class EngineClient:
                 self.events.record(DRAINED, "-", engine=stream.engine_id)
                 continue
             submission = self._submissions.get(delta.request_id)
+            if delta.is_first_word and (delta.request_id, delta.attempt) in self._departures:
+                stream.abort(delta.request_id, delta.attempt)
+                continue
             if submission is None or delta.attempt != submission.entry.attempt:
                 if submission is not None and delta.token_ids:
                     self.events.count(FENCED)
@@ -308,38 +326,37 @@ class EngineClient:
         engine_choices.open(request.request_id)
         call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
         reply = asyncio.ensure_future(reply_of(call))
-        try:
-            given_up = await self._not_taken(submission, reply)
-            if given_up is not None:
+        submission.call = call, reply
+        given_up = await self._not_taken(submission, reply)
+        if given_up is not None:
+            call.cancel()
+            return given_up
+        await asyncio.wait((reply, submission.ended), return_when=asyncio.FIRST_COMPLETED)
+        if reply.done() and not submission.ended.done():
+            outcome = reply.result()
+            if not isinstance(outcome, GenerateReply):
+                return outcome
+            # The runner forgets what it gives up: its last delta comes once or, if the stream broke meanwhile, never.
+            if outcome.finish_reason == FINISH_HANDOVER:
+                return HandedOver(outcome.engine_id)
+            if outcome.finish_reason == FINISH_ABORT:
+                return EngineLost(outcome.engine_id, _ABORTED)
+            if submission.stream is None:
+                # Nothing came on the stream yet: if it breaks for good, nothing will.
+                stream = self._streams.of(outcome.engine_id)
+                if stream is None:
+                    return EngineLost(outcome.engine_id, "the engine was gone before its tokens arrived", died=True)
+                self._arrived(submission, stream)
+            await asyncio.wait((submission.ended,), timeout=_DELIVERY_TIMEOUT_S)
+            if not submission.ended.done():
+                return EngineLost("", f"only {submission.entry.next_index} of {outcome.num_tokens} tokens arrived")
+        lost = submission.ended.result()
+        if lost is not None and not reply.done():
+            if isinstance(lost, HandedOver):
+                self._departures.begin((request.request_id, request.attempt), call, reply)
+            else:
                 call.cancel()
-                return given_up
-            await asyncio.wait((reply, submission.ended), return_when=asyncio.FIRST_COMPLETED)
-            if reply.done() and not submission.ended.done():
-                outcome = reply.result()
-                if not isinstance(outcome, GenerateReply):
-                    return outcome
-                # The runner forgets what it gives up: its last delta comes once or, if the stream broke meanwhile, never.
-                if outcome.finish_reason == FINISH_HANDOVER:
-                    return HandedOver(outcome.engine_id)
-                if outcome.finish_reason == FINISH_ABORT:
-                    return EngineLost(outcome.engine_id, _ABORTED)
-                if submission.stream is None:
-                    # Nothing came on the stream yet: if it breaks for good, nothing will.
-                    stream = self._streams.of(outcome.engine_id)
-                    if stream is None:
-                        return EngineLost(outcome.engine_id, "the engine was gone before its tokens arrived", died=True)
-                    self._arrived(submission, stream)
-                await asyncio.wait((submission.ended,), timeout=_DELIVERY_TIMEOUT_S)
-                if not submission.ended.done():
-                    return EngineLost("", f"only {submission.entry.next_index} of {outcome.num_tokens} tokens arrived")
-            lost = submission.ended.result()
-            if lost is not None and not reply.done():
-                call.cancel()
-            return lost
-        except asyncio.CancelledError:
-            if not reply.done():
-                call.cancel()
-            raise
+        return lost
 
     async def _not_taken(self, submission: Submission, reply: asyncio.Future) -> NotTaken | ApiError | None:
         """Wait until an engine has taken the request or the attempt is over (None); else why not to wait any longer."""

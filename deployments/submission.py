@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
@@ -22,6 +23,7 @@ class Submission:
         deliver: called with each delta that is new, in order.
         fail: called once, instead of a last delta, when the sequence cannot be completed.
         stream: of the engine that the present attempt is known to be on.
+        call: of the present attempt, and its answer.
         is_admitted: an engine that is lost had taken and not refused it, or a client takes its answer up; a full queue does not
             refuse it any more.
         alone: no other sequence of this ingress was on that engine during the attempt.
@@ -38,6 +40,7 @@ class Submission:
         self.deliver = deliver
         self.fail = fail
         self.stream: TokenStream | None = None
+        self.call: tuple[Any, asyncio.Future] | None = None
         self.is_admitted = entry.attempt > 0
         self.task: asyncio.Task | None = None
         self.suspicion = Suspicion()

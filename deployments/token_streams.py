@@ -26,6 +26,7 @@ _RENEW_TICKS = 8
 _SUSPECT_S = 1.0
 # Tokens that are on their way when a request is given up come within this time; later ones say that the engine still runs it.
 _ABORT_PATIENCE_S = 1.0
+_ABORTS_BEFORE_A_FAULT = 2
 _MAX_ABORTS_KEPT = 1000
 
 
@@ -54,7 +55,7 @@ class TokenStream:
         self.socket: tuple[str, str] | None = None
         self.pid = 0
         self.task: asyncio.Task | None = None
-        self._aborted_at: dict[tuple[str, int], float] = {}
+        self._aborts: dict[tuple[str, int], tuple[float, int]] = {}  # when it was told last, and how often
 
     def reached(self, pid: int) -> None:
         """The runner's process, on this machine, has this id."""
@@ -62,21 +63,24 @@ class TokenStream:
 
     def abort(self, request_id: str, attempt: int) -> None:
         """Tell the engine to give up a request; not waited for."""
-        self._aborted_at[request_id, attempt] = time.monotonic()
-        if len(self._aborted_at) > _MAX_ABORTS_KEPT:
-            del self._aborted_at[next(iter(self._aborted_at))]
+        key = request_id, attempt
+        self._aborts[key] = time.monotonic(), self._aborts.get(key, (0.0, 0))[1] + 1
+        if len(self._aborts) > _MAX_ABORTS_KEPT:
+            del self._aborts[next(iter(self._aborts))]
         if self.alive:
             self.runner.abort.remote(request_id, attempt)
 
     def unwanted(self, delta: TokenDelta) -> bool:
-        """Nobody wants ``delta``. Give its request up if the engine runs it still, and then return True."""
+        """Nobody wants ``delta``. Give its request up if the engine runs it still; True if it was told before, and twice: a step
+        that takes long hears of it late."""
         key = delta.request_id, delta.attempt
         if not delta.token_ids or delta.finish_reason is not None:
             return False
-        if time.monotonic() - self._aborted_at.get(key, float("-inf")) < _ABORT_PATIENCE_S:
+        told_at, times = self._aborts.get(key, (float("-inf"), 0))
+        if time.monotonic() - told_at < _ABORT_PATIENCE_S:
             return False
         self.abort(*key)
-        return True
+        return times >= _ABORTS_BEFORE_A_FAULT
 
 
 class TokenStreams:
