@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from cluster.outputs import TokenDelta
+from cluster.outputs import EngineRoom, TokenDelta
 from cluster.silence_clock import SilenceClock
 
 HEARTBEAT_S = 0.5
@@ -33,8 +33,12 @@ class DeltaStream:
         self.closed = True
         self._ready.set()
 
-    async def messages(self, is_well: Callable[[], bool]) -> AsyncIterator[list[TokenDelta]]:
-        """Yield what was put; at least every HEARTBEAT_S seconds an empty list, as long as ``is_well()``."""
+    async def messages(
+        self, is_well: Callable[[], bool], room: Callable[[], EngineRoom]
+    ) -> AsyncIterator[list[TokenDelta]]:
+        """Yield what was put, and ``room()`` where it has changed since the last message; at least every HEARTBEAT_S seconds a
+        list, which may be empty, as long as ``is_well()``."""
+        told: EngineRoom | None = None
         self._beat()
         try:
             while not self.closed or self.pending:
@@ -42,6 +46,9 @@ class DeltaStream:
                 self._ready.clear()
                 deltas, self.pending = self.pending, []
                 if deltas or (not self.closed and is_well()):
+                    if (now := room()) != told:
+                        told = now
+                        deltas.append(now.as_delta())
                     yield deltas
         finally:
             self._timer.cancel()

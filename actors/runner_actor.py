@@ -5,7 +5,8 @@ the actor's asyncio loop and only pass messages to and from the engine loop's th
 
 A request is one pending ``generate`` call. Its tokens travel on the subscriber's stream, one message per engine step with
 the tokens of every request of that subscriber; the reply of ``generate`` only says how many there were. A stream that has
-nothing to say carries an empty message twice a second: silence means that this process or its engine hangs.
+nothing to say carries an empty message twice a second: silence means that this process or its engine hangs. Streams also say how
+much more the engine takes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cluster.outputs import (
     FINISH_HANDOVER,
     AttachRequired,
     EngineInfo,
+    EngineRoom,
     GenerateReply,
     NotAdmitted,
     TokenDelta,
@@ -70,6 +72,8 @@ class RunnerActor:
         self._engine_id = engine_id
         self._info: EngineInfo | None = None
         self._live: dict[tuple[str, int], _Live] = {}
+        self._unfinished: set[tuple[str, int]] = set()
+        self._num_ended = 0
         self._attempts: dict[str, int] = {}
         self._streams: dict[str, DeltaStream] = {}
         self._draining: asyncio.Task | None = None
@@ -128,6 +132,7 @@ class RunnerActor:
         live = _Live(request, self._loop.create_future())
         self._idle.clear()
         self._live[key] = live
+        self._unfinished.add(key)
         self._attempts[request.request_id] = request.attempt
         try:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
@@ -168,7 +173,7 @@ class RunnerActor:
                 wanted = resume[live.request.request_id]
                 stream.put([d for d in live.deltas if d.index + len(d.token_ids) > wanted or d.finish_reason])
         try:
-            async for deltas in stream.messages(self._is_well):
+            async for deltas in stream.messages(self._is_well, self._room):
                 yield deltas
         finally:
             if self._streams.get(subscriber) is stream:
@@ -332,6 +337,8 @@ class RunnerActor:
             by_subscriber.setdefault(live.request.subscriber, []).append(delta)
             if delta.finish_reason is not None:
                 live.finished_at = time.monotonic()
+                self._unfinished.discard((delta.request_id, delta.attempt))
+                self._num_ended += 1
                 if not live.done.done():
                     live.done.set_result(GenerateReply(delta.index + len(delta.token_ids), delta.finish_reason))
                 if delta.finish_reason in (FINISH_ABORT, FINISH_HANDOVER):
@@ -361,8 +368,14 @@ class RunnerActor:
                 self._abort_orphans(subscriber)
 
     def _note_idle(self) -> None:
-        if all(live.finished_at for live in self._live.values()):
+        if not self._unfinished:
             self._idle.set()
+
+    def _room(self) -> EngineRoom:
+        """Counted here rather than in the scheduler, so that what is on its way to it has its place already."""
+        config = self._config
+        free = config.max_num_seqs + config.max_queued_requests - len(self._unfinished)
+        return EngineRoom(free, config.max_queued_requests, self._num_ended)
 
     def _abort_orphans(self, subscriber: str) -> None:
         """End the requests of a subscriber that did not come back."""
@@ -383,6 +396,7 @@ class RunnerActor:
 
     def _drop(self, key: tuple[str, int]) -> None:
         self._live.pop(key, None)
+        self._unfinished.discard(key)
         if self._attempts.get(key[0]) == key[1]:
             del self._attempts[key[0]]
         self._note_idle()

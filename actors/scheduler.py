@@ -99,8 +99,10 @@ class Scheduler:
         if len(request.output_token_ids) >= params.max_tokens:
             raise InvalidRequestError("output_token_ids already reach max_tokens", "output_token_ids")
         # A client in the middle of its answer is not refused; a later attempt alone does not mean that it is.
-        if len(self.waiting) >= self.max_queued_requests and not request.output_token_ids:
-            raise OverloadedError(f"{len(self.waiting)} requests are waiting, the limit is {self.max_queued_requests}")
+        # Those that find a free slot in the next step are not in the queue.
+        limit = self.max_queued_requests + len(self._free_slots)
+        if len(self.waiting) >= limit and not request.output_token_ids:
+            raise OverloadedError(f"{len(self.waiting)} requests are waiting, the limit is {limit}")
         if request.tenant and not request.output_token_ids:
             self._check_share(request.tenant)
         sequence = Sequence(request, self._arrivals)
@@ -115,7 +117,7 @@ class Scheduler:
 
     def _check_share(self, tenant: str) -> None:
         share, held = max(1, int(self.max_queue_share * self.max_queued_requests)), self.waiting.num_of(tenant)
-        if held >= share:
+        if held >= share + len(self._free_slots):
             raise OverloadedError(
                 f"{held} requests of this API key are waiting, which is its share of the queue (max_queue_share: "
                 f"{share} of {self.max_queued_requests}); others may still be served"

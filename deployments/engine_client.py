@@ -19,6 +19,7 @@ from cluster.outputs import (
     FINISH_ABORT,
     FINISH_HANDOVER,
     AttachRequired,
+    EngineRoom,
     GenerateReply,
     NotAdmitted,
     TokenDelta,
@@ -26,12 +27,14 @@ from cluster.outputs import (
 from cluster.request import EngineRequest
 from cluster.silence_clock import TICK_S, SilenceClock
 from cluster.suspicion import Verdict
+from deployments.admission import refusal
 from deployments.api_errors import ApiError, unavailable
 from deployments.departures import Departures
 from deployments.early_streams import keep_attached
 from deployments.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, engine_choices
 from deployments.engine_replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken, gave_up, reply_of
 from deployments.ingress_metrics import IngressMetrics
+from deployments.place_line import PlaceLine
 from deployments.request_events import ATTEMPTS, DRAINED, FENCED, HANDOVERS, QUARANTINED, SILENT_ENGINES, RequestEvents
 from deployments.submission import Submission
 from deployments.token_streams import TokenStream, TokenStreams
@@ -56,10 +59,25 @@ _MAX_PASSED_OVER = 2
 _ADMISSION_TIMEOUT_S = 300.0
 
 
-class EngineClient:
-    """Runs sequences on the engine deployment behind ``handle``; every method belongs to one event loop."""
+# While there is no engine at all, as many requests wait for one as so many take.
+_ENGINES_EXPECTED = 2
+_UNBOUNDED = EngineRoom(2**20, 2**20)
 
-    def __init__(self, handle: DeploymentHandle, max_attempts: int, hang_timeout_s: float = 3.0) -> None:
+
+class EngineClient:
+    """Runs sequences on the engine deployment behind ``handle``; every method belongs to one event loop.
+
+    Args:
+        idle_room: what an engine takes that has nothing to do; one that has yet to speak counts for such.
+    """
+
+    def __init__(
+        self,
+        handle: DeploymentHandle,
+        max_attempts: int,
+        hang_timeout_s: float = 3.0,
+        idle_room: EngineRoom = _UNBOUNDED,
+    ) -> None:
         self.events = RequestEvents()
         self._handle = handle
         self._isolation = asyncio.Lock()
@@ -68,6 +86,9 @@ class EngineClient:
         self.metrics = IngressMetrics()
         self._journal = RequestJournal()
         self._submissions: dict[str, Submission] = {}
+        self._unplaced: set[Submission] = set()  # that no engine is known to have
+        self._line = PlaceLine()
+        self._idle_room = idle_room
         self._departures = Departures()
         self._attaching: asyncio.Task | None = None
         self.subscriber = f"ingress-{uuid.uuid4().hex[:16]}"
@@ -89,6 +110,32 @@ class EngineClient:
         """The engines that this ingress is attached to."""
         return list(self._streams)
 
+    def check_room(self, num_sequences: int) -> None:
+        """Raise ApiError 429 if the engines do not take so many now. Those that are submitted at once have their places."""
+        streams = self._usable_streams()
+        ends_per_s = sum(stream.ends.per_s for stream in streams if stream is not None)
+        rooms = self._rooms(streams) or [self._idle_room] * _ENGINES_EXPECTED
+        refused = refusal(rooms, len(self._unplaced), num_sequences, ends_per_s)
+        if refused is not None:
+            raise refused
+
+    def _usable_streams(self) -> list[TokenStream | None]:
+        """One an engine that may be chosen; None if there is no stream yet."""
+        found = []
+        for engine_id in engine_choices.engines:
+            stream = self._streams.of(engine_id)
+            if not (engine_choices.is_avoided(engine_id) if stream is None else stream.leaves or stream.silent):
+                found.append(stream)
+        return found
+
+    def _rooms(self, streams: Sequence[TokenStream | None]) -> list[EngineRoom]:
+        return [self._idle_room if stream is None else stream.room or self._idle_room for stream in streams]
+
+    def _num_free(self) -> int:
+        """Room for those who wait in line; below 0 if those on their way are more than it."""
+        free = sum(room.free for room in self._rooms(self._usable_streams()))
+        return free - (len(self._unplaced) - len(self._line))
+
     def submit(
         self, entry: JournalEntry, deliver: Callable[[TokenDelta], None], fail: Callable[[ApiError], None]
     ) -> Submission:
@@ -96,6 +143,7 @@ class EngineClient:
         submission = Submission(entry, deliver, fail)
         self._journal.open(entry)
         self._submissions[entry.request_id] = submission
+        self._unplaced.add(submission)
         # Of no HTTP request: Serve would cancel the calls of one whose client has gone, and a cancelled call is a lost attempt.
         submission.task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._run(submission))
         return submission
@@ -131,13 +179,13 @@ class EngineClient:
     def _forget(self, submission: Submission) -> None:
         self._submissions.pop(submission.entry.request_id, None)
         self._journal.close(submission.entry.request_id)
+        self._unplaced.discard(submission)
         engine_choices.close(submission.entry.request_id)
 
     def _on_deltas(self, stream: TokenStream, deltas: Sequence[TokenDelta]) -> None:
         for delta in deltas:
-            if delta == ENGINE_LEAVES:
-                engine_choices.avoid(stream.engine_id, AVOID_DEAD_S)
-                self.events.record(DRAINED, "-", engine=stream.engine_id)
+            if not delta.request_id:
+                self._on_engine_word(stream, delta)
                 continue
             submission = self._submissions.get(delta.request_id)
             if delta.is_first_word and (delta.request_id, delta.attempt) in self._departures:
@@ -176,6 +224,18 @@ class EngineClient:
             elif aborted:
                 submission.end_attempt(EngineLost(stream.engine_id, _ABORTED))
 
+    def _on_engine_word(self, stream: TokenStream, word: TokenDelta) -> None:
+        """Of the engine itself."""
+        room = EngineRoom.of(word)
+        if room is not None:
+            stream.announced(room)
+            if len(self._line):
+                self._line.go(self._num_free())
+        elif word == ENGINE_LEAVES:
+            stream.leaves = True
+            engine_choices.avoid(stream.engine_id, AVOID_DEAD_S)
+            self.events.record(DRAINED, "-", engine=stream.engine_id)
+
     def _on_engine_lost(self, stream: TokenStream, why: str) -> None:
         engine_choices.avoid(stream.engine_id, AVOID_DEAD_S)
         if stream.alive:
@@ -191,6 +251,7 @@ class EngineClient:
         for other in others:
             other.alone = False
         submission.stream, submission.alone = stream, not others
+        self._unplaced.discard(submission)
         if submission.lost_at is not None:
             entry, waited_s = submission.entry, time.monotonic() - submission.lost_at
             logger.info(
@@ -226,7 +287,7 @@ class EngineClient:
     async def _complete(self, submission: Submission) -> ApiError | None:
         """Submit until the sequence is finished (None) or cannot be (the error)."""
         entry = submission.entry
-        request, failures, polls, refusals = entry.engine_request(), 0, 0, 0
+        request, failures, polls, refusals, times_full = entry.engine_request(), 0, 0, 0, 0
         last_resort, waiting_since, progress = False, 0.0, entry.next_index
         while True:
             if submission.suspicion.must_isolate and not submission.isolated:
@@ -237,9 +298,14 @@ class EngineClient:
                 # The last tokens of an engine that was given up came before this task went on.
                 return None
             if isinstance(outcome, ApiError) and outcome.status == 429 and submission.is_admitted:
-                # What an engine had kept is not refused for want of room: it waits for some.
-                outcome = NotAdmitted(engine_choices.chosen(entry.request_id), outcome.message)
+                # What was taken once is not refused for want of room: it waits for some.
+                engine_choices.avoid(engine_choices.chosen(entry.request_id), AVOID_REFUSING_S)
                 request = self._begin_attempt(submission)
+                times_full += 1
+                await _pause(_REFUSAL_BACKOFF_S, times_full, _MAX_REFUSAL_BACKOFF_S)
+                if self._num_free() < 0:
+                    await self._line.wait()
+                continue
             if outcome is None or isinstance(outcome, ApiError):
                 return outcome
             if isinstance(outcome, AttachRequired):
@@ -260,7 +326,7 @@ class EngineClient:
                 last_resort = outcome.last_resort and refusals >= _REFUSALS_BEFORE_LAST_RESORT
                 await _pause(_REFUSAL_BACKOFF_S, refusals, _MAX_REFUSAL_BACKOFF_S)
                 continue
-            refusals, last_resort = 0, False
+            refusals, times_full, last_resort = 0, 0, False
             if isinstance(outcome, EngineLost) and not outcome.engine_id:
                 # The call failed: Ray may not know yet that the engine died with its node.
                 engine_choices.avoid(engine_choices.chosen(entry.request_id), AVOID_SLOW_S)
@@ -314,10 +380,10 @@ class EngineClient:
             self.events.record(ATTEMPTS, entry.request_id, cause=cause, **details, why=repr(outcome.message))
         return self._begin_attempt(submission)
 
-    @staticmethod
-    def _begin_attempt(submission: Submission) -> EngineRequest:
+    def _begin_attempt(self, submission: Submission) -> EngineRequest:
         """The next attempt; no engine is known to have it."""
         submission.stream = None
+        self._unplaced.add(submission)
         submission.ended = asyncio.get_running_loop().create_future()
         return submission.entry.resume_request()
 

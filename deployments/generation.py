@@ -54,12 +54,28 @@ class Generation:
         return next((entry.fingerprint for entry in self.entries if entry.fingerprint), "")
 
     def start(self) -> None:
-        """Submit every sequence that is not finished."""
+        """Submit every sequence that is not finished.
+
+        Raises:
+            ApiError: 429, the engines have no room for all of them; none was submitted.
+        """
+        has_begun = any(entry.attempt for entry in self.entries)
+        if not has_begun:
+            self._client.check_room(self._num_open)
         for i, entry in enumerate(self.entries):
             if self.outputs[i].finish_reason is not None:
                 self._submissions.append(None)
                 continue
             self._submissions.append(self._client.submit(entry, partial(self._put, i), self.fail))
+
+        if len(self.entries) > 1:
+            self.accept()
+
+    def accept(self) -> None:
+        """From now on the sequences wait for room in a full queue; none of them is refused any more."""
+        for submission in self._submissions:
+            if submission is not None:
+                submission.is_admitted = True
 
     async def read(self) -> dict[int, str]:
         """Wait for tokens; the new text of every sequence that got any, by index (empty text if none was released yet).

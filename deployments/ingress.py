@@ -20,7 +20,7 @@ from actors.model_source import resolve_model
 from actors.tokenizer import load_tokenizer
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
-from cluster.outputs import EngineInfo
+from cluster.outputs import EngineInfo, EngineRoom
 from cluster.resumable import RESUMABLE_HEADER
 from deployments.api_errors import ApiError, unavailable
 from deployments.api_keys import ApiKeys
@@ -109,7 +109,9 @@ class OpenAiIngress:
 
     async def start(self) -> None:
         """Begin to wait for an engine; requests before that get 503."""
-        self._client = EngineClient(self._engines, self._config.max_attempts, self._config.hang_timeout_s)
+        config = self._config
+        idle_room = EngineRoom(config.max_num_seqs + config.max_queued_requests, config.max_queued_requests)
+        self._client = EngineClient(self._engines, config.max_attempts, config.hang_timeout_s, idle_room)
         self._client.attach_early(find_runner)
         self._starting = asyncio.create_task(self._connect(self._client))
 
@@ -208,6 +210,8 @@ async def _answer(request: Request, generation: Generation, answer: Answer, resu
     try:
         patience_s = _STREAM_STATUS_PATIENCE_S if answer.request.stream else _STATUS_PATIENCE_S
         first = await while_connected(request.receive, _first_tokens(generation, patience_s))
+        # A status is a promise: a full queue is no reason to break it.
+        generation.accept()
         is_stream = answer.request.stream
         response = EventStream(generation, answer, first, resumable) if is_stream else WholeAnswer(generation, answer)
         return response

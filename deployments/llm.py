@@ -27,12 +27,12 @@ _INGRESS_HEALTH_CHECK_TIMEOUT_S = 5.0
 
 def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
     """Serve options of the engine deployment, each runner with ``num_gpus``; those in ``deployment_config`` win."""
-    # The engine's own queue is the bound: it alone knows what waits. Serve's queue counts calls that are just being routed,
-    # a burst that the engine has room for included, so both of Serve's limits lie beyond the engine's.
+    # The engine's own queue is the bound, and the ingress sends it no more than it has room for (``admission``). Serve's queue
+    # has none: it counts every call of an ingress, to whatever engine, until it is answered, and logs each that it drops.
     beyond_engine = 2 * (config.max_num_seqs + config.max_queued_requests) + 64
     options: dict[str, Any] = {
         "max_ongoing_requests": beyond_engine,
-        "max_queued_requests": beyond_engine,
+        "max_queued_requests": -1,
         "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_TIMEOUT_S,
         "graceful_shutdown_wait_loop_s": 0.5,

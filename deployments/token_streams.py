@@ -11,8 +11,9 @@ from typing import Any
 import ray
 
 from cluster.journal import JournalGapError
-from cluster.outputs import AttachRequired, TokenDelta
+from cluster.outputs import AttachRequired, EngineRoom, TokenDelta
 from cluster.silence_clock import TICK_S, SilenceClock
+from deployments.admission import EndRate
 from deployments.engine_choices import AVOID_REFUSING_S, engine_choices
 from deployments.process_end import has_ended
 from deployments.token_socket import read_messages
@@ -40,6 +41,9 @@ class TokenStream:
         is_leased: over Ray, from another node; the engine wants to hear now and then that this ingress is there.
         socket: node id and path, as the runner gave them.
         pid: of the runner, if it is on this machine and was reached; else 0.
+        room: what the engine takes, as it said last; None before its first word.
+        ends: how many requests end there.
+        leaves: it said that it takes nothing new.
         silent: nothing was heard for ``hang_timeout_s``: the engine counts as gone until it speaks again.
     """
 
@@ -48,6 +52,9 @@ class TokenStream:
         self.fingerprint = reply.fingerprint
         self.runner: Any = reply.runner
         self.alive = True
+        self.room: EngineRoom | None = None
+        self.ends = EndRate()
+        self.leaves = False
         self.silent = False
         self.renewals = 0
         self.is_leased = False
@@ -60,6 +67,11 @@ class TokenStream:
     def reached(self, pid: int) -> None:
         """The runner's process, on this machine, has this id."""
         self.pid = pid
+
+    def announced(self, room: EngineRoom) -> None:
+        """The engine says how much it takes."""
+        self.room = room
+        self.ends.count(room.num_ended)
 
     def abort(self, request_id: str, attempt: int) -> None:
         """Tell the engine to give up a request; not waited for."""

@@ -216,9 +216,14 @@ def test_what_could_never_fit_is_refused_at_the_door():
 
 
 def test_the_queue_is_bounded():
-    scheduler = make_scheduler(max_queued_requests=2)
-    scheduler.add_request(request("a"))
-    scheduler.add_request(request("b"))
+    scheduler = make_scheduler(max_num_seqs=1, max_queued_requests=2)
+    device = Device(scheduler)
+    for name in "rab":
+        # One runs in the next step; a burst between two steps is not smaller than one that comes a piece at a time.
+        scheduler.add_request(request(name))
+    with pytest.raises(OverloadedError, match="3 requests are waiting, the limit is 3"):
+        scheduler.add_request(request("c"))
+    device.run(scheduler.schedule())
     with pytest.raises(OverloadedError, match="2 requests are waiting"):
         scheduler.add_request(request("c"))
     with pytest.raises(OverloadedError, match="2 requests are waiting"):

@@ -45,6 +45,9 @@ class Engines:
         self._token_ids = token_ids
         self._entry = entry or TokenLogprobs(-1.0, 1, [0], [-1.0])
 
+    def check_room(self, num_sequences):
+        pass
+
     def submit(self, entry, deliver, fail):
         logprobs = None if entry.params.logprobs is None else [self._entry] * len(self._token_ids)
         num_prompt = len(entry.prompt_token_ids)
