@@ -11,7 +11,7 @@ import pytest
 from actors.runner_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError, StaleAttemptError
-from cluster.outputs import AttachRequired, GenerateReply, NotAdmitted
+from cluster.outputs import AttachRequired, EngineRoom, GenerateReply, NotAdmitted
 from tests.engines import answer, make_engine, request
 from tests.waiting import until
 
@@ -180,6 +180,28 @@ async def test_an_idle_stream_has_a_heartbeat_and_a_hung_step_ends_it(tiny_model
         await hung.check_health()
     release.set()
     await hung.shutdown()
+
+
+async def test_streams_say_how_much_the_engine_takes_when_it_has_changed(actor):
+    stream = Subscriber(actor)
+
+    def rooms() -> list[EngineRoom]:
+        return [room for message in stream.messages for delta in message if (room := EngineRoom.of(delta))]
+
+    await until(lambda: rooms() == [EngineRoom(4 + 256, 256, 0)], 5)
+    call = asyncio.create_task(actor.generate(subscribed("a", [1, 2, 3], max_tokens=200)))
+    await until(lambda: len(rooms()) == 2, 5)
+    # In the message that says that the request was taken, so that nobody counts it twice.
+    with_room = [message for message in stream.messages if any(map(EngineRoom.of, message))]
+    assert with_room[1][0].is_first_word
+    await call
+    with pytest.raises(InvalidRequestError):
+        await actor.generate(subscribed("refused", []))
+    await until(lambda: len(rooms()) >= 3 and rooms()[-1] == EngineRoom(260, 256, 1), 5)
+    assert rooms()[1] == EngineRoom(259, 256, 0)
+    quiet = len(rooms())
+    await until(lambda: stream.messages[-2:] == [[], []], 5)
+    assert len(rooms()) == quiet
 
 
 async def test_a_leak_ends_the_engine_as_soon_as_it_is_idle(actor):

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import ActorDiedError
+from ray.serve import context as serve_context
 
 from cluster.errors import OverloadedError
 from cluster.journal import JournalEntry
-from cluster.outputs import AttachRequired, GenerateReply, TokenDelta
+from cluster.outputs import AttachRequired, EngineRoom, GenerateReply, TokenDelta
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
-from deployments import early_streams, engine_client, token_streams
+from deployments import departures, early_streams, engine_client, place_line, token_streams
 from deployments.api_errors import ApiError
 from deployments.engine_choices import EngineChoices
 from deployments.engine_client import EngineClient
@@ -81,6 +82,7 @@ class Engine:
 
     Attributes:
         calls: requests that were submitted, each with the reply that is to be set.
+        callers: the HTTP request that each call belongs to, as Serve sees it; none has an empty name.
         aborted: request id and attempt of each abort, in order.
         messages: what the token stream carries next.
     """
@@ -88,6 +90,7 @@ class Engine:
     def __init__(self, engine_id: str = "e", fingerprint: str = "f") -> None:
         self.engine_id, self.fingerprint = engine_id, fingerprint
         self.calls: list[tuple[EngineRequest, asyncio.Future]] = []
+        self.callers: list[str] = []
         self.aborted: list[tuple[str, int]] = []
         self.messages: asyncio.Queue[list[TokenDelta]] = asyncio.Queue()
         self.attached = False
@@ -101,6 +104,7 @@ class Engine:
         reply = asyncio.get_running_loop().create_future()
         if self.attached:
             self.calls.append((request, reply))
+            self.callers.append(serve_context._get_serve_request_context()._internal_request_id)
         else:
             reply.set_result(AttachRequired(self.engine_id, self, self.fingerprint))
         return reply
@@ -330,6 +334,120 @@ async def test_only_a_request_that_an_engine_had_taken_waits_where_the_queue_is_
         error = await asyncio.wait_for(client.ended, 5)
         assert error is not None
         assert error.status == 429
+    await client.close()
+
+
+@pytest.fixture
+def choices(monkeypatch) -> EngineChoices:
+    """One engine that the router knows."""
+    made = EngineChoices()
+    made.set_engines({"e": "f"})
+    monkeypatch.setattr(engine_client, "engine_choices", made)
+    monkeypatch.setattr(token_streams, "engine_choices", made)
+    return made
+
+
+@pytest.mark.parametrize("was_taken", [True, False])
+async def test_a_client_that_leaves_lets_its_engine_answer_the_call(choices, was_taken):
+    """Serve logs a call that is cancelled, and counts it as an error."""
+    engine = Engine()
+    client = Client(engine)
+    submission = client.start(answer(9))
+    _, reply = await engine.called(1)
+    choices.chose("r", "e")
+    if was_taken:
+        engine.messages.put_nowait([TokenDelta("r", 0, 0, [7])])
+        await until(lambda: client.tokens == [7], 5)
+    client.cancel(submission)
+    if not was_taken:
+        assert engine.aborted == []
+        engine.messages.put_nowait([TokenDelta("r", 0, 0, [])])
+    await until(lambda: engine.aborted == [("r", 0)], 5)
+    engine.messages.put_nowait([TokenDelta("r", 0, 1, [], finish_reason="abort")])
+    assert not reply.done()
+    reply.set_result(GenerateReply(1, "abort", "e"))
+    await until(lambda: ("r", 0) not in client._departures, 5)
+    assert (client.num_running, len(engine.calls), sum(client.events.counts.values())) == (0, 1, 0)
+    await client.close()
+
+
+async def test_a_call_that_no_engine_has_or_answers_is_cancelled(choices, monkeypatch):
+    monkeypatch.setattr(departures, "_PATIENCE_S", 0.1)
+    engine = Engine()
+    engine.attached = True
+    client = Client(engine)
+    for name, chosen in (("a", ""), ("b", "e")):
+        submission = client.submit(JournalEntry(name, [1], SamplingParams()), client._deliver, client.ended.set_result)
+        _, reply = await engine.called(len(engine.calls) + 1)
+        choices.chose(name, chosen)
+        client.cancel(submission)
+        assert reply.cancelled() == (not chosen)
+        await until(reply.cancelled, 5)
+    await client.close()
+
+
+async def test_a_call_outlives_the_http_request_that_it_came_with(choices):
+    """Serve cancels the calls of an HTTP request whose client has gone, before the ingress can say that it is no fault."""
+    serve_context._serve_request_context.set(serve_context._RequestContext(_internal_request_id="http"))
+    engine = Engine()
+    client = Client(engine)
+    client.start(answer(9))
+    await engine.called(1)
+    assert engine.callers == [""]
+    await client.close()
+
+
+def generation(client: Client, name: str, count: int) -> Generation:
+    entries = [JournalEntry(f"{name}{i}", [1], SamplingParams(max_tokens=1)) for i in range(count)]
+    outputs = [SimpleNamespace(finish_reason=None, push=lambda delta: "", token_ids=[]) for _ in entries]
+    return Generation(client, entries, outputs, received=0.0)
+
+
+async def test_sequences_are_taken_together_and_have_their_places_at_once(choices):
+    engine = Engine()
+    client = Client(engine)
+    client._streams.attach(AttachRequired("e", engine, "f"))
+    engine.messages.put_nowait([EngineRoom(4, 8).as_delta()])
+    await until(lambda: client.stream.room, 5)
+    generation(client, "a", 3).start()
+    # No engine has heard of these yet.
+    for count in (2, 9):
+        with pytest.raises(ApiError, match="7 requests are waiting, the limit is 8") as refused:
+            generation(client, "b", count).start()
+        assert refused.value.status == 429
+    generation(client, "c", 1).start()
+    await engine.called(4)
+    engine.messages.put_nowait([TokenDelta(call[0].request_id, 0, 0, []) for call in engine.calls])
+    engine.messages.put_nowait([EngineRoom(2, 8).as_delta()])
+    await until(lambda: client.stream.room == EngineRoom(2, 8), 5)
+    generation(client, "d", 2).start()
+    await engine.called(6)
+    await client.close()
+
+
+async def test_a_part_that_an_engine_refuses_waits_until_there_is_room(choices, monkeypatch):
+    monkeypatch.setattr(place_line, "_ASK_ANYWAY_S", 60.0)
+    engine = Engine()
+    client = Client(engine)
+    client._streams.attach(AttachRequired("e", engine, "f"))
+    engine.messages.put_nowait([EngineRoom(2, 8).as_delta()])
+    await until(lambda: client.stream.room, 5)
+    started = generation(client, "a", 2)
+    started.start()
+    await engine.called(2)
+    # Another ingress was faster.
+    engine.messages.put_nowait([EngineRoom(0, 8).as_delta()])
+    await until(lambda: client.stream.room == EngineRoom(0, 8), 5)
+    for _, reply in engine.calls:
+        reply.set_result(RequestRefused(OverloadedError("8 requests are waiting, the limit is 8")))
+    await asyncio.sleep(0.5)
+    assert len(engine.calls) == 2
+    engine.messages.put_nowait([EngineRoom(1, 8, 1).as_delta()])
+    await engine.called(3)
+    await asyncio.sleep(0.2)
+    assert len(engine.calls) == 3
+    assert sum(client.events.counts.values()) == 0
+    assert started._error is None
     await client.close()
 
 

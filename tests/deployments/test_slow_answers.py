@@ -31,7 +31,9 @@ class SlowEngines(Engines):
 
     def submit(self, entry, deliver, fail):
         self.fail = fail
+        self.submission = SimpleNamespace(is_admitted=False)
         self.deliver = lambda tokens, end=None: deliver(TokenDelta(entry.request_id, 0, 0, tokens, None, end))
+        return self.submission
 
 
 class Connection:
@@ -129,6 +131,18 @@ async def test_an_early_error_has_its_own_status(engines, stream):
     await task
     assert connection.events[0]["status"] == 503
     assert json.loads(connection.body)["error"]["code"] == "engine_dead"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_full_queue_refuses_nobody_whose_status_was_sent(engines, stream):
+    connection = Connection("/v1/completions", {"prompt": "x", "stream": stream, "max_tokens": 2})
+    task = await answered(engines, connection)
+    assert not engines.submission.is_admitted
+    await until(lambda: connection.events, 20)
+    assert connection.events[0]["status"] == 200
+    assert engines.submission.is_admitted
+    engines.deliver([65, 66], FINISH_LENGTH)
+    await task
 
 
 async def test_a_late_error_of_a_stream_is_its_last_event(engines):
