@@ -16,7 +16,7 @@ from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.admission import EndRate
 from deployments.engine_choices import AVOID_REFUSING_S, engine_choices
 from deployments.process_end import has_ended
-from deployments.token_socket import read_messages
+from deployments.token_socket import UnusableSocketError, read_messages
 
 logger = logging.getLogger("ray.serve")
 
@@ -38,7 +38,8 @@ class TokenStream:
         engine_id, fingerprint: of the engine.
         runner: handle of its runner actor.
         alive: False once the engine is known to be gone.
-        is_leased: over Ray, from another node; the engine wants to hear now and then that this ingress is there.
+        is_leased: over Ray, from another node or because the socket is no use; the engine wants to hear now and then that this
+            ingress is there.
         socket: node id and path, as the runner gave them.
         pid: of the runner, if it is on this machine and was reached; else 0.
         room: what the engine takes, as it said last; None before its first word.
@@ -211,15 +212,20 @@ class TokenStreams:
         if stream.socket is None:
             stream.socket = await stream.runner.token_socket.remote()
         node_id, path = stream.socket
-        if node_id == ray.get_runtime_context().get_node_id():
-            async for deltas in read_messages(path, self.subscriber, self._resume_indices(), stream.reached):
-                yield deltas
-        else:
-            # Ray does not tell a generator that its consumer is gone.
-            stream.is_leased = True
-            attach = stream.runner.attach.options(num_returns="streaming")
-            async for message in attach.remote(self.subscriber, self._resume_indices(), leased=True):
-                yield await message
+        if node_id == ray.get_runtime_context().get_node_id() and not stream.is_leased:
+            try:
+                async for deltas in read_messages(path, self.subscriber, self._resume_indices(), stream.reached):
+                    yield deltas
+                return
+            except UnusableSocketError as error:
+                if stream.pid:  # it was usable: the runner has closed it
+                    raise FileNotFoundError(str(error)) from None
+                logger.warning("tokens of engine %s come through Ray: %s", stream.engine_id, error)
+        # Ray does not tell a generator that its consumer is gone.
+        stream.is_leased = True
+        attach = stream.runner.attach.options(num_returns="streaming")
+        async for message in attach.remote(self.subscriber, self._resume_indices(), leased=True):
+            yield await message
 
     async def close(self) -> None:
         """Detach from every engine."""
