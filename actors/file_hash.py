@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from cluster.cache import cache_dir
+from cluster.trusted_path import make_folder, other_writer
 
 SAMPLE_ABOVE_BYTES = 2 << 30
 _CHUNK = 4 << 20
@@ -53,7 +54,10 @@ def _remembered(path: Path, kind: str, compute) -> str:
     path = path.resolve()
     stat = path.stat()
     stamp = [kind, stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    note = cache_dir() / "hashes" / hashlib.sha256(f"{kind}\0{path}".encode()).hexdigest()[:32]
+    folder = cache_dir() / "hashes"
+    if other_writer(folder) is not None:
+        return compute(path)  # a note there may be anybody's
+    note = folder / hashlib.sha256(f"{kind}\0{path}".encode()).hexdigest()[:32]
     try:
         known = json.loads(note.read_text())
         if known["stamp"] == stamp:
@@ -62,7 +66,7 @@ def _remembered(path: Path, kind: str, compute) -> str:
         pass
     digest = compute(path)
     try:
-        note.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         partial = note.with_name(f"{note.name}.{os.getpid()}")
         partial.write_text(json.dumps({"path": str(path), "stamp": stamp, "digest": digest}))
         os.replace(partial, note)

@@ -13,6 +13,13 @@ from cluster.client_errors import ClientError
 _RETURN_S = 30.0
 
 
+def without_password(url: str) -> str:
+    """``url`` as it may be shown: without the name and password that it may have in front of its host."""
+    scheme, mark, rest = url.rpartition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
+
+
 class Addresses:
     """Stays with an address as long as it answers, and goes to the next one when it does not.
 
@@ -31,7 +38,9 @@ class Addresses:
             raise ClientError("url: no address given; expected one like http://127.0.0.1:8000", "url")
         for url in self._all:
             if not url.startswith(("http://", "https://")):
-                raise ClientError(f"url: expected http://HOST:PORT or https://HOST:PORT, got {url!r}", "url")
+                raise ClientError(
+                    f"url: expected http://HOST:PORT or https://HOST:PORT, got {without_password(url)!r}", "url"
+                )
         self._num_given = len(self._all)
         self._now = 0
         self._clock = now
@@ -46,7 +55,7 @@ class Addresses:
         return self._num_given
 
     def __str__(self) -> str:
-        return " and ".join(self._all)
+        return " and ".join(map(without_password, self._all))
 
     @property
     def current(self) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.trusted_path import make_folder
+
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, total)``: a sentence fragment for a person, and bytes or items; total 0 means unknown."""
 
@@ -25,7 +27,7 @@ def exclusive(lock_file: Path, on_wait: Callable[[], None] | None = None) -> Ite
     Args:
         on_wait: called once if another process holds the lock now.
     """
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(lock_file.parent)
     with open(lock_file, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,19 +12,32 @@ import typer
 from rich.console import Console
 
 from cluster import __version__
+from cluster.addresses import without_password
 from cluster.api_types import Answer
 from cluster.client import Client
 from cluster.client_base import API_KEY_VARIABLE, DEFAULT_URL
 from cluster.conversation import Conversation, Messages, answer_room
 from cluster.errors import BiremeError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Bireme: large language models on Paddle and Ray.")
+# Local variables of a failed command are no business of the screen: an API key may be among them.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    help="Bireme: large language models on Paddle and Ray.",
+)
 console = Console()
 errors = Console(stderr=True)
 
 Url = Annotated[str, typer.Option(help="Server; several addresses have commas between them.", envvar="BIREME_URL")]
 Model = Annotated[str | None, typer.Option(help="Model name; default: the one the server has.")]
-ApiKey = Annotated[str | None, typer.Option(help="Bearer token.", envvar=API_KEY_VARIABLE)]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        help="Bearer token; on the command line other users see it, in the variable not.",
+        envvar=API_KEY_VARIABLE,
+    ),
+]
 Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 takes the most likely token each time.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Makes an answer repeatable.")]
@@ -129,9 +142,9 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Show whether the server is ready, its models, its engines and what they hold. Exit code 1 if it is not ready."""
     with _connected(url, None, api_key) as client:
         if not client.health():
-            console.print(f"{client.url}: loading", highlight=False)
+            console.print(f"{without_password(client.url)}: loading", highlight=False)
             raise typer.Exit(1)
-        console.print(f"{client.url}: ready", highlight=False)
+        console.print(f"{without_password(client.url)}: ready", highlight=False)
         for model in client.models():
             console.print(f"  {model.id} (up to {model.max_model_len} tokens)", highlight=False, markup=False)
         found = client.status()

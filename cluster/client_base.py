@@ -14,6 +14,7 @@ import httpx
 
 from cluster.addresses import Addresses
 from cluster.answer_parts import CHAT_PATH
+from cluster.api_key import is_api_key
 from cluster.client_errors import ClientError, status_error
 from cluster.errors import BiremeError
 from cluster.resumable import FALLBACK_PORT_HEADER, ResumableStream
@@ -57,6 +58,8 @@ class ClientBase(ABC, Generic[Http]):
         max_resumes: int = 12,
     ) -> None:
         key = api_key or os.environ.get(API_KEY_VARIABLE, "").split(",")[0].strip()
+        if key and not is_api_key(key):  # the errors of HTTP libraries would show it
+            raise ClientError("api_key: expected visible ASCII characters without spaces", "api_key")
         self._has_key = bool(key)
         self.model = model
         self._max_resumes = max_resumes

@@ -9,12 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cluster.api_key import is_api_key
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
-
-
-def is_api_key(key: str) -> bool:
-    """Whether an Authorization header can carry ``key`` as one word: visible ASCII, at least one character."""
-    return bool(key) and all("!" <= char <= "~" for char in key)
 
 
 class EngineConfig(BaseModel):
@@ -155,7 +152,12 @@ SERVE_OPTIONS = frozenset(
 
 
 class LLMConfig(EngineConfig):
-    """Argument of ``deployments.llm:build_openai_app``: the engine's settings and those of the Serve application."""
+    """Argument of ``deployments.llm:build_openai_app``: the engine's settings and those of the Serve application.
+
+    Neither it nor an error about it shows API keys.
+    """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     deployment_config: dict[str, Any] = Field(
         default_factory=dict,
@@ -174,7 +176,13 @@ class LLMConfig(EngineConfig):
     accelerator_type: str | None = Field(None, description="Ray accelerator type the runner needs, e.g. H200.")
     api_keys: list[str] = Field(
         default_factory=list,
-        description="Accepted bearer tokens, visible ASCII without spaces; no token: BIREME_API_KEY (comma separated) if set, else open.",
+        repr=False,
+        description="Accepted bearer tokens, visible ASCII without spaces: in a file for `bireme serve` and from Python, as Ray Serve shows arguments to others.",
+    )
+    api_keys_file: str | None = Field(
+        None,
+        min_length=1,
+        description="File with accepted bearer tokens, one a line, that no other user may read; without it and api_keys: BIREME_API_KEY (comma separated) if set, else open.",
     )
     share_prefix_cache: bool = Field(
         False,
@@ -209,6 +217,12 @@ class LLMConfig(EngineConfig):
             if not is_api_key(key):  # which is a secret even if it is wrong
                 raise ValueError(f"key {i} must be of visible ASCII characters without spaces, at least one")
         return value
+
+    @model_validator(mode="after")
+    def _keys_of_one_kind(self) -> LLMConfig:
+        if self.api_keys and self.api_keys_file is not None:
+            raise ValueError("api_keys and api_keys_file: give one of them")
+        return self
 
     def engine_config(self) -> EngineConfig:
         """The part that an engine needs."""

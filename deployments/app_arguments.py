@@ -13,12 +13,19 @@ from cluster.config import LLMConfig
 _TEXT_FIELDS = frozenset({"model", "model_id", "tokenizer", "accelerator_type"})
 
 
+OTHER_WAYS = "name a file that holds them in api_keys_file, or set BIREME_API_KEY where Ray is started"
+
+
 class SettingsError(click.ClickException):
     """Settings that are not valid. ``serve run`` prints an error of this kind as one line instead of a traceback."""
 
 
 class AppArguments(LLMConfig):
-    """``LLMConfig`` that also takes its values as text: ``max_num_seqs=8``, ``deployment_config={"num_replicas": 2}``."""
+    """``LLMConfig`` that also takes its values as text: ``max_num_seqs=8``, ``deployment_config={"num_replicas": 2}``.
+
+    Ray Serve writes an application's arguments into logs that others may read, and shows them to whoever asks: there are no keys
+    among them.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -29,11 +36,26 @@ class AppArguments(LLMConfig):
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> AppArguments:
-        """Validate; every fault is raised as SettingsError, one line a setting."""
+        """Validate what came through Ray Serve; every fault is raised as SettingsError, one line a setting."""
+        if hold_keys(obj):
+            raise SettingsError(
+                "api_keys: Ray Serve logs and shows the arguments of an application, so these keys are none any more; "
+                f"make new ones and {OTHER_WAYS}"
+            )
+        return cls.with_keys(obj, **options)
+
+    @classmethod
+    def with_keys(cls, obj: Any, **options: Any) -> AppArguments:
+        """As ``model_validate``, of settings that Ray Serve has not seen yet: api_keys may be among them."""
         try:
             return super().model_validate(obj, **options)
         except ValidationError as error:
             raise SettingsError(settings_message(error)) from None
+
+
+def hold_keys(arguments: Any) -> bool:
+    """Whether there are API keys among the arguments of the application."""
+    return isinstance(arguments, dict) and bool(_decoded(arguments.get("api_keys")))
 
 
 def _decoded(value: Any) -> Any:
@@ -55,6 +77,7 @@ def settings_message(error: ValidationError) -> str:
             lines.append(f"unknown setting {name}; allowed: {', '.join(sorted(LLMConfig.model_fields))}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            shown = f", got {fault['input']!r}" if name and fault["type"] != "value_error" else ""
+            is_secret = fault["loc"][:1] == ("api_keys",)
+            shown = f", got {fault['input']!r}" if name and fault["type"] != "value_error" and not is_secret else ""
             lines.append(f"{name}: {message}{shown}" if name else message)
     return "; ".join(lines)

@@ -14,9 +14,17 @@ from cluster.cli import app, console, errors
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from deployments.api_keys import ApiKeys
-from deployments.app_arguments import SettingsError
+from deployments.app_arguments import OTHER_WAYS, SettingsError
+from deployments.ray_session import keep_ray_private, ray_base
 from deployments.run_folder import make_run_folder
-from deployments.serve_config import DEFAULT_HOST, DEFAULT_PORT, configured_model, serve_config
+from deployments.serve_config import (
+    DEFAULT_HOST,
+    DEFAULT_PORT,
+    configured_model,
+    has_keys,
+    serve_config,
+    without_keys,
+)
 from deployments.serve_environment import LOOPBACK_CLUSTER, apply_serve_environment, is_free
 from gpu_ops.build import OpBuildError
 
@@ -32,7 +40,7 @@ def serve(
         str | None,
         typer.Option(
             help=f"Address the API listens on; default: what the file says, else {DEFAULT_HOST}, this machine alone. "
-            "0.0.0.0 is every network: set api_keys."
+            "0.0.0.0 is every network: set API keys."
         ),
     ] = None,
     port: Annotated[
@@ -51,18 +59,24 @@ def serve(
                 f"port {config['http_options']['port']} is taken on this machine; choose another with --port"
             )
         model = configured_model(config)
-        ApiKeys.configured(model.api_keys)
+        if address != LOCAL and any(map(has_keys, config["applications"])):
+            raise BiremeError(f"api_keys: the nodes of a cluster would learn them from Ray Serve's logs; {OTHER_WAYS}")
+        # A file of keys lies on the nodes of a cluster, not here.
+        ApiKeys.configured(model.api_keys, model.api_keys_file if address == LOCAL else None)
+        base = ray_base() if address == LOCAL else None
         if address == LOCAL and model.device == "gpu":
             from deployments.gpu_placement import ClusterGpus, gpus_of_this_machine, runner_num_gpus
 
             runner_num_gpus(model, ClusterGpus(gpus_of_this_machine()))
         prepare(model)
+        folder = make_run_folder()
+        config = without_keys(config, folder)
     except (BiremeError, SettingsError, OpBuildError) as error:
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None
-    folder = make_run_folder()
-    if address == LOCAL:
+    if base is not None:
         os.environ.update(LOOPBACK_CLUSTER)
+        keep_ray_private(base)
     apply_serve_environment(folder)
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -61,11 +61,15 @@ _STREAM_STATUS_PATIENCE_S = 1.5
 class OpenAiIngress:
     """OpenAI-compatible HTTP in front of the engines. Holds no Paddle and no weights, only the tokenizer."""
 
-    def __init__(self, config: LLMConfig, engines: DeploymentHandle) -> None:
+    def __init__(self, config: LLMConfig, engines: DeploymentHandle, key_digests: Sequence[bytes] = ()) -> None:
         """Load the tokenizer.
 
+        Args:
+            key_digests: of API keys, where they came from Python.
+
         Raises:
-            RuntimeError: the model has none that can be loaded, or BIREME_API_KEY has no usable key; one sentence that says why.
+            RuntimeError: the model has none that can be loaded, or where API keys are to be found there is no usable one; one
+                sentence that says why.
         """
         listen_where_the_node_does()
         answer_http_1_0()
@@ -76,7 +80,10 @@ class OpenAiIngress:
             source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
             self._tokenizer = load_tokenizer(source)
             self._keys = ApiKeys.configured(
-                config.api_keys, lambda: cluster_secret(application_name()), config.share_prefix_cache
+                file=config.api_keys_file,
+                digests=key_digests,
+                secret=lambda: cluster_secret(application_name()),
+                share_prefix_cache=config.share_prefix_cache,
             )
         except BiremeError as error:
             raise cannot_start(error.message) from None

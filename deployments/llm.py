@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve import Application
 
 from cluster.config import LLMConfig
+from deployments.api_keys import key_digest
 from deployments.app_arguments import AppArguments
 from deployments.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, LLMServer
 from deployments.gpu_placement import cluster_gpus, runner_num_gpus, runner_resources
@@ -82,11 +83,13 @@ def build_openai_app(arguments: AppArguments) -> Application:
     check_serve_options("deployment_config", config.deployment_config)
     check_serve_options("ingress_config", config.ingress_config)
     num_gpus = runner_num_gpus(config, cluster_gpus())
+    # What is bound below is pickled and kept by Ray: of keys only their digests, and the engines want none.
+    key_digests = tuple(map(key_digest, config.api_keys))
+    config = config.model_copy(update={"api_keys": []})
     engines = serve.deployment(name="LLMServer")(LLMServer)
     ingress = serve.deployment(name="OpenAiIngress")(serve.ingress()(OpenAiIngress))
-    # Keys are the ingress's business alone; they are among its arguments, and nobody else's.
-    engines_config = config.model_copy(update={"api_keys": []})
     return with_options(ingress, "ingress_config", ingress_options(config)).bind(
         config,
-        with_options(engines, "deployment_config", engine_options(config, num_gpus)).bind(engines_config, num_gpus),
+        with_options(engines, "deployment_config", engine_options(config, num_gpus)).bind(config, num_gpus),
+        key_digests,
     )

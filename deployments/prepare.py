@@ -66,6 +66,7 @@ def _amount(done: int, total: int) -> str:
 def prepare_ops(console: Console) -> None:
     """Build the native ops unless the cache has them."""
     if library_path().exists():
+        build()  # only looks whose it is
         return
     console.out("Native ops: compiling, about a minute", highlight=False)
     start = time.monotonic()

@@ -9,7 +9,8 @@ import yaml
 
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
-from deployments.app_arguments import AppArguments, SettingsError
+from deployments.api_keys import write_keys
+from deployments.app_arguments import OTHER_WAYS, AppArguments, SettingsError, hold_keys
 
 BUILDER = "deployments.llm:build_openai_app"
 DEFAULT_HOST = "127.0.0.1"
@@ -33,6 +34,8 @@ def serve_config(settings: list[str], host: str | None = None, port: int | None 
         if wrong:
             raise BiremeError(f"{wrong[0]!r} is neither a file nor a setting of the form NAME=VALUE")
         arguments = dict(item.split("=", 1) for item in settings)
+        if "api_keys" in arguments:
+            raise BiremeError(f"api_keys: every user of this machine can read a command line; {OTHER_WAYS}", "api_keys")
         config = {
             "proxy_location": "HeadOnly",
             "applications": [
@@ -53,7 +56,7 @@ def configured_model(config: dict[str, Any]) -> LLMConfig:
         BiremeError: they are not valid.
     """
     try:
-        settings = AppArguments.model_validate(config["applications"][0].get("args") or {})
+        settings = AppArguments.with_keys(config["applications"][0].get("args") or {})
         for name in ("deployment_config", "ingress_config"):
             if getattr(settings, name):
                 from deployments.serve_options import check_serve_options  # imports Ray Serve, which takes a second
@@ -64,14 +67,52 @@ def configured_model(config: dict[str, Any]) -> LLMConfig:
         raise BiremeError(error.message) from None
 
 
+def without_keys(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """``config`` as Ray Serve may see it, which logs and shows it: API keys in ``args`` are put into files in ``folder``, and the
+    names of these take their place.
+
+    Raises:
+        BiremeError: settings with keys are not valid.
+    """
+    applications = list(config["applications"])
+    for i, application in enumerate(applications):
+        if not has_keys(application):
+            continue
+        settings = configured_model({"applications": [application]})
+        file = folder / f"api-keys-{i}"
+        write_keys(file, settings.api_keys)
+        arguments = {name: value for name, value in application["args"].items() if name != "api_keys"}
+        applications[i] = {**application, "args": {**arguments, "api_keys_file": str(file)}}
+    return {**config, "applications": applications}
+
+
+def has_keys(application: Any) -> bool:
+    """Whether there are API keys among the arguments of this project's application."""
+    return (
+        isinstance(application, dict)
+        and application.get("import_path") == BUILDER
+        and hold_keys(application.get("args"))
+    )
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BiremeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise BiremeError(f"{path} is not YAML: {_where(error)}") from None
     applications = config.get("applications") if isinstance(config, dict) else None
     if not isinstance(applications, list) or not applications or not isinstance(applications[0], dict):
         raise BiremeError(f"{path} is not a Serve config: it has no list named applications")
     if not isinstance(config.get("http_options") or {}, dict):
         raise BiremeError(f"{path}: http_options: got {config['http_options']!r}, needs a mapping")
     return config
+
+
+def _where(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong, and where, without the text of that place: it may be a key."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    is_about_signs = isinstance(error, (yaml.scanner.ScannerError, yaml.parser.ParserError))
+    what = str(getattr(error, "problem", None)) if is_about_signs else "it cannot be read"
+    mark = getattr(error, "problem_mark", None)
+    return what if mark is None else f"{what} in line {mark.line + 1}, column {mark.column + 1}"

@@ -19,6 +19,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from cluster.cache import Progress, cache_dir, exclusive
+from cluster.trusted_path import make_folder, other_writer
 
 CSRC = Path(__file__).parent / "csrc"
 KERNEL_FLAGS = [
@@ -149,16 +150,26 @@ def build(progress: Progress | None = None) -> Path:
     Args:
         progress: called as ``progress(file name, files done, files in all)`` while it compiles.
     Raises:
-        OpBuildError: there is no compiler, or a file did not compile.
+        OpBuildError: there is no compiler, a file did not compile, or others could put a library of theirs into the cache.
     """
     target = library_path()
+    _refuse_others(target)
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with exclusive(target.parent / "lock"):
         if not target.exists():
             _compile(target, progress)
     return target
+
+
+def _refuse_others(path: Path) -> None:
+    """What is loaded or linked from ``path`` runs as this user: raise if others may have put it there."""
+    if (fault := other_writer(path)) is not None:
+        raise OpBuildError(
+            f"native ops would be loaded from the cache, and {fault}: take that away (chown, chmod go-w, remove it) or set "
+            "BIREME_CACHE to a folder of your own"
+        )
 
 
 def _compile(target: Path, progress: Progress | None) -> None:
@@ -181,7 +192,7 @@ def _compile(target: Path, progress: Progress | None) -> None:
 
     headers, cuda_headers = hash_of("*.h"), hash_of("*.cuh")
     objects_dir = cache_dir() / "ops" / "objects"
-    objects_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(objects_dir)
 
     def compile_one(source: Path) -> Path:
         nonlocal done
@@ -195,6 +206,7 @@ def _compile(target: Path, progress: Progress | None) -> None:
             parts.append(cuda_headers)
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
         obj = objects_dir / f"{source.stem}-{key}.o"
+        _refuse_others(obj)
         if not obj.exists():
             partial = obj.with_suffix(f".{os.getpid()}.partial.o")
             _run([*flags, "-c", str(source), "-o", str(partial)])
