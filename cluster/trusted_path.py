@@ -9,6 +9,8 @@ import pwd
 import stat
 from pathlib import Path
 
+_ALONE = "BIREME_ONLY_USER"
+NO_OTHERS = f"{_ALONE}=1 if nobody else uses this machine (a pod)"
 _WHOLE_MACHINE = ["0", "0", "4294967295"]
 
 
@@ -16,9 +18,12 @@ def other_writer(path: Path) -> str | None:
     """Who besides this user and root may change or replace ``path``, in words that end a sentence; None if nobody may.
 
     Looks at the path and every folder above it, as they are named and as they are. What does not exist yet is no fault.
+    BIREME_ONLY_USER=1 says that there is nobody: volumes of pods are open to all that are not there.
     """
+    if os.environ.get(_ALONE) == "1":
+        return None
     named, real = Path(os.path.abspath(path)), path.resolve()
-    for part in dict.fromkeys([*reversed(named.parents), named, *reversed(real.parents), real]):
+    for part in dict.fromkeys([*reversed(real.parents), real, *reversed(named.parents), named]):
         try:
             link, found = part.lstat(), part.stat()
         except OSError:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from cluster.errors import BiremeError
+from cluster.trusted_path import NO_OTHERS, other_writer
 
 # Below the base Ray makes ray/session_2026-11-28_12-34-56_123456_1234567/sockets/plasma_store; a socket's path has at most 107
 # characters.
@@ -36,6 +37,8 @@ def private_base(parent: str | None = None) -> Path:
         raise BiremeError(f"{folder} cannot be made: {error.strerror}; {_WAY_OUT}") from None
     if (fault := not_private(folder)) is not None:
         raise BiremeError(f"{fault}; remove it if it is not wanted, or {_WAY_OUT}")
+    if (fault := other_writer(folder)) is not None:
+        raise BiremeError(f"{fault}: they could exchange {folder}; {_WAY_OUT}, or {NO_OTHERS}")
     return folder
 
 

@@ -19,7 +19,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from cluster.cache import Progress, cache_dir, exclusive
-from cluster.trusted_path import make_folder, other_writer
+from cluster.trusted_path import NO_OTHERS, make_folder, other_writer
 
 CSRC = Path(__file__).parent / "csrc"
 KERNEL_FLAGS = [
@@ -167,8 +167,8 @@ def _refuse_others(path: Path) -> None:
     """What is loaded or linked from ``path`` runs as this user: raise if others may have put it there."""
     if (fault := other_writer(path)) is not None:
         raise OpBuildError(
-            f"native ops would be loaded from the cache, and {fault}: take that away (chown, chmod go-w, remove it) or set "
-            "BIREME_CACHE to a folder of your own"
+            f"native ops would be loaded from the cache, and {fault}: take that away (chown, chmod go-w, remove it), set "
+            f"BIREME_CACHE to a folder of your own, or {NO_OTHERS}"
         )
 
 

@@ -351,6 +351,33 @@ def test_a_client_stays_where_it_is_rather_than_go_to_a_learned_address(serve, s
     assert other.looks == (0 if key else 1)
 
 
+@pytest.mark.parametrize("key", ["secret\n", "two secrets", "secret-cl\u00e9"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key):
+    """HTTP libraries refuse it too, and show it."""
+    with pytest.raises(ClientError, match="api_key: expected visible ASCII") as caught:
+        Client("http://127.0.0.1:1", api_key=key)
+    assert "secret" not in str(caught.value)
+
+
+def test_neither_clients_nor_their_errors_show_keys_and_passwords():
+    with Client(
+        "http://name:secret@127.0.0.1:1,http://name:secret@127.0.0.1:2", api_key="secret", max_resumes=0
+    ) as client:
+        shown = [repr(client), repr(vars(client)["_http"]), repr(client._http.headers)]
+        for ask in (client.models, lambda: client.complete("x"), client.status):
+            with pytest.raises(ClientError) as caught:
+                ask()
+            assert "127.0.0.1:1 and http://127.0.0.1:2" in str(caught.value)
+            error: BaseException | None = caught.value
+            while error is not None:
+                shown.append(f"{error!r} {error}")
+                error = error.__cause__ or error.__context__
+    assert not [text for text in shown if "secret@" in text or "Bearer" in text]
+    with pytest.raises(ClientError) as refused:
+        Client("ftp://name:secret@127.0.0.1")
+    assert "secret" not in str(refused.value)
+
+
 def test_clients_read_the_certificates_once():
     with Client("http://a:1") as one, Client("https://b:1") as two:
         contexts = {client._http._transport._pool._ssl_context for client in (one, two)}

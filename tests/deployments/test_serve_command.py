@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
+import re
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +21,19 @@ import httpx
 import pytest
 import yaml
 
+from cluster.config import DEFAULT_MODEL
 from cluster.errors import BiremeError
-from deployments.serve_config import configured_model, serve_config
+from deployments.private_folder import private_base
+from deployments.serve_config import BUILDER, configured_model, serve_config, without_keys
 from deployments.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.conftest import App, wait_for
+from tests.deployments.strangers import files_with, opened_by_a_stranger, shown_by_ps
+from tests.engines import TINY_CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("max_num_seqs=2", "num_kv_blocks=64", "runner_num_cpus=0.1")
+# In two parts, so that no compiled copy of this file has them.
+KEY = "-".join(("key", "of", "arguments", "1f3870be"))
+KEY_OF_VARIABLE = "-".join(("key", "of", "variable", "274f6ac1"))
 
 
 def process_tree(pid: int) -> list[int]:
@@ -63,9 +73,9 @@ def listeners(pids: list[int]) -> set[tuple[str, int]]:
 
 
 @contextmanager
-def served(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen]:
+def served(tmp_path: Path, *arguments: str, **variables: str) -> Iterator[subprocess.Popen]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment |= {"PYTHONPATH": str(ROOT), **variables}
     log = tmp_path / "serve.log"
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -95,16 +105,70 @@ def answers(url: str, process: subprocess.Popen, log: Path) -> bool:
         return False
 
 
+def config_file(tmp_path: Path) -> Path:
+    """Two applications: one with keys in its arguments, and one that has those of the variable."""
+    small = {"max_num_seqs": 2, "num_kv_blocks": 64, "runner_num_cpus": 0.1, "load_format": "dummy", "num_threads": 1}
+    tiny = {**small, "model": str(tmp_path), "tokenizer": DEFAULT_MODEL, "model_id": "tiny"}
+    (tmp_path / "config.json").write_text(json.dumps({**TINY_CONFIG, "vocab_size": 49152}))
+    applications = [
+        {"name": name, "route_prefix": prefix, "import_path": BUILDER, "args": {**tiny, **more}}
+        for name, prefix, more in (("default", "/", {"api_keys": [KEY]}), ("second", "/second", {}))
+    ]
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump({"proxy_location": "HeadOnly", "applications": applications}))
+    return file
+
+
+def check_that_no_key_is_shown(pids: list[int], environment: dict[str, str], folders: list[Path], log: Path) -> None:
+    """Neither in a file that Ray writes, nor on a command line, the terminal, or by Ray Serve, to whoever may ask it."""
+    secrets = [KEY, KEY_OF_VARIABLE]
+    assert not [line for line in shown_by_ps(pids) if KEY in line or KEY_OF_VARIABLE in line]
+    assert [path for path in files_with(secrets, folders) if not path.endswith("/api-keys-0")] == []
+    shown = [log.read_text(errors="replace")]
+    for command in ("status", "config"):
+        serve = [sys.executable, "-m", "ray.serve.scripts", command]
+        asked = subprocess.run(serve, env=environment, capture_output=True, text=True, timeout=60, check=True)
+        shown.append(asked.stdout + asked.stderr)
+    token = (Path.home() / ".ray" / "auth_token").read_text()
+    details = httpx.get(
+        f"{environment['RAY_DASHBOARD_ADDRESS']}/api/serve/applications/",
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=60,
+    )
+    assert "api-keys-0" in details.text, "the name of the file is what Serve has"
+    shown.append(details.text)
+    assert not [text for text in shown if KEY in text or KEY_OF_VARIABLE in text]
+
+
+def check_that_files_are_this_users_alone(folders: list[Path]) -> None:
+    """Whatever modes Ray gives what it makes, nobody else comes near it."""
+    assert [folder.stat().st_mode & 0o077 for folder in folders] == [0] * len(folders)
+    assert (Path.home() / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+    if os.geteuid() == 0:
+        paths = [path for folder in folders for path in (folder, *folder.rglob("*"))]
+        assert sum(path.is_socket() for path in paths) >= 3, "plasma, raylet, tokens, HAProxy"
+        assert opened_by_a_stranger(paths) == ""
+
+
 @pytest.mark.slow
-def test_serve_listens_on_this_machine_alone_and_leaves_nothing(app: App, tmp_path):
+def test_serve_is_this_users_alone_and_leaves_nothing(app: App, tmp_path):
     """Beside another Ray and its application (``app``), as a person would while tests run."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with served(tmp_path, *SMALL, "--port", str(port)) as process:
-        wait_for(lambda: answers(url, process, tmp_path / "serve.log"), 90, "the application is not ready")
-        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "One, two,", "max_tokens": 4}, timeout=60)
-        assert answer.json()["usage"]["completion_tokens"] == 4
-        stream = httpx.post(f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 1, "stream": True}, timeout=60)
+    log = tmp_path / "serve.log"
+    start = time.time()
+    with served(tmp_path, str(config_file(tmp_path)), "--port", str(port), BIREME_API_KEY=KEY_OF_VARIABLE) as process:
+        wait_for(
+            lambda: answers(url, process, log) and answers(f"{url}/second", process, log), 90, "no application is ready"
+        )
+        for path, key in (("", KEY), ("/second", KEY_OF_VARIABLE)):
+            for offered, status in ((key, 200), (None, 401), ("other", 401)):
+                headers = {"Authorization": f"Bearer {offered}"} if offered else {}
+                body = {"prompt": "One, two,", "max_tokens": 4, "ignore_eos": True}
+                answer = httpx.post(f"{url}{path}/v1/completions", json=body, headers=headers, timeout=60)
+                assert answer.status_code == status
+        headers, body = {"Authorization": f"Bearer {KEY}"}, {"prompt": "x", "max_tokens": 1, "stream": True}
+        stream = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
         for one in (port, int(stream.headers["bireme-fallback-port"])):
             assert is_whole_without_chunks(http_1_0_stream(one)), "HAProxy, and Serve's own proxy beside it"
         pids = process_tree(process.pid)
@@ -115,16 +179,36 @@ def test_serve_listens_on_this_machine_alone_and_leaves_nothing(app: App, tmp_pa
         assert any(b"haproxy.cfg" in command for command in commands), "HAProxy is the proxy"
         folder = Path(commands[0].split(b"\0")[-2].decode()).parent
         (admin,) = folder.rglob("admin.sock")
-        assert [path.stat().st_mode & 0o077 for path in (folder, admin)] == [0, 0]
+        assert admin.stat().st_mode & 0o077 == 0
+        (session,) = {path for path in (private_base() / "ray").glob("session_2*") if path.stat().st_mtime > start}
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "RAY_DASHBOARD_ADDRESS": dashboard(log),
+            "RAY_AUTH_MODE": "token",
+        }
+        check_that_no_key_is_shown(pids, environment, [session, folder], log)
+        check_that_files_are_this_users_alone([private_base(), folder])
+        assert answers(url, process, log)
     assert process.returncode == 0
     wait_for(lambda: not folder.exists(), 10, "its folder is still there")
     wait_for(lambda: not any(is_running(pid) for pid in pids), 10, "a process of it still runs")
+    assert files_with([KEY, KEY_OF_VARIABLE], [session]) == []
+    assert list(session.glob("logs/serve/*")), "what happened can be read afterwards"
+
+
+def dashboard(log: Path) -> str:
+    """URL of the dashboard, as Ray tells it at the terminal."""
+    (address,) = re.findall(r"dashboard at \D*(127[\d.:]+)", log.read_text())
+    return f"http://{address}"
 
 
 def http_1_0_stream(port: int) -> bytes:
     """A stream as a client of HTTP/1.0 gets it, up to the end of the connection."""
     body = b'{"prompt": "One, two,", "max_tokens": 4, "stream": true}'
-    head = f"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /v1/completions HTTP/1.0\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(head.encode() + body)
         with connection.makefile("rb") as received:
@@ -226,3 +310,52 @@ def test_what_prevents_serving_is_one_line(tmp_path):
         1,
         f"Error: port {port} is taken on this machine; choose another with --port\n",
     )
+
+
+@pytest.mark.parametrize("keys", [["secret"], '["secret"]'])
+def test_keys_of_a_file_reach_serve_as_the_name_of_another_that_only_this_user_may_read(tmp_path, keys):
+    ours = {"import_path": BUILDER, "args": {"api_keys": keys, "max_num_seqs": 2}}
+    others = {"import_path": "theirs:app", "args": {"api_keys": "what they take for it"}}
+    open_one = {"import_path": BUILDER}
+    config = without_keys({"applications": [open_one, ours, others]}, tmp_path)
+    file = tmp_path / "api-keys-1"
+    arguments = {"api_keys_file": str(file), "max_num_seqs": 2}
+    assert config == {"applications": [open_one, {"import_path": BUILDER, "args": arguments}, others]}
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("secret\n", 0o600)
+
+
+def test_keys_that_others_would_see_are_refused_by_name_with_what_to_do(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump({"applications": [{"import_path": BUILDER, "args": {"api_keys": ["secret"]}}]}))
+    for refused in (run_serve('api_keys=["secret"]'), run_serve(str(file), "--address", "auto")):
+        assert (refused.returncode, refused.stderr.count("\n"), refused.stdout) == (1, 1, "")
+        assert refused.stderr.startswith("Error: api_keys: ")
+        assert "api_keys_file" in refused.stderr
+        assert "BIREME_API_KEY" in refused.stderr
+        assert "secret" not in refused.stderr
+    file.write_text('applications:\n- args: {api_keys: ["secret"}\n')
+    with pytest.raises(BiremeError, match=r"is not YAML: .* in line 2, column 29") as caught:
+        serve_config([str(file)])
+    assert "secret" not in caught.value.message
+
+
+def test_a_file_of_keys_that_others_may_read_prevents_serving_in_one_line(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    keys.chmod(0o644)
+    refused = run_serve(f"api_keys_file={keys}", "--address", "local", "--port", str(free_port()))
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        f"Error: api_keys_file: {keys} is open to other users (mode 0644): chmod 600\n",
+    )
+
+
+def test_another_users_folder_in_the_place_of_ours_prevents_serving_in_one_line(tmp_path):
+    with tempfile.TemporaryDirectory(dir="/tmp") as parent:
+        taken = Path(parent, private_base().name)
+        taken.mkdir()
+        taken.chmod(0o777)
+        refused = run_serve("--address", "local", "--port", str(free_port()), RAY_TMPDIR=parent)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"Error: {taken} is open to other users (mode 0777); ")
+    assert refused.stderr.count("\n") == 1
