@@ -8,15 +8,18 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from ray._private import worker
 
 from cluster.client import AsyncClient
 from cluster.client_errors import AuthenticationError, BadRequestError, NotFoundError
 from cluster.config import DEFAULT_MODEL
 from tests.deployments.conftest import KEYS, App, wait_for
+from tests.deployments.strangers import files_with
 from tests.served_device import lasting
 
 CHAT = [{"role": "user", "content": "What is the capital of France?"}]
@@ -164,6 +167,12 @@ def test_a_key_is_required_everywhere_but_for_health(app: App):
             assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
     for key in KEYS:
         assert httpx.get(f"{app.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+
+
+def test_keys_from_python_stand_in_no_file_of_rays(app: App):
+    session = Path(worker._global_node.get_session_dir_path())
+    assert list(session.glob("logs/serve/*"))
+    assert files_with(KEYS, [session]) == []
 
 
 async def test_the_async_client_streams_and_raises_typed_errors(app: App):

@@ -6,13 +6,13 @@ import ipaddress
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,8 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from click.testing import CliRunner
+from ray.serve.scripts import cli as serve_cli
 
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import BiremeError
@@ -119,24 +121,22 @@ def config_file(tmp_path: Path) -> Path:
     return file
 
 
-def check_that_no_key_is_shown(pids: list[int], environment: dict[str, str], folders: list[Path], log: Path) -> None:
+def check_that_no_key_is_shown(pids: list[int], folders: list[Path], log: Path) -> None:
     """Neither in a file that Ray writes, nor on a command line, the terminal, or by Ray Serve, to whoever may ask it."""
     secrets = [KEY, KEY_OF_VARIABLE]
     assert not [line for line in shown_by_ps(pids) if KEY in line or KEY_OF_VARIABLE in line]
     assert [path for path in files_with(secrets, folders) if not path.endswith("/api-keys-0")] == []
     shown = [log.read_text(errors="replace")]
     for command in ("status", "config"):
-        serve = [sys.executable, "-m", "ray.serve.scripts", command]
-        asked = subprocess.run(serve, env=environment, capture_output=True, text=True, timeout=60, check=True)
-        shown.append(asked.stdout + asked.stderr)
+        asked = CliRunner().invoke(serve_cli, [command, "--address", dashboard(log)], catch_exceptions=False)
+        assert asked.exit_code == 0
+        shown.append(asked.output)
     token = (Path.home() / ".ray" / "auth_token").read_text()
     details = httpx.get(
-        f"{environment['RAY_DASHBOARD_ADDRESS']}/api/serve/applications/",
-        headers={"Authorization": f"Bearer {token}"},
-        timeout=60,
+        f"{dashboard(log)}/api/serve/applications/", headers={"Authorization": f"Bearer {token}"}, timeout=60
     )
-    assert "api-keys-0" in details.text, "the name of the file is what Serve has"
     shown.append(details.text)
+    assert all("api-keys-0" in text for text in shown[-2:]), "the name of the file is what Serve has"
     assert not [text for text in shown if KEY in text or KEY_OF_VARIABLE in text]
 
 
@@ -150,14 +150,23 @@ def check_that_files_are_this_users_alone(folders: list[Path]) -> None:
         assert opened_by_a_stranger(paths) == ""
 
 
+@pytest.fixture
+def temporary_folder() -> Iterator[Path]:
+    """On a short path, and open as /tmp is."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.mark.slow
-def test_serve_is_this_users_alone_and_leaves_nothing(app: App, tmp_path):
+def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_path, temporary_folder):
     """Beside another Ray and its application (``app``), as a person would while tests run."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     log = tmp_path / "serve.log"
-    start = time.time()
-    with served(tmp_path, str(config_file(tmp_path)), "--port", str(port), BIREME_API_KEY=KEY_OF_VARIABLE) as process:
+    variables = {"BIREME_API_KEY": KEY_OF_VARIABLE, "TMPDIR": str(temporary_folder)}
+    with served(tmp_path, str(config_file(tmp_path)), "--port", str(port), **variables) as process:
         wait_for(
             lambda: answers(url, process, log) and answers(f"{url}/second", process, log), 90, "no application is ready"
         )
@@ -180,26 +189,23 @@ def test_serve_is_this_users_alone_and_leaves_nothing(app: App, tmp_path):
         folder = Path(commands[0].split(b"\0")[-2].decode()).parent
         (admin,) = folder.rglob("admin.sock")
         assert admin.stat().st_mode & 0o077 == 0
-        (session,) = {path for path in (private_base() / "ray").glob("session_2*") if path.stat().st_mtime > start}
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            "RAY_DASHBOARD_ADDRESS": dashboard(log),
-            "RAY_AUTH_MODE": "token",
-        }
-        check_that_no_key_is_shown(pids, environment, [session, folder], log)
-        check_that_files_are_this_users_alone([private_base(), folder])
+        base = private_base(str(temporary_folder))
+        (session,) = (base / "ray").glob("session_2*")
+        check_that_no_key_is_shown(pids, [base, folder], log)
+        check_that_files_are_this_users_alone([base, folder])
         assert answers(url, process, log)
     assert process.returncode == 0
     wait_for(lambda: not folder.exists(), 10, "its folder is still there")
     wait_for(lambda: not any(is_running(pid) for pid in pids), 10, "a process of it still runs")
-    assert files_with([KEY, KEY_OF_VARIABLE], [session]) == []
+    assert files_with([KEY, KEY_OF_VARIABLE], [base]) == []
+    assert [path.name for path in base.iterdir()] == ["ray"]
     assert list(session.glob("logs/serve/*")), "what happened can be read afterwards"
 
 
 def dashboard(log: Path) -> str:
     """URL of the dashboard, as Ray tells it at the terminal."""
-    (address,) = re.findall(r"dashboard at \D*(127[\d.:]+)", log.read_text())
-    return f"http://{address}"
+    (url,) = re.findall(r"dashboard at .*?(http://127[\d.]+:\d+)", log.read_text())
+    return url
 
 
 def http_1_0_stream(port: int) -> bytes:
