@@ -126,7 +126,6 @@ class RunnerActor:
             raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is older than attempt {newest}")
         if newest >= 0 and newest < request.attempt:
             await self.abort(request.request_id, newest)
-        self._forget_old()
         if key in self._live:
             raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is already here")
         live = _Live(request, self._loop.create_future())
@@ -302,6 +301,7 @@ class RunnerActor:
             await asyncio.sleep(TICK_S)
             self._step_clock.tick()
             self._end_leases()
+            self._forget_old()
             if self._engine_loop.num_steps != steps or not self._engine_loop.seconds_in_step():
                 steps = self._engine_loop.num_steps
                 self._step_clock.heard()

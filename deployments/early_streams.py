@@ -27,6 +27,7 @@ async def keep_attached(streams: TokenStreams, find_runner: Callable[[str], Any]
     failed: set[str] = set()
     while True:
         await asyncio.sleep(TICK_S)
+        failed.intersection_update(engine_choices.engines)
         for engine_id, fingerprint in engine_choices.engines.items():
             if streams.of(engine_id) is not None or engine_choices.is_avoided(engine_id):
                 continue

@@ -23,6 +23,7 @@ from deployments.engine_metrics import export_engine_metrics
 from deployments.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
 from deployments.replica_port import listen_where_the_node_does
 from deployments.runner_watch import RunnerWatch
+from deployments.session_logs import tidy_session_logs
 from deployments.streaming_runner import StreamingRunner
 from deployments.terminal import cannot_start
 from gpu_ops.build import OpBuildError
@@ -53,6 +54,7 @@ class LLMServer:
             RuntimeError: the model cannot be served; one sentence that says why.
         """
         listen_where_the_node_does()
+        tidy_session_logs()
         self._engine_id = f"engine-{uuid.uuid4().hex[:12]}"
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watch: RunnerWatch | None = None

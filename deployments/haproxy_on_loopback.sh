@@ -24,6 +24,10 @@ if [ -n "$config" ]; then
     mv "$config.new" "$config"
 fi
 if [ -d "${BIREME_HAPROXY_PIDS:-}" ]; then
+    # Each change of the configuration starts a new process, and so does each death: names of those that have ended go.
+    for file in "$BIREME_HAPROXY_PIDS"/*; do
+        kill -0 "${file##*/}" 2>/dev/null || rm -f -- "$file"
+    done
     : >"$BIREME_HAPROXY_PIDS/$$" # exec keeps the id
 fi
 exec "$BIREME_HAPROXY" "$@"

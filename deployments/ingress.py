@@ -41,6 +41,7 @@ from deployments.replica_port import listen_where_the_node_does
 from deployments.request_body import read_json
 from deployments.resume_point import max_resume_bytes, wants_event_ids
 from deployments.sampling_request import ModelLimits
+from deployments.session_logs import tidy_session_logs
 from deployments.tenant import Tenant
 from deployments.terminal import cannot_start, terminal_logger
 from deployments.whole_answer import WholeAnswer
@@ -73,6 +74,7 @@ class OpenAiIngress:
         """
         listen_where_the_node_does()
         answer_http_1_0()
+        tidy_session_logs()
         self._config = config
         # Where replies travel through Ray, a caller that hangs holds up the replies of its engine to everybody else, too.
         self._engines = engines.options(_by_reference=False)

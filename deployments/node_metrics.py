@@ -8,13 +8,15 @@ import httpx
 import ray
 
 from deployments.api_errors import ApiError, unavailable
+from deployments.live_series import without_dead_workers
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TIMEOUT_S = 5.0
 
 
 class NodeMetrics:
-    """Fetches the metrics that processes of this node have reported; Ray's agent collects them every few seconds."""
+    """Fetches the metrics that processes of this node have reported; Ray's agent collects them every few seconds, and those of
+    processes that are gone are left out."""
 
     def __init__(self) -> None:
         self._url: str | None = None
@@ -31,7 +33,7 @@ class NodeMetrics:
             async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
                 response = await client.get(self._url)
                 response.raise_for_status()
-                return response.content
+                return await asyncio.to_thread(without_dead_workers, response.content)
         except httpx.HTTPError as error:
             self._url = None
             raise _no_metrics(f"does not answer: {type(error).__name__}") from None

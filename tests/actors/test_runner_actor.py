@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from actors import runner_actor
 from actors.runner_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError, StaleAttemptError
@@ -104,6 +105,16 @@ async def test_a_call_cancelled_before_the_engine_took_it_harms_nobody(actor):
     assert (await actor.check_integrity())["num_requests_running"] == 0
     left = {key for key, live in actor._live.items() if live.finished_at is None}
     assert left == set(), "what the engine never had must not be remembered"
+
+
+async def test_an_answer_that_ended_long_ago_is_forgotten_though_nobody_asks_for_anything(actor, monkeypatch):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    await actor.generate(subscribed("a", [1], ignore_eos=True))
+    await stream.wait_for("a", 8)
+    assert list(actor._live) == [("a", 0)], "its subscriber may yet lose the stream"
+    monkeypatch.setattr(runner_actor, "RETENTION_S", 0.2)
+    await until(lambda: not actor._live and not actor._attempts, 10)
 
 
 async def test_a_broken_stream_resumes_from_an_index(actor):

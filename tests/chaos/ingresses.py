@@ -17,7 +17,7 @@ _Found = TypeVar("_Found")
 def known_engines() -> dict[int, set[str]]:
     """Ids of the engines that each ingress may choose from, by its process id; of ingresses that answer at once and are ready for
     requests."""
-    return {pid: engines for pid, engines in _ask(_known_engines) if engines is not None}
+    return {pid: engines for pid, engines in ask_ingresses(_known_engines) if engines is not None}
 
 
 class Open(NamedTuple):
@@ -36,10 +36,10 @@ class Open(NamedTuple):
 
 def open_now() -> dict[int, Open]:
     """What each ingress has open, by its process id; of those that answer at once."""
-    return {pid: Open(*found) for pid, found in _ask(_pid_and_open)}
+    return {pid: Open(*found) for pid, found in ask_ingresses(_pid_and_open)}
 
 
-def _ask(question: Callable[[Any], _Found]) -> list[_Found]:
+def ask_ingresses(question: Callable[[Any], _Found]) -> list[_Found]:
     """What each replica answers; those that are gone, start or hang are left out."""
     asked = []
     for actor in ray.util.list_named_actors(all_namespaces=True):

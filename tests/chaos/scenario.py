@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from ray.util import placement_group_table
 
@@ -29,10 +29,22 @@ _NOTICED_S = 0.25
 _FRONT = {"ingress", *ANY_PROXY}
 
 
+Watch = Callable[[Report, Load], Awaitable[None]]
+
+
 async def run_scenario(
-    running: Running, setup: Setup, faults: list[Fault], seed: int, budget_s: float = float("inf")
+    running: Running,
+    setup: Setup,
+    faults: list[Fault],
+    seed: int,
+    budget_s: float = float("inf"),
+    watch: Watch | None = None,
 ) -> Report:
-    """Load and faults together, then the checks. No fault begins after ``budget_s`` seconds."""
+    """Load and faults together, then the checks. No fault begins after ``budget_s`` seconds.
+
+    Args:
+        watch: runs beside the load, with what the scenario has found so far, until the load is to stop.
+    """
     started = time.monotonic()
     report = Report([seed])
     # HAProxy has Serve's own proxy beside it, and says so.
@@ -44,6 +56,7 @@ async def run_scenario(
     # The clients' clocks are in this process.
     settle_heap()
     loading = asyncio.create_task(load.run())
+    watching = None if watch is None else asyncio.ensure_future(watch(report, load))
     moments: list[Moment] = []
     for number, fault in enumerate(faults):
         if time.monotonic() - started > budget_s:
@@ -56,6 +69,11 @@ async def run_scenario(
             report.faults[moment.fault.label] += 1
             moments.append(moment)
     await asyncio.sleep(1.0)
+    if watching is not None:
+        watching.cancel()
+        await asyncio.wait((watching,))
+        if not watching.cancelled():
+            watching.result()
     load.stopping = True
     await asyncio.wait((loading,), timeout=END_S)
     for seen, task in list(load.running.values()):

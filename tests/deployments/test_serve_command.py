@@ -260,6 +260,24 @@ def test_haproxy_gets_the_configuration_with_its_side_doors_closed_and_no_splici
     )
 
 
+def test_names_of_haproxies_that_have_ended_go_with_the_next_one(tmp_path):
+    config = tmp_path / "haproxy.cfg"
+    config.write_text("global\n")
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for pid in (ended.pid, os.getpid()):
+        (pids / str(pid)).touch()
+    environment = {**os.environ, "BIREME_HAPROXY": "/bin/echo", "BIREME_HAPROXY_PIDS": str(pids)}
+    for _ in range(3):
+        haproxy = subprocess.Popen(
+            [str(HAPROXY_ON_LOOPBACK), "-f", str(config)], env=environment, stdout=subprocess.DEVNULL
+        )
+        assert haproxy.wait() == 0
+        assert {int(file.name) for file in pids.iterdir()} == {os.getpid(), haproxy.pid}
+
+
 def test_settings_and_files_are_served_on_loopback_unless_they_say_otherwise(tmp_path):
     config = serve_config(["max_num_seqs=8", "model=x=y.gguf"])
     assert config["http_options"] == {"host": "127.0.0.1", "port": 8000}
