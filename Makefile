@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve test chaos lint format lock bench bench-ops clean
+.PHONY: help setup prepare serve test chaos soak lint format lock bench bench-ops clean
 
 CONFIG ?= ray_configs/smollm2_cpu.yaml
 BIN := .venv/bin
@@ -28,6 +28,9 @@ test: prepare ## set everything up and run all tests
 
 chaos: prepare ## kill and stop processes under load (FAULTS=500 SEED=1), compare every answer with its undisturbed twin
 	@scripts/chaos.sh $(or $(FAULTS),500) $(or $(SEED),1)
+
+soak: prepare ## faults under load for a while (SECONDS=600 SEED=1), and a look at what grows meanwhile
+	@$(BIN)/python -m tests.soak.run --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1) $(SOAK_ARGS)
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .

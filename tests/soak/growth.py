@@ -44,6 +44,7 @@ BOUNDS = (
     Bound("files of the run folder|entries of the sockets folder|other files of the session|shared memory files", 4),
     Bound("zombies", 1),
     Bound("processes", 4),
+    Bound("workers in /metrics", 5),
     Bound("lines of /metrics", 300, share=0.1),
     Bound("log files", 0, ceiling=MAX_KEPT + _FILES_A_PROCESS * _MOST_PROCESSES),
     Bound("actors in the GCS", 0, ceiling=_KEPT_ACTORS + _MOST_PROCESSES),

@@ -30,6 +30,7 @@ RAY_TITLES = {
 _ALL_TITLES = {**TITLES, **RAY_TITLES}
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
 _SHM = Path("/dev/shm")
+_WORKER = re.compile(rb'WorkerId="([^"]+)"')
 
 
 class Looker:
@@ -68,7 +69,11 @@ class Looker:
             text = httpx.get(self._metrics_url, timeout=5).raise_for_status().content
         except httpx.HTTPError:
             return {}
-        return {"lines of /metrics": text.count(b"\n"), "KiB of /metrics": len(text) / 1024}
+        return {
+            "lines of /metrics": text.count(b"\n"),
+            "KiB of /metrics": len(text) / 1024,
+            "workers in /metrics": len(set(_WORKER.findall(text))),
+        }
 
 
 def _processes() -> dict[str, float]:
