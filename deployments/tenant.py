@@ -37,7 +37,7 @@ def own_secret() -> bytes:
 
 
 def tenant_of(key_digest: bytes, secret: bytes, takes_turns: bool, shares_cache: bool) -> Tenant:
-    """The owner of the key with this digest. Who does not have the cluster's ``secret`` cannot try keys against what is derived of them."""
+    """The owner of the key with this digest. Who lacks the cluster's ``secret`` cannot try keys against what is derived of it."""
     name = _derived(secret, f"turns {key_digest.hex()}")[:16] if takes_turns else ""
     cache_key = b"" if shares_cache else bytes.fromhex(_derived(secret, f"prefix cache {key_digest.hex()}"))
     return Tenant(name, cache_key)
