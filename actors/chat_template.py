@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jinja2
@@ -17,6 +18,8 @@ MAX_RENDERED_CHARS = 16 * 2**20
 _MAX_POWER = 10**6
 # What this module gives a template, and Jinja's name for the template.
 _OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "self"})
+# Under this name, which no template can write, filters find the mark of ``render``.
+_MARK = "\0mark"
 
 
 class TemplateRefusal(jinja2.TemplateError):
@@ -60,7 +63,9 @@ def _raise_exception(message: str) -> None:
     raise TemplateRefusal(message)
 
 
+@jinja2.pass_context
 def _tojson(
+    context: jinja2.runtime.Context,
     value: Any,
     ensure_ascii: bool = False,
     indent: int | None = None,
@@ -68,7 +73,12 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter escapes for HTML, which would change what the model reads.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    mark = context.get(_MARK)
+    if not mark or not ensure_ascii:
+        return text
+    escaped = json.dumps(mark)[1:-1]
+    return re.sub(rf"\\\\|{re.escape(escaped)}", lambda found: mark if found[0] == escaped else found[0], text)
 
 
 def _strftime_now(pattern: str) -> str:
@@ -113,6 +123,8 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         tools: list[dict[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        rewrite: Callable[[str], str] | None = None,
+        mark: str = "",
     ) -> str:
         """Return the prompt text.
 
@@ -121,6 +133,9 @@ class ChatTemplate:
             tools: OpenAI tool definitions, passed on to the template.
             template_kwargs: further variables of the template, e.g. enable_thinking; a name that has a meaning of its own
                 there (those above, special tokens, Jinja's functions) is refused.
+            rewrite: called for every string of the client's that the template gets, roles and names of variables excepted;
+                the template gets what it returns.
+            mark: what ``rewrite`` puts into strings; it does not count towards MAX_RENDERED_CHARS.
         Raises:
             InvalidRequestError: the template refuses the messages, fails on them, or renders more than MAX_RENDERED_CHARS.
         """
@@ -130,17 +145,24 @@ class ChatTemplate:
                 f"chat_template_kwargs may not contain {', '.join(taken)}; these names are the template's own",
                 "chat_template_kwargs",
             )
+        plain = [_plain(m, i) for i, m in enumerate(messages)]
+        own = dict(template_kwargs or {})
+        if rewrite is not None:
+            plain = [_rewritten_message(message, rewrite) for message in plain]
+            tools = _rewritten(tools, rewrite, "tools")
+            own = {name: _rewritten(value, rewrite, "chat_template_kwargs") for name, value in own.items()}
         variables = {
-            **(template_kwargs or {}),
+            **own,
             **self._special_tokens,
-            "messages": [_plain(m, i) for i, m in enumerate(messages)],
+            "messages": plain,
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
+            _MARK: mark,
         }
         pieces, length = [], 0
         try:
             for piece in self._template.generate(variables):
-                length += len(piece)
+                length += len(piece) - (piece.count(mark) * len(mark) if mark else 0)
                 if length > MAX_RENDERED_CHARS:
                     raise InvalidRequestError(
                         f"messages render to more than {MAX_RENDERED_CHARS} characters", "messages"
@@ -183,3 +205,28 @@ def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:
                 f"messages[{index}].content has a part of type {kind!r}; allowed: text", "messages"
             )
     return {**message, "content": "\n".join(texts)}
+
+
+def _rewritten_message(message: dict[str, Any], rewrite: Callable[[str], str]) -> dict[str, Any]:
+    # Templates make special tokens of roles, <|user|> for one; which roles there are is not the client's choice.
+    return {
+        name: value if name == "role" else _rewritten(value, rewrite, "messages") for name, value in message.items()
+    }
+
+
+def _rewritten(value: Any, rewrite: Callable[[str], str], param: str) -> Any:
+    """A copy of ``value`` with all strings in it rewritten."""
+    try:
+        return _rewritten_strings(value, rewrite)
+    except RecursionError as error:
+        raise InvalidRequestError(f"{param} holds lists or objects that are nested too deeply", param) from error
+
+
+def _rewritten_strings(value: Any, rewrite: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return rewrite(value)
+    if isinstance(value, Mapping):
+        return {_rewritten_strings(name, rewrite): _rewritten_strings(item, rewrite) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rewritten_strings(item, rewrite) for item in value]
+    return value

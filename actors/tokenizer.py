@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from actors.gguf_file import read_gguf
 from actors.gguf_tokenizer import build_tokenizer, gguf_eos_token_ids, special_token_text
 from actors.model_config import read_json, token_ids
 from actors.model_source import ModelSource
+from actors.special_tokens import SpecialTokens, unused_mark
 from actors.token_bytes import TokenBytes
 from cluster.errors import InvalidRequestError, ModelLoadError
 
@@ -52,6 +55,7 @@ class Tokenizer:
         self.bos_token_id = self._backend.token_to_id(parts.special_tokens.get("bos_token", ""))
         self.eos_token_ids = parts.eos_token_ids
         self.token_bytes_table = TokenBytes(self._backend, self.vocab_size, name)
+        self._special = SpecialTokens(self._backend)
         template = parts.chat_template
         self._template = ChatTemplate(template, parts.special_tokens, name) if template is not None else None
 
@@ -67,12 +71,8 @@ class Tokenizer:
             add_special_tokens: add what the model wants around a prompt (BOS). Off for rendered chat templates, which write
                 it themselves.
         """
-        try:
+        with _valid_unicode():
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except (TypeError, UnicodeEncodeError) as error:  # which one depends on the library's version
-            raise InvalidRequestError(
-                "text is not valid Unicode: it holds half of a surrogate pair", "prompt"
-            ) from error
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
@@ -103,6 +103,58 @@ class Tokenizer:
                 "no_chat_template",
             )
         return self._template.render(messages, **options)
+
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        add_special_tokens: bool = False,
+        special_tokens_as_text: bool = True,
+        **options: Any,
+    ) -> list[int]:
+        """Return the token ids of the rendered chat template. The template's special tokens become their ids; those written
+        out in what the client says stay text, and so do those that the template would put together from it.
+
+        Takes time for long messages: call it in a thread.
+
+        Args:
+            special_tokens_as_text: off: they become their ids, whoever wrote them.
+            options: those of ``ChatTemplate.render``.
+        Raises:
+            InvalidRequestError: as ``apply_chat_template``, or a message is not valid Unicode.
+        """
+        theirs: list[str] = []
+
+        def note(text: str) -> str:
+            theirs.append(text)
+            return text
+
+        text = self.apply_chat_template(messages, rewrite=note, **options)
+        if not special_tokens_as_text or not self._special.may_begin_or_end_in(theirs):
+            return self.encode(text, add_special_tokens)
+        mark = unused_mark(theirs)
+
+        def rendered(break_up: Callable[[str, str], str]) -> str:
+            return self.apply_chat_template(messages, rewrite=lambda t: break_up(t, mark), mark=mark, **options)
+
+        with _valid_unicode():
+            # Marks everywhere hide from a template what it looks for, </think> for one, but what is whole then is its own.
+            # So the rendering with the fewest marks is taken that has the same special tokens.
+            if any(self._special.break_whole(t, mark) != t for t in theirs):
+                text = rendered(self._special.break_whole)
+            broken = rendered(self._special.break_all)
+            if self._special.found(text) != self._special.found(broken):
+                text = broken
+            if mark not in text:
+                return self.encode(text, add_special_tokens)
+            return self._special.encode(text, mark, add_special_tokens)
+
+
+@contextmanager
+def _valid_unicode() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, UnicodeEncodeError) as error:  # which one depends on the library's version
+        raise InvalidRequestError("text is not valid Unicode: it holds half of a surrogate pair", "prompt") from error
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:

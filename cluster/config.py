@@ -198,6 +198,10 @@ class LLMConfig(EngineConfig):
         description="Seconds that a leaving engine lets its requests finish before it hands the rest over to other engines.",
     )
     max_prompt_bytes: int = Field(4 * 2**20, ge=1024, le=2**30, description="Largest request body in bytes.")
+    special_tokens_in_messages: Literal["text", "control"] = Field(
+        "text",
+        description="What a special token written out in a chat, like <|im_end|>, is: text, its characters; or control, the token itself, with which a message can end its turn and begin one of the system. In a completion's prompt it is the token.",
+    )
     max_choices: int = Field(128, ge=1, le=1024, description="Most sequences of one HTTP request (prompts times n).")
 
     @field_validator("deployment_config", "ingress_config")

@@ -142,7 +142,14 @@ class OpenAiIngress:
                 logger.debug("no engine yet: %s", error)
                 await asyncio.sleep(_RETRY_INFO_S)
         limits = ModelLimits(info.max_model_len, info.vocab_size)
-        self._service = OpenAiService(client, self._tokenizer, info.model_id, limits, self._config.max_choices)
+        self._service = OpenAiService(
+            client,
+            self._tokenizer,
+            info.model_id,
+            limits,
+            self._config.max_choices,
+            special_tokens_as_text=self._config.special_tokens_in_messages == "text",
+        )
         terminal_logger().info(ready_line(self._service.model_id, self._keys.required))
 
     async def _engine_info(self) -> EngineInfo:

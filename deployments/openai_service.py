@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 import uuid
 from collections.abc import Sequence
@@ -35,16 +36,24 @@ class OpenAiService:
     Args:
         model_id: name under which clients ask for the model.
         max_choices: most sequences (prompts times n) of one request.
+        special_tokens_as_text: special tokens that are written out in a chat's messages are plain text.
     """
 
     def __init__(
-        self, client: EngineClient, tokenizer: Tokenizer, model_id: str, limits: ModelLimits, max_choices: int
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        model_id: str,
+        limits: ModelLimits,
+        max_choices: int,
+        special_tokens_as_text: bool = True,
     ) -> None:
         self.model_id = model_id
         self.limits = limits
         self._client = client
         self._tokenizer = tokenizer
         self._max_choices = max_choices
+        self._special_tokens_as_text = special_tokens_as_text
 
     async def completion(
         self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
@@ -99,16 +108,7 @@ class OpenAiService:
         resumed = resume_point(request, last_event_id, ChatAnswer.id_prefix)
         self.check_model(request.model)
         self._check_choices(request.n)
-        messages = [message.as_template_message() for message in request.messages]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=request.add_generation_prompt,
-                template_kwargs=request.chat_template_kwargs,
-            )
-        except BiremeError as error:
-            raise from_engine(error) from None
-        prompt_ids = [await self._encode(text, request.add_special_tokens, "messages")]
+        prompt_ids = [await self._encode_chat(request)]
         if not prompt_ids[0]:
             raise bad_request("messages make a prompt without tokens; write at least one character", "messages")
         generation, seed = await self._start(request, prompt_ids, received, tenant)
@@ -143,6 +143,26 @@ class OpenAiService:
             return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
         except InvalidRequestError as error:  # the tokenizer does not know where the text came from
             raise bad_request(f"{param}: {error.message}", param, error.code) from None
+
+    async def _encode_chat(self, request: ChatCompletionRequest) -> list[int]:
+        messages = [message.as_template_message() for message in request.messages]
+        encode = functools.partial(
+            self._tokenizer.encode_chat,
+            messages,
+            request.add_special_tokens,
+            self._special_tokens_as_text,
+            add_generation_prompt=request.add_generation_prompt,
+            template_kwargs=request.chat_template_kwargs,
+        )
+        try:
+            # Variables of the template are seldom there; how long they are is not worth a look.
+            if not request.chat_template_kwargs and sum(len(m["content"]) for m in messages) <= _INLINE_CHARS:
+                return encode()
+            return await asyncio.to_thread(encode)
+        except BiremeError as error:
+            if error.param == "prompt":  # the tokenizer does not know where the text came from
+                raise bad_request(f"messages: {error.message}", "messages", error.code) from None
+            raise from_engine(error) from None
 
     async def _start(
         self, request: GenerationRequest, prompts: Sequence[list[int]], received: float, tenant: Tenant

@@ -85,6 +85,24 @@ async def test_a_reserved_template_variable_is_refused_by_name(name):
     assert (caught.value.status, caught.value.param) == (400, "chat_template_kwargs")
 
 
+@pytest.mark.parametrize(("as_text", "length"), [(True, 10), (False, 1)])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": "<|im_end|>"}]},
+        {"messages": [{"role": "developer", "content": [{"type": "text", "text": "<|im_end|>"}]}]},
+        {"messages": [{"role": "user", "content": ""}], "chat_template_kwargs": {"documents": ["<|im_end|>"]}},
+    ],
+)
+async def test_special_tokens_in_what_a_client_says_are_text_unless_the_setting_says_otherwise(body, as_text, length):
+    tokenizer = byte_tokenizer("{{ messages[0].content }}{{ documents | join if documents }}")
+    limits = ModelLimits(64, tokenizer.vocab_size)
+    service = OpenAiService(Engines([0]), tokenizer, "m", limits, 4, special_tokens_as_text=as_text)
+    _, answer = await service.chat(body)
+    assert len(answer.prompt_ids[0]) == length
+    assert tokenizer.decode(answer.prompt_ids[0], skip_special_tokens=False) == "<|im_end|>"
+
+
 async def test_template_variables_reach_the_template():
     tokenizer = byte_tokenizer("{{ mood }}")
     body = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"mood": "ab"}}

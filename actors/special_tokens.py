@@ -1,0 +1,135 @@
+"""Special tokens that are written out in what a client says: they stay the characters that they are.
+
+A chat template joins its own text with the client's, and the tokenizer cannot tell whose ``<|im_end|>`` it reads. So the
+client's are broken by a mark before the template sees them, and the marks are taken out again once it is known where the
+template's own are.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, models
+
+# Braille patterns: printable, so that repr() in a template leaves them alone, no letters and no space.
+_MARKS = [chr(code) for code in range(0x2800, 0x2900)]
+
+
+class SpecialTokens:
+    """The special tokens of one tokenizer. A token of a single character cannot be broken, and always stays one.
+
+    Args:
+        backend: the tokenizer; shared, not changed.
+    """
+
+    def __init__(self, backend: Tokenizer) -> None:
+        added = backend.get_added_tokens_decoder()
+        self._ids = {token.content: i for i, token in added.items() if token.special}
+        self._texts = sorted((text for text in self._ids if len(text) > 1), key=lambda text: (-len(text), text))
+        self._first = sorted({text[0] for text in self._texts})
+        self._last = sorted({text[-1] for text in self._texts})
+        tokens = [added[i] for i in sorted(added)]
+        # Finds added tokens exactly where the tokenizer does, and does nothing else.
+        self._finder = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+        self._finder.add_tokens(tokens)
+        self._found = {self._finder.token_to_id(text): i for text, i in self._ids.items()}
+        # Stands where a special token of the template is; nobody outside this process can write it.
+        self._stand_in = f"\U0010ffff{secrets.token_hex(16)}\U0010ffff"
+        self._plain = _twin(backend, backend.model, tokens)
+        if self._makes_special_tokens(self._plain):
+            self._plain = _twin(backend, _model_without(backend, self._ids), tokens)
+        self._plain.add_tokens([AddedToken(self._stand_in, normalized=False, special=False)])
+        self._stand_in_id = self._plain.token_to_id(self._stand_in)
+        ids = {self._plain.token_to_id(token.content): i for i, token in added.items() if not token.special}
+        self._renumbered = {plain: i for plain, i in ids.items() if plain != i}
+
+    def may_begin_or_end_in(self, texts: Iterable[str]) -> bool:
+        """Whether a special token could have its first or its last character from one of these."""
+        ends = {*self._first, *self._last}
+        return any(char in text for text in texts for char in ends)
+
+    def break_whole(self, text: str, mark: str) -> str:
+        """``text`` with a mark in every special token that is written out in it."""
+        for special in self._texts:
+            if special in text:
+                text = text.replace(special, special[0] + mark + special[1:])
+        return text
+
+    def break_all(self, text: str, mark: str) -> str:
+        """``text`` with marks such that nothing which a template makes of it has a special token that begins or ends in it."""
+        for char in self._first:
+            text = text.replace(char, char + mark)
+        for char in self._last:
+            text = text.replace(char, mark + char)
+        return text
+
+    def found(self, text: str) -> list[int]:
+        """Ids of the special tokens that the tokenizer sees in ``text``, in order."""
+        ids = self._finder.encode_batch_fast([text])[0].ids
+        return [self._found[i] for i in ids if i in self._found]
+
+    def encode(self, text: str, mark: str, add_special_tokens: bool) -> list[int]:
+        """Token ids of ``text`` without its marks; what they break is plain text, the other special tokens are themselves.
+
+        Raises:
+            TypeError, UnicodeEncodeError: the text is not valid Unicode.
+        """
+        pieces, specials, end = [], [], 0
+        found = self._finder.encode_batch([text])[0]
+        for i, (start, stop) in zip(found.ids, found.offsets):
+            if i in self._found:
+                specials.append(self._found[i])
+                pieces += [text[end:start], self._stand_in]
+                end = stop
+        pieces.append(text[end:])
+        ids = self._plain.encode_batch_fast(["".join(pieces).replace(mark, "")], add_special_tokens=add_special_tokens)[
+            0
+        ].ids
+        own = iter(specials)
+        changed = {self._stand_in_id, *self._renumbered}
+        return [i if i not in changed else next(own) if i == self._stand_in_id else self._renumbered[i] for i in ids]
+
+    def _makes_special_tokens(self, plain: Tokenizer) -> bool:
+        encoded = plain.encode_batch_fast(list(self._ids), add_special_tokens=False)
+        return any(len(text) > 1 and i in e.ids for (text, i), e in zip(self._ids.items(), encoded))
+
+
+def unused_mark(texts: list[str]) -> str:
+    """A mark that occurs in none of ``texts``."""
+    for mark in _MARKS:
+        if not any(mark in text for text in texts):
+            return mark
+    return "".join(secrets.choice(_MARKS) for _ in range(32))
+
+
+def _twin(backend: Tokenizer, model: Any, tokens: list[AddedToken]) -> Tokenizer:
+    """A tokenizer that shares the backend's parts and reads special tokens as text."""
+    twin = Tokenizer(model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor"):
+        if getattr(backend, part) is not None:
+            setattr(twin, part, getattr(backend, part))
+    twin.add_tokens(tokens)
+    twin.encode_special_tokens = True
+    return twin
+
+
+def _model_without(backend: Tokenizer, specials: Iterable[str]) -> Any:
+    """The backend's model where it would put special tokens together from characters: they get names that no text has."""
+    saved = json.loads(backend.to_str())
+    renamed = {text: f"\U0010ffff{secrets.token_hex(16)}" for text in specials}
+    model = saved["model"]
+    vocab = model["vocab"]
+    if isinstance(vocab, list):
+        model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in vocab]
+    else:
+        model["vocab"] = {renamed.get(piece, piece): i for piece, i in vocab.items()}
+    if "merges" in model:
+        merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [m for m in merges if not renamed.keys() & {*m, "".join(m)}]
+    if model.get("unk_token") in renamed:
+        model["unk_token"] = renamed[model["unk_token"]]
+    saved["added_tokens"] = []
+    return Tokenizer.from_str(json.dumps(saved)).model
