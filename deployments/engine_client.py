@@ -14,6 +14,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from cluster.journal import JournalEntry, RequestJournal
+from cluster.logs import log_fields
 from cluster.outputs import (
     ENGINE_LEAVES,
     FINISH_ABORT,
@@ -195,13 +196,8 @@ class EngineClient:
                 if submission is not None and delta.token_ids:
                     self.events.count(FENCED)
                 if stream.unwanted(delta):
-                    logger.warning(
-                        "event=aborted_again request=%s engine=%s attempt=%d index=%d: its tokens still came",
-                        delta.request_id,
-                        stream.engine_id,
-                        delta.attempt,
-                        delta.index,
-                    )
+                    what = log_fields(request=delta.request_id, engine=stream.engine_id, attempt=delta.attempt)
+                    logger.warning("event=aborted_again %s index=%d: its tokens still came", what, delta.index)
                 continue
             # An engine that gave up on its own account does not end the request; another attempt does.
             aborted = delta.finish_reason in (FINISH_ABORT, FINISH_HANDOVER)
@@ -254,13 +250,8 @@ class EngineClient:
         self._unplaced.discard(submission)
         if submission.lost_at is not None:
             entry, waited_s = submission.entry, time.monotonic() - submission.lost_at
-            logger.info(
-                "event=taken request=%s engine=%s attempt=%d seconds=%.2f",
-                entry.request_id,
-                stream.engine_id,
-                entry.attempt,
-                waited_s,
-            )
+            what = log_fields(request=entry.request_id, engine=stream.engine_id, attempt=entry.attempt)
+            logger.info("event=taken %s seconds=%.2f", what, waited_s)
 
     def _shares_with_isolated(self, submission: Submission) -> bool:
         return any(
@@ -377,7 +368,7 @@ class EngineClient:
         else:
             cause = "engine_died" if isinstance(outcome, EngineLost) and outcome.died else "attempt_lost"
             self.metrics.count_attempt(outcome)
-            self.events.record(ATTEMPTS, entry.request_id, cause=cause, **details, why=repr(outcome.message))
+            self.events.record(ATTEMPTS, entry.request_id, cause=cause, **details, why=outcome.message)
         return self._begin_attempt(submission)
 
     def _begin_attempt(self, submission: Submission) -> EngineRequest:

@@ -17,6 +17,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
+from cluster.logs import guard_logs
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted
 from cluster.request import EngineRequest
 from deployments.engine_metrics import export_engine_metrics
@@ -55,6 +56,7 @@ class LLMServer:
         """
         listen_where_the_node_does()
         tidy_session_logs()
+        guard_logs("ray.serve")
         self._engine_id = f"engine-{uuid.uuid4().hex[:12]}"
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watch: RunnerWatch | None = None

@@ -25,12 +25,7 @@ class UnchunkedCycle(_Cycle):
         await super().send(message)
 
 
-def answer_http_1_0() -> list:
-    """Make this process's HTTP servers do so; call it before a connection is made.
-
-    Returns:
-        No middlewares: Serve calls this in its proxies, too (``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``), and asks for some.
-    """
+def answer_http_1_0() -> None:
+    """Make this process's HTTP servers do so; call it before a connection is made."""
     # The protocol looks for it by this name.
     vars(httptools_impl)["RequestResponseCycle"] = UnchunkedCycle
-    return []

@@ -20,6 +20,7 @@ from actors.model_source import resolve_model
 from actors.tokenizer import load_tokenizer
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
+from cluster.logs import guard_logs
 from cluster.outputs import EngineInfo, EngineRoom
 from cluster.resumable import RESUMABLE_HEADER
 from deployments.api_errors import ApiError, unavailable
@@ -75,6 +76,7 @@ class OpenAiIngress:
         listen_where_the_node_does()
         answer_http_1_0()
         tidy_session_logs()
+        guard_logs("ray.serve")
         self._config = config
         # Where replies travel through Ray, a caller that hangs holds up the replies of its engine to everybody else, too.
         self._engines = engines.options(_by_reference=False)

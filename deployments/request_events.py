@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
+from cluster.logs import log_fields
 from cluster.metrics import CONTINUITY_METRICS
 from deployments.metrics_export import ray_metrics
 
@@ -36,8 +37,7 @@ class RequestEvents:
     def record(self, metric: str, request_id: str, **details: object) -> None:
         """Count one event and log it."""
         self.count(metric)
-        fields = " ".join(f"{name}={value}" for name, value in details.items())
-        logger.warning("event=%s request=%s %s", metric.removeprefix("bireme_"), request_id, fields)
+        logger.warning(log_fields(event=metric.removeprefix("bireme_"), request=request_id, **details))
 
     def count(self, metric: str) -> None:
         """Count one event that comes too often for the log."""
@@ -52,4 +52,4 @@ class RequestEvents:
         found["total_s"] += seconds
         found["longest_s"] = max(found["longest_s"], seconds)
         self._metrics[RECOVERY].observe(seconds)
-        logger.info("event=recovered request=%s seconds=%.2f", request_id, seconds)
+        logger.info(log_fields(event="recovered", request=request_id, seconds=f"{seconds:.2f}"))

@@ -21,8 +21,8 @@ SERVE_ENVIRONMENT = {
     # A replica that is unhealthy hangs: its clients are to see their connections break, not wait until it would have drained.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
-    # Called in each of Serve's own proxies when it starts.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http_1_0:answer_http_1_0",
+    # Called in each of Serve's own proxies when it starts, and where HAProxy hands requests to: Serve logs ids that clients choose.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http_door:middlewares",
     # Ray starts workers with low priority; these are the service itself.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

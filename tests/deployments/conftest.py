@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +20,10 @@ from ray.serve.handle import DeploymentHandle
 from cluster.client import Client
 from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
+from deployments.serve_environment import SERVE_ENVIRONMENT
 from tests.served_device import served_on_device
 
+DOOR = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 KEYS = ["first-key", "second-key"]
 
 
@@ -83,6 +86,8 @@ def app(smollm2_source) -> Iterator[App]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # Processes of the cluster inherit it; a person who runs Serve alone sets it like the other switches.
+    os.environ[DOOR] = SERVE_ENVIRONMENT[DOOR]
     # As many CPUs as the smallest machine the application is made for.
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
@@ -102,3 +107,4 @@ def app(smollm2_source) -> Iterator[App]:
     finally:
         serve.shutdown()
         ray.shutdown()
+        del os.environ[DOOR]

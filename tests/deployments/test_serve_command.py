@@ -180,6 +180,10 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
         stream = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
         for one in (port, int(stream.headers["bireme-fallback-port"])):
             assert is_whole_without_chunks(http_1_0_stream(one)), "HAProxy, and Serve's own proxy beside it"
+        # HAProxy hands requests to the ingress itself.
+        forged = {**headers, "X-Request-ID": "x -- event=y request=forged"}
+        answer = httpx.get(f"{url}/v1/models", headers=forged, timeout=60)
+        assert answer.headers["x-request-id"] == "x%20--%20event%3Dy%20request%3Dforged"
         pids = process_tree(process.pid)
         found = listeners(pids)
         assert ("127.0.0.1", port) in found

@@ -1,0 +1,47 @@
+"""The first of this project that sees an HTTP request: in Ray Serve's own proxy, and where HAProxy hands it to an ingress.
+
+Serve writes what clients name into its logs: the header X-Request-ID before the message of every line. Serve imports
+``middlewares`` by the name that ``serve_environment`` gives it, in each process that takes requests.
+"""
+
+from __future__ import annotations
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cluster.logs import log_value
+from deployments.http_1_0 import answer_http_1_0
+
+# Headers with which clients name something to Serve, with "-" for "_"; the last keeps a session together.
+_NAMES = frozenset({b"x-request-id", b"serve-multiplexed-model-id", b"x-session-id"})
+# Others that Serve decodes; where that fails it answers 500.
+_DECODED = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"traceparent"})
+
+
+class HttpDoor:
+    """Makes one word of each header that Serve logs, and of a client's address that a header may have changed; drops other
+    headers of Serve's that are not ASCII."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            scope = {**scope, "headers": [header for raw in scope["headers"] for header in _safe(*raw)]}
+            if scope.get("client"):
+                scope["client"] = (log_value(scope["client"][0]), scope["client"][1])
+        await self._app(scope, receive, send)
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve is to put around the requests it takes; its server then speaks HTTP/1.0, too."""
+    answer_http_1_0()
+    return [Middleware(HttpDoor)]
+
+
+def _safe(name: bytes, value: bytes) -> list[tuple[bytes, bytes]]:
+    spelt = name.lower().replace(b"_", b"-")
+    if spelt in _NAMES:
+        # Without an id Serve makes one.
+        return [(name, log_value(value).encode())] if value else []
+    return [] if spelt in _DECODED and not value.isascii() else [(name, value)]
