@@ -21,7 +21,7 @@ SERVE_ENVIRONMENT = {
     # A replica that is unhealthy hangs: its clients are to see their connections break, not wait until it would have drained.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
-    # Called in each of Serve's own proxies when it starts, and where HAProxy hands requests to: Serve logs ids that clients choose.
+    # Called wherever requests arrive, Serve's own proxies and ingresses: Serve logs ids that clients choose.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http_door:middlewares",
     # Ray starts workers with low priority; these are the service itself.
     "RAY_worker_niceness": "0",

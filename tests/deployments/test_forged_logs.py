@@ -81,9 +81,9 @@ def test_no_line_of_any_log_holds_a_forged_field(app: App):
     ]
     assert statuses == [404, 404, 400, 404, 400, 400, 400, 400, 401]
     for value in (b"\x1b[31m" + TEXT.encode(), b"\xff" + TEXT.encode(), "\u2028".encode() + TEXT.encode(), b"\t", b""):
-        head = (
-            b"GET /health HTTP/1.1\r\nHost: x\r\nX-Request-ID: " + value + b"\r\nX-Session-ID: " + value
-        head += b"\r\nX-Request-Timeout-Seconds: \xff\r\nX-Request-Disconnect-Disabled: \xff\r\ntraceparent: \xff\r\n\r\n"
+        head = b"GET /health HTTP/1.1\r\nHost: x\r\nX-Request-ID: " + value + b"\r\nX-Session-ID: " + value
+        head += (
+            b"\r\nX-Request-Timeout-Seconds: \xff\r\nX-Request-Disconnect-Disabled: \xff\r\ntraceparent: \xff\r\n\r\n"
         )
         assert raw_request(app.url, head) in (200, 400), value
     word = "x%20--%20event%3Dengine_dead%20request%3Dforged"
@@ -112,6 +112,11 @@ async def test_the_door_makes_one_word_of_an_id(value, word):
     headers += [(b"x-request-timeout-seconds", b"\xff"), (b"traceparent", b"00-1")]
     scope = {"type": "http", "headers": headers, "client": ("a b", 1)}
     await HttpDoor(app)(scope, None, None)
-    assert seen["headers"] == [(b"x-request-id", word), (b"X_Session_Id", word), (b"other", value), (b"traceparent", b"00-1")]
+    assert seen["headers"] == [
+        (b"x-request-id", word),
+        (b"X_Session_Id", word),
+        (b"other", value),
+        (b"traceparent", b"00-1"),
+    ]
     assert seen["client"] == ("a%20b", 1)
     assert scope["headers"] is headers
