@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +19,11 @@ from actors.model_config import read_json, token_ids
 from actors.model_source import ModelSource
 from actors.special_tokens import SpecialTokens, unused_mark
 from actors.token_bytes import TokenBytes
+from actors.token_floor import TokenFloor
 from cluster.errors import InvalidRequestError, ModelLoadError
+
+# One text at a time is encoded here; the library would start a thread a core for it.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,11 @@ class Tokenizer:
         template = parts.chat_template
         self._template = ChatTemplate(template, parts.special_tokens, name) if template is not None else None
 
+    @functools.cached_property
+    def floor(self) -> TokenFloor:
+        """The fewest tokens that a text can have; made at the first use, which takes a fraction of a second."""
+        return TokenFloor(self._backend, [self.token_bytes(i) for i in range(self.vocab_size)])
+
     @property
     def has_chat_template(self) -> bool:
         """Whether apply_chat_template can be used."""
@@ -72,7 +83,8 @@ class Tokenizer:
                 it themselves.
         """
         with _valid_unicode():
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # Of the library's ways to encode the one that lets other threads run meanwhile.
+            return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
@@ -109,6 +121,7 @@ class Tokenizer:
         messages: list[dict[str, Any]],
         add_special_tokens: bool = False,
         special_tokens_as_text: bool = True,
+        check: Callable[[str], None] | None = None,
         **options: Any,
     ) -> list[int]:
         """Return the token ids of the rendered chat template. The template's special tokens become their ids; those written
@@ -118,6 +131,7 @@ class Tokenizer:
 
         Args:
             special_tokens_as_text: off: they become their ids, whoever wrote them.
+            check: called with what was rendered before it is encoded; raises where that is not to be done.
             options: those of ``ChatTemplate.render``.
         Raises:
             InvalidRequestError: as ``apply_chat_template``, or a message is not valid Unicode.
@@ -129,6 +143,8 @@ class Tokenizer:
             return text
 
         text = self.apply_chat_template(messages, rewrite=note, **options)
+        if check is not None:
+            check(text)
         if not special_tokens_as_text or not self._special.may_begin_or_end_in(theirs):
             return self.encode(text, add_special_tokens)
         mark = unused_mark(theirs)

@@ -197,7 +197,12 @@ class LLMConfig(EngineConfig):
         le=86_400,
         description="Seconds that a leaving engine lets its requests finish before it hands the rest over to other engines.",
     )
-    max_prompt_bytes: int = Field(4 * 2**20, ge=1024, le=2**30, description="Largest request body in bytes.")
+    max_prompt_bytes: int | None = Field(
+        None,
+        ge=1024,
+        le=2**30,
+        description="Largest request body in bytes; default: 32 for each token of max_model_len or, up to 4 MiB, 16 for each of max_choices prompts; at least 1 MiB.",
+    )
     special_tokens_in_messages: Literal["text", "control"] = Field(
         "text",
         description="What a special token written out in a chat, like <|im_end|>, is: text, its characters; or control, the token itself, with which a message can end its turn and begin one of the system. In a completion's prompt it is the token.",

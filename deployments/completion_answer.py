@@ -41,6 +41,9 @@ class CompletionAnswer(Answer):
     def num_generated(self, output: SequenceOutput) -> int:
         return 0 if self._prompt_only else len(output.token_ids)
 
+    def num_echoed(self, index: int) -> int:
+        return len(self.prompt_texts[index // self.request.n]) if self.request.echo else 0
+
     def whole_choice(self, index: int, output: SequenceOutput) -> dict[str, Any]:
         return self._choice(index, output.text, output, ALL, first=True)
 

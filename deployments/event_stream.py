@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Awaitable, Sequence
 from typing import Any
@@ -16,6 +15,8 @@ from cluster.resumable import FALLBACK_PORT_HEADER, MAX_SILENCE_HEADER
 from deployments.api_errors import ApiError
 from deployments.connection import ClientGoneError, while_connected
 from deployments.generation import Generation
+from deployments.json_pieces import write_json
+from deployments.large_requests import large_requests
 from deployments.openai_responses import Answer
 from deployments.serve_environment import fallback_port
 
@@ -39,15 +40,18 @@ _HEADERS = {
 }
 _PROMISE = {MAX_SILENCE_HEADER: f"{2 * _KEEP_ALIVE_S:g}"}
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # The line ends outside ASCII that splitters of text know, and JSON does not escape.
 _LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
 
-def encode_events(objects: list[dict[str, Any]], ids: Sequence[str] = ()) -> bytes:
+def encode_events(objects: list[dict[str, Any]], ids: Sequence[str] = (), in_pieces: bool = False) -> bytes:
     """One event an object, with its id if there are any. Data comes first: some readers know nothing else."""
-    tails = [f"id: {event_id}\n" for event_id in ids] or [""] * len(objects)
-    text = "".join([f"data: {_encode(item)}\n{tail}\n" for tail, item in zip(tails, objects)])
+    tails = [f"\nid: {event_id}\n\n" for event_id in ids] or ["\n\n"] * len(objects)
+    parts = [("data: ", *write_json(item, in_pieces), tail) for tail, item in zip(tails, objects)]
+    return b"".join([_encoded(piece) for part in parts for piece in part])
+
+
+def _encoded(text: str) -> bytes:
     return (text if text.isascii() else text.translate(_LINE_ENDS)).encode()
 
 
@@ -87,10 +91,10 @@ class EventStream(Response):
         keeping_alive.add_done_callback(self._no_longer_alive)
         try:
             while True:
-                chunks = answer.chunks(texts)
-                if chunks:
+                events = await large_requests.build(answer.num_values(texts), self._events, texts)
+                if events:
                     self._has_written = True
-                    await _send_body(send, encode_events(chunks, answer.event_ids if self._resumable else ()))
+                    await _send_body(send, events)
                 if generation.finished:
                     break
                 texts = await generation.read()
@@ -101,6 +105,10 @@ class EventStream(Response):
         finally:
             keeping_alive.cancel()
         await send({"type": "http.response.body", "body": tail + b"data: [DONE]\n\n", "more_body": False})
+
+    def _events(self, in_pieces: bool, texts: dict[int, str]) -> bytes:
+        chunks = self._answer.chunks(texts)
+        return encode_events(chunks, self._answer.event_ids if self._resumable else (), in_pieces)
 
     async def _keep_alive(self, send: Send) -> None:
         keep_alive = _COMMENT if self._resumable else _BLANK

@@ -34,12 +34,13 @@ from deployments.engine_timeline import engine_timeline
 from deployments.event_stream import EventStream
 from deployments.generation import Generation
 from deployments.http_1_0 import answer_http_1_0
+from deployments.large_requests import large_requests
 from deployments.node_metrics import CONTENT_TYPE, NodeMetrics
 from deployments.openai_responses import Answer, model_object
 from deployments.openai_service import OpenAiService
 from deployments.ready_line import ready_line
 from deployments.replica_port import listen_where_the_node_does
-from deployments.request_body import read_json
+from deployments.request_body import default_body_bytes, read_body
 from deployments.resume_point import max_resume_bytes, wants_event_ids
 from deployments.sampling_request import ModelLimits
 from deployments.session_logs import tidy_session_logs
@@ -83,6 +84,7 @@ class OpenAiIngress:
         try:
             source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
             self._tokenizer = load_tokenizer(source)
+            self._tokenizer.floor  # noqa: B018 (made now, when nobody waits)
             self._keys = ApiKeys.configured(
                 file=config.api_keys_file,
                 digests=key_digests,
@@ -202,14 +204,18 @@ class OpenAiIngress:
 
     async def _generate(self, request: Request, start: Start) -> Response:
         service = await self._ready()
-        max_bytes, last_event_id = self._config.max_prompt_bytes, request.headers.get("last-event-id")
-        max_bytes += max_resume_bytes(last_event_id, self._config.max_choices, service.limits.max_model_len)
-        try:
-            body = await read_json(request, max_bytes)
-        except ClientDisconnect:
-            return Response(status_code=499)
+        max_choices, max_model_len = self._config.max_choices, service.limits.max_model_len
+        max_bytes = self._config.max_prompt_bytes or default_body_bytes(max_model_len, max_choices)
+        last_event_id = request.headers.get("last-event-id")
+        max_bytes += max_resume_bytes(last_event_id, max_choices, max_model_len)
+        with large_requests.holding() as holding:
+            try:
+                body = await read_body(request, max_bytes, holding)
+            except ClientDisconnect:
+                return Response(status_code=499)
+            started = await start(service, body, last_event_id, request.state.tenant)
         resumable = wants_event_ids(request.headers.get(RESUMABLE_HEADER), last_event_id)
-        return await _answer(request, *await start(service, body, last_event_id, request.state.tenant), resumable)
+        return await _answer(request, *started, resumable)
 
     async def _ready(self) -> OpenAiService:
         """The service. A new ingress gets requests at once, also in an update under load, so they wait for it a while."""

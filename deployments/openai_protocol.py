@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from cluster.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_SEQ_LEN, MAX_STOP_SEQS, MAX_STOP_TOKEN_IDS
@@ -21,6 +31,7 @@ MAX_STOP_STRING_CHARS = 1024
 MAX_MESSAGES = 4096
 MAX_N = 128
 MAX_SHORT_TEXT = 1024
+MAX_FIELDS = 256
 MAX_RESUMED_TOKENS = 2**20
 MAX_RESUMED_CHOICES = 1024
 
@@ -34,6 +45,18 @@ def _one_or_many(value: Any) -> Any:
         return [value]
     if not isinstance(value, list):
         raise PydanticCustomError("stop_type", "must be a string or a list of strings")
+    return value
+
+
+def _resumed_tokens(value: Any) -> list[int]:
+    """Up to a million, looked at in Python: pydantic would not let other threads run meanwhile."""
+    if not isinstance(value, list) or len(value) > MAX_RESUMED_TOKENS:
+        raise PydanticCustomError(
+            "token_ids", "must be a list of at most {most} token ids", {"most": MAX_RESUMED_TOKENS}
+        )
+    for token in value:
+        if type(token) is not int or not 0 <= token < 2**31:
+            raise PydanticCustomError("token_ids", "token ids must be integers in [0, 2147483648)")
     return value
 
 
@@ -73,7 +96,7 @@ class StreamOptions(_Fields):
 class ResumedChoice(_Fields):
     """What a client has of one choice."""
 
-    token_ids: list[TokenId] = Field(max_length=MAX_RESUMED_TOKENS)
+    token_ids: Annotated[list[int], PlainValidator(_resumed_tokens)]
     finish_reason: Literal["stop", "length"] | None = None
 
 
@@ -81,7 +104,7 @@ class Resume(_Fields):
     """What a client has of an answer whose connection broke; it re-sends its request with it and goes on from there."""
 
     fingerprint: ShortText
-    choices: list[ResumedChoice] = Field(min_length=1, max_length=MAX_RESUMED_CHOICES)
+    choices: Annotated[list[ResumedChoice], FailFast()] = Field(min_length=1, max_length=MAX_RESUMED_CHOICES)
 
     @property
     def num_tokens(self) -> int:
@@ -106,7 +129,7 @@ class GenerationRequest(_Fields):
     )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int = Field(1, ge=1, le=MAX_N)
-    stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=MAX_STOP_STRINGS)] = []
+    stop: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), BeforeValidator(_one_or_many)] = []
     include_stop_str_in_output: bool = False
     stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKEN_IDS)
     stop_token_seqs: list[Annotated[list[TokenId], Field(min_length=1, max_length=MAX_STOP_SEQ_LEN)]] = Field(
@@ -175,7 +198,7 @@ class ChatMessage(_Fields):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_text_parts), Field(max_length=MAX_MESSAGES)] = []
+    content: Annotated[list[TextPart], FailFast(), Field(max_length=MAX_MESSAGES), BeforeValidator(_text_parts)] = []
     name: ShortText | None = None
 
     @model_validator(mode="before")
@@ -198,7 +221,7 @@ class ChatMessage(_Fields):
 class ChatCompletionRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -242,6 +265,8 @@ def parse_request(kind: type[_Request], body: Any) -> _Request:
     if not isinstance(body, dict):
         raise bad_request(f"the body must be a JSON object, got {_shown(body)}")
     fields = _without_nulls(body)
+    if len(fields) > MAX_FIELDS:
+        raise bad_request(f"the body has {len(fields)} fields; this server knows fewer than {MAX_FIELDS}")
     for name in _HARMLESS.keys() & fields.keys():
         value = fields.pop(name)
         if value not in _HARMLESS[name]:
@@ -273,11 +298,11 @@ def _as_api_error(error: ValidationError, kind: type[BaseModel]) -> ApiError:
         for name in model.model_fields
     }
     path = [str(part) for part in first["loc"] if isinstance(part, int) or part in known] or [
-        str(p) for p in first["loc"]
+        str(p)[:80] for p in first["loc"]
     ]
     param = ".".join(path)
     if first["type"] == "extra_forbidden":
-        name = str(first["loc"][-1])
+        name = str(first["loc"][-1])[:80]
         param = ".".join([*path, name]) if name not in path else param
         return bad_request(f"unknown field {_shown(name)}", param, "unknown_parameter")
     if first["type"] == "missing":
@@ -288,8 +313,10 @@ def _as_api_error(error: ValidationError, kind: type[BaseModel]) -> ApiError:
 
 def _shown(value: Any) -> str:
     """A value in an error message, cut to a length that no client can abuse."""
-    if isinstance(value, (list, dict)) and len(value) > 16:
-        return f"a {type(value).__name__} of {len(value)} items"
+    if isinstance(value, (list, dict)):
+        parts = value if isinstance(value, list) else [*value, *value.values()]
+        if len(value) > 16 or any(isinstance(part, (list, dict)) or len(str(part)) > 80 for part in parts):
+            return f"a {'list' if isinstance(value, list) else 'object'} of {len(value)} items"
     if isinstance(value, str):
         value = value[:81]
     text = repr(value)

@@ -21,6 +21,8 @@ from deployments.resume_point import ResumePoint
 from deployments.sequence_output import SequenceOutput
 
 ALL = slice(0, None)
+# Text takes as long to write as so many values in its place.
+_CHARS_A_VALUE = 64
 _LOWEST_LOGPROB = -9999.0  # JSON has no infinity; the value OpenAI documents for a token that is very unlikely
 
 
@@ -126,6 +128,31 @@ class Answer(ABC):
         elif self._include_usage:
             chunk["usage"] = None
         return chunk
+
+    def num_values(self, texts: dict[int, str] | None = None) -> int:
+        """About how many values the answer has, or the chunks for ``texts``: a long one is built beside the event loop."""
+        count = 0
+        for i in range(len(self.generation.outputs)) if texts is None else texts:
+            output, num_sent = self.generation.outputs[i], -1 if texts is None else self._num_sent[i]
+            count += len(output.text if texts is None else texts[i]) // _CHARS_A_VALUE
+            if num_sent < 0:
+                count += self.num_echoed(i) // _CHARS_A_VALUE
+            first, num_tokens = num_sent < 0, len(output.token_ids) - max(num_sent, 0)
+            count += num_tokens * self._values_a_token(output.logprobs)
+            if first and output.prompt_logprobs is not None:
+                count += len(output.prompt_logprobs) * self._values_a_token(output.prompt_logprobs)
+            if first and self.request.return_token_ids:
+                count += len(self.prompt_ids[i // self.request.n])
+        return count
+
+    def num_echoed(self, index: int) -> int:
+        """Characters of the prompt that a choice begins with."""
+        return 0
+
+    @staticmethod
+    def _values_a_token(entries: Sequence[TokenLogprobs | None]) -> int:
+        last = entries[-1] if entries else None
+        return 1 if last is None else 4 * (1 + len(last.top_ids))
 
     def usage_chunk(self) -> dict[str, Any] | None:
         """The last chunk if the client asked for usage."""

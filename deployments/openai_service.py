@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
+import dataclasses
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.detokenizer import IncrementalDetokenizer
@@ -18,16 +17,25 @@ from deployments.chat_answer import ChatAnswer
 from deployments.completion_answer import CompletionAnswer
 from deployments.engine_client import EngineClient
 from deployments.generation import Generation
+from deployments.large_requests import SMALL_BYTES, large_requests
 from deployments.openai_protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_request
 from deployments.openai_responses import Answer
+from deployments.request_body import parse_json
 from deployments.request_events import RESUMED
 from deployments.resume_point import resume_point, resume_sequences
-from deployments.sampling_request import ModelLimits, assign_seed, check_prompt_ids, sampling_params
+from deployments.sampling_request import (
+    ModelLimits,
+    assign_seed,
+    check_prompt_ids,
+    check_prompt_len,
+    check_prompt_logprobs,
+    engine_seed,
+    sampling_params,
+)
 from deployments.sequence_output import SequenceOutput
 from deployments.tenant import NOBODY, Tenant
 
-# Encoding this many characters takes about a millisecond; a longer prompt must not hold up other clients' tokens.
-_INLINE_CHARS = 4096
+_Prepare = Callable[[Any, "str | None", float, Tenant], "tuple[Generation, Answer]"]
 
 
 class OpenAiService:
@@ -58,13 +66,43 @@ class OpenAiService:
     async def completion(
         self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
     ) -> tuple[Generation, Answer]:
-        """Start a completion.
+        """Start a completion; ``body`` is the decoded JSON, or a bytearray that holds it, which is emptied.
 
         Raises:
             ApiError: the request is refused; nothing was started.
         """
+        return await self._start(self._completion, body, last_event_id, tenant)
+
+    async def chat(
+        self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
+    ) -> tuple[Generation, Answer]:
+        """Start a chat completion; ``body`` as for ``completion``.
+
+        Raises:
+            ApiError: the request is refused; nothing was started.
+        """
+        return await self._start(self._chat, body, last_event_id, tenant)
+
+    async def _start(
+        self, prepare: _Prepare, body: Any, last_event_id: str | None, tenant: Tenant
+    ) -> tuple[Generation, Answer]:
         received = time.monotonic()
-        request = parse_request(CompletionRequest, body)
+        if isinstance(body, bytearray) and len(body) > SMALL_BYTES:
+            large_requests.check_queue()
+            generation, answer = await large_requests.run(prepare, body, last_event_id, received, tenant)
+        else:
+            generation, answer = prepare(body, last_event_id, received, tenant)
+        resume, answer.request.resume = answer.request.resume, None
+        if resume is not None:
+            first, num_tokens = generation.entries[0], resume.num_tokens
+            self._client.events.record(RESUMED, first.request_id, choices=len(generation.entries), tokens=num_tokens)
+        generation.start()
+        return generation, answer
+
+    def _completion(
+        self, body: Any, last_event_id: str | None, received: float, tenant: Tenant
+    ) -> tuple[Generation, Answer]:
+        request = parse_request(CompletionRequest, _decoded(body))
         resumed = resume_point(request, last_event_id, CompletionAnswer.id_prefix)
         self.check_model(request.model)
         prompts = request.prompts()
@@ -75,16 +113,21 @@ class OpenAiService:
         for i, prompt in enumerate(prompts):
             param = "prompt" if len(prompts) == 1 else f"prompt.{i}"
             if isinstance(prompt, str):
-                ids = await self._encode(prompt, request.add_special_tokens, param)
+                ids = self._encode(prompt, request.add_special_tokens, param)
                 if not ids:
                     raise bad_request(f"{param} has no tokens; write at least one character", param)
             else:
                 ids = prompt
+                check_prompt_len(len(ids), param, self.limits.max_model_len)
                 check_prompt_ids(ids, param, self.limits.vocab_size)
             prompt_ids.append(ids)
-            prompt_texts.append(prompt if isinstance(prompt, str) else self._text_of(ids) if shows_prompt else "")
-        generation, seed = await self._start(request, prompt_ids, received, tenant)
-        return generation, CompletionAnswer(
+            if not shows_prompt:
+                prompt_texts.append("")
+            else:
+                prompt_texts.append(prompt if isinstance(prompt, str) else self._text_of(ids))
+        request.prompt = None  # the answer keeps the request, and has no use for it
+        generation, seed = self._generation(request, prompt_ids, received, tenant)
+        answer = CompletionAnswer(
             request,
             self.model_id,
             self._tokenizer,
@@ -94,24 +137,19 @@ class OpenAiService:
             prompt_texts=prompt_texts,
             resumed=resumed,
         )
+        return generation, answer
 
-    async def chat(
-        self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
-    ) -> tuple[Generation, Answer]:
-        """Start a chat completion.
-
-        Raises:
-            ApiError: the request is refused; nothing was started.
-        """
-        received = time.monotonic()
-        request = parse_request(ChatCompletionRequest, body)
+    def _chat(self, body: Any, last_event_id: str | None, received: float, tenant: Tenant) -> tuple[Generation, Answer]:
+        request = parse_request(ChatCompletionRequest, _decoded(body))
         resumed = resume_point(request, last_event_id, ChatAnswer.id_prefix)
         self.check_model(request.model)
         self._check_choices(request.n)
-        prompt_ids = [await self._encode_chat(request)]
+        prompt_ids = [self._encode_chat(request)]
         if not prompt_ids[0]:
             raise bad_request("messages make a prompt without tokens; write at least one character", "messages")
-        generation, seed = await self._start(request, prompt_ids, received, tenant)
+        request.messages = []  # as above
+        request.chat_template_kwargs = {}
+        generation, seed = self._generation(request, prompt_ids, received, tenant)
         return generation, ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, seed, resumed)
 
     def _text_of(self, prompt_ids: list[int]) -> str:
@@ -136,37 +174,42 @@ class OpenAiService:
                 f"prompts times n is {count}; at most {self._max_choices} sequences are allowed in one request", "n"
             )
 
-    async def _encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
+    def _encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
+        self._check_length(text, param)
         try:
-            if len(text) <= _INLINE_CHARS:
-                return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-            return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except InvalidRequestError as error:  # the tokenizer does not know where the text came from
             raise bad_request(f"{param}: {error.message}", param, error.code) from None
 
-    async def _encode_chat(self, request: ChatCompletionRequest) -> list[int]:
-        messages = [message.as_template_message() for message in request.messages]
-        encode = functools.partial(
-            self._tokenizer.encode_chat,
-            messages,
-            request.add_special_tokens,
-            self._special_tokens_as_text,
-            add_generation_prompt=request.add_generation_prompt,
-            template_kwargs=request.chat_template_kwargs,
-        )
+    def _encode_chat(self, request: ChatCompletionRequest) -> list[int]:
         try:
-            # Variables of the template are seldom there; how long they are is not worth a look.
-            if not request.chat_template_kwargs and sum(len(m["content"]) for m in messages) <= _INLINE_CHARS:
-                return encode()
-            return await asyncio.to_thread(encode)
+            return self._tokenizer.encode_chat(
+                [message.as_template_message() for message in request.messages],
+                request.add_special_tokens,
+                self._special_tokens_as_text,
+                check=lambda text: self._check_length(text, "messages"),
+                add_generation_prompt=request.add_generation_prompt,
+                template_kwargs=request.chat_template_kwargs,
+            )
         except BiremeError as error:
             if error.param == "prompt":  # the tokenizer does not know where the text came from
                 raise bad_request(f"messages: {error.message}", "messages", error.code) from None
             raise from_engine(error) from None
 
-    async def _start(
+    def _check_length(self, text: str, param: str) -> None:
+        most = self.limits.max_model_len - 1
+        if self._tokenizer.floor.exceeds(text, most):
+            raise bad_request(
+                f"{param}: a text of {len(text)} characters is too long for this model, which takes at most {most} tokens, "
+                "so that one can be generated",
+                param,
+                "context_length_exceeded",
+            )
+
+    def _generation(
         self, request: GenerationRequest, prompts: Sequence[list[int]], received: float, tenant: Tenant
     ) -> tuple[Generation, int]:
+        """The sequences of a request, not yet submitted, and its seed."""
         seed = assign_seed(request)
         cache_salt = tenant.cache_salt(request.cache_salt)
         resume = request.resume
@@ -178,8 +221,10 @@ class OpenAiService:
         entries: list[JournalEntry] = []
         outputs: list[SequenceOutput] = []
         for prompt_ids in prompts:
+            first = sampling_params(request, len(prompt_ids), seed, self.limits)
+            check_prompt_logprobs(prompts, request.n, first.prompt_logprobs, self.limits)
             for i in range(request.n):
-                params = sampling_params(request, len(prompt_ids), seed + i, self.limits)
+                params = dataclasses.replace(first, seed=engine_seed(seed + i))
                 entries.append(
                     JournalEntry(
                         request_id=uuid.uuid4().hex,
@@ -200,9 +245,13 @@ class OpenAiService:
                     )
                 )
         if resume is not None:
-            # Tens of thousands of tokens take their time; others' tokens must not wait for it.
-            await asyncio.to_thread(resume_sequences, resume, entries, outputs, self.limits.vocab_size)
-            self._client.events.record(RESUMED, entries[0].request_id, choices=len(entries), tokens=resume.num_tokens)
-        generation = Generation(self._client, entries, outputs, received)
-        generation.start()
-        return generation, seed
+            resume_sequences(resume, entries, outputs, self.limits.vocab_size)
+        return Generation(self._client, entries, outputs, received), seed
+
+
+def _decoded(body: Any) -> Any:
+    if not isinstance(body, bytearray):
+        return body
+    decoded = parse_json(body)
+    body.clear()
+    return decoded

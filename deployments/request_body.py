@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from ray.exceptions import RayError
 from starlette.requests import Request
 
 from deployments.api_errors import ApiError, bad_request, unavailable
+from deployments.json_pieces import read_json_text
+from deployments.large_requests import SMALL_BYTES, Holding
 
 BODY_TIMEOUT_S = 60.0
-# Parsed within a millisecond or so; longer bodies must not hold up other clients' tokens.
-_INLINE_BYTES = 2**16
+
+_MIN_DEFAULT_BYTES = 2**20
+_MAX_DEFAULT_BYTES = 2**22
+# Token ids with their separators, or escaped text, of one prompt that fills the context; and plain text of many.
+_BYTES_A_TOKEN = 32
+_BYTES_A_TOKEN_OF_MANY = 16
 
 
-async def read_json(request: Request, max_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> Any:
-    """The decoded JSON body.
+def default_body_bytes(max_model_len: int, max_choices: int) -> int:
+    """The largest request body unless a setting says otherwise: room for one full context however it is written, and for as
+    many as a request may have up to 4 MiB; at least 1 MiB."""
+    of_many = min(_BYTES_A_TOKEN_OF_MANY * max_model_len * max_choices, _MAX_DEFAULT_BYTES)
+    return max(_MIN_DEFAULT_BYTES, _BYTES_A_TOKEN * max_model_len, of_many)
+
+
+async def read_body(
+    request: Request, max_bytes: int, holding: Holding | None = None, timeout_s: float = BODY_TIMEOUT_S
+) -> bytearray:
+    """The body, as it came; ``parse_json`` reads it. ``holding`` counts it as it arrives.
 
     Raises:
-        ApiError: 413 as soon as more than ``max_bytes`` have come, 408 if they take longer than ``timeout_s`` seconds, 400
-            for another content type or bytes that are not JSON, 503 if the proxy could not hand the body over.
+        ApiError: 413 as soon as it is known to exceed ``max_bytes``, 408 if it takes longer than ``timeout_s`` seconds, 400
+            for another content type, 429 if there is no room for it now, 503 if the proxy could not hand it over.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
@@ -30,8 +44,11 @@ async def read_json(request: Request, max_bytes: int, timeout_s: float = BODY_TI
             "with curl: -H 'Content-Type: application/json'",
             code="invalid_content_type",
         )
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > max_bytes):
+        raise _too_large(max_bytes)
     try:
-        body = await asyncio.wait_for(_read(request, max_bytes), timeout_s)
+        return await asyncio.wait_for(_read(request, max_bytes, holding), timeout_s)
     except asyncio.TimeoutError:
         raise ApiError(
             408,
@@ -41,27 +58,35 @@ async def read_json(request: Request, max_bytes: int, timeout_s: float = BODY_TI
         ) from None
     except RayError as error:  # Serve's own proxy passes the body on by an actor call, which may fail
         raise unavailable(f"the request did not arrive whole: {type(error).__name__}", code="request_lost") from None
+
+
+def parse_json(body: bytes | bytearray) -> Any:
+    """The decoded JSON body. Of a long one this belongs into a thread, where it holds up nobody.
+
+    Raises:
+        ApiError: 400 for bytes that are not JSON, or more of it than is read here.
+    """
     try:
-        if len(body) <= _INLINE_BYTES:
-            return json.loads(body, parse_constant=_refuse_constant)
-        return await asyncio.to_thread(json.loads, body, parse_constant=_refuse_constant, parse_int=_integer)
-    except (ValueError, RecursionError) as error:
+        return read_json_text(body)
+    except ValueError as error:
         raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def _read(request: Request, max_bytes: int, holding: Holding | None) -> bytearray:
     body = bytearray()
     async for piece in request.stream():
+        if len(body) + len(piece) > max_bytes:
+            raise _too_large(max_bytes)
         body += piece
-        if len(body) > max_bytes:
-            raise ApiError(413, f"the request body exceeds {max_bytes} bytes", code="request_too_large")
-    return bytes(body)
+        if holding is not None and len(body) > SMALL_BYTES:
+            holding.grow_to(len(body), max_bytes)
+    return body
 
 
-def _integer(digits: str) -> int:
-    """Python, not C: between two of these calls the parser's thread gives the interpreter to others that wait for it."""
-    return int(digits)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the request body exceeds {max_bytes} bytes",
+        code="request_too_large",
+        headers={"Connection": "close"},
+    )

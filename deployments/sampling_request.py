@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from cluster.sampling_params import SamplingParams
+from cluster.sampling_params import MAX_LOGPROBS, SamplingParams
 from deployments.api_errors import bad_request
 from deployments.openai_protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 
@@ -23,9 +24,14 @@ class ModelLimits(NamedTuple):
 def assign_seed(request: GenerationRequest) -> int:
     """The client's seed, or a random one: a request must be repeatable on another engine.
 
-    The engine's seeds are not negative; ``sampling_params`` maps those that are, and the client keeps seeing its own.
+    The engine's seeds are not negative; ``engine_seed`` maps those that are, and the client keeps seeing its own.
     """
     return secrets.randbits(63) if request.seed is None else request.seed
+
+
+def engine_seed(seed: int) -> int:
+    """``seed`` as engines take it."""
+    return seed % _SEED_RANGE
 
 
 def sampling_params(request: GenerationRequest, prompt_len: int, seed: int, limits: ModelLimits) -> SamplingParams:
@@ -50,7 +56,7 @@ def sampling_params(request: GenerationRequest, prompt_len: int, seed: int, limi
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,
         logit_bias=_logit_bias(request, limits.vocab_size),
-        seed=seed % _SEED_RANGE,
+        seed=engine_seed(seed),
         max_tokens=max(max_tokens, 1),
         min_tokens=request.min_tokens,
         stop=tuple(request.stop),
@@ -63,15 +69,8 @@ def sampling_params(request: GenerationRequest, prompt_len: int, seed: int, limi
 
 
 def _max_tokens(request: GenerationRequest, prompt_len: int, max_model_len: int) -> int:
+    check_prompt_len(prompt_len, "messages" if isinstance(request, ChatCompletionRequest) else "prompt", max_model_len)
     room = max_model_len - prompt_len
-    if room < 1:
-        param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
-        raise bad_request(
-            f"{param}: the prompt has {prompt_len} tokens; this model takes at most {max_model_len - 1}, "
-            "so that one can be generated",
-            param,
-            "context_length_exceeded",
-        )
     if isinstance(request, ChatCompletionRequest):
         name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
@@ -118,6 +117,31 @@ def _logit_bias(request: GenerationRequest, vocab_size: int) -> dict[int, float]
         bias[int(key)] = value
     _check_ids(bias, "logit_bias", vocab_size)
     return bias
+
+
+def check_prompt_len(prompt_len: int, param: str, max_model_len: int) -> None:
+    """Refuse a prompt of so many tokens if no room is left behind it."""
+    if prompt_len >= max_model_len:
+        raise bad_request(
+            f"{param}: the prompt has {prompt_len} tokens; this model takes at most {max_model_len - 1}, "
+            "so that one can be generated",
+            param,
+            "context_length_exceeded",
+        )
+
+
+def check_prompt_logprobs(prompts: Sequence[list[int]], n: int, num_top: int | None, limits: ModelLimits) -> None:
+    """Refuse to report more log-probabilities of prompts than one full context has, or a quarter of a million: each choice shows
+    those of its prompt, so that a short request could ask for gigabytes."""
+    if num_top is None:
+        return
+    count, most = n * (num_top + 1) * sum(map(len, prompts)), max(2**18, (MAX_LOGPROBS + 1) * limits.max_model_len)
+    if count > most:
+        raise bad_request(
+            f"prompt_logprobs, or logprobs with echo: {count} log-probabilities of prompts for all choices together; "
+            f"at most {most} are reported in one request",
+            "prompt_logprobs",
+        )
 
 
 def check_prompt_ids(token_ids: list[int], param: str, vocab_size: int) -> None:

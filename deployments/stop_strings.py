@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 
+@functools.lru_cache(64)  # the choices of a request have the same stop strings
 def _failure_table(pattern: str) -> list[int]:
     """``table[n]``: length of the longest proper prefix of ``pattern`` that is also a suffix of its first n characters."""
     table, length = [0, 0], 0

@@ -10,6 +10,8 @@ from starlette.types import Receive, Scope, Send
 from deployments.api_errors import ApiError
 from deployments.connection import ClientGoneError, while_connected
 from deployments.generation import Generation
+from deployments.json_pieces import write_json
+from deployments.large_requests import large_requests
 from deployments.openai_responses import Answer
 
 _HEARTBEAT_S = 15.0
@@ -44,7 +46,7 @@ class WholeAnswer(Response):
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
-        reading = asyncio.ensure_future(self._read_all())
+        reading = asyncio.ensure_future(self._whole())
         try:
             heartbeat_s = None if scope.get("http_version") == "1.0" else _HEARTBEAT_S
             while not (await asyncio.wait((reading,), timeout=heartbeat_s))[0]:
@@ -52,7 +54,7 @@ class WholeAnswer(Response):
                     await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                     started = True
                 await send({"type": "http.response.body", "body": b" ", "more_body": True})
-            reading.result()
+            pieces = reading.result()
         except ApiError as error:
             if started:
                 await send({"type": "http.response.body", "body": JSONResponse(error.body()).body, "more_body": True})
@@ -61,12 +63,17 @@ class WholeAnswer(Response):
             return
         finally:
             reading.cancel()
-        whole = JSONResponse(self._answer.whole())
-        if started:
-            await send({"type": "http.response.body", "body": whole.body, "more_body": False})
-        else:
-            await whole(scope, receive, send)
+        if not started:
+            headers = [*self.raw_headers, (b"content-length", str(sum(map(len, pieces))).encode())]
+            await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _read_all(self) -> None:
+    async def _whole(self) -> list[bytes]:
         while not self._generation.finished:
             await self._generation.read()
+        return await large_requests.build(self._answer.num_values(), self._written)
+
+    def _written(self, in_pieces: bool) -> list[bytes]:
+        return [piece.encode() for piece in write_json(self._answer.whole(), in_pieces)]

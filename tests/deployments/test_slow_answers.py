@@ -17,7 +17,7 @@ from deployments.api_errors import ApiError, unavailable
 from deployments.api_keys import ApiKeys
 from deployments.ingress import OpenAiIngress
 from deployments.openai_service import OpenAiService
-from deployments.request_body import read_json
+from deployments.request_body import read_body
 from deployments.sampling_request import ModelLimits
 from tests.deployments.test_openai_service import Engines, byte_tokenizer
 from tests.waiting import until
@@ -185,7 +185,7 @@ async def test_a_body_that_trickles_in_is_given_up():
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
     with pytest.raises(ApiError, match=r"within 0\.1 s") as caught:
-        await read_json(Request(scope, trickle), 10_000, timeout_s=0.1)
+        await read_body(Request(scope, trickle), 10_000, timeout_s=0.1)
     assert (caught.value.status, caught.value.code) == (408, "request_timeout")
     assert caught.value.headers == {"Connection": "close"}
 
