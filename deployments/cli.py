@@ -15,6 +15,7 @@ from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from deployments.api_keys import ApiKeys
 from deployments.app_arguments import OTHER_WAYS, SettingsError
+from deployments.header_timeout import check_connection_limits
 from deployments.ray_session import keep_ray_private, ray_base
 from deployments.run_folder import make_run_folder
 from deployments.serve_config import (
@@ -64,6 +65,7 @@ def serve(
         # A file of keys lies on the nodes of a cluster, not here.
         ApiKeys.configured(model.api_keys, model.api_keys_file if address == LOCAL else None)
         base = ray_base() if address == LOCAL else None
+        check_connection_limits()
         if address == LOCAL and model.device == "gpu":
             from deployments.gpu_placement import ClusterGpus, gpus_of_this_machine, runner_num_gpus
 

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Runs HAProxy ($BIREME_HAPROXY) as Ray Serve calls it, with four changes to the configuration it is given: the status page and
-# the metrics listen on this machine alone, only this user may talk to the admin socket, as long as no application is known,
+# Runs HAProxy ($BIREME_HAPROXY) as Ray Serve calls it, with changes to the configuration it is given: the status page and the
+# metrics listen on this machine alone, only this user may talk to the admin socket, as long as no application is known,
 # after a restart, a request is told to come back (503) instead of that its path does not exist (404), and requests are not
 # spliced: of a client that leaves before its answer begins, HAProxy 2.8 does not tell the ingress where the request was, and
-# came in two pieces, as Python's clients send it. Ray Serve has no option for any of them. What http_options.host says about
-# the API stays. Its process id goes into $BIREME_HAPROXY_PIDS, by which the run folder's janitor finds it: HAProxy outlives a
-# Ray that is killed.
+# came in two pieces, as Python's clients send it. A header must be complete within $BIREME_HEADER_TIMEOUT_S (10), and one
+# address has at most $BIREME_MAX_CONNECTIONS_PER_ADDRESS connections (three quarters of all; 0: as many as there are). Ray Serve
+# has no option for any of them. What http_options.host says about the API stays. Its process id goes into
+# $BIREME_HAPROXY_PIDS, by which the run folder's janitor finds it: HAProxy outlives a Ray that is killed.
 set -eu
 config=
 previous=
@@ -14,7 +15,17 @@ for argument; do
     previous=$argument
 done
 if [ -n "$config" ]; then
-    sed -e '/^frontend prometheus/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
+    all=$(sed -n 's/^ *maxconn \([0-9]\{1,\}\)$/\1/p' "$config" | head -n 1)
+    most=${BIREME_MAX_CONNECTIONS_PER_ADDRESS:-$((${all:-4096} * 3 / 4))}
+    header=${BIREME_HEADER_TIMEOUT_S:-10}
+    table=
+    if [ "$most" -gt 0 ]; then
+        table='stick-table type ipv6 size 100k expire 10m store conn_cur\n    tcp-request connection track-sc0 src'
+        table="\\n    $table\\n    tcp-request connection reject if { sc0_conn_cur gt $most }"
+    fi
+    sed -e "/^defaults/,/mode http/ s/^ *mode http\$/&\\n    timeout http-request ${header}s/" \
+        -e "/^frontend http_frontend/,/bind/ s/^ *bind .*/&$table/" \
+        -e '/^frontend prometheus/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
         -e '/^ *option splice-request *$/d' \
         -e '/^listen stats/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
         -e '/stats socket/ s/ mode 666 / mode 600 /' "$config" >"$config.new"

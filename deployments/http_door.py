@@ -1,16 +1,13 @@
 """The first of this project that sees an HTTP request: in Ray Serve's own proxy, and where HAProxy hands it to an ingress.
 
-Serve writes what clients name into its logs: the header X-Request-ID before the message of every line. Serve imports
-``middlewares`` by the name that ``serve_environment`` gives it, in each process that takes requests.
+Serve writes what clients name into its logs: the header X-Request-ID before the message of every line.
 """
 
 from __future__ import annotations
 
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.logs import log_value
-from deployments.http_1_0 import answer_http_1_0
 
 # Headers with which clients name something to Serve, with "-" for "_"; the last keeps a session together.
 _NAMES = frozenset({b"x-request-id", b"serve-multiplexed-model-id", b"x-session-id"})
@@ -31,12 +28,6 @@ class HttpDoor:
             if scope.get("client"):
                 scope["client"] = (log_value(scope["client"][0]), scope["client"][1])
         await self._app(scope, receive, send)
-
-
-def middlewares() -> list[Middleware]:
-    """What Serve is to put around the requests it takes; its server then speaks HTTP/1.0, too."""
-    answer_http_1_0()
-    return [Middleware(HttpDoor)]
 
 
 def _safe(name: bytes, value: bytes) -> list[tuple[bytes, bytes]]:

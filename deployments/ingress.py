@@ -33,7 +33,7 @@ from deployments.engine_replica import application_name, find_runner
 from deployments.engine_timeline import engine_timeline
 from deployments.event_stream import EventStream
 from deployments.generation import Generation
-from deployments.http_1_0 import answer_http_1_0
+from deployments.http_servers import set_up_http_servers
 from deployments.large_requests import large_requests
 from deployments.node_metrics import CONTENT_TYPE, NodeMetrics
 from deployments.openai_responses import Answer, model_object
@@ -75,7 +75,7 @@ class OpenAiIngress:
                 sentence that says why.
         """
         listen_where_the_node_does()
-        answer_http_1_0()
+        set_up_http_servers()
         tidy_session_logs()
         guard_logs("ray.serve")
         self._config = config

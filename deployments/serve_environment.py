@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import socket
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -21,8 +22,8 @@ SERVE_ENVIRONMENT = {
     # A replica that is unhealthy hangs: its clients are to see their connections break, not wait until it would have drained.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
-    # Called wherever requests arrive, Serve's own proxies and ingresses: Serve logs ids that clients choose.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http_door:middlewares",
+    # Called wherever requests arrive, in Serve's own proxies and in ingresses.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http_servers:set_up_http_servers",
     # Ray starts workers with low priority; these are the service itself.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -58,6 +59,10 @@ _PORTS = {
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
 }
+
+_MAX_CONNECTIONS = 8192
+_MIN_CONNECTIONS = 64
+_OTHER_DESCRIPTORS = 256
 
 
 def apply_serve_environment(folder: Path, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -97,6 +102,9 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         # Serve's own proxy, the second address, may have no router of ours beside HAProxy. It remembers for ten seconds how busy
         # an ingress was, so that one which hangs, and whose clients have just left, looks idle to it: let it ask.
         "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0.1",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
+        # A client that takes nothing of its answer for so long, or sends nothing of its request, has gone; an hour by default.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "120",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY_ON_LOOPBACK),
         "BIREME_HAPROXY": binary,
@@ -107,6 +115,13 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
     }
+
+
+def max_connections() -> int:
+    """Connections that HAProxy may have with clients: each takes two descriptors, and HAProxy refuses to start with too few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = _MAX_CONNECTIONS if most == resource.RLIM_INFINITY else (most - _OTHER_DESCRIPTORS) // 2
+    return max(_MIN_CONNECTIONS, min(_MAX_CONNECTIONS, room))
 
 
 def fallback_port() -> int | None:

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from deployments.serve_config import BUILDER, configured_model, serve_config, wi
 from deployments.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.conftest import App, wait_for
 from tests.deployments.strangers import files_with, opened_by_a_stranger, shown_by_ps
+from tests.deployments.test_slow_connections import half_open, is_closed
 from tests.engines import TINY_CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,7 +167,11 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     log = tmp_path / "serve.log"
-    variables = {"BIREME_API_KEY": KEY_OF_VARIABLE, "TMPDIR": str(temporary_folder)}
+    variables = {
+        "BIREME_API_KEY": KEY_OF_VARIABLE,
+        "BIREME_HEADER_TIMEOUT_S": "2",
+        "TMPDIR": str(temporary_folder),
+    }
     with served(tmp_path, str(config_file(tmp_path)), "--port", str(port), **variables) as process:
         wait_for(
             lambda: answers(url, process, log) and answers(f"{url}/second", process, log), 90, "no application is ready"
@@ -188,6 +194,7 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
         found = listeners(pids)
         assert ("127.0.0.1", port) in found
         assert [socket for socket in found if not ipaddress.ip_address(socket[0]).is_loopback] == []
+        check_that_unfinished_headers_end([door for address, door in found if is_http(door)])
         commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids if os.path.exists(f"/proc/{pid}")]
         assert any(b"haproxy.cfg" in command for command in commands), "HAProxy is the proxy"
         folder = Path(commands[0].split(b"\0")[-2].decode()).parent
@@ -231,6 +238,24 @@ def is_whole_without_chunks(answer: bytes) -> bool:
     return is_whole and b"transfer-encoding" not in head.lower()
 
 
+def is_http(port: int) -> bool:
+    """Whether the API is there: HAProxy's port, that of Serve's own proxy, and the ingress's."""
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=5).status_code in (200, 401)
+    except httpx.HTTPError:
+        return False
+
+
+def check_that_unfinished_headers_end(ports: list[int]) -> None:
+    """On every port; and requests go on meanwhile."""
+    assert len(ports) == 3
+    opened = [connection for port in ports for connection in half_open(port, 20)]
+    assert all(map(is_http, ports))
+    begun = time.monotonic()
+    assert all(map(is_closed, opened))
+    assert time.monotonic() - begun < 10
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -238,11 +263,11 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_haproxy_gets_the_configuration_with_its_side_doors_closed_and_no_splicing_of_requests(tmp_path):
+def test_haproxy_gets_the_configuration_with_its_side_doors_closed_its_limits_and_no_splicing_of_requests(tmp_path):
     config = tmp_path / "haproxy.cfg"
     config.write_text(
-        "global\n    stats socket /run/a mode 666 level admin\n"
-        "defaults\n    option splice-request\n    option splice-response\n"
+        "global\n    stats socket /run/a mode 666 level admin\n    maxconn 1000\n"
+        "defaults\n    mode http\n    option splice-request\n    option splice-response\n"
         "frontend prometheus\n    bind :9101\n"
         "frontend http_frontend\n    bind *:8000\n"
         "listen stats\n  bind *:8404\n"
@@ -256,10 +281,13 @@ def test_haproxy_gets_the_configuration_with_its_side_doors_closed_and_no_splici
     )
     assert result.stdout == f"-db -f {config} -sf 1 2\n"
     assert config.read_text() == (
-        "global\n    stats socket /run/a mode 600 level admin\n"
-        "defaults\n    option splice-response\n"
+        "global\n    stats socket /run/a mode 600 level admin\n    maxconn 1000\n"
+        "defaults\n    mode http\n    timeout http-request 10s\n    option splice-response\n"
         "frontend prometheus\n    bind 127.0.0.1:9101\n"
         "frontend http_frontend\n    bind *:8000\n"
+        "    stick-table type ipv6 size 100k expire 10m store conn_cur\n"
+        "    tcp-request connection track-sc0 src\n"
+        "    tcp-request connection reject if { sc0_conn_cur gt 750 }\n"
         "listen stats\n  bind 127.0.0.1:8404\n"
     )
 
