@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,11 +15,15 @@ from deployments.ingress_metrics import SequenceTimes
 from deployments.sequence_output import SequenceOutput
 from deployments.submission import Submission
 
+# Steps of sequences that are turned into text in one go: about ten microseconds each, more with stop strings.
+_READ_AT_ONCE = 512
+
 
 class Generation:
     """Runs the sequences of one request and feeds their outputs.
 
-    What nobody has read yet waits in one list, which the answer's own length bounds; a slow reader gets it as one piece.
+    What nobody has read yet waits in one queue, which the answer's own length bounds. A slow reader gets much of it as one piece,
+    but others have their turn after each few hundred steps.
 
     Attributes:
         outputs: one a sequence, in the order of ``entries``.
@@ -36,7 +41,8 @@ class Generation:
         self.entries = entries
         self.outputs = outputs
         self._client = client
-        self._unread: list[tuple[int, TokenDelta]] = []
+        self._unread: deque[tuple[int, TokenDelta]] = deque()
+        self._has_more = False
         self._error: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._num_open = sum(output.finish_reason is None for output in outputs)
@@ -83,6 +89,8 @@ class Generation:
         Raises:
             ApiError: a sequence cannot be completed, and what came before was read; the whole request is over.
         """
+        if self._unread and self._has_more:
+            await asyncio.sleep(0)
         if not self._unread and self._error is None and not self.finished:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -91,9 +99,9 @@ class Generation:
                 self._waiter = None
         if self._error is not None and not self._unread:
             raise self._error
-        unread, self._unread = self._unread, []
         texts: dict[int, str] = {}
-        for i, delta in unread:
+        for _ in range(min(len(self._unread), _READ_AT_ONCE)):
+            i, delta = self._unread.popleft()
             output = self.outputs[i]
             if output.finish_reason is not None:
                 continue
@@ -104,6 +112,7 @@ class Generation:
                 submission = self._submissions[i]
                 if delta.finish_reason is None and submission is not None:
                     self._client.cancel(submission)
+        self._has_more = bool(self._unread)
         return texts
 
     def close(self) -> None:

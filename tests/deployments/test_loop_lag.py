@@ -17,14 +17,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.outputs import TokenLogprobs
+from cluster.outputs import FINISH_LENGTH, TokenDelta, TokenLogprobs
 from deployments.api_keys import ApiKeys
+from deployments.event_stream import EventStream
 from deployments.ingress import OpenAiIngress
 from deployments.large_requests import large_requests
 from deployments.openai_service import OpenAiService
 from deployments.request_body import default_body_bytes
 from deployments.request_events import RequestEvents
 from deployments.sampling_request import ModelLimits
+from deployments.whole_answer import WholeAnswer
 from tests.deployments.test_openai_service import Engines
 
 MAX_MODEL_LEN, MAX_CHOICES = 8192, 128
@@ -302,3 +304,33 @@ async def test_a_text_that_cannot_fit_is_refused_without_encoding_it(path, param
 )
 def test_the_default_size_of_a_body_follows_from_the_context(max_model_len, max_choices, expected):
     assert default_body_bytes(max_model_len, max_choices) == expected
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_others_go_on_while_a_slow_client_gets_what_has_gathered(stream, tokenizer):
+    """Its 64 answers were made while it took nothing: a hundred thousand steps wait, each with one token."""
+    num_steps, choices = 1500, 64
+    engines = Engines([])
+    engines.events = RequestEvents()
+
+    def submit(entry, deliver, fail) -> None:
+        for i in range(num_steps):
+            reason = FINISH_LENGTH if i == num_steps - 1 else None
+            deliver(TokenDelta(entry.request_id, entry.attempt, i, [1000 + i], None, reason))
+
+    engines.submit = submit
+    gathered = OpenAiService(engines, tokenizer, "m", ModelLimits(MAX_MODEL_LEN, tokenizer.vocab_size), MAX_CHOICES)
+    body = {"prompt": "x", "n": choices, "max_tokens": num_steps, "stream": stream, "stop": ["ab" * 500, "\n" * 40]}
+    generation, answer = await gathered.completion(body)
+    async with Lag() as lag:
+        written = EventStream(generation, answer, {}, False) if stream else WholeAnswer(generation, answer)
+        events: list[dict] = []
+
+        async def send(event: dict) -> None:
+            events.append(event)
+
+        await written({"type": "http", "http_version": "1.1"}, asyncio.Event().wait, send)
+    text = b"".join(event.get("body", b"") for event in events)
+    print(f"gathered: {len(text)} bytes, longest turn {lag.own * 1e3:.0f} ms ({lag.clock * 1e3:.0f} by the clock)")
+    assert text.count(b'"finish_reason":"length"') == choices
+    assert lag.own < MAX_LAG_S
