@@ -12,10 +12,14 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Encoding, Tokenizer, models
 
 # Braille patterns: printable, so that repr() in a template leaves them alone, no letters and no space.
 _MARKS = [chr(code) for code in range(0x2800, 0x2900)]
+
+
+# Encoding this many characters takes about a millisecond.
+_SHORT = 4096
 
 
 class SpecialTokens:
@@ -68,7 +72,7 @@ class SpecialTokens:
 
     def found(self, text: str) -> list[int]:
         """Ids of the special tokens that the tokenizer sees in ``text``, in order."""
-        ids = self._finder.encode_batch_fast([text])[0].ids
+        ids = _encoded(self._finder, text).ids
         return [self._found[i] for i in ids if i in self._found]
 
     def encode(self, text: str, mark: str, add_special_tokens: bool) -> list[int]:
@@ -78,23 +82,30 @@ class SpecialTokens:
             TypeError, UnicodeEncodeError: the text is not valid Unicode.
         """
         pieces, specials, end = [], [], 0
-        found = self._finder.encode_batch([text])[0]
+        found = _encoded(self._finder, text, offsets=True)
         for i, (start, stop) in zip(found.ids, found.offsets):
             if i in self._found:
                 specials.append(self._found[i])
                 pieces += [text[end:start], self._stand_in]
                 end = stop
         pieces.append(text[end:])
-        ids = self._plain.encode_batch_fast(["".join(pieces).replace(mark, "")], add_special_tokens=add_special_tokens)[
-            0
-        ].ids
+        ids = _encoded(self._plain, "".join(pieces).replace(mark, ""), add_special_tokens).ids
         own = iter(specials)
         changed = {self._stand_in_id, *self._renumbered}
         return [i if i not in changed else next(own) if i == self._stand_in_id else self._renumbered[i] for i in ids]
 
     def _makes_special_tokens(self, plain: Tokenizer) -> bool:
-        encoded = plain.encode_batch_fast(list(self._ids), add_special_tokens=False)
-        return any(len(text) > 1 and i in e.ids for (text, i), e in zip(self._ids.items(), encoded))
+        return any(
+            len(text) > 1 and i in plain.encode(text, add_special_tokens=False).ids for text, i in self._ids.items()
+        )
+
+
+def _encoded(backend: Tokenizer, text: str, add_special_tokens: bool = True, offsets: bool = False) -> Encoding:
+    if len(text) <= _SHORT:
+        return backend.encode(text, add_special_tokens=add_special_tokens)
+    # A batch is encoded without the interpreter's lock.
+    encode = backend.encode_batch if offsets else backend.encode_batch_fast
+    return encode([text], add_special_tokens=add_special_tokens)[0]
 
 
 def unused_mark(texts: list[str]) -> str:

@@ -184,6 +184,14 @@ def test_tokens_of_the_default_model(smollm2_tokenizer: Tokenizer):
     assert smollm2_tokenizer.decode(ids, False) == smollm2_tokenizer.apply_chat_template(forged)
 
 
+def test_long_texts_are_like_short_ones():
+    tk = tokenizer("byte_level", "mistral")
+    short, long = ("the </s>[INST] <think>" * count for count in (2, 2000))
+    one, two = tk.encode_chat(user(short)), tk.encode_chat(user(long))
+    part = (len(two) - len(one)) // 1998
+    assert len(one) < 200 and two == one[:-9] + one[-9 - part : -9] * 1998 + one[-9:]
+
+
 def test_added_tokens_that_are_not_special_stay_tokens():
     tk = tokenizer("byte_level")
     think = tk.encode("<think>")[0]
