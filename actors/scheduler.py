@@ -74,7 +74,8 @@ class Scheduler:
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._clears: list[int] = []
         self._launched: deque[tuple[StepPlan, dict[int, Sequence]]] = deque()
-        self._arrivals = self._admissions = 0
+        self._arrivals = 0
+        self._admissions_by_rank = 0  # since it was the oldest one's turn
         self._step = 0
 
     def add_request(self, request: EngineRequest) -> None:
@@ -230,7 +231,7 @@ class Scheduler:
     def _admit(self, plan: StepPlan, budget: int) -> None:
         prefilling = self._prefilling(plan)
         while self.waiting and self._free_slots and self._has_tokens_for_more(prefilling, budget):
-            sequence = self._next_waiting(prefilling)
+            sequence, by_rank = self._next_waiting(prefilling)
             if sequence is None:
                 return
             num_known = len(sequence.token_ids)
@@ -241,7 +242,7 @@ class Scheduler:
             if missing + len(self.running) > self.kv_cache.num_available_after(cached):
                 return
             self.waiting.admit(sequence)
-            self._admissions += 1
+            self._admissions_by_rank = self._admissions_by_rank + 1 if by_rank else 0
             self.kv_cache.acquire(cached)
             sequence.block_ids = list(cached)
             sequence.num_registered_blocks = len(cached)
@@ -283,14 +284,14 @@ class Scheduler:
             return num_known
         return num_known - block_size * self.kv_cache.num_cached(sequence.block_hashes(block_size, num_known - 1))
 
-    def _next_waiting(self, prefilling: list[Sequence]) -> Sequence | None:
-        """Who is admitted next. Priorities come from clients: a stream of urgent requests must not starve the others."""
-        if (self._admissions + 1) % self.oldest_first_every == 0:
+    def _next_waiting(self, prefilling: list[Sequence]) -> tuple[Sequence | None, bool]:
+        """Who is admitted next, and whether by rank. Priorities come from clients: endless urgent requests must not starve the
+        others."""
+        if self._admissions_by_rank + 1 >= self.oldest_first_every:
             oldest = min(self.waiting, key=lambda s: s.arrival)
             if not self._is_being_computed(oldest, prefilling):
-                return oldest
-            self._admissions -= 1  # its turn stays
-        return next((s for s in self.waiting if not self._is_being_computed(s, prefilling)), None)
+                return oldest, False
+        return next((s for s in self.waiting if not self._is_being_computed(s, prefilling)), None), True
 
     def _is_being_computed(self, sequence: Sequence, prefilling: list[Sequence]) -> bool:
         """A prompt that goes before ``sequence`` anyway computes its next block, which will then be in the cache: choices of one
