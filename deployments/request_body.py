@@ -84,9 +84,5 @@ async def _read(request: Request, max_bytes: int, holding: Holding | None) -> by
 
 
 def _too_large(max_bytes: int) -> ApiError:
-    return ApiError(
-        413,
-        f"the request body exceeds {max_bytes} bytes",
-        code="request_too_large",
-        headers={"Connection": "close"},
-    )
+    # Not with Connection: close: a client that is still writing would see a reset instead of this.
+    return ApiError(413, f"the request body exceeds {max_bytes} bytes", code="request_too_large")
