@@ -37,7 +37,7 @@ class Looker:
     """Looks at the application that this process started."""
 
     def __init__(self, url: str) -> None:
-        self._metrics_url = url.split(",")[0] + "/metrics"
+        self._urls = url.split(",")
         self._session = Path(worker._global_node.get_session_dir_path())
         self._sockets = Path(worker._global_node.get_sockets_dir_path())
         self._base = private_base()
@@ -64,16 +64,16 @@ class Looker:
         }
 
     def _metrics(self) -> dict[str, float]:
-        """Nothing where no ingress answers at this moment."""
-        try:
-            text = httpx.get(self._metrics_url, timeout=5).raise_for_status().content
-        except httpx.HTTPError:
-            return {}
-        return {
-            "lines of /metrics": text.count(b"\n"),
-            "KiB of /metrics": len(text) / 1024,
-            "workers in /metrics": len(set(_WORKER.findall(text))),
-        }
+        """From the first address that answers; nothing where none does."""
+        for url in self._urls:
+            with contextlib.suppress(httpx.HTTPError):
+                text = httpx.get(f"{url}/metrics", timeout=5).raise_for_status().content
+                return {
+                    "lines of /metrics": text.count(b"\n"),
+                    "KiB of /metrics": len(text) / 1024,
+                    "workers in /metrics": len(set(_WORKER.findall(text))),
+                }
+        return {}
 
 
 def _processes() -> dict[str, float]:

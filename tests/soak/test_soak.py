@@ -14,7 +14,6 @@ from tests.soak.run import soak
 # Each leaves something behind that somebody has to remove.
 KILLS = [
     KillProcess(0.1, 0.2, "runner", "decode"),
-    KillProcess(0.1, 0.0, "haproxy"),
     KillProcess(0.1, 0.8, "runner", "decode"),
     KillProcess(0.1, 0.5, "ingress"),
     KillProcess(0.1, 0.5, "engine"),
@@ -60,7 +59,7 @@ def test_nothing_grows_with_deaths(tmp_path, capsys):
         report, record = asyncio.run(soak(running, setup, KILLS * 10, seed=1, seconds=SECONDS))
     with capsys.disabled():
         print(f"\n{report}\nfaults by look: {record.faults}\n{table(record)}")
-    assert sum(report.faults.values()) >= 6, "too few deaths to tell"
+    assert sum(report.faults.values()) >= 5, "too few deaths to tell"
     seen = {name for name in record.counts if medians(record.counts[name]) is not None}
     assert {"token sockets", "pid files", "workers in /metrics", "memory gcs", "asyncio tasks of an ingress"} <= seen
     grown = growths(record)
