@@ -260,6 +260,16 @@ async def test_a_folder_that_is_not_private_is_not_used_and_tokens_come_through_
     assert await tokens_of(RayRunner(folder / "s"), monkeypatch) == [d for message in MESSAGES for d in message]
 
 
+@as_root
+async def test_a_socket_in_another_users_folder_is_not_used_whoever_listens():
+    socket = TokenSocket(Source().attach)
+    await socket.open()
+    os.chown(os.path.dirname(socket.path), NOBODY, -1)
+    with pytest.raises(UnusableSocketError, match=f"belongs to another user .uid {NOBODY}"):
+        await anext(read_messages(socket.path, "short", {}))
+    await socket.close()
+
+
 def test_a_runner_keeps_its_socket_in_this_users_own_folder(app: App):
     """And not in that of Ray's session, which every user of the machine may write to."""
     inodes = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{app.stats()['pid']}/fd") if entry.is_symlink()}
