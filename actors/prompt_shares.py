@@ -46,7 +46,7 @@ def prompt_shares(prompts: Sequence[Prompt], budget: int) -> list[int]:
     for index in order:
         raise_to(index, max(1, budget // (4 * len(prompts))))
     if order:
-        raise_to(max(order, key=lambda index: (prompts[index].remaining, index)), -(-budget // 4))
+        raise_to(max(order, key=lambda index: (prompts[index].remaining, prompts[index], index)), -(-budget // 4))
     for index in order:
         raise_to(index, prompts[index].remaining)
     return shares

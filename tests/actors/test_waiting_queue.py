@@ -224,14 +224,15 @@ def test_one_tenant_holds_its_share_of_the_queue_and_no_more():
 
 def test_requests_without_a_tenant_may_fill_the_queue():
     scheduler = make_scheduler(max_num_seqs=1, max_queued_requests=8, max_queue_share=0.5)
-    for number in range(8):
+    for number in range(9):  # the first finds a free slot in the next step
         scheduler.add_request(request(str(number)))
-    with pytest.raises(OverloadedError, match="8 requests are waiting"):
+    with pytest.raises(OverloadedError, match="9 requests are waiting"):
         scheduler.add_request(request("over"))
 
 
 def test_a_share_is_one_request_at_least():
     scheduler = make_scheduler(max_num_seqs=1, max_queued_requests=2, max_queue_share=0.1)
+    scheduler.add_request(request("in the free slot", tenant="a"))
     scheduler.add_request(request("one", tenant="a"))
     with pytest.raises(OverloadedError, match="1 of 2"):
         scheduler.add_request(request("two", tenant="a"))
