@@ -38,13 +38,17 @@ class Bound:
 
 
 _KEPT_ACTORS = int(SERVE_ENVIRONMENT["RAY_maximum_gcs_destroyed_actor_cached_count"])
-# A worker that has died is in the metrics for twenty seconds more.
 BOUNDS = (
-    Bound("token sockets|pid files", 2),
-    Bound("files of the run folder|entries of the sockets folder|other files of the session|shared memory files", 4),
+    Bound("token sockets|pid files of ended processes", 1),
+    # Old HAProxies that still have clients.
+    Bound("pid files", 2),
+    # Serve keeps what the last ten HAProxies said.
+    Bound("files of the run folder", 4, ceiling=45),
+    Bound("entries of the sockets folder|other files of the session|shared memory files", 4),
     Bound("zombies", 1),
     Bound("processes", 4),
-    Bound("workers in /metrics", 5),
+    # One that has died is there for twenty seconds more.
+    Bound("workers in /metrics", 4),
     Bound("lines of /metrics", 300, share=0.1),
     Bound("log files", 0, ceiling=MAX_KEPT + _FILES_A_PROCESS * _MOST_PROCESSES),
     Bound("actors in the GCS", 0, ceiling=_KEPT_ACTORS + _MOST_PROCESSES),

@@ -51,11 +51,13 @@ class Looker:
         return {**_processes(), **self._files(), **_tables(), **_ingresses(), **self._metrics()}
 
     def _files(self) -> dict[str, float]:
+        pids = [int(name) for name in os.listdir(self._pids)]
         logs = _files_below(self._session / "logs")
         return {
             "token sockets": sum(1 for _ in self._base.glob("t-*")),
             "entries of the sockets folder": len(os.listdir(self._sockets)),
-            "pid files": len(os.listdir(self._pids)),
+            "pid files": len(pids),
+            "pid files of ended processes": sum(not state_of(pid) for pid in pids),
             "files of the run folder": len(_files_below(self._pids.parent)),
             "log files": len(logs),
             "log MiB": sum(map(_size, logs)) / 2**20,

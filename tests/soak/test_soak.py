@@ -61,6 +61,12 @@ def test_nothing_grows_with_deaths(tmp_path, capsys):
         print(f"\n{report}\nfaults by look: {record.faults}\n{table(record)}")
     assert sum(report.faults.values()) >= 5, "too few deaths to tell"
     seen = {name for name in record.counts if medians(record.counts[name]) is not None}
-    assert {"token sockets", "pid files", "workers in /metrics", "memory gcs", "asyncio tasks of an ingress"} <= seen
+    assert {
+        "token sockets",
+        "pid files of ended processes",
+        "workers in /metrics",
+        "memory gcs",
+        "asyncio tasks of an ingress",
+    } <= seen
     grown = growths(record)
     assert not grown, "\n".join(grown)
