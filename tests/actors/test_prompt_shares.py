@@ -32,7 +32,7 @@ def test_everybody_advances_and_the_longest_by_a_quarter(prompts, more):
     budget = len(prompts) + more
     shares = prompt_shares(prompts, budget)
     assert min(shares) >= 1
-    longest = max(range(len(prompts)), key=lambda i: (prompts[i].remaining, i))
+    longest = max(range(len(prompts)), key=lambda i: (prompts[i].remaining, prompts[i], i))
     left_by_others = budget - (len(prompts) - 1)
     assert shares[longest] >= min(prompts[longest].remaining, quarter(budget), left_by_others)
 
