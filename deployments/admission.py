@@ -42,6 +42,31 @@ def refusal(rooms: Sequence[EngineRoom], num_booked: int, wanted: int, ends_per_
     return overloaded(message, min(_LONGEST_RETRY_S, math.ceil(missing / ends_per_s)) if ends_per_s > 0 else None)
 
 
+def share_refusal(
+    num_waiting: int, wanted: int, rooms: Sequence[EngineRoom], idle: EngineRoom, share: float
+) -> ApiError | None:
+    """Why ``wanted`` sequences of one API key are not taken now: they would hold more than its ``share`` of the queues.
+
+    One sequence alone is not looked at: the engine that it is sent to knows exactly. A request of more sequences than the share is
+    taken when nothing else of its key waits.
+
+    Args:
+        num_waiting: sequences of the key that have no token yet.
+        rooms: of the engines that may be chosen.
+        idle: of an engine that has nothing to do; what it takes beyond its queue are its slots.
+    """
+    if wanted == 1:
+        return None
+    may_wait = sum(max(1, int(share * room.max_queued)) for room in rooms)
+    slots = len(rooms) * (idle.free - idle.max_queued)
+    if num_waiting + min(wanted, may_wait) <= may_wait + slots:
+        return None
+    return overloaded(
+        f"{num_waiting} requests of this API key are waiting, and its share of the queue is {may_wait} (max_queue_share); this "
+        f"request has {wanted} sequences (prompts times n), which are taken together; others may still be served"
+    )
+
+
 class EndRate:
     """How many sequences of an engine end in a second, over about the last ten seconds."""
 

@@ -28,7 +28,7 @@ from cluster.outputs import (
 from cluster.request import EngineRequest
 from cluster.silence_clock import TICK_S, SilenceClock
 from cluster.suspicion import Verdict
-from deployments.admission import refusal
+from deployments.admission import refusal, share_refusal
 from deployments.api_errors import ApiError, unavailable
 from deployments.departures import Departures
 from deployments.early_streams import keep_attached
@@ -70,6 +70,7 @@ class EngineClient:
 
     Args:
         idle_room: what an engine takes that has nothing to do; one that has yet to speak counts for such.
+        max_queue_share: of the engines' queues, what the sequences of one tenant may hold.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class EngineClient:
         max_attempts: int,
         hang_timeout_s: float = 3.0,
         idle_room: EngineRoom = _UNBOUNDED,
+        max_queue_share: float = 1.0,
     ) -> None:
         self.events = RequestEvents()
         self._handle = handle
@@ -90,6 +92,7 @@ class EngineClient:
         self._unplaced: set[Submission] = set()  # that no engine is known to have
         self._line = PlaceLine()
         self._idle_room = idle_room
+        self._max_queue_share = max_queue_share
         self._departures = Departures()
         self._attaching: asyncio.Task | None = None
         self.subscriber = f"ingress-{uuid.uuid4().hex[:16]}"
@@ -111,12 +114,17 @@ class EngineClient:
         """The engines that this ingress is attached to."""
         return list(self._streams)
 
-    def check_room(self, num_sequences: int) -> None:
-        """Raise ApiError 429 if the engines do not take so many now. Those that are submitted at once have their places."""
+    def check_room(self, num_sequences: int, tenant: str = "") -> None:
+        """Raise ApiError 429 if the engines do not take so many now, or not of this tenant. Those that are submitted at once have
+        their places. A look that changes nothing, so another thread may ask, too."""
         streams = self._usable_streams()
         ends_per_s = sum(stream.ends.per_s for stream in streams if stream is not None)
         rooms = self._rooms(streams) or [self._idle_room] * _ENGINES_EXPECTED
         refused = refusal(rooms, len(self._unplaced), num_sequences, ends_per_s)
+        if refused is None and tenant and num_sequences > 1:
+            entries = [submission.entry for submission in list(self._submissions.values())]
+            num_waiting = sum(entry.tenant == tenant and entry.next_index == 0 for entry in entries)
+            refused = share_refusal(num_waiting, num_sequences, rooms, self._idle_room, self._max_queue_share)
         if refused is not None:
             raise refused
 

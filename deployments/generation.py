@@ -67,7 +67,7 @@ class Generation:
         """
         has_begun = any(entry.attempt for entry in self.entries)
         if not has_begun:
-            self._client.check_room(self._num_open)
+            self._client.check_room(self._num_open, self.entries[0].tenant)
         for i, entry in enumerate(self.entries):
             if self.outputs[i].finish_reason is not None:
                 self._submissions.append(None)

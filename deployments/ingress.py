@@ -124,7 +124,9 @@ class OpenAiIngress:
         """Begin to wait for an engine; requests before that get 503."""
         config = self._config
         idle_room = EngineRoom(config.max_num_seqs + config.max_queued_requests, config.max_queued_requests)
-        self._client = EngineClient(self._engines, config.max_attempts, config.hang_timeout_s, idle_room)
+        self._client = EngineClient(
+            self._engines, config.max_attempts, config.hang_timeout_s, idle_room, config.max_queue_share
+        )
         self._client.attach_early(find_runner)
         self._starting = asyncio.create_task(self._connect(self._client))
 

@@ -93,10 +93,10 @@ class OpenAiService:
         else:
             generation, answer = prepare(body, last_event_id, received, tenant)
         resume, answer.request.resume = answer.request.resume, None
+        generation.start()
         if resume is not None:
             first, num_tokens = generation.entries[0], resume.num_tokens
             self._client.events.record(RESUMED, first.request_id, choices=len(generation.entries), tokens=num_tokens)
-        generation.start()
         return generation, answer
 
     def _completion(
@@ -218,6 +218,9 @@ class OpenAiService:
                 f"resume.choices must have {len(prompts) * request.n} entries, one a choice, got {len(resume.choices)}",
                 "resume.choices",
             )
+        if resume is None:
+            # ``Generation.start`` decides; what it would refuse now is not worth the work until then.
+            self._client.check_room(len(prompts) * request.n, tenant.id)
         entries: list[JournalEntry] = []
         outputs: list[SequenceOutput] = []
         for prompt_ids in prompts:

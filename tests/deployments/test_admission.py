@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.outputs import ENGINE_LEAVES, EngineRoom, TokenDelta
-from deployments.admission import EndRate, refusal
+from deployments.admission import EndRate, refusal, share_refusal
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,25 @@ def test_a_refusal_says_what_is_full_and_what_was_asked():
     assert one == "16 requests are waiting, the limit is 16"
     assert "4 sequences (prompts times n), which are taken together" in several
     assert "17 sequences (prompts times n) and is taken when no other waits" in too_many
+
+
+@pytest.mark.parametrize(
+    ("num_waiting", "wanted", "is_taken"),
+    [
+        (0, 6, True),  # half of eight places, and two slots
+        (1, 6, True),
+        (3, 4, False),
+        (2, 4, True),
+        (99, 1, True),  # the engine that it is sent to knows
+        (0, 100, True),
+        (3, 100, False),
+    ],
+)
+def test_a_key_gets_its_share_of_the_queue_for_sequences_that_come_together(num_waiting, wanted, is_taken):
+    error = share_refusal(num_waiting, wanted, [EngineRoom(5, 8)], EngineRoom(10, 8), 0.5)
+    assert (error is None) == is_taken
+    if error is not None:
+        assert error.status == 429 and "its share of the queue is 4 (max_queue_share)" in error.message
 
 
 @pytest.mark.parametrize(("ends_per_s", "seconds"), [(0.0, 1), (100.0, 1), (2.0, 4), (0.7, 12), (1e-9, 30)])

@@ -119,6 +119,7 @@ async def test_in_a_flood_of_several_sequences_each_no_answer_breaks_off_and_hea
             assert (response.status_code, response.json()["error"]["code"]) == (429, "overloaded")
             assert 1 <= int(response.headers["retry-after"]) <= 30
     assert after == before
-    # Measured with the machine to itself: 0.3 s.
+    print(f"longest wait for /health: {max(waits):.2f} s, {len(served)} of {len(responses)} taken")
+    # Where engines refused each sequence by itself, it was 16 s with three times the requests.
     assert max(waits) < 5
-    app.wait_until_idle()
+    await asyncio.to_thread(app.wait_until_idle)

@@ -45,7 +45,7 @@ class Engines:
         self._token_ids = token_ids
         self._entry = entry or TokenLogprobs(-1.0, 1, [0], [-1.0])
 
-    def check_room(self, num_sequences):
+    def check_room(self, num_sequences, tenant=""):
         pass
 
     def submit(self, entry, deliver, fail):
