@@ -47,8 +47,8 @@ def share_refusal(
 ) -> ApiError | None:
     """Why ``wanted`` sequences of one API key are not taken now: they would hold more than its ``share`` of the queues.
 
-    One sequence alone is not looked at: the engine that it is sent to knows exactly. A request of more sequences than the share is
-    taken when nothing else of its key waits.
+    One sequence alone is not looked at: the engine that it is sent to knows exactly. A request of more sequences than the share
+    is taken when nothing else of its key waits.
 
     Args:
         num_waiting: sequences of the key that have no token yet.
