@@ -34,7 +34,7 @@ def test_a_key_finds_its_own_prefixes_in_the_cache_and_nobody_elses(app: App):
 
 async def test_a_key_that_floods_fills_its_share_and_the_other_one_is_served(app: App):
     # 4 run; of 8 that may wait 6 are the share of one key (tests/deployments/conftest.py).
-    app.wait_until_idle()
+    await asyncio.to_thread(app.wait_until_idle)
     body = {"model": DEFAULT_MODEL, "prompt": "Go on:", "max_tokens": lasting(80), "ignore_eos": True}
     async with httpx.AsyncClient(base_url=app.url, timeout=120) as client:
 
@@ -47,18 +47,19 @@ async def test_a_key_that_floods_fills_its_share_and_the_other_one_is_served(app
         while not done:
             done, _ = await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
         other = await ask(KEYS[1], prompt="The sky is", max_tokens=1)
-        # As many as wait at that moment would have gone first.
-        still_waiting = (await asyncio.to_thread(app.stats))["num_requests_waiting"]
         done, rest = await asyncio.wait(flood, timeout=0)
         for task in rest:
             task.cancel()
     assert other.status_code == 200
-    assert still_waiting > 0
-    refused = [task.result() for task in done if task.result().status_code != 200]
-    assert 1 <= len(refused) <= 6
+    answers = [task.result() for task in done]
+    served = [answer for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    # Those that ran when it came make room. In order of arrival it would be the tenth or so, and six be served before it.
+    assert len(served) <= 5
+    assert refused
     for answer in refused:
         assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
         error = answer.json()["error"]
         assert error["code"] == "overloaded" and "share of the queue (max_queue_share: 6 of 8)" in error["message"]
         assert KEYS[0] not in answer.text
-    app.wait_until_idle()
+    await asyncio.to_thread(app.wait_until_idle, 30)
