@@ -118,9 +118,10 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
 
 
 def max_connections() -> int:
-    """Connections that HAProxy may have with clients: each takes two descriptors, and HAProxy refuses to start with too few."""
+    """Connections that HAProxy may have with clients. It does not start where there are too few descriptors: two for each, and
+    half a one for the pipes that it splices with."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = _MAX_CONNECTIONS if most == resource.RLIM_INFINITY else (most - _OTHER_DESCRIPTORS) // 2
+    room = _MAX_CONNECTIONS if most == resource.RLIM_INFINITY else 2 * (most - _OTHER_DESCRIPTORS) // 5
     return max(_MIN_CONNECTIONS, min(_MAX_CONNECTIONS, room))
 
 

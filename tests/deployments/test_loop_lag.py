@@ -222,9 +222,10 @@ async def test_others_go_on_while_a_client_takes_up_a_long_answer(stream, tokeni
     tokens = [{"token_ids": [1000] * count, "finish_reason": None}] * choices
     body = {"prompt": "x", "n": choices, "seed": 1, "stream": stream, "return_token_ids": True, "logprobs": 0}
     body |= {"stop": ["ab" * 500], "max_tokens": count + 50, "resume": {"fingerprint": "f", "choices": tokens}}
+    raw = json.dumps(body).encode()
     event = {"last-event-id": f"{EVENT}:1:{count * choices}:0"}
     async with Lag() as lag:
-        status, answer = await ask(application(tokenizer), PROMPT, json.dumps(body).encode(), event)
+        status, answer = await ask(application(tokenizer), PROMPT, raw, event)
     print(f"taken up: {status}, longest turn {lag.own * 1e3:.0f} ms ({lag.clock * 1e3:.0f} by the clock)")
     assert status == (200 if stream else 400), answer[:300]
     assert lag.own < MAX_LAG_S

@@ -37,7 +37,9 @@ def test_streams_name_the_second_door_only_beside_haproxy(monkeypatch):
     assert serve_environment.fallback_port() in range(1, 2**16)
 
 
-@pytest.mark.parametrize(("descriptors", "expected"), [(256, 64), (1024, 384), (20_000, 8192), (-1, 8192)])
+@pytest.mark.parametrize(
+    ("descriptors", "expected"), [(256, 64), (1024, 307), (20_000, 7897), (100_000, 8192), (-1, 8192)]
+)
 def test_haproxy_has_no_more_connections_than_there_are_descriptors_for(descriptors, expected, monkeypatch):
     monkeypatch.setattr(serve_environment.resource, "getrlimit", lambda kind: (descriptors, descriptors))
     assert serve_environment.max_connections() == expected

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cluster.errors import ConfigError
+from deployments import serve_environment
 from deployments.header_timeout import check_connection_limits, limit_header_time
 from deployments.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.conftest import wait_for
@@ -163,6 +164,22 @@ def is_closed(connection: socket.socket) -> bool:
     except OSError:
         pass
     return True
+
+
+@pytest.mark.parametrize("descriptors", [600, 1024, 4096])
+def test_haproxy_starts_with_the_descriptors_that_there_are(descriptors, tmp_path, monkeypatch):
+    monkeypatch.setattr(serve_environment.resource, "getrlimit", lambda kind: (descriptors, descriptors))
+    port, config = free_port(), tmp_path / "haproxy.cfg"
+    text = CONFIG.format(port=port, maxconn=serve_environment.max_connections())
+    config.write_text(text.replace("    mode http\n", "    mode http\n    option splice-response\n"))
+    command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$0" -db -f {config}', str(HAPROXY_ON_LOOPBACK)]
+    process = subprocess.Popen(command, env={**os.environ, "BIREME_HAPROXY": get_haproxy_binary()})
+    try:
+        wait_for(lambda: process.poll() is not None or is_well(port), 10, "HAProxy does not answer")
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
