@@ -38,9 +38,10 @@ def log_lines() -> Counter[str]:
     return Counter(line for line in lines if "default_" in line or "bireme" in line)
 
 
-async def leave(client: httpx.AsyncClient, body: dict, after_s: float | None) -> None:
+async def leave(client: httpx.AsyncClient, key: str, body: dict, after_s: float | None) -> None:
     async def read() -> None:
-        async with client.stream("POST", "/v1/completions", json=body) as response:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with client.stream("POST", "/v1/completions", json=body, headers=headers) as response:
             assert response.status_code == 200, await response.aread()
             count = 0
             async for line in response.aiter_lines():
@@ -70,9 +71,11 @@ async def test_clients_that_leave_are_no_lost_attempts_and_no_lines_in_the_log(a
     await asyncio.to_thread(app.wait_until_idle)
     events, lines = status()["events"], log_lines()
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=app.url, headers=headers, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=app.url, timeout=60, limits=limits) as client:
         for wave in WAVES:
-            await asyncio.gather(half_a_request(app), *(leave(client, *leaver) for leaver in wave))
+            # By turns, because a key has only its share of the queue.
+            leaving = [leave(client, KEYS[number % 2], *leaver) for number, leaver in enumerate(wave)]
+            await asyncio.gather(half_a_request(app), *leaving)
             idle = await asyncio.to_thread(app.wait_until_idle, 10.0)
     assert sum(map(len, WAVES)) >= 30
     assert idle["num_blocks_available"] == idle["num_blocks"]
