@@ -16,7 +16,7 @@ setup: ## Python environment with the pinned dependencies
 	@scripts/setup.sh
 
 prepare: setup ## setup, native ops and the default model
-	@$(BIN)/python -m deployments.prepare
+	@$(BIN)/python -m deployments.start.prepare
 
 # bireme serve prepares what CONFIG names and becomes `serve run`. It starts a Ray of its own, even if another one happens to
 # run here, unless RAY_ADDRESS names a cluster.

@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from actors.model_source import resolve_model
+from actors.model_files.source import resolve_model
 from benchmarks.in_process import InProcess
 from benchmarks.over_http import OverHttp
 from benchmarks.workload import ANSWER_TOKENS, PROMPT_TOKENS, Timings

@@ -22,15 +22,15 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from actors.engine import GPU_MAX_NUM_BATCHED_TOKENS, Engine
-from actors.step_timeline import StepTimeline
-from actors.weights import num_weight_elements
+from actors.engine.engine import GPU_MAX_NUM_BATCHED_TOKENS, Engine
+from actors.engine.timeline import StepTimeline
+from actors.model_files.weights import num_weight_elements
 from benchmarks import gpu_targets
 from benchmarks.gpu_memory import memory_text
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
-from deployments.prepare import progress_bar
+from deployments.start.prepare import progress_bar
 
 LLAMA_8B = Path(__file__).parents[1] / "ray_configs/llama_8b/config.json"
 SMOLLM2_SIZES = {

@@ -17,9 +17,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from actors.engine import Engine
-from actors.engine_loop import EngineLoop
-from actors.warm_up import warm_up
+from actors.engine.engine import Engine
+from actors.engine.loop import EngineLoop
+from actors.engine.warm_up import warm_up
 from cluster.config import EngineConfig
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams

@@ -7,9 +7,9 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from actors.engine import Engine
-from actors.engine_loop import EngineLoop
-from actors.warm_up import warm_up
+from actors.engine.engine import Engine
+from actors.engine.loop import EngineLoop
+from actors.engine.warm_up import warm_up
 from benchmarks.workload import ANSWER_TOKENS, Timings, prompt
 from cluster.config import EngineConfig
 from cluster.request import EngineRequest
@@ -60,7 +60,7 @@ class InProcess:
         return timings
 
     def record(self, concurrency: int, steps: int) -> dict[str, Any]:
-        """Chrome trace of the first ``steps`` steps of a run (``actors.step_timeline``)."""
+        """Chrome trace of the first ``steps`` steps of a run (``actors.engine.timeline``)."""
         timeline = self._loop.call(lambda engine: engine.start_timeline(steps)).result()
         self.run(concurrency, concurrency)
         self._loop.call(lambda engine: engine.stop_timeline(timeline)).result()

@@ -12,11 +12,11 @@ import typer
 from rich.console import Console
 
 from cluster import __version__
-from cluster.addresses import without_password
-from cluster.api_types import Answer
 from cluster.client import Client
-from cluster.client_base import API_KEY_VARIABLE, DEFAULT_URL
-from cluster.conversation import Conversation, Messages, answer_room
+from cluster.client.addresses import without_password
+from cluster.client.api_types import Answer
+from cluster.client.base import API_KEY_VARIABLE, DEFAULT_URL
+from cluster.client.conversation import Conversation, Messages, answer_room
 from cluster.errors import BiremeError
 
 # Local variables of a failed command are no business of the screen: an API key may be among them.

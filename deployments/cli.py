@@ -13,12 +13,12 @@ import yaml
 from cluster.cli import app, console, errors
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
-from deployments.api_keys import ApiKeys
-from deployments.app_arguments import OTHER_WAYS, SettingsError
-from deployments.header_timeout import check_connection_limits
-from deployments.ray_session import keep_ray_private, ray_base
-from deployments.run_folder import make_run_folder
-from deployments.serve_config import (
+from deployments.http.keys import ApiKeys
+from deployments.http.server.header_timeout import check_connection_limits
+from deployments.start.app_arguments import OTHER_WAYS, SettingsError
+from deployments.start.ray_session import keep_ray_private, ray_base
+from deployments.start.run_folder import make_run_folder
+from deployments.start.serve_config import (
     DEFAULT_HOST,
     DEFAULT_PORT,
     configured_model,
@@ -26,7 +26,7 @@ from deployments.serve_config import (
     serve_config,
     without_keys,
 )
-from deployments.serve_environment import LOOPBACK_CLUSTER, apply_serve_environment, is_free
+from deployments.start.serve_environment import LOOPBACK_CLUSTER, apply_serve_environment, is_free
 from gpu_ops.build import OpBuildError
 
 LOCAL = "local"
@@ -67,7 +67,7 @@ def serve(
         base = ray_base() if address == LOCAL else None
         check_connection_limits()
         if address == LOCAL and model.device == "gpu":
-            from deployments.gpu_placement import ClusterGpus, gpus_of_this_machine, runner_num_gpus
+            from deployments.replica.gpu_placement import ClusterGpus, gpus_of_this_machine, runner_num_gpus
 
             runner_num_gpus(model, ClusterGpus(gpus_of_this_machine()))
         prepare(model)
@@ -90,10 +90,10 @@ def serve(
 
 def prepare(config: LLMConfig) -> None:
     """Build the ops, fetch the model and look into it, where a person can watch and an error is one line."""
-    from actors.model_config import load_model_config
-    from actors.model_source import resolve_model
-    from actors.tokenizer import load_tokenizer
-    from deployments.prepare import prepare_model, prepare_ops
+    from actors.model_files.config import load_model_config
+    from actors.model_files.source import resolve_model
+    from actors.text.tokenizer import load_tokenizer
+    from deployments.start.prepare import prepare_model, prepare_ops
 
     prepare_ops(console)
     if config.load_format == "auto":

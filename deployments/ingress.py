@@ -16,37 +16,37 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from actors.model_source import resolve_model
-from actors.tokenizer import load_tokenizer
+from actors.model_files.source import resolve_model
+from actors.text.tokenizer import load_tokenizer
+from cluster.api_errors import ApiError, unavailable
+from cluster.client.resumable import RESUMABLE_HEADER
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from cluster.logs import guard_logs
 from cluster.outputs import EngineInfo, EngineRoom
-from cluster.resumable import RESUMABLE_HEADER
-from deployments.api_errors import ApiError, unavailable
-from deployments.api_keys import ApiKeys
-from deployments.cluster_secret import cluster_secret
-from deployments.cluster_status import cluster_status
-from deployments.connection import ClientGoneError, while_connected
-from deployments.engine_client import EngineClient
-from deployments.engine_replica import application_name, find_runner
-from deployments.engine_timeline import engine_timeline
-from deployments.event_stream import EventStream
-from deployments.generation import Generation
-from deployments.http_servers import set_up_http_servers
-from deployments.large_requests import large_requests
-from deployments.node_metrics import CONTENT_TYPE, NodeMetrics
-from deployments.openai_responses import Answer, model_object
-from deployments.openai_service import OpenAiService
-from deployments.ready_line import ready_line
-from deployments.replica_port import listen_where_the_node_does
-from deployments.request_body import default_body_bytes, read_body
-from deployments.resume_point import max_resume_bytes, wants_event_ids
-from deployments.sampling_request import ModelLimits
-from deployments.session_logs import tidy_session_logs
-from deployments.tenant import Tenant
-from deployments.terminal import cannot_start, terminal_logger
-from deployments.whole_answer import WholeAnswer
+from deployments.admin.cluster_status import cluster_status
+from deployments.admin.engine_timeline import engine_timeline
+from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
+from deployments.http.body import default_body_bytes, read_body
+from deployments.http.connection import ClientGoneError, while_connected
+from deployments.http.event_stream import EventStream
+from deployments.http.generation import Generation
+from deployments.http.keys import ApiKeys
+from deployments.http.large_requests import large_requests
+from deployments.http.server.set_up import set_up_http_servers
+from deployments.http.tenant import Tenant
+from deployments.http.whole_answer import WholeAnswer
+from deployments.openai_api.answer import Answer, model_object
+from deployments.openai_api.resume import max_resume_bytes, wants_event_ids
+from deployments.openai_api.sampling import ModelLimits
+from deployments.openai_api.service import OpenAiService
+from deployments.replica.engine_replica import application_name, find_runner
+from deployments.replica.replica_port import listen_where_the_node_does
+from deployments.routing.engine_client import EngineClient
+from deployments.start.cluster_secret import cluster_secret
+from deployments.start.console import cannot_start, terminal_logger
+from deployments.start.ready_line import ready_line
+from deployments.start.session_logs import tidy_session_logs
 
 logger = logging.getLogger("ray.serve")
 

@@ -10,12 +10,12 @@ from ray import serve
 from ray.serve import Application
 
 from cluster.config import LLMConfig
-from deployments.api_keys import key_digest
-from deployments.app_arguments import AppArguments
-from deployments.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, LLMServer
-from deployments.gpu_placement import cluster_gpus, runner_num_gpus, runner_resources
+from deployments.http.keys import key_digest
 from deployments.ingress import OpenAiIngress
-from deployments.serve_options import check_serve_options, with_options
+from deployments.replica.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, LLMServer
+from deployments.replica.gpu_placement import cluster_gpus, runner_num_gpus, runner_resources
+from deployments.start.app_arguments import AppArguments
+from deployments.start.serve_options import check_serve_options, with_options
 
 INGRESS_CPUS = 0.2
 ENGINE_REPLICA_CPUS = 0.1
@@ -39,7 +39,7 @@ def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
         "graceful_shutdown_wait_loop_s": 0.5,
         "ray_actor_options": {"num_cpus": ENGINE_REPLICA_CPUS},
         "logging_config": {"enable_access_log": False},
-        "request_router_config": {"request_router_class": "deployments.engine_router:EngineRouter"},
+        "request_router_config": {"request_router_class": "deployments.routing.engine_router:EngineRouter"},
         **config.deployment_config,
     }
     autoscaling = options.get("autoscaling_config")
@@ -57,7 +57,7 @@ def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
 def ingress_options(config: LLMConfig) -> dict[str, Any]:
     """Serve options of the ingress deployment; those in ``ingress_config`` win."""
     # HAProxy chooses ingresses itself, and Serve refuses a router beside it.
-    router = {"request_router_config": {"request_router_class": "deployments.ingress_router:IngressRouter"}}
+    router = {"request_router_config": {"request_router_class": "deployments.routing.ingress_router:IngressRouter"}}
     return {
         "max_ongoing_requests": _INGRESS_ONGOING_REQUESTS,
         # A leaving ingress ends the answers it has begun; nobody else can, unless the client resumes them.

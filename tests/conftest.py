@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.model_source import ModelSource, resolve_model
-from actors.tokenizer import Tokenizer, load_tokenizer
+from actors.model_files.source import ModelSource, resolve_model
+from actors.text.tokenizer import Tokenizer, load_tokenizer
 from cluster.config import DEFAULT_MODEL
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from actors.engine import Engine
-from actors.model_runner import ModelRunner
-from actors.scheduler import Scheduler
-from actors.step_plan import StepPlan, StepResult
+from actors.engine.engine import Engine
+from actors.runner.model_runner import ModelRunner
+from actors.scheduling.scheduler import Scheduler
+from actors.scheduling.step_plan import StepPlan, StepResult
 from cluster.request import EngineRequest
 from tests.engines import request
 

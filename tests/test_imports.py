@@ -21,16 +21,16 @@ FORBIDDEN = {
 
 # What processes without a runner load, and the plain-Python half of the engine.
 WITHOUT_PADDLE = (
-    "actors.kv_cache",
-    "actors.model_source",
-    "actors.scheduler",
-    "actors.tokenizer",
+    "actors.scheduling.kv_cache",
+    "actors.model_files.source",
+    "actors.scheduling.scheduler",
+    "actors.text.tokenizer",
     "cluster.client",
     "deployments.cli",
-    "deployments.engine_replica",
+    "deployments.replica.engine_replica",
     "deployments.ingress",
     "deployments.llm",
-    "deployments.prepare",
+    "deployments.start.prepare",
     "gpu_ops.build",
 )
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from actors.device import CpuDevice
-from actors.model_config import ModelConfig
+from actors.device.cpu import CpuDevice
+from actors.model_files.config import ModelConfig
 from actors.models.decoder import Decoder
 from cluster.cache import Progress
 

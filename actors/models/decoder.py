@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import paddle
 
-from actors.device import CpuDevice
-from actors.model_config import ModelConfig
-from actors.rope import rope_table
+from actors.device.cpu import CpuDevice
+from actors.layers.rope import rope_table
+from actors.model_files.config import ModelConfig
 from cluster.cache import Progress
 from gpu_ops import decode
 from gpu_ops import forward as ops

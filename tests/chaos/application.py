@@ -20,13 +20,13 @@ from ray.cluster_utils import Cluster
 from ray.serve._private.constants import SERVE_DEFAULT_APP_NAME
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 
-from actors.model_source import resolve_model
+from actors.model_files.source import resolve_model
 from cluster.config import DEFAULT_MODEL, LLMConfig
 from cluster.errors import EngineDeadError
-from deployments.engine_replica import RUNNER_NAME_PREFIX
 from deployments.llm import build_openai_app
-from deployments.run_folder import make_run_folder
-from deployments.serve_environment import SERVE_ENVIRONMENT, WITHOUT_HAPROXY, apply_serve_environment
+from deployments.replica.engine_replica import RUNNER_NAME_PREFIX
+from deployments.start.run_folder import make_run_folder
+from deployments.start.serve_environment import SERVE_ENVIRONMENT, WITHOUT_HAPROXY, apply_serve_environment
 from tests.chaos.nodes import INGRESS_PLACE, STORE_BYTES, add_node
 from tests.engines import TINY_CONFIG
 

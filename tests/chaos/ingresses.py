@@ -57,7 +57,7 @@ def ask_ingresses(question: Callable[[Any], _Found]) -> list[_Found]:
 
 def _known_engines(replica: Any) -> tuple[int, set[str] | None]:
     # The copy of this module that Ray makes there has no imports of that process.
-    from deployments.engine_choices import engine_choices
+    from deployments.routing.engine_choices import engine_choices
 
     ingress = replica._replica_impl._user_callable_wrapper._callable
     is_ready = ingress is not None and ingress._service is not None
@@ -65,7 +65,7 @@ def _known_engines(replica: Any) -> tuple[int, set[str] | None]:
 
 
 def _pid_and_open(replica: Any) -> tuple[int, tuple[list[int], int, set[str]]]:
-    from deployments.engine_choices import engine_choices
+    from deployments.routing.engine_choices import engine_choices
 
     ingress = replica._replica_impl._user_callable_wrapper._callable
     client = None if ingress is None else ingress._client

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import httpx
 from openai import AsyncOpenAI
 
-from cluster.api_types import Answer
 from cluster.client import AsyncClient
-from cluster.client_errors import ApiStatusError, BrokenStreamError, ClientError
+from cluster.client.api_types import Answer
+from cluster.client.errors import ApiStatusError, BrokenStreamError, ClientError
 from cluster.errors import BiremeError
 from tests.chaos.openai_streams import OPENAI, OPENAI_ERRORS, OPENAI_WITH_IDS, is_break, openai_stream
 from tests.chaos.requests import NUM_REQUESTS, cut_at, has_stops, is_chat, num_choices, request_body, stop_string

@@ -9,8 +9,8 @@ import httpx
 import openai
 from openai import AsyncOpenAI
 
-from cluster.api_types import Answer
-from cluster.resumable import RESUMABLE_HEADER
+from cluster.client.api_types import Answer
+from cluster.client.resumable import RESUMABLE_HEADER
 from tests.chaos.requests import is_chat
 
 # Without and with ids, which its decoder remembers. It takes nothing up.

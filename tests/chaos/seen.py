@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from cluster.api_types import Answer, Choice
+from cluster.client.api_types import Answer, Choice
 from tests.chaos.openai_streams import OPENAI_KINDS
 
 # A fault takes effect within this time.

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from cluster.client import Client
-from cluster.client_errors import ServerError
+from cluster.client.errors import ServerError
 from tests.chaos.application import Setup, application, runners
 from tests.chaos.processes import send
 from tests.engines import TINY_CONFIG

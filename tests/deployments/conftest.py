@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.client import Client
 from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
-from deployments.serve_environment import SERVE_ENVIRONMENT
+from deployments.start.serve_environment import SERVE_ENVIRONMENT
 from tests.served_device import served_on_device
 
 DOOR = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"

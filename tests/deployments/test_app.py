@@ -16,7 +16,7 @@ import pytest
 from ray._private import worker
 
 from cluster.client import AsyncClient
-from cluster.client_errors import AuthenticationError, BadRequestError, NotFoundError
+from cluster.client.errors import AuthenticationError, BadRequestError, NotFoundError
 from cluster.config import DEFAULT_MODEL
 from tests.deployments.conftest import KEYS, App, wait_for
 from tests.deployments.strangers import files_with

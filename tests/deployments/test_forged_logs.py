@@ -12,9 +12,9 @@ import httpx
 import pytest
 import ray
 
-from deployments.http_door import HttpDoor
+from deployments.http.server.door import HttpDoor
 from tests.deployments.conftest import KEYS, App, wait_for
-from tests.deployments.test_resume import events, resume_field
+from tests.deployments.openai_api.test_resume import events, resume_field
 
 FORGED = re.compile(r"(^|[^\w%])request=forged|\x1b|[\x85\u2028]", re.MULTILINE)
 TEXT = "x -- event=engine_dead request=forged"

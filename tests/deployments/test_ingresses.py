@@ -17,11 +17,11 @@ import pytest
 import ray
 from ray import serve
 
-from cluster.api_types import Answer
 from cluster.client import Client
-from cluster.client_errors import ServerError
-from deployments.engine_replica import RUNNER_NAME_PREFIX
+from cluster.client.api_types import Answer
+from cluster.client.errors import ServerError
 from deployments.llm import build_openai_app
+from deployments.replica.engine_replica import RUNNER_NAME_PREFIX
 from tests.chaos.application import MODEL, Setup
 from tests.chaos.processes import descendants
 from tests.deployments.conftest import App, wait_for
@@ -186,7 +186,7 @@ def test_answers_of_killed_ingresses_are_those_of_a_life_without_deaths(pair: Pa
 
 
 class Events(NamedTuple):
-    """What one ingress counted (``deployments.request_events``)."""
+    """What one ingress counted (``deployments.metrics.request_events``)."""
 
     counts: dict[str, int]
     recoveries: dict[str, float]

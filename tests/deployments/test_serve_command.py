@@ -26,12 +26,12 @@ from ray.serve.scripts import cli as serve_cli
 
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import BiremeError
-from deployments.private_folder import private_base
-from deployments.serve_config import BUILDER, configured_model, serve_config, without_keys
-from deployments.serve_environment import HAPROXY_ON_LOOPBACK, free_port
+from deployments.start.private_folder import private_base
+from deployments.start.serve_config import BUILDER, configured_model, serve_config, without_keys
+from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.conftest import App, wait_for
+from tests.deployments.http.test_slow_connections import half_open, is_closed
 from tests.deployments.strangers import files_with, opened_by_a_stranger, shown_by_ps
-from tests.deployments.test_slow_connections import half_open, is_closed
 from tests.engines import TINY_CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]

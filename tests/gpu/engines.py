@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from actors.engine import Engine
+from actors.engine.engine import Engine
 from cluster.config import EngineConfig
 from tests.engines import TINY_CONFIG
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tests.actors.test_overlap import mixed_requests, preempt_at
+from tests.actors.runner.test_overlap import mixed_requests, preempt_at
 from tests.engines import tokens_of
 from tests.gpu.engines import gpu_engine, write_tiny_gpu_model
 

@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.device import CpuDevice
-from actors.engine import Engine
-from actors.engine_loop import EngineLoop
-from actors.gpu_device import GpuDevice
-from actors.model_config import load_model_config
-from actors.model_source import resolve_model
+from actors.device.cpu import CpuDevice
+from actors.device.gpu import GpuDevice
+from actors.engine.engine import Engine
+from actors.engine.loop import EngineLoop
+from actors.model_files.config import load_model_config
+from actors.model_files.source import resolve_model
+from actors.model_files.weights import iter_weights
 from actors.models import load_model
-from actors.weights import iter_weights
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.errors import ModelLoadError
-from tests.actors.test_models import all_logits
-from tests.actors.test_overlap import PROMPT, answers, mixed_requests, replay
+from tests.actors.models.test_models import all_logits
+from tests.actors.runner.test_overlap import PROMPT, answers, mixed_requests, replay
 from tests.engines import request, tokens_of
 from tests.gpu.engines import gpu_engine
 

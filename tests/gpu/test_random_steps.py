@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from gpu_ops.host_flag import copy_async
-from tests.actors.test_overlap import answers
+from tests.actors.runner.test_overlap import answers
 from tests.gpu.engines import gpu_engine
 from tests.random_load import (
     LIMIT,

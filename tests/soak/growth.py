@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass, field
 from statistics import median
 
-from deployments.serve_environment import SERVE_ENVIRONMENT
-from deployments.session_logs import MAX_KEPT
+from deployments.start.serve_environment import SERVE_ENVIRONMENT
+from deployments.start.session_logs import MAX_KEPT
 from tests.chaos.residue import MORE_DESCRIPTORS, MORE_THREADS, POOL_THREADS
 
 # Of all looks, so many at the beginning are left out: pools and caches fill.

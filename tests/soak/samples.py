@@ -16,7 +16,7 @@ from ray._private import worker
 from ray._private.state import actors
 from ray.util import placement_group_table
 
-from deployments.private_folder import private_base
+from deployments.start.private_folder import private_base
 from tests.chaos.ingresses import ask_ingresses
 from tests.chaos.processes import TITLES, descendants, state_of
 
@@ -117,7 +117,7 @@ def _ingresses() -> dict[str, float]:
 
 def _held(replica: Any) -> dict[str, int]:
     """Asked inside an ingress."""
-    from deployments.engine_choices import engine_choices
+    from deployments.routing.engine_choices import engine_choices
 
     ingress = replica._replica_impl._user_callable_wrapper._callable
     client = None if ingress is None else ingress._client

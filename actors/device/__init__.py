@@ -1,0 +1,1 @@
+"""Where the engine computes: memory, streams and clocks of the CPU and of a GPU."""

@@ -1,0 +1,114 @@
+"""Where the engine computes. What differs between the CPU and a GPU in loading a model and running a step is here and in
+``actors.device.gpu``; the runner, the decoder and the step's buffers ask their device and know no place themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import paddle
+
+from actors.device.host_tensor import HostBuffer
+from actors.device.stream import CpuStream
+from actors.scheduling.step_plan import StepPlan
+
+
+class CpuTimer:
+    """Stamps of one step, taken by the thread that computes it."""
+
+    def __init__(self) -> None:
+        self.start = self.end = 0.0
+
+    def reset(self) -> None:
+        self.start = 0.0
+
+    def mark_start(self) -> None:
+        self.start = time.perf_counter()
+
+    def mark_end(self) -> None:
+        self.end = time.perf_counter()
+
+    def finish(self) -> None:
+        """The host has seen the step's end."""
+
+
+class CpuDevice:
+    """The processor: float32, a worker thread as the stream, and buffers that the host and the stream share.
+
+    Attributes:
+        is_gpu: ops run on a GPU.
+        dtype: type of weights and KV cache.
+        batch_invariant: ops are asked for results that do not depend on the other rows; on the CPU they never do.
+    """
+
+    is_gpu = False
+    dtype = "float32"
+    batch_invariant = False
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self.place: Any = paddle.CPUPlace()
+        if paddle.is_compiled_with_cuda():
+            paddle.set_device("cpu")
+
+    def make_stream(self) -> Any:
+        """The queue that a runner's work goes to."""
+        return CpuStream()
+
+    def make_timer(self) -> Any:
+        """What takes a step's time on the device."""
+        return CpuTimer()
+
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes of what weights and KV cache are taken from."""
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total, total
+
+    def free_bytes(self) -> int:
+        """As the first of ``memory``, from any thread and cheap enough to ask once a second."""
+        return self.memory()[0]
+
+    def align_clock(self) -> None:
+        """On the stream: from now on ``start`` and ``end`` of a step lie on the host's clock. Here they always do."""
+
+    def free_clock(self) -> None:
+        """Undo ``align_clock``, for as long as nobody compares the two clocks."""
+
+    def tensor(self, array: np.ndarray) -> paddle.Tensor:
+        """A copy of ``array`` that ops compute with; uint16 becomes bfloat16."""
+        return paddle.to_tensor(array, place=self.place)
+
+    def stage(self, array: np.ndarray) -> paddle.Tensor:
+        """A copy of ``array`` that the device reads once; keep it until the device has."""
+        return paddle.to_tensor(array, place=self.place)
+
+    def host_buffer(self, shape: list[int], dtype: str) -> HostBuffer:
+        """Zeros that the host writes and the device reads, or the other way round."""
+        return HostBuffer(shape, dtype)
+
+    def event_cell(self) -> paddle.Tensor:
+        """An int64 [1] cell for ``event_record`` and ``event_wait``."""
+        return HostBuffer([1], "int64").tensor
+
+    def packed_outputs(self, landing: HostBuffer) -> paddle.Tensor:
+        """Where a step packs its outputs before they land: here the landing buffer itself."""
+        return landing.tensor
+
+    def kv_cache(self, shape: list[int]) -> paddle.Tensor:
+        """One layer's keys or values."""
+        return paddle.zeros(shape)
+
+    def copy_of(self, tensor: paddle.Tensor) -> paddle.Tensor:
+        """A tensor of the same values."""
+        return tensor.clone()
+
+    def num_rows(self, plan: StepPlan, counts: paddle.Tensor) -> tuple[int, int]:
+        """(rows, sampling rows) to launch for a plan, given int32 [2] ``counts`` as ``pack_tokens`` wrote it.
+
+        On the CPU the stream may look: a slot that stopped one step ago costs nothing.
+        """
+        rows, samples = counts.numpy().tolist()
+        return rows, samples

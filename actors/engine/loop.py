@@ -1,0 +1,146 @@
+"""The thread that owns an engine: nothing else touches engine state, others put messages into its inbox.
+
+One pass: take the inbox, run one engine step, publish the step's deltas in one call. An idle loop sleeps until a message
+arrives; it first saves what is in flight, so the last output never waits for the next request, and then checks the engine's
+accounting: an engine that leaked is not one to go on with.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from actors.engine.engine import Engine
+from cluster.errors import BiremeError, EngineDeadError
+from cluster.outputs import TokenDelta
+from cluster.request import EngineRequest
+
+logger = logging.getLogger("bireme.engine")
+
+# Idle for this long, the engine is checked; between two requests of one client nobody should wait for that.
+_IDLE_CHECK_DELAY_S = 0.1
+
+
+class EngineLoop:
+    """Runs ``engine`` on its own thread.
+
+    Args:
+        engine: no other thread may touch it once the loop has started.
+        publish: called on the loop's thread with all deltas of a step.
+        on_death: called once, on the loop's thread, when a step failed; the loop is over then.
+    """
+
+    def __init__(
+        self, engine: Engine, publish: Callable[[list[TokenDelta]], None], on_death: Callable[[BaseException], None]
+    ) -> None:
+        self.error: BaseException | None = None
+        self.num_steps = 0
+        self._engine = engine
+        self._publish = publish
+        self._on_death = on_death
+        self._inbox: collections.deque[tuple[Callable[[Engine], Any], Future]] = collections.deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: EngineRequest) -> Future:
+        """Queue a request; the future fails with what ``Engine.add_request`` raises."""
+        return self.call(lambda engine: engine.add_request(request))
+
+    def abort(self, request_id: str, attempt: int) -> Future:
+        """End a request; its last delta (finish reason "abort") is published like any other."""
+
+        def run(engine: Engine) -> None:
+            delta = engine.abort(request_id, attempt)
+            if delta is not None:
+                self._publish([delta])
+
+        return self.call(run)
+
+    def call(self, function: Callable[[Engine], Any]) -> Future:
+        """Run ``function(engine)`` between two steps."""
+        future: Future = Future()
+        with self._wake:
+            if self.error is not None or self._closing:
+                future.set_exception(EngineDeadError(f"the engine is not running: {self.error or 'it was shut down'}"))
+                return future
+            self._inbox.append((function, future))
+            self._wake.notify()
+        return future
+
+    def seconds_in_step(self) -> float:
+        """How long the present step has been running; 0 when idle. A step that never ends is a hang."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def computes_prefill(self) -> bool:
+        """The present step computes prompts, so it may take many times as long as one that only decodes."""
+        return self._engine.computes_prefill
+
+    def close(self) -> None:
+        """End the thread and give the engine's device resources back. Requests still inside are dropped."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._take_inbox():
+                self._busy_since = time.monotonic()
+                deltas = self._engine.step()
+                self._busy_since = None
+                self.num_steps += 1
+                if deltas:
+                    self._publish(deltas)
+                # Requests that arrive while the device computes are in the next plan if it is made late enough.
+                time.sleep(self._engine.seconds_to_wait())
+            self._engine.close()
+        except BaseException as error:
+            logger.exception("the engine loop died")
+            with self._wake:
+                self.error = error
+            self._on_death(error)
+        finally:
+            self._busy_since = None
+            for _, future in self._inbox:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(
+                        EngineDeadError(f"the engine is not running: {self.error or 'it was shut down'}")
+                    )
+            self._inbox.clear()
+
+    def _is_idle_for(self, seconds: float | None) -> bool:
+        """Wait while there is nothing to do, at most so long; True if there still is nothing."""
+        with self._wake:
+            return not self._wake.wait_for(
+                lambda: self._inbox or self._closing or self._engine.has_work(), timeout=seconds
+            )
+
+    def _take_inbox(self) -> bool:
+        """Run what others asked for; wait for it while there is nothing to compute. False when closing."""
+        if self._is_idle_for(_IDLE_CHECK_DELAY_S):
+            self._engine.check_integrity()
+            self._is_idle_for(None)
+        with self._wake:
+            messages, self._inbox = self._inbox, collections.deque()
+            closing = self._closing
+        for function, future in messages:
+            if not future.set_running_or_notify_cancel():
+                continue  # whoever asked has gone
+            try:
+                future.set_result(function(self._engine))
+            except BiremeError as error:
+                future.set_exception(error)
+            except BaseException as error:
+                future.set_exception(EngineDeadError(f"the engine failed: {error!r}"))
+                raise
+        return not closing

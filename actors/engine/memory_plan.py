@@ -1,0 +1,97 @@
+"""Who gets how much of the device's memory: weights, a step's activations, CUDA graphs, and what is left to the KV pool."""
+
+from __future__ import annotations
+
+from actors.model_files.config import ModelConfig
+from actors.model_files.weights import num_weight_elements
+from cluster.config import EngineConfig
+from cluster.errors import ConfigError
+
+DEFAULT_MAX_MODEL_LEN = 8192
+# Memory that the CUDA context's later growth and matmul workspaces take.
+_GPU_RESERVED_BYTES = 2 << 30
+# Paddle keeps what steps of many different sizes left behind. With Llama-3.1-8B's sizes on an H200, beside weights, cache
+# and graphs, 0.9 to 1.3 GiB were gone after steps of at most 2,048 tokens and 2.0 to 2.2 after 8,192, under load with prompts
+# of random length: 1.4 times what the largest step computes, and the CUDA context. Twice that and more is kept.
+_ACTIVATIONS_KEPT = 4
+_LOGITS_ROWS = 64
+# With batch_invariant each row of a prompt keeps a partial result for every part of the longest context: parts have 256
+# positions, or more where there would be more than 128 of them (gpu_ops/csrc/kernels/cuda/attention_decode.cu).
+_INVARIANT_PART, _MOST_PARTS = 256, 128
+
+
+def kv_block_bytes(model: ModelConfig, block_size: int, item_bytes: int) -> int:
+    """Bytes of one block over all layers, keys and values."""
+    return 2 * item_bytes * block_size * model.num_layers * model.num_kv_heads * model.head_dim
+
+
+def gpu_step_bytes(config: EngineConfig, model: ModelConfig, budget: int) -> int:
+    """Bytes of a GPU that are kept for what steps of at most ``budget`` tokens compute, and for the CUDA context's growth."""
+    activations = _ACTIVATIONS_KEPT * 2 * budget * (4 * model.hidden_size + 3 * model.intermediate_size)
+    logits = 3 * 4 * max(config.max_num_seqs, _LOGITS_ROWS) * model.vocab_size
+    return activations + logits + _partials_bytes(config, model, budget) + _GPU_RESERVED_BYTES
+
+
+def _partials_bytes(config: EngineConfig, model: ModelConfig, budget: int) -> int:
+    if not config.batch_invariant:
+        return 0  # a place a sequence, which activations cover
+    parts = min(-(-(config.max_model_len or DEFAULT_MAX_MODEL_LEN) // _INVARIANT_PART), _MOST_PARTS)
+    return 4 * budget * model.num_heads * parts * (model.head_dim + 4)
+
+
+def gpu_pool_bytes(
+    config: EngineConfig, model: ModelConfig, budget: int, free: int, total: int, weights_loaded: bool = False
+) -> int:
+    """Bytes for the KV pool: the share of the GPU that may be used, less what others use, weights, steps and graphs.
+
+    Args:
+        budget: most tokens of a step.
+        free, total: bytes of the GPU now.
+        weights_loaded: ``free`` no longer holds the room for them.
+    Raises:
+        ConfigError: nothing is left.
+    """
+    graphs = 0 if config.enforce_eager else int(config.decode_graph_memory_gb * 2**30)
+    needed = gpu_step_bytes(config, model, budget) + graphs
+    if not weights_loaded:
+        needed += 2 * num_weight_elements(model)
+    pool = int(free - (1 - config.gpu_memory_utilization) * total - needed)
+    if pool <= 0 and config.num_kv_blocks is None:
+        raise ConfigError(
+            f"gpu_memory_utilization is {config.gpu_memory_utilization}: of {total / 2**30:.1f} GiB {free / 2**30:.1f} are "
+            f"free, and model, steps and graphs need {needed / 2**30:.1f}; raise it, lower decode_graph_memory_gb, or take "
+            "a larger GPU or a smaller model",
+            "gpu_memory_utilization",
+        )
+    return pool
+
+
+def size_kv_cache(
+    config: EngineConfig, model_limit: int, block_bytes: int, pool_bytes: int, memory_bytes: int
+) -> tuple[int, int]:
+    """(max_model_len, num_blocks) that fit the settings, the model, the device's memory and each other.
+
+    Raises:
+        ConfigError: the pool exceeds the device's memory, or max_model_len the model's limit or the pool.
+    """
+    num_blocks = config.num_kv_blocks or max(2, pool_bytes // block_bytes)
+    if num_blocks * block_bytes > memory_bytes:
+        raise ConfigError(
+            f"the KV cache would take {num_blocks * block_bytes / 2**30:.1f} GiB and this device has "
+            f"{memory_bytes / 2**30:.1f}; lower kv_cache_memory_gb or num_kv_blocks",
+            "num_kv_blocks" if config.num_kv_blocks else "kv_cache_memory_gb",
+        )
+    capacity = num_blocks * config.block_size
+    if config.max_model_len is None:
+        return min(model_limit, DEFAULT_MAX_MODEL_LEN, capacity), num_blocks
+    if config.max_model_len > model_limit:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, this model allows at most {model_limit}", "max_model_len"
+        )
+    if config.max_model_len > capacity:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but the KV cache holds {capacity} tokens ({num_blocks} blocks of "
+            f"{config.block_size}); lower it, or raise kv_cache_memory_gb (GPU: gpu_memory_utilization) or num_kv_blocks",
+            "max_model_len",
+        )
+    return config.max_model_len, num_blocks

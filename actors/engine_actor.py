@@ -1,0 +1,408 @@
+"""The Ray actor of one rank: owns an engine, takes requests, and streams tokens to every ingress that attached.
+
+Wrapped with ``ray.remote`` by the deployment; plain here, so that a test can drive it in one process. All methods run on
+the actor's asyncio loop and only pass messages to and from the engine loop's thread.
+
+A request is one pending ``generate`` call. Its tokens travel on the subscriber's stream, one message per engine step with
+the tokens of every request of that subscriber; the reply of ``generate`` only says how many there were. A stream that has
+nothing to say carries an empty message twice a second: silence means that this process or its engine hangs. Streams also say how
+much more the engine takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from actors.delta_stream import DeltaStream
+from cluster.config import EngineConfig
+from cluster.errors import EngineDeadError, StaleAttemptError
+from cluster.freeze_gc import settle_heap
+from cluster.logs import show_logs
+from cluster.outputs import (
+    ENGINE_LEAVES,
+    FINISH_ABORT,
+    FINISH_HANDOVER,
+    AttachRequired,
+    EngineInfo,
+    EngineRoom,
+    GenerateReply,
+    NotAdmitted,
+    TokenDelta,
+)
+from cluster.request import EngineRequest
+from cluster.silence_clock import TICK_S, SilenceClock
+
+logger = logging.getLogger("bireme.runner")
+
+# A finished answer is kept this long, so that an ingress whose stream broke can fetch the end of it.
+RETENTION_S = 60.0
+# A step with prefill may take this many times ``hang_timeout_s``: a chunk of prompt is hundreds of tokens of work.
+PREFILL_FACTOR = 10
+# A subscriber that does not come back within this time is gone, and nobody wants its tokens.
+ORPHAN_S = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """A request inside this actor, or one that ended lately."""
+
+    request: EngineRequest
+    done: asyncio.Future
+    deltas: list[TokenDelta] = field(default_factory=list)
+    finished_at: float | None = None
+
+
+class RunnerActor:
+    """One copy of the model as an actor.
+
+    Args:
+        config: settings of the engine.
+        engine_id: name in metrics and logs.
+    """
+
+    def __init__(self, config: EngineConfig, engine_id: str) -> None:
+        show_logs()
+        self._config = config
+        self._engine_id = engine_id
+        self._info: EngineInfo | None = None
+        self._live: dict[tuple[str, int], _Live] = {}
+        self._unfinished: set[tuple[str, int]] = set()
+        self._num_ended = 0
+        self._attempts: dict[str, int] = {}
+        self._streams: dict[str, DeltaStream] = {}
+        self._draining: asyncio.Task | None = None
+        self._drain_until = float("inf")
+        self._idle = asyncio.Event()
+        self._step_clock = SilenceClock()
+        self._watching: asyncio.Task | None = None
+
+    async def start(self) -> EngineInfo:
+        """Build the ops, load the model, run the warm-up requests, start the loop.
+
+        Raises:
+            ModelLoadError, ConfigError, OpBuildError: one message that says what to do.
+        """
+        self._loop = asyncio.get_running_loop()
+        engine = await self._loop.run_in_executor(None, self._load)
+        settle_heap()
+        self._info = engine.info
+        self._engine_loop = _new_loop(engine, self._publish, self._on_death)
+        # First steps after loading are the warm-up's; they ended before the watch begins.
+        self._watching = self._loop.create_task(self._watch())
+        return engine.info
+
+    def _load(self):
+        # Imported here: Ray imports this module wherever the class is known, and only the runner's process needs Paddle.
+        from actors.engine.loading import load_engine
+
+        # A thread that waits for the interpreter lock gets it after this time; steps are tens of milliseconds.
+        sys.setswitchinterval(0.0005)
+        return load_engine(self._config, self._engine_id)
+
+    async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
+        """Run one request to its end. Pending for the whole generation; cancelling it aborts the request.
+
+        The subscriber learns from an empty delta that the request is here: if this process dies, it died with the request.
+
+        Raises:
+            InvalidRequestError, OverloadedError: it was not taken.
+            StaleAttemptError: this attempt or a newer one is here.
+            EngineDeadError: the engine died under it.
+        """
+        assert self._info is not None
+        if self._draining is not None:
+            return NotAdmitted(self._engine_id, "the engine drains")
+        if request.subscriber not in self._streams:
+            return AttachRequired(self._engine_id, None, self._info.fingerprint)
+        key = request.request_id, request.attempt
+        newest = self._attempts.get(request.request_id, -1)
+        if request.attempt < newest:
+            raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is older than attempt {newest}")
+        if newest >= 0 and newest < request.attempt:
+            await self.abort(request.request_id, newest)
+        if key in self._live:
+            raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is already here")
+        live = _Live(request, self._loop.create_future())
+        self._idle.clear()
+        self._live[key] = live
+        self._unfinished.add(key)
+        self._attempts[request.request_id] = request.attempt
+        try:
+            accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
+            self._streams[request.subscriber].put([accepted])
+            submitted = self._engine_loop.submit(request)
+            await asyncio.wrap_future(submitted)
+            return await live.done
+        except asyncio.CancelledError:
+            if submitted.cancel() or submitted.exception() is not None:
+                self._drop(key)  # the engine never had it
+            else:
+                self._engine_loop.abort(*key)
+            raise
+        except BaseException:
+            self._drop(key)
+            raise
+
+    async def abort(self, request_id: str, attempt: int) -> None:
+        """End a request if it is here; its KV blocks are free before the next step."""
+        self._engine_loop.abort(request_id, attempt)
+
+    async def attach(
+        self, subscriber: str, resume: dict[str, int], leased: bool = False
+    ) -> AsyncIterator[list[TokenDelta]]:
+        """Stream the deltas of every request of ``subscriber``, one list per engine step.
+
+        Args:
+            subscriber: name of the ingress. A second attach of the same name replaces the first.
+            resume: request id to the index of the next token wanted, for a stream that broke.
+            leased: the subscriber calls ``renew`` every few seconds; without it the stream ends after ORPHAN_S seconds.
+        """
+        if subscriber in self._streams:
+            self._streams[subscriber].close()
+        stream = DeltaStream(leased)
+        self._streams[subscriber] = stream
+        for live in self._live.values():
+            if live.request.subscriber == subscriber and live.request.request_id in resume:
+                wanted = resume[live.request.request_id]
+                stream.put([d for d in live.deltas if d.index + len(d.token_ids) > wanted or d.finish_reason])
+        try:
+            async for deltas in stream.messages(self._is_well, self._room):
+                yield deltas
+        finally:
+            if self._streams.get(subscriber) is stream:
+                del self._streams[subscriber]
+                self._loop.call_later(ORPHAN_S, self._abort_orphans, subscriber)
+
+    async def renew(self, subscriber: str) -> None:
+        """The subscriber of a leased stream is still there."""
+        stream = self._streams.get(subscriber)
+        if stream is not None and stream.lease is not None:
+            stream.lease.heard()
+
+    async def detach(self, subscriber: str) -> None:
+        """End the subscriber's stream once it is empty."""
+        if subscriber in self._streams:
+            self._streams[subscriber].close()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take no new request, let those that run finish for ``timeout_s`` seconds, and hand the rest over.
+
+        Requests that have not begun are handed over at once. Returns how many were handed over. A second call can only make
+        the time shorter, and waits for the same end.
+        """
+        self._drain_until = min(self._drain_until, time.monotonic() + timeout_s)
+        if self._draining is None:
+            self._draining = self._loop.create_task(self._drain())
+        return await asyncio.shield(self._draining)
+
+    async def _drain(self) -> int:
+        for stream in self._streams.values():
+            stream.put([ENGINE_LEAVES])
+        moved = await self._hand_over(
+            lambda scheduler: [(s.request.request_id, s.request.attempt) for s in scheduler.waiting]
+        )
+        self._note_idle()
+        idle = self._loop.create_task(self._idle.wait())
+        while not idle.done() and time.monotonic() < self._drain_until:
+            await asyncio.wait((idle,), timeout=TICK_S)
+        idle.cancel()
+        moved += await self._hand_over(lambda scheduler: list(scheduler.request_keys()))
+        logger.info("%s drained: %d requests handed over", self._engine_id, moved)
+        return moved
+
+    async def _hand_over(self, choose) -> int:
+        """End the requests whose keys ``choose(scheduler)`` returns, so that their ingress continues them elsewhere."""
+
+        def run(engine) -> int:
+            ended = [engine.abort(*key) for key in choose(engine.scheduler)]
+            deltas = [delta._replace(finish_reason=FINISH_HANDOVER) for delta in ended if delta is not None]
+            self._publish(deltas)
+            return len(deltas)
+
+        return await asyncio.wrap_future(self._engine_loop.call(run))
+
+    async def stats(self) -> dict:
+        """Counters: requests by state, tokens, blocks, steps, preemptions, times; those of the past count from the start.
+        And where the engine computes and what holds the memory there (``Engine.figures``).
+        """
+
+        def read(engine) -> dict:
+            scheduler = engine.scheduler
+            return {
+                "num_requests_waiting": len(scheduler.waiting),
+                "num_requests_running": len(scheduler.running),
+                "num_slots_leaving": len(scheduler.leaving),
+                "num_preemptions": scheduler.num_preemptions,
+                "num_prompt_tokens": scheduler.num_prompt_tokens,
+                "num_cached_prompt_tokens": scheduler.num_cached_prompt_tokens,
+                "num_generated_tokens": scheduler.num_generated_tokens,
+                "num_blocks_available": scheduler.kv_cache.num_available,
+                "num_blocks": scheduler.kv_cache.num_blocks,
+                **engine.figures(),
+            }
+
+        if self._info is None:
+            return {"engine_id": self._engine_id, "state": "loading", "pid": os.getpid()}
+        stats = await asyncio.wrap_future(self._engine_loop.call(read))
+        return {
+            **stats,
+            "engine_id": self._engine_id,
+            "fingerprint": self._info.fingerprint,
+            "state": "draining" if self._draining is not None else "running",
+            "pid": os.getpid(),
+            "num_steps": self._engine_loop.num_steps,
+            "num_subscribers": len(self._streams),
+        }
+
+    async def check_health(self) -> None:
+        """Raise EngineDeadError when the loop died or hangs in a step."""
+        if self._info is None:
+            return
+        if self._engine_loop.error is not None:
+            raise EngineDeadError(f"the engine loop died: {self._engine_loop.error!r}")
+        if not self._is_well():
+            raise EngineDeadError(f"the engine hangs: one step has taken {self._engine_loop.seconds_in_step():.0f} s")
+
+    async def check_integrity(self) -> dict:
+        """Raise if blocks, slots or queues are inconsistent; else the same as ``stats``."""
+        await asyncio.wrap_future(self._engine_loop.call(lambda engine: engine.check_integrity()))
+        return await self.stats()
+
+    async def record_timeline(self, num_steps: int, timeout_s: float) -> bytes:
+        """The next ``num_steps`` steps as a Chrome trace in JSON (``actors.engine.timeline``); fewer if they take longer than that.
+
+        Raises:
+            InvalidRequestError: the number is out of range, or another recording is under way.
+        """
+        timeline = await asyncio.wrap_future(self._engine_loop.call(lambda engine: engine.start_timeline(num_steps)))
+        try:
+            await asyncio.wait((asyncio.wrap_future(timeline.full),), timeout=timeout_s)
+        finally:
+            # On the loop's thread, because it may be adding a step at this moment.
+            stopped = self._engine_loop.call(lambda engine: engine.stop_timeline(timeline))
+        await asyncio.wrap_future(stopped)
+        # 1.5 s for 10,000 steps; the token streams run on this loop.
+        return await asyncio.to_thread(timeline.chrome_trace_json)
+
+    def _is_well(self) -> bool:
+        factor = PREFILL_FACTOR if self._engine_loop.computes_prefill else 1
+        return self._step_clock.silent_s <= self._config.hang_timeout_s * factor
+
+    async def _watch(self) -> None:
+        """End this engine when one step takes longer than it may: whoever waits for it goes elsewhere."""
+        steps = -1
+        while self._is_well():
+            await asyncio.sleep(TICK_S)
+            self._step_clock.tick()
+            self._end_leases()
+            self._forget_old()
+            if self._engine_loop.num_steps != steps or not self._engine_loop.seconds_in_step():
+                steps = self._engine_loop.num_steps
+                self._step_clock.heard()
+        logger.error("%s hangs: one step has taken %.1f s", self._engine_id, self._engine_loop.seconds_in_step())
+        self._fail_all(EngineDeadError("one step took longer than hang_timeout_s allows"))
+
+    async def shutdown(self) -> None:
+        """End streams and the engine loop."""
+        if self._watching is not None:
+            self._watching.cancel()
+        for stream in self._streams.values():
+            stream.close()
+        if self._info is not None:
+            await self._loop.run_in_executor(None, self._engine_loop.close)
+
+    # From the engine loop's thread.
+
+    def _publish(self, deltas: list[TokenDelta]) -> None:
+        self._loop.call_soon_threadsafe(self._deliver, deltas)
+
+    def _on_death(self, error: BaseException) -> None:
+        self._loop.call_soon_threadsafe(self._fail_all, error)
+
+    # On the actor's loop.
+
+    def _deliver(self, deltas: list[TokenDelta]) -> None:
+        by_subscriber: dict[str, list[TokenDelta]] = {}
+        for delta in deltas:
+            live = self._live.get((delta.request_id, delta.attempt))
+            if live is None:
+                continue
+            live.deltas.append(delta)
+            by_subscriber.setdefault(live.request.subscriber, []).append(delta)
+            if delta.finish_reason is not None:
+                live.finished_at = time.monotonic()
+                self._unfinished.discard((delta.request_id, delta.attempt))
+                self._num_ended += 1
+                if not live.done.done():
+                    live.done.set_result(GenerateReply(delta.index + len(delta.token_ids), delta.finish_reason))
+                if delta.finish_reason in (FINISH_ABORT, FINISH_HANDOVER):
+                    self._drop((delta.request_id, delta.attempt))
+                self._note_idle()
+        for subscriber, batch in by_subscriber.items():
+            if subscriber in self._streams:
+                self._streams[subscriber].put(batch)
+
+    def _fail_all(self, error: BaseException) -> None:
+        for live in self._live.values():
+            if not live.done.done():
+                live.done.set_exception(EngineDeadError(f"the engine died: {error!r}"))
+        for stream in self._streams.values():
+            stream.close()
+        self._after_engine_death()
+
+    def _after_engine_death(self) -> None:
+        """For the deployed actor: its process ends, so that whoever waits for it learns at once."""
+
+    def _end_leases(self) -> None:
+        for subscriber, stream in list(self._streams.items()):
+            if stream.lease is not None and stream.lease.tick() > ORPHAN_S:
+                logger.warning("subscriber %s was not heard of for %g s; detached", subscriber, ORPHAN_S)
+                stream.close()
+                del self._streams[subscriber]
+                self._abort_orphans(subscriber)
+
+    def _note_idle(self) -> None:
+        if not self._unfinished:
+            self._idle.set()
+
+    def _room(self) -> EngineRoom:
+        """Counted here rather than in the scheduler, so that what is on its way to it has its place already."""
+        config = self._config
+        free = config.max_num_seqs + config.max_queued_requests - len(self._unfinished)
+        return EngineRoom(free, config.max_queued_requests, self._num_ended)
+
+    def _abort_orphans(self, subscriber: str) -> None:
+        """End the requests of a subscriber that did not come back."""
+        if subscriber in self._streams:
+            return
+        orphans = [
+            k for k, live in self._live.items() if live.request.subscriber == subscriber and not live.finished_at
+        ]
+        for key in orphans:
+            logger.warning("request %s attempt %d: its ingress is gone; aborted", *key)
+            self._engine_loop.abort(*key)
+
+    def _forget_old(self) -> None:
+        """Drop answers that ended long ago; they are in order of age, because dictionaries keep insertion order."""
+        now = time.monotonic()
+        for key in [k for k, live in self._live.items() if live.finished_at and now - live.finished_at > RETENTION_S]:
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, int]) -> None:
+        self._live.pop(key, None)
+        self._unfinished.discard(key)
+        if self._attempts.get(key[0]) == key[1]:
+            del self._attempts[key[0]]
+        self._note_idle()
+
+
+def _new_loop(engine, publish, on_death):
+    from actors.engine.loop import EngineLoop
+
+    return EngineLoop(engine, publish, on_death)

@@ -1,0 +1,228 @@
+"""Hyperparameters of a model, read from config.json or GGUF metadata into one normalised form."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.layers.rope import RopeScaling, normalise_rope_scaling
+from actors.model_files.source import ModelSource
+from cluster.errors import ModelLoadError
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "ernie4_5")
+DTYPES = ("float32", "float16", "bfloat16")
+# Far above any model: what exceeds it is a damaged file, which must not make the loader allocate or loop for ever.
+LARGEST = {
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "num_layers": 2**12,
+    "num_heads": 2**14,
+    "num_kv_heads": 2**14,
+    "head_dim": 2**14,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**31,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A dense decoder: RMSNorm, rotary attention with grouped queries, SwiGLU.
+
+    Attributes:
+        architecture: one of ARCHITECTURES.
+        head_dim: of queries, keys and values alike.
+        max_position_embeddings: longest sequence for which full causal attention is what the model was made for; rope scaling
+            is counted in, and a sliding window narrower than it lowers it.
+        rope_interleaved: the stored q and k weights pair neighbouring dimensions; iter_weights turns them into half-rotation
+            order, so the model itself never sees this.
+        attention_bias, attention_out_bias, mlp_bias: biases on q/k/v, on the output projection, on gate/up/down.
+        qk_norm: RMSNorm over each head of q and k before rotation.
+        eos_token_ids: sorted; every id that ends a generation by default.
+        dtype: in which the weights were published.
+    """
+
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling
+    tie_word_embeddings: bool
+    rope_interleaved: bool = False
+    attention_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    dtype: str = "float32"
+
+    def check(self, where: object) -> ModelConfig:
+        """Return self, or raise ModelLoadError naming the first value that cannot be right."""
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+                raise ModelLoadError(
+                    f"{where}: {name} is {value!r}, it must be an integer from 1 to {largest}.", "model"
+                )
+        if self.num_heads % self.num_kv_heads:
+            raise ModelLoadError(
+                f"{where}: num_heads ({self.num_heads}) is not a multiple of num_kv_heads ({self.num_kv_heads}).",
+                "model",
+            )
+        if self.head_dim % 2:
+            raise ModelLoadError(
+                f"{where}: head_dim is {self.head_dim}, rotary embedding needs an even number.", "model"
+            )
+        if not self.rms_norm_eps > 0 or not self.rope_theta > 1:
+            raise ModelLoadError(
+                f"{where}: rms_norm_eps ({self.rms_norm_eps}) must be above 0 and rope_theta "
+                f"({self.rope_theta}) above 1.",
+                "model",
+            )
+        outside = [token for token in self.eos_token_ids if not 0 <= token < self.vocab_size]
+        if outside:
+            raise ModelLoadError(
+                f"{where}: eos_token_id {outside[0]} is not below vocab_size ({self.vocab_size}).", "model"
+            )
+        return self
+
+
+def load_model_config(source: ModelSource) -> ModelConfig:
+    """Read and check the configuration of ``source``.
+
+    Raises:
+        ModelLoadError: missing or damaged configuration, unknown architecture, or a feature that is not supported.
+    """
+    where = source.path if source.is_gguf else source.path / "config.json"
+    try:
+        if source.is_gguf:
+            from actors.model_files.gguf_config import config_from_gguf
+
+            return config_from_gguf(source.path).check(where)
+        return config_from_json(read_json(where), _generation_config(source.path), where).check(where)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ModelLoadError(
+            f"{where} holds a value of the wrong type ({error}): use the file that belongs to the model.", "model"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or raise ModelLoadError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelLoadError(
+            f"cannot read {path}: {error.strerror}. A model directory needs this file.", "model"
+        ) from error
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is not valid JSON ({error}): download or copy it again.", "model") from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path} holds no JSON object: download or copy it again.", "model")
+    return content
+
+
+def refuse_architecture(name: object, where: object) -> ModelLoadError:
+    """The error for a model type that the engine does not compute."""
+    return ModelLoadError(
+        f"{where}: architecture {name!r} is not supported; supported: {', '.join(ARCHITECTURES)}.", "model"
+    )
+
+
+def token_ids(value: Any) -> set[int]:
+    """Return the ids in a field that may be absent, a number or a list of numbers."""
+    values = value if isinstance(value, list) else [value]
+    return {token for token in values if isinstance(token, int) and not isinstance(token, bool)}
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def config_from_json(raw: dict[str, Any], generation: dict[str, Any], where: object) -> ModelConfig:
+    """Normalise a Hugging Face configuration.
+
+    Args:
+        raw: content of config.json, of any age: rope settings are taken from rope_parameters, rope_scaling and rope_theta.
+        generation: content of generation_config.json, or {}.
+        where: for error messages.
+    """
+    arch = raw.get("model_type")
+    if arch not in ARCHITECTURES:
+        raise refuse_architecture(arch, where)
+    _refuse_unsupported(raw, where)
+
+    def required(name: str) -> Any:
+        if raw.get(name) is None:
+            raise ModelLoadError(f"{where} lacks {name}: use the config.json that belongs to the model.", "model")
+        return raw[name]
+
+    hidden, heads = required("hidden_size"), required("num_attention_heads")
+    if not isinstance(heads, int) or heads < 1 or not isinstance(hidden, int):
+        raise ModelLoadError(
+            f"{where}: hidden_size ({hidden!r}) and num_attention_heads ({heads!r}) must be positive integers.", "model"
+        )
+    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    default_theta = 500_000.0 if arch == "ernie4_5" else 10_000.0
+    # Mistral's published code has no biases, whatever its configuration says.
+    bias = bool(raw.get("use_bias" if arch == "ernie4_5" else "attention_bias", False)) and arch != "mistral"
+    max_positions = raw.get("max_position_embeddings", 2048)
+    scaling, max_positions = normalise_rope_scaling(rope, max_positions, where)
+    bos = raw.get("bos_token_id", generation.get("bos_token_id"))
+    dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
+    return ModelConfig(
+        architecture=arch,
+        hidden_size=hidden,
+        intermediate_size=required("intermediate_size"),
+        num_layers=required("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or (128 if arch in ("qwen3", "ernie4_5") else hidden // heads),
+        vocab_size=required("vocab_size"),
+        max_position_embeddings=_within_window(raw, arch, max_positions),
+        rms_norm_eps=float(raw.get("rms_norm_eps") or (1e-5 if arch == "ernie4_5" else 1e-6)),
+        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or default_theta),
+        rope_scaling=scaling,
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", arch == "ernie4_5")),
+        rope_interleaved=arch == "ernie4_5",
+        attention_bias=arch == "qwen2" or bias,
+        attention_out_bias=bias and arch in ("llama", "ernie4_5", "qwen3"),
+        mlp_bias=bias if arch == "ernie4_5" else bool(raw.get("mlp_bias", False)) and arch == "llama",
+        qk_norm=arch == "qwen3",
+        eos_token_ids=tuple(sorted(token_ids(raw.get("eos_token_id")) | token_ids(generation.get("eos_token_id")))),
+        bos_token_id=bos if isinstance(bos, int) else None,
+        dtype=dtype if dtype in DTYPES else "float32",
+    )
+
+
+def _refuse_unsupported(raw: dict[str, Any], where: object) -> None:
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise ModelLoadError(
+            f"{where}: quantization_config ({method}) is not supported for safetensors: use the unquantised "
+            "model or a GGUF file.",
+            "model",
+        )
+    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise ModelLoadError(f"{where}: hidden_act is {raw['hidden_act']!r}; supported: silu.", "model")
+    factor = (raw.get("rope_parameters") or {}).get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if factor not in (None, 1, 1.0):
+        raise ModelLoadError(f"{where}: partial_rotary_factor is {factor}; supported: 1.", "model")
+    if raw.get("pretraining_tp", 1) not in (None, 0, 1):
+        raise ModelLoadError(f"{where}: pretraining_tp is {raw['pretraining_tp']}; supported: 1.", "model")
+
+
+def _within_window(raw: dict[str, Any], arch: str, max_positions: int) -> int:
+    """Attention within the window is full attention, so a sequence that never outgrows it needs no window."""
+    uses_window = arch == "mistral" or (arch in ("qwen2", "qwen3") and raw.get("use_sliding_window", False))
+    window = raw.get("sliding_window") if uses_window else None
+    return min(max_positions, window) if window else max_positions

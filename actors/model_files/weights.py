@@ -1,0 +1,141 @@
+"""Weights of a model as NumPy arrays under Hugging Face names, whatever file they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from actors.model_files.config import ModelConfig
+from actors.model_files.dummy import dummy_tensor
+from actors.model_files.file_hash import content_id
+from actors.model_files.gguf_file import read_gguf
+from actors.model_files.gguf_tensors import read_tensor
+from actors.model_files.layout import expected_tensors, gguf_name, rotated_heads, to_half_rotation
+from actors.model_files.number_types import convert
+from actors.model_files.safetensors import ITEM_BYTES, SafeTensor, read_header
+from actors.model_files.source import ModelSource
+from cluster.errors import ModelLoadError
+
+DTYPES = ("float32", "float16", "bfloat16")
+Loader = Callable[[], np.ndarray]
+# A GPU is fed faster than one core reads and converts; more tensors at once would only cost memory.
+_MAX_WORKERS = 8
+
+
+def iter_weights(source: ModelSource, config: ModelConfig, dtype: str = "float32") -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (Hugging Face name, tensor) for every tensor of the model; float32 ones one in memory at a time.
+
+    Names and shapes are checked before the first tensor is read. Rows of q and k are always in half-rotation order.
+
+    Args:
+        dtype: one of DTYPES; bfloat16 comes as uint16 bit patterns (rounded to nearest even), NumPy having no such type.
+    Raises:
+        ModelLoadError: a tensor is missing, misshapen or of an unsupported type; the message names it.
+    """
+    if str(dtype) not in DTYPES:
+        raise ModelLoadError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}", "dtype")
+    loaders = _loaders(source, config, str(dtype))
+    if dtype == "float32":
+        return ((name, loader()) for name, loader in loaders)
+    return _in_parallel(loaders)
+
+
+def num_weight_elements(config: ModelConfig) -> int:
+    """Return how many numbers the model's weights are."""
+    return sum(math.prod(shape) for shape in expected_tensors(config).values())
+
+
+def weights_fingerprint(source: ModelSource) -> str:
+    """Return 32 hex digits that are equal on every machine where the same model would compute the same thing.
+
+    Covers the weight files' content (see file_hash.content_id) and config.json; for dummy weights, configuration and seed.
+    """
+    digest = hashlib.sha256(f"{'dummy' if source.kind == 'dummy' else 'stored'}\0{source.seed}".encode())
+    if source.is_gguf and source.kind == "dummy":
+        digest.update(content_id(source.path).encode())
+    elif not source.is_gguf:
+        digest.update(content_id(source.path / "config.json").encode())
+    for file in source.weight_files():
+        digest.update(b"\0" + content_id(file).encode())
+    return digest.hexdigest()[:32]
+
+
+def _in_parallel(loaders: list[tuple[str, Loader]]) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors in order, a few of them read and converted ahead."""
+    workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+    ahead: deque = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for name, loader in loaders:
+            ahead.append((name, pool.submit(loader)))
+            if len(ahead) > workers:
+                name, tensor = ahead.popleft()
+                yield name, tensor.result()
+        for name, tensor in ahead:
+            yield name, tensor.result()
+
+
+def _loaders(source: ModelSource, config: ModelConfig, dtype: str) -> list[tuple[str, Loader]]:
+    expected = expected_tensors(config)
+    if source.kind == "dummy":
+        return [(name, partial(dummy_tensor, name, shape, source.seed, dtype)) for name, shape in expected.items()]
+    find = _find_in_gguf(source) if source.kind == "gguf" else _find_in_safetensors(source)
+    loaders: list[tuple[str, Loader]] = []
+    for name, shape in expected.items():
+        found, loader = find(name)
+        if found != shape:
+            raise ModelLoadError(
+                f"{source.path}: tensor {name} has shape {list(found)}, the configuration wants {list(shape)}: "
+                "weights and configuration do not belong together.",
+                "model",
+            )
+        heads = rotated_heads(name, config) if config.rope_interleaved else 0
+        loaders.append((name, partial(_stored_tensor, loader, heads, dtype)))
+    return loaders
+
+
+def _find_in_gguf(source: ModelSource) -> Callable[[str], tuple[tuple[int, ...], Loader]]:
+    file = read_gguf(source.path)
+
+    def find(name: str) -> tuple[tuple[int, ...], Loader]:
+        tensor = file.tensors.get(gguf_name(name))
+        if tensor is None:
+            raise _missing(source, f"{gguf_name(name)} ({name})")
+        return tensor.shape, partial(read_tensor, file, tensor)
+
+    return find
+
+
+def _find_in_safetensors(source: ModelSource) -> Callable[[str], tuple[tuple[int, ...], Loader]]:
+    table: dict[str, SafeTensor] = {}
+    for path in source.weight_files():
+        table.update(read_header(path))
+
+    def find(name: str) -> tuple[tuple[int, ...], Loader]:
+        tensor = table.get(name) or table.get(name.removeprefix("model."))  # base models are saved without the prefix
+        if tensor is None:
+            raise _missing(source, name)
+        if tensor.dtype not in ITEM_BYTES:
+            raise ModelLoadError(
+                f"{tensor.path}: tensor {name} has dtype {tensor.dtype}; supported: {', '.join(ITEM_BYTES)}.", "model"
+            )
+        return tensor.shape, tensor.read
+
+    return find
+
+
+def _missing(source: ModelSource, name: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"{source.path} has no tensor {name}: the file is incomplete or of another architecture than it says.", "model"
+    )
+
+
+def _stored_tensor(loader: Loader, heads: int, dtype: str) -> np.ndarray:
+    tensor = loader()
+    return convert(to_half_rotation(tensor, heads) if heads else tensor, dtype)

@@ -1,0 +1,1 @@
+"""The model runner: launches steps on the device and saves what they made."""

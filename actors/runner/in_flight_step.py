@@ -1,0 +1,123 @@
+"""One step's own object: what goes to the device, what comes back, and the event between them.
+
+Two exist and alternate. Everything that saving a step reads lives here, because the next step has already changed the
+runner's live state by then; everything that the device reads of a launched step lives here too, and is written again
+only after the step has been saved.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import paddle
+
+from actors.device.cpu import CpuDevice
+from actors.device.host_tensor import fill_with_poison, host_view
+from actors.runner.slot_insert import pack_inserts
+from actors.scheduling.step_plan import StepPlan
+from cluster.outputs import TokenLogprobs
+from cluster.sampling_params import MAX_LOGPROBS
+from gpu_ops.host_flag import copy_async, event_record, event_wait
+from gpu_ops.step_result import landing_size
+
+
+class StepOutput:
+    """Buffers of one step in flight.
+
+    Attributes:
+        plan: the step, or None while the object is free.
+        num_tokens: tokens of the step, kept after it was saved.
+        scheduled, cleared: int32 [B] staging buffers.
+        block_updates, insert_ints, insert_floats, insert_tokens: staging tensors of this step's own size.
+        packed: int64 block that the device packs its results into.
+        landing: where the host reads them; the same memory on the CPU.
+        prompt_logprobs: slot to scored prompt positions, filled by the device stream.
+        error: what went wrong on the device stream; raised when the step is saved.
+        staged_from, launched_at, enqueued_at, waited_from, waited_at, saved_at: ``time.perf_counter`` stamps of the host,
+            in seconds.
+        timer: the device's own stamps.
+    """
+
+    def __init__(self, max_num_seqs: int, device: CpuDevice) -> None:
+        self._device = device
+        self.plan: StepPlan | None = None
+        self.num_tokens = 0
+        self.scheduled = device.host_buffer([max_num_seqs], "int32")
+        self.cleared = device.host_buffer([max_num_seqs], "int32")
+        self.landing = device.host_buffer([landing_size(max_num_seqs, MAX_LOGPROBS)], "int64")
+        self.packed = device.packed_outputs(self.landing)
+        self._no_updates = paddle.to_tensor(np.zeros((0, 3), np.int32), place=paddle.CPUPlace())
+        self.block_updates = self._no_updates
+        self._staged: list[paddle.Tensor] = []
+        self.insert_ints: paddle.Tensor
+        self.insert_floats: paddle.Tensor
+        self.insert_tokens: paddle.Tensor
+        self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        self.error: BaseException | None = None
+        self.staged_from = self.launched_at = self.enqueued_at = 0.0
+        self.waited_from = self.waited_at = self.saved_at = 0.0
+        self.timer = device.make_timer()
+        self._event = device.event_cell()
+        self._ticket = 0
+
+    def begin(self, plan: StepPlan, eos_token_ids: tuple[int, ...]) -> None:
+        """Take a plan and stage what the device needs of it."""
+        if self.plan is not None:
+            raise RuntimeError(f"step {self.plan.step} has not been saved yet")
+        self.staged_from = time.perf_counter()
+        self.plan = plan
+        self.num_tokens = plan.num_tokens
+        self.timer.reset()
+        self.prompt_logprobs = {}
+        self.error = None
+        self._ticket += 1
+        self.scheduled.array[:] = 0
+        self.cleared.array[:] = 0
+        for slot, count in plan.scheduled.items():
+            self.scheduled.array[slot] = count
+        self.cleared.array[plan.preempted] = 1
+        self.block_updates = self._no_updates
+        self._staged = []
+        if plan.block_updates:
+            self.block_updates = self._device.stage(np.asarray(plan.block_updates, dtype=np.int32))
+            self._staged.append(self.block_updates)
+        if plan.inserts:
+            staged = pack_inserts(plan.inserts, eos_token_ids)
+            self.insert_ints, self.insert_floats, self.insert_tokens = map(self._device.stage, staged)
+            self._staged += self.insert_ints, self.insert_floats, self.insert_tokens
+
+    @property
+    def device_start(self) -> float:
+        """When the device began, in seconds of ``time.perf_counter``; 0 while that is not known."""
+        return self.timer.start
+
+    @property
+    def device_end(self) -> float:
+        """When the device was done with it."""
+        return self.timer.end
+
+    def record(self) -> None:
+        """On the device stream: everything of this step is packed, and once the event comes it has landed."""
+        self.timer.mark_end()
+        if self.packed is not self.landing.tensor:
+            copy_async(self.landing.tensor, self.packed)
+        event_record(self._event, self._ticket)
+
+    def release(self, poison: bool) -> None:
+        """The step was saved or dropped: its buffers belong to the next one. ``poison`` makes a late reader notice."""
+        self.plan = None
+        if poison:
+            for buffer in (self.scheduled, self.cleared, self.landing):
+                fill_with_poison(buffer.array)
+            for tensor in self._staged:
+                fill_with_poison(host_view(tensor))
+
+    def wait(self) -> None:
+        """On the host: block until ``record`` ran, without the interpreter lock. Raises what the device stream raised."""
+        self.waited_from = time.perf_counter()
+        event_wait(self._event, self._ticket)
+        self.timer.finish()
+        self.waited_at = time.perf_counter()
+        if self.error is not None:
+            raise self.error

@@ -1,0 +1,330 @@
+"""One GPU's (or the CPU's) model runner: three stages a step, in order or overlapped.
+
+| stage | runs on | does |
+|---|---|---|
+| ``_preprocess_and_execute_model(N)`` | device stream | staged writes, packing of the step's tokens, forward |
+| ``_postprocess(N)`` | device stream | last-token gather, head, penalties, sampling, stops, ``update_inputs``, packing, event |
+| ``_save_output(N)`` | host | waits for the event, emits one output per slot, then resets ``preempted_idx`` |
+
+``execute_model`` runs them in order. ``execute_model_overlap`` launches N before it saves N-1, so that what the host does
+for N-1 (emitting, planning N+1) runs while the device computes N. Given the same plans, both give the same bits.
+Concept: FastDeploy's overlapped model runner; here every step in flight has its own output object.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import paddle
+
+from actors.device.host_tensor import HostBuffer
+from actors.models.decoder import BatchRows, Decoder
+from actors.runner.decode_graphs import DecodeGraphs, decode_buckets
+from actors.runner.in_flight_step import StepOutput
+from actors.scheduling.step_plan import PromptLogprobs, SlotOutput, StepPlan, StepResult
+from cluster.cache import Progress
+from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, TokenLogprobs
+from gpu_ops import sampling, state
+from gpu_ops.host_flag import get_stop, set_stop
+from gpu_ops.share_inputs import allocate_share_inputs
+from gpu_ops.step_result import StepResult as PackedResult
+from gpu_ops.step_result import StopReason, unpack_outputs
+
+# Rows of all-position logits computed at once: 64 rows of a 150,000-token vocabulary are 38 MB.
+_LOGITS_ROWS = 64
+
+
+class ModelRunner:
+    """Device state, KV cache and model of one rank; driven by plans, knows nothing of requests' lives.
+
+    Args:
+        model: weights and forward pass.
+        max_num_seqs: slots.
+        max_model_len: longest prompt plus output.
+        max_num_batched_tokens: most tokens in a step.
+        num_blocks, block_size: KV cache.
+        eos_token_ids: the model's end-of-sequence tokens.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        max_num_batched_tokens: int,
+        num_blocks: int,
+        block_size: int,
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
+        self.model = model
+        self.eos_token_ids = eos_token_ids
+        self.device = device = model.device
+        self.stream = device.make_stream()
+        self.max_num_seqs = max_num_seqs
+        self.share_inputs = allocate_share_inputs(max_num_seqs, max_model_len, block_size, device.place)
+        self.kv_cache = model.allocate_kv_cache(num_blocks, block_size)
+        self.ids_remove_padding = device.tensor(np.zeros(max_num_batched_tokens, np.int64))
+        self.positions = device.tensor(np.zeros(max_num_batched_tokens, np.int32))
+        self.batch_id_per_token = device.tensor(np.zeros(max_num_batched_tokens, np.int32))
+        self.cu_seqlens_q = device.tensor(np.zeros(max_num_seqs + 1, np.int32))
+        self.sample_rows = device.tensor(np.zeros(max_num_seqs, np.int32))
+        self.sample_slots = device.tensor(np.zeros(max_num_seqs, np.int32))
+        self.counts = device.tensor(np.zeros(2, np.int32))
+        self.no_tokens = paddle.to_tensor(np.zeros(0, np.int64), place=paddle.CPUPlace())
+        # The step that carries a slot's PREEMPTED marker. A number, not a flag: the previous step's real token may still
+        # be in flight when the marker is set.
+        self.preempted_idx = np.full(max_num_seqs, -1, np.int64)
+        # Host intent and device report are two cells: a report in flight must not overwrite the intent.
+        self.has_launched = HostBuffer([1], "bool")
+        self._free_outputs = [StepOutput(max_num_seqs, device), StepOutput(max_num_seqs, device)]
+        self._in_flight: list[StepOutput] = []
+        self._hidden: paddle.Tensor | None = None
+        self.decode_graphs: DecodeGraphs | None = None
+        self.last_saved: StepOutput | None = None
+        # For tests: what a step left in its host buffers is destroyed when the step gives them back.
+        self.poison_released = False
+
+    def capture_decode_graphs(self, progress: Progress | None, max_bytes: int) -> None:
+        """On a GPU, before the first step: replay captured graphs, of at most ``max_bytes``, in steps that only decode."""
+        self.stream.run(lambda: self._capture(progress, max_bytes))
+
+    # The two ways to run a step.
+
+    def execute_model(self, plan: StepPlan) -> StepResult:
+        """Run one step and save it: the plain twin of ``execute_model_overlap``."""
+        self._launch(plan)
+        return self._save_output(self._in_flight[0])
+
+    def execute_model_overlap(self, plan: StepPlan | None) -> StepResult | None:
+        """Launch ``plan``, then save the step before it. None flushes: the last output does not wait for new work."""
+        previous = self._in_flight[0] if self._in_flight else None
+        if plan is not None:
+            self._launch(plan)
+        return None if previous is None else self._save_output(previous)
+
+    def is_idle(self) -> bool:
+        """No step in flight, and the device's last report says that no slot runs."""
+        return not get_stop(self.has_launched.tensor) and not get_stop(self.share_inputs.not_need_stop)
+
+    def has_in_flight(self) -> bool:
+        return bool(self._in_flight)
+
+    @property
+    def step_in_flight(self) -> StepOutput | None:
+        """The step that was launched and not saved; None if there is none."""
+        return self._in_flight[0] if self._in_flight else None
+
+    def discard_in_flight(self) -> None:
+        """Drop outputs and events of steps in flight (teardown, weight reload), once the device is done with them."""
+        self.stream.synchronize()
+        while self._in_flight:
+            self._release(self._in_flight[0])
+        self.preempted_idx[:] = -1
+
+    def close(self) -> None:
+        self.discard_in_flight()
+        self.stream.close()
+
+    def align_clocks(self) -> None:
+        """Let the next steps' device times lie on the host's clock; waits for the device."""
+        self.stream.run(self.device.align_clock)
+        self.stream.synchronize()
+
+    def _launch(self, plan: StepPlan) -> None:
+        out = self._free_outputs.pop()
+        out.begin(plan, self.eos_token_ids)
+        set_stop(self.has_launched.tensor, True)
+        self.preempted_idx[plan.preempted] = plan.step
+        self._in_flight.append(out)
+        out.launched_at = time.perf_counter()
+        self.stream.run(lambda: self._run_on_device(out))
+        out.enqueued_at = time.perf_counter()
+
+    def _run_on_device(self, out: StepOutput) -> None:
+        out.timer.mark_start()
+        try:
+            num_rows, num_samples = self._preprocess_and_execute_model(out)
+            self._postprocess(out, num_rows, num_samples)
+        except BaseException as error:  # reported by the host when it saves the step
+            out.error = error
+        out.record()
+
+    # Stage 1: device stream.
+
+    def _preprocess_and_execute_model(self, out: StepOutput) -> tuple[int, int]:
+        share, plan = self.share_inputs, out.plan
+        assert plan is not None
+        if plan.inserts:
+            state.insert_requests(share, out.insert_ints, out.insert_floats, out.insert_tokens)
+        state.apply_step(share, out.scheduled.tensor, out.cleared.tensor, out.block_updates)
+        if not plan.scheduled:
+            return 0, 0
+        if (bucket := self._bucket(plan)) is not None:
+            self._hidden = self.decode_graphs.forward(bucket)  # type: ignore[union-attr]
+            return bucket, bucket
+        self._pack_tokens()
+        num_rows, num_samples = self.device.num_rows(plan, self.counts)
+        if num_rows:
+            rows = self._batch_rows(num_rows)
+            if plan.has_prefill:
+                # Every block of a GPU's attention looks through the slots for its rows: none behind the last that has any.
+                num_slots = max(plan.scheduled) + 1
+                rows = rows._replace(
+                    block_tables=rows.block_tables[:num_slots],
+                    cu_seqlens_q=self.cu_seqlens_q[: num_slots + 1],
+                    max_rows_per_slot=max(plan.scheduled.values()),
+                )
+            self._hidden = self.model.forward(rows, self.kv_cache)
+        return num_rows, num_samples
+
+    def _bucket(self, plan: StepPlan) -> int | None:
+        """The decode graphs that serve a step; None where it runs op by op."""
+        if self.decode_graphs is None or not plan.scheduled or plan.has_prefill:
+            return None
+        return self.decode_graphs.bucket(plan.num_tokens)
+
+    def _pack_tokens(self) -> None:
+        state.pack_tokens(
+            self.share_inputs,
+            self.ids_remove_padding,
+            self.positions,
+            self.batch_id_per_token,
+            self.cu_seqlens_q,
+            self.sample_rows,
+            self.sample_slots,
+            self.counts,
+        )
+
+    def _batch_rows(self, num_rows: int) -> BatchRows:
+        return BatchRows(
+            self.ids_remove_padding[:num_rows],
+            self.positions[:num_rows],
+            self.batch_id_per_token[:num_rows],
+            self.share_inputs.block_tables,
+        )
+
+    # Stage 2: device stream.
+
+    def _postprocess(self, out: StepOutput, num_rows: int, num_samples: int) -> None:
+        share, plan = self.share_inputs, out.plan
+        assert plan is not None
+        is_plain = plan.num_logprobs < 0 and not plan.needs_penalties and not plan.prompt_logprobs
+        if is_plain and self._bucket(plan) is not None:
+            self.decode_graphs.postprocess(num_rows)  # type: ignore[union-attr]
+            return
+        tokens, logprobs = self.no_tokens, None
+        if num_samples:
+            last = sampling.gather_last_tokens(self._hidden, self.sample_rows[:num_samples])
+            logits = self.model.compute_logits(last)
+            wants_logprobs = plan.num_logprobs >= 0
+            raw_logits = self.device.copy_of(logits) if wants_logprobs and plan.needs_penalties else logits
+            if plan.needs_penalties:
+                sampling.apply_penalties(logits, share, self.sample_slots)
+            tokens = sampling.sample(logits, share, self.sample_slots)
+            if wants_logprobs:
+                logprobs = sampling.token_logprobs(raw_logits, tokens, plan.num_logprobs)
+        for wanted in plan.prompt_logprobs:
+            out.prompt_logprobs[wanted.slot] = self._score_prompt(wanted)
+        state.detect_stop(share, tokens, self.sample_slots)
+        state.update_inputs(share, tokens, self.sample_slots)
+        if logprobs is None:
+            state.pack_outputs(share, out.packed)
+        else:
+            state.pack_outputs(share, out.packed, self.sample_slots, *logprobs)
+
+    def _score_prompt(self, wanted: PromptLogprobs) -> list[TokenLogprobs]:
+        """Log-probabilities of prompt tokens from all-position logits, a bounded number of rows at a time."""
+        # On a GPU this waits for the device, as reading the scores does: rare requests pay for it.
+        hidden, first = self._hidden, int(self.cu_seqlens_q.numpy()[wanted.slot])
+        assert hidden is not None
+        scored: list[TokenLogprobs] = []
+        for start in range(0, len(wanted.targets), _LOGITS_ROWS):
+            targets = self.device.tensor(np.asarray(wanted.targets[start : start + _LOGITS_ROWS], np.int64))
+            row = first + start
+            logits = self.model.compute_logits(hidden[row : row + targets.shape[0]])
+            ids, values, ranks = (t.numpy() for t in sampling.token_logprobs(logits, targets, wanted.num_logprobs))
+            scored += [
+                TokenLogprobs(float(v[0]), int(r), i[1:].tolist(), v[1:].tolist())
+                for i, v, r in zip(ids, values, ranks, strict=True)
+            ]
+        return scored
+
+    def _capture(self, progress: Progress | None, max_bytes: int) -> None:
+        """With every slot empty, what runs before a capture computes surplus rows alone and changes nothing."""
+        share, packed = self.share_inputs, self._free_outputs[0].packed
+        buckets = decode_buckets(self.max_num_seqs)
+        rows = {bucket: self._batch_rows(bucket) for bucket in buckets}
+        sample_rows = {bucket: self.sample_rows[:bucket] for bucket in buckets}
+
+        def forward(bucket: int) -> paddle.Tensor:
+            self._pack_tokens()
+            return self.model.forward(rows[bucket], self.kv_cache)
+
+        def postprocess(bucket: int, hidden: paddle.Tensor) -> None:
+            logits = self.model.compute_logits(sampling.gather_last_tokens(hidden, sample_rows[bucket]))
+            tokens = sampling.sample(logits, share, self.sample_slots)
+            state.detect_stop(share, tokens, self.sample_slots)
+            state.update_inputs(share, tokens, self.sample_slots)
+            state.pack_outputs(share, packed)
+
+        self.decode_graphs = DecodeGraphs(buckets, forward, postprocess, self.device.free_bytes, max_bytes, progress)
+
+    # Stage 3: host.
+
+    def _save_output(self, out: StepOutput) -> StepResult:
+        out.wait()
+        plan = out.plan
+        assert plan is not None
+        packed = unpack_outputs(out.landing.array)
+        outputs = []
+        for slot, request_id in plan.request_ids.items():
+            if self.preempted_idx[slot] == plan.step:
+                outputs.append(SlotOutput(slot, request_id, PREEMPTED))
+            else:
+                outputs.append(_slot_output(slot, request_id, packed, out))
+        # Only now: a marker that is cleared before it was emitted leaves its request waiting for ever.
+        self.preempted_idx[self.preempted_idx == plan.step] = -1
+        out.saved_at = time.perf_counter()
+        self._release(out)
+        self.last_saved = out
+        return StepResult(plan.step, outputs)
+
+    def _release(self, out: StepOutput) -> None:
+        self._in_flight.remove(out)
+        out.release(self.poison_released)
+        self._free_outputs.append(out)
+        if not self._in_flight:
+            set_stop(self.has_launched.tensor, False)
+
+
+def _slot_output(slot: int, request_id: str, packed: PackedResult, out: StepOutput) -> SlotOutput:
+    prompt_logprobs = out.prompt_logprobs.get(slot)
+    if packed.num_sampled[slot] == 0:
+        return SlotOutput(slot, request_id, NO_TOKEN, prompt_logprobs=prompt_logprobs)
+    reason = int(packed.stop_reason[slot])
+    finish_reason = None
+    if reason != StopReason.NONE:
+        finish_reason = FINISH_LENGTH if reason == StopReason.LENGTH else FINISH_STOP
+    matched = int(packed.matched_stop[slot]) if finish_reason == FINISH_STOP else None
+    logprobs = None
+    if packed.logprobs is not None and packed.logprobs.counts[slot] >= 0:
+        count = int(packed.logprobs.counts[slot])
+        ids, values = packed.logprobs.ids[slot], packed.logprobs.logprobs[slot]
+        logprobs = TokenLogprobs(
+            float(values[0]),
+            int(packed.logprobs.ranks[slot]),
+            ids[1 : count + 1].tolist(),
+            values[1 : count + 1].tolist(),
+        )
+    return SlotOutput(
+        slot,
+        request_id,
+        int(packed.tokens[slot]),
+        finish_reason,
+        matched,
+        reason == StopReason.STOP_SEQUENCE,
+        logprobs,
+        prompt_logprobs,
+    )

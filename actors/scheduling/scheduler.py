@@ -1,0 +1,454 @@
+"""Continuous batching: which sequence computes how many tokens in the next step, and who gives way when blocks run out.
+
+Plain Python over integers. ``schedule`` makes a plan before the previous step's tokens are known: it counts them as in
+flight and lets the device decide about stops. ``update`` takes the saved results in the order in which plans were made.
+
+Policy: decoding sequences first (one token each), then prompts, which divide the rest of the step (``prompt_shares``). Waiting
+requests are admitted by priority, then answers in the middle (preempted, or begun on another engine) before those to begin,
+then tenants in turn, then arrival (``WaitingQueue``); of every few admissions one goes to the request that has waited longest,
+whatever its priority. A victim is taken from decoding sequences, then from prefilling ones; the last in that order, but never
+the oldest one, so somebody always finishes. A request gets the blocks of its whole prefill when it is admitted, and only if
+every running sequence could still take one more: admission cannot thrash.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable
+
+from actors.scheduling.kv_cache import KVCache
+from actors.scheduling.prompt_shares import Prompt, has_tokens_for, prompt_shares
+from actors.scheduling.sequence import Sequence
+from actors.scheduling.step_plan import PromptLogprobs, SlotInsert, SlotOutput, StepPlan, StepResult
+from actors.scheduling.waiting_queue import WaitingQueue
+from cluster.errors import InvalidRequestError, OverloadedError
+from cluster.outputs import FINISH_ABORT, NO_TOKEN, PREEMPTED, TokenDelta
+from cluster.request import EngineRequest, RequestState
+
+_State = RequestState
+
+
+class SchedulerError(RuntimeError):
+    """The scheduler and the device disagree: a bug, never a client's fault."""
+
+
+class Scheduler:
+    """Owner of sequences, slots and the block accounting of one engine.
+
+    Args:
+        kv_cache: the block pool.
+        max_num_seqs: slots.
+        max_num_batched_tokens: token budget of a step, at least ``max_num_seqs``.
+        max_model_len: longest prompt plus output; the pool must hold one such sequence.
+        max_queued_requests: requests that may wait; the next one is refused.
+        oldest_first_every: of so many admissions one goes to the oldest waiting request.
+        max_queue_share: of the waiting requests, those of one tenant; the next one of it is refused.
+    """
+
+    def __init__(
+        self,
+        kv_cache: KVCache,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        max_queued_requests: int = 1_000_000,
+        oldest_first_every: int = 8,
+        max_queue_share: float = 1.0,
+    ) -> None:
+        assert max_num_batched_tokens >= max_num_seqs
+        assert kv_cache.num_blocks_for(max_model_len) <= kv_cache.num_blocks
+        self.kv_cache = kv_cache
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self.max_queued_requests = max_queued_requests
+        self.oldest_first_every = oldest_first_every
+        self.max_queue_share = max_queue_share
+        self.waiting = WaitingQueue()
+        self.running: list[Sequence] = []
+        self.leaving: dict[int, Sequence] = {}  # slot -> preempted or retiring, until its marker has been saved
+        self.num_preemptions = 0
+        self.num_prompt_tokens = self.num_cached_prompt_tokens = self.num_generated_tokens = 0
+        self._sequences: dict[tuple[str, int], Sequence] = {}
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._clears: list[int] = []
+        self._launched: deque[tuple[StepPlan, dict[int, Sequence]]] = deque()
+        self._arrivals = 0
+        self._admissions_by_rank = 0  # since it was the oldest one's turn
+        self._step = 0
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidRequestError: it could never run here.
+            OverloadedError: the queue is full.
+        """
+        num_prompt, params = len(request.prompt_token_ids), request.params
+        if num_prompt == 0:
+            raise InvalidRequestError("prompt must hold at least one token", "prompt")
+        if params.max_tokens < 1:
+            raise InvalidRequestError(f"max_tokens must be at least 1, got {params.max_tokens}", "max_tokens")
+        if num_prompt + params.max_tokens > self.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {num_prompt} tokens and max_tokens is {params.max_tokens}, together more than this model's "
+                f"limit of {self.max_model_len}",
+                "max_tokens",
+                "context_length_exceeded",
+            )
+        if len(request.output_token_ids) >= params.max_tokens:
+            raise InvalidRequestError("output_token_ids already reach max_tokens", "output_token_ids")
+        # A client in the middle of its answer is not refused; a later attempt alone does not mean that it is.
+        # Those that find a free slot in the next step are not in the queue.
+        limit = self.max_queued_requests + len(self._free_slots)
+        if len(self.waiting) >= limit and not request.output_token_ids:
+            raise OverloadedError(f"{len(self.waiting)} requests are waiting, the limit is {limit}")
+        if request.tenant and not request.output_token_ids:
+            self._check_share(request.tenant)
+        sequence = Sequence(request, self._arrivals)
+        key = request.request_id, request.attempt
+        if key in self._sequences:
+            raise InvalidRequestError(
+                f"request {request.request_id} attempt {request.attempt} is already here", "request_id"
+            )
+        self._arrivals += 1
+        self._sequences[key] = sequence
+        self.waiting.add(sequence)
+
+    def _check_share(self, tenant: str) -> None:
+        share, held = max(1, int(self.max_queue_share * self.max_queued_requests)), self.waiting.num_of(tenant)
+        if held >= share + len(self._free_slots):
+            raise OverloadedError(
+                f"{held} requests of this API key are waiting, which is its share of the queue (max_queue_share: "
+                f"{share} of {self.max_queued_requests}); others may still be served"
+            )
+
+    def abort(self, request_id: str, attempt: int) -> TokenDelta | None:
+        """End a request now: its blocks are free at once, its slot when the marker has been saved. None if unknown."""
+        sequence = self._sequences.get((request_id, attempt))
+        if sequence is None:
+            return None
+        if sequence.state is _State.WAITING:
+            self.waiting.give_up(sequence)
+            self._finish(sequence)
+        elif sequence.state is _State.RUNNING:
+            self._leave(sequence, _State.RETIRING)
+            self._clears.append(sequence.slot)
+        elif sequence.state is _State.PREEMPTING:
+            sequence.move_to(_State.RETIRING)
+            del self._sequences[request_id, attempt]
+        return TokenDelta(request_id, attempt, sequence.num_output_tokens, [], finish_reason=FINISH_ABORT)
+
+    def has_unfinished(self) -> bool:
+        """Some request still needs a step, or a slot still waits for its marker."""
+        return bool(self.waiting or self.running or self.leaving)
+
+    def schedule(self) -> StepPlan | None:
+        """Plan the next step; None when there is nothing to launch (results in flight may still be outstanding)."""
+        plan = StepPlan(self._step)
+        owners: dict[int, Sequence] = {}
+        for slot in self._clears:
+            self._mark(plan, owners, self.leaving[slot])
+        self._clears.clear()
+        num_preemptions = self.num_preemptions
+        self._schedule_decodes(plan, owners)
+        budget = self.max_num_batched_tokens - plan.num_tokens
+        if self.num_preemptions == num_preemptions:
+            self._admit(plan, budget)
+        self._schedule_prompts(plan, owners, budget)
+        if plan.is_empty:
+            return None
+        for slot in plan.scheduled:
+            self._register_full_blocks(owners[slot])
+        self._step += 1
+        self._launched.append((plan, owners))
+        return plan
+
+    def update(self, result: StepResult) -> list[TokenDelta]:
+        """Take the saved outputs of the oldest launched step; returns what clients get from it."""
+        plan, owners = self._launched.popleft()
+        if plan.step != result.step:
+            raise SchedulerError(f"result of step {result.step}, expected {plan.step}")
+        sampling, deltas = set(plan.sampling), []
+        for output in result.outputs:
+            sequence = owners[output.slot]
+            if output.token == PREEMPTED:
+                self._release_marked(sequence)
+            elif sequence.state in (_State.RUNNING, _State.PREEMPTING):
+                if output.prompt_logprobs:
+                    sequence.prompt_logprobs += output.prompt_logprobs
+                if output.token != NO_TOKEN:
+                    deltas.append(self._accept(sequence, output))
+                elif output.slot in sampling:
+                    raise SchedulerError(f"step {plan.step}: slot {output.slot} was to sample and did not")
+        return deltas
+
+    # Planning.
+
+    def _schedule_decodes(self, plan: StepPlan, owners: dict[int, Sequence]) -> None:
+        oldest = min(self.running, key=lambda s: s.arrival, default=None)
+        # The oldest goes first, so that a victim is never one that this plan has already scheduled.
+        for sequence in sorted(self.running, key=lambda s: (s is not oldest, s.rank)):
+            if sequence.state is not _State.RUNNING or not sequence.is_decoding or sequence.will_have_finished:
+                continue
+            missing = self.kv_cache.num_blocks_for(sequence.num_computed_tokens + 1) - len(sequence.block_ids)
+            while missing > 0 and not self.kv_cache.can_allocate(missing) and sequence.state is _State.RUNNING:
+                self._preempt(self._pick_victim(oldest, plan), plan, owners)
+            if sequence.state is _State.RUNNING:
+                self._extend(sequence, missing, plan)
+                self._launch(sequence, 1, plan, owners)
+
+    def _schedule_prompts(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
+        # After every decoding sequence, so that none of these is a victim any more; their blocks they have.
+        prefilling = sorted(self._prefilling(plan), key=lambda s: s.rank)
+        shares = prompt_shares([_prompt(s, s.num_uncomputed_tokens) for s in prefilling], budget)
+        for sequence, count in zip(prefilling, shares):
+            if count:
+                self._launch(sequence, count, plan, owners)
+
+    def _prefilling(self, plan: StepPlan) -> list[Sequence]:
+        """Who has tokens to compute when all decoding sequences have been scheduled."""
+        return [s for s in self.running if s.slot not in plan.scheduled and not s.will_have_finished]
+
+    def _pick_victim(self, oldest: Sequence | None, plan: StepPlan) -> Sequence:
+        candidates = [s for s in self.running if s is not oldest and s.slot not in plan.scheduled]
+        if not candidates:
+            raise SchedulerError("out of blocks with one running sequence: the pool is smaller than max_model_len")
+        return max(candidates, key=lambda s: (s.is_decoding, s.rank))
+
+    def _preempt(self, victim: Sequence, plan: StepPlan, owners: dict[int, Sequence]) -> None:
+        self.num_preemptions += 1
+        victim.num_preemptions += 1
+        self._leave(victim, _State.PREEMPTING)
+        self._mark(plan, owners, victim)
+
+    def _mark(self, plan: StepPlan, owners: dict[int, Sequence], sequence: Sequence) -> None:
+        plan.preempted.append(sequence.slot)
+        plan.request_ids[sequence.slot] = sequence.request.request_id
+        owners[sequence.slot] = sequence
+
+    def _admit(self, plan: StepPlan, budget: int) -> None:
+        prefilling = self._prefilling(plan)
+        while self.waiting and self._free_slots and self._has_tokens_for_more(prefilling, budget):
+            sequence, by_rank = self._next_waiting(prefilling)
+            if sequence is None:
+                return
+            num_known = len(sequence.token_ids)
+            # At least the last token is computed, because sampling needs its hidden state.
+            hashes = sequence.block_hashes(self.kv_cache.block_size, num_known - 1)
+            cached = [] if self._wants_prompt_logprobs(sequence) else self.kv_cache.match_prefix(hashes)
+            missing = self.kv_cache.num_blocks_for(num_known) - len(cached)
+            if missing + len(self.running) > self.kv_cache.num_available_after(cached):
+                return
+            self.waiting.admit(sequence)
+            self._admissions_by_rank = self._admissions_by_rank + 1 if by_rank else 0
+            self.kv_cache.acquire(cached)
+            sequence.block_ids = list(cached)
+            sequence.num_registered_blocks = len(cached)
+            sequence.num_computed_tokens = len(cached) * self.kv_cache.block_size
+            if sequence.num_preemptions == 0:
+                sequence.num_cached_tokens = sequence.num_computed_tokens
+                self.num_prompt_tokens += sequence.num_prompt_tokens
+                self.num_cached_prompt_tokens += sequence.num_cached_tokens
+            sequence.slot = self._free_slots.pop()
+            sequence.move_to(_State.RUNNING)
+            self.running.append(sequence)
+            prefilling.append(sequence)
+            plan.inserts.append(
+                SlotInsert(
+                    sequence.slot,
+                    sequence.request.request_id,
+                    tuple(sequence.token_ids),
+                    sequence.num_prompt_tokens,
+                    sequence.num_computed_tokens,
+                    sequence.request.params,
+                )
+            )
+            plan.block_updates += [(sequence.slot, index, block) for index, block in enumerate(cached)]
+            self._extend(sequence, missing, plan)
+
+    def _has_tokens_for_more(self, prefilling: list[Sequence], budget: int) -> bool:
+        """Whether somebody among as many as there are free slots would get more of this step than everybody gets. A prompt that
+        would only be next in line waits here: it holds no blocks, and may find more of itself in the cache."""
+        prompts = [_prompt(s, s.num_uncomputed_tokens) for s in prefilling]
+        if sum(prompt.remaining for prompt in prompts) < budget:
+            return True
+        candidates = itertools.islice(self.waiting, len(self._free_slots))
+        return has_tokens_for(min(_prompt(s, self._num_missing_tokens(s)) for s in candidates), prompts, budget)
+
+    def _num_missing_tokens(self, sequence: Sequence) -> int:
+        """Tokens of a waiting request that are not in the cache now."""
+        num_known, block_size = len(sequence.token_ids), self.kv_cache.block_size
+        if self._wants_prompt_logprobs(sequence):
+            return num_known
+        return num_known - block_size * self.kv_cache.num_cached(sequence.block_hashes(block_size, num_known - 1))
+
+    def _next_waiting(self, prefilling: list[Sequence]) -> tuple[Sequence | None, bool]:
+        """Who is admitted next, and whether by rank. Priorities come from clients: endless urgent requests must not starve the
+        others."""
+        if self._admissions_by_rank + 1 >= self.oldest_first_every:
+            oldest = min(self.waiting, key=lambda s: s.arrival)
+            if not self._is_being_computed(oldest, prefilling):
+                return oldest, False
+        return next((s for s in self.waiting if not self._is_being_computed(s, prefilling)), None), True
+
+    def _is_being_computed(self, sequence: Sequence, prefilling: list[Sequence]) -> bool:
+        """A prompt that goes before ``sequence`` anyway computes its next block, which will then be in the cache: choices of one
+        prompt are not computed several times because others wait behind them."""
+        if not self.kv_cache.enable_prefix_caching or self._wants_prompt_logprobs(sequence):
+            return False
+        num_known, block_size = len(sequence.token_ids), self.kv_cache.block_size
+        own = _prompt(sequence, num_known)
+        for other in prefilling:
+            index = other.num_registered_blocks
+            if _prompt(other, len(other.token_ids)) <= own and (index + 1) * block_size < num_known:
+                end = (index + 1) * block_size
+                if sequence.block_hashes(block_size, end)[index:] == other.block_hashes(block_size, end)[index:]:
+                    return True
+        return False
+
+    def _extend(self, sequence: Sequence, count: int, plan: StepPlan) -> None:
+        if count > 0:
+            first = len(sequence.block_ids)
+            sequence.block_ids += self.kv_cache.allocate(count)
+            plan.block_updates += [(sequence.slot, i, sequence.block_ids[i]) for i in range(first, first + count)]
+
+    def _launch(self, sequence: Sequence, count: int, plan: StepPlan, owners: dict[int, Sequence]) -> None:
+        slot, params, start = sequence.slot, sequence.request.params, sequence.num_computed_tokens
+        plan.scheduled[slot] = count
+        plan.request_ids[slot] = sequence.request.request_id
+        owners[slot] = sequence
+        if self._wants_prompt_logprobs(sequence):
+            targets = tuple(sequence.request.prompt_token_ids[start + 1 : start + count + 1])
+            if targets:
+                plan.prompt_logprobs.append(PromptLogprobs(slot, start, targets, params.prompt_logprobs or 0))
+        sequence.num_computed_tokens += count
+        if sequence.num_uncomputed_tokens == 0:
+            plan.sampling.append(slot)
+            if params.logprobs is not None:
+                plan.num_logprobs = max(plan.num_logprobs, params.logprobs)
+            plan.needs_penalties |= bool(
+                params.logit_bias
+                or params.presence_penalty
+                or params.frequency_penalty
+                or params.repetition_penalty != 1
+                or sequence.num_tokens - sequence.num_prompt_tokens < params.min_tokens
+            )
+            sequence.num_in_flight += 1
+
+    @staticmethod
+    def _wants_prompt_logprobs(sequence: Sequence) -> bool:
+        return sequence.request.params.prompt_logprobs is not None and sequence.num_tokens == sequence.num_prompt_tokens
+
+    # Saved results.
+
+    def _accept(self, sequence: Sequence, output: SlotOutput) -> TokenDelta:
+        request, index = sequence.request, sequence.num_output_tokens
+        sequence.token_ids.append(output.token)
+        self.num_generated_tokens += 1
+        sequence.num_in_flight -= 1
+        matched: int | list[int] | None = output.matched_stop
+        if output.finish_reason is not None:
+            if output.stopped_by_sequence:
+                matched = list(request.params.stop_token_seqs[output.matched_stop or 0])
+            if sequence.state is _State.RUNNING:
+                # The last token's own KV was never computed.
+                self._register_full_blocks(sequence, len(sequence.token_ids) - 1)
+                self._give_back(sequence)
+                self._free_slots.append(sequence.slot)
+                self._finish(sequence)
+            else:
+                sequence.move_to(_State.RETIRING)
+                del self._sequences[request.request_id, request.attempt]
+        is_first = index == len(request.output_token_ids)
+        prompt_logprobs = None
+        if index == 0 and request.params.prompt_logprobs is not None:
+            prompt_logprobs = [None, *sequence.prompt_logprobs]
+        wanted = request.params.logprobs
+        logprobs = None
+        if output.logprobs is not None and wanted is not None:
+            full = output.logprobs
+            logprobs = [full._replace(top_ids=full.top_ids[:wanted], top_logprobs=full.top_logprobs[:wanted])]
+        return TokenDelta(
+            request.request_id,
+            request.attempt,
+            index,
+            [output.token],
+            logprobs,
+            output.finish_reason,
+            matched,
+            sequence.num_cached_tokens if is_first else 0,
+            prompt_logprobs,
+        )
+
+    def _release_marked(self, sequence: Sequence) -> None:
+        del self.leaving[sequence.slot]
+        self._free_slots.append(sequence.slot)
+        sequence.slot = -1
+        if sequence.state is _State.RETIRING:
+            sequence.move_to(_State.FINISHED)
+            return
+        if sequence.num_in_flight:
+            raise SchedulerError(f"request {sequence.request.request_id}: marker saved before its tokens")
+        sequence.move_to(_State.WAITING)
+        sequence.num_computed_tokens = 0
+        if sequence.num_output_tokens == 0:
+            sequence.prompt_logprobs.clear()
+        self.waiting.put_back(sequence)
+
+    # Ownership.
+
+    def _leave(self, sequence: Sequence, state: RequestState) -> None:
+        """Free the blocks and keep the slot until the marker has been saved."""
+        self._register_full_blocks(sequence)
+        self._give_back(sequence)
+        sequence.move_to(state)
+        self.leaving[sequence.slot] = sequence
+        if state is _State.RETIRING:
+            del self._sequences[sequence.request.request_id, sequence.request.attempt]
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.kv_cache.release(sequence.block_ids)
+        sequence.block_ids = []
+        sequence.num_registered_blocks = 0
+        self.running.remove(sequence)
+
+    def _finish(self, sequence: Sequence) -> None:
+        sequence.move_to(_State.FINISHED)
+        del self._sequences[sequence.request.request_id, sequence.request.attempt]
+
+    def _register_full_blocks(self, sequence: Sequence, num_computed: int | None = None) -> None:
+        num_computed = sequence.num_computed_tokens if num_computed is None else num_computed
+        hashes = sequence.block_hashes(self.kv_cache.block_size, num_computed)
+        for index in range(sequence.num_registered_blocks, len(hashes)):
+            self.kv_cache.register(sequence.block_ids[index], hashes[index])
+        sequence.num_registered_blocks = max(sequence.num_registered_blocks, len(hashes))
+
+    def request_keys(self) -> Iterable[tuple[str, int]]:
+        """(request id, attempt) of every live request."""
+        return self._sequences.keys()
+
+    def check_integrity(self) -> None:
+        """Raise unless blocks, slots and queues agree: no leak, no double owner, nobody in two places."""
+        self.kv_cache.check_integrity([s.block_ids for s in self.running])
+        places = [*self.waiting, *self.running, *self.leaving.values()]
+        if len({id(s) for s in places}) != len(places):
+            raise SchedulerError("a sequence is in two queues")
+        expected: dict[RequestState, Iterable[Sequence]] = {
+            _State.WAITING: self.waiting,
+            _State.RUNNING: self.running,
+        }
+        for state, queue in expected.items():
+            if any(s.state is not state for s in queue):
+                raise SchedulerError(f"a sequence in the {state.value} queue has another state")
+        slots = sorted([*self._free_slots, *(s.slot for s in self.running), *self.leaving])
+        if slots != list(range(self.max_num_seqs)):
+            raise SchedulerError(f"slots are lost or owned twice: {slots}")
+        live = {id(s) for s in places if s.state is not _State.RETIRING}
+        if live != {id(s) for s in self._sequences.values()}:
+            raise SchedulerError("a live request is in no queue, or a finished one is known")
+
+
+def _prompt(sequence: Sequence, remaining: int) -> Prompt:
+    return Prompt(sequence.request.priority, sequence.is_to_begin, remaining)

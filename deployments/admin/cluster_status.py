@@ -1,0 +1,70 @@
+"""What the application consists of at this moment, for ``bireme status``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
+from cluster.api_errors import unavailable
+from deployments.admin.single_flight import SharedLook
+from deployments.replica.engine_replica import application_name, runner_names
+from deployments.routing.engine_client import EngineClient
+
+_ANSWER_TIMEOUT_S = 1.0
+_LOOK_TIMEOUT_S = 5.0
+
+
+async def cluster_status(client: EngineClient) -> dict[str, Any]:
+    """Replicas by deployment and state, every engine's counters, and this ingress's events.
+
+    An engine that does not answer within a second is listed as silent.
+
+    Raises:
+        ApiError: 503, Serve's controller or Ray's directory of actors does not answer.
+    """
+    try:
+        replicas, runners = await asyncio.gather(_REPLICAS.result(), RUNNERS.result())
+    except (ray.exceptions.RayError, RayServeException) as error:
+        raise unavailable(f"Serve's controller does not answer: {type(error).__name__}") from None
+    engines = await asyncio.gather(*(_engine(engine_id, runner) for engine_id, runner in sorted(runners.items())))
+    return {
+        "replicas": replicas,
+        "engines": engines,
+        "events": dict(client.events.counts),
+        "recoveries": dict(client.events.recoveries),
+        "running": client.num_running,
+    }
+
+
+def _find_replicas() -> dict[str, dict[str, int]]:
+    status = serve.status().applications.get(application_name())
+    return {name: dict(found.replica_states) for name, found in status.deployments.items()} if status else {}
+
+
+def _find_runners() -> dict[str, Any]:
+    """Engine id to runner actor, of this application's engines that have not ended."""
+    prefix, runners = runner_names(), {}
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["name"].startswith(prefix):
+            with contextlib.suppress(ValueError):  # it ended in between
+                runners[actor["name"].removeprefix(prefix)] = ray.get_actor(actor["name"], actor["namespace"])
+    return runners
+
+
+# Serve waits for its controller without end, so a few questions would hold all threads that others need for short work.
+_REPLICAS = SharedLook(_find_replicas, _LOOK_TIMEOUT_S, "Serve's controller")
+RUNNERS = SharedLook(_find_runners, _LOOK_TIMEOUT_S, "Ray's directory of actors")
+
+
+async def _engine(engine_id: str, runner: Any) -> dict[str, Any]:
+    try:
+        return await asyncio.wait_for(runner.stats.remote(), _ANSWER_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        return {"engine_id": engine_id, "state": "silent"}
+    except ray.exceptions.RayError as error:
+        return {"engine_id": engine_id, "state": f"dead ({type(error).__name__})"}

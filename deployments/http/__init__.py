@@ -1,0 +1,1 @@
+"""What any HTTP API of generations needs, whichever dialect it speaks."""

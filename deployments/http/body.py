@@ -1,0 +1,88 @@
+"""Reading a request body that a stranger sent: bounded size and time, JSON only, nothing that JSON does not have."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray.exceptions import RayError
+from starlette.requests import Request
+
+from cluster.api_errors import ApiError, bad_request, unavailable
+from deployments.http.json_pieces import read_json_text
+from deployments.http.large_requests import SMALL_BYTES, Holding
+
+BODY_TIMEOUT_S = 60.0
+
+_MIN_DEFAULT_BYTES = 2**20
+_MAX_DEFAULT_BYTES = 2**22
+# Token ids with their separators, or escaped text, of one prompt that fills the context; and plain text of many.
+_BYTES_A_TOKEN = 32
+_BYTES_A_TOKEN_OF_MANY = 16
+
+
+def default_body_bytes(max_model_len: int, max_choices: int) -> int:
+    """The largest request body unless a setting says otherwise: room for one full context however it is written, and for as
+    many as a request may have up to 4 MiB; at least 1 MiB."""
+    of_many = min(_BYTES_A_TOKEN_OF_MANY * max_model_len * max_choices, _MAX_DEFAULT_BYTES)
+    return max(_MIN_DEFAULT_BYTES, _BYTES_A_TOKEN * max_model_len, of_many)
+
+
+async def read_body(
+    request: Request, max_bytes: int, holding: Holding | None = None, timeout_s: float = BODY_TIMEOUT_S
+) -> bytearray:
+    """The body, as it came; ``parse_json`` reads it. ``holding`` counts it as it arrives.
+
+    Raises:
+        ApiError: 413 as soon as it is known to exceed ``max_bytes``, 408 if it takes longer than ``timeout_s`` seconds, 400
+            for another content type, 429 if there is no room for it now, 503 if the proxy could not hand it over.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise bad_request(
+            f"the content type must be application/json, got {content_type[:80] or 'none'}; "
+            "with curl: -H 'Content-Type: application/json'",
+            code="invalid_content_type",
+        )
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > max_bytes):
+        raise _too_large(max_bytes)
+    try:
+        return await asyncio.wait_for(_read(request, max_bytes, holding), timeout_s)
+    except asyncio.TimeoutError:
+        raise ApiError(
+            408,
+            f"the request body did not arrive within {timeout_s:g} s",
+            code="request_timeout",
+            headers={"Connection": "close"},
+        ) from None
+    except RayError as error:  # Serve's own proxy passes the body on by an actor call, which may fail
+        raise unavailable(f"the request did not arrive whole: {type(error).__name__}", code="request_lost") from None
+
+
+def parse_json(body: bytes | bytearray) -> Any:
+    """The decoded JSON body. Of a long one this belongs into a thread, where it holds up nobody.
+
+    Raises:
+        ApiError: 400 for bytes that are not JSON, or more of it than is read here.
+    """
+    try:
+        return read_json_text(body)
+    except ValueError as error:
+        raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
+
+
+async def _read(request: Request, max_bytes: int, holding: Holding | None) -> bytearray:
+    body = bytearray()
+    async for piece in request.stream():
+        if len(body) + len(piece) > max_bytes:
+            raise _too_large(max_bytes)
+        body += piece
+        if holding is not None and len(body) > SMALL_BYTES:
+            holding.grow_to(len(body), max_bytes)
+    return body
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    # Not with Connection: close: a client that is still writing would see a reset instead of this.
+    return ApiError(413, f"the request body exceeds {max_bytes} bytes", code="request_too_large")

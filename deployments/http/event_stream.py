@@ -1,0 +1,143 @@
+"""Answers as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from cluster.api_errors import ApiError
+from cluster.client.resumable import FALLBACK_PORT_HEADER, MAX_SILENCE_HEADER
+from deployments.http.connection import ClientGoneError, while_connected
+from deployments.http.generation import Generation
+from deployments.http.json_pieces import write_json
+from deployments.http.large_requests import large_requests
+from deployments.openai_api.answer import Answer
+from deployments.start.serve_environment import fallback_port
+
+logger = logging.getLogger("ray.serve")
+
+_KEEP_ALIVE_S = 0.75
+# Who was promised nothing is told less and less often: some readers count lines without data, and give up after 300.
+_LONGEST_KEEP_ALIVE_S = 10.0
+_KEEP_ALIVE_GROWTH = 1.5
+# Between events every reader knows blank lines, and not every one comments: those that expect JSON in each line or block fail
+# on them. Two, because some split the stream where two line ends follow one another, and do not strip what is left.
+_BLANK = b"\n\n"
+# Behind an event with an id some decoders take a blank line for one more event, whose JSON is empty. A comment without one
+# belongs to the next event.
+_COMMENT = b": keep-alive\n"
+
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+    **({FALLBACK_PORT_HEADER: str(port)} if (port := fallback_port()) else {}),
+}
+_PROMISE = {MAX_SILENCE_HEADER: f"{2 * _KEEP_ALIVE_S:g}"}
+
+# The line ends outside ASCII that splitters of text know, and JSON does not escape.
+_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+
+
+def encode_events(objects: list[dict[str, Any]], ids: Sequence[str] = (), in_pieces: bool = False) -> bytes:
+    """One event an object, with its id if there are any. Data comes first: some readers know nothing else."""
+    tails = [f"\nid: {event_id}\n\n" for event_id in ids] or ["\n\n"] * len(objects)
+    parts = [("data: ", *write_json(item, in_pieces), tail) for tail, item in zip(tails, objects)]
+    return b"".join([_encoded(piece) for part in parts for piece in part])
+
+
+def _encoded(text: str) -> bytes:
+    return (text if text.isascii() else text.translate(_LINE_ENDS)).encode()
+
+
+class EventStream(Response):
+    """Writes a generation as it grows. Chunks that pile up behind a slow client leave as one.
+
+    A client that asked to be able to resume gets an id with each event and, while there is nothing to write, a comment every
+    0.75 to 1.5 seconds, and a header says so: it may take longer silence for that of a process that hangs. Others get blank
+    lines, ever more rarely. Proxies close a connection that is silent for long, and writing is how a client that has gone is
+    noticed behind those that do not tell.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, generation: Generation, answer: Answer, first: dict[int, str], resumable: bool) -> None:
+        """``first`` is what the first ``Generation.read`` returned, or empty: a status can no longer be sent after it."""
+        super().__init__(headers={**_HEADERS, **(_PROMISE if resumable else {})})
+        del self.headers["content-length"]
+        self._generation = generation
+        self._answer = answer
+        self._first = first
+        self._resumable = resumable
+        self._has_written = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await while_connected(receive, self._write(send))
+        except (ClientGoneError, OSError):
+            pass
+        finally:
+            self._generation.close()
+
+    async def _write(self, send: Send) -> None:
+        texts, generation, answer = self._first, self._generation, self._answer
+        keeping_alive = asyncio.ensure_future(self._keep_alive(send))
+        keeping_alive.add_done_callback(self._no_longer_alive)
+        try:
+            while True:
+                events = await large_requests.build(answer.num_values(texts), self._events, texts)
+                if events:
+                    self._has_written = True
+                    await _send_body(send, events)
+                if generation.finished:
+                    break
+                texts = await generation.read()
+            usage = answer.usage_chunk()
+            tail = encode_events([usage]) if usage is not None else b""
+        except ApiError as error:
+            tail = encode_events([error.body()])
+        finally:
+            keeping_alive.cancel()
+        await send({"type": "http.response.body", "body": tail + b"data: [DONE]\n\n", "more_body": False})
+
+    def _events(self, in_pieces: bool, texts: dict[int, str]) -> bytes:
+        chunks = self._answer.chunks(texts)
+        return encode_events(chunks, self._answer.event_ids if self._resumable else (), in_pieces)
+
+    async def _keep_alive(self, send: Send) -> None:
+        keep_alive = _COMMENT if self._resumable else _BLANK
+        pause_s = _KEEP_ALIVE_S
+        with contextlib.suppress(OSError):
+            while True:
+                await asyncio.sleep(pause_s)
+                if self._has_written:
+                    pause_s = _KEEP_ALIVE_S
+                else:
+                    await _send_body(send, keep_alive)
+                    pause_s = pause_s if self._resumable else longer(pause_s)
+                self._has_written = False
+
+    def _no_longer_alive(self, keeping_alive: asyncio.Task) -> None:
+        """Without signs of life a stream may fall silent, and its promise is broken: it ends instead."""
+        error = None if keeping_alive.cancelled() else keeping_alive.exception()
+        if error is None:
+            # The answer or the client is gone.
+            return
+        logger.error("the signs of life of a stream ended", exc_info=error)
+        why = "internal error: the stream could not be kept alive"
+        self._generation.fail(ApiError(500, why, code="internal_error"))
+
+
+def longer(pause_s: float) -> float:
+    """How long a stream that was silent for ``pause_s`` seconds may be silent next, to a client that was promised nothing."""
+    return min(pause_s * _KEEP_ALIVE_GROWTH, _LONGEST_KEEP_ALIVE_S)
+
+
+def _send_body(send: Send, body: bytes) -> Awaitable[None]:
+    return send({"type": "http.response.body", "body": body, "more_body": True})

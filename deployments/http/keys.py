@@ -1,0 +1,151 @@
+"""Bearer tokens that may use the API, and the ways on which they get here without others reading them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cluster.api_errors import ApiError
+from cluster.api_key import is_api_key
+from cluster.errors import BiremeError
+from deployments.http.tenant import NOBODY, Tenant, own_secret, tenant_of
+
+API_KEY_VARIABLE = "BIREME_API_KEY"
+_LONGEST_FILE = 1 << 20
+
+
+class ApiKeys:
+    """The accepted keys; none at all leaves the API open.
+
+    Args:
+        keys: as they are sent.
+        digests: of more keys (``key_digest``).
+        secret: gives what names of the keys' owners are derived with; called if there are keys.
+        share_prefix_cache: all owners may share cached prefixes.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str] = (),
+        digests: Sequence[bytes] = (),
+        secret: Callable[[], bytes] = own_secret,
+        share_prefix_cache: bool = False,
+    ) -> None:
+        # Digests have one length, so a comparison tells nothing about how long a key is.
+        self._digests = [*(key_digest(key) for key in keys), *digests]
+        self._tenants: list[Tenant] = []
+        if self._digests:
+            derived_with, takes_turns = secret(), len(set(self._digests)) > 1
+            self._tenants = [tenant_of(key, derived_with, takes_turns, share_prefix_cache) for key in self._digests]
+
+    @classmethod
+    def configured(
+        cls,
+        keys: Sequence[str] = (),
+        file: str | None = None,
+        digests: Sequence[bytes] = (),
+        secret: Callable[[], bytes] = own_secret,
+        share_prefix_cache: bool = False,
+    ) -> ApiKeys:
+        """``keys``, those in ``file``, and those of which ``digests`` are; if there are none of these, those in BIREME_API_KEY,
+        separated by commas.
+
+        Raises:
+            BiremeError: the file or the variable holds no key: an API that should be closed must not open.
+        """
+        if file is not None:
+            return cls(read_keys(Path(file)), digests, secret, share_prefix_cache)
+        if not keys and not digests and API_KEY_VARIABLE in os.environ:
+            keys = [key.strip() for key in os.environ[API_KEY_VARIABLE].split(",")]
+            for i, key in enumerate(keys):
+                if not is_api_key(key):
+                    raise BiremeError(
+                        f"{API_KEY_VARIABLE}: key {i} must be of visible ASCII characters without spaces, at least one; "
+                        "unset the variable for an API that is open to all",
+                        API_KEY_VARIABLE,
+                    )
+        return cls(keys, digests, secret, share_prefix_cache)
+
+    @property
+    def required(self) -> bool:
+        """Whether requests need a key."""
+        return bool(self._digests)
+
+    def check(self, authorization: str | None) -> Tenant:
+        """Whom a request with this header belongs to. Takes as long for a near miss as for any other.
+
+        Raises:
+            ApiError: 401, the header does not carry an accepted key.
+        """
+        if not self._digests:
+            return NOBODY
+        scheme, _, token = (authorization or "").partition(" ")
+        offered = key_digest(token.strip())
+        # Every key is compared, so the time does not say which one came close.
+        matches = [hmac.compare_digest(offered, digest) for digest in self._digests]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise ApiError(
+                401,
+                "a valid API key is required: send it as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return self._tenants[matches.index(True)]
+
+
+def read_keys(path: Path) -> list[str]:
+    """The keys in a file, one a line.
+
+    Raises:
+        BiremeError: it cannot be read, others may read it, or it has a line that is no key, or none at all.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would be waited for
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise _file_error(path, "is no file")
+            if (fault := _who_may_read(found)) is not None:
+                raise _file_error(path, fault)
+            content = file.read(_LONGEST_FILE + 1)
+    except OSError as error:
+        raise _file_error(path, f"cannot be read: {error.strerror}") from None
+    if len(content) > _LONGEST_FILE:
+        raise _file_error(path, f"is longer than {_LONGEST_FILE} bytes")
+    lines = [line.strip() for line in content.decode("utf-8", "surrogateescape").splitlines()]
+    keys = [line for line in lines if line]
+    for i, line in enumerate(lines):
+        if line and not is_api_key(line):
+            raise _file_error(path, f"line {i + 1} must be a key of visible ASCII characters without spaces")
+    if not keys:
+        raise _file_error(path, "has no key; leave the setting out for an API that is open to all")
+    return keys
+
+
+def write_keys(path: Path, keys: Sequence[str]) -> None:
+    """Make a new file that ``read_keys`` reads and no other user may."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.writelines(f"{key}\n" for key in keys)
+
+
+def _who_may_read(found: os.stat_result) -> str | None:
+    """What is wrong with who may read or write a file of keys. As PostgreSQL wants it of its own: a file of root's, such as a
+    secret that was mounted, may be readable by a group."""
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid == os.geteuid():
+        return None if not mode & 0o077 else f"is open to other users (mode {mode:04o}): chmod 600"
+    if found.st_uid == 0:
+        return None if not mode & 0o037 else f"is open to other users (mode {mode:04o}): chmod 640"
+    return f"belongs to another user (uid {found.st_uid})"
+
+
+def _file_error(path: Path, what: str) -> BiremeError:
+    return BiremeError(f"api_keys_file: {path} {what}", "api_keys_file")
+
+
+def key_digest(key: str) -> bytes:
+    """What is kept of a key, and all that travels of one that was given from Python."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,1 @@
+"""What every HTTP server of Ray Serve gets in its own process."""

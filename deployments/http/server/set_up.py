@@ -1,0 +1,23 @@
+"""What every HTTP server of Ray Serve gets in its own process: an ingress's, and those of Serve's own proxies.
+
+Serve imports ``set_up_http_servers`` by the name that ``serve_environment`` gives it, in each process that takes requests.
+"""
+
+from __future__ import annotations
+
+from starlette.middleware import Middleware
+
+from deployments.http.server.door import HttpDoor
+from deployments.http.server.header_timeout import limit_header_time
+from deployments.http.server.http_1_0 import answer_http_1_0
+
+
+def set_up_http_servers() -> list[Middleware]:
+    """Change how uvicorn serves in this process; call it before a connection is made.
+
+    Returns:
+        What Serve is to put around the requests it takes.
+    """
+    answer_http_1_0()
+    limit_header_time()
+    return [Middleware(HttpDoor)]

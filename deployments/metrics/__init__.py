@@ -1,0 +1,1 @@
+"""What ingress and replica measure, and how it leaves the process."""

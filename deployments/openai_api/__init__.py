@@ -1,0 +1,1 @@
+"""OpenAI's dialect: requests, answers and their chunks."""

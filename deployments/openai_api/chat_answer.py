@@ -1,0 +1,84 @@
+"""The answer to a chat completion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deployments.http.sequence_output import SequenceOutput
+from deployments.openai_api.answer import ALL, Answer, finite
+from deployments.openai_api.protocol import ChatCompletionRequest
+
+
+class ChatAnswer(Answer):
+    """Answer to a chat completion."""
+
+    id_prefix = "chatcmpl"
+    object_name = "chat.completion"
+    chunk_name = "chat.completion.chunk"
+    request: ChatCompletionRequest
+
+    def whole_choice(self, index: int, output: SequenceOutput) -> dict[str, Any]:
+        choice = {
+            "index": index,
+            "message": {"role": "assistant", "content": output.text, "refusal": None},
+            "logprobs": self._logprobs(output, ALL),
+            "finish_reason": output.finish_reason,
+            "stop_reason": output.stop_reason,
+        }
+        if self.request.return_token_ids:
+            choice["token_ids"] = output.token_ids
+        return choice
+
+    def whole_extras(self) -> dict[str, Any]:
+        extras: dict[str, Any] = {}
+        if self.request.return_token_ids:
+            extras["prompt_token_ids"] = self.prompt_ids[0]
+        return {**extras, **self.first_chunk_extras(0, self.generation.outputs[0])}
+
+    def first_chunk_extras(self, index: int, output: SequenceOutput) -> dict[str, Any]:
+        # All choices have the same prompt.
+        if self.request.prompt_logprobs is None:
+            return {}
+        return {"prompt_logprobs": self.prompt_logprobs(index, output)}
+
+    def opening_choice(self, index: int) -> dict[str, Any]:
+        # As OpenAI has it: clients take the role from a chunk of its own, whose content is empty.
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        if self.request.return_token_ids:
+            choice |= {"token_ids": [], "prompt_token_ids": self.prompt_ids[0]}
+        return choice
+
+    def chunk_choice(
+        self, index: int, text: str, output: SequenceOutput, new: slice, first: bool
+    ) -> dict[str, Any] | None:
+        with_tokens = self.request.return_token_ids or self.request.logprobs
+        if not (text or output.finish_reason or (with_tokens and new.stop > new.start)):
+            return None
+        choice = {
+            "index": index,
+            "delta": {"content": text} if text else {},
+            "logprobs": self._logprobs(output, new),
+            "finish_reason": output.finish_reason,
+        }
+        if output.finish_reason is not None:
+            choice["stop_reason"] = output.stop_reason
+        if self.request.return_token_ids:
+            choice["token_ids"] = output.token_ids[new]
+        return choice
+
+    def _logprobs(self, output: SequenceOutput, new: slice) -> dict[str, Any] | None:
+        if not self.request.logprobs:
+            return None
+        content = []
+        for token, entry in zip(output.token_ids[new], output.logprobs[new]):
+            tops = [self._token(top, logprob) for top, logprob in zip(entry.top_ids, entry.top_logprobs)]
+            content.append({**self._token(token, entry.logprob), "top_logprobs": tops})
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token": self.tokenizer.token_text(token),
+            "logprob": finite(logprob),
+            "bytes": list(self.tokenizer.token_bytes(token)),
+        }

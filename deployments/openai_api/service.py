@@ -1,0 +1,260 @@
+"""The two generating endpoints: from a request body to a running generation and its answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from actors.text.detokenizer import IncrementalDetokenizer
+from actors.text.tokenizer import Tokenizer
+from cluster.api_errors import ApiError, bad_request, from_engine
+from cluster.errors import BiremeError, InvalidRequestError
+from cluster.journal import JournalEntry
+from deployments.http.body import parse_json
+from deployments.http.generation import Generation
+from deployments.http.large_requests import SMALL_BYTES, large_requests
+from deployments.http.sequence_output import SequenceOutput
+from deployments.http.tenant import NOBODY, Tenant
+from deployments.metrics.request_events import RESUMED
+from deployments.openai_api.answer import Answer
+from deployments.openai_api.chat_answer import ChatAnswer
+from deployments.openai_api.completion_answer import CompletionAnswer
+from deployments.openai_api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_request
+from deployments.openai_api.resume import resume_point, resume_sequences
+from deployments.openai_api.sampling import (
+    ModelLimits,
+    assign_seed,
+    check_prompt_ids,
+    check_prompt_len,
+    check_prompt_logprobs,
+    engine_seed,
+    sampling_params,
+)
+from deployments.routing.engine_client import EngineClient
+
+_Prepare = Callable[[Any, "str | None", float, Tenant], "tuple[Generation, Answer]"]
+
+
+class OpenAiService:
+    """Starts generations for validated requests.
+
+    Args:
+        model_id: name under which clients ask for the model.
+        max_choices: most sequences (prompts times n) of one request.
+        special_tokens_as_text: special tokens that are written out in a chat's messages are plain text.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        model_id: str,
+        limits: ModelLimits,
+        max_choices: int,
+        special_tokens_as_text: bool = True,
+    ) -> None:
+        self.model_id = model_id
+        self.limits = limits
+        self._client = client
+        self._tokenizer = tokenizer
+        self._max_choices = max_choices
+        self._special_tokens_as_text = special_tokens_as_text
+
+    async def completion(
+        self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
+    ) -> tuple[Generation, Answer]:
+        """Start a completion; ``body`` is the decoded JSON, or a bytearray that holds it, which is emptied.
+
+        Raises:
+            ApiError: the request is refused; nothing was started.
+        """
+        return await self._start(self._completion, body, last_event_id, tenant)
+
+    async def chat(
+        self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
+    ) -> tuple[Generation, Answer]:
+        """Start a chat completion; ``body`` as for ``completion``.
+
+        Raises:
+            ApiError: the request is refused; nothing was started.
+        """
+        return await self._start(self._chat, body, last_event_id, tenant)
+
+    async def _start(
+        self, prepare: _Prepare, body: Any, last_event_id: str | None, tenant: Tenant
+    ) -> tuple[Generation, Answer]:
+        received = time.monotonic()
+        if isinstance(body, bytearray) and len(body) > SMALL_BYTES:
+            large_requests.check_queue()
+            generation, answer = await large_requests.run(prepare, body, last_event_id, received, tenant)
+        else:
+            generation, answer = prepare(body, last_event_id, received, tenant)
+        resume, answer.request.resume = answer.request.resume, None
+        generation.start()
+        if resume is not None:
+            first, num_tokens = generation.entries[0], resume.num_tokens
+            self._client.events.record(RESUMED, first.request_id, choices=len(generation.entries), tokens=num_tokens)
+        return generation, answer
+
+    def _completion(
+        self, body: Any, last_event_id: str | None, received: float, tenant: Tenant
+    ) -> tuple[Generation, Answer]:
+        request = parse_request(CompletionRequest, _decoded(body))
+        resumed = resume_point(request, last_event_id, CompletionAnswer.id_prefix)
+        self.check_model(request.model)
+        prompts = request.prompts()
+        self._check_choices(len(prompts) * request.n)
+        # Echo repeats it, and text offsets count from its beginning.
+        shows_prompt = request.echo or request.logprobs is not None
+        prompt_ids, prompt_texts = [], []
+        for i, prompt in enumerate(prompts):
+            param = "prompt" if len(prompts) == 1 else f"prompt.{i}"
+            if isinstance(prompt, str):
+                ids = self._encode(prompt, request.add_special_tokens, param)
+                if not ids:
+                    raise bad_request(f"{param} has no tokens; write at least one character", param)
+            else:
+                ids = prompt
+                check_prompt_len(len(ids), param, self.limits.max_model_len)
+                check_prompt_ids(ids, param, self.limits.vocab_size)
+            prompt_ids.append(ids)
+            if not shows_prompt:
+                prompt_texts.append("")
+            else:
+                prompt_texts.append(prompt if isinstance(prompt, str) else self._text_of(ids))
+        request.prompt = None  # the answer keeps the request, and has no use for it
+        generation, seed = self._generation(request, prompt_ids, received, tenant)
+        answer = CompletionAnswer(
+            request,
+            self.model_id,
+            self._tokenizer,
+            generation,
+            prompt_ids,
+            seed,
+            prompt_texts=prompt_texts,
+            resumed=resumed,
+        )
+        return generation, answer
+
+    def _chat(self, body: Any, last_event_id: str | None, received: float, tenant: Tenant) -> tuple[Generation, Answer]:
+        request = parse_request(ChatCompletionRequest, _decoded(body))
+        resumed = resume_point(request, last_event_id, ChatAnswer.id_prefix)
+        self.check_model(request.model)
+        self._check_choices(request.n)
+        prompt_ids = [self._encode_chat(request)]
+        if not prompt_ids[0]:
+            raise bad_request("messages make a prompt without tokens; write at least one character", "messages")
+        request.messages = []  # as above
+        request.chat_template_kwargs = {}
+        generation, seed = self._generation(request, prompt_ids, received, tenant)
+        return generation, ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, seed, resumed)
+
+    def _text_of(self, prompt_ids: list[int]) -> str:
+        """What the ids of a prompt decode to, without a character that the answer may complete."""
+        text = self._tokenizer.decode(prompt_ids)
+        is_cut = IncrementalDetokenizer(self._tokenizer, continues=prompt_ids).is_amid_character
+        return text[:-1] if is_cut else text
+
+    def check_model(self, model: str | None) -> None:
+        """Raise ApiError 404 for a model that is not served."""
+        if model is not None and model != self.model_id:
+            raise ApiError(
+                404,
+                f"the model {model[:80]!r} does not exist; this server has {self.model_id!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _check_choices(self, count: int) -> None:
+        if count > self._max_choices:
+            raise bad_request(
+                f"prompts times n is {count}; at most {self._max_choices} sequences are allowed in one request", "n"
+            )
+
+    def _encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
+        self._check_length(text, param)
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except InvalidRequestError as error:  # the tokenizer does not know where the text came from
+            raise bad_request(f"{param}: {error.message}", param, error.code) from None
+
+    def _encode_chat(self, request: ChatCompletionRequest) -> list[int]:
+        try:
+            return self._tokenizer.encode_chat(
+                [message.as_template_message() for message in request.messages],
+                request.add_special_tokens,
+                self._special_tokens_as_text,
+                check=lambda text: self._check_length(text, "messages"),
+                add_generation_prompt=request.add_generation_prompt,
+                template_kwargs=request.chat_template_kwargs,
+            )
+        except BiremeError as error:
+            if error.param == "prompt":  # the tokenizer does not know where the text came from
+                raise bad_request(f"messages: {error.message}", "messages", error.code) from None
+            raise from_engine(error) from None
+
+    def _check_length(self, text: str, param: str) -> None:
+        most = self.limits.max_model_len - 1
+        if self._tokenizer.floor.exceeds(text, most):
+            raise bad_request(
+                f"{param}: a text of {len(text)} characters is too long for this model, which takes at most {most} tokens, "
+                "so that one can be generated",
+                param,
+                "context_length_exceeded",
+            )
+
+    def _generation(
+        self, request: GenerationRequest, prompts: Sequence[list[int]], received: float, tenant: Tenant
+    ) -> tuple[Generation, int]:
+        """The sequences of a request, not yet submitted, and its seed."""
+        seed = assign_seed(request)
+        cache_salt = tenant.cache_salt(request.cache_salt)
+        resume = request.resume
+        if resume is not None and len(resume.choices) != len(prompts) * request.n:
+            raise bad_request(
+                f"resume.choices must have {len(prompts) * request.n} entries, one a choice, got {len(resume.choices)}",
+                "resume.choices",
+            )
+        if resume is None:
+            # ``Generation.start`` decides; what it would refuse now is not worth the work until then.
+            self._client.check_room(len(prompts) * request.n, tenant.id)
+        entries: list[JournalEntry] = []
+        outputs: list[SequenceOutput] = []
+        for prompt_ids in prompts:
+            first = sampling_params(request, len(prompt_ids), seed, self.limits)
+            check_prompt_logprobs(prompts, request.n, first.prompt_logprobs, self.limits)
+            for i in range(request.n):
+                params = dataclasses.replace(first, seed=engine_seed(seed + i))
+                entries.append(
+                    JournalEntry(
+                        request_id=uuid.uuid4().hex,
+                        prompt_token_ids=prompt_ids,
+                        params=params,
+                        subscriber=self._client.subscriber,
+                        priority=request.priority,
+                        cache_salt=cache_salt,
+                        tenant=tenant.id,
+                    )
+                )
+                # A completion goes on with the prompt's text; a chat's answer is a text of its own.
+                continues = prompt_ids if isinstance(request, CompletionRequest) else None
+                detokenizer = IncrementalDetokenizer(self._tokenizer, request.skip_special_tokens, continues=continues)
+                outputs.append(
+                    SequenceOutput(
+                        detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output
+                    )
+                )
+        if resume is not None:
+            resume_sequences(resume, entries, outputs, self.limits.vocab_size)
+        return Generation(self._client, entries, outputs, received), seed
+
+
+def _decoded(body: Any) -> Any:
+    if not isinstance(body, bytearray):
+        return body
+    decoded = parse_json(body)
+    body.clear()
+    return decoded

@@ -1,0 +1,1 @@
+"""An engine replica, its runner and what watches over them."""

@@ -1,0 +1,211 @@
+"""The Serve deployment of engines: one replica a copy of the model, each with a runner actor in its placement group.
+
+The replica's own process has no Paddle: it routes calls to its runner, answers for the runner's health, and goes when it goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import uuid
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+from cluster.config import LLMConfig
+from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
+from cluster.logs import guard_logs
+from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted
+from cluster.request import EngineRequest
+from deployments.metrics.engine_metrics import export_engine_metrics
+from deployments.replica.replica_port import listen_where_the_node_does
+from deployments.replica.runner_watch import RunnerWatch
+from deployments.replica.streaming_runner import StreamingRunner
+from deployments.routing.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
+from deployments.start.console import cannot_start
+from deployments.start.session_logs import tidy_session_logs
+from gpu_ops.build import OpBuildError
+
+logger = logging.getLogger("ray.serve")
+
+# All pending requests of an engine are calls on its runner; they wait on a future, they do not hold a thread.
+_RUNNER_CONCURRENCY = 10_000
+RUNNER_NAME_PREFIX = "bireme-runner::"
+_EXIT_DELAY_S = 0.2
+_CALL_TIMEOUT_S = 10.0
+
+GRACEFUL_SHUTDOWN_TIMEOUT_S = 120.0
+
+Reply = GenerateReply | AttachRequired | NotAdmitted | RequestRefused | EngineLost | FingerprintMismatch
+
+
+class LLMServer:
+    """One engine: a replica and the runner actor it owns."""
+
+    async def __init__(self, config: LLMConfig, num_gpus: float = 0.0) -> None:  # type: ignore[misc]  # Serve awaits it
+        """Start the runner and load the model.
+
+        Args:
+            num_gpus: what the runner's bundle of the placement group holds.
+
+        Raises:
+            RuntimeError: the model cannot be served; one sentence that says why.
+        """
+        listen_where_the_node_does()
+        tidy_session_logs()
+        guard_logs("ray.serve")
+        self._engine_id = f"engine-{uuid.uuid4().hex[:12]}"
+        self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._watch: RunnerWatch | None = None
+        runner = ray.remote(StreamingRunner).options(
+            num_cpus=config.runner_num_cpus,
+            num_gpus=num_gpus,
+            max_concurrency=_RUNNER_CONCURRENCY,
+            max_restarts=0,
+            scheduling_strategy=_runner_bundle(),
+            name=runner_names() + self._engine_id,
+        )
+        self._runner: Any = runner.remote(config.engine_config(), self._engine_id)
+        try:
+            self._info: EngineInfo = await self._runner.start.remote()
+        except RayTaskError as error:
+            if isinstance(error.cause, (BiremeError, OpBuildError)):
+                raise cannot_start(str(error.cause)) from None
+            raise
+        self._exporting = asyncio.create_task(export_engine_metrics(self._engine_id, self.stats))
+
+        shutdown_timeout_s = config.deployment_config.get("graceful_shutdown_timeout_s", GRACEFUL_SHUTDOWN_TIMEOUT_S)
+        self._watch = RunnerWatch(self._runner, self._engine_id, config, shutdown_timeout_s, self._exit_soon)
+
+    async def info(self) -> EngineInfo:
+        """Constants of the engine."""
+        return self._info
+
+    async def record_replica_metadata(self) -> dict[str, str]:
+        """What routers and operators may know of this replica before they send it anything."""
+        return {"engine_id": self._info.engine_id, "fingerprint": self._info.fingerprint}
+
+    async def generate(self, request: EngineRequest, fingerprint: str = "", last_resort: bool = False) -> Reply:
+        """Run one request to its end; cancelling the call aborts it.
+
+        Args:
+            fingerprint: of the engine that made ``request.output_token_ids``; empty if there are none.
+            last_resort: other engines did not take it; an engine whose node drains then does, as long as it serves at all.
+        """
+        info = self._info
+        if fingerprint and fingerprint != info.fingerprint:
+            return FingerprintMismatch(info.engine_id, info.fingerprint)
+        watch = self._watch
+        assert watch is not None
+        if watch.stopping:
+            return NotAdmitted(info.engine_id, "the engine leaves")
+        if watch.node_drains and not last_resort:
+            return NotAdmitted(info.engine_id, "the engine's node drains", last_resort=True)
+        if watch.suspects_hang:
+            return NotAdmitted(info.engine_id, "the engine does not answer", last_resort=True)
+        if self._death.done():
+            return NotAdmitted(info.engine_id, "the engine is gone")
+        try:
+            reply = await self._unless_dead(self._runner.generate.remote(request))
+        except asyncio.CancelledError:
+            self._runner.abort.remote(request.request_id, request.attempt)
+            raise
+        except ActorDiedError as error:
+            why = str(error).splitlines()[0]
+            self._exit_soon(why)
+            return EngineLost(info.engine_id, why, died=True)
+        except RayTaskError as error:  # of the class of its cause, too, so it comes before EngineDeadError
+            return self._refusal(error, info)
+        except EngineDeadError as error:
+            return EngineLost(info.engine_id, error.message, died=True)
+        except RayError as error:
+            return EngineLost(info.engine_id, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        if isinstance(reply, AttachRequired):
+            return reply._replace(runner=self._runner)
+        return reply._replace(engine_id=info.engine_id) if isinstance(reply, GenerateReply) else reply
+
+    async def _unless_dead(self, call: Any) -> Any:
+        """The reply of a call on the runner; EngineDeadError as soon as this replica knows that it died, which may be sooner than
+        Ray does."""
+        reply = asyncio.ensure_future(call)
+        try:
+            await asyncio.wait((reply, self._death), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            reply.cancel()
+            raise
+        if reply.done():
+            return reply.result()
+        reply.cancel()
+        raise EngineDeadError(self._death.result())
+
+    def _refusal(self, error: RayTaskError, info: EngineInfo) -> Reply:
+        cause = error.cause
+        if isinstance(cause, (InvalidRequestError, OverloadedError)):
+            return RequestRefused(cause)
+        if isinstance(cause, EngineDeadError):
+            return EngineLost(info.engine_id, cause.message, died=True)
+        if isinstance(cause, StaleAttemptError):
+            return EngineLost(info.engine_id, cause.message)
+        logger.error("the runner failed on a request", exc_info=error)
+        return EngineLost(info.engine_id, f"{type(cause).__name__}: {cause}")
+
+    async def stats(self) -> dict:
+        """Counters of the runner."""
+        return await self._runner.stats.remote()
+
+    async def check_integrity(self) -> dict:
+        """Raise if the engine's accounting is inconsistent; else its counters."""
+        return await self._runner.check_integrity.remote()
+
+    async def check_health(self) -> None:
+        """Raise if the runner died or hangs, so that Serve replaces this replica; its watch mostly ends it sooner."""
+        if self._watch is not None:
+            self._watch.check()
+        if self._death.done():
+            raise RuntimeError(f"runner of {self._engine_id} died")
+
+    def _exit_soon(self, why: str) -> None:
+        """End this process: routers drop a dead replica at once, an unhealthy one only after its next health check."""
+        if not self._death.done():
+            self._death.set_result(why)
+            logger.error("event=engine_dead engine=%s: %s; this replica ends and is replaced", self._engine_id, why)
+            asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
+
+    async def __del__(self) -> None:
+        """Called by Serve once the last request has ended."""
+        if self._watch is not None:
+            self._watch.close()
+        if self._runner is not None and not self._death.done():
+            try:
+                await asyncio.wait_for(self._runner.shutdown.remote(), _CALL_TIMEOUT_S)
+            except (RayError, asyncio.TimeoutError) as error:
+                logger.warning("runner of %s did not shut down cleanly: %s", self._engine_id, error)
+            ray.kill(self._runner)
+
+
+def application_name() -> str:
+    """Of the Serve application that this process belongs to."""
+    return serve.get_replica_context().app_name
+
+
+def runner_names() -> str:
+    """What the names of this process's application's runner actors begin with; the engine's id follows."""
+    return f"{RUNNER_NAME_PREFIX}{application_name()}::"
+
+
+def find_runner(engine_id: str) -> Any:
+    """The runner of an engine of this process's application; ValueError if there is none."""
+    return ray.get_actor(runner_names() + engine_id)
+
+
+def _runner_bundle():
+    from ray.util.placement_group import get_current_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = get_current_placement_group()
+    return (
+        PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=1) if group else "DEFAULT"
+    )

@@ -1,0 +1,103 @@
+"""Whether a runner gets a GPU of the cluster. Decided where the application is built, because the placement group of a
+replica, and with it what an autoscaler sees as demand, is fixed from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ray
+
+from cluster.config import LLMConfig
+from deployments.start.app_arguments import SettingsError
+
+logger = logging.getLogger("ray.serve")
+
+
+class ClusterGpus(NamedTuple):
+    """What Ray knows of GPUs.
+
+    Attributes:
+        present: GPUs of the nodes that are there.
+        possible: GPUs that an autoscaler says it could add up to; 0 without one.
+        types: accelerator types of the nodes that are there.
+        nodes: how many nodes are there; 0 if Ray does not run yet and this machine was looked at instead.
+    """
+
+    present: float
+    possible: float = 0.0
+    types: tuple[str, ...] = ()
+    nodes: int = 0
+
+
+def cluster_gpus() -> ClusterGpus:
+    """GPUs of the cluster that this process is connected to; of this machine if it is connected to none, as when
+    ``serve run module:builder`` builds an application before it starts Ray.
+    """
+    if not ray.is_initialized():
+        return ClusterGpus(gpus_of_this_machine())
+    resources: Mapping[str, float] = ray.cluster_resources()
+    types = tuple(sorted(name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")))
+    alive = sum(node["Alive"] for node in ray.nodes())
+    return ClusterGpus(resources.get("GPU", 0.0), _possible_gpus(), types, alive)
+
+
+def gpus_of_this_machine() -> int:
+    """What Ray would find here if it were started."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return manager.get_current_node_num_accelerators() if visible is None else len(visible)
+
+
+def runner_num_gpus(config: LLMConfig, gpus: ClusterGpus) -> float:
+    """GPUs that Ray reserves for a runner: as set; else one on a GPU, and with ``device: auto`` one if there are any.
+
+    Raises:
+        SettingsError: a GPU is asked for and no node has one, nor can an autoscaler add one; Ray would wait for ever.
+    """
+    if config.runner_num_gpus is not None:
+        return config.runner_num_gpus
+    if config.device == "cpu":
+        return 0.0
+    if gpus.present > 0 or gpus.possible > 0:
+        _check_type(config, gpus)
+        return 1.0
+    if config.device == "gpu":
+        seen = (
+            f"Ray sees {gpus.nodes} nodes and no GPU on any" if gpus.nodes else "this machine has none that Ray finds"
+        )
+        raise SettingsError(
+            f"device: gpu, but {seen}; use device: auto or cpu, connect to a cluster with GPUs, or set runner_num_gpus: 1 "
+            "to wait for a node with one"
+        )
+    return 0.0
+
+
+def _check_type(config: LLMConfig, gpus: ClusterGpus) -> None:
+    wanted = config.accelerator_type
+    if wanted is not None and gpus.nodes and not gpus.possible and wanted not in gpus.types:
+        raise SettingsError(
+            f"accelerator_type: {wanted}, but the nodes of this cluster have {', '.join(gpus.types) or 'none that Ray knows'}; "
+            "use one of these, or set runner_num_gpus: 1 to wait for a node with one"
+        )
+
+
+def runner_resources(config: LLMConfig, num_gpus: float) -> dict[str, float]:
+    """The runner's bundle in the placement group of its replica."""
+    bundle: dict[str, Any] = {"CPU": config.runner_num_cpus}
+    if num_gpus:
+        bundle["GPU"] = num_gpus
+    if config.accelerator_type is not None:
+        bundle[f"accelerator_type:{config.accelerator_type}"] = 0.001
+    return bundle
+
+
+def _possible_gpus() -> float:
+    # Private to Ray, and what Ray Data asks; None where no autoscaler told what it may start.
+    from ray._private.state import state
+
+    return float((state.get_max_resources_from_cluster_config() or {}).get("GPU", 0))

@@ -1,0 +1,83 @@
+"""The runner actor as it is deployed: its tokens also leave through a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+
+import ray
+
+from actors.engine_actor import RunnerActor
+from cluster.config import EngineConfig
+from cluster.outputs import EngineInfo
+from cluster.process_liveness import Companion
+from cluster.silence_clock import TICK_S, SilenceClock
+from deployments.replica.token_socket import TokenSocket
+
+logger = logging.getLogger("bireme.runner")
+
+_EXIT_DELAY_S = 0.2
+
+
+class StreamingRunner(RunnerActor):
+    """A RunnerActor with a second way to attach, for subscribers on the same machine, that lives and dies with its replica."""
+
+    def __init__(self, config: EngineConfig, engine_id: str) -> None:
+        super().__init__(config, engine_id)
+        self._socket = TokenSocket(self.attach)
+        self._replica_clock = SilenceClock()
+        self._replica: Companion | None = None
+        self._guard: asyncio.Task | None = None
+
+    async def start(self) -> EngineInfo:
+        """As RunnerActor; opens the socket too."""
+        info = await super().start()
+        await self._socket.open()
+        return info
+
+    async def ping(self, replica_pid: int) -> int:
+        """A sign of life of the engine replica, and one in return: this process's id. Raises when the engine hangs.
+
+        The replica must be on this node. From the first call on, its silence for ``hang_timeout_s`` ends both processes: a
+        replica that hangs would go on drawing requests, and nobody else notices it as soon.
+        """
+        self._replica_clock.heard()
+        if self._guard is None:
+            self._replica = Companion(replica_pid)
+            self._guard = asyncio.get_running_loop().create_task(self._watch_replica(self._replica))
+        await self.check_health()
+        return os.getpid()
+
+    async def _watch_replica(self, replica: Companion) -> None:
+        while self._replica_clock.tick() <= self._config.hang_timeout_s:
+            if replica.has_ended():
+                logger.error("the replica of %s has ended; so does its runner", self._engine_id)
+                self._after_engine_death()
+                return
+            await asyncio.sleep(TICK_S)
+        logger.error("the replica of %s hangs; both processes end", self._engine_id)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(replica.pid, signal.SIGKILL)
+        self._after_engine_death()
+
+    async def stats(self) -> dict:
+        """As RunnerActor; also how long the replica has been silent, in seconds."""
+        return {**await super().stats(), "replica_silent_s": self._replica_clock.silent_s}
+
+    async def token_socket(self) -> tuple[str, str]:
+        """(Ray node id, path of the socket on that node)."""
+        return ray.get_runtime_context().get_node_id(), self._socket.path
+
+    def _after_engine_death(self) -> None:
+        # What was put on streams and replies still leaves; then Ray tells every caller that the actor died.
+        asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
+
+    async def shutdown(self) -> None:
+        """As RunnerActor; closes the socket too."""
+        if self._guard is not None:
+            self._guard.cancel()
+        await self._socket.close()
+        await super().shutdown()

@@ -1,0 +1,210 @@
+"""Token messages over a Unix socket, for an ingress on the runner's own machine.
+
+A Ray stream costs both processes about a millisecond a message, which matters where they share the cores that compute;
+a socket costs a twentieth of that. What travels is the same: the items of ``RunnerActor.attach``.
+
+Wire: the client sends one frame ``[subscriber, resume]``; the server answers with one frame a message, a list of deltas as
+arrays. A frame is a length (4 bytes, big endian) and JSON.
+
+Each side talks to processes of its own user alone, whom the kernel names: whoever else gets hold of a path gains nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import shutil
+import socket
+import struct
+import tempfile
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import BiremeError
+from cluster.outputs import TokenDelta, TokenLogprobs
+from deployments.start.private_folder import not_private, private_base
+
+Attach = Callable[[str, dict[str, int]], AsyncIterator[list[TokenDelta]]]
+_LENGTH = struct.Struct(">I")
+_CREDENTIALS = struct.Struct("iII")  # process, user, group
+# A folder without a socket is about to get it, or its maker was killed in between.
+_YOUNG_S = 60.0
+
+
+class UnusableSocketError(Exception):
+    """The socket cannot be reached from here, or another user's process listens on it. The engine may be well."""
+
+
+class TokenSocket:
+    """The runner's side. The socket lies in a folder that only this user may enter.
+
+    Attributes:
+        path: of the socket; empty until it is open.
+    """
+
+    def __init__(self, attach: Attach) -> None:
+        self._attach = attach
+        self.path = ""
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Begin to listen; what killed processes left behind is removed first."""
+        base = _socket_base()
+        _remove_leftovers(base)
+        # As short as can be: a path has at most 107 characters.
+        self.path = os.path.join(tempfile.mkdtemp(prefix=_prefix(), dir=base), "s")
+        self._server = await asyncio.start_unix_server(self._serve, self.path)
+        os.chmod(self.path, 0o600)
+
+    async def close(self) -> None:
+        """Stop listening and remove the socket; open connections end with their streams."""
+        if self._server is not None:
+            self._server.close()
+        if self.path:
+            shutil.rmtree(os.path.dirname(self.path), ignore_errors=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not _is_ours(_peer(writer)[1]):
+            writer.close()
+            return
+        try:
+            subscriber, resume = await _read_frame(reader)
+        except (asyncio.IncompleteReadError, ConnectionError):  # somebody who only looked whether this process lives
+            writer.close()
+            return
+        messages = self._attach(subscriber, resume)
+        # An idle stream learns of a client that is gone only here: nothing else is ever read.
+        gone = asyncio.ensure_future(reader.read())
+        try:
+            while True:
+                message = asyncio.ensure_future(anext(messages))
+                await asyncio.wait((message, gone), return_when=asyncio.FIRST_COMPLETED)
+                if not message.done():
+                    # Cancelled inside its generator, the stream ends there and the subscriber is detached.
+                    message.cancel()
+                    await asyncio.wait((message,))
+                    break
+                _write_frame(writer, message.result())
+                await writer.drain()
+        except (StopAsyncIteration, ConnectionError):
+            pass
+        finally:
+            gone.cancel()
+            writer.close()
+
+
+def _socket_base() -> Path | None:
+    """Where folders of sockets are made: this user's, or where another user has taken its name, that of temporary files."""
+    try:
+        return private_base()
+    except BiremeError:
+        return None
+
+
+def _prefix() -> str:
+    """What names of folders begin with: nobody listens here on a socket of another machine, though the disk may be shared."""
+    try:
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        machine = platform.node()
+    return f"t-{zlib.crc32(machine.encode()):08x}-"
+
+
+def _remove_leftovers(base: Path | None) -> None:
+    """Remove folders of sockets on which nobody listens any more: their runners were killed."""
+    for folder in base.glob(f"{_prefix()}*") if base is not None else ():
+        with contextlib.suppress(OSError):
+            if not _is_in_use(folder):
+                shutil.rmtree(folder)
+
+
+def _is_in_use(folder: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(folder / "s"))
+        except ConnectionRefusedError:
+            return False
+        except FileNotFoundError:  # not yet, or no more
+            return time.time() - folder.stat().st_mtime < _YOUNG_S
+    return True
+
+
+async def read_messages(
+    path: str, subscriber: str, resume: dict[str, int], reached: Callable[[int], None] | None = None
+) -> AsyncIterator[list[TokenDelta]]:
+    """The ingress's side: attach and yield messages until the runner closes the stream.
+
+    Args:
+        reached: called with the id of the process that listens, as this process sees it.
+
+    Raises:
+        UnusableSocketError: there is none that this user's process made; nothing was sent.
+        OSError: nobody listens any more, or the connection broke.
+    """
+    if (fault := not_private(Path(path).parent)) is not None:
+        raise UnusableSocketError(fault)
+    try:
+        reader, writer = await asyncio.open_unix_connection(path)
+    except (FileNotFoundError, PermissionError) as error:
+        raise UnusableSocketError(f"{path}: {error.strerror}") from None
+    try:
+        pid, user = _peer(writer)
+        if not _is_ours(user):
+            raise UnusableSocketError(f"{path} is served by another user (uid {user})")
+        if reached is not None and pid:
+            reached(pid)
+        _write_frame(writer, [subscriber, resume])
+        while True:
+            try:
+                rows = await _read_frame(reader)
+            except asyncio.IncompleteReadError:
+                return
+            yield [_delta(row) for row in rows]
+    finally:
+        writer.close()
+
+
+def _peer(writer: asyncio.StreamWriter) -> tuple[int, int | None]:
+    """Ids of the process at the other end of a Unix socket and of its user: 0 and None where the kernel does not tell."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return 0, None
+    told = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
+    pid, user, _group = _CREDENTIALS.unpack(told)
+    return pid, user
+
+
+def _is_ours(user: int | None) -> bool:
+    """Whether ``user`` is this process's. Where the kernel does not tell, the folder that only this user may enter has to do."""
+    return user is None or user == os.geteuid()
+
+
+def _write_frame(writer: asyncio.StreamWriter, value: Any) -> None:
+    body = json.dumps(value, separators=(",", ":")).encode()
+    writer.write(_LENGTH.pack(len(body)) + body)
+
+
+async def _read_frame(reader: asyncio.StreamReader) -> Any:
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    return json.loads(await reader.readexactly(length))
+
+
+def _delta(row: list[Any]) -> TokenDelta:
+    """A delta from its JSON array; named tuples arrive as plain lists."""
+    delta = TokenDelta(*row)
+    if delta.logprobs is None and delta.prompt_logprobs is None:
+        return delta
+    logprobs, prompt_logprobs = delta.logprobs, delta.prompt_logprobs
+    return delta._replace(
+        logprobs=None if logprobs is None else [TokenLogprobs(*entry) for entry in logprobs],
+        prompt_logprobs=None
+        if prompt_logprobs is None
+        else [None if entry is None else TokenLogprobs(*entry) for entry in prompt_logprobs],
+    )

@@ -1,0 +1,1 @@
+"""From an ingress to its engines: choosing one, following its tokens, going on elsewhere."""

@@ -1,0 +1,88 @@
+"""Whether the sequences of a request are taken: all of them together, or none.
+
+One decision from what the engines announced last, before anything is sent to them or to the client. It cannot be exact, because
+other ingresses decide at the same time: an engine that has no room after all makes a sequence wait, and refuses only a request
+of one sequence.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from cluster.api_errors import ApiError, overloaded
+from cluster.outputs import EngineRoom
+
+_LONGEST_RETRY_S = 30.0
+_RATE_MEMORY_S = 10.0
+
+
+def refusal(rooms: Sequence[EngineRoom], num_booked: int, wanted: int, ends_per_s: float) -> ApiError | None:
+    """Why ``wanted`` sequences are not taken now (429, with the time after which to try again); None if they are.
+
+    A request with more sequences than may wait in all engines together is taken when nothing waits.
+
+    Args:
+        rooms: what each engine that may be chosen said last.
+        num_booked: sequences that were taken and that no engine has yet.
+        ends_per_s: how many sequences end in these engines in a second; 0 if unknown.
+    """
+    free = sum(room.free for room in rooms) - num_booked
+    may_wait = sum(room.max_queued for room in rooms)
+    missing = min(wanted, may_wait) - free
+    if missing <= 0:
+        return None
+    waiting = max(0, may_wait - free)
+    message = f"{waiting} requests are waiting, the limit is {may_wait}"
+    if wanted > may_wait:
+        message += f"; this request has {wanted} sequences (prompts times n) and is taken when no other waits"
+    elif wanted > 1:
+        message += f"; this request has {wanted} sequences (prompts times n), which are taken together"
+    return overloaded(message, min(_LONGEST_RETRY_S, math.ceil(missing / ends_per_s)) if ends_per_s > 0 else None)
+
+
+def share_refusal(
+    num_waiting: int, wanted: int, rooms: Sequence[EngineRoom], idle: EngineRoom, share: float
+) -> ApiError | None:
+    """Why ``wanted`` sequences of one API key are not taken now: they would hold more than its ``share`` of the queues.
+
+    One sequence alone is not looked at: the engine that it is sent to knows exactly. A request of more sequences than the share
+    is taken when nothing else of its key waits.
+
+    Args:
+        num_waiting: sequences of the key that have no token yet.
+        rooms: of the engines that may be chosen.
+        idle: of an engine that has nothing to do; what it takes beyond its queue are its slots.
+    """
+    if wanted == 1:
+        return None
+    may_wait = sum(max(1, int(share * room.max_queued)) for room in rooms)
+    slots = len(rooms) * (idle.free - idle.max_queued)
+    if num_waiting + min(wanted, may_wait) <= may_wait + slots:
+        return None
+    return overloaded(
+        f"{num_waiting} requests of this API key are waiting, and its share of the queue is {may_wait} (max_queue_share); this "
+        f"request has {wanted} sequences (prompts times n), which are taken together; others may still be served"
+    )
+
+
+class EndRate:
+    """How many sequences of an engine end in a second, over about the last ten seconds."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._counted: int | None = None
+        self._per_s = 0.0
+        self._at = now()
+
+    def count(self, num_ended: int) -> None:
+        """So many have ended since the engine started."""
+        if self._counted is not None:
+            self._per_s, self._at = self.per_s + (num_ended - self._counted) / _RATE_MEMORY_S, self._now()
+        self._counted = num_ended
+
+    @property
+    def per_s(self) -> float:
+        """Sequences a second."""
+        return self._per_s * math.exp((self._at - self._now()) / _RATE_MEMORY_S)

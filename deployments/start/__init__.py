@@ -1,0 +1,1 @@
+"""Everything before the application runs: settings, environment, preparation."""

@@ -1,0 +1,120 @@
+"""The Serve config of ``bireme serve``: what a file or settings say, and HTTP on this machine alone unless they say otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.config import LLMConfig
+from cluster.errors import BiremeError
+from deployments.http.keys import write_keys
+from deployments.start.app_arguments import OTHER_WAYS, AppArguments, SettingsError, hold_keys
+
+BUILDER = "deployments.llm:build_openai_app"
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+
+
+def serve_config(settings: list[str], host: str | None = None, port: int | None = None) -> dict[str, Any]:
+    """The config as Ray Serve reads it.
+
+    Args:
+        settings: one Serve config file, or settings of the form NAME=VALUE.
+        host, port: of the HTTP API; None leaves what the file says, else the default.
+
+    Raises:
+        BiremeError: neither; one sentence that says why.
+    """
+    if len(settings) == 1 and Path(settings[0]).is_file():
+        config = _read(Path(settings[0]))
+    else:
+        wrong = [item for item in settings if "=" not in item]
+        if wrong:
+            raise BiremeError(f"{wrong[0]!r} is neither a file nor a setting of the form NAME=VALUE")
+        arguments = dict(item.split("=", 1) for item in settings)
+        if "api_keys" in arguments:
+            raise BiremeError(f"api_keys: every user of this machine can read a command line; {OTHER_WAYS}", "api_keys")
+        config = {
+            "proxy_location": "HeadOnly",
+            "applications": [
+                {"name": "default", "route_prefix": "/", "import_path": BUILDER, "args": arguments},
+            ],
+        }
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    http = {"host": DEFAULT_HOST, "port": DEFAULT_PORT, **(config.get("http_options") or {}), **given}
+    if not isinstance(http["port"], int) or not 0 < http["port"] < 65536:
+        raise BiremeError(f"http_options.port: got {http['port']!r}, allowed: 1 to 65535")
+    return {**config, "http_options": http}
+
+
+def configured_model(config: dict[str, Any]) -> LLMConfig:
+    """The settings of the first application in ``config``.
+
+    Raises:
+        BiremeError: they are not valid.
+    """
+    try:
+        settings = AppArguments.with_keys(config["applications"][0].get("args") or {})
+        for name in ("deployment_config", "ingress_config"):
+            if getattr(settings, name):
+                from deployments.start.serve_options import (
+                    check_serve_options,  # imports Ray Serve, which takes a second
+                )
+
+                check_serve_options(name, getattr(settings, name))
+        return settings
+    except SettingsError as error:
+        raise BiremeError(error.message) from None
+
+
+def without_keys(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """``config`` as Ray Serve may see it, which logs and shows it: API keys in ``args`` are put into files in ``folder``, and the
+    names of these take their place.
+
+    Raises:
+        BiremeError: settings with keys are not valid.
+    """
+    applications = list(config["applications"])
+    for i, application in enumerate(applications):
+        if not has_keys(application):
+            continue
+        settings = configured_model({"applications": [application]})
+        file = folder / f"api-keys-{i}"
+        write_keys(file, settings.api_keys)
+        arguments = {name: value for name, value in application["args"].items() if name != "api_keys"}
+        applications[i] = {**application, "args": {**arguments, "api_keys_file": str(file)}}
+    return {**config, "applications": applications}
+
+
+def has_keys(application: Any) -> bool:
+    """Whether there are API keys among the arguments of this project's application."""
+    return (
+        isinstance(application, dict)
+        and application.get("import_path") == BUILDER
+        and hold_keys(application.get("args"))
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BiremeError(f"{path} is not YAML: {_where(error)}") from None
+    applications = config.get("applications") if isinstance(config, dict) else None
+    if not isinstance(applications, list) or not applications or not isinstance(applications[0], dict):
+        raise BiremeError(f"{path} is not a Serve config: it has no list named applications")
+    if not isinstance(config.get("http_options") or {}, dict):
+        raise BiremeError(f"{path}: http_options: got {config['http_options']!r}, needs a mapping")
+    return config
+
+
+def _where(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong, and where, without the text of that place: it may be a key."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    is_about_signs = isinstance(error, (yaml.scanner.ScannerError, yaml.parser.ParserError))
+    what = str(getattr(error, "problem", None)) if is_about_signs else "it cannot be read"
+    mark = getattr(error, "problem_mark", None)
+    return what if mark is None else f"{what} in line {mark.line + 1}, column {mark.column + 1}"

@@ -1,0 +1,171 @@
+"""On the CPU an answer depends on its request alone: not on neighbours, chunks, preemptions, cache hits or threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.actors.runner.test_overlap import generate, preempt_at
+from tests.engines import answer, make_engine, request
+
+LIMIT = 96  # tokens a request may have: six blocks
+
+
+@pytest.fixture(scope="module")
+def solo(tiny_model):
+    """Answer of a request that runs alone, plain, with a pool to itself and nothing cached; remembered by its content."""
+    engine = make_engine(
+        tiny_model, max_num_seqs=1, num_kv_blocks=8, enable_overlap_schedule=False, enable_prefix_caching=False
+    )
+
+    @functools.cache
+    def run(prompt: tuple[int, ...], items: tuple) -> tuple:
+        return answer(engine.generate([request("solo", list(prompt), **dict(items))])["solo"])
+
+    yield lambda prompt, params: run(tuple(prompt), tuple(sorted(params.items())))
+    engine.close()
+
+
+@st.composite
+def workloads(draw):
+    """Requests with arrival steps, priorities, aborts, and an engine that is often too small for them."""
+    # A few shared beginnings, so that prefixes are found in the cache.
+    heads = [[11] * 20, [12, 13] * 16, [], [], []]
+    requests, is_crowded = [], draw(st.booleans())
+    if is_crowded:
+        # Two that begin at once and need five blocks each: one of them has to give way. A third begins as they do.
+        prompt = draw(st.lists(st.integers(0, 127), min_size=20, max_size=20))
+        for name, arrival, max_tokens in (("long", 0, 60), ("longer", 0, 60), ("later", 2, 12)):
+            params = {"max_tokens": max_tokens, "ignore_eos": True}
+            prompt = [*prompt[:19], len(requests)]
+            requests.append(
+                {"name": name, "prompt": prompt, "params": params, "arrival": arrival, "priority": 0, "abort": None}
+            )
+    for index in range(draw(st.integers(3, 7) if not is_crowded else st.integers(1, 4))):
+        prompt = draw(st.sampled_from(heads)) + draw(st.lists(st.integers(0, 127), min_size=1, max_size=20))
+        params = {"max_tokens": draw(st.sampled_from([1, 24, 40, 40]))}
+        params["max_tokens"] = min(params["max_tokens"], LIMIT - len(prompt))
+        if draw(st.booleans()):
+            params |= {"temperature": draw(st.sampled_from([0.5, 1.0])), "seed": draw(st.integers(0, 3))}
+            params |= draw(st.sampled_from([{}, {"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.1}]))
+        params |= draw(st.sampled_from([{}, {"repetition_penalty": 1.2}, {"presence_penalty": 1.0}, {"logprobs": 2}]))
+        params |= draw(st.sampled_from([{}, {"min_tokens": params["max_tokens"] // 2}, {"stop_token_ids": (17, 40)}]))
+        if draw(st.booleans()):
+            params["stop_token_seqs"] = ((67, 11), (11, 11, 11))
+        requests.append(
+            {
+                "name": str(index), "prompt": prompt, "params": params,
+                "arrival": draw(st.sampled_from([0, 0, 0, 2, 45])), "priority": draw(st.integers(0, 2)),
+                "abort": draw(st.sampled_from([None, None, None, None, 17, 30])),
+            }
+        )  # fmt: skip
+    engine = {
+        "num_kv_blocks": draw(st.sampled_from([6, 7] if is_crowded else [6, 7, 12])),
+        "max_num_seqs": draw(st.integers(3, 5)),
+        "max_num_batched_tokens": draw(st.sampled_from([16, 24, 64])),
+        "num_threads": draw(st.integers(1, 2)),
+        "enable_prefix_caching": draw(st.sampled_from([True, True, False])),
+    }
+    return requests, engine
+
+
+def drive(engine, requests) -> dict:
+    """Answers of the requests that were not aborted."""
+    deltas: dict[str, list] = {r["name"]: [] for r in requests}
+    aborted = set()
+    for step in range(5000):
+        for r in requests:
+            if r["arrival"] == step:
+                engine.add_request(request(r["name"], r["prompt"], priority=r["priority"], **r["params"]))
+            if r["abort"] == step and engine.abort(r["name"]) is not None:
+                aborted.add(r["name"])
+        for delta in engine.step():
+            deltas[delta.request_id].append(delta)
+        engine.scheduler.check_integrity()
+        if step > 45 and not engine.has_work():
+            break
+    engine.check_integrity()
+    assert engine.scheduler.kv_cache.num_available == engine.scheduler.kv_cache.num_blocks
+    return {name: answer(d) for name, d in deltas.items() if name not in aborted}
+
+
+def test_overlapped_plain_and_solo_runs_agree_bit_for_bit(tiny_model, solo):
+    seen = Counter()
+
+    @settings(max_examples=60, deadline=None)
+    @given(workloads())
+    def check(workload):
+        requests, settings_ = workload
+        answers = []
+        for overlap in (True, False):
+            engine = make_engine(tiny_model, max_model_len=LIMIT, enable_overlap_schedule=overlap, **settings_)
+            try:
+                answers.append(drive(engine, requests))
+            finally:
+                engine.close()
+        for r in requests:
+            for got in answers:
+                if r["name"] in got:
+                    assert got[r["name"]] == solo(r["prompt"], r["params"])
+        seen["preempted"] += engine.scheduler.num_preemptions > 0
+        seen["prefix found"] += engine.scheduler.num_cached_prompt_tokens > 0
+        seen["aborted"] += len(answers[1]) < len(requests)
+        seen["all"] += 1
+
+    check()
+    # A workload that never gets into trouble proves little.
+    assert min(seen["preempted"], seen["prefix found"], seen["aborted"]) > seen["all"] // 10, seen
+
+
+def test_a_continuation_on_another_engine_goes_on_exactly(tiny_model):
+    params = {
+        "temperature": 0.9,
+        "seed": 4,
+        "frequency_penalty": 0.7,
+        "min_tokens": 10,
+        "max_tokens": 16,
+        "logprobs": 1,
+    }
+    whole, _ = generate(tiny_model, [request("a", [3, 4, 5], **params)])
+    tokens, logprobs, *end = whole["a"]
+    for cut in range(1, 16):
+        resumed = request("a", [3, 4, 5], attempt=1, output_token_ids=tokens[:cut], **params)
+        got, _ = generate(tiny_model, [resumed])
+        assert got["a"] == (tokens[cut:], logprobs[cut:], *end)
+
+
+def test_neighbours_and_chunk_sizes_do_not_change_a_bit(tiny_model, solo):
+    params = {"temperature": 1.0, "seed": 9, "logprobs": 4, "max_tokens": 10}
+    prompt = list(range(1, 80))
+    for budget in (16, 17, 33, 64, 128):
+        for neighbours in (0, 3):
+            others = [request(f"n{i}", [i + 1] * (i + 5), max_tokens=10) for i in range(neighbours)]
+            got, _ = generate(
+                tiny_model, [*others, request("a", prompt, **params)], max_num_batched_tokens=budget, num_threads=2
+            )
+            assert got["a"] == solo(prompt, params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_smollm2_preempted_at_every_token_equals_the_undisturbed_run(smollm2_source, num_threads):
+    from actors.engine.engine import Engine
+    from cluster.config import EngineConfig
+
+    config = EngineConfig(num_threads=num_threads, num_kv_blocks=64, max_num_batched_tokens=128, max_num_seqs=4)
+    engine = Engine(config)
+    prompt = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
+    base = request("base", prompt, max_tokens=33, temperature=0.8, seed=11, logprobs=2, ignore_eos=True)
+    expected = answer(engine.generate([base])["base"])
+    preempt_at(engine, {str(point): [point] for point in range(1, 33)})
+    for point in range(1, 33):
+        again = dataclasses.replace(base, request_id=str(point))
+        assert answer(engine.generate([again])[str(point)]) == expected, f"preempted at token {point}"
+    assert engine.scheduler.num_preemptions == 32
+    engine.check_integrity()
+    engine.close()

@@ -1,0 +1,38 @@
+"""What is set aside of a GPU's memory before the KV cache gets the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.engine.memory_plan import gpu_pool_bytes, gpu_step_bytes
+from actors.model_files.config import ModelConfig, config_from_json
+from cluster.config import EngineConfig
+from cluster.errors import ConfigError
+from tests.engines import TINY_CONFIG
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def model() -> ModelConfig:
+    return config_from_json(TINY_CONFIG, {}, "config.json")
+
+
+@pytest.mark.parametrize(("max_model_len", "parts"), [(100, 1), (257, 2), (None, 32), (1 << 20, 128)])
+def test_batch_invariant_steps_keep_a_partial_result_for_each_part_of_the_longest_context(model, max_model_len, parts):
+    def needed(batch_invariant: bool) -> int:
+        config = EngineConfig(max_model_len=max_model_len, batch_invariant=batch_invariant)
+        return gpu_step_bytes(config, model, budget=2048)
+
+    assert needed(True) - needed(False) == 4 * 2048 * model.num_heads * parts * (model.head_dim + 4)
+
+
+def test_what_steps_need_is_not_given_to_the_cache(model):
+    config = EngineConfig(gpu_memory_utilization=0.9, enforce_eager=True)
+    pool = gpu_pool_bytes(config, model, 2048, free=90 * GIB, total=100 * GIB, weights_loaded=True)
+    assert pool == pytest.approx(80 * GIB - gpu_step_bytes(config, model, 2048), abs=1024)
+
+
+def test_a_gpu_without_room_for_a_cache_is_refused(model):
+    with pytest.raises(ConfigError, match=r"gpu_memory_utilization is 0\.1"):
+        gpu_pool_bytes(EngineConfig(gpu_memory_utilization=0.1), model, 2048, free=10 * GIB, total=10 * GIB)

@@ -1,0 +1,102 @@
+"""Logits and texts against transformers; the reference values come from tests/golden/make_golden.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.engine.engine import Engine
+from actors.model_files.config import load_model_config
+from actors.model_files.source import resolve_model
+from actors.model_files.weights import iter_weights
+from actors.models import load_model
+from actors.models.decoder import BatchRows, Decoder
+from cluster.config import EngineConfig
+from gpu_ops import forward
+from tests.engines import request, tokens_of
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+BLOCK = 16
+
+
+def load(path: Path) -> Decoder:
+    source = resolve_model(str(path), load_format="auto")
+    config = load_model_config(source)
+    return load_model(config, iter_weights(source, config), 128)
+
+
+def all_logits(model: Decoder, token_ids: np.ndarray, chunks: list[int], forward=Decoder.forward) -> np.ndarray:
+    """Logits of every position, computed in the given chunks through the paged cache."""
+    num_blocks, device = -(-len(token_ids) // BLOCK), model.device
+    kv_cache = model.allocate_kv_cache(num_blocks + 2, BLOCK)
+    # Blocks in reverse, so that a mistake in the block table cannot pass.
+    block_tables = device.tensor(np.arange(num_blocks + 1, 1, -1, dtype=np.int32)[None])
+    logits, start = [], 0
+    for count in chunks:
+        positions = np.arange(start, start + count, dtype=np.int32)
+        rows = BatchRows(
+            device.tensor(token_ids[positions].astype(np.int64)),
+            device.tensor(positions),
+            device.tensor(np.zeros(count, np.int32)),
+            block_tables,
+            device.tensor(np.array([0, count], np.int32)),
+            count,
+        )
+        logits.append(model.compute_logits(forward(model, rows, kv_cache)).numpy())
+        start += count
+    return np.concatenate(logits)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in GOLDEN.iterdir() if path.is_dir() and path.name != "__pycache__")
+)
+def test_logits_match_transformers(name):
+    forward.set_num_threads(2)
+    reference = np.load(GOLDEN / name / "logits.npz")
+    token_ids = reference["token_ids"]
+    model = load(GOLDEN / name)
+    whole = all_logits(model, token_ids, [len(token_ids)])
+    assert np.abs(whole - reference["logits"]).max() < 1e-4
+    chunked = all_logits(model, token_ids, [1, 20, *[1] * 10, len(token_ids) - 31])
+    assert (chunked == whole).all(), "chunks must not change a bit"
+    plain = all_logits(model, token_ids, [len(token_ids)], Decoder.forward_op_by_op)
+    assert (plain == whole).all(), "the fused block must not change a bit"
+
+
+def test_untied_heads_and_biases_are_among_the_references():
+    configs = [json.loads((path / "config.json").read_text()) for path in GOLDEN.iterdir() if path.is_dir()]
+    assert {bool(config.get("tie_word_embeddings")) for config in configs} == {True, False}
+    assert any(config.get("attention_bias") for config in configs)
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_source):
+    engine = Engine(EngineConfig(max_num_batched_tokens=256))
+    yield engine
+    engine.close()
+
+
+@pytest.mark.slow
+def test_smollm2_greedy_text_matches_transformers(smollm2, smollm2_tokenizer):
+    cases = json.loads((GOLDEN / "smollm2_greedy.json").read_text())["cases"]
+    assert len(cases) >= 10
+    requests = [
+        request(str(i), case["prompt_token_ids"], max_tokens=len(case["token_ids"])) for i, case in enumerate(cases)
+    ]
+    answers = smollm2.generate(requests)
+    for index, case in enumerate(cases):
+        tokens = tokens_of(answers[str(index)])
+        assert tokens == case["token_ids"], case["rendered"]
+        assert smollm2_tokenizer.decode(tokens) == case["text"]
+
+
+@pytest.mark.slow
+def test_smollm2_logits_match_transformers(smollm2):
+    reference = np.load(GOLDEN / "smollm2_first_logits.npz")
+    logits = all_logits(smollm2.runner.model, reference["token_ids"], [len(reference["token_ids"])])
+    for row, name in ((0, "first"), (-1, "last")):
+        difference = np.abs(logits[row] - reference[name]).max()
+        assert difference < 1e-5 * np.abs(reference[name]).max(), f"{name}: {difference}"

@@ -1,0 +1,277 @@
+"""The runner actor without Ray: one asyncio loop drives it the way Ray would."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from actors import engine_actor as runner_actor
+from actors.engine_actor import RunnerActor
+from cluster.config import EngineConfig
+from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError, StaleAttemptError
+from cluster.outputs import AttachRequired, EngineRoom, GenerateReply, NotAdmitted
+from tests.engines import answer, make_engine, request
+from tests.waiting import until
+
+
+def subscribed(name: str, prompt: list[int], attempt: int = 0, **params):
+    made = request(name, prompt, attempt=attempt, **params)
+    made.subscriber = "ingress"
+    return made
+
+
+class Subscriber:
+    """Collects what an attached stream brings."""
+
+    def __init__(self, actor: RunnerActor, resume: dict[str, int] | None = None) -> None:
+        self.messages: list = []
+        self.task = asyncio.create_task(self._run(actor, resume or {}))
+
+    async def _run(self, actor, resume):
+        async for message in actor.attach("ingress", resume):
+            self.messages.append(message)
+
+    def of(self, name: str) -> list:
+        """What was said about a request, without the word that it was taken."""
+        deltas = [delta for message in self.messages for delta in message if delta.request_id == name]
+        return [delta for delta in deltas if delta.token_ids or delta.finish_reason]
+
+    async def wait_for(self, name: str, count: int) -> None:
+        await until(lambda: len(self.of(name)) >= count, 20)
+
+
+@pytest.fixture
+async def actor(tiny_model):
+    config = EngineConfig(
+        model=str(tiny_model), load_format="dummy", max_num_seqs=4, max_num_batched_tokens=64, num_kv_blocks=64
+    )
+    made = RunnerActor(config, "engine-1")
+    info = await made.start()
+    assert info.engine_id == "engine-1" and info.vocab_size == 128
+    yield made
+    await made.shutdown()
+
+
+async def test_a_request_needs_the_subscribers_stream_first(actor):
+    reply = await actor.generate(subscribed("a", [1, 2]))
+    assert isinstance(reply, AttachRequired) and reply.fingerprint.startswith("bireme-")
+    assert (await actor.check_integrity())["num_requests_running"] == 0
+
+
+async def test_the_stream_carries_the_tokens_and_the_reply_their_number(actor, tiny_model):
+    engine = make_engine(tiny_model)
+    expected = engine.generate(
+        [request("a", [3, 4, 5], ignore_eos=True), request("b", [9] * 30, max_tokens=3, ignore_eos=True)]
+    )
+    engine.close()
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    replies = await asyncio.gather(
+        actor.generate(subscribed("a", [3, 4, 5], ignore_eos=True)),
+        actor.generate(subscribed("b", [9] * 30, max_tokens=3, ignore_eos=True)),
+    )
+    assert replies == [GenerateReply(8, "length"), GenerateReply(3, "length")]
+    await stream.wait_for("a", 8)
+    assert {name: answer(stream.of(name)) for name in "ab"} == {name: answer(expected[name]) for name in "ab"}
+
+
+async def test_cancelling_the_call_aborts_the_request_within_two_steps(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    call = asyncio.create_task(actor.generate(subscribed("a", [1], max_tokens=500)))
+    await stream.wait_for("a", 3)
+    call.cancel()
+    await asyncio.sleep(0)
+    loop, steps = actor._engine_loop, actor._engine_loop.num_steps
+    read = loop.call(lambda engine: (engine.scheduler.kv_cache.num_available, loop.num_steps))
+    available, steps_then = await asyncio.wrap_future(read)
+    assert available == 64
+    assert steps_then <= steps + 2
+
+
+async def test_a_call_cancelled_before_the_engine_took_it_harms_nobody(actor):
+    Subscriber(actor)
+    await asyncio.sleep(0)
+    busy = asyncio.create_task(actor.generate(subscribed("busy", [1], max_tokens=200)))
+    for number in range(200):
+        call = asyncio.create_task(actor.generate(subscribed(str(number), [1])))
+        await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.sleep(0)
+    assert await busy == GenerateReply(200, "length")
+    assert (await actor.check_integrity())["num_requests_running"] == 0
+    left = {key for key, live in actor._live.items() if live.finished_at is None}
+    assert left == set(), "what the engine never had must not be remembered"
+
+
+async def test_an_answer_that_ended_long_ago_is_forgotten_though_nobody_asks_for_anything(actor, monkeypatch):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    await actor.generate(subscribed("a", [1], ignore_eos=True))
+    await stream.wait_for("a", 8)
+    assert list(actor._live) == [("a", 0)], "its subscriber may yet lose the stream"
+    monkeypatch.setattr(runner_actor, "RETENTION_S", 0.2)
+    await until(lambda: not actor._live and not actor._attempts, 10)
+
+
+async def test_a_broken_stream_resumes_from_an_index(actor):
+    first = Subscriber(actor)
+    await asyncio.sleep(0)
+    call = asyncio.create_task(actor.generate(subscribed("a", [7, 7], max_tokens=40)))
+    await first.wait_for("a", 5)
+    first.task.cancel()
+    seen = len(first.of("a"))
+    await call  # finishes while nobody listens
+    second = Subscriber(actor, {"a": seen})
+    await second.wait_for("a", 40 - seen)
+    indices = [delta.index for delta in first.of("a") + second.of("a")]
+    assert indices == list(range(40))
+    assert second.of("a")[-1].finish_reason == "length"
+
+
+async def test_a_newer_attempt_ends_the_older_one_and_the_older_is_fenced(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    old = asyncio.create_task(actor.generate(subscribed("a", [5, 6], max_tokens=400)))
+    await stream.wait_for("a", 4)
+    known = [token for delta in stream.of("a")[:4] for token in delta.token_ids]
+    reply = await actor.generate(subscribed("a", [5, 6], attempt=1, output_token_ids=known, max_tokens=8))
+    assert reply == GenerateReply(8, "length")
+    assert (await old).finish_reason == "abort"
+    with pytest.raises(StaleAttemptError, match="attempt 0 of a is older than attempt 1"):
+        await actor.generate(subscribed("a", [5, 6]))
+
+
+async def test_a_refusal_reaches_the_caller_and_leaves_nothing_behind(actor):
+    Subscriber(actor)
+    await asyncio.sleep(0)
+    with pytest.raises(InvalidRequestError, match="limit of 512"):
+        await actor.generate(subscribed("a", [1] * 20, max_tokens=500))
+    assert (await actor.generate(subscribed("a", [1]))).num_tokens == 8
+
+
+async def test_a_dead_loop_fails_calls_and_health(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+
+    def fail(rows, kv_cache):
+        raise RuntimeError("device fault")
+
+    await asyncio.wrap_future(actor._engine_loop.call(lambda engine: setattr(engine.runner.model, "forward", fail)))
+    with pytest.raises(EngineDeadError, match="device fault"):
+        await actor.generate(subscribed("a", [1]))
+    with pytest.raises(EngineDeadError, match="device fault"):
+        await actor.check_health()
+    await asyncio.wait_for(stream.task, 10)
+
+
+async def test_a_model_that_is_not_there_says_so():
+    with pytest.raises(ModelLoadError, match="/nowhere"):
+        await RunnerActor(EngineConfig(model="/nowhere/model.gguf"), "engine-1").start()
+
+
+async def test_an_idle_stream_has_a_heartbeat_and_a_hung_step_ends_it(tiny_model):
+    config = EngineConfig(model=str(tiny_model), load_format="dummy", num_kv_blocks=64, hang_timeout_s=0.5)
+    hung = RunnerActor(config, "engine-1")
+    await hung.start()
+    stream = Subscriber(hung)
+    await until(lambda: stream.messages.count([]) >= 2, 1.2)
+    release = threading.Event()
+    hung._engine_loop._engine.runner.model.forward = lambda rows, kv_cache: release.wait(20)
+    call = asyncio.create_task(hung.generate(subscribed("a", [1])))
+    started = asyncio.get_running_loop().time()
+    with pytest.raises(EngineDeadError, match="hang_timeout_s"):
+        await call
+    assert asyncio.get_running_loop().time() - started < 2.0
+    await asyncio.wait_for(stream.task, 5)
+    with pytest.raises(EngineDeadError, match="hangs"):
+        await hung.check_health()
+    release.set()
+    await hung.shutdown()
+
+
+async def test_streams_say_how_much_the_engine_takes_when_it_has_changed(actor):
+    stream = Subscriber(actor)
+
+    def rooms() -> list[EngineRoom]:
+        return [room for message in stream.messages for delta in message if (room := EngineRoom.of(delta))]
+
+    await until(lambda: rooms() == [EngineRoom(4 + 256, 256, 0)], 5)
+    call = asyncio.create_task(actor.generate(subscribed("a", [1, 2, 3], max_tokens=200)))
+    await until(lambda: len(rooms()) == 2, 5)
+    # In the message that says that the request was taken, so that nobody counts it twice.
+    with_room = [message for message in stream.messages if any(map(EngineRoom.of, message))]
+    assert with_room[1][0].is_first_word
+    await call
+    with pytest.raises(InvalidRequestError):
+        await actor.generate(subscribed("refused", []))
+    await until(lambda: len(rooms()) >= 3 and rooms()[-1] == EngineRoom(260, 256, 1), 5)
+    assert rooms()[1] == EngineRoom(259, 256, 0)
+    quiet = len(rooms())
+    await until(lambda: stream.messages[-2:] == [[], []], 5)
+    assert len(rooms()) == quiet
+
+
+async def test_a_leak_ends_the_engine_as_soon_as_it_is_idle(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    await actor.generate(subscribed("a", [1, 2, 3]))
+    await asyncio.wrap_future(actor._engine_loop.call(lambda engine: engine.scheduler.kv_cache.allocate(1)))
+    await asyncio.wait_for(stream.task, 5)
+    with pytest.raises(EngineDeadError, match="died"):
+        await actor.check_health()
+
+
+async def test_drain_lets_a_short_request_finish_and_hands_over_a_long_and_a_waiting_one(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    calls = {
+        name: asyncio.create_task(actor.generate(subscribed(name, [5, 6], max_tokens=500 if name != "short" else 20)))
+        for name in ("long", "b", "c", "short", "waiting")
+    }
+    await stream.wait_for("long", 3)
+    await asyncio.wrap_future(actor._engine_loop.call(slow_down))
+    moved = await actor.drain(1.0)
+    assert moved == 4
+    replies = {name: await call for name, call in calls.items()}
+    assert replies["short"] == GenerateReply(20, "length")
+    assert {name for name, reply in replies.items() if reply.finish_reason == "handover"} == {
+        "long",
+        "b",
+        "c",
+        "waiting",
+    }
+    assert replies["waiting"].num_tokens == 0
+    assert isinstance(await actor.generate(subscribed("late", [1])), NotAdmitted)
+    cache = actor._engine_loop._engine.scheduler.kv_cache
+    await until(lambda: cache.num_available == cache.num_blocks, 5)
+    assert (await actor.check_integrity())["state"] == "draining"
+
+
+async def test_a_leased_stream_ends_when_its_subscriber_is_not_heard_of(actor, monkeypatch):
+    monkeypatch.setattr("actors.engine_actor.ORPHAN_S", 0.6)
+    messages = actor.attach("ingress", {}, leased=True)
+    listening = asyncio.create_task(drain_all(messages))
+    await asyncio.sleep(0)
+    call = asyncio.create_task(actor.generate(subscribed("a", [1], max_tokens=500)))
+    await asyncio.wrap_future(actor._engine_loop.call(slow_down))
+    for _ in range(4):
+        await asyncio.sleep(0.25)
+        await actor.renew("ingress")
+    assert not call.done()
+    assert (await call).finish_reason == "abort"
+    await asyncio.wait_for(listening, 5)
+
+
+def slow_down(engine) -> None:
+    """Ten milliseconds more a step."""
+    forward = engine.runner.model.forward
+    engine.runner.model.forward = lambda rows, kv_cache: (time.sleep(0.01), forward(rows, kv_cache))[1]
+
+
+async def drain_all(messages) -> None:
+    async for _ in messages:
+        pass

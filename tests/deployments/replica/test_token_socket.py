@@ -1,0 +1,283 @@
+"""The token socket carries what ``attach`` yields, and notices when either side goes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.outputs import AttachRequired, TokenDelta, TokenLogprobs
+from deployments.replica.token_socket import TokenSocket, UnusableSocketError, read_messages
+from deployments.routing.token_streams import TokenStreams
+from deployments.start.private_folder import private_base
+from tests.deployments.conftest import App
+
+NOBODY = 65534
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(request, monkeypatch, tmp_path_factory) -> Iterator[None]:
+    """A base of these tests' own, on a short path; runners of the application have theirs where they always have it."""
+    if "app" in request.fixturenames:
+        yield
+        return
+    tmp_path_factory.getbasetemp()  # which stays where it is
+    folder = tempfile.mkdtemp(dir="/tmp")
+    os.chmod(folder, 0o711)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    monkeypatch.setenv("TMPDIR", folder)
+    yield
+    shutil.rmtree(folder)
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to be another user")
+
+ENTRY = TokenLogprobs(-0.5, 1, [7, 8], [-0.5, float("-inf")])
+MESSAGES = [
+    [TokenDelta("a", 0, 0, [1]), TokenDelta("b", 2, 5, [2, 3], [ENTRY, ENTRY])],
+    [TokenDelta("a", 0, 1, [4], None, "stop", [1, 4], 16, [None, ENTRY])],
+    [TokenDelta("c", 0, 0, list(range(50_000)))],
+]
+
+
+class Source:
+    """Stands where the runner's ``attach`` is: yields the messages, then waits until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, int]]] = []
+        self.detached = asyncio.Event()
+
+    async def attach(self, subscriber: str, resume: dict[str, int]):
+        self.calls.append((subscriber, resume))
+        try:
+            for message in MESSAGES:
+                yield message
+            if subscriber != "short":
+                await asyncio.Event().wait()
+        finally:
+            self.detached.set()
+
+
+async def test_messages_arrive_as_they_were_sent():
+    source = Source()
+    socket = TokenSocket(source.attach)
+    await socket.open()
+    assert [message async for message in read_messages(socket.path, "short", {"a": 3})] == MESSAGES
+    assert source.calls == [("short", {"a": 3})]
+    await socket.close()
+    assert not os.path.exists(socket.path)
+
+
+async def test_a_client_that_goes_away_is_detached():
+    source = Source()
+    socket = TokenSocket(source.attach)
+    await socket.open()
+    messages = read_messages(socket.path, "long", {})
+    assert await anext(messages) == MESSAGES[0]
+    await messages.aclose()
+    await asyncio.wait_for(source.detached.wait(), 5)
+    await socket.close()
+
+
+async def test_only_this_user_may_connect():
+    socket = TokenSocket(Source().attach)
+    await socket.open()
+    folder, base = Path(socket.path).parent, Path(socket.path).parent.parent
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (base, folder, Path(socket.path))] == [0o700, 0o700, 0o600]
+    await socket.close()
+    with pytest.raises(UnusableSocketError, match="No such file"):
+        await anext(read_messages(socket.path, "x", {}))
+
+
+async def test_what_killed_runners_left_goes_with_the_next_one():
+    killed = subprocess.run([sys.executable, "-c", _KILLED_RUNNER], stdout=subprocess.PIPE, text=True, check=False)
+    left = Path(killed.stdout.strip())
+    assert left.exists()
+    first, second = TokenSocket(Source().attach), TokenSocket(Source().attach)
+    await first.open()
+    assert not left.exists()
+    await second.open()
+    assert os.path.exists(first.path), "its runner lives"
+    await first.close()
+    await second.close()
+
+
+_KILLED_RUNNER = """
+import asyncio, os, signal
+from deployments.replica.token_socket import TokenSocket
+async def main():
+    socket = TokenSocket(None)
+    await socket.open()
+    print(os.path.dirname(socket.path), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+
+# Connects as another user, from a folder whose door was left open, and says what it got for it.
+_STRANGER = """
+import os, socket, struct, sys
+os.setuid(int(sys.argv[2]))
+connection = socket.socket(socket.AF_UNIX)
+try:
+    connection.connect(sys.argv[1])
+    body = b'["short",{}]'
+    connection.sendall(struct.pack(">I", len(body)) + body)
+    print(len(connection.recv(1000)))
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def stranger(path: str) -> str:
+    command = [sys.executable, "-c", _STRANGER, path, str(NOBODY)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@as_root
+async def test_another_user_gets_no_token():
+    source = Source()
+    socket = TokenSocket(source.attach)
+    await socket.open()
+    assert await asyncio.to_thread(stranger, socket.path) == "PermissionError"
+    # Even where every door stands open: the kernel says who it is.
+    for path, mode in ((Path(socket.path).parent.parent, 0o711), (Path(socket.path).parent, 0o777)):
+        path.chmod(mode)
+    try:
+        os.chmod(socket.path, 0o777)
+        assert await asyncio.to_thread(stranger, socket.path) in ("0", "BrokenPipeError", "ConnectionResetError")
+        assert source.calls == []
+    finally:
+        Path(socket.path).parent.parent.chmod(0o700)
+    await socket.close()
+
+
+# Another user's process in the place of the runner, with tokens of its own.
+_FORGER = """
+import json, os, socket, struct, sys, time
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(sys.argv[1])
+listening.listen()
+os.chown(sys.argv[1], int(sys.argv[3]), -1)
+os.chmod(sys.argv[1], 0o777)
+if sys.argv[2] != "0":
+    os.setgroups([])
+    os.setuid(int(sys.argv[2]))
+    listening.listen()
+print(flush=True)
+while True:
+    connection, _ = listening.accept()
+    body = json.dumps([["a", 0, 0, [666]]]).encode()
+    connection.sendall(struct.pack(">I", len(body)) + body)
+    os.write(1, connection.recv(1000) or b"nothing")
+"""
+
+
+@contextmanager
+def forger(path: Path) -> Iterator[subprocess.Popen]:
+    """Listens at ``path`` as another user, though the file is ours: only the kernel can tell."""
+    command = [sys.executable, "-c", _FORGER, str(path), str(NOBODY), str(os.geteuid())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+class RayRunner:
+    """A runner's handle whose socket was taken over, and whose stream through Ray is not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.token_socket = SimpleNamespace(remote=self._token_socket)
+        self.attach = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._attach))
+        self.renew = self.detach = SimpleNamespace(remote=lambda *_: None)
+
+    async def _token_socket(self) -> tuple[str, str]:
+        return "here", str(self.path)
+
+    async def _attach(self, subscriber: str, resume: dict, leased: bool):
+        assert leased
+        for message in MESSAGES:
+            future = asyncio.get_running_loop().create_future()
+            future.set_result(message)
+            yield future
+        await asyncio.Event().wait()
+
+
+async def tokens_of(runner: RayRunner, monkeypatch) -> list[TokenDelta]:
+    got: list[TokenDelta] = []
+    whole, lost = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    def deliver(stream, deltas) -> None:
+        got.extend(deltas)
+        if len(got) >= sum(map(len, MESSAGES)):
+            whole.set()
+
+    monkeypatch.setattr(
+        "deployments.routing.token_streams.ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here")
+    )
+    streams = TokenStreams("me", deliver, dict, lambda stream, why: lost.set_result(why), 60.0)
+    streams.attach(AttachRequired("engine-1", runner, "f"))
+    waiting = asyncio.ensure_future(whole.wait())
+    await asyncio.wait((waiting, lost), timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    assert not lost.done(), lost.result()
+    await streams.close()
+    return got
+
+
+@as_root
+async def test_a_forged_listener_is_told_nothing_and_tokens_come_through_ray(tmp_path, monkeypatch):
+    folder = tmp_path / "t"
+    folder.mkdir(mode=0o700)
+    with forger(folder / "s") as process:
+        assert await tokens_of(RayRunner(folder / "s"), monkeypatch) == [d for message in MESSAGES for d in message]
+        process.kill()
+        assert process.stdout is not None
+        assert process.stdout.read() in (b"", b"nothing"), "which requests there are is nobody else's business"
+
+
+@pytest.mark.parametrize("fault", ["open", "link", "missing"])
+async def test_a_folder_that_is_not_private_is_not_used_and_tokens_come_through_ray(fault, tmp_path, monkeypatch):
+    folder = tmp_path / "t"
+    if fault != "missing":
+        (tmp_path / "real").mkdir(mode=0o700)
+        os.rename(tmp_path / "real", folder) if fault == "open" else folder.symlink_to(tmp_path / "real")
+    if fault == "open":
+        folder.chmod(0o777)
+    assert await tokens_of(RayRunner(folder / "s"), monkeypatch) == [d for message in MESSAGES for d in message]
+
+
+@as_root
+async def test_a_socket_in_another_users_folder_is_not_used_whoever_listens():
+    socket = TokenSocket(Source().attach)
+    await socket.open()
+    os.chown(os.path.dirname(socket.path), NOBODY, -1)
+    with pytest.raises(UnusableSocketError, match=f"belongs to another user .uid {NOBODY}"):
+        await anext(read_messages(socket.path, "short", {}))
+    await socket.close()
+
+
+def test_a_runner_keeps_its_socket_in_this_users_own_folder(app: App):
+    """And not in that of Ray's session, which every user of the machine may write to."""
+    inodes = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{app.stats()['pid']}/fd") if entry.is_symlink()}
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    mine = [row[7] for row in rows if len(row) > 7 and f"socket:[{row[6]}]" in inodes]
+    listening = [path for path in mine if path.startswith(str(private_base() / "t-"))]
+    assert {Path(path).name for path in listening} == {"s"}
+    # CUDA's own has a name that is no file.
+    assert [
+        path for path in mine if "/sockets/" not in path and not path.startswith("@cuda") and path not in listening
+    ] == []

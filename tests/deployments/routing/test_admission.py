@@ -1,0 +1,82 @@
+"""The sequences of a request are taken together or refused together."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.outputs import ENGINE_LEAVES, EngineRoom, TokenDelta
+from deployments.routing.admission import EndRate, refusal, share_refusal
+
+
+@pytest.mark.parametrize(
+    ("rooms", "num_booked", "wanted", "is_taken"),
+    [
+        ([EngineRoom(3, 8)], 0, 3, True),
+        ([EngineRoom(3, 8)], 0, 4, False),
+        ([EngineRoom(3, 8), EngineRoom(1, 8)], 0, 4, True),
+        ([EngineRoom(3, 8)], 1, 3, False),
+        ([EngineRoom(0, 8)], 0, 1, False),
+        ([EngineRoom(-2, 8), EngineRoom(2, 8)], 0, 1, False),
+        # More than may ever wait: only where nothing does.
+        ([EngineRoom(8, 8)], 0, 100, True),
+        ([EngineRoom(8, 8)], 1, 100, False),
+    ],
+)
+def test_a_request_is_taken_where_all_of_its_sequences_find_room(rooms, num_booked, wanted, is_taken):
+    error = refusal(rooms, num_booked, wanted, 0.0)
+    assert (error is None) == is_taken
+    if error is not None:
+        assert (error.status, error.code, error.headers) == (429, "overloaded", {"Retry-After": "1"})
+
+
+def test_a_refusal_says_what_is_full_and_what_was_asked():
+    full = [EngineRoom(0, 8), EngineRoom(2, 8)]
+    one, several, too_many = (refusal(full, 2, wanted, 0.0).message for wanted in (1, 4, 17))
+    assert one == "16 requests are waiting, the limit is 16"
+    assert "4 sequences (prompts times n), which are taken together" in several
+    assert "17 sequences (prompts times n) and is taken when no other waits" in too_many
+
+
+@pytest.mark.parametrize(
+    ("num_waiting", "wanted", "is_taken"),
+    [
+        (0, 6, True),  # half of eight places, and two slots
+        (1, 6, True),
+        (3, 4, False),
+        (2, 4, True),
+        (99, 1, True),  # the engine that it is sent to knows
+        (0, 100, True),
+        (3, 100, False),
+    ],
+)
+def test_a_key_gets_its_share_of_the_queue_for_sequences_that_come_together(num_waiting, wanted, is_taken):
+    error = share_refusal(num_waiting, wanted, [EngineRoom(5, 8)], EngineRoom(10, 8), 0.5)
+    assert (error is None) == is_taken
+    if error is not None:
+        assert error.status == 429 and "its share of the queue is 4 (max_queue_share)" in error.message
+
+
+@pytest.mark.parametrize(("ends_per_s", "seconds"), [(0.0, 1), (100.0, 1), (2.0, 4), (0.7, 12), (1e-9, 30)])
+def test_a_client_is_told_to_come_back_when_its_room_may_be_there(ends_per_s, seconds):
+    error = refusal([EngineRoom(-4, 8)], 0, 4, ends_per_s)
+    assert error.headers == {"Retry-After": str(seconds)}
+
+
+def test_the_rate_of_ends_follows_the_engine():
+    time = [0.0]
+    rate = EndRate(lambda: time[0])
+    rate.count(1000)  # before this ingress listened
+    assert rate.per_s == 0
+    for second in range(1, 61):
+        time[0] = float(second)
+        rate.count(1000 + 4 * second)
+    assert rate.per_s == pytest.approx(4, rel=0.1)
+    time[0] += 60
+    assert rate.per_s < 0.02
+
+
+def test_room_travels_as_a_delta_of_no_request():
+    room = EngineRoom(-3, 256, 12_345)
+    assert EngineRoom.of(room.as_delta()) == room
+    assert EngineRoom.of(ENGINE_LEAVES) is None
+    assert EngineRoom.of(TokenDelta("r", 0, 0, [])) is None

@@ -1,0 +1,45 @@
+"""Which of Serve's switches are set, and that a person's choice stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deployments.start import serve_environment
+from deployments.start.serve_environment import BESIDE_HAPROXY, WITHOUT_HAPROXY, apply_serve_environment
+
+
+@pytest.mark.parametrize(
+    ("packaged", "set_before", "expected"),
+    [
+        (True, {}, BESIDE_HAPROXY),
+        (False, {}, WITHOUT_HAPROXY),
+        (True, {"RAY_SERVE_ENABLE_HA_PROXY": "0"}, WITHOUT_HAPROXY),
+        (True, {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "7"}, BESIDE_HAPROXY | {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "7"}),
+    ],
+)
+def test_a_dead_proxy_is_noticed_sooner_where_no_other_one_takes_its_clients(
+    packaged, set_before, expected, tmp_path: Path, monkeypatch
+):
+    if not packaged:
+        monkeypatch.setattr(serve_environment.importlib.util, "find_spec", lambda name: None)
+    environment = dict(set_before)
+    apply_serve_environment(tmp_path, environment)
+    assert {name: environment[name] for name in expected} == expected
+    assert set_before.items() <= environment.items()
+
+
+def test_streams_name_the_second_door_only_beside_haproxy(monkeypatch):
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    assert serve_environment.fallback_port() is None
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    assert serve_environment.fallback_port() in range(1, 2**16)
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "expected"), [(256, 64), (1024, 307), (20_000, 7897), (100_000, 8192), (-1, 8192)]
+)
+def test_haproxy_has_no_more_connections_than_there_are_descriptors_for(descriptors, expected, monkeypatch):
+    monkeypatch.setattr(serve_environment.resource, "getrlimit", lambda kind: (descriptors, descriptors))
+    assert serve_environment.max_connections() == expected

@@ -1,0 +1,249 @@
+"""Settings from Python, from a file and from a command line: what they may be, and what is refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from ray import cloudpickle
+
+from cluster.api_errors import ApiError
+from cluster.config import LLMConfig
+from cluster.errors import BiremeError
+from deployments.http.keys import API_KEY_VARIABLE, ApiKeys, _who_may_read
+from deployments.llm import build_openai_app
+from deployments.start.app_arguments import AppArguments, SettingsError
+from deployments.start.serve_config import configured_model
+
+WRONG = [
+    ("max_num_seqs", True),
+    ("max_num_seqs", 8.0),
+    ("block_size", 16.0),
+    ("block_size", True),
+    ("kv_cache_memory_gb", True),
+    ("kv_cache_memory_gb", float("nan")),
+    ("enable_prefix_caching", 1),
+    ("model_id", ""),
+    ("model_id", "a\nb"),
+    ("model_id", "a\x7f"),
+    ("model", 5),
+    ("api_keys", [""]),
+    ("api_keys", ["good", "two words"]),
+    ("api_keys", ["line\n"]),
+    ("api_keys", ["clé"]),
+    ("deployment_config", {"replicas": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_value_of_another_kind_is_refused_by_name(name, value):
+    with pytest.raises(ValidationError) as caught:
+        LLMConfig(**{name: value})
+    assert caught.value.errors()[0]["loc"][0] == name
+    with pytest.raises(SettingsError, match=name):  # as a YAML file has it
+        AppArguments.with_keys({name: value})
+
+
+@pytest.mark.parametrize("text", ["8.0", "1e2", "true", "eight", "0x8", "1_6", "", "\uff18"])
+def test_text_of_a_command_line_is_a_plain_decimal(text):
+    assert AppArguments.model_validate({"max_num_seqs": "8"}).max_num_seqs == 8
+    with pytest.raises(SettingsError, match="max_num_seqs: Input should be a valid integer"):
+        AppArguments.model_validate({"max_num_seqs": text})
+
+
+def test_other_text_of_a_command_line():
+    settings = {
+        "enable_prefix_caching": "False",
+        "kv_cache_memory_gb": "2",
+        "model_id": "5",
+        "block_size": "32",
+        "api_keys": '["k"]',
+        "deployment_config": '{"num_replicas": 2}',
+        "seed": "7",
+    }
+    config = AppArguments.with_keys(settings)
+    assert (config.enable_prefix_caching, config.kv_cache_memory_gb, config.model_id) == (False, 2.0, "5")
+    assert (config.block_size, config.api_keys, config.deployment_config) == (32, ["k"], {"num_replicas": 2})
+    with pytest.raises(ValidationError):
+        LLMConfig(max_num_seqs="8")
+
+
+@pytest.mark.parametrize(
+    "keys", [["a secret"], "secret", '"secret"', ["good", 5, "a secret"], {"secret": "secret"}, [["secret"]]]
+)
+def test_a_wrong_key_is_not_shown(keys):
+    for parse in (AppArguments.with_keys, AppArguments.model_validate):
+        with pytest.raises(SettingsError, match=r"^api_keys") as caught:
+            parse({"api_keys": keys})
+        assert "secret" not in caught.value.message
+    with pytest.raises(ValidationError) as refused:
+        LLMConfig(api_keys=keys)
+    assert "secret" not in str(refused.value)
+
+
+def test_no_settings_and_no_error_about_them_show_keys():
+    config = LLMConfig(api_keys=["secret"])
+    assert "secret" not in f"{config!r} {config}"
+    with pytest.raises(ValidationError) as refused:
+        LLMConfig(api_keys=["secret"], max_num_seqs=0)
+    assert "secret" not in str(refused.value)
+    with pytest.raises(SettingsError) as unknown:
+        AppArguments.with_keys({"api_key": "secret", "api_keys": ["secret"]})
+    assert "secret" not in unknown.value.message
+
+
+def test_of_keys_from_python_ray_keeps_only_digests():
+    ingress = build_openai_app(LLMConfig(api_keys=["secret-key"]))._bound_deployment
+    kept = cloudpickle.dumps([ingress.init_args, ingress.init_kwargs])
+    assert b"secret-key" not in kept
+    assert hashlib.sha256(b"secret-key").digest() in kept
+
+
+@pytest.mark.parametrize("keys", [["secret"], '["secret"]', "secret"])
+def test_keys_that_came_through_ray_serve_are_refused_with_what_to_do(keys):
+    with pytest.raises(SettingsError) as caught:
+        AppArguments.model_validate({"api_keys": keys})
+    for way in ("api_keys_file", API_KEY_VARIABLE, "new ones"):
+        assert way in caught.value.message
+    assert "\n" not in caught.value.message
+    assert AppArguments.model_validate({"api_keys": []}).api_keys == []
+
+
+@pytest.fixture
+def key_file(tmp_path) -> Path:
+    file = tmp_path / "keys"
+    file.write_bytes(b"one\n\n  two\r\n")
+    file.chmod(0o600)
+    return file
+
+
+def test_keys_of_a_file(key_file, monkeypatch):
+    monkeypatch.setenv(API_KEY_VARIABLE, "three")
+    keys = ApiKeys.configured(file=str(key_file))
+    for key in ("one", "two"):
+        keys.check(f"Bearer {key}")
+    for key in ("three", "", "onex", "one two"):
+        with pytest.raises(ApiError):
+            keys.check(f"Bearer {key}")
+    with pytest.raises(ValidationError, match="give one of them"):
+        LLMConfig(api_keys=["k"], api_keys_file=str(key_file))
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "has no key"),
+        (b"\n \n", "has no key"),
+        (b"good\ntwo secrets\n", "line 2 must be"),
+        ("secret-cl\u00e9".encode(), "line 1 must be"),
+        (b"secret\xff", "line 1 must be"),
+        (b"secret" * 200_000, "longer than"),
+    ],
+    ids=["empty", "blank", "spaces", "accent", "bytes", "long"],
+)
+def test_a_file_without_usable_keys_does_not_open_the_api(key_file, content, fault):
+    key_file.write_bytes(content)
+    with pytest.raises(BiremeError, match=f"api_keys_file: .*{fault}") as caught:
+        ApiKeys.configured(file=str(key_file))
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o602, 0o660, 0o644])
+def test_a_file_of_keys_that_others_may_read_or_write_is_refused(key_file, mode):
+    key_file.chmod(mode)
+    with pytest.raises(BiremeError, match=rf"open to other users \(mode {mode:04o}\)"):
+        ApiKeys.configured(file=str(key_file))
+
+
+def test_a_secret_that_root_mounted_may_be_readable_by_a_group_and_another_users_file_is_refused(monkeypatch):
+    def told(mode: int, user: int) -> str | None:
+        return _who_may_read(os.stat_result((stat.S_IFREG | mode, 1, 1, 1, user, 1, 0, 0, 0, 0)))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert [told(mode, 1000) is None for mode in (0o600, 0o400, 0o440)] == [True, True, False]
+    assert [told(mode, 0) is None for mode in (0o400, 0o440, 0o640, 0o644, 0o660)] == [True] * 3 + [False] * 2
+    assert told(0o600, 1001) == "belongs to another user (uid 1001)"
+
+
+@pytest.mark.parametrize("what", ["folder", "missing", "pipe"])
+def test_what_is_no_file_of_keys_is_refused_at_once(tmp_path, what):
+    path = tmp_path / what
+    if what == "folder":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path, 0o600)
+    with pytest.raises(BiremeError, match="api_keys_file: "):
+        ApiKeys.configured(file=str(path))
+
+
+@pytest.mark.parametrize("value", ["", " ", "good,", "good,,better", "two words", "clé"])
+def test_a_variable_without_a_usable_key_does_not_open_the_api(monkeypatch, value):
+    monkeypatch.setenv(API_KEY_VARIABLE, value)
+    with pytest.raises(BiremeError, match=API_KEY_VARIABLE):
+        ApiKeys.configured()
+    assert ApiKeys.configured(["chosen"]).required
+
+
+def test_keys_of_the_variable(monkeypatch):
+    monkeypatch.setenv(API_KEY_VARIABLE, "one, two")
+    keys = ApiKeys.configured([])
+    keys.check("Bearer two")
+    for header in ("Bearer ", "Bearer", "Bearer one,two", None):
+        with pytest.raises(ApiError):
+            keys.check(header)
+    monkeypatch.delenv(API_KEY_VARIABLE)
+    assert not ApiKeys.configured([]).required
+
+
+@pytest.mark.parametrize("setting", ["deployment_config", "ingress_config"])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_replicas": "two"}, "num_replicas"),
+        ({"num_replicas": 0}, "num_replicas"),
+        ({"num_replicas": True}, "num_replicas"),
+        ({"num_replicas": 2.0}, "num_replicas"),
+        ({"max_ongoing_requests": 0}, "max_ongoing_requests"),
+        ({"max_queued_requests": -5}, "max_queued_requests"),
+        ({"health_check_period_s": True}, "health_check_period_s"),
+        ({"health_check_period_s": "often"}, "health_check_period_s"),
+        ({"autoscaling_config": 5}, "autoscaling_config"),
+        ({"autoscaling_config": {"min_replicaz": 1}}, "autoscaling_config: unknown option min_replicaz"),
+        ({"autoscaling_config": {"min_replicas": 5, "max_replicas": 2}}, "autoscaling_config"),
+        ({"autoscaling_config": {"max_replicas": True}}, "autoscaling_config.max_replicas"),
+        ({"autoscaling_config": {"max_replicas": 2}, "num_replicas": 2}, "num_replicas"),
+        ({"ray_actor_options": 5}, "ray_actor_options"),
+        ({"ray_actor_options": {"num_cpus": -1}}, "num_cpus"),
+        ({"logging_config": {"level": "x"}}, "logging_config.level"),
+    ],
+)
+def test_serve_options_are_checked_by_name_where_the_application_is_built(setting, options, named):
+    values: dict[str, Any] = {setting: options}
+    with pytest.raises(SettingsError) as caught:
+        build_openai_app(LLMConfig(**values))
+    assert caught.value.message.startswith(setting)
+    assert named in caught.value.message
+    assert "\n" not in caught.value.message
+    with pytest.raises(BiremeError, match=setting):
+        configured_model({"applications": [{"args": values}]})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_replicas": "auto"},
+        {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}, "logging_config": {"enable_access_log": True}},
+        {"autoscaling_config": {"min_replicas": 0, "max_replicas": 4, "upscale_delay_s": 3}},
+    ],
+)
+def test_serve_options_that_are_right_build_an_application(options):
+    config = LLMConfig(deployment_config=options, ingress_config=options)
+    before = config.model_dump()
+    assert build_openai_app(config) is not None
+    assert config.model_dump() == before
