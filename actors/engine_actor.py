@@ -275,7 +275,7 @@ class RunnerActor:
         return await self.stats()
 
     async def record_timeline(self, num_steps: int, timeout_s: float) -> bytes:
-        """The next ``num_steps`` steps as a Chrome trace in JSON (``actors.engine.timeline``); fewer if they take longer than that.
+        """The next ``num_steps`` steps as a Chrome trace in JSON (``actors.engine.timeline``); fewer if they take longer.
 
         Raises:
             InvalidRequestError: the number is out of range, or another recording is under way.

@@ -13,7 +13,6 @@ import paddle
 
 from actors.device.host_tensor import HostBuffer
 from actors.device.stream import CpuStream
-from actors.scheduling.step_plan import StepPlan
 
 
 class CpuTimer:
@@ -105,8 +104,8 @@ class CpuDevice:
         """A tensor of the same values."""
         return tensor.clone()
 
-    def num_rows(self, plan: StepPlan, counts: paddle.Tensor) -> tuple[int, int]:
-        """(rows, sampling rows) to launch for a plan, given int32 [2] ``counts`` as ``pack_tokens`` wrote it.
+    def num_rows(self, num_tokens: int, num_samples: int, counts: paddle.Tensor) -> tuple[int, int]:
+        """(rows, sampling rows) to launch where the host predicts so many; int32 [2] ``counts`` is what ``pack_tokens`` wrote.
 
         On the CPU the stream may look: a slot that stopped one step ago costs nothing.
         """

@@ -18,7 +18,6 @@ import paddle
 from actors.device.cpu import CpuDevice
 from actors.device.gpu_clock import GpuClock, check, elapsed_seconds
 from actors.device.host_tensor import HostBuffer
-from actors.scheduling.step_plan import StepPlan
 from gpu_ops.host_flag import copy_async
 
 logger = logging.getLogger("bireme.engine")
@@ -172,6 +171,6 @@ class GpuDevice(CpuDevice):
         copy_async(copy, tensor)
         return copy
 
-    def num_rows(self, plan: StepPlan, counts: paddle.Tensor) -> tuple[int, int]:
+    def num_rows(self, num_tokens: int, num_samples: int, counts: paddle.Tensor) -> tuple[int, int]:
         """The host's prediction, never too low: surplus rows carry slot -1, and looking would mean waiting."""
-        return plan.num_tokens, len(plan.sampling)
+        return num_tokens, num_samples

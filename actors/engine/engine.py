@@ -17,12 +17,13 @@ from actors.engine.clock import StepClock
 from actors.engine.memory_plan import gpu_pool_bytes, gpu_step_bytes, kv_block_bytes, size_kv_cache
 from actors.engine.timeline import Span, StepTimeline
 from actors.engine.totals import StepTotals
-from actors.model_files.config import ModelConfig, load_model_config
+from actors.model_files.config import load_model_config
 from actors.model_files.file_hash import content_id
 from actors.model_files.source import ModelSource, resolve_model
 from actors.model_files.weights import iter_weights, weights_fingerprint
-from actors.models import load_model
+from actors.models.config import ModelConfig
 from actors.models.gpu_limits import check_gpu_model
+from actors.models.registry import load_model
 from actors.runner.model_runner import ModelRunner
 from actors.scheduling.kv_cache import KVCache
 from actors.scheduling.scheduler import Scheduler

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from actors.model_files.config import ModelConfig
 from actors.model_files.weights import num_weight_elements
+from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
 from cluster.errors import ConfigError
 

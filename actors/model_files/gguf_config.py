@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from actors.layers.rope import RopeScaling, normalise_rope_scaling
-from actors.model_files.config import ARCHITECTURES, ModelConfig, refuse_architecture
+from actors.layers.rope import RopeScaling
+from actors.model_files.config import refuse_architecture
 from actors.model_files.gguf_file import GGUFFile, read_gguf
 from actors.model_files.gguf_tensors import read_tensor
-from actors.text.gguf_tokenizer import gguf_eos_token_ids
+from actors.model_files.gguf_tokens import gguf_eos_token_ids
+from actors.model_files.rope_scaling import normalise_rope_scaling
+from actors.models.config import ARCHITECTURES, ModelConfig
 from cluster.errors import ModelLoadError
 
 # ggml's converter stores q and k of these with neighbouring dimensions paired.

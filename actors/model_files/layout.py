@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from actors.model_files.config import ModelConfig
+from actors.models.config import ModelConfig
 
 _GGUF_LAYER = {
     "input_layernorm": "attn_norm",

@@ -12,7 +12,6 @@ from functools import partial
 
 import numpy as np
 
-from actors.model_files.config import ModelConfig
 from actors.model_files.dummy import dummy_tensor
 from actors.model_files.file_hash import content_id
 from actors.model_files.gguf_file import read_gguf
@@ -21,6 +20,7 @@ from actors.model_files.layout import expected_tensors, gguf_name, rotated_heads
 from actors.model_files.number_types import convert
 from actors.model_files.safetensors import ITEM_BYTES, SafeTensor, read_header
 from actors.model_files.source import ModelSource
+from actors.models.config import ModelConfig
 from cluster.errors import ModelLoadError
 
 DTYPES = ("float32", "float16", "bfloat16")

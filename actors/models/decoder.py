@@ -14,8 +14,7 @@ import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
-from actors.layers.rope import rope_table
-from actors.model_files.config import ModelConfig
+from actors.models.config import ModelConfig
 from cluster.cache import Progress
 from gpu_ops import decode
 from gpu_ops import forward as ops
@@ -87,7 +86,7 @@ class Decoder:
     def __init__(self, config: ModelConfig, max_model_len: int, device: CpuDevice | None = None) -> None:
         self.config = config
         self.device = device or CpuDevice()
-        self.cos_sin = self.device.tensor(rope_table(config, max_model_len))
+        self.cos_sin = self.device.tensor(config.rope_table(max_model_len))
         self.scale = config.head_dim**-0.5
         self.layers: list[Layer] = [Layer() for _ in range(config.num_layers)]
         self.final_norm: paddle.Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.model_files.config import ModelConfig
+from actors.models.config import ModelConfig
 from cluster.errors import ConfigError
 
 HEAD_DIMS = (64, 80, 96, 128)

@@ -165,7 +165,7 @@ class ModelRunner:
             self._hidden = self.decode_graphs.forward(bucket)  # type: ignore[union-attr]
             return bucket, bucket
         self._pack_tokens()
-        num_rows, num_samples = self.device.num_rows(plan, self.counts)
+        num_rows, num_samples = self.device.num_rows(plan.num_tokens, len(plan.sampling), self.counts)
         if num_rows:
             rows = self._batch_rows(num_rows)
             if plan.has_prefill:

@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
+from actors.model_files.gguf_tokens import special_token_text
 from cluster.errors import ModelLoadError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
@@ -31,7 +32,6 @@ _PRE_TOKENIZERS = {
     "qwen2": "qwen2",
     "deepseek-r1-qwen": "qwen2",
 }
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
 
 def build_tokenizer(metadata: dict[str, Any], where: Path) -> Tokenizer:
@@ -65,24 +65,6 @@ def build_tokenizer(metadata: dict[str, Any], where: Path) -> Tokenizer:
     tokenizer.add_tokens(added)
     _surround(tokenizer, metadata, tokens, default_bos)
     return tokenizer
-
-
-def gguf_eos_token_ids(metadata: dict[str, Any]) -> tuple[int, ...]:
-    """Return the ids that end a generation: those the metadata names, and the end-of-turn tokens of the vocabulary."""
-    tokens = metadata.get("tokenizer.ggml.tokens") or []
-    types = metadata.get("tokenizer.ggml.token_type") or []
-    ids = {metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
-    names = {*_END_OF_TURN}
-    if metadata.get("tokenizer.ggml.pre") == "qwen2":
-        names.add("<|endoftext|>")  # published generation configs of Qwen list both
-    ids.update(i for i, (token, kind) in enumerate(zip(tokens, types)) if kind == _CONTROL and token in names)
-    return tuple(sorted(i for i in ids if isinstance(i, int)))
-
-
-def special_token_text(metadata: dict[str, Any], name: str) -> str:
-    """Return the text of the 'bos', 'eos' or other named token, '' if the file names none."""
-    tokens, token_id = metadata.get("tokenizer.ggml.tokens") or [], metadata.get(f"tokenizer.ggml.{name}_token_id")
-    return tokens[token_id] if isinstance(token_id, int) and 0 <= token_id < len(tokens) else ""
 
 
 def _byte_level(metadata: dict[str, Any], tokens: list[str], where: Path) -> tuple[Tokenizer, bool]:

@@ -14,9 +14,10 @@ import tokenizers
 
 from actors.model_files.config import read_json, token_ids
 from actors.model_files.gguf_file import read_gguf
+from actors.model_files.gguf_tokens import gguf_eos_token_ids, special_token_text
 from actors.model_files.source import ModelSource
 from actors.text.chat_template import ChatTemplate
-from actors.text.gguf_tokenizer import build_tokenizer, gguf_eos_token_ids, special_token_text
+from actors.text.gguf_tokenizer import build_tokenizer
 from actors.text.special_tokens import SpecialTokens, unused_mark
 from actors.text.token_bytes import TokenBytes
 from actors.text.token_floor import TokenFloor

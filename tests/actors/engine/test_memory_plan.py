@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from actors.engine.memory_plan import gpu_pool_bytes, gpu_step_bytes
-from actors.model_files.config import ModelConfig, config_from_json
+from actors.model_files.config import config_from_json
+from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
 from cluster.errors import ConfigError
 from tests.engines import TINY_CONFIG

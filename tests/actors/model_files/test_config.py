@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.layers.rope import RopeScaling, inverse_frequencies, normalise_rope_scaling, rope_table
-from actors.model_files.config import ModelConfig, config_from_json, load_model_config
+from actors.layers.rope import RopeScaling, inverse_frequencies
+from actors.model_files.config import config_from_json, load_model_config
+from actors.model_files.rope_scaling import normalise_rope_scaling
 from actors.model_files.source import ModelSource, resolve_model
+from actors.models.config import ModelConfig
 from cluster.errors import ModelLoadError
 from tests.actors.model_files.gguf_writer import METADATA, random_tensors, tensor_shapes, write_gguf
 
@@ -197,7 +199,7 @@ def test_part_of_a_split_gguf_is_refused(tmp_path: Path):
 
 
 def test_rope_table_holds_cosines_then_sines():
-    table = rope_table(read(), 20)
+    table = read().rope_table(20)
     assert table.shape == (20, 16)
     assert table.dtype == np.float32
     for position in (0, 1, 19):
@@ -224,7 +226,7 @@ def test_yarn_scales_the_table_by_its_attention_factor():
     assert context == 131072
     assert scaling.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
     config = replace(read(), rope_scaling=scaling)
-    assert rope_table(config, 1)[0, 0] == pytest.approx(scaling.attention_factor)
+    assert config.rope_table(1)[0, 0] == pytest.approx(scaling.attention_factor)
 
 
 def test_dynamic_scaling_is_none_within_the_original_context():

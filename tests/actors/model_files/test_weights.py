@@ -14,7 +14,7 @@ import pytest
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import load_file, save_file
 
-from actors.model_files.config import ModelConfig, load_model_config
+from actors.model_files.config import load_model_config
 from actors.model_files.dummy import dummy_tensor
 from actors.model_files.gguf_file import TENSOR_TYPES, read_gguf
 from actors.model_files.gguf_tensors import read_tensor
@@ -23,6 +23,7 @@ from actors.model_files.number_types import convert
 from actors.model_files.safetensors import read_header
 from actors.model_files.source import ModelSource, resolve_model
 from actors.model_files.weights import iter_weights, weights_fingerprint
+from actors.models.config import ModelConfig
 from cluster.errors import ModelLoadError
 from tests.actors.model_files.gguf_writer import METADATA, random_tensors, tensor_shapes, write_gguf
 from tests.actors.models.numpy_model import forward

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from actors.layers.rope import rope_table
-from actors.model_files.config import ModelConfig
+from actors.models.config import ModelConfig
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -16,7 +15,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 def forward(config: ModelConfig, weights: dict[str, np.ndarray], token_ids: np.ndarray) -> np.ndarray:
     """Return logits [tokens, vocabulary] of one sequence, in the weights' precision."""
     tokens, dim = len(token_ids), config.head_dim
-    table = rope_table(config, tokens)
+    table = config.rope_table(tokens)
     cos, sin = table[:, None, : dim // 2], table[:, None, dim // 2 :]
 
     def linear(x: np.ndarray, name: str) -> np.ndarray:

@@ -10,8 +10,9 @@ import pytest
 from actors.device.cpu import CpuDevice
 from actors.engine import engine as engine_module
 from actors.engine.engine import Engine
-from actors.model_files.config import ModelConfig, load_model_config
+from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
+from actors.models.config import ModelConfig
 from actors.models.gpu_limits import check_gpu_model
 from cluster.config import EngineConfig
 from cluster.errors import ConfigError

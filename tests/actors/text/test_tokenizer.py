@@ -12,8 +12,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, processors
 
+from actors.model_files.gguf_tokens import gguf_eos_token_ids
 from actors.model_files.source import ModelSource, resolve_model
-from actors.text.gguf_tokenizer import build_tokenizer, gguf_eos_token_ids
+from actors.text.gguf_tokenizer import build_tokenizer
 from actors.text.tokenizer import Tokenizer, TokenizerParts, load_tokenizer
 from cluster.errors import InvalidRequestError, ModelLoadError
 from tests.actors.text.tiny_tokenizer import byte_level_metadata

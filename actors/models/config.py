@@ -1,0 +1,98 @@
+"""Hyperparameters of a model in one form, whatever file they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.layers.rope import RopeScaling, rope_table
+from cluster.errors import ModelLoadError
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "ernie4_5")
+DTYPES = ("float32", "float16", "bfloat16")
+# Far above any model: what exceeds it is a damaged file, which must not make the loader allocate or loop for ever.
+LARGEST = {
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "num_layers": 2**12,
+    "num_heads": 2**14,
+    "num_kv_heads": 2**14,
+    "head_dim": 2**14,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**31,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A dense decoder: RMSNorm, rotary attention with grouped queries, SwiGLU.
+
+    Attributes:
+        architecture: one of ARCHITECTURES.
+        head_dim: of queries, keys and values alike.
+        max_position_embeddings: longest sequence for which full causal attention is what the model was made for; rope scaling
+            is counted in, and a sliding window narrower than it lowers it.
+        rope_interleaved: the stored q and k weights pair neighbouring dimensions; iter_weights turns them into half-rotation
+            order, so the model itself never sees this.
+        attention_bias, attention_out_bias, mlp_bias: biases on q/k/v, on the output projection, on gate/up/down.
+        qk_norm: RMSNorm over each head of q and k before rotation.
+        eos_token_ids: sorted; every id that ends a generation by default.
+        dtype: in which the weights were published.
+    """
+
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling
+    tie_word_embeddings: bool
+    rope_interleaved: bool = False
+    attention_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    dtype: str = "float32"
+
+    def check(self, where: object) -> ModelConfig:
+        """Return self, or raise ModelLoadError naming the first value that cannot be right."""
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+                raise ModelLoadError(
+                    f"{where}: {name} is {value!r}, it must be an integer from 1 to {largest}.", "model"
+                )
+        if self.num_heads % self.num_kv_heads:
+            raise ModelLoadError(
+                f"{where}: num_heads ({self.num_heads}) is not a multiple of num_kv_heads ({self.num_kv_heads}).",
+                "model",
+            )
+        if self.head_dim % 2:
+            raise ModelLoadError(
+                f"{where}: head_dim is {self.head_dim}, rotary embedding needs an even number.", "model"
+            )
+        if not self.rms_norm_eps > 0 or not self.rope_theta > 1:
+            raise ModelLoadError(
+                f"{where}: rms_norm_eps ({self.rms_norm_eps}) must be above 0 and rope_theta "
+                f"({self.rope_theta}) above 1.",
+                "model",
+            )
+        outside = [token for token in self.eos_token_ids if not 0 <= token < self.vocab_size]
+        if outside:
+            raise ModelLoadError(
+                f"{where}: eos_token_id {outside[0]} is not below vocab_size ({self.vocab_size}).", "model"
+            )
+        return self
+
+    def rope_table(self, max_len: int) -> np.ndarray:
+        """Return float32 [max_len, head_dim]: cosines, then sines, of each position."""
+        return rope_table(self.rope_theta, self.head_dim, self.rope_scaling, max_len)
