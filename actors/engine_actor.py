@@ -99,11 +99,11 @@ class RunnerActor:
 
     def _load(self):
         # Imported here: Ray imports this module wherever the class is known, and only the runner's process needs Paddle.
-        from actors.engine.loading import load_engine
+        from actors.engine.starting import start_engine
 
         # A thread that waits for the interpreter lock gets it after this time; steps are tens of milliseconds.
         sys.setswitchinterval(0.0005)
-        return load_engine(self._config, self._engine_id)
+        return start_engine(self._config, self._engine_id)
 
     async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
         """Run one request to its end. Pending for the whole generation; cancelling it aborts the request.

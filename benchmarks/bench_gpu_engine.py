@@ -22,7 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from actors.engine.engine import GPU_MAX_NUM_BATCHED_TOKENS, Engine
+from actors.engine.engine import Engine
+from actors.engine.loading import GPU_MAX_NUM_BATCHED_TOKENS, load_engine
 from actors.engine.timeline import StepTimeline
 from actors.model_files.weights import num_weight_elements
 from benchmarks import gpu_targets
@@ -73,7 +74,7 @@ def make_engine(name: str, options: argparse.Namespace) -> Engine:
     else:
         settings["model"] = DEFAULT_MODEL
     with progress_bar(Console(), name) as progress:
-        return Engine(EngineConfig(**settings), progress=progress)
+        return load_engine(EngineConfig(**settings), progress=progress)
 
 
 def num_prefill_steps(rows: int, context: int) -> int:
@@ -90,7 +91,7 @@ class Ceilings(NamedTuple):
 
 def step_bytes(engine: Engine, rows: int, context: float) -> float:
     """Weights of a decoding step, and its context's keys and values."""
-    c = engine.model_config
+    c = engine.executor.model.config
     return 2 * (num_weight_elements(c) + 2 * rows * context * c.num_layers * c.num_kv_heads * c.head_dim)
 
 
@@ -113,7 +114,7 @@ def decode(engine: Engine, rows: int, options: argparse.Namespace, ceilings: Cei
         engine.step()
         if not options.at_once:
             time.sleep(engine.seconds_to_wait())
-        step = engine.runner.last_saved
+        step = engine.executor.last_saved
         if (
             options.trace and len(saved) == 20
         ):  # the pause that aligning the clocks takes is over when the medians begin
@@ -148,12 +149,12 @@ def prefill(engine: Engine, tokens: int, ceilings: Ceilings) -> str:
         while engine.has_work():
             stepped = time.perf_counter()
             engine.step()
-            step = engine.runner.last_saved
+            step = engine.executor.last_saved
             if step is not None and step.saved_at > stepped:
                 saved.append((step.num_tokens, 1e3 * (step.device_end - step.device_start)))
         seconds.append(time.perf_counter() - started)
         chunks.append(saved)
-    c = engine.model_config
+    c = engine.executor.model.config
     heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     weights = c.hidden_size * (2 * heads + 2 * kv + 3 * c.intermediate_size)
     flops = c.num_layers * (2 * tokens * weights + 2 * tokens * (tokens + 1) * heads)

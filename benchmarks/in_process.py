@@ -7,7 +7,7 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from actors.engine.engine import Engine
+from actors.engine.loading import load_engine
 from actors.engine.loop import EngineLoop
 from actors.engine.warm_up import warm_up
 from benchmarks.workload import ANSWER_TOKENS, Timings, prompt
@@ -21,7 +21,7 @@ class InProcess:
 
     def __init__(self, config: EngineConfig) -> None:
         self._published: queue.SimpleQueue = queue.SimpleQueue()
-        self._engine = Engine(config)
+        self._engine = load_engine(config)
         warm_up(self._engine)
         self._steps: list[tuple[float, float]] = []
         self._loop = EngineLoop(self._engine, self._publish, lambda error: self._published.put(error))
@@ -70,7 +70,7 @@ class InProcess:
         self._loop.close()
 
     def _publish(self, deltas: list) -> None:
-        step = self._engine.runner.last_saved
+        step = self._engine.executor.last_saved
         if step is not None:
             self._steps.append((step.saved_at, step.device_end - step.device_start))
         self._published.put((time.perf_counter(), deltas))

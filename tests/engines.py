@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from actors.engine.engine import Engine
+from actors.engine.loading import load_engine
 from cluster.config import EngineConfig
 from cluster.outputs import TokenDelta
 from cluster.request import EngineRequest
@@ -42,7 +43,7 @@ def make_engine(folder: Path, record: list | None = None, **settings) -> Engine:
     """An engine on the tiny model; settings as in EngineConfig."""
     defaults = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "num_kv_blocks": 64, "num_threads": 1}
     config = EngineConfig(model=str(folder), load_format="dummy", **{**defaults, **settings})
-    return Engine(config, record=record)
+    return load_engine(config, record=record)
 
 
 def request(request_id: str, prompt: list[int], **params) -> EngineRequest:

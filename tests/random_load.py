@@ -106,7 +106,7 @@ def add_preemptions(engine: Engine, seed: int) -> None:
 
 def add_pauses(runner: ModelRunner, rng: np.random.Generator, slow_device: Callable[[float], None]) -> None:
     """Let host and device wait for each other at random: before a launch, before a save, and inside the device's queue."""
-    launch, save = runner._launch, runner._save_output
+    launch, save = runner.launch_forward, runner.save_output
 
     def pause() -> None:
         if rng.random() < 0.15:
@@ -118,11 +118,11 @@ def add_pauses(runner: ModelRunner, rng: np.random.Generator, slow_device: Calla
             slow_device(rng.random() * 1e-3)
         launch(plan)
 
-    def save_late(out) -> StepResult:
+    def save_late() -> StepResult:
         pause()
-        return save(out)
+        return save()
 
-    runner._launch, runner._save_output = launch_late, save_late  # type: ignore[method-assign]
+    runner.launch_forward, runner.save_output = launch_late, save_late  # type: ignore[method-assign]
 
 
 def record_overlapped(engine: Engine, load: RandomLoad, num_steps: int) -> tuple[list[StepPlan], list[StepResult]]:
@@ -130,7 +130,7 @@ def record_overlapped(engine: Engine, load: RandomLoad, num_steps: int) -> tuple
     plans: list[StepPlan] = []
     results: list[StepResult] = []
     engine.record = plans
-    execute = engine.runner.execute_model_overlap
+    execute = engine.executor.execute_model_overlap
 
     def execute_and_keep(plan: StepPlan | None) -> StepResult | None:
         result = execute(plan)
@@ -138,7 +138,7 @@ def record_overlapped(engine: Engine, load: RandomLoad, num_steps: int) -> tuple
             results.append(result)
         return result
 
-    engine.runner.execute_model_overlap = execute_and_keep  # type: ignore[method-assign]
+    engine.executor.execute_model_overlap = execute_and_keep  # type: ignore[method-assign]
     while len(plans) < num_steps:
         load.feed(engine)
         engine.step()
@@ -184,6 +184,6 @@ def check_random_steps(make: Callable[[int], Engine], num_steps: int) -> None:
     assert len(plans) == len(results)
     plain = make(seed + 1)
     for plan, expected in zip(plans, results, strict=True):
-        assert plain.runner.execute_model(plan) == expected, f"step {plan.step}"
+        assert plain.executor.execute_model(plan) == expected, f"step {plan.step}"
     plain.close()
     print(f"{len(plans)} steps", dict(load.seen))

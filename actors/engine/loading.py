@@ -1,60 +1,129 @@
-"""From settings to an engine that is ready for requests; the log says how far it is, and what it came to."""
+"""From settings to an engine on a device: chooses the device, sizes the KV cache, loads the weights, captures the graphs."""
 
 from __future__ import annotations
 
-import logging
-import time
+import os
 
+from actors.device.choice import choose_device
+from actors.device.cpu import CpuDevice
+from actors.engine.clock import HostClock
 from actors.engine.engine import Engine
-from actors.engine.warm_up import warm_up
+from actors.engine.fingerprint import fingerprint
+from actors.engine.memory_plan import gpu_pool_bytes, gpu_step_bytes, kv_block_bytes, size_kv_cache
+from actors.model_files.config import load_model_config
+from actors.model_files.source import resolve_model
+from actors.model_files.weights import iter_weights
+from actors.models.config import ModelConfig
+from actors.models.gpu_limits import check_gpu_model
+from actors.models.registry import load_model
+from actors.runner.model_runner import ModelRunner
+from actors.scheduling.kv_cache import KVCache
+from actors.scheduling.scheduler import Scheduler
+from actors.scheduling.step_plan import StepPlan
+from cluster.cache import Progress
 from cluster.config import EngineConfig
-from gpu_ops.build import build
+from cluster.outputs import EngineInfo
+from gpu_ops import forward
 
-logger = logging.getLogger("bireme.runner")
+# More tokens a step hardly raise a CPU's throughput (it is bound by arithmetic from about 16 rows on), but everyone
+# waits for the step: at 512 the first tokens of a burst came twice as late (DECISIONS.md).
+CPU_MAX_NUM_BATCHED_TOKENS = 64
+# Prefill keeps at least this share of a step when every other slot decodes.
+MIN_PREFILL_TOKENS = 48
+# A GPU's matmuls reach their peak from about a thousand rows on.
+GPU_MAX_NUM_BATCHED_TOKENS = 2048
 
-_BAR_WIDTH = 20
 
+def load_engine(
+    config: EngineConfig,
+    engine_id: str = "engine",
+    progress: Progress | None = None,
+    record: list[StepPlan] | None = None,
+) -> Engine:
+    """Build every part of an engine and put them together.
 
-def load_engine(config: EngineConfig, engine_id: str) -> Engine:
-    """Build the ops, load the model and run the warm-up requests.
+    Args:
+        config: settings.
+        engine_id: name in metrics and logs.
+        progress: called as ``progress(what, done, total)`` during start.
+        record: a list that receives every plan, so that a run can be replayed.
 
     Raises:
-        ModelLoadError, ConfigError, OpBuildError: one message that says what to do.
+        ModelLoadError, ConfigError, OpBuildError: with one message that says what to do.
     """
-    started = time.monotonic()
-    build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
-    logger.info("loading %s", config.model)
-    engine = Engine(config, engine_id, _log_progress)
-    warm_up(engine)
-    info = engine.info
-    logger.info(
-        "%s is ready after %.1f s: %d KV blocks of %d tokens, up to %d tokens a request",
-        info.model_id,
-        time.monotonic() - started,
-        info.num_blocks,
-        info.block_size,
-        info.max_model_len,
+    device = choose_device(config)
+    source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.seed)
+    model_config = load_model_config(source)
+    if device.is_gpu:
+        check_gpu_model(model_config)
+    default_budget = GPU_MAX_NUM_BATCHED_TOKENS if device.is_gpu else CPU_MAX_NUM_BATCHED_TOKENS
+    budget = config.max_num_batched_tokens or max(default_budget, config.max_num_seqs + MIN_PREFILL_TOKENS)
+    block_bytes = kv_block_bytes(model_config, config.block_size, 2 if device.is_gpu else 4)
+    memory_at_start = device.memory()
+    # Before the weights, so that what cannot fit is said at once.
+    max_model_len, num_blocks = _size_kv_cache(config, model_config, device, budget, block_bytes)
+    forward.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    weights = iter_weights(source, model_config, device.dtype)
+    model = load_model(model_config, weights, max_model_len, progress, device)
+    memory_with_weights = device.memory()
+    if device.is_gpu:
+        max_model_len, num_blocks = _size_kv_cache(
+            config, model_config, device, budget, block_bytes, weights_loaded=True
+        )
+    scheduler = Scheduler(
+        KVCache(num_blocks, config.block_size, config.enable_prefix_caching),
+        config.max_num_seqs,
+        budget,
+        max_model_len,
+        config.max_queued_requests,
+        config.oldest_first_every,
+        config.max_queue_share,
     )
-    memory = engine.figures().get("memory")
-    if memory:
-        logger.info("%s: %s", engine.device.name, _memory_text(memory))
-    return engine
-
-
-def _log_progress(what: str, done: int, total: int) -> None:
-    """A line per fifth of the work, with a bar."""
-    if done == total or done % max(1, total // 5) == 0:
-        filled = _BAR_WIDTH * done // max(1, total)
-        logger.info("loading [%s%s] %d of %d %s", "#" * filled, "." * (_BAR_WIDTH - filled), done, total, what)
-
-
-def _memory_text(memory: dict[str, int]) -> str:
-    """How a GPU's memory is shared, for a person."""
-
-    def gib(name: str) -> str:
-        return f"{memory[name] / 2**30:.2f}"
-
-    return (
-        f"{gib('total_bytes')} GiB: weights {gib('weight_bytes')}, KV cache {gib('kv_cache_bytes')}, "
-        f"{memory['num_decode_graphs']} decode graphs {gib('decode_graph_bytes')}, free {gib('free_bytes')}"
+    runner = ModelRunner(
+        model,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=max_model_len,
+        max_num_batched_tokens=budget,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        eos_token_ids=tuple(model_config.eos_token_ids),
     )
+    if device.is_gpu:
+        if not config.enforce_eager:
+            runner.capture_decode_graphs(progress, int(config.decode_graph_memory_gb * 2**30))
+        graphs = runner.decode_graphs
+        # What the weights took follows from two readings of the memory; what steps take is what the plan keeps for them.
+        runner.memory_shares = {
+            "total_bytes": memory_at_start[1],
+            "weight_bytes": memory_at_start[0] - memory_with_weights[0],
+            "kv_cache_bytes": num_blocks * block_bytes,
+            "decode_graph_bytes": graphs.num_bytes if graphs else 0,
+            "num_decode_graphs": len(graphs.buckets) if graphs else 0,
+            "step_bytes": gpu_step_bytes(config, model_config, budget),
+        }
+    info = EngineInfo(
+        engine_id,
+        fingerprint(config, source, device),
+        config.model_id or source.name,
+        max_model_len,
+        model_config.vocab_size,
+        num_blocks,
+        config.block_size,
+    )
+    return Engine(scheduler, runner, info, HostClock(), overlap=config.enable_overlap_schedule, record=record)
+
+
+def _size_kv_cache(
+    config: EngineConfig,
+    model: ModelConfig,
+    device: CpuDevice,
+    budget: int,
+    block_bytes: int,
+    weights_loaded: bool = False,
+) -> tuple[int, int]:
+    """(max_model_len, num_blocks) from the memory that is free now."""
+    free, total = device.memory()
+    pool_bytes = int(config.kv_cache_memory_gb * 2**30)
+    if device.is_gpu:
+        pool_bytes = gpu_pool_bytes(config, model, budget, free, total, weights_loaded)
+    return size_kv_cache(config, model.max_position_embeddings, block_bytes, pool_bytes, total)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -41,6 +40,7 @@ class EngineLoop:
         self.error: BaseException | None = None
         self.num_steps = 0
         self._engine = engine
+        self._clock = engine.clock
         self._publish = publish
         self._on_death = on_death
         self._inbox: collections.deque[tuple[Callable[[Engine], Any], Future]] = collections.deque()
@@ -78,7 +78,7 @@ class EngineLoop:
     def seconds_in_step(self) -> float:
         """How long the present step has been running; 0 when idle. A step that never ends is a hang."""
         since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None else self._clock.now() - since
 
     @property
     def computes_prefill(self) -> bool:
@@ -95,14 +95,14 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while self._take_inbox():
-                self._busy_since = time.monotonic()
+                self._busy_since = self._clock.now()
                 deltas = self._engine.step()
                 self._busy_since = None
                 self.num_steps += 1
                 if deltas:
                     self._publish(deltas)
                 # Requests that arrive while the device computes are in the next plan if it is made late enough.
-                time.sleep(self._engine.seconds_to_wait())
+                self._clock.sleep(self._engine.seconds_to_wait())
             self._engine.close()
         except BaseException as error:
             logger.exception("the engine loop died")

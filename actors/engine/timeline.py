@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from actors.runner.in_flight_step import StepOutput
+from actors.runner.step_executor import LaunchedStep
 from cluster.errors import InvalidRequestError
 
 MAX_STEPS = 10_000
@@ -27,7 +27,7 @@ _ROWS = {HOST: "host", DEVICE: "device", IDLE: "device idle"}
 
 
 class Span(NamedTuple):
-    """From and to, in seconds of ``time.perf_counter``."""
+    """From and to, in seconds of the engine's clock."""
 
     start: float
     end: float
@@ -71,7 +71,7 @@ class StepTimeline:
         self.steps: list[StepTimes] = []
         self.full: Future[StepTimeline] = Future()
 
-    def add(self, whole: Span, plan: Span, launched: int | None, saved: int | None, out: StepOutput | None) -> None:
+    def add(self, whole: Span, plan: Span, launched: int | None, saved: int | None, out: LaunchedStep | None) -> None:
         """Enter one pass; ``out`` is the step that it saved, ``update`` lasted from then to the pass's end."""
         self.passes.append(Pass(whole, plan, launched, saved))
         if saved is None or out is None:

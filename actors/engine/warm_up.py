@@ -9,7 +9,7 @@ from cluster.sampling_params import SamplingParams
 
 def warm_up(engine: Engine) -> None:
     """Run two short requests, one greedy and one sampled with log-probabilities, and forget their cached blocks."""
-    length = min(32, engine.max_model_len // 2)
+    length = min(32, engine.info.max_model_len // 2)
     prompt = [i % engine.info.vocab_size for i in range(length)]
     engine.generate(
         [

@@ -28,6 +28,7 @@ class StepOutput:
     Attributes:
         plan: the step, or None while the object is free.
         num_tokens: tokens of the step, kept after it was saved.
+        num_rows, num_samples: what its forward computed, for its sampling; known on the device stream alone.
         scheduled, cleared: int32 [B] staging buffers.
         block_updates, insert_ints, insert_floats, insert_tokens: staging tensors of this step's own size.
         packed: int64 block that the device packs its results into.
@@ -43,6 +44,7 @@ class StepOutput:
         self._device = device
         self.plan: StepPlan | None = None
         self.num_tokens = 0
+        self.num_rows = self.num_samples = 0
         self.scheduled = device.host_buffer([max_num_seqs], "int32")
         self.cleared = device.host_buffer([max_num_seqs], "int32")
         self.landing = device.host_buffer([landing_size(max_num_seqs, MAX_LOGPROBS)], "int64")

@@ -6,14 +6,15 @@
 | ``_postprocess(N)`` | device stream | last-token gather, head, penalties, sampling, stops, ``update_inputs``, packing, event |
 | ``_save_output(N)`` | host | waits for the event, emits one output per slot, then resets ``preempted_idx`` |
 
-``execute_model`` runs them in order. ``execute_model_overlap`` launches N before it saves N-1, so that what the host does
-for N-1 (emitting, planning N+1) runs while the device computes N. Given the same plans, both give the same bits.
+``execute_model`` and ``execute_model_overlap`` (``actors.runner.step_executor``) put them in order. Overlapped, what the host
+does for N-1 (emitting, planning N+1) runs while the device computes N. Given the same plans, both give the same bits.
 Concept: FastDeploy's overlapped model runner; here every step in flight has its own output object.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import paddle
@@ -22,6 +23,7 @@ from actors.device.host_tensor import HostBuffer
 from actors.models.decoder import BatchRows, Decoder
 from actors.runner.decode_graphs import DecodeGraphs, decode_buckets
 from actors.runner.in_flight_step import StepOutput
+from actors.runner.step_executor import StepExecutor
 from actors.scheduling.step_plan import PromptLogprobs, SlotOutput, StepPlan, StepResult
 from cluster.cache import Progress
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, TokenLogprobs
@@ -35,7 +37,7 @@ from gpu_ops.step_result import StopReason, unpack_outputs
 _LOGITS_ROWS = 64
 
 
-class ModelRunner:
+class ModelRunner(StepExecutor):
     """Device state, KV cache and model of one rank; driven by plans, knows nothing of requests' lives.
 
     Args:
@@ -83,26 +85,15 @@ class ModelRunner:
         self._hidden: paddle.Tensor | None = None
         self.decode_graphs: DecodeGraphs | None = None
         self.last_saved: StepOutput | None = None
+        self.device_name = device.name
+        # Bytes of a GPU by what holds them; who loads the model knows.
+        self.memory_shares: dict[str, int] = {}
         # For tests: what a step left in its host buffers is destroyed when the step gives them back.
         self.poison_released = False
 
     def capture_decode_graphs(self, progress: Progress | None, max_bytes: int) -> None:
         """On a GPU, before the first step: replay captured graphs, of at most ``max_bytes``, in steps that only decode."""
         self.stream.run(lambda: self._capture(progress, max_bytes))
-
-    # The two ways to run a step.
-
-    def execute_model(self, plan: StepPlan) -> StepResult:
-        """Run one step and save it: the plain twin of ``execute_model_overlap``."""
-        self._launch(plan)
-        return self._save_output(self._in_flight[0])
-
-    def execute_model_overlap(self, plan: StepPlan | None) -> StepResult | None:
-        """Launch ``plan``, then save the step before it. None flushes: the last output does not wait for new work."""
-        previous = self._in_flight[0] if self._in_flight else None
-        if plan is not None:
-            self._launch(plan)
-        return None if previous is None else self._save_output(previous)
 
     def is_idle(self) -> bool:
         """No step in flight, and the device's last report says that no slot runs."""
@@ -128,26 +119,61 @@ class ModelRunner:
         self.stream.close()
 
     def align_clocks(self) -> None:
-        """Let the next steps' device times lie on the host's clock; waits for the device."""
+        """Waits for the device."""
         self.stream.run(self.device.align_clock)
         self.stream.synchronize()
 
-    def _launch(self, plan: StepPlan) -> None:
+    def free_clocks(self) -> None:
+        self.device.free_clock()
+
+    def check_idle(self) -> None:
+        if (self.preempted_idx >= 0).any():
+            raise RuntimeError(f"stale preempted_idx: {self.preempted_idx.tolist()}")
+        if not self.is_idle():
+            raise RuntimeError("the device reports a running slot, the scheduler has none")
+
+    def figures(self) -> dict[str, Any]:
+        """Where it computes, and what holds a GPU's memory, in bytes."""
+        device = self.device
+        figures: dict[str, Any] = {
+            "device": device.name,
+            "dtype": device.dtype,
+            "batch_invariant": device.batch_invariant or not device.is_gpu,
+        }
+        if device.is_gpu:
+            memory = figures["memory"] = dict(self.memory_shares)
+            # On the stream, because whoever asks may be a thread that the device does not know yet.
+            self.stream.run(lambda: memory.update(free_bytes=device.free_bytes()))
+        return figures
+
+    # Launching: what the device stream is given.
+
+    def launch_forward(self, plan: StepPlan) -> None:
         out = self._free_outputs.pop()
         out.begin(plan, self.eos_token_ids)
         set_stop(self.has_launched.tensor, True)
         self.preempted_idx[plan.preempted] = plan.step
         self._in_flight.append(out)
         out.launched_at = time.perf_counter()
-        self.stream.run(lambda: self._run_on_device(out))
+        self.stream.run(lambda: self._run_forward(out))
+
+    def launch_sampling(self) -> None:
+        out = self._in_flight[-1]
+        self.stream.run(lambda: self._run_sampling(out))
         out.enqueued_at = time.perf_counter()
 
-    def _run_on_device(self, out: StepOutput) -> None:
+    def _run_forward(self, out: StepOutput) -> None:
         out.timer.mark_start()
         try:
-            num_rows, num_samples = self._preprocess_and_execute_model(out)
-            self._postprocess(out, num_rows, num_samples)
+            out.num_rows, out.num_samples = self._preprocess_and_execute_model(out)
         except BaseException as error:  # reported by the host when it saves the step
+            out.error = error
+
+    def _run_sampling(self, out: StepOutput) -> None:
+        try:
+            if out.error is None:
+                self._postprocess(out, out.num_rows, out.num_samples)
+        except BaseException as error:
             out.error = error
         out.record()
 
@@ -272,6 +298,9 @@ class ModelRunner:
         self.decode_graphs = DecodeGraphs(buckets, forward, postprocess, self.device.free_bytes, max_bytes, progress)
 
     # Stage 3: host.
+
+    def save_output(self) -> StepResult:
+        return self._save_output(self._in_flight[0])
 
     def _save_output(self, out: StepOutput) -> StepResult:
         out.wait()

@@ -160,7 +160,7 @@ async def test_a_dead_loop_fails_calls_and_health(actor):
     def fail(rows, kv_cache):
         raise RuntimeError("device fault")
 
-    await asyncio.wrap_future(actor._engine_loop.call(lambda engine: setattr(engine.runner.model, "forward", fail)))
+    await asyncio.wrap_future(actor._engine_loop.call(lambda engine: setattr(engine.executor.model, "forward", fail)))
     with pytest.raises(EngineDeadError, match="device fault"):
         await actor.generate(subscribed("a", [1]))
     with pytest.raises(EngineDeadError, match="device fault"):
@@ -180,7 +180,7 @@ async def test_an_idle_stream_has_a_heartbeat_and_a_hung_step_ends_it(tiny_model
     stream = Subscriber(hung)
     await until(lambda: stream.messages.count([]) >= 2, 1.2)
     release = threading.Event()
-    hung._engine_loop._engine.runner.model.forward = lambda rows, kv_cache: release.wait(20)
+    hung._engine_loop._engine.executor.model.forward = lambda rows, kv_cache: release.wait(20)
     call = asyncio.create_task(hung.generate(subscribed("a", [1])))
     started = asyncio.get_running_loop().time()
     with pytest.raises(EngineDeadError, match="hang_timeout_s"):
@@ -268,8 +268,8 @@ async def test_a_leased_stream_ends_when_its_subscriber_is_not_heard_of(actor, m
 
 def slow_down(engine) -> None:
     """Ten milliseconds more a step."""
-    forward = engine.runner.model.forward
-    engine.runner.model.forward = lambda rows, kv_cache: (time.sleep(0.01), forward(rows, kv_cache))[1]
+    forward = engine.executor.model.forward
+    engine.executor.model.forward = lambda rows, kv_cache: (time.sleep(0.01), forward(rows, kv_cache))[1]
 
 
 async def drain_all(messages) -> None:

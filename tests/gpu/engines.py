@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from actors.engine.engine import Engine
+from actors.engine.loading import load_engine
 from cluster.config import EngineConfig
 from tests.engines import TINY_CONFIG
 
@@ -22,4 +23,4 @@ def write_tiny_gpu_model(folder: Path) -> Path:
 def gpu_engine(folder: Path, record: list | None = None, **settings) -> Engine:
     """An engine on the tiny model; settings as in EngineConfig."""
     defaults = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "num_kv_blocks": 64, "device": "gpu"}
-    return Engine(EngineConfig(model=str(folder), load_format="dummy", **{**defaults, **settings}), record=record)
+    return load_engine(EngineConfig(model=str(folder), load_format="dummy", **{**defaults, **settings}), record=record)

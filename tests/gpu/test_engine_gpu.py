@@ -13,7 +13,7 @@ import pytest
 
 from actors.device.cpu import CpuDevice
 from actors.device.gpu import GpuDevice
-from actors.engine.engine import Engine
+from actors.engine.loading import load_engine
 from actors.engine.loop import EngineLoop
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
@@ -45,7 +45,7 @@ def test_a_recorded_schedule_gives_the_same_bits_plain_and_overlapped(tiny_gpu_m
     engine.check_integrity()
     engine.close()
     assert any(plan.preempted for plan in plans) == (num_kv_blocks == 8)
-    plain, overlapped = (replay(gpu_engine(tiny_gpu_model, **settings).runner, plans, over) for over in (False, True))
+    plain, overlapped = (replay(gpu_engine(tiny_gpu_model, **settings).executor, plans, over) for over in (False, True))
     assert overlapped == plain
 
 
@@ -93,7 +93,7 @@ def test_an_engine_runs_on_another_thread_than_it_was_made_on(tiny_gpu_model):
 def test_pool_is_sized_from_free_memory(tiny_gpu_model):
     gc.collect()  # engines of other tests
     engine = gpu_engine(tiny_gpu_model, num_kv_blocks=None, gpu_memory_utilization=0.5)
-    free, total = engine.device.memory()
+    free, total = engine.executor.device.memory()
     assert 0.3 * total < total - free < 0.52 * total
     engine.close()
 
@@ -117,9 +117,9 @@ def test_device_times_lie_between_launch_and_save_on_the_hosts_clock(tiny_gpu_mo
     engine = gpu_engine(tiny_gpu_model)
     engine.generate([request("warm", PROMPT, max_tokens=8)])
     timeline = engine.start_timeline(40)
-    clock = engine.device.clock
+    clock = engine.executor.device.clock
     engine.generate([request(str(i), PROMPT, max_tokens=60) for i in range(4)])
-    assert engine.device.clock is None and len(timeline.steps) == 40
+    assert engine.executor.device.clock is None and len(timeline.steps) == 40
     tolerance = clock.uncertainty_s + 2e-6
     assert tolerance < 1e-4
     for step in timeline.steps:
@@ -143,7 +143,7 @@ def smollm2_file():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_smollm2_greedy_follows_the_reference_while_its_margin_exceeds_what_the_type_moves(smollm2_file, dtype):
     cases = json.loads((GOLDEN / "smollm2_greedy.json").read_text())["cases"]
-    engine = Engine(EngineConfig(device="gpu", dtype=dtype, num_kv_blocks=512))
+    engine = load_engine(EngineConfig(device="gpu", dtype=dtype, num_kv_blocks=512))
     requests = [
         request(str(i), case["prompt_token_ids"], max_tokens=len(case["token_ids"]), logprobs=2)
         for i, case in enumerate(cases)

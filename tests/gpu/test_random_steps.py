@@ -26,7 +26,7 @@ NUM_STEPS = int(os.environ.get("BIREME_RANDOM_STEPS", "10000"))
 def make(folder, seed: int, **settings):
     """A small engine whose host and device are late at random, and whose released buffers hold nonsense."""
     engine = gpu_engine(folder, **SMALL_ENGINE, **settings)
-    engine.runner.poison_released = True
+    engine.executor.poison_released = True
     ballast = [paddle.empty([1 << 24], "int64") for _ in range(2)]
 
     def keep_busy(seconds: float) -> None:
@@ -35,7 +35,7 @@ def make(folder, seed: int, **settings):
             for _ in range(int(seconds / 6e-5)):
                 copy_async(*ballast)
 
-    add_pauses(engine.runner, np.random.default_rng(seed), keep_busy)
+    add_pauses(engine.executor, np.random.default_rng(seed), keep_busy)
     return engine
 
 

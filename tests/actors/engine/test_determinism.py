@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.engine.loading import load_engine
+from cluster.config import EngineConfig
 from tests.actors.runner.test_overlap import generate, preempt_at
 from tests.engines import answer, make_engine, request
 
@@ -154,11 +156,8 @@ def test_neighbours_and_chunk_sizes_do_not_change_a_bit(tiny_model, solo):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_smollm2_preempted_at_every_token_equals_the_undisturbed_run(smollm2_source, num_threads):
-    from actors.engine.engine import Engine
-    from cluster.config import EngineConfig
-
     config = EngineConfig(num_threads=num_threads, num_kv_blocks=64, max_num_batched_tokens=128, max_num_seqs=4)
-    engine = Engine(config)
+    engine = load_engine(config)
     prompt = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
     base = request("base", prompt, max_tokens=33, temperature=0.8, seed=11, logprobs=2, ignore_eos=True)
     expected = answer(engine.generate([base])["base"])

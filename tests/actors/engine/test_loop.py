@@ -74,7 +74,7 @@ def test_a_failed_step_ends_the_loop_and_every_waiter(harness):
     def fail(rows, kv_cache):
         raise RuntimeError("device fault")
 
-    harness.engine.runner.model.forward = fail
+    harness.engine.executor.model.forward = fail
     harness.loop.submit(request("a", [1])).result(10)
     deadline = time.monotonic() + 10
     while not harness.deaths and time.monotonic() < deadline:

@@ -20,8 +20,8 @@ from tests.random_load import (
 def make(folder, seed: int):
     """A small engine whose host and device are late at random, and whose released buffers hold nonsense."""
     engine = make_engine(folder, **SMALL_ENGINE)
-    engine.runner.poison_released = True
-    runner = engine.runner
+    engine.executor.poison_released = True
+    runner = engine.executor
     add_pauses(runner, np.random.default_rng(seed), lambda seconds: runner.stream.run(lambda: time.sleep(seconds)))
     return engine
 
@@ -34,7 +34,7 @@ def test_random_steps_give_the_same_bits_overlapped_and_plain(tiny_model, num_st
 def test_a_reader_of_released_buffers_is_found_out(tiny_model):
     """The poison works: a step that is saved from buffers which were given back goes wrong."""
     engine = make(tiny_model, 1)
-    save = engine.runner._save_output
+    save = engine.executor._save_output
 
     def save_after_release(out):
         plan = out.plan
@@ -43,6 +43,6 @@ def test_a_reader_of_released_buffers_is_found_out(tiny_model):
         out.plan = plan
         return save(out)
 
-    engine.runner._save_output = save_after_release
+    engine.executor._save_output = save_after_release
     with pytest.raises((ValueError, IndexError, RuntimeError)):
         record_overlapped(engine, RandomLoad(1), 50)

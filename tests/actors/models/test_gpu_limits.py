@@ -8,8 +8,8 @@ import json
 import pytest
 
 from actors.device.cpu import CpuDevice
-from actors.engine import engine as engine_module
-from actors.engine.engine import Engine
+from actors.engine import loading
+from actors.engine.loading import load_engine
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.models.config import ModelConfig
@@ -54,6 +54,6 @@ def test_an_engine_on_a_gpu_refuses_before_it_reads_weights(tmp_path, monkeypatc
     class Gpu(CpuDevice):
         is_gpu = True
 
-    monkeypatch.setattr(engine_module, "choose_device", lambda config: Gpu())
+    monkeypatch.setattr(loading, "choose_device", lambda config: Gpu())
     with pytest.raises(ConfigError, match="head_dim is 16"):
-        Engine(EngineConfig(model=str(write_tiny_model(tmp_path)), load_format="dummy", device="gpu"))
+        load_engine(EngineConfig(model=str(write_tiny_model(tmp_path)), load_format="dummy", device="gpu"))

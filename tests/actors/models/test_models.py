@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.engine.engine import Engine
+from actors.engine.loading import load_engine
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
@@ -74,7 +74,7 @@ def test_untied_heads_and_biases_are_among_the_references():
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_source):
-    engine = Engine(EngineConfig(max_num_batched_tokens=256))
+    engine = load_engine(EngineConfig(max_num_batched_tokens=256))
     yield engine
     engine.close()
 
@@ -96,7 +96,7 @@ def test_smollm2_greedy_text_matches_transformers(smollm2, smollm2_tokenizer):
 @pytest.mark.slow
 def test_smollm2_logits_match_transformers(smollm2):
     reference = np.load(GOLDEN / "smollm2_first_logits.npz")
-    logits = all_logits(smollm2.runner.model, reference["token_ids"], [len(reference["token_ids"])])
+    logits = all_logits(smollm2.executor.model, reference["token_ids"], [len(reference["token_ids"])])
     for row, name in ((0, "first"), (-1, "last")):
         difference = np.abs(logits[row] - reference[name]).max()
         assert difference < 1e-5 * np.abs(reference[name]).max(), f"{name}: {difference}"

@@ -35,13 +35,13 @@ def preempt_at(engine, at: dict[str, list[int]]) -> None:
 
 def slow_host(engine) -> None:
     """The device is always done with the next step, too, before the host reads a step's output."""
-    save = engine.runner._save_output
+    save = engine.executor._save_output
 
     def save_late(out):
-        engine.runner.stream.synchronize()
+        engine.executor.stream.synchronize()
         return save(out)
 
-    engine.runner._save_output = save_late
+    engine.executor._save_output = save_late
 
 
 def answers(engine, requests, at=None, slow=False) -> dict[str, tuple]:
@@ -100,7 +100,7 @@ def test_a_recorded_schedule_replays_bit_for_bit_overlapped_and_plain(tiny_model
     assert any(plan.preempted for plan in plans)
     engine.close()
     plain, overlapped = (
-        replay(make_engine(tiny_model, num_kv_blocks=8, max_num_batched_tokens=32).runner, plans, overlap)
+        replay(make_engine(tiny_model, num_kv_blocks=8, max_num_batched_tokens=32).executor, plans, overlap)
         for overlap in (False, True)
     )
     assert overlapped == plain
@@ -139,11 +139,11 @@ def test_preempted_idx_is_reset_only_after_the_marker_was_emitted(tiny_model):
     slot = engine.scheduler.running[0].slot
     engine.abort("a")
     plan = engine.scheduler.schedule()
-    saved = [engine.runner.execute_model_overlap(plan)]
-    assert engine.runner.preempted_idx[slot] == plan.step, "set while the step that carries the marker is in flight"
-    saved.append(engine.runner.execute_model_overlap(None))
+    saved = [engine.executor.execute_model_overlap(plan)]
+    assert engine.executor.preempted_idx[slot] == plan.step, "set while the step that carries the marker is in flight"
+    saved.append(engine.executor.execute_model_overlap(None))
     assert [output.token for output in saved[1].outputs] == [PREEMPTED]
-    assert engine.runner.preempted_idx[slot] == -1
+    assert engine.executor.preempted_idx[slot] == -1
     for result in saved:
         engine.scheduler.update(result)
     engine.check_integrity()
@@ -196,14 +196,16 @@ def test_the_last_output_does_not_wait_for_the_next_request(tiny_model):
 
 def test_a_report_in_flight_does_not_overwrite_the_hosts_intent(tiny_model):
     engine = make_engine(tiny_model)
-    runner = engine.runner
+    runner = engine.executor
     gates = [threading.Event(), threading.Event()]
     runner.stream.run(gates[0].wait)
     engine.add_request(request("a", PROMPT, max_tokens=1))
     runner.execute_model_overlap(engine.scheduler.schedule())  # a's only step: the device will report "nothing runs"
     runner.stream.run(gates[1].wait)
     engine.add_request(request("b", PROMPT, max_tokens=2))
-    runner._launch(engine.scheduler.schedule())  # the host intends to run b; a's report comes after that
+    # The host intends to run b; a's report comes after that.
+    runner.launch_forward(engine.scheduler.schedule())
+    runner.launch_sampling()
     gates[0].set()
     engine.scheduler.update(runner._save_output(runner._in_flight[0]))
     assert not runner.is_idle(), "the step of b is in flight"
@@ -215,7 +217,7 @@ def test_a_report_in_flight_does_not_overwrite_the_hosts_intent(tiny_model):
 
 def test_nothing_of_a_discarded_step_comes_back(tiny_model):
     engine = make_engine(tiny_model)
-    runner = engine.runner
+    runner = engine.executor
     engine.add_request(request("a", PROMPT))
     runner.execute_model_overlap(engine.scheduler.schedule())
     runner.preempted_idx[3] = 0
@@ -233,7 +235,7 @@ def test_nothing_of_a_discarded_step_comes_back(tiny_model):
 
 def test_an_error_on_the_device_stream_reaches_the_host(tiny_model):
     engine = make_engine(tiny_model)
-    engine.runner.model.forward = lambda rows, kv_cache: (_ for _ in ()).throw(RuntimeError("device fault"))
+    engine.executor.model.forward = lambda rows, kv_cache: (_ for _ in ()).throw(RuntimeError("device fault"))
     engine.add_request(request("a", PROMPT))
     with pytest.raises(RuntimeError, match="device fault"):
         engine.generate([])

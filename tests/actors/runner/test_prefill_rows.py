@@ -9,7 +9,7 @@ def test_slots_behind_the_last_with_rows_are_left_out(tmp_path, monkeypatch):
     folder = write_tiny_model(tmp_path)
     engine = make_engine(folder, max_num_seqs=16, max_num_batched_tokens=40)
     seen = []
-    forward = engine.runner.model.forward
+    forward = engine.executor.model.forward
 
     def recorded(rows, kv_cache):
         if rows.cu_seqlens_q is not None:
@@ -18,7 +18,7 @@ def test_slots_behind_the_last_with_rows_are_left_out(tmp_path, monkeypatch):
             assert rows.slots.numpy().max() < rows.block_tables.shape[0]
         return forward(rows, kv_cache)
 
-    monkeypatch.setattr(engine.runner.model, "forward", recorded)
+    monkeypatch.setattr(engine.executor.model, "forward", recorded)
     prompts = {str(i): list(range(3 + i, 20 + 5 * i)) for i in range(3)}
     deltas = engine.generate([request(name, prompt) for name, prompt in prompts.items()])
     engine.close()

@@ -1,0 +1,61 @@
+"""From settings to an engine that is ready for requests; the log says how far it is, and what it came to."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from actors.engine.engine import Engine
+from actors.engine.loading import load_engine
+from actors.engine.warm_up import warm_up
+from cluster.config import EngineConfig
+from gpu_ops.build import build
+
+logger = logging.getLogger("bireme.runner")
+
+_BAR_WIDTH = 20
+
+
+def start_engine(config: EngineConfig, engine_id: str) -> Engine:
+    """Build the ops, load the model and run the warm-up requests.
+
+    Raises:
+        ModelLoadError, ConfigError, OpBuildError: one message that says what to do.
+    """
+    started = time.monotonic()
+    build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
+    logger.info("loading %s", config.model)
+    engine = load_engine(config, engine_id, _log_progress)
+    warm_up(engine)
+    info = engine.info
+    logger.info(
+        "%s is ready after %.1f s: %d KV blocks of %d tokens, up to %d tokens a request",
+        info.model_id,
+        time.monotonic() - started,
+        info.num_blocks,
+        info.block_size,
+        info.max_model_len,
+    )
+    memory = engine.figures().get("memory")
+    if memory:
+        logger.info("%s: %s", engine.executor.device_name, _memory_text(memory))
+    return engine
+
+
+def _log_progress(what: str, done: int, total: int) -> None:
+    """A line per fifth of the work, with a bar."""
+    if done == total or done % max(1, total // 5) == 0:
+        filled = _BAR_WIDTH * done // max(1, total)
+        logger.info("loading [%s%s] %d of %d %s", "#" * filled, "." * (_BAR_WIDTH - filled), done, total, what)
+
+
+def _memory_text(memory: dict[str, int]) -> str:
+    """How a GPU's memory is shared, for a person."""
+
+    def gib(name: str) -> str:
+        return f"{memory[name] / 2**30:.2f}"
+
+    return (
+        f"{gib('total_bytes')} GiB: weights {gib('weight_bytes')}, KV cache {gib('kv_cache_bytes')}, "
+        f"{memory['num_decode_graphs']} decode graphs {gib('decode_graph_bytes')}, free {gib('free_bytes')}"
+    )

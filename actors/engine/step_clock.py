@@ -1,0 +1,94 @@
+"""When to plan the next step: late enough that requests which arrive meanwhile are in it, early enough that the device
+never waits.
+
+Launched at once, step N+1 would be fixed while N has only begun, and who arrives during N would wait for both. The clock
+predicts how long N takes from the shortest of the last steps of its size, and leaves a margin before the end: what the host
+needed lately from the moment it was to begin until it launched, and as much as predictions were too long lately.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+# Until the host's time is known.
+FIRST_LEAD_S = 0.003
+# What follows the launch until the device has work, and what a sleep is late by beyond the worst of the last ones.
+MARGIN_S = 0.0003
+LEAD_FACTOR = 1.25
+MIN_ERROR = 0.02
+# A host that waited for this long saw the step end; one that did not may have come too late to see it: asking whether a
+# step is over takes some hundredth of a millisecond by itself.
+WAITED_S = 0.0003
+_REMEMBERED_STEPS = 8
+_REMEMBERED_LEADS = 64
+
+
+class StepClock:
+    """Device times of past steps by their number of tokens, and when the device will be done with the present one.
+
+    All times are seconds of the engine's clock.
+
+    Attributes:
+        ended_at: when the device ended the last step that was saved, as well as the host can tell.
+    """
+
+    def __init__(self) -> None:
+        self._recent: dict[int, deque[float]] = {}
+        self._leads: deque[float] = deque(maxlen=_REMEMBERED_LEADS)
+        self._errors: deque[float] = deque(maxlen=_REMEMBERED_LEADS)
+        self.ended_at = 0.0
+        self._plan_at = 0.0
+
+    @property
+    def margin_s(self) -> float:
+        """What the host is given, the error of the prediction apart."""
+        return LEAD_FACTOR * max(self._leads, default=FIRST_LEAD_S) + MARGIN_S
+
+    def launched(self, began_at: float, launched_at: float) -> None:
+        """A step was launched by a pass of the loop that began at ``began_at``, or was to begin when it had waited."""
+        self._leads.append(launched_at - (self._plan_at or began_at))
+        self._plan_at = 0.0
+
+    def launched_nothing(self) -> None:
+        """A pass found nothing to plan: what the next one waits for is not the device."""
+        self._plan_at = 0.0
+
+    def saved(
+        self, num_tokens: int, launched_at: float, waited_from: float, waited_at: float, device_seconds: float
+    ) -> None:
+        """A step ended, the next one is on the device if it was launched.
+
+        Args:
+            waited_from, waited_at: while the host waited for its end.
+            device_seconds: its time on the device.
+        """
+        expected = self._expected(num_tokens)
+        if expected:
+            self._errors.append(max(0.0, 1 - device_seconds / expected))
+        self._recent.setdefault(_size_class(num_tokens), deque(maxlen=_REMEMBERED_STEPS)).append(device_seconds)
+        if waited_at - waited_from < WAITED_S:
+            waited_at = min(waited_at, max(launched_at, self.ended_at) + device_seconds)
+        self.ended_at = waited_at
+
+    def seconds_to_wait(self, now: float, num_tokens: int, launched_at: float) -> float:
+        """How long from ``now`` the next plan may wait while the device computes a step of so many tokens; 0 if unknown."""
+        expected = self._expected(num_tokens)
+        if not expected:
+            return 0.0
+        margin = self.margin_s + max([MIN_ERROR, *self._errors]) * expected
+        plan_at = max(launched_at, self.ended_at) + expected - margin
+        wait = plan_at - now
+        if wait <= 0:
+            return 0.0
+        self._plan_at = plan_at
+        return wait
+
+    def _expected(self, num_tokens: int) -> float | None:
+        recent = self._recent.get(_size_class(num_tokens))
+        return min(recent) if recent else None
+
+
+def _size_class(num_tokens: int) -> int:
+    """Equal for numbers that agree in their first three binary digits: at most a quarter apart."""
+    shift = max(0, num_tokens.bit_length() - 3)
+    return num_tokens >> shift << shift

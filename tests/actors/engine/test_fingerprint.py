@@ -1,0 +1,105 @@
+"""The fingerprint changes with whatever changes the bits of an answer, and with nothing else."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from actors.device.cpu import CpuDevice
+from actors.engine.fingerprint import CONTENT, KEEPS_BITS, OF_DUMMY_WEIGHTS, ON_A_GPU, fingerprint
+from actors.model_files.source import resolve_model
+from cluster.config import EngineConfig
+from tests.engines import answer, make_engine, request
+
+# Another value of each setting that keeps the bits, as far as a CPU engine takes another one.
+OTHER_VALUES = {
+    "block_size": 64,
+    "decode_graph_memory_gb": 1.0,
+    "device": "cpu",
+    "enable_overlap_schedule": False,
+    "enable_prefix_caching": False,
+    "enforce_eager": True,
+    "gpu_memory_utilization": 0.5,
+    "hang_timeout_s": 9.0,
+    "kv_cache_memory_gb": 0.5,
+    "max_model_len": 128,
+    "max_num_batched_tokens": 16,
+    "max_num_seqs": 2,
+    "max_queue_share": 1.0,
+    "max_queued_requests": 9,
+    "model_id": "other",
+    "num_kv_blocks": 33,
+    "num_threads": 2,
+    "oldest_first_every": 1,
+}
+
+
+class Gpu(CpuDevice):
+    """What the fingerprint reads of a GPU."""
+
+    is_gpu = True
+    name = "NVIDIA H200"
+    dtype = "bfloat16"
+
+
+def of(folder, on=None, **settings) -> str:
+    config = EngineConfig(model=str(folder), load_format="dummy", **settings)
+    source = resolve_model(str(folder), load_format="dummy", seed=config.seed)
+    return fingerprint(config, source, on or CpuDevice())
+
+
+def test_every_setting_is_one_that_changes_bits_or_one_that_keeps_them():
+    kinds = [CONTENT, OF_DUMMY_WEIGHTS, ON_A_GPU, KEEPS_BITS]
+    assert sum(map(len, kinds)) == len(frozenset().union(*kinds)), "a setting is of two kinds"
+    assert frozenset().union(*kinds) == set(EngineConfig.model_fields)
+    assert set(OTHER_VALUES) == KEEPS_BITS
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model):
+    """An answer under the settings of the other tests."""
+    return _answer(tiny_model)
+
+
+def _answer(folder, **settings):
+    engine = make_engine(folder, **settings)
+    sampled = request("a", list(range(3, 60)), max_tokens=40, temperature=0.9, top_p=0.9, seed=5, logprobs=3)
+    neighbours = [request(f"n{i}", [i + 3] * 20, max_tokens=20) for i in range(2)]
+    deltas = engine.generate([*neighbours, sampled])
+    engine.close()
+    return answer(deltas["a"])
+
+
+@pytest.mark.parametrize("name", sorted(KEEPS_BITS))
+def test_a_setting_that_is_left_out_changes_neither_fingerprint_nor_bits(tiny_model, expected, name):
+    changed = {name: OTHER_VALUES[name]}
+    assert of(tiny_model, **changed) == of(tiny_model)
+    assert _answer(tiny_model, **changed) == expected
+
+
+@pytest.mark.parametrize("name", ["name", "dtype", "batch_invariant"])
+def test_card_type_and_invariance_of_a_gpu_change_it(tiny_model, name):
+    other = Gpu()
+    setattr(other, name, {"name": "NVIDIA H100", "dtype": "float16", "batch_invariant": True}[name])
+    assert len({of(tiny_model), of(tiny_model, Gpu()), of(tiny_model, other)}) == 3
+
+
+def test_fingerprint_depends_on_content_not_on_place(tiny_model, tmp_path):
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    assert of(tiny_model) == of(copy)
+    assert of(tiny_model, num_kv_blocks=99, max_num_seqs=3) == of(tiny_model)
+    assert of(tiny_model, seed=1) != of(tiny_model)
+    (copy / "config.json").write_text((copy / "config.json").read_text().replace("10000.0", "20000.0"))
+    assert of(tiny_model) != of(copy)
+
+
+def test_tokenizer_and_sources_of_the_ops_change_it(tiny_model, tmp_path, monkeypatch):
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    before = of(copy)
+    (copy / "tokenizer.json").write_text("{}")
+    with_tokenizer = of(copy)
+    (copy / "tokenizer_config.json").write_text("{}")
+    assert len({before, with_tokenizer, of(copy)}) == 3
+    monkeypatch.setattr("actors.engine.fingerprint.sources_hash", lambda: "other")
+    assert of(copy) not in (before, with_tokenizer)
