@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from actors.engine.engine import Engine
+from actors.engine.loading import load_engine
 from actors.engine.loop import EngineLoop
 from actors.engine.warm_up import warm_up
 from cluster.config import EngineConfig
@@ -30,7 +30,7 @@ class FirstTokens:
 
     def __init__(self) -> None:
         self._published: queue.SimpleQueue = queue.SimpleQueue()
-        self._engine = Engine(EngineConfig(num_threads=len(os.sched_getaffinity(0))))
+        self._engine = load_engine(EngineConfig(num_threads=len(os.sched_getaffinity(0))))
         warm_up(self._engine)
         self._loop = EngineLoop(
             self._engine,

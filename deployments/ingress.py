@@ -24,6 +24,7 @@ from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from cluster.logs import guard_logs
 from cluster.outputs import EngineInfo, EngineRoom
+from cluster.tenant import Tenant
 from deployments.admin.cluster_status import cluster_status
 from deployments.admin.engine_timeline import engine_timeline
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
@@ -34,9 +35,8 @@ from deployments.http.generation import Generation
 from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
 from deployments.http.server.set_up import set_up_http_servers
-from deployments.http.tenant import Tenant
 from deployments.http.whole_answer import WholeAnswer
-from deployments.openai_api.answer import Answer, model_object
+from deployments.openai_api.answer import OpenAiResponse, model_object
 from deployments.openai_api.resume import max_resume_bytes, wants_event_ids
 from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
@@ -50,7 +50,7 @@ from deployments.start.session_logs import tidy_session_logs
 
 logger = logging.getLogger("ray.serve")
 
-Start = Callable[[OpenAiService, Any, str | None, Tenant], Awaitable[tuple[Generation, Answer]]]
+Start = Callable[[OpenAiService, Any, str | None, Tenant], Awaitable[tuple[Generation, OpenAiResponse]]]
 
 _RETRY_INFO_S = 1.0
 # An engine answers at once; one that does not hangs, or its node is gone and nobody has noticed.
@@ -231,7 +231,7 @@ class OpenAiIngress:
         return model_object(service.model_id, self._created, service.limits.max_model_len)
 
 
-async def _answer(request: Request, generation: Generation, answer: Answer, resumable: bool) -> Response:
+async def _answer(request: Request, generation: Generation, answer: OpenAiResponse, resumable: bool) -> Response:
     response: Response | None = None
     try:
         patience_s = _STREAM_STATUS_PATIENCE_S if answer.request.stream else _STATUS_PATIENCE_S

@@ -49,7 +49,7 @@ class SlotLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
+class PackedStep:
     """One step's outcome for every slot, int64 [B] each; owns its memory, so the landing block may be reused.
 
     Attributes:
@@ -77,7 +77,7 @@ def landing_size(max_num_seqs: int, max_logprobs: int | None) -> int:
     return 1 + max_num_seqs * (SLOT_FIELDS + logprob_fields)
 
 
-def unpack_outputs(landing: np.ndarray) -> StepResult:
+def unpack_outputs(landing: np.ndarray) -> PackedStep:
     """Read a landing block that `pack_outputs` wrote."""
     header = int(landing[0])
     num_slots = header >> 2
@@ -92,4 +92,4 @@ def unpack_outputs(landing: np.ndarray) -> StepResult:
             ids=block[:, 2 : 2 + columns],
             logprobs=block[:, 2 + columns :].view(np.float64),
         )
-    return StepResult(bool(header & 1), slots[0], slots[1], slots[2], slots[3], slots[4], logprobs)
+    return PackedStep(bool(header & 1), slots[0], slots[1], slots[2], slots[3], slots[4], logprobs)

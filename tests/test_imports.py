@@ -1,4 +1,5 @@
-"""Imports point one way: deployments -> actors -> gpu_ops, everything may use cluster; Paddle stays with the runner."""
+"""Imports point one way, between folders (deployments -> actors -> gpu_ops, everything may use cluster) and between the rooms in
+them; Paddle stays with the runner."""
 
 from __future__ import annotations
 
@@ -19,8 +20,37 @@ FORBIDDEN = {
     "deployments": ("paddle",),
 }
 
+# For each folder, which other rooms of it a room may import; "" is what stands at the top of the folder.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "cluster": {"": {"client"}, "client": {""}},
+    "actors": {
+        "": {"engine"},
+        "engine": {"runner", "models", "model_files", "device", "scheduling"},
+        "runner": {"models", "device", "scheduling"},
+        "models": {"layers", "device"},
+        "layers": set(),
+        "device": set(),
+        "scheduling": set(),
+        "model_files": {"models", "layers"},
+        "text": {"model_files"},
+    },
+    "deployments": {
+        "": {"openai_api", "http", "routing", "replica", "admin", "start"},
+        "admin": {"routing", "replica"},
+        "openai_api": {"http", "routing", "metrics"},
+        "http": {"routing", "metrics", "start"},
+        "routing": {"replica", "metrics"},
+        "replica": {"metrics", "start"},
+        "metrics": set(),
+        "start": set(),
+    },
+}
+
 # What processes without a runner load, and the plain-Python half of the engine.
 WITHOUT_PADDLE = (
+    "actors.engine.engine",
+    "actors.engine.loop",
+    "actors.engine.simulated",
     "actors.scheduling.kv_cache",
     "actors.model_files.source",
     "actors.scheduling.scheduler",
@@ -83,6 +113,31 @@ def test_imports_point_one_way(package: str) -> None:
         if any(is_within(module, forbidden) for forbidden in FORBIDDEN[package])
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def room_of(module: str) -> tuple[str, str]:
+    """Folder and room of a module; an unknown room stands for itself, so that nobody may import it unseen."""
+    folder, _, rest = module.partition(".")
+    parts = rest.split(".")
+    path = ROOT / folder / parts[0]
+    return folder, parts[0] if path.is_dir() else ""
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_imports_between_rooms_point_one_way(folder: str) -> None:
+    wrong, seen = [], set()
+    for path in python_files(folder):
+        room = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))[1]
+        for module in imported_modules(path):
+            other_folder, other = room_of(module)
+            if other_folder != folder or other == room or module == folder:
+                continue
+            seen.add((room, other))
+            if other not in ROOMS[folder][room]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert not wrong, "\n".join(sorted(wrong))
+    unused = {(room, other) for room, others in ROOMS[folder].items() for other in others} - seen
+    assert not unused, f"nobody needs these arrows any more: {sorted(unused)}"
 
 
 def test_deployments_use_no_op_that_imports_paddle() -> None:

@@ -22,7 +22,7 @@ from gpu_ops.host_flag import copy_async, event_record, event_wait
 from gpu_ops.step_result import landing_size
 
 
-class StepOutput:
+class InFlightStep:
     """Buffers of one step in flight.
 
     Attributes:

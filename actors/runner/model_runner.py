@@ -22,7 +22,7 @@ import paddle
 from actors.device.host_tensor import HostBuffer
 from actors.models.decoder import BatchRows, Decoder
 from actors.runner.decode_graphs import DecodeGraphs, decode_buckets
-from actors.runner.in_flight_step import StepOutput
+from actors.runner.in_flight_step import InFlightStep
 from actors.runner.step_executor import StepExecutor
 from actors.scheduling.step_plan import PromptLogprobs, SlotOutput, StepPlan, StepResult
 from cluster.cache import Progress
@@ -30,8 +30,7 @@ from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, Tok
 from gpu_ops import sampling, state
 from gpu_ops.host_flag import get_stop, set_stop
 from gpu_ops.share_inputs import allocate_share_inputs
-from gpu_ops.step_result import StepResult as PackedResult
-from gpu_ops.step_result import StopReason, unpack_outputs
+from gpu_ops.step_result import PackedStep, StopReason, unpack_outputs
 
 # Rows of all-position logits computed at once: 64 rows of a 150,000-token vocabulary are 38 MB.
 _LOGITS_ROWS = 64
@@ -80,11 +79,11 @@ class ModelRunner(StepExecutor):
         self.preempted_idx = np.full(max_num_seqs, -1, np.int64)
         # Host intent and device report are two cells: a report in flight must not overwrite the intent.
         self.has_launched = HostBuffer([1], "bool")
-        self._free_outputs = [StepOutput(max_num_seqs, device), StepOutput(max_num_seqs, device)]
-        self._in_flight: list[StepOutput] = []
+        self._free_outputs = [InFlightStep(max_num_seqs, device), InFlightStep(max_num_seqs, device)]
+        self._in_flight: list[InFlightStep] = []
         self._hidden: paddle.Tensor | None = None
         self.decode_graphs: DecodeGraphs | None = None
-        self.last_saved: StepOutput | None = None
+        self.last_saved: InFlightStep | None = None
         self.device_name = device.name
         # Bytes of a GPU by what holds them; who loads the model knows.
         self.memory_shares: dict[str, int] = {}
@@ -103,7 +102,7 @@ class ModelRunner(StepExecutor):
         return bool(self._in_flight)
 
     @property
-    def step_in_flight(self) -> StepOutput | None:
+    def step_in_flight(self) -> InFlightStep | None:
         """The step that was launched and not saved; None if there is none."""
         return self._in_flight[0] if self._in_flight else None
 
@@ -162,14 +161,14 @@ class ModelRunner(StepExecutor):
         self.stream.run(lambda: self._run_sampling(out))
         out.enqueued_at = time.perf_counter()
 
-    def _run_forward(self, out: StepOutput) -> None:
+    def _run_forward(self, out: InFlightStep) -> None:
         out.timer.mark_start()
         try:
             out.num_rows, out.num_samples = self._preprocess_and_execute_model(out)
         except BaseException as error:  # reported by the host when it saves the step
             out.error = error
 
-    def _run_sampling(self, out: StepOutput) -> None:
+    def _run_sampling(self, out: InFlightStep) -> None:
         try:
             if out.error is None:
                 self._postprocess(out, out.num_rows, out.num_samples)
@@ -179,7 +178,7 @@ class ModelRunner(StepExecutor):
 
     # Stage 1: device stream.
 
-    def _preprocess_and_execute_model(self, out: StepOutput) -> tuple[int, int]:
+    def _preprocess_and_execute_model(self, out: InFlightStep) -> tuple[int, int]:
         share, plan = self.share_inputs, out.plan
         assert plan is not None
         if plan.inserts:
@@ -233,7 +232,7 @@ class ModelRunner(StepExecutor):
 
     # Stage 2: device stream.
 
-    def _postprocess(self, out: StepOutput, num_rows: int, num_samples: int) -> None:
+    def _postprocess(self, out: InFlightStep, num_rows: int, num_samples: int) -> None:
         share, plan = self.share_inputs, out.plan
         assert plan is not None
         is_plain = plan.num_logprobs < 0 and not plan.needs_penalties and not plan.prompt_logprobs
@@ -302,7 +301,7 @@ class ModelRunner(StepExecutor):
     def save_output(self) -> StepResult:
         return self._save_output(self._in_flight[0])
 
-    def _save_output(self, out: StepOutput) -> StepResult:
+    def _save_output(self, out: InFlightStep) -> StepResult:
         out.wait()
         plan = out.plan
         assert plan is not None
@@ -320,7 +319,7 @@ class ModelRunner(StepExecutor):
         self.last_saved = out
         return StepResult(plan.step, outputs)
 
-    def _release(self, out: StepOutput) -> None:
+    def _release(self, out: InFlightStep) -> None:
         self._in_flight.remove(out)
         out.release(self.poison_released)
         self._free_outputs.append(out)
@@ -328,7 +327,7 @@ class ModelRunner(StepExecutor):
             set_stop(self.has_launched.tensor, False)
 
 
-def _slot_output(slot: int, request_id: str, packed: PackedResult, out: StepOutput) -> SlotOutput:
+def _slot_output(slot: int, request_id: str, packed: PackedStep, out: InFlightStep) -> SlotOutput:
     prompt_logprobs = out.prompt_logprobs.get(slot)
     if packed.num_sampled[slot] == 0:
         return SlotOutput(slot, request_id, NO_TOKEN, prompt_logprobs=prompt_logprobs)

@@ -17,7 +17,7 @@ from deployments.http.connection import ClientGoneError, while_connected
 from deployments.http.generation import Generation
 from deployments.http.json_pieces import write_json
 from deployments.http.large_requests import large_requests
-from deployments.openai_api.answer import Answer
+from deployments.http.response_builder import ResponseBuilder
 from deployments.start.serve_environment import fallback_port
 
 logger = logging.getLogger("ray.serve")
@@ -66,7 +66,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, answer: Answer, first: dict[int, str], resumable: bool) -> None:
+    def __init__(self, generation: Generation, answer: ResponseBuilder, first: dict[int, str], resumable: bool) -> None:
         """``first`` is what the first ``Generation.read`` returned, or empty: a status can no longer be sent after it."""
         super().__init__(headers={**_HEADERS, **(_PROMISE if resumable else {})})
         del self.headers["content-length"]

@@ -12,7 +12,7 @@ from deployments.http.connection import ClientGoneError, while_connected
 from deployments.http.generation import Generation
 from deployments.http.json_pieces import write_json
 from deployments.http.large_requests import large_requests
-from deployments.openai_api.answer import Answer
+from deployments.http.response_builder import ResponseBuilder
 
 _HEARTBEAT_S = 15.0
 
@@ -30,7 +30,7 @@ class WholeAnswer(Response):
 
     media_type = "application/json"
 
-    def __init__(self, generation: Generation, answer: Answer) -> None:
+    def __init__(self, generation: Generation, answer: ResponseBuilder) -> None:
         super().__init__()
         del self.headers["content-length"]
         self._generation = generation

@@ -31,7 +31,7 @@ def model_object(model_id: str, created: int, max_model_len: int) -> dict[str, A
     return {"id": model_id, "object": "model", "created": created, "owned_by": "bireme", "max_model_len": max_model_len}
 
 
-class Answer(ABC):
+class OpenAiResponse(ABC):
     """Builds the answer to one request; subclasses say what a choice looks like.
 
     ``prompt_ids`` holds one list a prompt; choice ``i`` belongs to prompt ``i // n``.

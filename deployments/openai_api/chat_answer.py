@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from deployments.http.sequence_output import SequenceOutput
-from deployments.openai_api.answer import ALL, Answer, finite
+from deployments.openai_api.answer import ALL, OpenAiResponse, finite
 from deployments.openai_api.protocol import ChatCompletionRequest
 
 
-class ChatAnswer(Answer):
+class ChatAnswer(OpenAiResponse):
     """Answer to a chat completion."""
 
     id_prefix = "chatcmpl"

@@ -8,12 +8,12 @@ from typing import Any
 from actors.text.detokenizer import IncrementalDetokenizer
 from cluster.outputs import TokenLogprobs
 from deployments.http.sequence_output import SequenceOutput
-from deployments.openai_api.answer import ALL, Answer, finite
+from deployments.openai_api.answer import ALL, OpenAiResponse, finite
 from deployments.openai_api.protocol import CompletionRequest
 from deployments.openai_api.text_offsets import TextOffsets, prompt_offsets
 
 
-class CompletionAnswer(Answer):
+class CompletionAnswer(OpenAiResponse):
     """Answer to a completion; ``prompt_texts`` are what echo repeats."""
 
     id_prefix = "cmpl"

@@ -13,13 +13,13 @@ from actors.text.tokenizer import Tokenizer
 from cluster.api_errors import ApiError, bad_request, from_engine
 from cluster.errors import BiremeError, InvalidRequestError
 from cluster.journal import JournalEntry
+from cluster.tenant import NOBODY, Tenant
 from deployments.http.body import parse_json
 from deployments.http.generation import Generation
 from deployments.http.large_requests import SMALL_BYTES, large_requests
 from deployments.http.sequence_output import SequenceOutput
-from deployments.http.tenant import NOBODY, Tenant
 from deployments.metrics.request_events import RESUMED
-from deployments.openai_api.answer import Answer
+from deployments.openai_api.answer import OpenAiResponse
 from deployments.openai_api.chat_answer import ChatAnswer
 from deployments.openai_api.completion_answer import CompletionAnswer
 from deployments.openai_api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_request
@@ -35,7 +35,7 @@ from deployments.openai_api.sampling import (
 )
 from deployments.routing.engine_client import EngineClient
 
-_Prepare = Callable[[Any, "str | None", float, Tenant], "tuple[Generation, Answer]"]
+_Prepare = Callable[[Any, "str | None", float, Tenant], "tuple[Generation, OpenAiResponse]"]
 
 
 class OpenAiService:
@@ -65,7 +65,7 @@ class OpenAiService:
 
     async def completion(
         self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
-    ) -> tuple[Generation, Answer]:
+    ) -> tuple[Generation, OpenAiResponse]:
         """Start a completion; ``body`` is the decoded JSON, or a bytearray that holds it, which is emptied.
 
         Raises:
@@ -75,7 +75,7 @@ class OpenAiService:
 
     async def chat(
         self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
-    ) -> tuple[Generation, Answer]:
+    ) -> tuple[Generation, OpenAiResponse]:
         """Start a chat completion; ``body`` as for ``completion``.
 
         Raises:
@@ -85,7 +85,7 @@ class OpenAiService:
 
     async def _start(
         self, prepare: _Prepare, body: Any, last_event_id: str | None, tenant: Tenant
-    ) -> tuple[Generation, Answer]:
+    ) -> tuple[Generation, OpenAiResponse]:
         received = time.monotonic()
         if isinstance(body, bytearray) and len(body) > SMALL_BYTES:
             large_requests.check_queue()
@@ -101,7 +101,7 @@ class OpenAiService:
 
     def _completion(
         self, body: Any, last_event_id: str | None, received: float, tenant: Tenant
-    ) -> tuple[Generation, Answer]:
+    ) -> tuple[Generation, OpenAiResponse]:
         request = parse_request(CompletionRequest, _decoded(body))
         resumed = resume_point(request, last_event_id, CompletionAnswer.id_prefix)
         self.check_model(request.model)
@@ -139,7 +139,9 @@ class OpenAiService:
         )
         return generation, answer
 
-    def _chat(self, body: Any, last_event_id: str | None, received: float, tenant: Tenant) -> tuple[Generation, Answer]:
+    def _chat(
+        self, body: Any, last_event_id: str | None, received: float, tenant: Tenant
+    ) -> tuple[Generation, OpenAiResponse]:
         request = parse_request(ChatCompletionRequest, _decoded(body))
         resumed = resume_point(request, last_event_id, ChatAnswer.id_prefix)
         self.check_model(request.model)

@@ -19,12 +19,12 @@ from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
 from cluster.logs import guard_logs
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted
+from cluster.replies import EngineLost, FingerprintMismatch, RequestRefused
 from cluster.request import EngineRequest
 from deployments.metrics.engine_metrics import export_engine_metrics
 from deployments.replica.replica_port import listen_where_the_node_does
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner
-from deployments.routing.engine_replies import EngineLost, FingerprintMismatch, RequestRefused
 from deployments.start.console import cannot_start
 from deployments.start.session_logs import tidy_session_logs
 from gpu_ops.build import OpBuildError

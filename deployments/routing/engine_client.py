@@ -26,6 +26,7 @@ from cluster.outputs import (
     NotAdmitted,
     TokenDelta,
 )
+from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken
 from cluster.request import EngineRequest
 from cluster.silence_clock import TICK_S, SilenceClock
 from cluster.suspicion import Verdict
@@ -43,7 +44,7 @@ from deployments.routing.admission import refusal, share_refusal
 from deployments.routing.departures import Departures
 from deployments.routing.early_streams import keep_attached
 from deployments.routing.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, engine_choices
-from deployments.routing.engine_replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken, gave_up, reply_of
+from deployments.routing.engine_replies import gave_up, reply_of
 from deployments.routing.place_line import PlaceLine
 from deployments.routing.submission import Submission
 from deployments.routing.token_streams import TokenStream, TokenStreams

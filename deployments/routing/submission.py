@@ -10,8 +10,8 @@ from typing import Any
 from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
+from cluster.replies import EngineLost, HandedOver
 from cluster.suspicion import Suspicion
-from deployments.routing.engine_replies import EngineLost, HandedOver
 from deployments.routing.token_streams import TokenStream
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-from deployments.http.tenant import SECRET_BYTES, own_secret
+from cluster.tenant import SECRET_BYTES, own_secret
 
 logger = logging.getLogger("ray.serve")
 

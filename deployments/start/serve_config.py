@@ -9,8 +9,8 @@ import yaml
 
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
-from deployments.http.keys import write_keys
 from deployments.start.app_arguments import OTHER_WAYS, AppArguments, SettingsError, hold_keys
+from deployments.start.key_file import write_keys
 
 BUILDER = "deployments.llm:build_openai_app"
 DEFAULT_HOST = "127.0.0.1"

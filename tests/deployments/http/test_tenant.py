@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cluster.block_hash import hash_blocks
 from cluster.config import LLMConfig
+from cluster.tenant import NOBODY, own_secret, tenant_of
 from deployments.http.keys import ApiKeys, key_digest
-from deployments.http.tenant import NOBODY, own_secret, tenant_of
 from deployments.llm import build_openai_app
 from tests.deployments.http.test_slow_answers import Connection, serving
 from tests.deployments.openai_api.test_service import Engines

@@ -17,13 +17,13 @@ from cluster.api_errors import ApiError
 from cluster.errors import OverloadedError
 from cluster.journal import JournalEntry
 from cluster.outputs import AttachRequired, EngineRoom, GenerateReply, TokenDelta
+from cluster.replies import EngineLost, RequestRefused
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.http.generation import Generation
 from deployments.routing import departures, early_streams, engine_client, place_line, token_streams
 from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.engine_client import EngineClient
-from deployments.routing.engine_replies import EngineLost, RequestRefused
 from deployments.routing.submission import Submission
 from deployments.routing.token_streams import TokenStream, TokenStreams
 from tests.waiting import until

@@ -15,9 +15,10 @@ from ray import cloudpickle
 from cluster.api_errors import ApiError
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
-from deployments.http.keys import API_KEY_VARIABLE, ApiKeys, _who_may_read
+from deployments.http.keys import API_KEY_VARIABLE, ApiKeys
 from deployments.llm import build_openai_app
 from deployments.start.app_arguments import AppArguments, SettingsError
+from deployments.start.key_file import _who_may_read
 from deployments.start.serve_config import configured_model
 
 WRONG = [

@@ -1,0 +1,40 @@
+"""What the HTTP side needs of an API's dialect: how a generation reads as one object, or as the chunks of a stream."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class GenerationOptions(Protocol):
+    """Of the request.
+
+    Attributes:
+        stream: the client wants chunks.
+    """
+
+    stream: bool
+
+
+class ResponseBuilder(Protocol):
+    """Builds the answer to one request.
+
+    Attributes:
+        event_ids: of the chunks that were built last.
+    """
+
+    event_ids: list[str]
+
+    @property
+    def request(self) -> GenerationOptions: ...
+
+    def whole(self) -> dict[str, Any]:
+        """The answer as one object; every sequence must be finished."""
+
+    def chunks(self, texts: dict[int, str]) -> list[dict[str, Any]]:
+        """Chunks for what ``Generation.read`` returned."""
+
+    def usage_chunk(self) -> dict[str, Any] | None:
+        """The last chunk, if there is one behind those of the text."""
+
+    def num_values(self, texts: dict[int, str] | None = None) -> int:
+        """About how many values ``whole``, or ``chunks`` of these texts, will have."""
