@@ -239,8 +239,8 @@ def is_whole_without_chunks(answer: bytes) -> bool:
 
 
 def is_http(port: int) -> bool:
-    """Whether the API is there and asks for a key: HAProxy's port, that of Serve's own proxy, and those of the ingresses. Ray's
-    dashboard asks for a token of its own."""
+    """Whether the first application is there and asks for a key: at HAProxy's port, that of Serve's own proxy, and its ingress's.
+    Ray's dashboard asks for a token of its own."""
     try:
         return "invalid_api_key" in httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=5).text
     except httpx.HTTPError:
@@ -249,7 +249,7 @@ def is_http(port: int) -> bool:
 
 def check_that_unfinished_headers_end(ports: list[int]) -> None:
     """On every port; and requests go on meanwhile."""
-    assert len(ports) == 4, "two ingresses"
+    assert len(ports) == 3
     opened = [connection for port in ports for connection in half_open(port, 20)]
     assert all(map(is_http, ports))
     begun = time.monotonic()
