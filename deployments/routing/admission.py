@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cluster.api_errors import ApiError, overloaded
 from cluster.outputs import EngineRoom
@@ -43,28 +43,46 @@ def refusal(rooms: Sequence[EngineRoom], num_booked: int, wanted: int, ends_per_
 
 
 def share_refusal(
-    num_waiting: int, wanted: int, rooms: Sequence[EngineRoom], idle: EngineRoom, share: float
+    num_waiting: int, wanted: int, rooms: Sequence[EngineRoom], slots: int, share: float
 ) -> ApiError | None:
     """Why ``wanted`` sequences of one API key are not taken now: they would hold more than its ``share`` of the queues.
 
-    One sequence alone is not looked at: the engine that it is sent to knows exactly. A request of more sequences than the share
-    is taken when nothing else of its key waits.
+    So what engines would refuse for certain is not sent to them; which of the rest they refuse they know exactly. A request of
+    more sequences than the share is taken when nothing else of its key waits.
 
     Args:
         num_waiting: sequences of the key that have no token yet.
         rooms: of the engines that may be chosen.
-        idle: of an engine that has nothing to do; what it takes beyond its queue are its slots.
+        slots: so many of them find one.
     """
-    if wanted == 1:
-        return None
-    may_wait = sum(max(1, int(share * room.max_queued)) for room in rooms)
-    slots = len(rooms) * (idle.free - idle.max_queued)
+    may_wait = sum(_share_of(room, share) for room in rooms)
     if num_waiting + min(wanted, may_wait) <= may_wait + slots:
         return None
+    several = f"; this request has {wanted} sequences (prompts times n), which are taken together" if wanted > 1 else ""
     return overloaded(
-        f"{num_waiting} requests of this API key are waiting, and its share of the queue is {may_wait} (max_queue_share); this "
-        f"request has {wanted} sequences (prompts times n), which are taken together; others may still be served"
+        f"{num_waiting} requests of this API key are waiting, and its share of the queue (max_queue_share: {may_wait} of "
+        f"{sum(room.max_queued for room in rooms)}) has no room for more{several}; others may still be served"
     )
+
+
+def num_booked_for(
+    tenant: str, unplaced: Mapping[str, int], waiting: Mapping[str, int], rooms: Sequence[EngineRoom], share: float
+) -> int:
+    """Places that sequences on their way to engines take from a request of ``tenant``: of another key's only those that its share
+    has room for. Engines refuse the rest of them, and who sends ever more must not lock the others out.
+
+    Args:
+        unplaced: sequences of each key that were taken and that no engine has yet.
+        waiting: sequences of each key that engines have and that have no token yet.
+        rooms: what each engine that may be chosen said last.
+    """
+    places = sum(_share_of(room, share) + max(0, room.free - room.max_queued) for room in rooms)
+    of_others = (min(count, max(0, places - waiting.get(key, 0))) for key, count in unplaced.items() if key != tenant)
+    return unplaced.get(tenant, 0) + sum(of_others)
+
+
+def _share_of(room: EngineRoom, share: float) -> int:
+    return max(1, int(share * room.max_queued))
 
 
 class EndRate:

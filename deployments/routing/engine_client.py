@@ -8,6 +8,7 @@ import logging
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ from deployments.metrics.request_events import (
     SILENT_ENGINES,
     RequestEvents,
 )
-from deployments.routing.admission import refusal, share_refusal
+from deployments.routing.admission import num_booked_for, refusal, share_refusal
 from deployments.routing.departures import Departures
 from deployments.routing.early_streams import keep_attached
 from deployments.routing.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, engine_choices
@@ -129,11 +130,19 @@ class EngineClient:
         streams = self._usable_streams()
         ends_per_s = sum(stream.ends.per_s for stream in streams if stream is not None)
         rooms = self._rooms(streams) or [self._idle_room] * _ENGINES_EXPECTED
-        refused = refusal(rooms, len(self._unplaced), num_sequences, ends_per_s)
-        if refused is None and tenant and num_sequences > 1:
-            entries = [submission.entry for submission in list(self._submissions.values())]
-            num_waiting = sum(entry.tenant == tenant and entry.next_index == 0 for entry in entries)
-            refused = share_refusal(num_waiting, num_sequences, rooms, self._idle_room, self._max_queue_share)
+        num_booked, refused = len(self._unplaced), None
+        if tenant:
+            live = list(self._submissions.values())
+            unplaced = Counter(submission.entry.tenant for submission in list(self._unplaced))
+            to_begin = Counter(submission.entry.tenant for submission in live if submission.entry.next_index == 0)
+            num_slots = len(rooms) * (self._idle_room.free - self._idle_room.max_queued)
+            free_slots = max(0, num_slots - (len(live) - to_begin.total()))
+            refused = share_refusal(to_begin[tenant], num_sequences, rooms, free_slots, self._max_queue_share)
+            if refused is None and num_sequences == 1 and streams:
+                # The engine knows exactly. What is announced counts what other keys have sent beyond their shares.
+                return
+            num_booked = num_booked_for(tenant, unplaced, to_begin - unplaced, rooms, self._max_queue_share)
+        refused = refused or refusal(rooms, num_booked, num_sequences, ends_per_s)
         if refused is not None:
             raise refused
 

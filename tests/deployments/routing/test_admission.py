@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.outputs import ENGINE_LEAVES, EngineRoom, TokenDelta
-from deployments.routing.admission import EndRate, refusal, share_refusal
+from deployments.routing.admission import EndRate, num_booked_for, refusal, share_refusal
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,31 @@ def test_a_refusal_says_what_is_full_and_what_was_asked():
         (1, 6, True),
         (3, 4, False),
         (2, 4, True),
-        (99, 1, True),  # the engine that it is sent to knows
+        (5, 1, True),
+        (6, 1, False),
         (0, 100, True),
         (3, 100, False),
     ],
 )
 def test_a_key_gets_its_share_of_the_queue_for_sequences_that_come_together(num_waiting, wanted, is_taken):
-    error = share_refusal(num_waiting, wanted, [EngineRoom(5, 8)], EngineRoom(10, 8), 0.5)
+    error = share_refusal(num_waiting, wanted, [EngineRoom(5, 8)], 2, 0.5)
     assert (error is None) == is_taken
     if error is not None:
-        assert error.status == 429 and "its share of the queue is 4 (max_queue_share)" in error.message
+        assert error.status == 429 and "its share of the queue (max_queue_share: 4 of 8)" in error.message
+
+
+@pytest.mark.parametrize(
+    ("tenant", "room", "unplaced", "waiting", "booked"),
+    [
+        ("b", EngineRoom(12, 8), {"a": 100}, {}, 8),  # four slots, and half of eight places
+        ("b", EngineRoom(4, 8), {"a": 100}, {"a": 4}, 0),  # engines refuse what more it sends
+        ("b", EngineRoom(6, 8), {"a": 100, "b": 1}, {"a": 2}, 3),
+        ("b", EngineRoom(8, 8), {"a": 3}, {}, 3),
+        ("a", EngineRoom(4, 8), {"a": 100}, {"a": 4}, 100),
+    ],
+)
+def test_what_a_key_sends_beyond_its_share_takes_no_place_from_others(tenant, room, unplaced, waiting, booked):
+    assert num_booked_for(tenant, unplaced, waiting, [room], 0.5) == booked
 
 
 @pytest.mark.parametrize(("ends_per_s", "seconds"), [(0.0, 1), (100.0, 1), (2.0, 4), (0.7, 12), (1e-9, 30)])
