@@ -76,7 +76,7 @@ async def test_clients_that_leave_are_no_lost_attempts_and_no_lines_in_the_log(a
             # By turns, because a key has only its share of the queue.
             leaving = [leave(client, KEYS[number % 2], *leaver) for number, leaver in enumerate(wave)]
             await asyncio.gather(half_a_request(app), *leaving)
-            idle = await asyncio.to_thread(app.wait_until_idle, 10.0)
+            idle = await asyncio.to_thread(app.wait_until_idle, 30.0)
     assert sum(map(len, WAVES)) >= 30
     assert idle["num_blocks_available"] == idle["num_blocks"]
     await asyncio.to_thread(wait_for, lambda: status()["running"] == 0, 5, "a sequence is still running")
