@@ -30,11 +30,11 @@ WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def application(scope, receive, send) -> None:
-    """Answers /slow in pieces, over three times the limit."""
+    """Answers /slow in pieces, over twice the limit."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
     for _ in range(5):
         if scope["path"] == "/slow":
-            await asyncio.sleep(0.6 * LIMIT_S)
+            await asyncio.sleep(0.4 * LIMIT_S)
         await send({"type": "http.response.body", "body": b"x", "more_body": True})
     await send({"type": "http.response.body", "body": b"x", "more_body": False})
 
@@ -94,7 +94,7 @@ async def test_an_answer_and_an_idle_connection_may_take_longer(protocol):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=30) as client:
             assert (await client.get("/slow")).text == "xxxxxx"
             stream = client._transport._pool.connections[0]
-            await asyncio.sleep(2.5 * LIMIT_S)
+            await asyncio.sleep(1.8 * LIMIT_S)
             assert (await client.get("/")).text == "xxxxxx"
             assert client._transport._pool.connections == [stream], "the idle connection was closed"
 
@@ -184,16 +184,16 @@ def test_haproxy_starts_with_the_descriptors_that_there_are(descriptors, tmp_pat
 
 @pytest.fixture
 def slow_server() -> Iterator[int]:
-    """Answers after three times the limit, in two pieces with as much time between them."""
+    """Answers after almost twice the limit, in two pieces with as much time between them."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(2**16)
-                time.sleep(3 * LIMIT_S)
+                time.sleep(1.8 * LIMIT_S)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwe")
-                time.sleep(3 * LIMIT_S)
+                time.sleep(1.8 * LIMIT_S)
                 connection.sendall(b"ll")
 
         thread = threading.Thread(target=answer, daemon=True)
