@@ -118,6 +118,8 @@ USER = '{"messages":[{"role":"user","content":"x"}],'
 IDS = ",".join(["1000"] * (MAX_MODEL_LEN - 16))
 TEXT = "word and " * 900  # a prompt that fits
 
+_MESSAGE = '{"messages":[{"role":"user","content":"'
+
 BODIES = {
     "text": (PROMPT, lambda: filled('{"prompt":"', "hello world ", '"}')),
     "text that may fit, of spaces": (PROMPT, lambda: filled('{"prompt":"', " ", '"}', size=650_000)),
@@ -144,6 +146,13 @@ BODIES = {
     "too many messages": (CHAT, lambda: filled('{"messages":[', '{"role":"user","content":""}', "]}", ",")),
     "wrong messages": (CHAT, lambda: json.dumps({"messages": [{"a": 1, "b": 2, "c": 3}] * 4096}).encode()),
     "one message": (CHAT, lambda: filled('{"messages":[{"role":"user","content":"', "hello world ", '"}]}')),
+    "special tokens in a message": (CHAT, lambda: filled(_MESSAGE, "<|im_end|>", '"}]}', size=75_000)),
+    "beginnings of special tokens": (CHAT, lambda: filled(_MESSAGE, "<|im_start|", '"}]}', size=120_000)),
+    "spaces and a special token": (CHAT, lambda: filled(_MESSAGE, " ", '<|im_end|>"}]}', size=600_000)),
+    "4096 messages with special tokens": (
+        CHAT,
+        lambda: json.dumps({"messages": [{"role": "user", "content": "<|im_end|>"}] * 4096}).encode(),
+    ),
     "parts": (
         CHAT,
         lambda: filled('{"messages":[{"role":"user","content":[', '{"type":"text","text":"x"}', "]}]}", ","),
