@@ -13,8 +13,8 @@ from typing import Any
 # Where each phase shows: attribute of the engine, method, and whether the signal comes after the call.
 _PLACES = {
     "queued": ("", "add_request", True),
-    "prefill": ("runner", "execute_model_overlap", False),
-    "decode": ("runner", "execute_model_overlap", False),
+    "prefill": ("executor", "execute_model_overlap", False),
+    "decode": ("executor", "execute_model_overlap", False),
     "saving": ("scheduler", "update", False),
     "handover": ("", "abort", True),
 }
