@@ -114,7 +114,8 @@ class Load:
 
     def stall(self, count: int, seconds: float, choice: float) -> bool:
         """That many clients stop reading for a while; False if there were none."""
-        chosen = [seen for seen, _ in self._some(count, choice) if seen.kind in ("resuming", "slow")]
+        able = [seen for seen, _ in list(self.running.values()) if seen.kind in ("resuming", "slow")]
+        chosen = random.Random(choice).sample(able, min(count, len(able)))
         for seen in chosen:
             seen.kind, seen.stall_s = "slow", seconds
         return bool(chosen)
