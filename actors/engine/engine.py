@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from actors.engine.clock import Clock, HostClock
+from actors.engine.clock import Clock
 from actors.engine.step_clock import StepClock
 from actors.engine.timeline import Span, StepTimeline
 from actors.engine.totals import StepTotals
@@ -42,7 +42,7 @@ class Engine:
         scheduler: Scheduler,
         executor: StepExecutor,
         info: EngineInfo,
-        clock: Clock | None = None,
+        clock: Clock,
         *,
         overlap: bool = True,
         record: list[StepPlan] | None = None,
@@ -55,7 +55,7 @@ class Engine:
         self.timeline: StepTimeline | None = None
         self.totals = StepTotals()
         self.computes_prefill = self._launched_prefill = False
-        self.clock = clock or HostClock()
+        self.clock = clock
         self._step_clock = StepClock()
 
     def add_request(self, request: EngineRequest) -> None:
