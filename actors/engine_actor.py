@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from actors.delta_stream import DeltaStream
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, StaleAttemptError
-from cluster.freeze_gc import settle_heap
+from cluster.freeze_gc import freeze_gc
 from cluster.logs import show_logs
 from cluster.outputs import (
     ENGINE_LEAVES,
@@ -90,7 +90,7 @@ class RunnerActor:
         """
         self._loop = asyncio.get_running_loop()
         engine = await self._loop.run_in_executor(None, self._load)
-        settle_heap()
+        freeze_gc()
         self._info = engine.info
         self._engine_loop = _new_loop(engine, self._publish, self._on_death)
         # First steps after loading are the warm-up's; they ended before the watch begins.

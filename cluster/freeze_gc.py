@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 
 
-def settle_heap() -> None:
+def freeze_gc() -> None:
     """Collect once more, then leave what is there now out of every later collection. Call it when all is loaded."""
     gc.collect()
     gc.freeze()

@@ -24,7 +24,7 @@ def has_ended(pid: int) -> bool:
     return state in (b"Z", b"X")
 
 
-class Companion:
+class PeerProcess:
     """A process that tells its own id, on this machine but perhaps in another container, where that id means nothing here.
 
     Attributes:

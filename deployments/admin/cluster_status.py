@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from cluster.api_errors import unavailable
-from deployments.admin.single_flight import SharedLook
+from deployments.admin.single_flight import SingleFlight
 from deployments.replica.engine_replica import application_name, runner_names
 from deployments.routing.engine_client import EngineClient
 
@@ -57,8 +57,8 @@ def _find_runners() -> dict[str, Any]:
 
 
 # Serve waits for its controller without end, so a few questions would hold all threads that others need for short work.
-_REPLICAS = SharedLook(_find_replicas, _LOOK_TIMEOUT_S, "Serve's controller")
-RUNNERS = SharedLook(_find_runners, _LOOK_TIMEOUT_S, "Ray's directory of actors")
+_REPLICAS = SingleFlight(_find_replicas, _LOOK_TIMEOUT_S, "Serve's controller")
+RUNNERS = SingleFlight(_find_runners, _LOOK_TIMEOUT_S, "Ray's directory of actors")
 
 
 async def _engine(engine_id: str, runner: Any) -> dict[str, Any]:

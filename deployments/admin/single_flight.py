@@ -13,7 +13,7 @@ from cluster.api_errors import unavailable
 T = TypeVar("T")
 
 
-class SharedLook(Generic[T]):
+class SingleFlight(Generic[T]):
     """Calls ``look`` for whoever asks; those who ask while one call is under way get its result.
 
     Args:

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from cluster.config import LLMConfig
-from cluster.process_liveness import Companion
+from cluster.process_liveness import PeerProcess
 from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.replica.drain_notice import node_drain_seconds, serve_is_stopping
 
@@ -49,7 +49,7 @@ class RunnerWatch:
         self._drain_timeout_s = min(config.drain_timeout_s, max(0.0, shutdown_timeout_s - _DRAIN_MARGIN_S))
         self._dead = dead
         self._clock = SilenceClock()
-        self._process: Companion | None = None
+        self._process: PeerProcess | None = None
         self._ping: asyncio.Future | None = None
         self._draining: asyncio.Future | None = None
         self._leaves_with_node = False
@@ -109,7 +109,7 @@ class RunnerWatch:
             except RayError as error:
                 return f"its runner is not healthy: {str(error).splitlines()[-1]}"
             self._ping = None
-            self._process = self._process or Companion(pid)
+            self._process = self._process or PeerProcess(pid)
             self._clock.heard()
             await asyncio.sleep(TICK_S)
         return self._verdict()

@@ -13,7 +13,7 @@ import ray
 from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
-from cluster.process_liveness import Companion
+from cluster.process_liveness import PeerProcess
 from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.replica.token_socket import TokenSocket
 
@@ -29,7 +29,7 @@ class StreamingRunner(RunnerActor):
         super().__init__(config, engine_id)
         self._socket = TokenSocket(self.attach)
         self._replica_clock = SilenceClock()
-        self._replica: Companion | None = None
+        self._replica: PeerProcess | None = None
         self._guard: asyncio.Task | None = None
 
     async def start(self) -> EngineInfo:
@@ -46,12 +46,12 @@ class StreamingRunner(RunnerActor):
         """
         self._replica_clock.heard()
         if self._guard is None:
-            self._replica = Companion(replica_pid)
+            self._replica = PeerProcess(replica_pid)
             self._guard = asyncio.get_running_loop().create_task(self._watch_replica(self._replica))
         await self.check_health()
         return os.getpid()
 
-    async def _watch_replica(self, replica: Companion) -> None:
+    async def _watch_replica(self, replica: PeerProcess) -> None:
         while self._replica_clock.tick() <= self._config.hang_timeout_s:
             if replica.has_ended():
                 logger.error("the replica of %s has ended; so does its runner", self._engine_id)

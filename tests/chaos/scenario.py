@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ray.util import placement_group_table
 
-from cluster.freeze_gc import settle_heap
+from cluster.freeze_gc import freeze_gc
 from tests.chaos.application import Running, Setup, idle_stats, num_rpc_failures
 from tests.chaos.faults import ANY_PROXY, HARMLESS, Fault, KillProcess, RemoveNode, StopProcess
 from tests.chaos.ingresses import Open, open_now
@@ -54,7 +54,7 @@ async def run_scenario(
     await asyncio.to_thread(idle_stats, setup.num_engines, 30)
     before = await asyncio.to_thread(held)
     # The clients' clocks are in this process.
-    settle_heap()
+    freeze_gc()
     loading = asyncio.create_task(load.run())
     watching = None if watch is None else asyncio.ensure_future(watch(report, load))
     moments: list[Moment] = []

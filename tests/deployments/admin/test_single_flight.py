@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from cluster.api_errors import ApiError
-from deployments.admin.single_flight import SharedLook
+from deployments.admin.single_flight import SingleFlight
 
 
 async def test_a_question_without_an_answer_is_put_once_and_given_up_by_all_who_ask():
@@ -19,7 +19,7 @@ async def test_a_question_without_an_answer_is_put_once_and_given_up_by_all_who_
         answer.wait(30)
         return len(asked)
 
-    shared = SharedLook(look, 0.1, "the controller")
+    shared = SingleFlight(look, 0.1, "the controller")
     try:
         for _ in range(2):
             outcomes = await asyncio.gather(*(shared.result() for _ in range(50)), return_exceptions=True)
@@ -28,13 +28,13 @@ async def test_a_question_without_an_answer_is_put_once_and_given_up_by_all_who_
         assert len(asked) == 1
     finally:
         answer.set()
-    patient = SharedLook(look, 20, "the controller")
+    patient = SingleFlight(look, 20, "the controller")
     assert [await patient.result(), await patient.result()] == [2, 3], "an old answer is not told again"
 
 
 async def test_one_who_leaves_does_not_take_the_answer_away_from_the_others():
     answer = threading.Event()
-    shared = SharedLook(lambda: answer.wait(30), 20, "x")
+    shared = SingleFlight(lambda: answer.wait(30), 20, "x")
     leaving, staying = asyncio.ensure_future(shared.result()), asyncio.ensure_future(shared.result())
     await asyncio.sleep(0)
     leaving.cancel()
@@ -53,7 +53,7 @@ async def test_a_failure_is_told_to_whoever_asked_and_not_kept():
             raise error
         return "fine"
 
-    shared = SharedLook(look, 20, "x")
+    shared = SingleFlight(look, 20, "x")
     with pytest.raises(ValueError, match="once"):
         await shared.result()
     assert await shared.result() == "fine"

@@ -17,7 +17,7 @@ import pytest
 from cluster import process_liveness as process_end
 from cluster.config import EngineConfig, LLMConfig
 from cluster.outputs import AttachRequired
-from cluster.process_liveness import Companion, has_ended
+from cluster.process_liveness import PeerProcess, has_ended
 from deployments.replica import runner_watch
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner
@@ -108,8 +108,8 @@ def test_a_look_that_fails_is_no_death(monkeypatch):
 
 
 def test_a_companion_that_was_never_seen_from_here_has_not_ended(child):
-    assert not Companion(2**22 + 1).has_ended()  # an id of another container
-    seen = Companion(child.pid)
+    assert not PeerProcess(2**22 + 1).has_ended()  # an id of another container
+    seen = PeerProcess(child.pid)
     assert not seen.has_ended()
     child.kill()
     child.wait()
