@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench_gpu_engine [--models smollm2 llama_8b] [--rows 1 8 64] [--context 1024] [--steps 100]
                                           [--prefill 3500 8000] [--budget 4096] [--batch-invariant]
+                                          [--sampling plain penalties logprobs]
 
 Step time is from one saved step to the next with overlapped execution, each step planned as late as the engine's loop
 would; device time is between the CUDA events around a step's kernels. Bytes of a step are weights and context. Prefill is
@@ -99,11 +100,17 @@ def share_of(value: float, ceiling: float) -> str:
     return f"{value / ceiling:.0%}" if ceiling else "unknown share"
 
 
-def decode(engine: Engine, rows: int, options: argparse.Namespace, ceilings: Ceilings) -> str:
-    """Median step and device time while exactly ``rows`` sequences decode."""
+# What requests ask for besides their tokens.
+SAMPLING = {"plain": {}, "penalties": {"repetition_penalty": 1.1, "presence_penalty": 0.5}, "logprobs": {"logprobs": 5}}
+
+
+def decode(
+    engine: Engine, rows: int, options: argparse.Namespace, ceilings: Ceilings, sampling: str = "plain"
+) -> tuple[float, str]:
+    """Median step time in ms while exactly ``rows`` sequences decode, and that beside the device's time in words."""
     rng = np.random.default_rng(0)
     max_tokens = options.steps + num_prefill_steps(rows, options.context)
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, **SAMPLING[sampling])
     for index in range(rows):
         prompt = rng.integers(5, engine.info.vocab_size - 300, options.context).tolist()
         engine.add_request(EngineRequest(str(index), prompt, params))
@@ -130,7 +137,7 @@ def decode(engine: Engine, rows: int, options: argparse.Namespace, ceilings: Cei
     times = np.diff(saved)[5:-5]
     step_ms, device_ms = 1e3 * np.median(times), 1e3 * np.median(device[5:-5])
     ratio, rate = step_ms / device_ms, step_bytes(engine, rows, options.context + options.steps / 2) / device_ms * 1e3
-    return (
+    return step_ms, (
         f"{rows:4d} rows: step {step_ms:7.3f} ms, device {device_ms:7.3f} ms, ratio {ratio:6.3f} "
         f"({gpu_targets.verdict(ratio, gpu_targets.STEP_RATIO)}), {rate / 1e9:.0f} GB/s, {share_of(rate, ceilings.copy)} of "
         f"the copy, p99 step {1e3 * np.quantile(times, 0.99):.3f} ms, {rows / step_ms * 1e3:.0f} tok/s, all {total:.2f} s"
@@ -192,6 +199,7 @@ def main() -> None:
     parser.add_argument("--at-once", action="store_true", help="plan each step as soon as the one before is launched")
     parser.add_argument("--slots", type=int, help="max_num_seqs, if more than the most rows")
     parser.add_argument("--batch-invariant", action="store_true")
+    parser.add_argument("--sampling", nargs="+", choices=[*SAMPLING], default=["plain"])
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     options = parser.parse_args()
     ceilings = measured_ceilings() if options.device == "gpu" else Ceilings()
@@ -207,7 +215,11 @@ def main() -> None:
         for tokens in options.prefill:
             print(f"{tag} {prefill(engine, tokens, ceilings)}", flush=True)
         for rows in options.rows:
-            print(f"{tag} {decode(engine, rows, options, ceilings)}", flush=True)
+            plain_ms = None
+            for sampling in options.sampling:
+                step_ms, words = decode(engine, rows, options, ceilings, sampling)
+                plain_ms = plain_ms or step_ms
+                print(f"{tag} {sampling} {words}, {step_ms / plain_ms:.3f} of {options.sampling[0]}", flush=True)
         figures = engine.figures()
         print(f"{tag} {figures}", flush=True)
         if "memory" in figures:

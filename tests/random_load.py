@@ -152,8 +152,8 @@ def record_overlapped(engine: Engine, load: RandomLoad, num_steps: int) -> tuple
         load.seen.update(
             mixed=plan.has_prefill and decodes > 0,
             decode_only=bool(plan.scheduled) and not plan.has_prefill,
-            penalties=plan.needs_penalties,
-            logprobs=plan.num_logprobs >= 0,
+            penalties=plan.needs.penalties,
+            logprobs=plan.needs.num_logprobs >= 0,
         )
     for result in results:
         load.seen.update(stopped=sum(output.finish_reason == "stop" for output in result.outputs))

@@ -98,7 +98,7 @@ def load_engine(
             "weight_bytes": memory_at_start[0] - memory_with_weights[0],
             "kv_cache_bytes": num_blocks * block_bytes,
             "decode_graph_bytes": graphs.num_bytes if graphs else 0,
-            "num_decode_graphs": len(graphs.buckets) if graphs else 0,
+            "num_decode_graphs": graphs.num_graphs if graphs else 0,
             "step_bytes": gpu_step_bytes(config, model_config, budget),
         }
     info = EngineInfo(

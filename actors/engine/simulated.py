@@ -136,7 +136,7 @@ class SimulatedExecutor(StepExecutor):
             state.num_computed += count
             scored = [
                 [TokenLogprobs(0.0, 1, [], [])] * len(wanted.targets)
-                for wanted in step.plan.prompt_logprobs
+                for wanted in step.plan.needs.prompt_logprobs
                 if wanted.slot == slot
             ]
             if state.num_left == 0:

@@ -1,4 +1,4 @@
-"""CUDA graphs of pure decode steps: one for the forward and one for the postprocess of each batch bucket.
+"""CUDA graphs of pure decode steps: for each batch bucket one of the forward, and one of each kind of sampling.
 
 A step of n rows replays the smallest bucket that holds n; surplus rows carry slot -1. Tensors that a graph reads or
 writes keep their addresses: the state and the packed rows by design, the hidden states because they are kept here.
@@ -10,16 +10,19 @@ share one. Either way it is measured, and capturing ends where a limit is reache
 from __future__ import annotations
 
 import bisect
+import functools
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import paddle
 
+from actors.runner.sampler import SamplingGraph
 from cluster.cache import Progress
 
 logger = logging.getLogger("bireme.engine")
+_T = TypeVar("_T")
 
 
 def decode_buckets(max_num_seqs: int) -> list[int]:
@@ -36,23 +39,24 @@ def capture_order(buckets: list[int]) -> list[int]:
 
 class _Bucket(NamedTuple):
     forward: Any
-    postprocess: Any
     hidden: paddle.Tensor
+    sampling: dict[SamplingGraph, Any]
 
 
 class DecodeGraphs:
-    """Captures at construction.
+    """Captures at construction: plain steps of every bucket first, then what further kinds of sampling there is room for.
 
     Attributes:
         buckets: numbers of rows that were captured, ascending.
+        num_graphs: graphs that were captured.
         num_bytes: memory that the graphs took.
 
     Args:
         buckets: numbers of rows wanted.
         forward: enqueues packing and forward of that many rows and returns the hidden states.
-        postprocess: enqueues what follows, up to the packed outputs.
+        sample: enqueues what follows, up to the packed outputs.
         free_bytes: what the device has left.
-        max_bytes: most that graphs may take; a bucket is left out if it probably goes beyond.
+        max_bytes: most that graphs may take; a graph is left out if it probably goes beyond.
         progress: called as ``progress("decode graphs, 64 rows, 101.3 GiB free", done, total)``.
     """
 
@@ -60,37 +64,35 @@ class DecodeGraphs:
         self,
         buckets: list[int],
         forward: Callable[[int], paddle.Tensor],
-        postprocess: Callable[[int, paddle.Tensor], None],
+        sample: Callable[[int, paddle.Tensor, SamplingGraph], None],
         free_bytes: Callable[[], int],
         max_bytes: int,
         progress: Progress | None = None,
     ) -> None:
         self.buckets: list[int] = []
-        self.num_bytes = 0
+        self.num_graphs = self.num_bytes = 0
         self._captured: dict[int, _Bucket] = {}
+        self._free_bytes, self._max_bytes = free_bytes, max_bytes
         self._pool_id = _shared_pool()
-        bytes_a_row = 0.0
-        for rows in capture_order(buckets):
-            if self.num_bytes + bytes_a_row * rows > max_bytes:
+        order = capture_order(buckets)
+        budget = _Budget(max_bytes)
+        for rows in order:
+            if not budget.has_room(rows):
                 continue
             # Not captured: the first call of an op with a new shape chooses algorithms and may allocate.
-            postprocess(rows, forward(rows))
-            paddle.device.cuda.synchronize()
-            before = free_bytes()
-            bucket = self._capture(rows, forward, postprocess)
-            free = free_bytes()
-            taken = max(0, before - free)
-            if self.num_bytes + taken > max_bytes:
+            sample(rows, forward(rows), SamplingGraph.PLAIN)
+            bucket, taken = self._measured(functools.partial(self._capture_plain, rows, forward, sample))
+            if not budget.take(rows, taken):
                 bucket.forward.reset()
-                bucket.postprocess.reset()
-                bytes_a_row = max(bytes_a_row, taken / rows)
+                bucket.sampling[SamplingGraph.PLAIN].reset()
                 continue
             self._captured[rows] = bucket
-            self.num_bytes += taken
-            bytes_a_row = max(bytes_a_row, taken / rows)
             bisect.insort(self.buckets, rows)
+            self.num_graphs += 2
             if progress:
-                progress(f"decode graphs, {rows} rows, {free / 2**30:.1f} GiB free", len(self.buckets), len(buckets))
+                free = free_bytes() / 2**30
+                progress(f"decode graphs, {rows} rows, {free:.1f} GiB free", len(self.buckets), len(buckets))
+        self.num_bytes = budget.taken
         missing = sorted(set(buckets) - set(self.buckets))
         if missing:
             logger.warning(
@@ -98,18 +100,51 @@ class DecodeGraphs:
                 ", ".join(map(str, missing)),
                 max_bytes / 2**30,
             )
+        for kind in [kind for kind in SamplingGraph if kind != SamplingGraph.PLAIN]:
+            self._capture_sampling(kind, [rows for rows in order if rows in self._captured], sample)
 
-    def _capture(
-        self, rows: int, forward: Callable[[int], paddle.Tensor], postprocess: Callable[[int, paddle.Tensor], None]
+    def _capture_plain(
+        self,
+        rows: int,
+        forward: Callable[[int], paddle.Tensor],
+        sample: Callable[[int, paddle.Tensor, SamplingGraph], None],
     ) -> _Bucket:
-        first, second = _new_graph(self._pool_id), _new_graph(self._pool_id)
-        first.capture_begin()
-        hidden = forward(rows)
-        first.capture_end()
-        second.capture_begin()
-        postprocess(rows, hidden)
-        second.capture_end()
-        return _Bucket(first, second, hidden)
+        first, hidden = self._capture(lambda: forward(rows))
+        second, _ = self._capture(lambda: sample(rows, hidden, SamplingGraph.PLAIN))
+        return _Bucket(first, hidden, {SamplingGraph.PLAIN: second})
+
+    def _capture_sampling(
+        self, kind: SamplingGraph, order: list[int], sample: Callable[[int, paddle.Tensor, SamplingGraph], None]
+    ) -> None:
+        """Steps of a kind and size that has no graph are sampled op by op."""
+        budget = _Budget(self._max_bytes, self.num_bytes)
+        for rows in order:
+            if not budget.has_room(rows):
+                continue
+            bucket = self._captured[rows]
+            enqueue = functools.partial(sample, rows, bucket.hidden, kind)
+            enqueue()
+            (graph, _), taken = self._measured(functools.partial(self._capture, enqueue))
+            if not budget.take(rows, taken):
+                graph.reset()
+                continue
+            bucket.sampling[kind] = graph
+            self.num_graphs += 1
+        self.num_bytes = budget.taken
+
+    def _measured(self, capture: Callable[[], _T]) -> tuple[_T, int]:
+        """What ``capture`` returns, and the bytes that it took."""
+        paddle.device.cuda.synchronize()
+        before = self._free_bytes()
+        captured = capture()
+        return captured, max(0, before - self._free_bytes())
+
+    def _capture(self, work: Callable[[], _T]) -> tuple[Any, _T]:
+        graph = _new_graph(self._pool_id)
+        graph.capture_begin()
+        result = work()
+        graph.capture_end()
+        return graph, result
 
     def bucket(self, num_rows: int) -> int | None:
         """The smallest bucket of at least ``num_rows``; None if there is none."""
@@ -121,9 +156,33 @@ class DecodeGraphs:
         self._captured[bucket].forward.replay()
         return self._captured[bucket].hidden
 
-    def postprocess(self, bucket: int) -> None:
-        """Replay what follows the forward."""
-        self._captured[bucket].postprocess.replay()
+    def sample(self, bucket: int, kind: SamplingGraph) -> bool:
+        """Replay what follows the forward; False if it was not captured."""
+        graph = self._captured[bucket].sampling.get(kind)
+        if graph is None:
+            return False
+        graph.replay()
+        return True
+
+
+class _Budget:
+    """Bytes that may be taken; the dearest row so far says what the next graph probably takes."""
+
+    def __init__(self, max_bytes: int, taken: int = 0) -> None:
+        self.taken = taken
+        self._max_bytes = max_bytes
+        self._bytes_a_row = 0.0
+
+    def has_room(self, rows: int) -> bool:
+        return self.taken + self._bytes_a_row * rows <= self._max_bytes
+
+    def take(self, rows: int, num_bytes: int) -> bool:
+        """Whether it was within the limit; it is taken then."""
+        self._bytes_a_row = max(self._bytes_a_row, num_bytes / rows)
+        if self.taken + num_bytes > self._max_bytes:
+            return False
+        self.taken += num_bytes
+        return True
 
 
 def _shared_pool() -> int | None:

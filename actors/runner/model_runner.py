@@ -23,17 +23,15 @@ from actors.device.host_tensor import HostBuffer
 from actors.models.decoder import BatchRows, Decoder
 from actors.runner.decode_graphs import DecodeGraphs, decode_buckets
 from actors.runner.in_flight_step import InFlightStep
+from actors.runner.sampler import Sampler, SamplingGraph
 from actors.runner.step_executor import StepExecutor
-from actors.scheduling.step_plan import PromptLogprobs, SlotOutput, StepPlan, StepResult
+from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
 from cluster.cache import Progress
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, TokenLogprobs
-from gpu_ops import sampling, state
+from gpu_ops import state
 from gpu_ops.host_flag import get_stop, set_stop
 from gpu_ops.share_inputs import allocate_share_inputs
 from gpu_ops.step_result import PackedStep, StopReason, unpack_outputs
-
-# Rows of all-position logits computed at once: 64 rows of a 150,000-token vocabulary are 38 MB.
-_LOGITS_ROWS = 64
 
 
 class ModelRunner(StepExecutor):
@@ -73,7 +71,7 @@ class ModelRunner(StepExecutor):
         self.sample_rows = device.tensor(np.zeros(max_num_seqs, np.int32))
         self.sample_slots = device.tensor(np.zeros(max_num_seqs, np.int32))
         self.counts = device.tensor(np.zeros(2, np.int32))
-        self.no_tokens = paddle.to_tensor(np.zeros(0, np.int64), place=paddle.CPUPlace())
+        self.sampler = Sampler(model, self.share_inputs, self.sample_rows, self.sample_slots)
         # The step that carries a slot's PREEMPTED marker. A number, not a flag: the previous step's real token may still
         # be in flight when the marker is set.
         self.preempted_idx = np.full(max_num_seqs, -1, np.int64)
@@ -233,68 +231,31 @@ class ModelRunner(StepExecutor):
     # Stage 2: device stream.
 
     def _postprocess(self, out: InFlightStep, num_rows: int, num_samples: int) -> None:
-        share, plan = self.share_inputs, out.plan
+        plan = out.plan
         assert plan is not None
-        is_plain = plan.num_logprobs < 0 and not plan.needs_penalties and not plan.prompt_logprobs
-        if is_plain and self._bucket(plan) is not None:
-            self.decode_graphs.postprocess(num_rows)  # type: ignore[union-attr]
+        graph = None if self._bucket(plan) is None else SamplingGraph.for_needs(plan.needs)
+        if graph is not None and self.decode_graphs.sample(num_rows, graph):  # type: ignore[union-attr]
             return
-        tokens, logprobs = self.no_tokens, None
-        if num_samples:
-            last = sampling.gather_last_tokens(self._hidden, self.sample_rows[:num_samples])
-            logits = self.model.compute_logits(last)
-            wants_logprobs = plan.num_logprobs >= 0
-            raw_logits = self.device.copy_of(logits) if wants_logprobs and plan.needs_penalties else logits
-            if plan.needs_penalties:
-                sampling.apply_penalties(logits, share, self.sample_slots)
-            tokens = sampling.sample(logits, share, self.sample_slots)
-            if wants_logprobs:
-                logprobs = sampling.token_logprobs(raw_logits, tokens, plan.num_logprobs)
-        for wanted in plan.prompt_logprobs:
-            out.prompt_logprobs[wanted.slot] = self._score_prompt(wanted)
-        state.detect_stop(share, tokens, self.sample_slots)
-        state.update_inputs(share, tokens, self.sample_slots)
-        if logprobs is None:
-            state.pack_outputs(share, out.packed)
-        else:
-            state.pack_outputs(share, out.packed, self.sample_slots, *logprobs)
-
-    def _score_prompt(self, wanted: PromptLogprobs) -> list[TokenLogprobs]:
-        """Log-probabilities of prompt tokens from all-position logits, a bounded number of rows at a time."""
-        # On a GPU this waits for the device, as reading the scores does: rare requests pay for it.
-        hidden, first = self._hidden, int(self.cu_seqlens_q.numpy()[wanted.slot])
-        assert hidden is not None
-        scored: list[TokenLogprobs] = []
-        for start in range(0, len(wanted.targets), _LOGITS_ROWS):
-            targets = self.device.tensor(np.asarray(wanted.targets[start : start + _LOGITS_ROWS], np.int64))
-            row = first + start
-            logits = self.model.compute_logits(hidden[row : row + targets.shape[0]])
-            ids, values, ranks = (t.numpy() for t in sampling.token_logprobs(logits, targets, wanted.num_logprobs))
-            scored += [
-                TokenLogprobs(float(v[0]), int(r), i[1:].tolist(), v[1:].tolist())
-                for i, v, r in zip(ids, values, ranks, strict=True)
-            ]
-        return scored
+        for wanted in plan.needs.prompt_logprobs:
+            assert self._hidden is not None
+            first_row = int(self.cu_seqlens_q.numpy()[wanted.slot])
+            out.prompt_logprobs[wanted.slot] = self.sampler.score_prompt(self._hidden, first_row, wanted)
+        self.sampler.run(self._hidden, num_samples, plan.needs, out.packed)
 
     def _capture(self, progress: Progress | None, max_bytes: int) -> None:
         """With every slot empty, what runs before a capture computes surplus rows alone and changes nothing."""
-        share, packed = self.share_inputs, self._free_outputs[0].packed
+        packed = self._free_outputs[0].packed
         buckets = decode_buckets(self.max_num_seqs)
         rows = {bucket: self._batch_rows(bucket) for bucket in buckets}
-        sample_rows = {bucket: self.sample_rows[:bucket] for bucket in buckets}
 
         def forward(bucket: int) -> paddle.Tensor:
             self._pack_tokens()
             return self.model.forward(rows[bucket], self.kv_cache)
 
-        def postprocess(bucket: int, hidden: paddle.Tensor) -> None:
-            logits = self.model.compute_logits(sampling.gather_last_tokens(hidden, sample_rows[bucket]))
-            tokens = sampling.sample(logits, share, self.sample_slots)
-            state.detect_stop(share, tokens, self.sample_slots)
-            state.update_inputs(share, tokens, self.sample_slots)
-            state.pack_outputs(share, packed)
+        def sample(bucket: int, hidden: paddle.Tensor, graph: SamplingGraph) -> None:
+            self.sampler.run(hidden, bucket, graph.needs, packed)
 
-        self.decode_graphs = DecodeGraphs(buckets, forward, postprocess, self.device.free_bytes, max_bytes, progress)
+        self.decode_graphs = DecodeGraphs(buckets, forward, sample, self.device.free_bytes, max_bytes, progress)
 
     # Stage 3: host.
 

@@ -322,13 +322,13 @@ class Scheduler:
         if self._wants_prompt_logprobs(sequence):
             targets = tuple(sequence.request.prompt_token_ids[start + 1 : start + count + 1])
             if targets:
-                plan.prompt_logprobs.append(PromptLogprobs(slot, start, targets, params.prompt_logprobs or 0))
+                plan.needs.prompt_logprobs.append(PromptLogprobs(slot, start, targets, params.prompt_logprobs or 0))
         sequence.num_computed_tokens += count
         if sequence.num_uncomputed_tokens == 0:
             plan.sampling.append(slot)
             if params.logprobs is not None:
-                plan.num_logprobs = max(plan.num_logprobs, params.logprobs)
-            plan.needs_penalties |= bool(
+                plan.needs.num_logprobs = max(plan.needs.num_logprobs, params.logprobs)
+            plan.needs.penalties |= bool(
                 params.logit_bias
                 or params.presence_penalty
                 or params.frequency_penalty

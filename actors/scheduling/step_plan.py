@@ -30,6 +30,21 @@ class PromptLogprobs(NamedTuple):
 
 
 @dataclass(slots=True)
+class SamplingNeeds:
+    """What a step's sampling does besides drawing a token for each sampling slot.
+
+    Attributes:
+        penalties: some sampling request has penalties, a bias, or a minimum length not yet reached.
+        num_logprobs: most alternatives any sampling request wants, -1 for none.
+        prompt_logprobs: prompt positions to score.
+    """
+
+    penalties: bool = False
+    num_logprobs: int = -1
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class StepPlan:
     """One step.
 
@@ -41,9 +56,7 @@ class StepPlan:
         preempted: slots that leave (preempted or aborted); the step carries their PREEMPTED marker.
         request_ids: slot to request, for every scheduled or preempted slot, as it was when the plan was made.
         sampling: slots that sample, as far as the host knows.
-        num_logprobs: most alternatives any sampling request wants, -1 for none.
-        needs_penalties: some sampling request has penalties, a bias, or a minimum length not yet reached.
-        prompt_logprobs: prompt positions to score.
+        needs: what their sampling does besides.
     """
 
     step: int
@@ -53,9 +66,7 @@ class StepPlan:
     preempted: list[int] = field(default_factory=list)
     request_ids: dict[int, str] = field(default_factory=dict)
     sampling: list[int] = field(default_factory=list)
-    num_logprobs: int = -1
-    needs_penalties: bool = False
-    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    needs: SamplingNeeds = field(default_factory=SamplingNeeds)
 
     @property
     def num_tokens(self) -> int:

@@ -19,6 +19,7 @@ from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
 from actors.models.registry import load_model
+from actors.runner.sampler import SamplingGraph
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.errors import ModelLoadError
 from tests.actors.models.test_models import all_logits
@@ -47,6 +48,28 @@ def test_a_recorded_schedule_gives_the_same_bits_plain_and_overlapped(tiny_gpu_m
     assert any(plan.preempted for plan in plans) == (num_kv_blocks == 8)
     plain, overlapped = (replay(gpu_engine(tiny_gpu_model, **settings).executor, plans, over) for over in (False, True))
     assert overlapped == plain
+
+
+def test_steps_of_every_kind_of_sampling_replay_graphs_with_the_bits_of_their_ops(tiny_gpu_model):
+    settings = {"batch_invariant": True, "max_num_batched_tokens": 32}
+    op_by_op = generate(tiny_gpu_model, mixed_requests(), enforce_eager=True, **settings)
+    engine, replayed = gpu_engine(tiny_gpu_model, **settings), set()
+    replay_graph = engine.executor.decode_graphs.sample
+
+    def noted(bucket, kind):
+        found = replay_graph(bucket, kind)
+        replayed.add((kind, found))
+        return found
+
+    engine.executor.decode_graphs.sample = noted
+    assert answers(engine, mixed_requests()) == op_by_op
+    # Steps of several requests have the needs of all, so each kind has requests of its own, too.
+    for needs in ({}, {"repetition_penalty": 1.3}, {"logprobs": 3}):
+        alone = [request("a", PROMPT, max_tokens=16, temperature=0.7, seed=3, **needs)]
+        engine = gpu_engine(tiny_gpu_model, **settings)
+        engine.executor.decode_graphs.sample, replay_graph = noted, engine.executor.decode_graphs.sample
+        assert answers(engine, alone) == generate(tiny_gpu_model, alone, enforce_eager=True, **settings)
+    assert replayed == {(kind, True) for kind in SamplingGraph}
 
 
 def test_saving_a_step_late_reads_what_belongs_to_it(tiny_gpu_model):

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from actors.runner.sampler import Sampler, SamplingGraph
 from actors.scheduling.scheduler import Scheduler
 from cluster.outputs import PREEMPTED
 from tests.engines import answer, make_engine, request, tokens_of
@@ -104,6 +105,41 @@ def test_a_recorded_schedule_replays_bit_for_bit_overlapped_and_plain(tiny_model
         for overlap in (False, True)
     )
     assert overlapped == plain
+
+
+def test_a_step_may_be_sampled_after_the_one_before_was_saved(tiny_model):
+    """What the host learns from a step can go into the sampling of the next, whose forward runs meanwhile."""
+    plans: list = []
+    engine = make_engine(tiny_model, plans, num_kv_blocks=8, max_num_batched_tokens=32)
+    engine.generate(mixed_requests())
+    engine.close()
+    plain = replay(make_engine(tiny_model, num_kv_blocks=8, max_num_batched_tokens=32).executor, plans, overlap=False)
+    runner = make_engine(tiny_model, num_kv_blocks=8, max_num_batched_tokens=32).executor
+    saved = []
+    for plan in plans:
+        runner.launch_forward(plan)
+        if plan is not plans[0]:
+            saved.append(runner.save_output())
+        runner.launch_sampling()
+    saved.append(runner.save_output())
+    runner.close()
+    assert saved == plain
+
+
+def test_what_a_graph_does_beyond_a_steps_needs_changes_no_bit(tiny_model, monkeypatch):
+    """A captured graph of the sampling has the penalties and the most alternatives; here its ops run one by one."""
+    exact, _ = generate(tiny_model, mixed_requests(), max_num_batched_tokens=32)
+    run, graphs = Sampler.run, set()
+
+    def as_captured(self, hidden, num_samples, needs, packed):
+        graph = SamplingGraph.for_needs(needs)
+        graphs.add(graph)
+        run(self, hidden, num_samples, needs if graph is None else graph.needs, packed)
+
+    monkeypatch.setattr(Sampler, "run", as_captured)
+    captured, _ = generate(tiny_model, mixed_requests(), max_num_batched_tokens=32)
+    assert captured == exact
+    assert graphs >= {SamplingGraph.PENALTIES, SamplingGraph.LOGPROBS}
 
 
 def test_saving_a_step_reads_its_own_output_object_not_live_state(tiny_model):

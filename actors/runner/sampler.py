@@ -1,0 +1,99 @@
+"""The sampler: what follows a step's forward on the device, from hidden states to the packed outputs."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import paddle
+
+from actors.models.decoder import Decoder
+from actors.scheduling.step_plan import PromptLogprobs, SamplingNeeds
+from cluster.outputs import TokenLogprobs
+from cluster.sampling_params import MAX_LOGPROBS
+from gpu_ops import sampling, state
+from gpu_ops.share_inputs import ShareInputs
+
+# Rows of all-position logits computed at once: 64 rows of a 150,000-token vocabulary are 38 MB.
+_LOGITS_ROWS = 64
+
+
+class SamplingGraph(IntEnum):
+    """What one captured graph of the sampling does; each does what those before it do, too, and slots that want less get less."""
+
+    PLAIN = 0
+    PENALTIES = 1
+    LOGPROBS = 2
+
+    @classmethod
+    def for_needs(cls, needs: SamplingNeeds) -> SamplingGraph | None:
+        """The least that serves a step; None for what is never captured."""
+        if needs.prompt_logprobs:
+            return None
+        if needs.num_logprobs >= 0:
+            return cls.LOGPROBS
+        return cls.PENALTIES if needs.penalties else cls.PLAIN
+
+    @property
+    def needs(self) -> SamplingNeeds:
+        """What the graph does for any step: as many alternatives as a request may ask for."""
+        return SamplingNeeds(self >= self.PENALTIES, MAX_LOGPROBS if self >= self.LOGPROBS else -1)
+
+
+class Sampler:
+    """Changes ``share_inputs`` from one step to the next.
+
+    Args:
+        sample_rows, sample_slots: int32 [B], which ``pack_tokens`` fills: last row and slot of each slot that samples.
+    """
+
+    def __init__(
+        self, model: Decoder, share_inputs: ShareInputs, sample_rows: paddle.Tensor, sample_slots: paddle.Tensor
+    ) -> None:
+        self._model = model
+        self._device = model.device
+        self._share = share_inputs
+        self._rows = sample_rows
+        self._slots = sample_slots
+        self._no_tokens = paddle.to_tensor(np.zeros(0, np.int64), place=paddle.CPUPlace())
+
+    def run(self, hidden: paddle.Tensor | None, num_samples: int, needs: SamplingNeeds, packed: paddle.Tensor) -> None:
+        """Sample, detect stops, advance the slots and pack the outputs; prompts are scored apart.
+
+        Args:
+            hidden: of the forward, [T, H]; not looked at if no row samples.
+            num_samples: rows that sample, an upper bound on a GPU.
+            packed: int64 block for the outputs, as in ``gpu_ops.step_result``.
+        """
+        share, slots = self._share, self._slots
+        tokens, logprobs = self._no_tokens, None
+        if num_samples:
+            logits = self._model.compute_logits(sampling.gather_last_tokens(hidden, self._rows[:num_samples]))
+            wants_logprobs = needs.num_logprobs >= 0
+            raw_logits = self._device.copy_of(logits) if wants_logprobs and needs.penalties else logits
+            if needs.penalties:
+                sampling.apply_penalties(logits, share, slots)
+            tokens = sampling.sample(logits, share, slots)
+            if wants_logprobs:
+                logprobs = sampling.token_logprobs(raw_logits, tokens, needs.num_logprobs)
+        state.detect_stop(share, tokens, slots)
+        state.update_inputs(share, tokens, slots)
+        if logprobs is None:
+            state.pack_outputs(share, packed)
+        else:
+            state.pack_outputs(share, packed, slots, *logprobs)
+
+    def score_prompt(self, hidden: paddle.Tensor, first_row: int, wanted: PromptLogprobs) -> list[TokenLogprobs]:
+        """Log-probabilities of prompt tokens from all-position logits, a bounded number of rows at a time. Waits for the
+        device: rare requests pay for it."""
+        scored: list[TokenLogprobs] = []
+        for start in range(0, len(wanted.targets), _LOGITS_ROWS):
+            targets = self._device.tensor(np.asarray(wanted.targets[start : start + _LOGITS_ROWS], np.int64))
+            row = first_row + start
+            logits = self._model.compute_logits(hidden[row : row + targets.shape[0]])
+            ids, values, ranks = (t.numpy() for t in sampling.token_logprobs(logits, targets, wanted.num_logprobs))
+            scored += [
+                TokenLogprobs(float(v[0]), int(r), i[1:].tolist(), v[1:].tolist())
+                for i, v, r in zip(ids, values, ranks, strict=True)
+            ]
+        return scored
