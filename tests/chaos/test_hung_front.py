@@ -23,6 +23,8 @@ NUM_STREAMS = 8
 # At most; Serve would end its silence after 15 seconds or more.
 INGRESS_STOPPED_S = 60.0
 PROXY_STOPPED_S = 6.0
+# HAProxy, whose clients know a second port; long enough that nobody can have waited for it.
+HAPROXY_STOPPED_S = 30.0
 # What a server promises at most to be silent, and what a client bears.
 PROMISED_S, BORNE_S = 1.5, 2.5
 # What a client's way back may take on a machine that is busy with other things.
@@ -98,6 +100,8 @@ async def undisturbed_in_the_end(clients: list[Client], twins: dict[int, Twin]) 
 @pytest.mark.timeout(290)
 @pytest.mark.parametrize("proxy", ["proxy", "haproxy"])
 def test_clients_outlast_a_hung_ingress_and_a_hung_proxy(proxy, tmp_path, capsys):
+    proxy_stopped_s = HAPROXY_STOPPED_S if proxy == "haproxy" else PROXY_STOPPED_S
+
     async def scenario(running: Running) -> list[list[Client]]:
         # One address: clients come back through the same proxy.
         load = Load(running.url.split(",")[0], NUM_STREAMS, SETUP.max_tokens, seed=1)
@@ -109,7 +113,7 @@ def test_clients_outlast_a_hung_ingress_and_a_hung_proxy(proxy, tmp_path, capsys
         await stop_under(clients, [pid], INGRESS_STOPPED_S, twins)
         clients = begin(load)
         await under_way(clients)
-        await stop_under(clients, [pids_of(proxy)[-1]], PROXY_STOPPED_S, twins)
+        await stop_under(clients, [pids_of(proxy)[-1]], proxy_stopped_s, twins)
         if proxy != "haproxy":
             return [on_ingress, clients, [], [], []]
         killed = begin(load)
@@ -130,15 +134,18 @@ def test_clients_outlast_a_hung_ingress_and_a_hung_proxy(proxy, tmp_path, capsys
         found = asyncio.run(scenario(running))
     ingress, hung, first, both, killed = (sorted(round(client.longest_wait, 2) for client in those) for those in found)
     with capsys.disabled():
-        print(f"\nlongest waits, ingress hung: {ingress}; {proxy} hung for {PROXY_STOPPED_S:g} s: {hung}")
+        print(f"\nlongest waits, ingress hung: {ingress}; {proxy} hung for {proxy_stopped_s:g} s: {hung}")
         print(f"ingress hung, two addresses: {first}; the second one hung, too: {both}; {proxy} killed: {killed}")
     assert min(ingress) > PROMISED_S, "no stream was on the hung ingress"
     assert max(ingress) < BORNE_S + WAY_BACK_S
-    assert max(first, default=0.0) < 2 * BORNE_S, "a stream came to the hung ingress once more"
+    assert max(first, default=0.0) < BORNE_S + WAY_BACK_S
+    if first:
+        # Once more means another silence that is borne, for all of them.
+        assert first[len(first) // 2] < 2 * BORNE_S, "streams came to the hung ingress once more"
     assert max(both, default=0.0) < BORNE_S + WAY_BACK_S
     if proxy == "haproxy":
         # Their streams had named the port of the proxy beside it.
-        assert PROMISED_S < max(hung) < 2 * BORNE_S
-        assert max(killed) < 2 * BORNE_S, "clients waited for another HAProxy"
+        assert PROMISED_S < max(hung) < BORNE_S + WAY_BACK_S < HAPROXY_STOPPED_S
+        assert max(killed) < BORNE_S + WAY_BACK_S
     else:
         assert PROXY_STOPPED_S - 1.0 < max(hung) < PROXY_STOPPED_S + WAY_BACK_S
