@@ -61,6 +61,20 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
+def test_named_files_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:actors|cluster|deployments|docs|gpu_ops|tests)/[\w./]*)`", text))
+    assert len(named) > 30
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_index_of_decisions_has_each_of_them_once() -> None:
+    text = (ROOT / "DECISIONS.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^## (20\d\d.*)$", text, re.MULTILINE)
+    anchors = [re.sub(r"[^\w\- ]", "", entry.lower()).replace(" ", "-") for entry in entries]
+    assert sorted(re.findall(r"\]\(#(20[^)]*)\)", text)) == sorted(anchors)
+
+
 def test_named_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {name for page in PAGES for name in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE)}
