@@ -12,7 +12,7 @@ from ray.serve import Application
 from cluster.config import LLMConfig
 from deployments.http.keys import key_digest
 from deployments.ingress import OpenAiIngress
-from deployments.replica.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, LLMServer
+from deployments.replica.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, EngineReplica
 from deployments.replica.gpu_placement import cluster_gpus, runner_num_gpus, runner_resources
 from deployments.start.app_arguments import AppArguments
 from deployments.start.serve_options import check_serve_options, with_options
@@ -86,7 +86,7 @@ def build_openai_app(arguments: AppArguments) -> Application:
     # What is bound below is pickled and kept by Ray: of keys only their digests, and the engines want none.
     key_digests = tuple(map(key_digest, config.api_keys))
     config = config.model_copy(update={"api_keys": []})
-    engines = serve.deployment(name="LLMServer")(LLMServer)
+    engines = serve.deployment(name="LLMServer")(EngineReplica)
     ingress = serve.deployment(name="OpenAiIngress")(serve.ingress()(OpenAiIngress))
     return with_options(ingress, "ingress_config", ingress_options(config)).bind(
         config,

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import paddle
 
-from actors.device.host_tensor import HostBuffer
 from actors.models.decoder import BatchRows, Decoder
 from actors.runner.decode_graphs import DecodeGraphs, decode_buckets
 from actors.runner.in_flight_step import InFlightStep
@@ -29,7 +28,7 @@ from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
 from cluster.cache import Progress
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, TokenLogprobs
 from gpu_ops import state
-from gpu_ops.host_flag import get_stop, set_stop
+from gpu_ops.host_flag import get_stop
 from gpu_ops.share_inputs import allocate_share_inputs
 from gpu_ops.step_result import PackedStep, StopReason, unpack_outputs
 
@@ -75,8 +74,6 @@ class ModelRunner(StepExecutor):
         # The step that carries a slot's PREEMPTED marker. A number, not a flag: the previous step's real token may still
         # be in flight when the marker is set.
         self.preempted_idx = np.full(max_num_seqs, -1, np.int64)
-        # Host intent and device report are two cells: a report in flight must not overwrite the intent.
-        self.has_launched = HostBuffer([1], "bool")
         self._free_outputs = [InFlightStep(max_num_seqs, device), InFlightStep(max_num_seqs, device)]
         self._in_flight: list[InFlightStep] = []
         self._hidden: paddle.Tensor | None = None
@@ -94,7 +91,7 @@ class ModelRunner(StepExecutor):
 
     def is_idle(self) -> bool:
         """No step in flight, and the device's last report says that no slot runs."""
-        return not get_stop(self.has_launched.tensor) and not get_stop(self.share_inputs.not_need_stop)
+        return not self._in_flight and not get_stop(self.share_inputs.not_need_stop)
 
     def has_in_flight(self) -> bool:
         return bool(self._in_flight)
@@ -148,7 +145,6 @@ class ModelRunner(StepExecutor):
     def launch_forward(self, plan: StepPlan) -> None:
         out = self._free_outputs.pop()
         out.begin(plan, self.eos_token_ids)
-        set_stop(self.has_launched.tensor, True)
         self.preempted_idx[plan.preempted] = plan.step
         self._in_flight.append(out)
         out.launched_at = time.perf_counter()
@@ -284,8 +280,6 @@ class ModelRunner(StepExecutor):
         self._in_flight.remove(out)
         out.release(self.poison_released)
         self._free_outputs.append(out)
-        if not self._in_flight:
-            set_stop(self.has_launched.tensor, False)
 
 
 def _slot_output(slot: int, request_id: str, packed: PackedStep, out: InFlightStep) -> SlotOutput:

@@ -75,7 +75,7 @@ class Scheduler:
         self._clears: list[int] = []
         self._launched: deque[tuple[StepPlan, dict[int, Sequence]]] = deque()
         self._arrivals = 0
-        self._admissions_by_rank = 0  # since it was the oldest one's turn
+        self._admissions_in_order = 0  # since it was the oldest one's turn
         self._step = 0
 
     def add_request(self, request: EngineRequest) -> None:
@@ -189,7 +189,7 @@ class Scheduler:
     def _schedule_decodes(self, plan: StepPlan, owners: dict[int, Sequence]) -> None:
         oldest = min(self.running, key=lambda s: s.arrival, default=None)
         # The oldest goes first, so that a victim is never one that this plan has already scheduled.
-        for sequence in sorted(self.running, key=lambda s: (s is not oldest, s.rank)):
+        for sequence in sorted(self.running, key=lambda s: (s is not oldest, s.order)):
             if sequence.state is not _State.RUNNING or not sequence.is_decoding or sequence.will_have_finished:
                 continue
             missing = self.kv_cache.num_blocks_for(sequence.num_computed_tokens + 1) - len(sequence.block_ids)
@@ -201,7 +201,7 @@ class Scheduler:
 
     def _schedule_prompts(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
         # After every decoding sequence, so that none of these is a victim any more; their blocks they have.
-        prefilling = sorted(self._prefilling(plan), key=lambda s: s.rank)
+        prefilling = sorted(self._prefilling(plan), key=lambda s: s.order)
         shares = prompt_shares([_prompt(s, s.num_uncomputed_tokens) for s in prefilling], budget)
         for sequence, count in zip(prefilling, shares):
             if count:
@@ -215,7 +215,7 @@ class Scheduler:
         candidates = [s for s in self.running if s is not oldest and s.slot not in plan.scheduled]
         if not candidates:
             raise SchedulerError("out of blocks with one running sequence: the pool is smaller than max_model_len")
-        return max(candidates, key=lambda s: (s.is_decoding, s.rank))
+        return max(candidates, key=lambda s: (s.is_decoding, s.order))
 
     def _preempt(self, victim: Sequence, plan: StepPlan, owners: dict[int, Sequence]) -> None:
         self.num_preemptions += 1
@@ -231,7 +231,7 @@ class Scheduler:
     def _admit(self, plan: StepPlan, budget: int) -> None:
         prefilling = self._prefilling(plan)
         while self.waiting and self._free_slots and self._has_tokens_for_more(prefilling, budget):
-            sequence, by_rank = self._next_waiting(prefilling)
+            sequence, in_order = self._next_waiting(prefilling)
             if sequence is None:
                 return
             num_known = len(sequence.token_ids)
@@ -242,7 +242,7 @@ class Scheduler:
             if missing + len(self.running) > self.kv_cache.num_available_after(cached):
                 return
             self.waiting.admit(sequence)
-            self._admissions_by_rank = self._admissions_by_rank + 1 if by_rank else 0
+            self._admissions_in_order = self._admissions_in_order + 1 if in_order else 0
             self.kv_cache.acquire(cached)
             sequence.block_ids = list(cached)
             sequence.num_registered_blocks = len(cached)
@@ -285,9 +285,9 @@ class Scheduler:
         return num_known - block_size * self.kv_cache.num_cached(sequence.block_hashes(block_size, num_known - 1))
 
     def _next_waiting(self, prefilling: list[Sequence]) -> tuple[Sequence | None, bool]:
-        """Who is admitted next, and whether by rank. Priorities come from clients: endless urgent requests must not starve the
+        """Who is admitted next, and whether in order. Priorities come from clients: endless urgent requests must not starve the
         others."""
-        if self._admissions_by_rank + 1 >= self.oldest_first_every:
+        if self._admissions_in_order + 1 >= self.oldest_first_every:
             oldest = min(self.waiting, key=lambda s: s.arrival)
             if not self._is_being_computed(oldest, prefilling):
                 return oldest, False

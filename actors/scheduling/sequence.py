@@ -41,7 +41,7 @@ class Sequence:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.output_token_ids]
 
     @property
-    def rank(self) -> tuple[int, bool, int, int]:
+    def order(self) -> tuple[int, bool, int, int]:
         """Order of service: smaller goes first. An answer in the middle, wherever it began, comes before those to begin, and has
         had its turn."""
         to_begin = self.is_to_begin

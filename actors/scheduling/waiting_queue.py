@@ -31,7 +31,7 @@ class _Rounds:
 
 
 class WaitingQueue:
-    """Sequences ordered by rank."""
+    """Sequences in the order in which they are admitted."""
 
     def __init__(self) -> None:
         self._sequences: list[Sequence] = []
@@ -56,13 +56,13 @@ class WaitingQueue:
         rounds, tenant = self._count(sequence), sequence.request.tenant
         if sequence.is_to_begin:
             sequence.turn = rounds.last[tenant] = max(rounds.current, rounds.last.get(tenant, -1) + 1)
-        bisect.insort(self._sequences, sequence, key=lambda s: s.rank)
+        bisect.insort(self._sequences, sequence, key=lambda s: s.order)
 
     def put_back(self, sequence: Sequence) -> None:
         """Take in a request that has had its turn: it goes before all those to begin."""
         self._count(sequence)
         sequence.turn = -1
-        bisect.insort(self._sequences, sequence, key=lambda s: s.rank)
+        bisect.insort(self._sequences, sequence, key=lambda s: s.order)
 
     def admit(self, sequence: Sequence) -> None:
         """Let a request go whose turn has come."""

@@ -42,7 +42,7 @@ GRACEFUL_SHUTDOWN_TIMEOUT_S = 120.0
 Reply = GenerateReply | AttachRequired | NotAdmitted | RequestRefused | EngineLost | FingerprintMismatch
 
 
-class LLMServer:
+class EngineReplica:
     """One engine: a replica and the runner actor it owns."""
 
     async def __init__(self, config: LLMConfig, num_gpus: float = 0.0) -> None:  # type: ignore[misc]  # Serve awaits it

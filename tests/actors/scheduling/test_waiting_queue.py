@@ -94,7 +94,7 @@ def test_from_the_first_round_on_nobody_is_two_ahead(tenants):
 
 @settings(deadline=None)
 @given(EVENTS, st.booleans())
-def test_the_order_within_a_tenant_is_that_of_arrival_and_ranks_stay(events, single):
+def test_the_order_within_a_tenant_is_that_of_arrival_and_orders_stay(events, single):
     arrivals = Arrivals()
     for event in events:
         if event == "admit" and len(arrivals.queue):
@@ -105,8 +105,8 @@ def test_the_order_within_a_tenant_is_that_of_arrival_and_ranks_stay(events, sin
             arrivals.queue.give_up(arrivals.queue[len(arrivals.queue) // 2])
         elif event in "abc":
             arrivals.add("one" if single else event)
-        ranks = [s.rank for s in arrivals.queue]
-        assert ranks == sorted(ranks)
+        orders = [s.order for s in arrivals.queue]
+        assert orders == sorted(orders)
     count = Counter(s.request.tenant for s in arrivals.queue)
     assert all(arrivals.queue.num_of(tenant) == count[tenant] for tenant in ("a", "b", "c", "one"))
 

@@ -7,13 +7,13 @@ import asyncio
 import pytest
 
 from cluster.errors import EngineDeadError
-from deployments.replica.engine_replica import LLMServer
+from deployments.replica.engine_replica import EngineReplica
 
 
 @pytest.fixture
-async def replica() -> LLMServer:
+async def replica() -> EngineReplica:
     """As far as calls on its runner go; the rest of it needs a cluster."""
-    server = object.__new__(LLMServer)
+    server = object.__new__(EngineReplica)
     server._engine_id = "engine-1"
     server._death = asyncio.get_running_loop().create_future()
     return server
