@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 from cluster.outputs import EngineRoom, TokenDelta
@@ -37,8 +38,10 @@ class DeltaStream:
         self, is_well: Callable[[], bool], room: Callable[[], EngineRoom]
     ) -> AsyncIterator[list[TokenDelta]]:
         """Yield what was put, and ``room()`` where it has changed since the last message; at least every HEARTBEAT_S seconds a
-        list, which may be empty, as long as ``is_well()``."""
+        list, which may be empty, as long as ``is_well()``. That only the number of tokens has changed, as in every step, is told
+        so often, too."""
         told: EngineRoom | None = None
+        told_at = 0.0
         self._beat()
         try:
             while not self.closed or self.pending:
@@ -46,8 +49,9 @@ class DeltaStream:
                 self._ready.clear()
                 deltas, self.pending = self.pending, []
                 if deltas or (not self.closed and is_well()):
-                    if (now := room()) != told:
-                        told = now
+                    now, at = room(), time.monotonic()
+                    if now != told and (at - told_at >= HEARTBEAT_S or _without_tokens(now) != _without_tokens(told)):
+                        told, told_at = now, at
                         deltas.append(now.as_delta())
                     yield deltas
         finally:
@@ -56,3 +60,7 @@ class DeltaStream:
     def _beat(self) -> None:
         self._ready.set()
         self._timer = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
+
+
+def _without_tokens(room: EngineRoom | None) -> EngineRoom | None:
+    return None if room is None else room._replace(num_tokens=0)

@@ -72,7 +72,8 @@ class RunnerActor:
         self._engine_id = engine_id
         self._info: EngineInfo | None = None
         self._live: dict[tuple[str, int], _Live] = {}
-        self._unfinished: set[tuple[str, int]] = set()
+        self._unfinished: dict[tuple[str, int], int] = {}  # tokens of prompt and answer so far
+        self._num_tokens = 0  # of all of these
         self._num_ended = 0
         self._attempts: dict[str, int] = {}
         self._streams: dict[str, DeltaStream] = {}
@@ -131,7 +132,8 @@ class RunnerActor:
         live = _Live(request, self._loop.create_future())
         self._idle.clear()
         self._live[key] = live
-        self._unfinished.add(key)
+        self._unfinished[key] = 0
+        self._count_tokens(key, len(request.prompt_token_ids) + len(request.output_token_ids))
         self._attempts[request.request_id] = request.attempt
         try:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
@@ -334,10 +336,11 @@ class RunnerActor:
             if live is None:
                 continue
             live.deltas.append(delta)
+            self._count_tokens((delta.request_id, delta.attempt), len(delta.token_ids))
             by_subscriber.setdefault(live.request.subscriber, []).append(delta)
             if delta.finish_reason is not None:
                 live.finished_at = time.monotonic()
-                self._unfinished.discard((delta.request_id, delta.attempt))
+                self._ended((delta.request_id, delta.attempt))
                 self._num_ended += 1
                 if not live.done.done():
                     live.done.set_result(GenerateReply(delta.index + len(delta.token_ids), delta.finish_reason))
@@ -375,7 +378,15 @@ class RunnerActor:
         """Counted here rather than in the scheduler, so that what is on its way to it has its place already."""
         config = self._config
         free = config.max_num_seqs + config.max_queued_requests - len(self._unfinished)
-        return EngineRoom(free, config.max_queued_requests, self._num_ended)
+        return EngineRoom(free, config.max_queued_requests, self._num_ended, self._num_tokens)
+
+    def _count_tokens(self, key: tuple[str, int], more: int) -> None:
+        if key in self._unfinished:
+            self._unfinished[key] += more
+            self._num_tokens += more
+
+    def _ended(self, key: tuple[str, int]) -> None:
+        self._num_tokens -= self._unfinished.pop(key, 0)
 
     def _abort_orphans(self, subscriber: str) -> None:
         """End the requests of a subscriber that did not come back."""
@@ -396,7 +407,7 @@ class RunnerActor:
 
     def _drop(self, key: tuple[str, int]) -> None:
         self._live.pop(key, None)
-        self._unfinished.discard(key)
+        self._ended(key)
         if self._attempts.get(key[0]) == key[1]:
             del self._attempts[key[0]]
         self._note_idle()

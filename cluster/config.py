@@ -191,6 +191,10 @@ class LLMConfig(EngineConfig):
     max_attempts: int = Field(
         5, ge=1, le=100, description="Times a request is submitted before it fails because engines died under it."
     )
+    routing_policy: Literal["power_of_two", "least_tokens"] = Field(
+        "power_of_two",
+        description="Engine that a request is sent to; power_of_two: of two at random, the one with fewer requests; least_tokens: the one whose requests, running and waiting, have the fewest tokens.",
+    )
     drain_timeout_s: float = Field(
         20.0,
         ge=0,

@@ -41,6 +41,15 @@ INGRESS_METRICS = (
     Metric("bireme_e2e_request_latency_seconds", "histogram", "From receiving a request to its last token."),
 )
 
+ROUTING_METRICS = (
+    Metric(
+        "bireme_routing_errors",
+        "counter",
+        "Choices of an engine in which the policy failed, by error.",
+        ("policy", "error"),
+    ),
+)
+
 CONTINUITY_METRICS = (
     Metric("bireme_request_handovers", "counter", "Requests continued elsewhere because their engine left on purpose."),
     Metric("bireme_drained_engines", "counter", "Engines seen to leave on purpose; each ingress counts those it uses."),

@@ -54,28 +54,36 @@ ENGINE_LEAVES = TokenDelta("", 0, 0, [], finish_reason=FINISH_HANDOVER)
 
 
 class EngineRoom(NamedTuple):
-    """How much more an engine takes; on every token stream of an engine when it has changed, as a delta that is of no request.
+    """How much more an engine takes; on every token stream of an engine when it has changed (where that is ``num_tokens`` alone,
+    twice a second), as a delta that is of no request.
 
     Attributes:
         free: requests that would find a slot or a place in the queue; below 0 if the engine took begun ones beyond its limit.
         max_queued: requests that may wait in it.
         num_ended: requests that have ended since it started.
+        num_tokens: prompts and answers so far of its requests, running and waiting.
     """
 
     free: int
     max_queued: int
     num_ended: int = 0
+    num_tokens: int = 0
 
     def as_delta(self) -> TokenDelta:
         """As it travels."""
-        return TokenDelta("", self.max_queued, self.free, [], num_cached_tokens=self.num_ended)
+        return TokenDelta(
+            "", self.max_queued, self.free, [], num_cached_tokens=self.num_ended, matched_stop=self.num_tokens
+        )
 
     @classmethod
     def of(cls, delta: TokenDelta) -> EngineRoom | None:
         """What ``delta`` announces; None for any other delta."""
         if delta.request_id or delta.finish_reason is not None:
             return None
-        return cls(delta.index, delta.attempt, delta.num_cached_tokens)
+        num_tokens = delta.matched_stop
+        return cls(
+            delta.index, delta.attempt, delta.num_cached_tokens, num_tokens if isinstance(num_tokens, int) else 0
+        )
 
 
 class GenerateReply(NamedTuple):

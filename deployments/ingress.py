@@ -42,6 +42,7 @@ from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
 from deployments.replica.engine_replica import application_name, find_runner
 from deployments.replica.replica_port import listen_where_the_node_does
+from deployments.routing.engine_choices import choices_of
 from deployments.routing.engine_client import EngineClient
 from deployments.start.cluster_secret import cluster_secret
 from deployments.start.console import cannot_start, terminal_logger
@@ -125,7 +126,12 @@ class OpenAiIngress:
         config = self._config
         idle_room = EngineRoom(config.max_num_seqs + config.max_queued_requests, config.max_queued_requests)
         self._client = EngineClient(
-            self._engines, config.max_attempts, config.hang_timeout_s, idle_room, config.max_queue_share
+            self._engines,
+            choices_of(self._engines.app_name, self._engines.deployment_name),
+            config.max_attempts,
+            config.hang_timeout_s,
+            idle_room,
+            config.max_queue_share,
         )
         self._client.attach_early(find_runner)
         self._starting = asyncio.create_task(self._connect(self._client))

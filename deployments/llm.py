@@ -39,7 +39,10 @@ def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
         "graceful_shutdown_wait_loop_s": 0.5,
         "ray_actor_options": {"num_cpus": ENGINE_REPLICA_CPUS},
         "logging_config": {"enable_access_log": False},
-        "request_router_config": {"request_router_class": "deployments.routing.engine_router:EngineRouter"},
+        "request_router_config": {
+            "request_router_class": "deployments.routing.engine_router:EngineRouter",
+            "request_router_kwargs": {"policy": config.routing_policy},
+        },
         **config.deployment_config,
     }
     autoscaling = options.get("autoscaling_config")

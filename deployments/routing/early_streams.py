@@ -12,13 +12,13 @@ from ray.exceptions import RayError
 
 from cluster.outputs import AttachRequired
 from cluster.silence_clock import TICK_S
-from deployments.routing.engine_choices import engine_choices
+from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 
 logger = logging.getLogger("ray.serve")
 
 
-async def keep_attached(streams: TokenStreams, find_runner: Callable[[str], Any]) -> None:
+async def keep_attached(streams: TokenStreams, choices: EngineChoices, find_runner: Callable[[str], Any]) -> None:
     """Attach to every engine that is known and not avoided; runs until it is cancelled.
 
     Args:
@@ -27,9 +27,9 @@ async def keep_attached(streams: TokenStreams, find_runner: Callable[[str], Any]
     failed: set[str] = set()
     while True:
         await asyncio.sleep(TICK_S)
-        failed.intersection_update(engine_choices.engines)
-        for engine_id, fingerprint in engine_choices.engines.items():
-            if streams.of(engine_id) is not None or engine_choices.is_avoided(engine_id):
+        failed.intersection_update(choices.engines)
+        for engine_id, fingerprint in choices.engines.items():
+            if streams.of(engine_id) is not None or choices.is_avoided(engine_id):
                 continue
             try:
                 runner = await asyncio.to_thread(find_runner, engine_id)

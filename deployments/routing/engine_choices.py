@@ -1,4 +1,4 @@
-"""What one ingress process knows about its engines when it chooses one: whom it chose for a request, and whom to avoid.
+"""What an ingress knows about its engines when it chooses one: whom it chose for a request, whom to avoid, and who is busy.
 
 The ingress writes what it learns from replies and token streams, Serve's router in the same process reads it (perhaps on
 another thread; every operation here is one of a dictionary).
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+
+from cluster.request import EngineRequest
+from cluster.routing.token_loads import TokenLoads
 
 # Until Serve's own view has caught up: a dead replica leaves the router's list, a hung one is killed.
 AVOID_DEAD_S = 10.0
@@ -24,6 +27,7 @@ class EngineChoices:
         self._none_since: float | None = now()
         self._avoided_until: dict[str, float] = {}
         self._chosen: dict[str, str] = {}
+        self._loads = TokenLoads()
 
     def avoid(self, engine_id: str, seconds: float) -> None:
         """Choose another engine for so long, as long as there is one."""
@@ -59,6 +63,7 @@ class EngineChoices:
     def set_engines(self, fingerprints: dict[str, str]) -> None:
         """The engines that the router may choose from now on, as in ``engines``."""
         self._engines = fingerprints
+        self._loads.keep(fingerprints)
         now = self._now()
         if fingerprints:
             self._none_since = None
@@ -70,11 +75,30 @@ class EngineChoices:
     def open(self, request_id: str) -> None:
         """The next attempt of a request begins; nothing is chosen yet. Requests that are not open are not noted."""
         self._chosen[request_id] = ""
+        self._loads.open(request_id)
 
-    def chose(self, request_id: str, engine_id: str) -> None:
+    def sends(self, request: EngineRequest, engine_id: str) -> None:
+        """The router means to send the request there."""
+        num_tokens = len(request.prompt_token_ids) + len(request.output_token_ids)
+        self._loads.sent(request.request_id, engine_id, num_tokens)
+
+    def chose(self, request: EngineRequest, engine_id: str) -> None:
         """The router sends the request there."""
-        if request_id in self._chosen:
-            self._chosen[request_id] = engine_id
+        self.sends(request, engine_id)
+        if request.request_id in self._chosen:
+            self._chosen[request.request_id] = engine_id
+
+    def took(self, request_id: str) -> None:
+        """The engine that was chosen says that it has the request."""
+        self._loads.taken(request_id)
+
+    def announced(self, engine_id: str, num_tokens: int) -> None:
+        """The engine says how many tokens the requests have that run or wait there."""
+        self._loads.announced(engine_id, num_tokens)
+
+    def num_tokens(self, engine_id: str) -> int:
+        """Tokens of the requests that run or wait there: as announced last, and of those that were sent since."""
+        return self._loads.of(engine_id)
 
     def chosen(self, request_id: str) -> str:
         """The engine that the present attempt was sent to; empty as long as there is none."""
@@ -83,7 +107,12 @@ class EngineChoices:
     def close(self, request_id: str) -> None:
         """The request is over."""
         self._chosen.pop(request_id, None)
+        self._loads.close(request_id)
 
 
-# Of this process.
-engine_choices = EngineChoices()
+_of_deployments: dict[tuple[str, str], EngineChoices] = {}
+
+
+def choices_of(app_name: str, deployment_name: str) -> EngineChoices:
+    """The one that all handles and routers of this deployment share in this process."""
+    return _of_deployments.setdefault((app_name, deployment_name), EngineChoices())

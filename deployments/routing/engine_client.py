@@ -44,7 +44,7 @@ from deployments.metrics.request_events import (
 from deployments.routing.admission import num_booked_for, refusal, share_refusal
 from deployments.routing.departures import Departures
 from deployments.routing.early_streams import keep_attached
-from deployments.routing.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, engine_choices
+from deployments.routing.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, EngineChoices
 from deployments.routing.engine_replies import gave_up, reply_of
 from deployments.routing.place_line import PlaceLine
 from deployments.routing.submission import Submission
@@ -79,6 +79,7 @@ class EngineClient:
     """Runs sequences on the engine deployment behind ``handle``; every method belongs to one event loop.
 
     Args:
+        choices: of the engines of that deployment.
         idle_room: what an engine takes that has nothing to do; one that has yet to speak counts for such.
         max_queue_share: of the engines' queues, what the sequences of one tenant may hold.
     """
@@ -86,12 +87,14 @@ class EngineClient:
     def __init__(
         self,
         handle: DeploymentHandle,
+        choices: EngineChoices,
         max_attempts: int,
         hang_timeout_s: float = 3.0,
         idle_room: EngineRoom = _UNBOUNDED,
         max_queue_share: float = 1.0,
     ) -> None:
         self.events = RequestEvents()
+        self.choices = choices
         self._handle = handle
         self._isolation = asyncio.Lock()
         self._max_attempts = max_attempts
@@ -107,12 +110,19 @@ class EngineClient:
         self._attaching: asyncio.Task | None = None
         self.subscriber = f"ingress-{uuid.uuid4().hex[:16]}"
         self._streams = TokenStreams(
-            self.subscriber, self._on_deltas, self._journal.resume_indices, self._on_engine_lost, hang_timeout_s
+            self.subscriber,
+            choices,
+            self._on_deltas,
+            self._journal.resume_indices,
+            self._on_engine_lost,
+            hang_timeout_s,
         )
 
     def attach_early(self, find_runner: Callable[[str], Any]) -> None:
         """Open token streams to engines before they are needed; see ``keep_attached``."""
-        self._attaching = asyncio.get_running_loop().create_task(keep_attached(self._streams, find_runner))
+        self._attaching = asyncio.get_running_loop().create_task(
+            keep_attached(self._streams, self.choices, find_runner)
+        )
 
     @property
     def num_running(self) -> int:
@@ -149,9 +159,9 @@ class EngineClient:
     def _usable_streams(self) -> list[TokenStream | None]:
         """One an engine that may be chosen; None if there is no stream yet."""
         found = []
-        for engine_id in engine_choices.engines:
+        for engine_id in self.choices.engines:
             stream = self._streams.of(engine_id)
-            if not (engine_choices.is_avoided(engine_id) if stream is None else stream.leaves or stream.silent):
+            if not (self.choices.is_avoided(engine_id) if stream is None else stream.leaves or stream.silent):
                 found.append(stream)
         return found
 
@@ -177,7 +187,7 @@ class EngineClient:
 
     def cancel(self, submission: Submission) -> None:
         """Stop caring about a sequence; its engine frees it at once. Safe to call at any time."""
-        was_sent = bool(engine_choices.chosen(submission.entry.request_id))
+        was_sent = bool(self.choices.chosen(submission.entry.request_id))
         self._forget(submission)
         self._leave_isolation(submission)
         if submission.task is None or submission.task.done():
@@ -207,7 +217,7 @@ class EngineClient:
         self._submissions.pop(submission.entry.request_id, None)
         self._journal.close(submission.entry.request_id)
         self._unplaced.discard(submission)
-        engine_choices.close(submission.entry.request_id)
+        self.choices.close(submission.entry.request_id)
 
     def _on_deltas(self, stream: TokenStream, deltas: Sequence[TokenDelta]) -> None:
         for delta in deltas:
@@ -251,15 +261,16 @@ class EngineClient:
         room = EngineRoom.of(word)
         if room is not None:
             stream.announced(room)
+            self.choices.announced(stream.engine_id, room.num_tokens)
             if len(self._line):
                 self._line.go(self._num_free())
         elif word == ENGINE_LEAVES:
             stream.leaves = True
-            engine_choices.avoid(stream.engine_id, AVOID_DEAD_S)
+            self.choices.avoid(stream.engine_id, AVOID_DEAD_S)
             self.events.record(DRAINED, "-", engine=stream.engine_id)
 
     def _on_engine_lost(self, stream: TokenStream, why: str) -> None:
-        engine_choices.avoid(stream.engine_id, AVOID_DEAD_S)
+        self.choices.avoid(stream.engine_id, AVOID_DEAD_S)
         if stream.alive:
             self.events.record(SILENT_ENGINES, "-", engine=stream.engine_id)
         for submission in list(self._submissions.values()):
@@ -268,7 +279,8 @@ class EngineClient:
 
     def _arrived(self, submission: Submission, stream: TokenStream) -> None:
         """The engine behind ``stream`` has taken the sequence."""
-        engine_choices.trust(stream.engine_id)
+        self.choices.trust(stream.engine_id)
+        self.choices.took(submission.entry.request_id)
         others = [other for other in self._submissions.values() if other.stream is stream]
         for other in others:
             other.alone = False
@@ -316,7 +328,7 @@ class EngineClient:
                 return None
             if isinstance(outcome, ApiError) and outcome.status == 429 and submission.is_admitted:
                 # What was taken once is not refused for want of room: it waits for some.
-                engine_choices.avoid(engine_choices.chosen(entry.request_id), AVOID_REFUSING_S)
+                self.choices.avoid(self.choices.chosen(entry.request_id), AVOID_REFUSING_S)
                 request = self._begin_attempt(submission)
                 times_full += 1
                 await _pause(_REFUSAL_BACKOFF_S, times_full, _MAX_REFUSAL_BACKOFF_S)
@@ -335,7 +347,7 @@ class EngineClient:
                 polls = 0
                 outcome = EngineLost(outcome.engine_id, "the token stream could not be attached")
             if isinstance(outcome, NotAdmitted):
-                engine_choices.avoid(outcome.engine_id, AVOID_REFUSING_S)
+                self.choices.avoid(outcome.engine_id, AVOID_REFUSING_S)
                 waiting_since = waiting_since if refusals else time.monotonic()
                 refusals += 1
                 if time.monotonic() - waiting_since > _ADMISSION_TIMEOUT_S:
@@ -346,9 +358,9 @@ class EngineClient:
             refusals, times_full, last_resort = 0, 0, False
             if isinstance(outcome, EngineLost) and not outcome.engine_id:
                 # The call failed: Ray may not know yet that the engine died with its node.
-                engine_choices.avoid(engine_choices.chosen(entry.request_id), AVOID_SLOW_S)
+                self.choices.avoid(self.choices.chosen(entry.request_id), AVOID_SLOW_S)
             if isinstance(outcome, EngineLost) and outcome.died:
-                engine_choices.avoid(outcome.engine_id or engine_choices.chosen(entry.request_id), AVOID_DEAD_S)
+                self.choices.avoid(outcome.engine_id or self.choices.chosen(entry.request_id), AVOID_DEAD_S)
                 if self._convicts(submission):
                     return self._quarantine(submission, outcome)
             if not isinstance(outcome, FingerprintMismatch):
@@ -406,7 +418,7 @@ class EngineClient:
 
     async def _attempt(self, submission: Submission, request: EngineRequest, last_resort: bool):
         """One pending call; returns None (finished), an ApiError (final), or a reply that asks for another try."""
-        engine_choices.open(request.request_id)
+        self.choices.open(request.request_id)
         call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
         reply = asyncio.ensure_future(reply_of(call))
         submission.call = call, reply
@@ -445,20 +457,20 @@ class EngineClient:
         """Wait until an engine has taken the request or the attempt is over (None); else why not to wait any longer."""
         clock, engine_id = SilenceClock(), ""
         while submission.stream is None:
-            without_s = min(engine_choices.seconds_without(), time.monotonic() - submission.submitted_at)
+            without_s = min(self.choices.seconds_without(), time.monotonic() - submission.submitted_at)
             if without_s > _ADMISSION_TIMEOUT_S:
                 # Serve's router would wait for ever, and a suspect keep all other suspects waiting.
                 return unavailable(f"there was no engine for {without_s:.0f} s")
             done, _ = await asyncio.wait((reply, submission.ended), timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
             if done:
                 return None
-            if engine_id != engine_choices.chosen(submission.entry.request_id):
-                engine_id = engine_choices.chosen(submission.entry.request_id)
+            if engine_id != self.choices.chosen(submission.entry.request_id):
+                engine_id = self.choices.chosen(submission.entry.request_id)
                 clock.heard()
             late = clock.tick() > self._taking_s and submission.stream is None
             if late and engine_id and self._may_pass_over(submission, engine_id):
                 submission.times_passed_over += 1
-                engine_choices.avoid(engine_id, AVOID_SLOW_S)
+                self.choices.avoid(engine_id, AVOID_SLOW_S)
                 stream = self._streams.of(engine_id)
                 if stream is not None:
                     stream.abort(submission.entry.request_id, submission.entry.attempt)
@@ -469,7 +481,7 @@ class EngineClient:
         stream = self._streams.of(engine_id)
         silent = stream is not None and stream.silent
         may = silent or submission.times_passed_over < _MAX_PASSED_OVER
-        return may and engine_choices.has_other(engine_id, submission.entry.fingerprint)
+        return may and self.choices.has_other(engine_id, submission.entry.fingerprint)
 
 
 async def _pause(first_s: float, count: int, longest_s: float) -> None:

@@ -16,7 +16,7 @@ from cluster.process_liveness import has_ended
 from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.replica.token_socket import UnusableSocketError, read_messages
 from deployments.routing.admission import EndRate
-from deployments.routing.engine_choices import AVOID_REFUSING_S, engine_choices
+from deployments.routing.engine_choices import AVOID_REFUSING_S, EngineChoices
 
 logger = logging.getLogger("ray.serve")
 
@@ -99,6 +99,7 @@ class TokenStream:
 class TokenStreams:
     """All streams of one ingress.
 
+    An engine that is silent for a second is avoided in ``choices``.
     ``deliver(stream, deltas)`` gets every message, and may raise JournalGapError to have the stream attached again from what
     ``resume_indices()`` says; ``lost(stream, why)`` is called when an engine is gone or has been silent for
     ``hang_timeout_s`` seconds.
@@ -107,12 +108,14 @@ class TokenStreams:
     def __init__(
         self,
         subscriber: str,
+        choices: EngineChoices,
         deliver: Callable[[TokenStream, Sequence[TokenDelta]], None],
         resume_indices: Callable[[], dict[str, int]],
         lost: Callable[[TokenStream, str], None],
         hang_timeout_s: float,
     ) -> None:
         self.subscriber = subscriber
+        self._choices = choices
         self._deliver = deliver
         self._resume_indices = resume_indices
         self._lost = lost
@@ -162,7 +165,7 @@ class TokenStreams:
                 stream.runner.renew.remote(self.subscriber)
         silent_s = stream.clock.tick()
         if silent_s > _SUSPECT_S:
-            engine_choices.avoid(stream.engine_id, AVOID_REFUSING_S)
+            self._choices.avoid(stream.engine_id, AVOID_REFUSING_S)
         if silent_s > self._hang_timeout_s and not stream.silent:
             stream.silent = True
             why = f"nothing was heard from it for {self._hang_timeout_s:g} s"

@@ -51,6 +51,7 @@ class Setup:
         tokenizer: a tokenizer.json; None: the default model's.
         rpc_failures: percent of Ray's actor calls that fail before, during and after they are carried out.
         haproxy: requests come through HAProxy, as with ``bireme serve``; clients also know the proxy that Serve keeps beside it.
+        routing_policy: the setting of that name.
         device: "gpu": all engines compute on one, whatever their batch neighbours with the same bits.
     """
 
@@ -63,6 +64,7 @@ class Setup:
     haproxy: bool = False
     tokenizer: Path | None = None
     device: str = "cpu"
+    routing_policy: str = "power_of_two"
 
     def config(self, folder: Path, model: dict | None = None, **changes: object) -> LLMConfig:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,7 @@ class Setup:
             "tokenizer": str(self.tokenizer or resolve_model(DEFAULT_MODEL).tokenizer),
             "model_id": "tiny",
             "device": self.device,
+            "routing_policy": self.routing_policy,
             "max_num_seqs": 8,
             "max_num_batched_tokens": 128,
             "num_kv_blocks": 256,

@@ -56,21 +56,16 @@ def ask_ingresses(question: Callable[[Any], _Found]) -> list[_Found]:
 
 
 def _known_engines(replica: Any) -> tuple[int, set[str] | None]:
-    # The copy of this module that Ray makes there has no imports of that process.
-    from deployments.routing.engine_choices import engine_choices
-
     ingress = replica._replica_impl._user_callable_wrapper._callable
     is_ready = ingress is not None and ingress._service is not None
-    return os.getpid(), set(engine_choices.engines) if is_ready else None
+    return os.getpid(), set(ingress._client.choices.engines) if is_ready else None
 
 
 def _pid_and_open(replica: Any) -> tuple[int, tuple[list[int], int, set[str]]]:
-    from deployments.routing.engine_choices import engine_choices
-
     ingress = replica._replica_impl._user_callable_wrapper._callable
     client = None if ingress is None else ingress._client
     if client is None:
         return os.getpid(), ([], 0, set())
     seeds = [entry.params.seed for entry in client._journal]
-    num_tasks = max(client.num_running, len(engine_choices._chosen))
+    num_tasks = max(client.num_running, len(client.choices._chosen))
     return os.getpid(), (seeds, num_tasks, {stream.engine_id for stream in client.streams})

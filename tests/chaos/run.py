@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cluster.routing.policies import POLICIES
 from tests.chaos.application import Setup, application
 from tests.chaos.faults import HAPROXIES, PROXIES, draw_faults
 from tests.chaos.scenario import run_scenario
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no fault begins later than that")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json, where the default model is not at hand")
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"], help="gpu: all engines share one")
+    parser.add_argument("--routing-policy", default="power_of_two", choices=list(POLICIES))
     parser.add_argument("--json", type=Path, help="where the report goes, for tests.chaos.total")
     options = parser.parse_args()
     for name in ("httpx", "httpx2", "openai"):
@@ -39,6 +41,7 @@ def main() -> None:
         haproxy=options.haproxy,
         tokenizer=options.tokenizer,
         device=options.device,
+        routing_policy=options.routing_policy,
     )
     count, proxies = options.faults * (100 if options.only else 1), HAPROXIES if options.haproxy else PROXIES
     drawn = draw_faults(options.seed, count, bool(options.nodes), proxies)

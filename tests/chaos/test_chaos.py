@@ -120,7 +120,8 @@ def test_what_an_ingress_keeps_is_a_leak():
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_no_request_is_lost_or_changed_by_dying_and_hanging_processes(tmp_path, capsys):
-    setup = Setup(num_engines=3, num_clients=6)
+    # The other scenarios have the default policy.
+    setup = Setup(num_engines=3, num_clients=6, routing_policy="least_tokens")
     with application(setup, tmp_path / "tiny") as running:
         report = asyncio.run(run_scenario(running, setup, SHORT, seed=1))
     with capsys.disabled():

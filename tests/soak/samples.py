@@ -117,8 +117,6 @@ def _ingresses() -> dict[str, float]:
 
 def _held(replica: Any) -> dict[str, int]:
     """Asked inside an ingress."""
-    from deployments.routing.engine_choices import engine_choices
-
     ingress = replica._replica_impl._user_callable_wrapper._callable
     client = None if ingress is None else ingress._client
     streams = [] if client is None else client.streams
@@ -126,8 +124,8 @@ def _held(replica: Any) -> dict[str, int]:
     listening = None if client is None else client._streams._listening
     return {
         "asyncio tasks": 0 if listening is None else len(asyncio.all_tasks(listening.get_loop())),
-        "avoided engines": len(engine_choices._avoided_until),
-        "chosen engines": len(engine_choices._chosen),
+        "avoided engines": 0 if client is None else len(client.choices._avoided_until),
+        "chosen engines": 0 if client is None else len(client.choices._chosen),
         "token streams": len(streams),
         "requests": 0 if client is None else len(client._journal),
     }

@@ -22,6 +22,7 @@ from deployments.replica import runner_watch
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner
 from deployments.replica.token_socket import read_messages
+from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 
 # A process whose sockets stay open after it was killed, as on a machine that is busy taking it down: a child has them, too.
@@ -128,7 +129,9 @@ async def test_a_token_socket_says_who_listens(listener):
 async def test_a_stream_is_lost_when_its_engine_has_ended_though_its_socket_is_still_open(listener, monkeypatch):
     process, path = listener
     lost: asyncio.Future = asyncio.get_running_loop().create_future()
-    streams = TokenStreams("me", lambda *_: None, dict, lambda stream, why: lost.set_result((stream, why)), 60.0)
+    streams = TokenStreams(
+        "me", EngineChoices(), lambda *_: None, dict, lambda stream, why: lost.set_result((stream, why)), 60.0
+    )
 
     context = SimpleNamespace(get_node_id=lambda: "here")
     monkeypatch.setattr("deployments.routing.token_streams.ray.get_runtime_context", lambda: context)

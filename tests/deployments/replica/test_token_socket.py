@@ -18,6 +18,7 @@ import pytest
 
 from cluster.outputs import AttachRequired, TokenDelta, TokenLogprobs
 from deployments.replica.token_socket import TokenSocket, UnusableSocketError, read_messages
+from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 from deployments.start.private_folder import private_base
 from tests.deployments.conftest import App
@@ -229,7 +230,7 @@ async def tokens_of(runner: RayRunner, monkeypatch) -> list[TokenDelta]:
     monkeypatch.setattr(
         "deployments.routing.token_streams.ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here")
     )
-    streams = TokenStreams("me", deliver, dict, lambda stream, why: lost.set_result(why), 60.0)
+    streams = TokenStreams("me", EngineChoices(), deliver, dict, lambda stream, why: lost.set_result(why), 60.0)
     streams.attach(AttachRequired("engine-1", runner, "f"))
     waiting = asyncio.ensure_future(whole.wait())
     await asyncio.wait((waiting, lost), timeout=10, return_when=asyncio.FIRST_COMPLETED)

@@ -13,15 +13,14 @@ from tests.waiting import until
 
 async def test_an_engine_that_cannot_be_attached_is_told_of_once_and_forgotten_when_it_is_gone(monkeypatch, caplog):
     choices, asked = EngineChoices(), []
-    monkeypatch.setattr(early_streams, "engine_choices", choices)
     monkeypatch.setattr(early_streams, "TICK_S", 0.01)
-    streams = TokenStreams("ingress", lambda *_: None, dict, lambda *_: None, 3.0)
+    streams = TokenStreams("ingress", choices, lambda *_: None, dict, lambda *_: None, 3.0)
 
     def find_runner(engine_id: str):
         asked.append(engine_id)
         raise OSError("no way")
 
-    task = asyncio.create_task(early_streams.keep_attached(streams, find_runner))
+    task = asyncio.create_task(early_streams.keep_attached(streams, choices, find_runner))
     try:
         with caplog.at_level(logging.ERROR, "ray.serve"):
             for engine_id in ("a", "b", "a"):

@@ -21,7 +21,7 @@ from cluster.replies import EngineLost, RequestRefused
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.http.generation import Generation
-from deployments.routing import departures, early_streams, engine_client, place_line, token_streams
+from deployments.routing import departures, engine_client, place_line, token_streams
 from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.submission import Submission
@@ -55,7 +55,7 @@ def entry(**fields) -> JournalEntry:
 
 async def test_a_reply_whose_token_stream_never_opened_is_another_attempt_at_once():
     engine, failed = DyingEngine(), asyncio.get_running_loop().create_future()
-    client = EngineClient(engine, max_attempts=2)
+    client = EngineClient(engine, EngineChoices(), max_attempts=2)
     started = time.monotonic()
     client.submit(entry(), deliver=lambda delta: None, fail=failed.set_result)
     error = await asyncio.wait_for(failed, 20)
@@ -129,7 +129,7 @@ class Client(EngineClient):
     """
 
     def __init__(self, handle: Any, **options: Any) -> None:
-        super().__init__(handle, **{"max_attempts": 3, **options})
+        super().__init__(handle, **{"choices": EngineChoices(), "max_attempts": 3, **options})
         self.tokens: list[int] = []
         self.ended: asyncio.Future[ApiError | None] = asyncio.get_running_loop().create_future()
 
@@ -144,6 +144,10 @@ class Client(EngineClient):
     @property
     def stream(self) -> TokenStream:
         return self.streams[0]
+
+
+def sent(request_id: str) -> EngineRequest:
+    return EngineRequest(request_id, [1], SamplingParams())
 
 
 def answer(max_tokens: int, **fields) -> JournalEntry:
@@ -219,18 +223,18 @@ async def test_tokens_that_came_before_an_error_are_read_before_it():
 async def test_a_request_is_passed_on_only_so_often_and_only_to_engines_that_may_continue_it(
     monkeypatch, fingerprint_of_other, times
 ):
-    monkeypatch.setattr(engine_client, "engine_choices", choices := EngineChoices())
     monkeypatch.setattr(engine_client, "AVOID_SLOW_S", 0.0)
+    choices = EngineChoices()
     choices.set_engines({"e": "f", "other": fingerprint_of_other})
     engine = Engine()
     engine.attached = True  # its calls stay without an answer
-    client = Client(engine, hang_timeout_s=0.3)
+    client = Client(engine, choices=choices, hang_timeout_s=0.3)
     client.start(answer(2, output_token_ids=[7], fingerprint="f"))
     await engine.called(1)
     calls = 0
     while calls != len(engine.calls):
         calls = len(engine.calls)
-        choices.chose("r", "e")
+        choices.chose(sent("r"), "e")
         await asyncio.sleep(0.8)
     assert calls == 1 + times
     await client.close()
@@ -251,21 +255,20 @@ async def test_an_engine_that_runs_what_was_given_up_is_told_once(delta):
     await client.close()
 
 
-async def test_a_request_that_is_passed_on_is_aborted_where_it_was_not_taken(monkeypatch):
-    monkeypatch.setattr(engine_client, "engine_choices", choices := EngineChoices())
+async def test_a_request_that_is_passed_on_is_aborted_where_it_was_not_taken():
+    choices = EngineChoices()
     choices.set_engines({"e": "f", "other": "f"})
     engine = Engine()
-    client = Client(engine, hang_timeout_s=0.6)
+    client = Client(engine, choices=choices, hang_timeout_s=0.6)
     client.start(answer(2))
     await engine.called(1)
-    choices.chose("r", "e")
+    choices.chose(sent("r"), "e")
     await engine.called(2)
     assert engine.aborted == [("r", 0)]
     await client.close()
 
 
 async def test_where_there_is_no_engine_requests_and_suspects_are_refused_after_a_time(monkeypatch):
-    monkeypatch.setattr(engine_client, "engine_choices", choices := EngineChoices())
     monkeypatch.setattr(engine_client, "_ADMISSION_TIMEOUT_S", 0.3)
     engine = Engine()
     engine.attached = True  # its calls stay without an answer
@@ -280,7 +283,7 @@ async def test_where_there_is_no_engine_requests_and_suspects_are_refused_after_
     assert [(error.status, error.code) for error in errors] == [(503, "engine_unavailable")] * 3
     assert all(call.cancelled() for _, call in engine.calls)
     # With an engine that is only busy, a request waits on.
-    choices.set_engines({"e": "f"})
+    client.choices.set_engines({"e": "f"})
     client.start(answer(1))
     await asyncio.sleep(0.8)
     assert (client.num_running, client.ended.done()) == (1, False)
@@ -338,12 +341,10 @@ async def test_only_a_request_that_an_engine_had_taken_waits_where_the_queue_is_
 
 
 @pytest.fixture
-def choices(monkeypatch) -> EngineChoices:
+def choices() -> EngineChoices:
     """One engine that the router knows."""
     made = EngineChoices()
     made.set_engines({"e": "f"})
-    monkeypatch.setattr(engine_client, "engine_choices", made)
-    monkeypatch.setattr(token_streams, "engine_choices", made)
     return made
 
 
@@ -351,10 +352,10 @@ def choices(monkeypatch) -> EngineChoices:
 async def test_a_client_that_leaves_lets_its_engine_answer_the_call(choices, was_taken):
     """Serve logs a call that is cancelled, and counts it as an error."""
     engine = Engine()
-    client = Client(engine)
+    client = Client(engine, choices=choices)
     submission = client.start(answer(9))
     _, reply = await engine.called(1)
-    choices.chose("r", "e")
+    choices.chose(sent("r"), "e")
     if was_taken:
         engine.messages.put_nowait([TokenDelta("r", 0, 0, [7])])
         await until(lambda: client.tokens == [7], 5)
@@ -375,11 +376,11 @@ async def test_a_call_that_no_engine_has_or_answers_is_cancelled(choices, monkey
     monkeypatch.setattr(departures, "_PATIENCE_S", 0.1)
     engine = Engine()
     engine.attached = True
-    client = Client(engine)
+    client = Client(engine, choices=choices)
     for name, chosen in (("a", ""), ("b", "e")):
         submission = client.submit(JournalEntry(name, [1], SamplingParams()), client._deliver, client.ended.set_result)
         _, reply = await engine.called(len(engine.calls) + 1)
-        choices.chose(name, chosen)
+        choices.chose(sent(name), chosen)
         client.cancel(submission)
         assert reply.cancelled() == (not chosen)
         await until(reply.cancelled, 5)
@@ -390,7 +391,7 @@ async def test_a_call_outlives_the_http_request_that_it_came_with(choices):
     """Serve cancels the calls of an HTTP request whose client has gone, before the ingress can say that it is no fault."""
     serve_context._serve_request_context.set(serve_context._RequestContext(_internal_request_id="http"))
     engine = Engine()
-    client = Client(engine)
+    client = Client(engine, choices=choices)
     client.start(answer(9))
     await engine.called(1)
     assert engine.callers == [""]
@@ -405,7 +406,7 @@ def generation(client: Client, name: str, count: int) -> Generation:
 
 async def test_sequences_are_taken_together_and_have_their_places_at_once(choices):
     engine = Engine()
-    client = Client(engine)
+    client = Client(engine, choices=choices)
     client._streams.attach(AttachRequired("e", engine, "f"))
     engine.messages.put_nowait([EngineRoom(4, 8).as_delta()])
     await until(lambda: client.stream.room, 5)
@@ -428,7 +429,7 @@ async def test_sequences_are_taken_together_and_have_their_places_at_once(choice
 async def test_a_part_that_an_engine_refuses_waits_until_there_is_room(choices, monkeypatch):
     monkeypatch.setattr(place_line, "_ASK_ANYWAY_S", 60.0)
     engine = Engine()
-    client = Client(engine)
+    client = Client(engine, choices=choices)
     client._streams.attach(AttachRequired("e", engine, "f"))
     engine.messages.put_nowait([EngineRoom(2, 8).as_delta()])
     await until(lambda: client.stream.room, 5)
@@ -451,9 +452,22 @@ async def test_a_part_that_an_engine_refuses_waits_until_there_is_room(choices, 
     await client.close()
 
 
-async def test_early_streams_go_on_after_an_error_that_nobody_expected(monkeypatch):
-    monkeypatch.setattr(early_streams, "engine_choices", choices := EngineChoices())
-    choices.set_engines({"e": "f"})
+async def test_what_engines_announce_and_take_is_told_to_the_router(choices):
+    engine = Engine()
+    client = Client(engine, choices=choices)
+    client._streams.attach(AttachRequired("e", engine, "f"))
+    client.start(answer(1))
+    await engine.called(1)
+    choices.chose(sent("r"), "e")
+    engine.messages.put_nowait([EngineRoom(4, 8, 0, 100).as_delta()])
+    await until(lambda: choices.num_tokens("e") == 101, 5)
+    engine.messages.put_nowait([TokenDelta("r", 0, 0, []), EngineRoom(3, 8, 0, 101).as_delta()])
+    await until(lambda: client.stream.room == EngineRoom(3, 8, 0, 101), 5)
+    assert choices.num_tokens("e") == 101
+    await client.close()
+
+
+async def test_early_streams_go_on_after_an_error_that_nobody_expected(choices):
     engine, calls = Engine(), []
 
     def find_runner(engine_id: str) -> Engine:
@@ -462,7 +476,7 @@ async def test_early_streams_go_on_after_an_error_that_nobody_expected(monkeypat
             raise ConnectionError("the cluster's store does not answer")
         return engine
 
-    client = Client(engine)
+    client = Client(engine, choices=choices)
     client.attach_early(find_runner)
     await until(lambda: client.streams, 5)
     assert calls == ["e", "e"]
@@ -473,10 +487,11 @@ async def test_an_engine_that_falls_silent_gets_nothing_new_before_it_is_given_u
     # More than one late look at the clock counts for.
     monkeypatch.setattr(token_streams, "_SUSPECT_S", 0.6)
     choices = EngineChoices()
-    monkeypatch.setattr(token_streams, "engine_choices", choices)
     lost: list[str] = []
     engine = Engine()
-    streams = TokenStreams("s", lambda *_: None, dict, lambda stream, why: lost.append(why), hang_timeout_s=60.0)
+    streams = TokenStreams(
+        "s", choices, lambda *_: None, dict, lambda stream, why: lost.append(why), hang_timeout_s=60.0
+    )
     streams.attach(AttachRequired("e", engine, "f"))
     speaking = asyncio.create_task(_speak(engine))
     await asyncio.sleep(0.8)

@@ -16,7 +16,8 @@ from cluster.api_errors import ApiError
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from deployments.http.keys import API_KEY_VARIABLE, ApiKeys
-from deployments.llm import build_openai_app
+from deployments.llm import build_openai_app, engine_options
+from deployments.routing.engine_router import EngineRouter
 from deployments.start.app_arguments import AppArguments, SettingsError
 from deployments.start.key_file import _who_may_read
 from deployments.start.serve_config import configured_model
@@ -48,6 +49,19 @@ def test_a_value_of_another_kind_is_refused_by_name(name, value):
     assert caught.value.errors()[0]["loc"][0] == name
     with pytest.raises(SettingsError, match=name):  # as a YAML file has it
         AppArguments.with_keys({name: value})
+
+
+def test_a_routing_policy_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(SettingsError) as refused:
+        AppArguments.model_validate({"routing_policy": "round_robin"})
+    assert str(refused.value) == ("routing_policy: Input should be 'power_of_two' or 'least_tokens', got 'round_robin'")
+
+
+@pytest.mark.parametrize("policy", ["power_of_two", "least_tokens"])
+def test_the_engines_router_gets_the_policy(policy):
+    options = engine_options(LLMConfig(routing_policy=policy))["request_router_config"]
+    assert options["request_router_kwargs"] == {"policy": policy}
+    assert options["request_router_class"] == f"{EngineRouter.__module__}:{EngineRouter.__name__}"
 
 
 @pytest.mark.parametrize("text", ["8.0", "1e2", "true", "eight", "0x8", "1_6", "", "\uff18"])

@@ -1,0 +1,57 @@
+"""Routing policies: to which engine a request goes.
+
+A policy is a pure function of the request, the engines and a source of randomness. It returns ranks of engines, the best first.
+Of one rank the least busy gets the request, as the queue lengths say that Serve has or asks for; one that does not answer or
+is full leaves the request to the next rank.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+from cluster.routing.candidates import EngineView, RequestView, candidates
+
+Ranks = Sequence[Sequence[EngineView]]
+Policy = Callable[[RequestView, Sequence[EngineView], random.Random], Ranks]
+
+
+def power_of_two(request: RequestView, engines: Sequence[EngineView], rng: random.Random) -> Ranks:
+    """Two engines at random, of which the one with the shorter queue gets the request.
+
+    Mitzenmacher, The power of two choices in randomized load balancing, 2001.
+    """
+    able = candidates(request, engines)
+    return [rng.sample(able, min(2, len(able)))] if able else []
+
+
+def least_tokens(request: RequestView, engines: Sequence[EngineView], rng: random.Random) -> Ranks:
+    """The engine whose requests have the fewest tokens, running and waiting; then the next. Ties are broken at random."""
+    able = candidates(request, engines)
+    return [[engine] for engine in sorted(able, key=lambda engine: (engine.num_tokens, rng.random()))]
+
+
+# By the names that the setting ``routing_policy`` has for them.
+POLICIES: Mapping[str, Policy] = {"power_of_two": power_of_two, "least_tokens": least_tokens}
+
+
+def choose(
+    policy: Policy,
+    request: RequestView,
+    engines: Sequence[EngineView],
+    rng: random.Random,
+    failed: Callable[[Exception], None],
+) -> Ranks:
+    """What ``policy`` says; if it raises, or names no engine or one that is not there, ``failed`` gets the error and the power of
+    two decides: a request must not wait for a policy that will never answer."""
+    try:
+        ranks = policy(request, engines, rng)
+        named = [engine for rank in ranks for engine in rank]
+        if engines and not named:
+            raise LookupError("the policy chose no engine")
+        if not {engine.engine_id for engine in named} <= {engine.engine_id for engine in engines}:
+            raise LookupError("the policy chose an engine that is not there")
+        return ranks
+    except Exception as error:
+        failed(error)
+        return power_of_two(request, engines, rng)

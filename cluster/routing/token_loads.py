@@ -1,0 +1,83 @@
+"""How many tokens each engine has to do with: as it announced last, and of the requests that were sent there since.
+
+Without the latter, all requests between two announcements would go to the engine that was the idlest at the first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class _Engine:
+    """``sent``: tokens of requests that no announcement counts yet; ``taken``: those of them that the next one counts."""
+
+    announced: int = 0
+    sent: dict[str, int] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+
+
+class TokenLoads:
+    """Of the engines by id, and of requests that are open. Safe to use from the threads of ingress and router at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engines: dict[str, _Engine] = {}
+        self._engine_of: dict[str, str] = {}  # open requests; empty while they were sent nowhere
+
+    def of(self, engine_id: str) -> int:
+        """Tokens of the requests that run or wait there, as far as this process knows."""
+        with self._lock:
+            engine = self._engines.get(engine_id)
+            return 0 if engine is None else engine.announced + sum(engine.sent.values())
+
+    def open(self, request_id: str) -> None:
+        """The next attempt of a request begins, and the one before is over."""
+        with self._lock:
+            self._take_back(request_id)
+            self._engine_of[request_id] = ""
+
+    def sent(self, request_id: str, engine_id: str, num_tokens: int) -> None:
+        """An open request goes there with so many tokens, and nowhere else. Others are not noted."""
+        with self._lock:
+            if request_id not in self._engine_of or self._engine_of[request_id] == engine_id:
+                return
+            self._take_back(request_id)
+            self._engine_of[request_id] = engine_id
+            self._engines.setdefault(engine_id, _Engine()).sent[request_id] = num_tokens
+
+    def taken(self, request_id: str) -> None:
+        """The engine says that it has the request: its next announcement counts it."""
+        with self._lock:
+            engine = self._engines.get(self._engine_of.get(request_id, ""))
+            if engine is not None and request_id in engine.sent:
+                engine.taken.add(request_id)
+
+    def close(self, request_id: str) -> None:
+        """The request is over."""
+        with self._lock:
+            self._take_back(request_id)
+            self._engine_of.pop(request_id, None)
+
+    def announced(self, engine_id: str, num_tokens: int) -> None:
+        """The engine says so, and counts with it what it has taken until now."""
+        with self._lock:
+            engine = self._engines.setdefault(engine_id, _Engine())
+            engine.announced = num_tokens
+            for request_id in engine.taken:
+                engine.sent.pop(request_id, None)
+            engine.taken.clear()
+
+    def keep(self, engine_ids: Iterable[str]) -> None:
+        """Forget all other engines."""
+        with self._lock:
+            for engine_id in self._engines.keys() - set(engine_ids):
+                del self._engines[engine_id]
+
+    def _take_back(self, request_id: str) -> None:
+        engine = self._engines.get(self._engine_of.get(request_id, ""))
+        if engine is not None:
+            engine.sent.pop(request_id, None)
+            engine.taken.discard(request_id)

@@ -1,0 +1,103 @@
+"""All that this project uses of Ray's and Ray Serve's private names, as of Ray 2.60: what an update of Ray may break."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from ray.serve._private.request_router.common import ReplicaQueueLengthCache
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+
+# What Serve has for a default.
+_QUEUE_LENGTHS_REMEMBERED_S = 10.0
+
+
+class PinnedRouter(PowerOfTwoChoicesRequestRouter):
+    """Serve's router, which gives a replica to the request that it was chosen for, and tells a subclass what happens.
+
+    A subclass says how to choose in ``ranks``. Where that fails Serve's own choice counts: in Serve, an exception while it
+    chooses loses the request for ever.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        # A shorter time may be set for proxies, by a variable that counts for all routers of the cluster.
+        self._replica_queue_len_cache = ReplicaQueueLengthCache(
+            staleness_timeout_s=_QUEUE_LENGTHS_REMEMBERED_S, get_curr_time_s=kwargs.get("get_curr_time_s")
+        )
+        self._routed_by: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # routing task -> pending request
+
+    @property
+    def deployment(self) -> tuple[str, str]:
+        """Names of the application and of the deployment that this routes to."""
+        return self._deployment_id.app_name, self._deployment_id.name
+
+    @property
+    def known_replicas(self) -> list[Any]:
+        """The replicas that Serve knows."""
+        return list(self._replicas.values())
+
+    def ranks(self, call: Sequence[Any], near: set[Any]) -> list[list[Any]]:
+        """Replicas by rank, the best first; of a rank Serve takes the one with the shortest queue.
+
+        Args:
+            call: positional arguments of the call that is routed; empty if Serve does not say.
+            near: ids of the replicas that Serve's preference for nodes and zones allows.
+        """
+        raise NotImplementedError
+
+    def ranks_failed(self, error: Exception) -> None:
+        """``ranks`` raised this, and Serve chooses."""
+        raise NotImplementedError
+
+    def chose(self, call: Sequence[Any], replica: Any) -> None:
+        """The call goes to this replica."""
+        raise NotImplementedError
+
+    def replicas_changed(self) -> None:
+        """``known_replicas`` has changed."""
+        raise NotImplementedError
+
+    async def choose_replicas(self, candidate_replicas, pending_request=None):
+        """As ``ranks`` says."""
+        self._routed_by[asyncio.current_task()] = pending_request
+        near = self.apply_locality_routing(pending_request=pending_request)
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True  # else Serve asks again without a pause
+        try:
+            return self.ranks(_arguments(pending_request), near)
+        except Exception as error:
+            self.ranks_failed(error)
+            return await super().choose_replicas(candidate_replicas, pending_request)
+
+    def _fulfill_next_pending_request(self, replica, request_metadata=None):
+        """Give the replica to the request that it was chosen for; the base class gives it to the one that waits longest,
+        for which it may have the wrong fingerprint."""
+        pending_request = self._routed_by.get(asyncio.current_task())
+        if pending_request is None:
+            super()._fulfill_next_pending_request(replica, request_metadata)
+        elif not pending_request.future.done():
+            self._record_queue_wait_time(pending_request)
+            pending_request.future.set_result(replica)
+            self._remove_pending_request_from_indices(pending_request)
+
+    async def _choose_replica_for_request(self, pending_request, *, is_retry=False):
+        replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        self.chose(_arguments(pending_request), replica)
+        return replica
+
+    def update_replicas(self, replicas):
+        """As the base class."""
+        super().update_replicas(replicas)
+        self.replicas_changed()
+
+    def on_replica_actor_died(self, replica_id):
+        """As the base class."""
+        super().on_replica_actor_died(replica_id)
+        self.replicas_changed()
+
+
+def _arguments(pending_request) -> Sequence[Any]:
+    return () if pending_request is None else pending_request.args
