@@ -221,7 +221,8 @@ class OpenAiService:
                 "resume.choices",
             )
         if resume is None:
-            # ``Generation.start`` decides; what it would refuse now is not worth the work until then.
+            # ``Generation.start`` asks again and decides, where the sequences are submitted at once and so have their places:
+            # until then others may come, as this runs on another thread for large requests. What is refused now costs no work.
             self._client.check_room(len(prompts) * request.n, tenant.id)
         entries: list[JournalEntry] = []
         outputs: list[SequenceOutput] = []

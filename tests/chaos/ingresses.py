@@ -66,6 +66,6 @@ def _pid_and_open(replica: Any) -> tuple[int, tuple[list[int], int, set[str]]]:
     client = None if ingress is None else ingress._client
     if client is None:
         return os.getpid(), ([], 0, set())
-    seeds = [entry.params.seed for entry in client._journal]
+    seeds = [entry.params.seed for entry in client._submissions.journal]
     num_tasks = max(client.num_running, len(client.choices._chosen))
     return os.getpid(), (seeds, num_tasks, {stream.engine_id for stream in client.streams})

@@ -127,7 +127,7 @@ def _held(replica: Any) -> dict[str, int]:
         "avoided engines": 0 if client is None else len(client.choices._avoided_until),
         "chosen engines": 0 if client is None else len(client.choices._chosen),
         "token streams": len(streams),
-        "requests": 0 if client is None else len(client._journal),
+        "requests": 0 if client is None else len(client._submissions.journal),
     }
 
 

@@ -21,7 +21,7 @@ from cluster.replies import EngineLost, RequestRefused
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.http.generation import Generation
-from deployments.routing import departures, engine_client, place_line, token_streams
+from deployments.routing import attempts, departures, place_line, token_streams
 from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.submission import Submission
@@ -150,6 +150,13 @@ def sent(request_id: str) -> EngineRequest:
     return EngineRequest(request_id, [1], SamplingParams())
 
 
+def stream_of(client: Client) -> TokenStream | None:
+    """Of the engine that is known to have the one request."""
+    submission = client._submissions.of("r")
+    assert submission is not None
+    return submission.stream
+
+
 def answer(max_tokens: int, **fields) -> JournalEntry:
     return JournalEntry("r", [1], SamplingParams(max_tokens=max_tokens), **fields)
 
@@ -223,7 +230,7 @@ async def test_tokens_that_came_before_an_error_are_read_before_it():
 async def test_a_request_is_passed_on_only_so_often_and_only_to_engines_that_may_continue_it(
     monkeypatch, fingerprint_of_other, times
 ):
-    monkeypatch.setattr(engine_client, "AVOID_SLOW_S", 0.0)
+    monkeypatch.setattr(attempts, "AVOID_SLOW_S", 0.0)
     choices = EngineChoices()
     choices.set_engines({"e": "f", "other": fingerprint_of_other})
     engine = Engine()
@@ -269,7 +276,7 @@ async def test_a_request_that_is_passed_on_is_aborted_where_it_was_not_taken():
 
 
 async def test_where_there_is_no_engine_requests_and_suspects_are_refused_after_a_time(monkeypatch):
-    monkeypatch.setattr(engine_client, "_ADMISSION_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(attempts, "ADMISSION_TIMEOUT_S", 0.3)
     engine = Engine()
     engine.attached = True  # its calls stay without an answer
     client = Client(engine)
@@ -301,7 +308,7 @@ async def test_only_the_death_of_an_engine_counts_against_a_request(error, code)
     for times in range(1, 4):
         request, reply = await engine.called(times)
         engine.messages.put_nowait([TokenDelta("r", request.attempt, 0, [])])
-        await until(lambda: client._submissions["r"].stream is not None, 5)
+        await until(lambda: stream_of(client) is not None, 5)
         reply.set_exception(error)
         await until(lambda made=times: client.ended.done() or len(engine.calls) > made, 5)
         if client.ended.done():
@@ -321,16 +328,16 @@ async def test_only_a_request_that_an_engine_had_taken_waits_where_the_queue_is_
     _, lost = await engine.called(1)
     if was_taken:
         engine.messages.put_nowait([TokenDelta("r", 0, 0, [])])
-        await until(lambda: client._submissions["r"].stream is not None, 5)
+        await until(lambda: stream_of(client) is not None, 5)
     lost.set_result(EngineLost("e", "the call failed"))
     request, refused = await engine.called(2)
     # An engine tells of a request before it looks at it.
     engine.messages.put_nowait([TokenDelta("r", request.attempt, 0, [])])
-    await until(lambda: client._submissions["r"].stream is not None, 5.0)
+    await until(lambda: stream_of(client) is not None, 5.0)
     refused.set_result(full)
     if was_taken:
         request, _ = await engine.called(3)
-        assert (request.attempt, client._submissions["r"].stream) == (2, None)
+        assert (request.attempt, stream_of(client)) == (2, None)
         engine.messages.put_nowait([TokenDelta("r", request.attempt, 0, [7], finish_reason="length")])
         assert await client.ended is None
     else:

@@ -1,0 +1,133 @@
+"""One attempt to have a sequence completed: a call to an engine that stays pending until its last token."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TypeAlias
+
+from ray.serve.handle import DeploymentHandle
+
+from cluster.api_errors import ApiError, unavailable
+from cluster.outputs import FINISH_ABORT, FINISH_HANDOVER, AttachRequired, GenerateReply, NotAdmitted
+from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken
+from cluster.request import EngineRequest
+from cluster.silence_clock import TICK_S, SilenceClock
+from deployments.routing.delivery import ABORTED
+from deployments.routing.departures import Departures
+from deployments.routing.engine_choices import AVOID_SLOW_S, EngineChoices
+from deployments.routing.engine_replies import reply_of
+from deployments.routing.submission import Submission
+from deployments.routing.submissions import Submissions
+from deployments.routing.token_streams import TokenStreams
+
+# While engines leave and others start, or there is none, a request waits this long for one that takes it.
+ADMISSION_TIMEOUT_S = 300.0
+_DELIVERY_TIMEOUT_S = 60.0
+# An engine says that it has taken a request before it looks at it; one that has not for this share of the time in which silence
+# counts as death is passed over.
+_TAKING_SHARE = 1 / 3
+# A request is passed on from engines that are slow, but heard of, this often; then it waits.
+_MAX_PASSED_OVER = 2
+
+# How an attempt ends, besides with the sequence: an error that is final, or what asks for another attempt.
+Outcome: TypeAlias = (
+    "ApiError | AttachRequired | NotAdmitted | EngineLost | HandedOver | NotTaken | FingerprintMismatch"
+)
+
+
+class Attempts:
+    """Makes the attempts of one ingress."""
+
+    def __init__(
+        self,
+        handle: DeploymentHandle,
+        choices: EngineChoices,
+        streams: TokenStreams,
+        submissions: Submissions,
+        departures: Departures,
+        hang_timeout_s: float,
+    ) -> None:
+        self._handle = handle
+        self._choices = choices
+        self._streams = streams
+        self._submissions = submissions
+        self._departures = departures
+        self._taking_s = hang_timeout_s * _TAKING_SHARE
+
+    async def make(self, submission: Submission, request: EngineRequest, last_resort: bool) -> Outcome | None:
+        """Call an engine, and wait until the attempt is over; None if the sequence is finished.
+
+        Args:
+            last_resort: one that would rather not is to take it, too.
+        """
+        self._choices.open(request.request_id)
+        call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
+        reply = asyncio.ensure_future(reply_of(call))
+        submission.call = call, reply
+        given_up = await self._not_taken(submission, reply)
+        if given_up is not None:
+            call.cancel()
+            return given_up
+        await asyncio.wait((reply, submission.ended), return_when=asyncio.FIRST_COMPLETED)
+        if reply.done() and not submission.ended.done():
+            answered = await self._answered(submission, reply.result())
+            if answered is not None:
+                return answered
+        lost = submission.ended.result()
+        if lost is not None and not reply.done():
+            if isinstance(lost, HandedOver):
+                self._departures.begin((request.request_id, request.attempt), call, reply)
+            else:
+                call.cancel()
+        return lost
+
+    async def _answered(self, submission: Submission, reply: GenerateReply | Outcome) -> Outcome | None:
+        """The call was answered, and the token stream has yet to say how the attempt ends; None once it has."""
+        if not isinstance(reply, GenerateReply):
+            return reply
+        # The runner forgets what it gives up: its last delta comes once or, if the stream broke meanwhile, never.
+        if reply.finish_reason == FINISH_HANDOVER:
+            return HandedOver(reply.engine_id)
+        if reply.finish_reason == FINISH_ABORT:
+            return EngineLost(reply.engine_id, ABORTED)
+        if submission.stream is None:
+            # Nothing came on the stream yet: if it breaks for good, nothing will.
+            stream = self._streams.of(reply.engine_id)
+            if stream is None:
+                return EngineLost(reply.engine_id, "the engine was gone before its tokens arrived", died=True)
+            self._submissions.place(submission, stream)
+        await asyncio.wait((submission.ended,), timeout=_DELIVERY_TIMEOUT_S)
+        if not submission.ended.done():
+            return EngineLost("", f"only {submission.entry.next_index} of {reply.num_tokens} tokens arrived")
+        return None
+
+    async def _not_taken(self, submission: Submission, reply: asyncio.Future) -> NotTaken | ApiError | None:
+        """Wait until an engine has taken the request or the attempt is over (None); else why not to wait any longer."""
+        clock, engine_id = SilenceClock(), ""
+        while submission.stream is None:
+            without_s = min(self._choices.seconds_without(), time.monotonic() - submission.submitted_at)
+            if without_s > ADMISSION_TIMEOUT_S:
+                # Serve's router would wait for ever, and a suspect keep all other suspects waiting.
+                return unavailable(f"there was no engine for {without_s:.0f} s")
+            done, _ = await asyncio.wait((reply, submission.ended), timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return None
+            if engine_id != self._choices.chosen(submission.entry.request_id):
+                engine_id = self._choices.chosen(submission.entry.request_id)
+                clock.heard()
+            late = clock.tick() > self._taking_s and submission.stream is None
+            if late and engine_id and self._may_pass_over(submission, engine_id):
+                submission.times_passed_over += 1
+                self._choices.avoid(engine_id, AVOID_SLOW_S)
+                stream = self._streams.of(engine_id)
+                if stream is not None:
+                    stream.abort(submission.entry.request_id, submission.entry.attempt)
+                return NotTaken(engine_id)
+        return None
+
+    def _may_pass_over(self, submission: Submission, engine_id: str) -> bool:
+        stream = self._streams.of(engine_id)
+        silent = stream is not None and stream.silent
+        may = silent or submission.times_passed_over < _MAX_PASSED_OVER
+        return may and self._choices.has_other(engine_id, submission.entry.fingerprint)

@@ -1,0 +1,98 @@
+"""The open sequences of one ingress: journal entries, and who of them no engine has. One key set, opened and closed together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+
+from cluster.journal import RequestJournal
+from cluster.logs import log_fields
+from deployments.routing.engine_choices import EngineChoices
+from deployments.routing.submission import Submission
+from deployments.routing.token_streams import TokenStream
+
+logger = logging.getLogger("ray.serve")
+
+
+class Submissions:
+    """Belongs to one event loop; others may only look.
+
+    Attributes:
+        journal: an entry each.
+        unplaced: those that no engine is known to have.
+    """
+
+    def __init__(self, choices: EngineChoices) -> None:
+        self.journal = RequestJournal()
+        self.unplaced: set[Submission] = set()
+        self._choices = choices
+        self._by_id: dict[str, Submission] = {}
+        self._isolation = asyncio.Lock()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Submission]:
+        return iter(list(self._by_id.values()))
+
+    def of(self, request_id: str) -> Submission | None:
+        """The open sequence of that id."""
+        return self._by_id.get(request_id)
+
+    def open(self, submission: Submission) -> None:
+        """It is to be sent to an engine."""
+        self.journal.open(submission.entry)
+        self._by_id[submission.entry.request_id] = submission
+        self.unplaced.add(submission)
+
+    def close(self, submission: Submission) -> None:
+        """It is over, or nobody cares any more."""
+        self._by_id.pop(submission.entry.request_id, None)
+        self.journal.close(submission.entry.request_id)
+        self.unplaced.discard(submission)
+        self._choices.close(submission.entry.request_id)
+
+    def on(self, stream: TokenStream) -> list[Submission]:
+        """Those that the engine behind ``stream`` is known to have."""
+        return [submission for submission in self if submission.stream is stream]
+
+    def place(self, submission: Submission, stream: TokenStream) -> None:
+        """The engine behind ``stream`` has taken the sequence."""
+        self._choices.trust(stream.engine_id)
+        self._choices.took(submission.entry.request_id)
+        others = self.on(stream)
+        for other in others:
+            other.alone = False
+        submission.stream, submission.alone = stream, not others
+        self.unplaced.discard(submission)
+        if submission.lost_at is not None:
+            entry, waited_s = submission.entry, time.monotonic() - submission.lost_at
+            what = log_fields(request=entry.request_id, engine=stream.engine_id, attempt=entry.attempt)
+            logger.info("event=taken %s seconds=%.2f", what, waited_s)
+
+    def displace(self, submission: Submission) -> None:
+        """The next attempt begins; no engine is known to have it."""
+        submission.stream = None
+        self.unplaced.add(submission)
+        submission.ended = asyncio.get_running_loop().create_future()
+
+    async def isolate(self, submission: Submission) -> None:
+        """Return once no other suspect is tried."""
+        if not submission.isolated:
+            await self._isolation.acquire()
+            submission.isolated = True
+
+    def leave_isolation(self, submission: Submission) -> None:
+        """Another suspect may be tried, if this one kept it waiting."""
+        if submission.isolated:
+            submission.isolated = False
+            self._isolation.release()
+
+    def shares_with_isolated(self, submission: Submission) -> bool:
+        """Whether its engine has another one, which is the suspect that is tried."""
+        return any(
+            other.isolated and other is not submission and other.stream is submission.stream
+            for other in self._by_id.values()
+        )
