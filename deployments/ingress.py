@@ -40,6 +40,7 @@ from deployments.openai_api.answer import OpenAiResponse, model_object
 from deployments.openai_api.resume import max_resume_bytes, wants_event_ids
 from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
+from deployments.ray_private import by_value
 from deployments.replica.engine_replica import application_name, find_runner
 from deployments.replica.replica_port import listen_where_the_node_does
 from deployments.routing.engine_choices import choices_of
@@ -81,7 +82,7 @@ class OpenAiIngress:
         guard_logs("ray.serve")
         self._config = config
         # Where replies travel through Ray, a caller that hangs holds up the replies of its engine to everybody else, too.
-        self._engines = engines.options(_by_reference=False)
+        self._engines = by_value(engines)
         try:
             source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
             self._tokenizer = load_tokenizer(source)

@@ -1,17 +1,89 @@
-"""All that this project uses of Ray's and Ray Serve's private names, as of Ray 2.60: what an update of Ray may break."""
+"""All that this project uses of Ray's and Ray Serve's private names, as of Ray 2.60: what an update of Ray may break.
+
+It imports Ray Serve, which reads its environment variables then.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import ray
+from ray._private import worker
+from ray._private.accelerators import get_accelerator_manager_for_resource
+from ray._private.state import state
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.serve._private import replica as serve_replica
+from ray.serve._private.constants import RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.context import _get_global_client
+from ray.serve.handle import DeploymentHandle
 
+# For subclasses; Serve has public names only for the pieces of it.
+__all__ = ["PowerOfTwoChoicesRequestRouter"]
+
+# Where Serve keeps a proxy of its own beside HAProxy.
+FALLBACK_PROXY_PORT: int = RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
 # What Serve has for a default.
 _QUEUE_LENGTHS_REMEMBERED_S = 10.0
+
+
+def gcs_client() -> Any:
+    """A client of Ray's head: its key-value store, and the nodes that drain."""
+    return GcsClient(address=ray.get_runtime_context().gcs_address)
+
+
+def session_logs() -> str | None:
+    """Folder of the logs of this process's Ray session; None where there is none."""
+    node = worker._global_node
+    return None if node is None else node.get_logs_dir_path()
+
+
+def gpus_of_this_machine() -> int:
+    """What Ray would find here if it were started."""
+    manager = get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return manager.get_current_node_num_accelerators() if visible is None else len(visible)
+
+
+def possible_gpus() -> float:
+    """GPUs that an autoscaler says it could start; 0 where none told. Ray Data asks so, too."""
+    return float((state.get_max_resources_from_cluster_config() or {}).get("GPU", 0))
+
+
+def replica_is_stopping() -> bool:
+    """Whether Serve has begun to shut this process's replica down (scaling down, update, migration, deletion).
+
+    Serve tells a replica's own code nothing before ``__del__``, which it calls after the last request has ended.
+    """
+    for actor in worker.global_worker.actors.values():
+        replica = getattr(actor, "_replica_impl", None)
+        if replica is not None:
+            return bool(getattr(replica, "_shutting_down", False))
+    return False
+
+
+def change_replica_address(changed: Callable[[str], str]) -> None:
+    """The replica in this process will listen for calls at ``changed`` of the address that Serve has in mind."""
+    add_port = serve_replica.add_port_to_grpc_server
+
+    def add_other_port(server, address: str) -> int:
+        return add_port(server, changed(address))
+
+    serve_replica.add_port_to_grpc_server = add_other_port
+
+
+def http_options() -> Any:
+    """Host and port of Serve's proxies."""
+    return _get_global_client().http_config
+
+
+def by_value(handle: DeploymentHandle) -> DeploymentHandle:
+    """The handle, whose replies come straight from the replica instead of through Ray's object store."""
+    return handle.options(_by_reference=False)
 
 
 class PinnedRouter(PowerOfTwoChoicesRequestRouter):

@@ -38,14 +38,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "text": {"model_files"},
     },
     "deployments": {
-        "": {"openai_api", "http", "routing", "replica", "admin", "start"},
+        "": {"openai_api", "http", "routing", "replica", "admin", "start", "ray_private"},
         "admin": {"routing", "replica"},
         "openai_api": {"http", "routing", "metrics"},
         "http": {"routing", "metrics", "start"},
         "routing": {"replica", "metrics", "ray_private"},
-        "replica": {"metrics", "start"},
+        "replica": {"metrics", "start", "ray_private"},
         "metrics": set(),
-        "start": set(),
+        "start": {"ray_private"},
         "ray_private": set(),
     },
 }

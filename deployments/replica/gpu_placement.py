@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ray
 
 from cluster.config import LLMConfig
+from deployments.ray_private import gpus_of_this_machine, possible_gpus
 from deployments.start.app_arguments import SettingsError
 
 logger = logging.getLogger("ray.serve")
@@ -41,16 +42,7 @@ def cluster_gpus() -> ClusterGpus:
     resources: Mapping[str, float] = ray.cluster_resources()
     types = tuple(sorted(name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")))
     alive = sum(node["Alive"] for node in ray.nodes())
-    return ClusterGpus(resources.get("GPU", 0.0), _possible_gpus(), types, alive)
-
-
-def gpus_of_this_machine() -> int:
-    """What Ray would find here if it were started."""
-    from ray._private.accelerators import get_accelerator_manager_for_resource
-
-    manager = get_accelerator_manager_for_resource("GPU")
-    visible = manager.get_current_process_visible_accelerator_ids()
-    return manager.get_current_node_num_accelerators() if visible is None else len(visible)
+    return ClusterGpus(resources.get("GPU", 0.0), possible_gpus(), types, alive)
 
 
 def runner_num_gpus(config: LLMConfig, gpus: ClusterGpus) -> float:
@@ -94,10 +86,3 @@ def runner_resources(config: LLMConfig, num_gpus: float) -> dict[str, float]:
     if config.accelerator_type is not None:
         bundle[f"accelerator_type:{config.accelerator_type}"] = 0.001
     return bundle
-
-
-def _possible_gpus() -> float:
-    # Private to Ray, and what Ray Data asks; None where no autoscaler told what it may start.
-    from ray._private.state import state
-
-    return float((state.get_max_resources_from_cluster_config() or {}).get("GPU", 0))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 
 import ray
-from ray.serve._private import replica
+
+from deployments.ray_private import change_replica_address
 
 
 def listen_where_the_node_does() -> None:
@@ -17,9 +18,4 @@ def listen_where_the_node_does() -> None:
     node = ray.util.get_node_ip_address()
     if not ipaddress.ip_address(node).is_loopback:
         return
-    add_port = replica.add_port_to_grpc_server
-
-    def add_port_on_loopback(server, address: str) -> int:
-        return add_port(server, address.replace("[::]", node if ":" not in node else f"[{node}]"))
-
-    replica.add_port_to_grpc_server = add_port_on_loopback
+    change_replica_address(lambda address: address.replace("[::]", node if ":" not in node else f"[{node}]"))

@@ -16,7 +16,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from cluster.config import LLMConfig
 from cluster.process_liveness import PeerProcess
 from cluster.silence_clock import TICK_S, SilenceClock
-from deployments.replica.drain_notice import node_drain_seconds, serve_is_stopping
+from deployments.ray_private import replica_is_stopping
+from deployments.replica.drain_notice import node_drain_seconds
 
 logger = logging.getLogger("ray.serve")
 
@@ -122,7 +123,7 @@ class RunnerWatch:
         return None
 
     def _look_at_serve(self) -> None:
-        if not self.stopping and serve_is_stopping():
+        if not self.stopping and replica_is_stopping():
             self.stopping = True
             self._drain(self._drain_timeout_s)
 

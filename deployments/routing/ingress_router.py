@@ -6,7 +6,7 @@ checks of its own and does not use this.
 
 from __future__ import annotations
 
-from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from deployments.ray_private import PowerOfTwoChoicesRequestRouter
 
 
 class IngressRouter(PowerOfTwoChoicesRequestRouter):

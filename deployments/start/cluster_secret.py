@@ -10,10 +10,8 @@ import logging
 import threading
 from concurrent.futures import Future
 
-import ray
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
 from cluster.tenant import SECRET_BYTES, own_secret
+from deployments.ray_private import gcs_client
 
 logger = logging.getLogger("ray.serve")
 
@@ -46,7 +44,7 @@ def _look(application: str, patience_s: float, found: Future[bytes]) -> None:
 
 
 def _stored(name: bytes, patience_s: float) -> bytes:
-    store = GcsClient(address=ray.get_runtime_context().gcs_address)
+    store = gcs_client()
     secret = store.internal_kv_get(name, namespace=_NAMESPACE, timeout=patience_s)
     if secret is None:
         # Of several ingresses that start at once the first one's stays.

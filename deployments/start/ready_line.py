@@ -6,12 +6,12 @@ import json
 
 from ray import serve
 
+from deployments.ray_private import http_options
+
 
 def base_url() -> str:
     """URL of this application's HTTP proxy, from inside a replica."""
-    from ray.serve.context import _get_global_client
-
-    options = _get_global_client().http_config
+    options = http_options()
     host = "127.0.0.1" if options.host in (None, "0.0.0.0", "::") else options.host
     prefix = serve.status().applications[serve.get_replica_context().app_name]
     route = getattr(prefix, "route_prefix", None) or ""

@@ -129,9 +129,9 @@ def fallback_port() -> int | None:
     """Where Serve keeps a proxy of its own beside HAProxy, asked in a process of the cluster; None without HAProxy."""
     if os.environ.get(_HAPROXY) != "1":
         return None
-    from ray.serve._private.constants import RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
+    from deployments.ray_private import FALLBACK_PROXY_PORT
 
-    return RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
+    return FALLBACK_PROXY_PORT
 
 
 def is_free(port: int) -> bool:

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from ray._private import worker
+from deployments.ray_private import session_logs
 
 # Of processes that ended, the newest so many files stay to be read; each process has three or four.
 MAX_KEPT = 200
@@ -19,9 +19,9 @@ _ACCESS_MODE = 0o3
 
 def tidy_session_logs() -> None:
     """Remove old logs of this process's Ray session, on a thread of its own. For what starts where something else has died."""
-    node = worker._global_node
-    if node is not None:
-        threading.Thread(target=remove_old_logs, args=(node.get_logs_dir_path(),), daemon=True).start()
+    folder = session_logs()
+    if folder is not None:
+        threading.Thread(target=remove_old_logs, args=(folder,), daemon=True).start()
 
 
 def remove_old_logs(folder: str, max_kept: int = MAX_KEPT, settled_s: float = _SETTLED_S) -> int:
