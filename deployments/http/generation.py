@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from cluster.api_errors import ApiError
-from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
-from deployments.http.sequence_output import SequenceOutput
-from deployments.metrics.ingress_metrics import SequenceTimes
+from deployments.http.choice import Choice
 from deployments.routing.engine_client import EngineClient
-from deployments.routing.submission import Submission
 
 # Steps of sequences that are turned into text in one go: about ten microseconds each, more with stop strings.
 _READ_AT_ONCE = 512
@@ -26,28 +23,17 @@ class Generation:
     but others have their turn after each few hundred steps.
 
     Attributes:
-        outputs: one a sequence, in the order of ``entries``.
-        entries: the journal entries.
+        choices: one a sequence.
     """
 
-    def __init__(
-        self,
-        client: EngineClient,
-        entries: Sequence[JournalEntry],
-        outputs: Sequence[SequenceOutput],
-        received: float,
-    ) -> None:
-        """``received``: when the request came in, of ``time.monotonic``."""
-        self.entries = entries
-        self.outputs = outputs
+    def __init__(self, client: EngineClient, choices: Sequence[Choice]) -> None:
+        self.choices = choices
         self._client = client
-        self._unread: deque[tuple[int, TokenDelta]] = deque()
+        self._unread: deque[tuple[Choice, TokenDelta]] = deque()
         self._has_more = False
         self._error: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._num_open = sum(output.finish_reason is None for output in outputs)
-        self._submissions: list[Submission | None] = []
-        self._times = [SequenceTimes(client.metrics, received) for _ in outputs]
+        self._num_open = sum(choice.output.finish_reason is None for choice in choices)
 
     @property
     def finished(self) -> bool:
@@ -57,7 +43,7 @@ class Generation:
     @property
     def fingerprint(self) -> str:
         """Of the engine that made the tokens; empty before the first."""
-        return next((entry.fingerprint for entry in self.entries if entry.fingerprint), "")
+        return next((choice.entry.fingerprint for choice in self.choices if choice.entry.fingerprint), "")
 
     def start(self) -> None:
         """Submit every sequence that is not finished.
@@ -65,23 +51,20 @@ class Generation:
         Raises:
             ApiError: 429, the engines have no room for all of them; none was submitted.
         """
-        has_begun = any(entry.attempt for entry in self.entries)
+        has_begun = any(choice.entry.attempt for choice in self.choices)
         if not has_begun:
-            self._client.check_room(self._num_open, self.entries[0].tenant)
-        for i, entry in enumerate(self.entries):
-            if self.outputs[i].finish_reason is not None:
-                self._submissions.append(None)
-                continue
-            self._submissions.append(self._client.submit(entry, partial(self._put, i), self.fail))
-
-        if len(self.entries) > 1:
+            self._client.check_room(self._num_open, self.choices[0].entry.tenant)
+        for choice in self.choices:
+            if choice.output.finish_reason is None:
+                choice.submission = self._client.submit(choice.entry, partial(self._put, choice), self.fail)
+        if len(self.choices) > 1:
             self.accept()
 
     def accept(self) -> None:
         """From now on the sequences wait for room in a full queue; none of them is refused any more."""
-        for submission in self._submissions:
-            if submission is not None:
-                submission.is_admitted = True
+        for choice in self.choices:
+            if choice.submission is not None:
+                choice.submission.is_admitted = True
 
     async def read(self) -> dict[int, str]:
         """Wait for tokens; the new text of every sequence that got any, by index (empty text if none was released yet).
@@ -101,30 +84,29 @@ class Generation:
             raise self._error
         texts: dict[int, str] = {}
         for _ in range(min(len(self._unread), _READ_AT_ONCE)):
-            i, delta = self._unread.popleft()
-            output = self.outputs[i]
+            choice, delta = self._unread.popleft()
+            output = choice.output
             if output.finish_reason is not None:
                 continue
-            texts[i] = texts.get(i, "") + output.push(delta)
+            texts[choice.index] = texts.get(choice.index, "") + output.push(delta)
             if output.finish_reason is not None:
                 self._num_open -= 1
-                self._times[i].finished(output.finish_reason, len(output.token_ids))
-                submission = self._submissions[i]
-                if delta.finish_reason is None and submission is not None:
-                    self._client.cancel(submission)
+                choice.times.finished(output.finish_reason, len(output.token_ids))
+                if delta.finish_reason is None and choice.submission is not None:
+                    self._client.cancel(choice.submission)
         self._has_more = bool(self._unread)
         return texts
 
     def close(self) -> None:
         """Give up what is not finished; safe to call at any time."""
-        for submission, times in zip(self._submissions, self._times):
-            if submission is not None:
-                self._client.cancel(submission)
-            times.given_up(self._error is not None)
+        for choice in self.choices:
+            if choice.submission is not None:
+                self._client.cancel(choice.submission)
+            choice.times.given_up(self._error is not None)
 
-    def _put(self, index: int, delta: TokenDelta) -> None:
-        self._unread.append((index, delta))
-        self._times[index].arrived(bool(delta.token_ids))
+    def _put(self, choice: Choice, delta: TokenDelta) -> None:
+        self._unread.append((choice, delta))
+        choice.times.arrived(bool(delta.token_ids))
         self._wake()
 
     def fail(self, error: ApiError) -> None:

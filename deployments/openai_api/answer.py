@@ -5,7 +5,6 @@ What completions and chats have in common; ``completion_answer`` and ``chat_answ
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 import uuid
@@ -15,8 +14,8 @@ from typing import Any
 
 from actors.text.tokenizer import Tokenizer
 from cluster.outputs import TokenLogprobs
+from deployments.http.choice import Choice
 from deployments.http.generation import Generation
-from deployments.http.sequence_output import SequenceOutput
 from deployments.openai_api.protocol import GenerationRequest
 from deployments.openai_api.resume import ResumePoint
 
@@ -62,8 +61,9 @@ class OpenAiResponse(ABC):
             "created": resumed.created if resumed else int(time.time()),
             "model": model_id,
         }
-        self._num_sent = [len(output.token_ids) or -1 for output in generation.outputs]
-        self._has_ended = [False] * len(self._num_sent)
+        self.choices = generation.choices
+        for choice in self.choices:
+            choice.num_sent = len(choice.output.token_ids) or -1
         # The prompt's cached tokens are known where the answer began.
         self._num_cached_before = resumed.num_cached_tokens if resumed else 0
         self.event_ids: list[str] = []
@@ -73,10 +73,9 @@ class OpenAiResponse(ABC):
 
     def whole(self) -> dict[str, Any]:
         """The answer object; every sequence must be finished."""
-        choices = [self.whole_choice(i, output) for i, output in enumerate(self.generation.outputs)]
         return {
             **self._head,
-            "choices": choices,
+            "choices": list(map(self.whole_choice, self.choices)),
             "usage": self.usage(),
             "system_fingerprint": self.generation.fingerprint,
             "seed": self.seed,
@@ -91,40 +90,40 @@ class OpenAiResponse(ABC):
         chunks = []
         self.event_ids = []
         for i, text in texts.items():
-            output, num_sent = self.generation.outputs[i], self._num_sent[i]
-            begins = all(num < 0 for num in self._num_sent)
-            new = slice(max(num_sent, 0), self.num_generated(output))
-            opening = self.opening_choice(i) if num_sent < 0 else None
+            choice = self.choices[i]
+            num_sent = choice.num_sent
+            begins = all(other.num_sent < 0 for other in self.choices)
+            new = slice(max(num_sent, 0), self.num_generated(choice))
+            opening = self.opening_choice(choice) if num_sent < 0 else None
             if opening is not None:
-                self._num_sent[i] = 0
-                chunks.append({**self._chunk(i, opening), "seed": self.seed})
-            choice = self.chunk_choice(i, text, output, new, first=num_sent < 0)
-            if choice is not None:
-                self._num_sent[i] = max(num_sent, new.stop)
-                chunks.append(self._chunk(i, choice))
+                choice.num_sent = 0
+                chunks.append({**self._chunk(choice, opening), "seed": self.seed})
+            body = self.chunk_choice(choice, text, new, first=num_sent < 0)
+            if body is not None:
+                choice.num_sent = max(num_sent, new.stop)
+                chunks.append(self._chunk(choice, body))
                 if num_sent < 0:
                     chunks[-1]["seed"] = self.seed
             if begins:
-                chunks[0].update(self.first_chunk_extras(i, output))
+                chunks[0].update(self.first_chunk_extras(choice))
         return chunks
 
-    def _chunk(self, index: int, choice: dict[str, Any]) -> dict[str, Any]:
-        """A chunk with what was sent by now, and its id."""
-        num_sent = [max(num, 0) for num in self._num_sent]
-        self._has_ended[index] |= choice["finish_reason"] is not None
+    def _chunk(self, choice: Choice, body: dict[str, Any]) -> dict[str, Any]:
+        """A chunk with ``body``, of ``choice``, and its id, which tells what was sent by now."""
+        choice.has_ended |= body["finish_reason"] is not None
+        num_sent = sum(max(other.num_sent, 0) for other in self.choices)
         # A choice that has nothing yet is begun anew by who takes the answer up, and its prompt looked up again.
-        num_cached = self.num_cached_tokens([num > 0 or end for num, end in zip(num_sent, self._has_ended)])
-        point = ResumePoint(self._head["id"], self._head["created"], sum(num_sent), num_cached)
-        self.event_ids.append(str(point))
+        num_cached = self.num_cached_tokens(only_begun=True)
+        self.event_ids.append(str(ResumePoint(self._head["id"], self._head["created"], num_sent, num_cached)))
         chunk = {
             **self._head,
             "object": self.chunk_name,
-            "choices": [choice],
+            "choices": [body],
             "system_fingerprint": self.generation.fingerprint,
         }
         if self._usage_in_every_chunk:
             # As vLLM has it: that of the chunk's choice.
-            chunk["usage"] = _usage(len(self.prompt_ids[index // self.request.n]), num_sent[index])
+            chunk["usage"] = _usage(len(self.prompt_of(choice)), max(choice.num_sent, 0))
         elif self._include_usage:
             chunk["usage"] = None
         return chunk
@@ -132,20 +131,24 @@ class OpenAiResponse(ABC):
     def num_values(self, texts: dict[int, str] | None = None) -> int:
         """About how many values the answer has, or the chunks for ``texts``: a long one is built beside the event loop."""
         count = 0
-        for i in range(len(self.generation.outputs)) if texts is None else texts:
-            output, num_sent = self.generation.outputs[i], -1 if texts is None else self._num_sent[i]
-            count += len(output.text if texts is None else texts[i]) // _CHARS_A_VALUE
+        for choice in self.choices if texts is None else [self.choices[i] for i in texts]:
+            output, num_sent = choice.output, -1 if texts is None else choice.num_sent
+            count += len(output.text if texts is None else texts[choice.index]) // _CHARS_A_VALUE
             if num_sent < 0:
-                count += self.num_echoed(i) // _CHARS_A_VALUE
+                count += self.num_echoed(choice) // _CHARS_A_VALUE
             first, num_tokens = num_sent < 0, len(output.token_ids) - max(num_sent, 0)
             count += num_tokens * self._values_a_token(output.logprobs)
             if first and output.prompt_logprobs is not None:
                 count += len(output.prompt_logprobs) * self._values_a_token(output.prompt_logprobs)
             if first and self.request.return_token_ids:
-                count += len(self.prompt_ids[i // self.request.n])
+                count += len(self.prompt_of(choice))
         return count
 
-    def num_echoed(self, index: int) -> int:
+    def prompt_of(self, choice: Choice) -> list[int]:
+        """Token ids of the prompt that a choice answers."""
+        return self.prompt_ids[choice.index // self.request.n]
+
+    def num_echoed(self, choice: Choice) -> int:
         """Characters of the prompt that a choice begins with."""
         return 0
 
@@ -169,51 +172,51 @@ class OpenAiResponse(ABC):
     def usage(self) -> dict[str, Any]:
         """Token counts; a prompt counts once however many choices it has."""
         num_prompt = sum(map(len, self.prompt_ids))
-        num_generated = sum(self.num_generated(output) for output in self.generation.outputs)
+        num_generated = sum(map(self.num_generated, self.choices))
         return {
             **_usage(num_prompt, num_generated),
             "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens()},
         }
 
-    def num_cached_tokens(self, counted: Sequence[bool] | None = None) -> int:
-        """Prompt tokens found in the prefix cache when the answer began; of each prompt the first choice counts, if it does in
-        ``counted``."""
-        outputs, every = self.generation.outputs, slice(None, None, self.request.n)
-        chosen = itertools.compress(outputs[every], counted[every]) if counted is not None else outputs[every]
-        return self._num_cached_before + sum(output.num_cached_tokens for output in chosen)
+    def num_cached_tokens(self, only_begun: bool = False) -> int:
+        """Prompt tokens found in the prefix cache when the answer began; of each prompt the first choice counts, or none if that
+        has to have begun and no chunk has anything of it."""
+        counted = [
+            choice.output.num_cached_tokens
+            for choice in self.choices[:: self.request.n]
+            if not only_begun or choice.num_sent > 0 or choice.has_ended
+        ]
+        return self._num_cached_before + sum(counted)
 
-    def num_generated(self, output: SequenceOutput) -> int:
-        return len(output.token_ids)
+    def num_generated(self, choice: Choice) -> int:
+        return len(choice.output.token_ids)
 
     def whole_extras(self) -> dict[str, Any]:
         return {}
 
-    def first_chunk_extras(self, index: int, output: SequenceOutput) -> dict[str, Any]:
-        """What the first chunk of a stream has beside its choice, which is number ``index``."""
+    def first_chunk_extras(self, choice: Choice) -> dict[str, Any]:
+        """What the first chunk of a stream, which is of ``choice``, has beside that."""
         return {}
 
-    def opening_choice(self, index: int) -> dict[str, Any] | None:
-        """What a stream has of choice ``index`` before its text, or None if that is nothing."""
+    def opening_choice(self, choice: Choice) -> dict[str, Any] | None:
+        """What a stream has of a choice before its text, or None if that is nothing."""
         return None
 
     @abstractmethod
-    def whole_choice(self, index: int, output: SequenceOutput) -> dict[str, Any]:
+    def whole_choice(self, choice: Choice) -> dict[str, Any]:
         """A choice of the whole answer."""
 
     @abstractmethod
-    def chunk_choice(
-        self, index: int, text: str, output: SequenceOutput, new: slice, first: bool
-    ) -> dict[str, Any] | None:
+    def chunk_choice(self, choice: Choice, text: str, new: slice, first: bool) -> dict[str, Any] | None:
         """A choice with the new text and what came with the tokens in ``new``; None if that is nothing."""
 
-    def prompt_logprobs(self, index: int, output: SequenceOutput) -> list[dict[str, Any] | None] | None:
+    def prompt_logprobs(self, choice: Choice) -> list[dict[str, Any] | None] | None:
         """Log-probabilities of the prompt as vLLM reports them: token id to logprob, rank and text."""
-        if self.request.prompt_logprobs is None or output.prompt_logprobs is None:
+        if self.request.prompt_logprobs is None or choice.output.prompt_logprobs is None:
             return None
-        prompt = self.prompt_ids[index // self.request.n]
         return [
             None if entry is None else self._by_token_id(token, entry)
-            for token, entry in zip(prompt, output.prompt_logprobs)
+            for token, entry in zip(self.prompt_of(choice), choice.output.prompt_logprobs)
         ]
 
     def _by_token_id(self, token: int, entry: TokenLogprobs) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from deployments.http.choice import Choice
 from deployments.http.sequence_output import SequenceOutput
 from deployments.openai_api.answer import ALL, OpenAiResponse, finite
 from deployments.openai_api.protocol import ChatCompletionRequest
@@ -17,55 +18,55 @@ class ChatAnswer(OpenAiResponse):
     chunk_name = "chat.completion.chunk"
     request: ChatCompletionRequest
 
-    def whole_choice(self, index: int, output: SequenceOutput) -> dict[str, Any]:
-        choice = {
-            "index": index,
+    def whole_choice(self, choice: Choice) -> dict[str, Any]:
+        output = choice.output
+        body = {
+            "index": choice.index,
             "message": {"role": "assistant", "content": output.text, "refusal": None},
             "logprobs": self._logprobs(output, ALL),
             "finish_reason": output.finish_reason,
             "stop_reason": output.stop_reason,
         }
         if self.request.return_token_ids:
-            choice["token_ids"] = output.token_ids
-        return choice
+            body["token_ids"] = output.token_ids
+        return body
 
     def whole_extras(self) -> dict[str, Any]:
         extras: dict[str, Any] = {}
         if self.request.return_token_ids:
             extras["prompt_token_ids"] = self.prompt_ids[0]
-        return {**extras, **self.first_chunk_extras(0, self.generation.outputs[0])}
+        return {**extras, **self.first_chunk_extras(self.choices[0])}
 
-    def first_chunk_extras(self, index: int, output: SequenceOutput) -> dict[str, Any]:
+    def first_chunk_extras(self, choice: Choice) -> dict[str, Any]:
         # All choices have the same prompt.
         if self.request.prompt_logprobs is None:
             return {}
-        return {"prompt_logprobs": self.prompt_logprobs(index, output)}
+        return {"prompt_logprobs": self.prompt_logprobs(choice)}
 
-    def opening_choice(self, index: int) -> dict[str, Any]:
+    def opening_choice(self, choice: Choice) -> dict[str, Any]:
         # As OpenAI has it: clients take the role from a chunk of its own, whose content is empty.
         delta = {"role": "assistant", "content": "", "refusal": None}
-        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        body: dict[str, Any] = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
         if self.request.return_token_ids:
-            choice |= {"token_ids": [], "prompt_token_ids": self.prompt_ids[0]}
-        return choice
+            body |= {"token_ids": [], "prompt_token_ids": self.prompt_ids[0]}
+        return body
 
-    def chunk_choice(
-        self, index: int, text: str, output: SequenceOutput, new: slice, first: bool
-    ) -> dict[str, Any] | None:
+    def chunk_choice(self, choice: Choice, text: str, new: slice, first: bool) -> dict[str, Any] | None:
+        output = choice.output
         with_tokens = self.request.return_token_ids or self.request.logprobs
         if not (text or output.finish_reason or (with_tokens and new.stop > new.start)):
             return None
-        choice = {
-            "index": index,
+        body = {
+            "index": choice.index,
             "delta": {"content": text} if text else {},
             "logprobs": self._logprobs(output, new),
             "finish_reason": output.finish_reason,
         }
         if output.finish_reason is not None:
-            choice["stop_reason"] = output.stop_reason
+            body["stop_reason"] = output.stop_reason
         if self.request.return_token_ids:
-            choice["token_ids"] = output.token_ids[new]
-        return choice
+            body["token_ids"] = output.token_ids[new]
+        return body
 
     def _logprobs(self, output: SequenceOutput, new: slice) -> dict[str, Any] | None:
         if not self.request.logprobs:

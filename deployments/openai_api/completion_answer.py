@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.text.detokenizer import IncrementalDetokenizer
 from cluster.outputs import TokenLogprobs
-from deployments.http.sequence_output import SequenceOutput
+from deployments.http.choice import Choice
 from deployments.openai_api.answer import ALL, OpenAiResponse, finite
 from deployments.openai_api.protocol import CompletionRequest
 from deployments.openai_api.text_offsets import TextOffsets, prompt_offsets
@@ -27,67 +27,69 @@ class CompletionAnswer(OpenAiResponse):
         self._prompt_only = self.request.max_tokens == 0
         self._offsets: list[TextOffsets] = []
         if self.request.logprobs is not None:
-            self._offsets = [self._new_offsets(i, output) for i, output in enumerate(self.generation.outputs)]
+            self._offsets = list(map(self._new_offsets, self.choices))
 
-    def _new_offsets(self, index: int, output: SequenceOutput) -> TextOffsets:
-        """Behind the tokens that ``output`` has: those of a client who resumes."""
-        prompt, skips_special = index // self.request.n, self.request.skip_special_tokens
-        detokenizer = IncrementalDetokenizer(self.tokenizer, skips_special, continues=self.prompt_ids[prompt])
-        offsets = TextOffsets(detokenizer, len(self.prompt_texts[prompt]))
-        for token in output.token_ids:
+    def _new_offsets(self, choice: Choice) -> TextOffsets:
+        """Behind the tokens that the choice has: those of a client who resumes."""
+        skips_special = self.request.skip_special_tokens
+        detokenizer = IncrementalDetokenizer(self.tokenizer, skips_special, continues=self.prompt_of(choice))
+        offsets = TextOffsets(detokenizer, len(self._prompt_text_of(choice)))
+        for token in choice.output.token_ids:
             offsets.push(token)
         return offsets
 
-    def num_generated(self, output: SequenceOutput) -> int:
-        return 0 if self._prompt_only else len(output.token_ids)
+    def _prompt_text_of(self, choice: Choice) -> str:
+        return self.prompt_texts[choice.index // self.request.n]
 
-    def num_echoed(self, index: int) -> int:
-        return len(self.prompt_texts[index // self.request.n]) if self.request.echo else 0
+    def num_generated(self, choice: Choice) -> int:
+        return 0 if self._prompt_only else super().num_generated(choice)
 
-    def whole_choice(self, index: int, output: SequenceOutput) -> dict[str, Any]:
-        return self._choice(index, output.text, output, ALL, first=True)
+    def num_echoed(self, choice: Choice) -> int:
+        return len(self._prompt_text_of(choice)) if self.request.echo else 0
 
-    def chunk_choice(
-        self, index: int, text: str, output: SequenceOutput, new: slice, first: bool
-    ) -> dict[str, Any] | None:
+    def whole_choice(self, choice: Choice) -> dict[str, Any]:
+        return self._body(choice, choice.output.text, ALL, first=True)
+
+    def chunk_choice(self, choice: Choice, text: str, new: slice, first: bool) -> dict[str, Any] | None:
         with_tokens = self.request.return_token_ids or self.request.logprobs is not None
-        if not (text or first or output.finish_reason or (with_tokens and new.stop > new.start)):
+        if not (text or first or choice.output.finish_reason or (with_tokens and new.stop > new.start)):
             return None
-        return self._choice(index, text, output, new, first)
+        return self._body(choice, text, new, first)
 
-    def _choice(self, index: int, text: str, output: SequenceOutput, new: slice, first: bool) -> dict[str, Any]:
-        prompt = index // self.request.n
+    def _body(self, choice: Choice, text: str, new: slice, first: bool) -> dict[str, Any]:
+        output = choice.output
         if self._prompt_only:
             text = ""
         if first and self.request.echo:
-            text = self.prompt_texts[prompt] + text
-        choice = {
-            "index": index,
+            text = self._prompt_text_of(choice) + text
+        body = {
+            "index": choice.index,
             "text": text,
-            "logprobs": self._logprobs(index, output, new, first),
+            "logprobs": self._logprobs(choice, new, first),
             "finish_reason": "length" if self._prompt_only and output.finish_reason else output.finish_reason,
         }
         if output.finish_reason is not None:
-            choice["stop_reason"] = None if self._prompt_only else output.stop_reason
+            body["stop_reason"] = None if self._prompt_only else output.stop_reason
         if self.request.return_token_ids:
-            choice["token_ids"] = [] if self._prompt_only else output.token_ids[new]
+            body["token_ids"] = [] if self._prompt_only else output.token_ids[new]
             if first:
-                choice["prompt_token_ids"] = self.prompt_ids[prompt]
+                body["prompt_token_ids"] = self.prompt_of(choice)
         if first and self.request.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = self.prompt_logprobs(index, output)
-        return choice
+            body["prompt_logprobs"] = self.prompt_logprobs(choice)
+        return body
 
-    def _logprobs(self, index: int, output: SequenceOutput, new: slice, first: bool) -> dict[str, Any] | None:
+    def _logprobs(self, choice: Choice, new: slice, first: bool) -> dict[str, Any] | None:
         if self.request.logprobs is None:
             return None
+        output = choice.output
         tokens: list[int] = [] if self._prompt_only else output.token_ids[new]
         entries: list[TokenLogprobs | None] = [] if self._prompt_only else list(output.logprobs[new])
-        offsets = [self._offsets[index].push(token) for token in tokens]
+        offsets = [self._offsets[choice.index].push(token) for token in tokens]
         if first and self.request.echo and output.prompt_logprobs is not None:
-            prompt = self.prompt_ids[index // self.request.n]
+            prompt = self.prompt_of(choice)
             tokens = [*prompt, *tokens]
             entries = [*output.prompt_logprobs, *entries]
-            offsets = prompt_offsets(self.tokenizer, prompt, self.prompt_texts[index // self.request.n]) + offsets
+            offsets = prompt_offsets(self.tokenizer, prompt, self._prompt_text_of(choice)) + offsets
         texts = [self.tokenizer.token_text(token) for token in tokens]
         return {
             "tokens": texts,

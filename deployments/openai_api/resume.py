@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from cluster.api_errors import bad_request
 from cluster.client.resumable import RESUMABLE_HEADER
-from cluster.journal import JournalEntry
-from deployments.http.sequence_output import SequenceOutput
+from deployments.http.choice import Choice
 from deployments.openai_api.protocol import GenerationRequest, Resume, ResumedChoice
 from deployments.openai_api.sampling import check_prompt_ids
 
@@ -80,31 +79,28 @@ def resume_point(request: GenerationRequest, last_event_id: str | None, id_prefi
     return point
 
 
-def resume_sequences(
-    resume: Resume, entries: Sequence[JournalEntry], outputs: Sequence[SequenceOutput], vocab_size: int
-) -> None:
-    """Bring new journal entries and outputs, one a choice, to where the client is.
+def resume_choices(resume: Resume, choices: Sequence[Choice], vocab_size: int) -> None:
+    """Bring new choices to where the client is.
 
     Raises:
         ApiError: a choice cannot have been answered so.
     """
-    has_begun = any(choice.token_ids or choice.finish_reason for choice in resume.choices)
-    for i, choice in enumerate(resume.choices):
-        _resume_sequence(i, choice, resume.fingerprint, entries[i], outputs[i], vocab_size)
+    has_begun = any(has.token_ids or has.finish_reason for has in resume.choices)
+    for choice, has in zip(choices, resume.choices):
+        _resume_choice(choice, has, resume.fingerprint, vocab_size)
         # Not the first attempt: an answer that has begun is not refused for a full queue; any other is.
-        entries[i].attempt = int(has_begun)
+        choice.entry.attempt = int(has_begun)
 
 
-def _resume_sequence(
-    index: int, choice: ResumedChoice, fingerprint: str, entry: JournalEntry, output: SequenceOutput, vocab_size: int
-) -> None:
-    where, params = f"resume.choices.{index}", entry.params
-    check_prompt_ids(choice.token_ids, f"{where}.token_ids", vocab_size)
-    num_tokens, finished = len(choice.token_ids), choice.finish_reason is not None
+def _resume_choice(choice: Choice, has: ResumedChoice, fingerprint: str, vocab_size: int) -> None:
+    entry = choice.entry
+    where, params = f"resume.choices.{choice.index}", entry.params
+    check_prompt_ids(has.token_ids, f"{where}.token_ids", vocab_size)
+    num_tokens, finished = len(has.token_ids), has.finish_reason is not None
     if num_tokens > params.max_tokens or (num_tokens == params.max_tokens and not finished):
         raise bad_request(f"{where} has {num_tokens} tokens; max_tokens is {params.max_tokens}", f"{where}.token_ids")
-    if not output.resume(choice.token_ids, choice.finish_reason, params.logprobs is not None):
+    if not choice.output.resume(has.token_ids, has.finish_reason, params.logprobs is not None):
         raise bad_request(f"{where}: these tokens complete a stop string", f"{where}.finish_reason")
-    entry.output_token_ids = list(choice.token_ids)
-    entry.finish_reason = choice.finish_reason
+    entry.output_token_ids = list(has.token_ids)
+    entry.finish_reason = has.finish_reason
     entry.fingerprint = fingerprint

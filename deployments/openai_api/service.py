@@ -15,15 +15,17 @@ from cluster.errors import BiremeError, InvalidRequestError
 from cluster.journal import JournalEntry
 from cluster.tenant import NOBODY, Tenant
 from deployments.http.body import parse_json
+from deployments.http.choice import Choice
 from deployments.http.generation import Generation
 from deployments.http.large_requests import SMALL_BYTES, large_requests
 from deployments.http.sequence_output import SequenceOutput
+from deployments.metrics.ingress_metrics import SequenceTimes
 from deployments.metrics.request_events import RESUMED
 from deployments.openai_api.answer import OpenAiResponse
 from deployments.openai_api.chat_answer import ChatAnswer
 from deployments.openai_api.completion_answer import CompletionAnswer
 from deployments.openai_api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_request
-from deployments.openai_api.resume import resume_point, resume_sequences
+from deployments.openai_api.resume import resume_choices, resume_point
 from deployments.openai_api.sampling import (
     ModelLimits,
     assign_seed,
@@ -95,8 +97,8 @@ class OpenAiService:
         resume, answer.request.resume = answer.request.resume, None
         generation.start()
         if resume is not None:
-            first, num_tokens = generation.entries[0], resume.num_tokens
-            self._client.events.record(RESUMED, first.request_id, choices=len(generation.entries), tokens=num_tokens)
+            choices, num_tokens = generation.choices, resume.num_tokens
+            self._client.events.record(RESUMED, choices[0].entry.request_id, choices=len(choices), tokens=num_tokens)
         return generation, answer
 
     def _completion(
@@ -224,35 +226,31 @@ class OpenAiService:
             # ``Generation.start`` asks again and decides, where the sequences are submitted at once and so have their places:
             # until then others may come, as this runs on another thread for large requests. What is refused now costs no work.
             self._client.check_room(len(prompts) * request.n, tenant.id)
-        entries: list[JournalEntry] = []
-        outputs: list[SequenceOutput] = []
+        choices: list[Choice] = []
         for prompt_ids in prompts:
             first = sampling_params(request, len(prompt_ids), seed, self.limits)
             check_prompt_logprobs(prompts, request.n, first.prompt_logprobs, self.limits)
             for i in range(request.n):
                 params = dataclasses.replace(first, seed=engine_seed(seed + i))
-                entries.append(
-                    JournalEntry(
-                        request_id=uuid.uuid4().hex,
-                        prompt_token_ids=prompt_ids,
-                        params=params,
-                        subscriber=self._client.subscriber,
-                        priority=request.priority,
-                        cache_salt=cache_salt,
-                        tenant=tenant.id,
-                    )
+                entry = JournalEntry(
+                    request_id=uuid.uuid4().hex,
+                    prompt_token_ids=prompt_ids,
+                    params=params,
+                    subscriber=self._client.subscriber,
+                    priority=request.priority,
+                    cache_salt=cache_salt,
+                    tenant=tenant.id,
                 )
                 # A completion goes on with the prompt's text; a chat's answer is a text of its own.
                 continues = prompt_ids if isinstance(request, CompletionRequest) else None
                 detokenizer = IncrementalDetokenizer(self._tokenizer, request.skip_special_tokens, continues=continues)
-                outputs.append(
-                    SequenceOutput(
-                        detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output
-                    )
+                output = SequenceOutput(
+                    detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output
                 )
+                choices.append(Choice(len(choices), entry, output, SequenceTimes(self._client.metrics, received)))
         if resume is not None:
-            resume_sequences(resume, entries, outputs, self.limits.vocab_size)
-        return Generation(self._client, entries, outputs, received), seed
+            resume_choices(resume, choices, self.limits.vocab_size)
+        return Generation(self._client, choices), seed
 
 
 def _decoded(body: Any) -> Any:

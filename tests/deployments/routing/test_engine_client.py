@@ -20,7 +20,9 @@ from cluster.outputs import AttachRequired, EngineRoom, GenerateReply, TokenDelt
 from cluster.replies import EngineLost, RequestRefused
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
+from deployments.http.choice import Choice
 from deployments.http.generation import Generation
+from deployments.metrics.ingress_metrics import SequenceTimes
 from deployments.routing import attempts, departures, place_line, token_streams
 from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.engine_client import EngineClient
@@ -150,6 +152,10 @@ def sent(request_id: str) -> EngineRequest:
     return EngineRequest(request_id, [1], SamplingParams())
 
 
+def choice(client: Client, journal_entry: JournalEntry, output: Any) -> Choice:
+    return Choice(0, journal_entry, output, SequenceTimes(client.metrics, 0.0))
+
+
 def stream_of(client: Client) -> TokenStream | None:
     """Of the engine that is known to have the one request."""
     submission = client._submissions.of("r")
@@ -218,8 +224,8 @@ async def test_an_answer_whose_last_token_came_after_all_is_not_submitted_again(
 
 async def test_tokens_that_came_before_an_error_are_read_before_it():
     output = SimpleNamespace(finish_reason=None, push=lambda delta: "text")
-    generation = Generation(Client(Engine()), [answer(2)], [output], received=0.0)
-    generation._put(0, TokenDelta("r", 0, 0, [7]))
+    generation = Generation(client := Client(Engine()), [choice(client, answer(2), output)])
+    generation._put(generation.choices[0], TokenDelta("r", 0, 0, [7]))
     generation.fail(ApiError(503, "gone"))
     assert await generation.read() == {0: "text"}
     with pytest.raises(ApiError, match="gone"):
@@ -408,7 +414,7 @@ async def test_a_call_outlives_the_http_request_that_it_came_with(choices):
 def generation(client: Client, name: str, count: int) -> Generation:
     entries = [JournalEntry(f"{name}{i}", [1], SamplingParams(max_tokens=1)) for i in range(count)]
     outputs = [SimpleNamespace(finish_reason=None, push=lambda delta: "", token_ids=[]) for _ in entries]
-    return Generation(client, entries, outputs, received=0.0)
+    return Generation(client, [choice(client, entry, output) for entry, output in zip(entries, outputs)])
 
 
 async def test_sequences_are_taken_together_and_have_their_places_at_once(choices):
