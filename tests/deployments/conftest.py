@@ -55,9 +55,10 @@ class App:
         return self.engines.check_integrity.remote().result(timeout_s=60)
 
     def wait_until_idle(self, timeout_s: float = 5.0) -> dict:
-        """The engine's counters once nothing runs or waits."""
+        """The engine's counters once nothing runs or waits, and no slot is on its way out."""
+        busy = "num_requests_running", "num_requests_waiting", "num_slots_leaving"
         return wait_for(
-            lambda: (stats := self.stats())["num_requests_running"] + stats["num_requests_waiting"] == 0 and stats,
+            lambda: sum((stats := self.stats())[name] for name in busy) == 0 and stats,
             timeout_s,
             "the engine still has requests",
         )

@@ -72,5 +72,4 @@ async def test_survivors_of_a_crowd_get_their_solo_answers_and_the_engine_is_cle
     assert {number: crowd[number] for number in sampled} == solo
     stats = await asyncio.to_thread(small_pool.wait_until_idle, 10.0)
     assert stats["num_blocks_available"] == stats["num_blocks"] == 16
-    assert stats["num_slots_leaving"] == 0
     assert stats["num_preemptions"] > 0
