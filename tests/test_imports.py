@@ -31,7 +31,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "engine": {"runner", "models", "model_files", "device", "scheduling"},
         "runner": {"models", "device", "scheduling"},
         "models": {"layers", "device"},
-        "layers": set(),
+        "layers": {"device"},
         "device": set(),
         "scheduling": set(),
         "model_files": {"models", "layers"},

@@ -1,0 +1,50 @@
+"""Dense weight: every number in the device's own type, in the layout of the matmul."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+
+from actors.device.cpu import CpuDevice
+from actors.layers.norm import RMSNorm
+from actors.layers.weights.weight import Weight
+from gpu_ops import decode
+from gpu_ops import forward as ops
+
+
+class DenseWeight(Weight):
+    """The kind that all ops read.
+
+    Args:
+        device: where it lies.
+        array: [out_features, in_features] in the device's type.
+    """
+
+    def __init__(self, device: CpuDevice, array: np.ndarray) -> None:
+        self.out_features, self.in_features = array.shape
+        self.num_bytes = array.nbytes
+        self._packed = ops.pack_weight(device.tensor(array))
+        self._batch_invariant = device.batch_invariant
+
+    def linear(self, x: paddle.Tensor, bias: paddle.Tensor | None, float32_output: bool) -> paddle.Tensor:
+        return ops.linear(x, self._packed, self.out_features, bias, float32_output, self._batch_invariant)
+
+    @property
+    def fused_block_weight(self) -> paddle.Tensor:
+        return self._packed
+
+    @property
+    def has_small_batch(self) -> bool:
+        return True
+
+    def small_batch_linear(
+        self, x: paddle.Tensor, bias: paddle.Tensor | None, norm: RMSNorm | None, swiglu: bool
+    ) -> paddle.Tensor:
+        weight, eps = (norm.weight, norm.eps) if norm else (None, 0.0)
+        return decode.skinny_linear(x, self._packed, bias, weight, eps, swiglu)
+
+    def add_small_batch_linear(self, x: paddle.Tensor, residual: paddle.Tensor, bias: paddle.Tensor | None) -> None:
+        decode.add_skinny_linear(x, self._packed, residual, bias)
+
+    def embedding(self, ids: paddle.Tensor) -> paddle.Tensor:
+        return ops.embedding(self._packed, ids, self.out_features)

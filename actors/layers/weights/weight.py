@@ -1,0 +1,49 @@
+"""Weight of a linear layer: what every kind of storage answers, and with which op."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import paddle
+
+from actors.layers.norm import RMSNorm
+
+
+class Weight(ABC):
+    """A matrix W [out_features, in_features] as the device holds it; whoever applies a layer does not know how.
+
+    Attributes:
+        num_bytes: in the device's memory, which a step reads once.
+    """
+
+    out_features: int
+    in_features: int
+    num_bytes: int
+
+    @abstractmethod
+    def linear(self, x: paddle.Tensor, bias: paddle.Tensor | None, float32_output: bool) -> paddle.Tensor:
+        """x [T, in_features] W^T + bias -> [T, out_features]; on a GPU float32 (logits) where asked for."""
+
+    @property
+    def fused_block_weight(self) -> paddle.Tensor | None:
+        """The tensor as ``gpu_ops.decoder_layer`` reads it, or None where that op does not know this kind."""
+        return None
+
+    @property
+    def has_small_batch(self) -> bool:
+        """Whether the two small-batch products below exist for this kind."""
+        return False
+
+    def small_batch_linear(
+        self, x: paddle.Tensor, bias: paddle.Tensor | None, norm: RMSNorm | None, swiglu: bool
+    ) -> paddle.Tensor:
+        """norm(x) W^T + bias of a few rows on a GPU, and ``swiglu`` of that."""
+        raise NotImplementedError(f"{type(self).__name__} has no small-batch product")
+
+    def add_small_batch_linear(self, x: paddle.Tensor, residual: paddle.Tensor, bias: paddle.Tensor | None) -> None:
+        """residual += x W^T + bias of a few rows on a GPU, in place."""
+        raise NotImplementedError(f"{type(self).__name__} has no small-batch product")
+
+    def embedding(self, ids: paddle.Tensor) -> paddle.Tensor:
+        """Rows of W, as an embedding table: ids int64 [T] -> [T, in_features]."""
+        raise NotImplementedError(f"{type(self).__name__} is no embedding table")

@@ -1,0 +1,86 @@
+"""Pre-norm decoder layer: attention and feed-forward each read the norm of the residual stream and add to it."""
+
+from __future__ import annotations
+
+import paddle
+
+from actors.layers.attention import Attention, KVCache
+from actors.layers.batch_rows import BatchRows
+from actors.layers.linear import Linear
+from actors.layers.mlp import Mlp
+from actors.layers.norm import HeadNorm, RMSNorm
+from gpu_ops.decoder_layer import decoder_layer
+
+
+class PreNormLayer:
+    """One layer of Llama and its relatives, in three ways that compute the same."""
+
+    input_norm: RMSNorm
+    post_attention_norm: RMSNorm
+
+    def __init__(self, attention: Attention) -> None:
+        self.attention, self.mlp = attention, Mlp()
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """All matmuls of the layer."""
+        return self.attention.qkv, self.attention.o, self.mlp.gate_up, self.mlp.down
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether ``fused`` knows this layer: its kinds of weight, and the one eps that all its norms share."""
+        norm = self.attention.qk_norm
+        return all(linear.weight.fused_block_weight is not None for linear in self.linears) and (
+            norm is None or (isinstance(norm, HeadNorm) and norm.q.eps == self.input_norm.eps)
+        )
+
+    def fused(
+        self, hidden: paddle.Tensor, residual: paddle.Tensor, next_norm: RMSNorm, rows: BatchRows, cache: KVCache
+    ) -> paddle.Tensor:
+        """One op on the CPU, with the bits of ``op_by_op``: hidden [T, H] -> the same normed with ``next_norm``."""
+        attention, mlp = self.attention, self.mlp
+        norm = attention.qk_norm
+        return decoder_layer(
+            hidden,
+            residual,
+            qkv=attention.qkv.weight.fused_block_weight,
+            qkv_bias=attention.qkv.bias,
+            q_norm=norm and norm.q.weight,
+            k_norm=norm and norm.k.weight,
+            o=attention.o.weight.fused_block_weight,
+            o_bias=attention.o.bias,
+            gate_up=mlp.gate_up.weight.fused_block_weight,
+            gate_up_bias=mlp.gate_up.bias,
+            down=mlp.down.weight.fused_block_weight,
+            down_bias=mlp.down.bias,
+            post_attention_norm=self.post_attention_norm.weight,
+            next_norm=next_norm.weight,
+            cos_sin=attention.cos_sin,
+            positions=rows.positions,
+            batch_id_per_token=rows.slots,
+            block_tables=rows.block_tables,
+            k_cache=cache[0],
+            v_cache=cache[1],
+            q_heads=attention.heads[0],
+            kv_heads=attention.heads[1],
+            eps=self.input_norm.eps,
+            scale=attention.scale,
+        )
+
+    def op_by_op(
+        self, hidden: paddle.Tensor, residual: paddle.Tensor, next_norm: RMSNorm, rows: BatchRows, cache: KVCache
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Any rows, on any device: the normed input [T, H] and the residual -> both for the next layer."""
+        attention = self.attention
+        attended = attention.o(attention.mix(attention.qkv(hidden), rows, cache))
+        hidden = self.post_attention_norm.after_add(attended, residual)
+        return next_norm.after_add(self.mlp(hidden), residual), residual
+
+    def small_batch(self, residual: paddle.Tensor, rows: BatchRows, cache: KVCache) -> paddle.Tensor:
+        """A few decoding rows on a GPU, five kernels, each started while the one before it runs: residual -> residual."""
+        attention, mlp = self.attention, self.mlp
+        qkv = attention.qkv.small_batch(residual, self.input_norm)
+        attention.o.add_small_batch(attention.mix(qkv, rows, cache), residual)
+        gated = mlp.gate_small_batch(residual, self.post_attention_norm)
+        mlp.down.add_small_batch(gated, residual)
+        return residual

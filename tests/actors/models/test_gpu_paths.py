@@ -1,0 +1,84 @@
+"""The decoder's GPU paths with NumPy twins in place of the ops: the same logits, and one order of ops."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from actors.layers.weights.weight import Weight
+from actors.model_files.config import load_model_config
+from actors.model_files.source import resolve_model
+from actors.model_files.weights import iter_weights
+from actors.models.decoder import Decoder
+from tests.actors.models.test_models import GOLDEN, all_logits, load
+from tests.actors.models.twin_gpu import TwinGpu, install
+
+NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
+# A prompt, decoding rows, and a prompt's end.
+CHUNKS = [20, 1, 1, 26]
+
+
+def load_on_gpu(name: str, batch_invariant: bool = False) -> Decoder:
+    source = resolve_model(str(GOLDEN / name))
+    config, device = load_model_config(source), TwinGpu()
+    device.batch_invariant = batch_invariant
+    model = Decoder(config, 128, device)
+    model.load_weights(iter_weights(source, config))
+    return model
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_on_the_gpu_paths_match_transformers(monkeypatch, name, batch_invariant):
+    calls = install(monkeypatch)
+    reference = np.load(GOLDEN / name / "logits.npz")
+    logits = all_logits(load_on_gpu(name, batch_invariant), reference["token_ids"], CHUNKS)
+    assert np.abs(logits - reference["logits"]).max() < 1e-4
+    assert any(op == "skinny_linear" for op, _ in calls) != batch_invariant
+
+
+def test_a_small_batch_takes_five_kernels_a_layer(monkeypatch):
+    calls = install(monkeypatch)
+    model = load_on_gpu("llama_bias")
+    all_logits(model, np.arange(1), [1])
+    layer = ["skinny_linear", "decode_attention", "add_skinny_linear", "skinny_linear", "add_skinny_linear"]
+    assert [op for op, _ in calls] == ["embedding", *layer, *layer, "rms_norm", "linear"]
+
+
+def test_a_prompt_takes_a_norm_with_each_residual_addition(monkeypatch):
+    calls = install(monkeypatch)
+    model = load_on_gpu("qwen3")
+    all_logits(model, np.arange(3), [3])
+    attention = ["linear", "qk_norm", "rotary_kv_write", "paged_attention", "linear", "add_rms_norm"]
+    layer = [*attention, "linear", "swiglu", "linear", "add_rms_norm"]
+    assert [op for op, _ in calls] == ["embedding", "rms_norm", *layer, *layer, "linear"]
+
+
+class TransposedWeight(Weight):
+    """A kind of weight that no other op knows than its own product."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.out_features, self.in_features = array.shape
+        self.num_bytes = array.nbytes
+        self._transposed = paddle.to_tensor(array.T.copy())
+
+    def linear(self, x: paddle.Tensor, bias: paddle.Tensor | None, float32_output: bool) -> paddle.Tensor:
+        y = x @ self._transposed
+        return y if bias is None else y + bias
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_kind_of_weight_decides_which_op_runs(monkeypatch, on_gpu):
+    """One layer with another kind, and the model goes op by op with the same result."""
+    calls = install(monkeypatch) if on_gpu else []
+    model = load_on_gpu("llama_bias") if on_gpu else load(GOLDEN / "llama_bias")
+    source = resolve_model(str(GOLDEN / "llama_bias"))
+    arrays = dict(iter_weights(source, model.config))
+    for index, layer in enumerate(model.layers):
+        layer.mlp.down.weight = TransposedWeight(arrays[f"model.layers.{index}.mlp.down_proj.weight"])
+    reference = np.load(GOLDEN / "llama_bias" / "logits.npz")
+    logits = all_logits(model, reference["token_ids"], CHUNKS)
+    assert np.abs(logits - reference["logits"]).max() < 1e-4
+    assert model.max_few_rows == 0
+    assert not any(op == "skinny_linear" for op, _ in calls)
