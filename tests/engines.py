@@ -32,10 +32,26 @@ TINY_CONFIG = {
 }
 
 
-def write_tiny_model(folder: Path) -> Path:
+# What makes the tiny model one of a family that the forward pass treats differently.
+FAMILIES: dict[str, dict] = {
+    "llama": {},
+    "granite": {
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 0.5,
+        "tie_word_embeddings": False,
+    },
+    "olmo2": {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
+}
+
+
+def write_tiny_model(folder: Path, family: str = "llama") -> Path:
     """A folder that ``load_format=dummy`` serves."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(TINY_CONFIG))
+    (folder / "config.json").write_text(json.dumps(TINY_CONFIG | FAMILIES[family]))
     return folder
 
 

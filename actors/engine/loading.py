@@ -15,7 +15,7 @@ from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
 from actors.models.config import ModelConfig
 from actors.models.gpu_limits import check_gpu_model
-from actors.models.registry import load_model
+from actors.models.load import load_model
 from actors.runner.model_runner import ModelRunner
 from actors.scheduling.kv_cache import KVCache
 from actors.scheduling.scheduler import Scheduler

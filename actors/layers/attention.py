@@ -7,7 +7,7 @@ import paddle
 from actors.device.cpu import CpuDevice
 from actors.layers.batch_rows import BatchRows
 from actors.layers.linear import Linear
-from actors.layers.norm import HeadNorm
+from actors.layers.norm import HeadNorm, ProjectionNorm
 from gpu_ops import decode
 from gpu_ops import forward as ops
 
@@ -34,7 +34,7 @@ class Attention:
         heads: tuple[int, int],
         scale: float,
         cos_sin: paddle.Tensor,
-        qk_norm: HeadNorm | None,
+        qk_norm: HeadNorm | ProjectionNorm | None,
     ) -> None:
         self.heads, self.scale, self.cos_sin, self.qk_norm = heads, scale, cos_sin, qk_norm
         self._device = device

@@ -1,4 +1,4 @@
-"""RMSNorm, alone, after a residual addition, and of queries and keys."""
+"""RMSNorm: alone, after a residual addition, and of queries and keys over a head or over their whole projection."""
 
 from __future__ import annotations
 
@@ -32,3 +32,17 @@ class HeadNorm:
         """Norm qkv [T, (num_heads + 2 * num_kv_heads) * D] in place and return it."""
         ops.qk_norm(qkv, self.q.weight, self.k.weight, num_heads, num_kv_heads, self.q.eps)
         return qkv
+
+
+class ProjectionNorm:
+    """RMSNorm of all queries of a row together and of all its keys, before rotation, as in OLMo 2; q has a weight [Hq D], k
+    one [Hkv D]."""
+
+    q: RMSNorm
+    k: RMSNorm
+
+    def __call__(self, qkv: paddle.Tensor, num_heads: int, num_kv_heads: int) -> paddle.Tensor:
+        """Return qkv [T, (num_heads + 2 * num_kv_heads) * D] with normed queries and keys."""
+        keys = self.k.weight.shape[0]
+        q, k, v = paddle.split(qkv, [self.q.weight.shape[0], keys, keys], axis=1)
+        return paddle.concat([self.q(q), self.k(k), v], axis=1)

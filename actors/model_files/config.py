@@ -8,7 +8,9 @@ from typing import Any
 
 from actors.model_files.rope_scaling import normalise_rope_scaling
 from actors.model_files.source import ModelSource
-from actors.models.config import ARCHITECTURES, DTYPES, ModelConfig
+from actors.models.config import DTYPES, ModelConfig
+from actors.models.family import Family
+from actors.models.registry import family_of_json
 from cluster.errors import ModelLoadError
 
 
@@ -46,13 +48,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_architecture(name: object, where: object) -> ModelLoadError:
-    """The error for a model type that the engine does not compute."""
-    return ModelLoadError(
-        f"{where}: architecture {name!r} is not supported; supported: {', '.join(ARCHITECTURES)}.", "model"
-    )
-
-
 def token_ids(value: Any) -> set[int]:
     """Return the ids in a field that may be absent, a number or a list of numbers."""
     values = value if isinstance(value, list) else [value]
@@ -72,9 +67,7 @@ def config_from_json(raw: dict[str, Any], generation: dict[str, Any], where: obj
         generation: content of generation_config.json, or {}.
         where: for error messages.
     """
-    arch = raw.get("model_type")
-    if arch not in ARCHITECTURES:
-        raise refuse_architecture(arch, where)
+    family = family_of_json(raw, where)
     _refuse_unsupported(raw, where)
 
     def required(name: str) -> Any:
@@ -88,35 +81,35 @@ def config_from_json(raw: dict[str, Any], generation: dict[str, Any], where: obj
             f"{where}: hidden_size ({hidden!r}) and num_attention_heads ({heads!r}) must be positive integers.", "model"
         )
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    default_theta = 500_000.0 if arch == "ernie4_5" else 10_000.0
-    # Mistral's published code has no biases, whatever its configuration says.
-    bias = bool(raw.get("use_bias" if arch == "ernie4_5" else "attention_bias", False)) and arch != "mistral"
     max_positions = raw.get("max_position_embeddings", 2048)
     scaling, max_positions = normalise_rope_scaling(rope, max_positions, where)
     bos = raw.get("bos_token_id", generation.get("bos_token_id"))
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
     return ModelConfig(
-        architecture=arch,
+        architecture=family.name,
         hidden_size=hidden,
         intermediate_size=required("intermediate_size"),
         num_layers=required("num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or (128 if arch in ("qwen3", "ernie4_5") else hidden // heads),
+        head_dim=raw.get("head_dim") or family.head_dim or hidden // heads,
         vocab_size=required("vocab_size"),
-        max_position_embeddings=_within_window(raw, arch, max_positions),
-        rms_norm_eps=float(raw.get("rms_norm_eps") or (1e-5 if arch == "ernie4_5" else 1e-6)),
-        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or default_theta),
+        max_position_embeddings=_within_window(raw, family, max_positions),
+        rms_norm_eps=float(raw.get("rms_norm_eps") or family.rms_norm_eps),
+        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or family.rope_theta),
         rope_scaling=scaling,
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", arch == "ernie4_5")),
-        rope_interleaved=arch == "ernie4_5",
-        attention_bias=arch == "qwen2" or bias,
-        attention_out_bias=bias and arch in ("llama", "ernie4_5", "qwen3"),
-        mlp_bias=bias if arch == "ernie4_5" else bool(raw.get("mlp_bias", False)) and arch == "llama",
-        qk_norm=arch == "qwen3",
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", family.tie_word_embeddings)),
+        rope_interleaved=family.interleaved,
+        attention_bias=family.has(family.attention_bias, raw),
+        attention_out_bias=family.has(family.attention_out_bias, raw),
+        mlp_bias=family.has(family.mlp_bias, raw),
+        qk_norm=family.qk_norm != "none",
+        qk_norm_over_projection=family.qk_norm == "projection",
+        norms=family.norms,
         eos_token_ids=tuple(sorted(token_ids(raw.get("eos_token_id")) | token_ids(generation.get("eos_token_id")))),
         bos_token_id=bos if isinstance(bos, int) else None,
         dtype=dtype if dtype in DTYPES else "float32",
+        **{name: float(raw.get(key, default)) for name, (key, default, _) in family.multipliers.items()},
     )
 
 
@@ -137,8 +130,10 @@ def _refuse_unsupported(raw: dict[str, Any], where: object) -> None:
         raise ModelLoadError(f"{where}: pretraining_tp is {raw['pretraining_tp']}; supported: 1.", "model")
 
 
-def _within_window(raw: dict[str, Any], arch: str, max_positions: int) -> int:
+def _within_window(raw: dict[str, Any], family: Family, max_positions: int) -> int:
     """Attention within the window is full attention, so a sequence that never outgrows it needs no window."""
-    uses_window = arch == "mistral" or (arch in ("qwen2", "qwen3") and raw.get("use_sliding_window", False))
+    uses_window = family.sliding_window == "always" or (
+        family.sliding_window == "if used" and raw.get("use_sliding_window", False)
+    )
     window = raw.get("sliding_window") if uses_window else None
     return min(max_positions, window) if window else max_positions

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from actors.layers.rope import RopeScaling
-from actors.model_files.config import refuse_architecture
 from actors.model_files.gguf_file import GGUFFile, read_gguf
 from actors.model_files.gguf_tensors import read_tensor
 from actors.model_files.gguf_tokens import gguf_eos_token_ids
 from actors.model_files.rope_scaling import normalise_rope_scaling
-from actors.models.config import ARCHITECTURES, ModelConfig
+from actors.models.config import ModelConfig
+from actors.models.registry import family_of_gguf
 from cluster.errors import ModelLoadError
 
-# ggml's converter stores q and k of these with neighbouring dimensions paired.
-INTERLEAVED = ("llama", "ernie4_5")
 _DTYPES = {0: "float32", 1: "float16", 30: "bfloat16"}
 
 
@@ -27,8 +25,7 @@ def config_from_gguf(path: Path) -> ModelConfig:
     """
     file = read_gguf(path)
     arch = file.architecture
-    if arch not in ARCHITECTURES or arch == "mistral":  # GGUF files of Mistral say llama
-        raise refuse_architecture(arch, path)
+    family = family_of_gguf(arch, path)
 
     def get(key: str, default: Any = None) -> Any:
         value = file.metadata.get(f"{arch}.{key}", default)
@@ -45,6 +42,9 @@ def config_from_gguf(path: Path) -> ModelConfig:
         raise ModelLoadError(
             f"{path} is a mixture of experts, which is not supported; supported: dense models.", "model"
         )
+    for key in family.refused_gguf_keys:
+        if f"{arch}.{key}" in file.metadata:
+            raise ModelLoadError(f"{path} has {arch}.{key}, a variant of {arch} that is not supported.", "model")
     hidden, heads = get("embedding_length"), get("attention.head_count")
     if not isinstance(heads, int) or heads < 1:
         raise ModelLoadError(
@@ -75,14 +75,18 @@ def config_from_gguf(path: Path) -> ModelConfig:
         rope_theta=float(get("rope.freq_base", 10_000.0)),
         rope_scaling=scaling,
         tie_word_embeddings="output.weight" not in file.tensors,
-        rope_interleaved=arch in INTERLEAVED,
+        rope_interleaved=family.gguf_interleaved,
         attention_bias="blk.0.attn_q.bias" in file.tensors,
         attention_out_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
-        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
+        qk_norm=family.qk_norm == "projection" or "blk.0.attn_q_norm.weight" in file.tensors,
+        qk_norm_over_projection=family.qk_norm == "projection",
+        norms=family.norms,
         eos_token_ids=gguf_eos_token_ids(file.metadata),
         bos_token_id=bos if isinstance(bos, int) else None,
         dtype=_DTYPES.get(embedding.type_id, "float32"),
+        # Float32 next to decimal numbers, as eps.
+        **{name: float(f"{get(key):.6g}") for name, (_, _, key) in family.multipliers.items()},
     )
 
 

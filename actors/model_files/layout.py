@@ -5,20 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from actors.models.config import ModelConfig
+from actors.models.registry import FAMILIES
 
-_GGUF_LAYER = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 _GGUF_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -32,14 +20,17 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
-        tensors[prefix + "input_layernorm.weight"] = (hidden,)
+        if config.norms == "before":
+            tensors[prefix + "input_layernorm.weight"] = (hidden,)
         for name, outputs in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
             tensors[f"{prefix}self_attn.{name}.weight"] = (outputs, hidden)
             if config.attention_bias:
                 tensors[f"{prefix}self_attn.{name}.bias"] = (outputs,)
         if config.qk_norm:
-            tensors[prefix + "self_attn.q_norm.weight"] = (config.head_dim,)
-            tensors[prefix + "self_attn.k_norm.weight"] = (config.head_dim,)
+            tensors[prefix + "self_attn.q_norm.weight"] = (
+                queries if config.qk_norm_over_projection else config.head_dim,
+            )
+            tensors[prefix + "self_attn.k_norm.weight"] = (keys if config.qk_norm_over_projection else config.head_dim,)
         tensors[prefix + "self_attn.o_proj.weight"] = (hidden, queries)
         if config.attention_out_bias:
             tensors[prefix + "self_attn.o_proj.bias"] = (hidden,)
@@ -52,19 +43,33 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             tensors[f"{prefix}mlp.{name}.weight"] = shape
             if config.mlp_bias:
                 tensors[f"{prefix}mlp.{name}.bias"] = shape[:1]
+        if config.norms == "behind":
+            tensors[prefix + "post_feedforward_layernorm.weight"] = (hidden,)
     tensors["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
         tensors["lm_head.weight"] = (config.vocab_size, hidden)
     return tensors
 
 
-def gguf_name(name: str) -> str:
-    """Return what GGUF files call the tensor with this Hugging Face name."""
+def gguf_name(name: str, config: ModelConfig) -> str:
+    """Return what GGUF files of this architecture call the tensor with this Hugging Face name."""
     stem, kind = name.rsplit(".", 1)
     if stem in _GGUF_TOP:
         return f"{_GGUF_TOP[stem]}.{kind}"
     layer, part = stem.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{layer}.{_GGUF_LAYER[part]}.{kind}"
+    return f"blk.{layer}.{FAMILIES[config.architecture].layer_names[part]}.{kind}"
+
+
+def folded_factor(name: str, config: ModelConfig) -> float:
+    """Return the factor on a stored tensor by which the forward pass needs no multipliers of its own.
+
+    The residual stream is kept divided by embedding_multiplier, so that embeddings, and a head tied to them, stay as they are.
+    """
+    if name == "model.norm.weight":
+        return 1.0 / config.logits_scaling
+    if name.rsplit(".", 1)[0].endswith(("self_attn.o_proj", "mlp.down_proj")):
+        return config.residual_multiplier / config.embedding_multiplier
+    return 1.0
 
 
 def to_half_rotation(tensor: np.ndarray, num_heads: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from actors.model_files.dummy import dummy_tensor
 from actors.model_files.file_hash import content_id
 from actors.model_files.gguf_file import read_gguf
 from actors.model_files.gguf_tensors import read_tensor
-from actors.model_files.layout import expected_tensors, gguf_name, rotated_heads, to_half_rotation
+from actors.model_files.layout import expected_tensors, folded_factor, gguf_name, rotated_heads, to_half_rotation
 from actors.model_files.number_types import convert
 from actors.model_files.safetensors import ITEM_BYTES, SafeTensor, read_header
 from actors.model_files.source import ModelSource
@@ -32,7 +32,8 @@ _MAX_WORKERS = 8
 def iter_weights(source: ModelSource, config: ModelConfig, dtype: str = "float32") -> Iterator[tuple[str, np.ndarray]]:
     """Yield (Hugging Face name, tensor) for every tensor of the model; float32 ones one in memory at a time.
 
-    Names and shapes are checked before the first tensor is read. Rows of q and k are always in half-rotation order.
+    Names and shapes are checked before the first tensor is read. Rows of q and k are always in half-rotation order, and
+    multipliers of the configuration are folded in (layout.folded_factor).
 
     Args:
         dtype: one of DTYPES; bfloat16 comes as uint16 bit patterns (rounded to nearest even), NumPy having no such type.
@@ -84,8 +85,11 @@ def _in_parallel(loaders: list[tuple[str, Loader]]) -> Iterator[tuple[str, np.nd
 def _loaders(source: ModelSource, config: ModelConfig, dtype: str) -> list[tuple[str, Loader]]:
     expected = expected_tensors(config)
     if source.kind == "dummy":
-        return [(name, partial(dummy_tensor, name, shape, source.seed, dtype)) for name, shape in expected.items()]
-    find = _find_in_gguf(source) if source.kind == "gguf" else _find_in_safetensors(source)
+        return [
+            (name, partial(_dummy_tensor, name, shape, source.seed, folded_factor(name, config), dtype))
+            for name, shape in expected.items()
+        ]
+    find = _find_in_gguf(source, config) if source.kind == "gguf" else _find_in_safetensors(source)
     loaders: list[tuple[str, Loader]] = []
     for name, shape in expected.items():
         found, loader = find(name)
@@ -96,17 +100,18 @@ def _loaders(source: ModelSource, config: ModelConfig, dtype: str) -> list[tuple
                 "model",
             )
         heads = rotated_heads(name, config) if config.rope_interleaved else 0
-        loaders.append((name, partial(_stored_tensor, loader, heads, dtype)))
+        loaders.append((name, partial(_stored_tensor, loader, heads, folded_factor(name, config), dtype)))
     return loaders
 
 
-def _find_in_gguf(source: ModelSource) -> Callable[[str], tuple[tuple[int, ...], Loader]]:
+def _find_in_gguf(source: ModelSource, config: ModelConfig) -> Callable[[str], tuple[tuple[int, ...], Loader]]:
     file = read_gguf(source.path)
 
     def find(name: str) -> tuple[tuple[int, ...], Loader]:
-        tensor = file.tensors.get(gguf_name(name))
+        stored = gguf_name(name, config)
+        tensor = file.tensors.get(stored)
         if tensor is None:
-            raise _missing(source, f"{gguf_name(name)} ({name})")
+            raise _missing(source, f"{stored} ({name})")
         return tensor.shape, partial(read_tensor, file, tensor)
 
     return find
@@ -136,6 +141,17 @@ def _missing(source: ModelSource, name: str) -> ModelLoadError:
     )
 
 
-def _stored_tensor(loader: Loader, heads: int, dtype: str) -> np.ndarray:
+def _stored_tensor(loader: Loader, heads: int, factor: float, dtype: str) -> np.ndarray:
     tensor = loader()
-    return convert(to_half_rotation(tensor, heads) if heads else tensor, dtype)
+    return _scaled(to_half_rotation(tensor, heads) if heads else tensor, factor, dtype)
+
+
+def _dummy_tensor(name: str, shape: tuple[int, ...], seed: int, factor: float, dtype: str) -> np.ndarray:
+    if factor == 1:
+        return dummy_tensor(name, shape, seed, dtype)
+    return _scaled(dummy_tensor(name, shape, seed), factor, dtype)
+
+
+def _scaled(tensor: np.ndarray, factor: float, dtype: str) -> np.ndarray:
+    """Before the conversion, so that a 16-bit number is rounded once."""
+    return convert(tensor if factor == 1 else tensor * np.float32(factor), dtype)

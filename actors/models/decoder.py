@@ -1,5 +1,5 @@
-"""The decoder-only transformer that Llama, Mistral, Qwen2, Qwen3 and dense ERNIE 4.5 share: they differ by switches
-of ``ModelConfig`` (attention bias, head norms, tied head), not by code.
+"""The decoder-only transformer that all families of the registry share: they differ by switches of ``ModelConfig`` (attention
+bias, tied head, multipliers) and by the kind of their layers, not by code.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from actors.device.cpu import CpuDevice
 from actors.layers.attention import Attention, KVCache
 from actors.layers.batch_rows import BatchRows
 from actors.layers.linear import Linear
-from actors.layers.norm import HeadNorm, RMSNorm
+from actors.layers.norm import HeadNorm, ProjectionNorm, RMSNorm
 from actors.layers.weights.dense import DenseWeight
 from actors.models.config import ModelConfig
+from actors.models.layer import Layer
+from actors.models.post_norm_layer import PostNormLayer
 from actors.models.pre_norm_layer import PreNormLayer
 from cluster.cache import Progress
 from gpu_ops import decode
@@ -24,6 +26,7 @@ from gpu_ops import forward as ops
 
 __all__ = ["BatchRows", "Decoder", "most_few_rows"]
 
+_LAYERS = {"before": PreNormLayer, "behind": PostNormLayer}
 # A layer up to this size is bound by launches rather than by memory, so that folding layers together pays for more rows.
 _SMALL_LAYER_BYTES = 16 << 20
 _FEW_ROWS, _FEW_ROWS_OF_SMALL_LAYERS = 8, 32
@@ -55,11 +58,11 @@ class Decoder:
         self.embed: Linear
         self.lm_head: Linear
 
-    def _layer(self) -> PreNormLayer:
+    def _layer(self) -> Layer:
         config = self.config
-        qk_norm = HeadNorm() if config.qk_norm else None
-        heads = (config.num_heads, config.num_kv_heads)
-        return PreNormLayer(Attention(self.device, heads, config.head_dim**-0.5, self.cos_sin, qk_norm))
+        kind = ProjectionNorm if config.qk_norm_over_projection else HeadNorm
+        heads, qk_norm = (config.num_heads, config.num_kv_heads), kind() if config.qk_norm else None
+        return _LAYERS[config.norms](Attention(self.device, heads, config.score_scale, self.cos_sin, qk_norm))
 
     def load_weights(self, weights: Iterator[tuple[str, np.ndarray]], progress: Progress | None = None) -> None:
         """Take (Hugging Face name, array of the device's type) pairs in any order; fused parts wait only for their partners."""
@@ -77,25 +80,27 @@ class Decoder:
             elif name == "lm_head.weight":
                 self.lm_head = self._linear([array])
             elif name == "model.norm.weight":
-                self.final_norm = self._norm(array)
+                self.final_norm = self._norm(array, self.config.stream_eps)
             else:
                 index, attribute, names = owners[name]
                 parts[name] = array
                 if all(member in parts for member in names):
                     arrays = [parts.pop(member) for member in names]
                     owner = functools.reduce(getattr, attribute.split(".")[:-1], self.layers[index])
-                    is_norm = arrays[0].ndim == 1
-                    setattr(
-                        owner, attribute.rpartition(".")[2], self._norm(arrays[0]) if is_norm else self._linear(arrays)
-                    )
+                    setattr(owner, attribute.rpartition(".")[2], self._parameter(attribute, arrays))
                     num_left[index] -= 1
                     if progress and num_left[index] == 0:
                         progress("layers", sum(left == 0 for left in num_left), len(self.layers))
         if self.config.tie_word_embeddings:
             self.lm_head = self.embed
 
-    def _norm(self, weight: np.ndarray) -> RMSNorm:
-        return RMSNorm(self.device.tensor(weight), self.config.rms_norm_eps)
+    def _parameter(self, attribute: str, arrays: list[np.ndarray]) -> Linear | RMSNorm:
+        if arrays[0].ndim == 2:
+            return self._linear(arrays)
+        return self._norm(arrays[0], self.config.rms_norm_eps if "qk_norm" in attribute else self.config.stream_eps)
+
+    def _norm(self, weight: np.ndarray, eps: float) -> RMSNorm:
+        return RMSNorm(self.device.tensor(weight), eps)
 
     def _linear(self, arrays: list[np.ndarray]) -> Linear:
         """Weights and then biases of projections that are one matmul here, in order of output rows."""
@@ -113,8 +118,7 @@ class Decoder:
             return [f"{prefix}{module}_proj.{kind}" for kind in kinds for module in modules]
 
         names = {
-            "input_norm": [prefix + "input_layernorm.weight"],
-            "post_attention_norm": [prefix + "post_attention_layernorm.weight"],
+            **{norm: [f"{prefix}{module}.weight"] for norm, module in _LAYERS[config.norms].norm_names.items()},
             "attention.qkv": linear(["self_attn.q", "self_attn.k", "self_attn.v"], config.attention_bias),
             "attention.o": linear(["self_attn.o"], config.attention_out_bias),
             "mlp.gate_up": linear(["mlp.gate", "mlp.up"], config.mlp_bias),
@@ -152,18 +156,17 @@ class Decoder:
 
         The two differ in bits, so ``batch_invariant`` keeps to one; the folded norm needs bfloat16's range.
         """
-        weights = [linear.weight for linear in self.layers[0].linears]
-        if (
-            self.device.dtype != "bfloat16"
-            or self.device.batch_invariant
-            or not all(weight.has_small_batch for weight in weights)
-        ):
+        if self.device.dtype != "bfloat16" or self.device.batch_invariant:
             return 0
+        if not all(layer.has_small_batch for layer in self.layers):
+            return 0
+        weights = [linear.weight for linear in self.layers[0].linears]
         return most_few_rows(sum(weight.num_bytes for weight in weights), max(weight.in_features for weight in weights))
 
     def forward_fused(self, rows: BatchRows, kv_cache: list[KVCache]) -> paddle.Tensor:
         """On the CPU: one op a layer."""
-        residual, hidden = self._begin(rows)
+        residual = self.embed.weight.embedding(rows.ids)
+        hidden = self._input_of_layers(residual)
         for layer, cache, next_norm in zip(self.layers, kv_cache, self._next_norms(), strict=True):
             hidden = layer.fused(hidden, residual, next_norm, rows, cache)
         return hidden
@@ -172,23 +175,23 @@ class Decoder:
         """A step of at most ``max_few_rows`` decoding rows on a GPU."""
         residual = self.embed.weight.embedding(rows.ids)
         for layer, cache in zip(self.layers, kv_cache, strict=True):
-            residual = layer.small_batch(residual, rows, cache)
+            layer.small_batch(residual, rows, cache)
         return self.final_norm(residual)
 
     def forward_op_by_op(self, rows: BatchRows, kv_cache: list[KVCache]) -> paddle.Tensor:
         """The plain twin of the fused blocks: one op after the other, and on the CPU the same bits. On a GPU the way of prompts
         and of many rows."""
-        residual, hidden = self._begin(rows)
+        residual = self.embed.weight.embedding(rows.ids)
+        hidden = self._input_of_layers(residual)
         for layer, cache, next_norm in zip(self.layers, kv_cache, self._next_norms(), strict=True):
             hidden, residual = layer.op_by_op(hidden, residual, next_norm, rows, cache)
         return hidden
 
-    def _begin(self, rows: BatchRows) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """The residual stream at the first layer, and what that reads."""
-        residual = self.embed.weight.embedding(rows.ids)
-        return residual, self.layers[0].input_norm(residual)
+    def _input_of_layers(self, residual: paddle.Tensor) -> paddle.Tensor:
+        norm = self.layers[0].input_norm
+        return residual if norm is None else norm(residual)
 
-    def _next_norms(self) -> list[RMSNorm]:
+    def _next_norms(self) -> list[RMSNorm | None]:
         """The norm that follows each layer: the next layer's, and the final one."""
         return [*(layer.input_norm for layer in self.layers[1:]), self.final_norm]
 

@@ -25,6 +25,10 @@ def check_gpu_model(config: ModelConfig) -> None:
         )
     if group > MAX_GROUP:
         raise _unsupported(f"{group} query heads share a key head", f"at most {MAX_GROUP}")
+    if config.qk_norm_over_projection:
+        raise _unsupported("q and k are normed over their whole projection", "norms of each head, or none")
+    if config.norms == "behind":
+        raise _unsupported("norms stand behind attention and feed-forward", "norms before them")
     for name in ("hidden_size", "intermediate_size"):
         if getattr(config, name) % _WIDTH:
             raise _unsupported(f"{name} is {getattr(config, name)}", f"a multiple of {_WIDTH}")

@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import paddle
 
-from actors.layers.attention import Attention, KVCache
+from actors.layers.attention import KVCache
 from actors.layers.batch_rows import BatchRows
-from actors.layers.linear import Linear
-from actors.layers.mlp import Mlp
 from actors.layers.norm import HeadNorm, RMSNorm
+from actors.models.layer import Layer
 from gpu_ops.decoder_layer import decoder_layer
 
+_FOLLOWED = "what follows a pre-norm layer begins with a norm"
 
-class PreNormLayer:
-    """One layer of Llama and its relatives, in three ways that compute the same."""
 
+class PreNormLayer(Layer):
+    """One layer of Llama and its relatives."""
+
+    norm_names: ClassVar[dict[str, str]] = {
+        "input_norm": "input_layernorm",
+        "post_attention_norm": "post_attention_layernorm",
+    }
     input_norm: RMSNorm
     post_attention_norm: RMSNorm
 
-    def __init__(self, attention: Attention) -> None:
-        self.attention, self.mlp = attention, Mlp()
-
-    @property
-    def linears(self) -> tuple[Linear, ...]:
-        """All matmuls of the layer."""
-        return self.attention.qkv, self.attention.o, self.mlp.gate_up, self.mlp.down
-
     @property
     def can_fuse(self) -> bool:
-        """Whether ``fused`` knows this layer: its kinds of weight, and the one eps that all its norms share."""
+        """Known to the fused op are its kinds of weight, and norms that share one eps."""
         norm = self.attention.qk_norm
         return all(linear.weight.fused_block_weight is not None for linear in self.linears) and (
             norm is None or (isinstance(norm, HeadNorm) and norm.q.eps == self.input_norm.eps)
         )
 
+    @property
+    def has_small_batch(self) -> bool:
+        return all(linear.weight.has_small_batch for linear in self.linears)
+
     def fused(
-        self, hidden: paddle.Tensor, residual: paddle.Tensor, next_norm: RMSNorm, rows: BatchRows, cache: KVCache
+        self, hidden: paddle.Tensor, residual: paddle.Tensor, next_norm: RMSNorm | None, rows: BatchRows, cache: KVCache
     ) -> paddle.Tensor:
-        """One op on the CPU, with the bits of ``op_by_op``: hidden [T, H] -> the same normed with ``next_norm``."""
-        attention, mlp = self.attention, self.mlp
-        norm = attention.qk_norm
+        assert next_norm is not None, _FOLLOWED
+        attention, mlp, norm = self.attention, self.mlp, self.attention.qk_norm
         return decoder_layer(
             hidden,
             residual,
@@ -68,19 +70,18 @@ class PreNormLayer:
         )
 
     def op_by_op(
-        self, hidden: paddle.Tensor, residual: paddle.Tensor, next_norm: RMSNorm, rows: BatchRows, cache: KVCache
+        self, hidden: paddle.Tensor, residual: paddle.Tensor, next_norm: RMSNorm | None, rows: BatchRows, cache: KVCache
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Any rows, on any device: the normed input [T, H] and the residual -> both for the next layer."""
+        assert next_norm is not None, _FOLLOWED
         attention = self.attention
         attended = attention.o(attention.mix(attention.qkv(hidden), rows, cache))
         hidden = self.post_attention_norm.after_add(attended, residual)
         return next_norm.after_add(self.mlp(hidden), residual), residual
 
-    def small_batch(self, residual: paddle.Tensor, rows: BatchRows, cache: KVCache) -> paddle.Tensor:
-        """A few decoding rows on a GPU, five kernels, each started while the one before it runs: residual -> residual."""
+    def small_batch(self, residual: paddle.Tensor, rows: BatchRows, cache: KVCache) -> None:
+        """Five kernels, each started while the one before it runs."""
         attention, mlp = self.attention, self.mlp
         qkv = attention.qkv.small_batch(residual, self.input_norm)
         attention.o.add_small_batch(attention.mix(qkv, rows, cache), residual)
         gated = mlp.gate_small_batch(residual, self.post_attention_norm)
         mlp.down.add_small_batch(gated, residual)
-        return residual

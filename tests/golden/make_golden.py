@@ -49,6 +49,15 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
+# As Granite 3 has them, none but the last a power of two; with an eps that shows beside so large embeddings.
+MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+    "rms_norm_eps": 0.1,
+}
+
 # name -> (configuration class, changes to SMALL, dtype of the file, largest shard)
 MODELS: dict[str, tuple[str, dict, str, str]] = {
     "llama_tied": ("LlamaConfig", {"tie_word_embeddings": True, "head_dim": 8}, "float32", "1GB"),
@@ -70,6 +79,25 @@ MODELS: dict[str, tuple[str, dict, str, str]] = {
     ),
     "qwen3": ("Qwen3Config", {"tie_word_embeddings": True}, "float32", "1GB"),
     "ernie4_5": ("Ernie4_5Config", {"tie_word_embeddings": True}, "float32", "1GB"),
+    "granite": (
+        "GraniteConfig",
+        {"tie_word_embeddings": True, "head_dim": 8, **MULTIPLIERS},
+        "float32",
+        "1GB",
+    ),
+    "granite_bias": (
+        "GraniteConfig",
+        {"tie_word_embeddings": False, "head_dim": 8, "attention_bias": True, "mlp_bias": True, **MULTIPLIERS},
+        "bfloat16",
+        "1GB",
+    ),
+    "olmo2": ("Olmo2Config", {"tie_word_embeddings": False, "head_dim": 8}, "float32", "1GB"),
+    "olmo2_bias": (
+        "Olmo2Config",
+        {"tie_word_embeddings": True, "head_dim": 8, "num_key_value_heads": 1, "attention_bias": True},
+        "bfloat16",
+        "1GB",
+    ),
     "ernie4_5_bias": ("Ernie4_5Config", {"tie_word_embeddings": False, "use_bias": True}, "float32", "1GB"),
 }
 
@@ -311,9 +339,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gguf", type=Path, help="the default model's file; without it only the tiny models are made")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=MODELS, help="make these tiny models and nothing else"
+    )
     arguments = parser.parse_args()
-    for name in MODELS:
+    for name in arguments.only or MODELS:
         make_tiny(name)
+    if arguments.only:
+        return
     make_sentencepiece()
     if arguments.gguf:
         make_smollm2(arguments.gguf)

@@ -8,14 +8,16 @@ from pathlib import Path
 from actors.engine.engine import Engine
 from actors.engine.loading import load_engine
 from cluster.config import EngineConfig
-from tests.engines import TINY_CONFIG
+from tests.engines import FAMILIES, TINY_CONFIG
 
 
-def write_tiny_gpu_model(folder: Path) -> Path:
+def write_tiny_gpu_model(folder: Path, family: str = "llama") -> Path:
     """A folder with the random two-layer model, with heads that the GPU kernels have."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(
-        json.dumps(TINY_CONFIG | {"head_dim": 64, "hidden_size": 128, "max_position_embeddings": 8192})
+        json.dumps(
+            TINY_CONFIG | FAMILIES[family] | {"head_dim": 64, "hidden_size": 128, "max_position_embeddings": 8192}
+        )
     )
     return folder
 

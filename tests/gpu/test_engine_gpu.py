@@ -18,7 +18,7 @@ from actors.engine.loop import EngineLoop
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
-from actors.models.registry import load_model
+from actors.models.load import load_model
 from actors.runner.sampler import SamplingGraph
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.errors import ModelLoadError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from actors.engine.loading import load_engine
 from cluster.config import EngineConfig
 from tests.actors.runner.test_overlap import generate, preempt_at
-from tests.engines import answer, make_engine, request
+from tests.engines import answer, make_engine, request, write_tiny_model
 
 LIMIT = 96  # tokens a request may have: six blocks
 
@@ -139,6 +139,28 @@ def test_a_continuation_on_another_engine_goes_on_exactly(tiny_model):
         resumed = request("a", [3, 4, 5], attempt=1, output_token_ids=tokens[:cut], **params)
         got, _ = generate(tiny_model, [resumed])
         assert got["a"] == (tokens[cut:], logprobs[cut:], *end)
+
+
+@pytest.mark.parametrize("family", ["granite", "olmo2"])
+def test_other_families_give_the_same_bits_overlapped_preempted_and_alone(tmp_path, family):
+    """Beside neighbours, in chunks of other sizes, with prefixes found in the cache, on two threads, and on a pool too small."""
+    folder = write_tiny_model(tmp_path, family)
+    params = [{}, {"temperature": 1.0, "seed": 9}]
+    requests = [
+        request(
+            str(i), [11] * 20 + list(range(3, 10 + 9 * i)), max_tokens=30, logprobs=3, ignore_eos=True, **params[i % 2]
+        )
+        for i in range(4)
+    ]
+    plain = {"max_num_seqs": 1, "enable_overlap_schedule": False, "enable_prefix_caching": False}
+    expected, _ = generate(folder, requests, **plain)
+    for budget, overlap, threads in ((16, True, 1), (33, True, 2), (64, False, 2)):
+        got, scheduler = generate(
+            folder, requests, max_num_seqs=4, max_num_batched_tokens=budget, num_threads=threads, num_kv_blocks=11,
+            max_model_len=LIMIT, enable_overlap_schedule=overlap,
+        )  # fmt: skip
+        assert got == expected
+        assert scheduler.num_preemptions > 0
 
 
 def test_neighbours_and_chunk_sizes_do_not_change_a_bit(tiny_model, solo):

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.engines import make_engine
+from tests.engines import make_engine, write_tiny_model
 from tests.random_load import (
     SMALL_ENGINE,
     RandomLoad,
@@ -29,6 +29,12 @@ def make(folder, seed: int):
 @pytest.mark.parametrize("num_steps", [400, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_random_steps_give_the_same_bits_overlapped_and_plain(tiny_model, num_steps):
     check_random_steps(lambda seed: make(tiny_model, seed), num_steps)
+
+
+@pytest.mark.parametrize("family", ["granite", "olmo2"])
+def test_random_steps_of_other_families_give_the_same_bits(tmp_path, family):
+    folder = write_tiny_model(tmp_path, family)
+    check_random_steps(lambda seed: make(folder, seed), 400)
 
 
 def test_a_reader_of_released_buffers_is_found_out(tiny_model):

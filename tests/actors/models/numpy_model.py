@@ -25,29 +25,37 @@ def forward(config: ModelConfig, weights: dict[str, np.ndarray], token_ids: np.n
         first, second = x[..., : dim // 2], x[..., dim // 2 :]
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        return rms_norm(x, weights[name + ".weight"], config.stream_eps)
+
+    before = config.norms == "before"
     hidden = weights["model.embed_tokens.weight"][token_ids]
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
         attn = prefix + "self_attn."
-        x = rms_norm(hidden, weights[prefix + "input_layernorm.weight"], config.rms_norm_eps)
-        q = linear(x, attn + "q_proj").reshape(tokens, config.num_heads, dim)
-        k = linear(x, attn + "k_proj").reshape(tokens, config.num_kv_heads, dim)
+        x = norm(hidden, prefix + "input_layernorm") if before else hidden
+        q, k = linear(x, attn + "q_proj"), linear(x, attn + "k_proj")
+        if config.qk_norm_over_projection:
+            q, k = norm(q, attn + "q_norm"), norm(k, attn + "k_norm")
+        q, k = q.reshape(tokens, config.num_heads, dim), k.reshape(tokens, config.num_kv_heads, dim)
         v = linear(x, attn + "v_proj").reshape(tokens, config.num_kv_heads, dim)
-        if config.qk_norm:
+        if config.qk_norm and not config.qk_norm_over_projection:
             q = rms_norm(q, weights[attn + "q_norm.weight"], config.rms_norm_eps)
             k = rms_norm(k, weights[attn + "k_norm.weight"], config.rms_norm_eps)
         group = config.num_heads // config.num_kv_heads
         q, k, v = rotate(q), np.repeat(rotate(k), group, axis=1), np.repeat(v, group, axis=1)
-        scores = np.einsum("qhd,khd->hqk", q, k) * dim**-0.5
+        scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(config.score_scale)
         scores = np.where(np.tril(np.ones((tokens, tokens), bool)), scores, -np.inf)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
         mixed = np.einsum("hqk,khd->qhd", scores, v).reshape(tokens, -1)
-        hidden = hidden + linear(mixed, attn + "o_proj")
-        x = rms_norm(hidden, weights[prefix + "post_attention_layernorm.weight"], config.rms_norm_eps)
+        added = linear(mixed, attn + "o_proj")
+        added = added if before else norm(added, prefix + "post_attention_layernorm")
+        hidden = hidden + added
+        x = norm(hidden, prefix + "post_attention_layernorm") if before else hidden
         gate = linear(x, prefix + "mlp.gate_proj")
-        hidden = hidden + linear(
-            gate / (1 + np.exp(-gate)) * linear(x, prefix + "mlp.up_proj"), prefix + "mlp.down_proj"
-        )
-    hidden = rms_norm(hidden, weights["model.norm.weight"], config.rms_norm_eps)
+        added = linear(gate / (1 + np.exp(-gate)) * linear(x, prefix + "mlp.up_proj"), prefix + "mlp.down_proj")
+        added = added if before else norm(added, prefix + "post_feedforward_layernorm")
+        hidden = hidden + added
+    hidden = norm(hidden, "model.norm")
     return hidden @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T

@@ -14,7 +14,8 @@ from actors.models.decoder import Decoder
 from tests.actors.models.test_models import GOLDEN, all_logits, load
 from tests.actors.models.twin_gpu import TwinGpu, install
 
-NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
+# OLMo 2 is refused on a GPU.
+NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json") if "olmo2" not in path.parent.name)
 # A prompt, decoding rows, and a prompt's end.
 CHUNKS = [20, 1, 1, 26]
 

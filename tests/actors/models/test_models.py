@@ -13,7 +13,7 @@ from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
 from actors.models.decoder import BatchRows, Decoder
-from actors.models.registry import load_model
+from actors.models.load import load_model
 from cluster.config import EngineConfig
 from gpu_ops import forward
 from tests.engines import request, tokens_of

@@ -1,0 +1,25 @@
+"""From a configuration and a stream of weights to a model on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from actors.device.cpu import CpuDevice
+from actors.models.config import ModelConfig
+from actors.models.decoder import Decoder
+from cluster.cache import Progress
+
+
+def load_model(
+    config: ModelConfig,
+    weights: Iterator[tuple[str, np.ndarray]],
+    max_model_len: int,
+    progress: Progress | None = None,
+    device: CpuDevice | None = None,
+) -> Decoder:
+    """Build the model and move its weights in, one tensor at a time."""
+    model = Decoder(config, max_model_len, device)
+    model.load_weights(weights, progress)
+    return model
