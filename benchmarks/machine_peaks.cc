@@ -3,8 +3,8 @@
 #include <chrono>
 #include <vector>
 
-#include "kernels/thread_pool.h"
-#include "kernels/vec16.h"
+#include "kernels/device/thread_pool.h"
+#include "kernels/device/vec16.h"
 
 namespace {
 

@@ -16,7 +16,7 @@ class MachinePeaks:
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / "peaks.so"
-            sources = [Path(__file__).with_name("machine_peaks.cc"), CSRC / "kernels" / "thread_pool.cc"]
+            sources = [Path(__file__).with_name("machine_peaks.cc"), CSRC / "kernels/device/thread_pool.cc"]
             command = [compiler(), *KERNEL_FLAGS, "-shared", f"-I{CSRC}", *map(str, sources), "-o", str(library)]
             subprocess.run(command, check=True)
             self._library = ctypes.CDLL(str(library))

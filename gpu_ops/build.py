@@ -86,6 +86,10 @@ def _sources() -> list[Path]:
     return sorted([*CSRC.glob("kernels/**/*.cc"), *CSRC.glob("bindings/*.cc"), *kernels])
 
 
+def _is_cpu_kernel(source: Path) -> bool:
+    return source.suffix == ".cc" and source.parent.name != "bindings"
+
+
 def _instruction_set() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -196,8 +200,7 @@ def _compile(target: Path, progress: Progress | None) -> None:
 
     def compile_one(source: Path) -> Path:
         nonlocal done
-        is_binding = source.parent.name == "bindings"
-        flags = [compiler(), *(BINDING_FLAGS + includes if is_binding else KERNEL_FLAGS)]
+        flags = [compiler(), *(KERNEL_FLAGS if _is_cpu_kernel(source) else BINDING_FLAGS + includes)]
         if source.suffix == ".cu":
             flags = [f"{home}/bin/nvcc", "-ccbin", compiler(), *CUDA_FLAGS, *cuda_targets()]
         # A changed kernel must not cost the bindings' slow compilation again, so objects are cached on their own.
@@ -209,7 +212,7 @@ def _compile(target: Path, progress: Progress | None) -> None:
         _refuse_others(obj)
         if not obj.exists():
             partial = obj.with_suffix(f".{os.getpid()}.partial.o")
-            _run([*flags, "-c", str(source), "-o", str(partial)])
+            _run([*flags, f"-I{CSRC}", "-c", str(source), "-o", str(partial)])
             partial.rename(obj)
         done += 1
         if progress:
@@ -219,7 +222,7 @@ def _compile(target: Path, progress: Progress | None) -> None:
     with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 8))) as pool:
         # Bindings include Paddle's headers, and CUDA kernels are compiled for several chips: they take longest, so they
         # start first.
-        objects = list(pool.map(compile_one, sorted(sources, key=lambda path: path.parent.name == "kernels")))
+        objects = list(pool.map(compile_one, sorted(sources, key=_is_cpu_kernel)))
     partial = target.with_suffix(".partial")
     _run(
         [

@@ -49,7 +49,7 @@ def skinny_linear(
         RuntimeError, ValueError, OSError: a shape is wrong, or there are too many rows.
     """
     return run_op(
-        "skinny_linear", x, weight, bias, norm_weight, weight.shape[0], eps, swiglu, float32_output
+        "small_batch_linear", x, weight, bias, norm_weight, weight.shape[0], eps, swiglu, float32_output
     )[0]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def add_skinny_linear(
     x: paddle.Tensor, weight: paddle.Tensor, residual: paddle.Tensor, bias: paddle.Tensor | None = None
 ) -> None:
     """residual [T, out_features] += x W^T + bias, in place; the sum's parts are rounded as ``linear`` and a sum would be."""
-    run_op("add_skinny_linear", x, weight, residual, bias, weight.shape[0])
+    run_op("add_small_batch_linear", x, weight, residual, bias, weight.shape[0])
 
 
 def decode_attention(

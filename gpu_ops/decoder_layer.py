@@ -57,7 +57,7 @@ def decoder_layer(
     for tensor, name in ((residual, "residual"), (k_cache, "k_cache"), (v_cache, "v_cache")):
         require_contiguous(tensor, name)
     return run_op(
-        "decoder_layer", hidden, residual, qkv, qkv_bias, q_norm, k_norm, o, o_bias, post_attention_norm, gate_up,
+        "fused_layer", hidden, residual, qkv, qkv_bias, q_norm, k_norm, o, o_bias, post_attention_norm, gate_up,
         gate_up_bias, down, down_bias, next_norm, cos_sin, positions, batch_id_per_token, block_tables, k_cache, v_cache,
         q_heads, kv_heads, eps, scale,
     )[0]  # fmt: skip

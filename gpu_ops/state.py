@@ -73,7 +73,7 @@ def pack_tokens(
 
     Args:
         ids_remove_padding, positions, batch_id_per_token: int64, int32, int32 [TC]: token id, absolute position and
-            slot of a row; surplus rows are 0, 0, -1.
+            slot of a row; padding rows are 0, 0, -1.
         cu_seqlens_q: int32 [B + 1], first row of each slot, then the number of rows.
         sample_rows, sample_slots: int32 [B], last row and slot of each slot that reaches the end of its tokens; -1 pads.
         counts: int32 [2], rows with tokens, rows that sample.

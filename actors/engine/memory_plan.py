@@ -16,7 +16,7 @@ _GPU_RESERVED_BYTES = 2 << 30
 _ACTIVATIONS_KEPT = 4
 _LOGITS_ROWS = 64
 # With batch_invariant each row of a prompt keeps a partial result for every part of the longest context: parts have 256
-# positions, or more where there would be more than 128 of them (gpu_ops/csrc/kernels/cuda/attention_decode.cu).
+# positions, or more where there would be more than 128 of them (gpu_ops/csrc/kernels/attention/cuda/attention_decode.cu).
 _INVARIANT_PART, _MOST_PARTS = 256, 128
 
 

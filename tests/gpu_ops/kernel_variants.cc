@@ -1,9 +1,9 @@
 // C entry points to the forward kernels, for a test that builds them for several instruction sets and compares the bits.
-#include "kernels/attention.h"
-#include "kernels/linear.h"
-#include "kernels/norm.h"
-#include "kernels/thread_pool.h"
-#include "kernels/vec16.h"
+#include "kernels/attention/attention.h"
+#include "kernels/linear/linear.h"
+#include "kernels/layers/norm.h"
+#include "kernels/device/thread_pool.h"
+#include "kernels/device/vec16.h"
 
 extern "C" {
 

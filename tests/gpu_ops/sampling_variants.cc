@@ -1,6 +1,6 @@
 // Plain C entry points to the sampling kernels, for builds with other instruction sets.
-#include "kernels/sample.h"
-#include "kernels/token_logprobs.h"
+#include "kernels/sampling/sample.h"
+#include "kernels/sampling/token_logprobs.h"
 
 extern "C" void sample(const float* logits, int64_t rows, int64_t vocab, const float* temperature, const float* top_p,
                        const float* min_p, const int32_t* top_k, const int64_t* seeds, const int64_t* zeros,

@@ -14,14 +14,14 @@ import pytest
 from gpu_ops.build import CSRC, CUDA_FLAGS, OpBuildError, cuda_targets
 
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-KERNELS = sorted(CSRC.glob("kernels/cuda/*.cu"))
+KERNELS = sorted(CSRC.glob("kernels/*/cuda/*.cu"))
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 
 def compile_kernel(source: Path, folder: Path, *options: str) -> None:
     target = folder / f"{source.stem}.o"
-    command = [str(NVCC), *CUDA_FLAGS, *cuda_targets(), *options, "-c", str(source), "-o", str(target)]
+    command = [str(NVCC), *CUDA_FLAGS, *cuda_targets(), *options, f"-I{CSRC}", "-c", str(source), "-o", str(target)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, f"{source.name}:\n{result.stderr[-3000:]}"
 
@@ -40,7 +40,7 @@ def images(fatbin: bytes) -> set[tuple[str, int]]:
 @needs_nvcc
 def test_a_build_holds_machine_code_for_three_chips_and_ptx_for_later_ones(tmp_path, monkeypatch):
     monkeypatch.delenv("BIREME_CUDA_ARCHS", raising=False)
-    compile_kernel(CSRC / "kernels/cuda/events.cu", tmp_path, "--keep", "--keep-dir", str(tmp_path))
+    compile_kernel(CSRC / "kernels/device/cuda/events.cu", tmp_path, "--keep", "--keep-dir", str(tmp_path))
     (fatbin,) = tmp_path.glob("*.fatbin")
     assert images(fatbin.read_bytes()) == {
         ("machine code", 80),

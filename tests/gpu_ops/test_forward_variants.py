@@ -13,8 +13,8 @@ import pytest
 
 from gpu_ops.build import CSRC, KERNEL_FLAGS, compiler
 
-SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in ("linear", "norm", "paged_attention", "rotary", "thread_pool")),
-           Path(__file__).parent / "kernel_variants.cc"]  # fmt: skip
+NAMES = ("linear/linear", "layers/norm", "attention/paged_attention", "attention/rotary", "device/thread_pool")
+SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in NAMES), Path(__file__).parent / "kernel_variants.cc"]
 LEVELS = {"x86-64": "baseline", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from gpu_ops.build import CSRC, KERNEL_FLAGS, compiler
 
-SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in ("sample", "token_logprobs", "thread_pool")),
-           Path(__file__).parent / "sampling_variants.cc"]  # fmt: skip
+NAMES = ("sampling/sample", "sampling/token_logprobs", "device/thread_pool")
+SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in NAMES), Path(__file__).parent / "sampling_variants.cc"]
 FLAG_OF_LEVEL = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
 
 

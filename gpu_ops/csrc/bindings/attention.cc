@@ -1,6 +1,6 @@
 // rotary_kv_write, paged_attention.
-#include "attention_checks.h"
-#include "cuda_attention_checks.h"
+#include "bindings/attention_checks.h"
+#include "bindings/cuda_attention_checks.h"
 
 namespace {
 constexpr auto kFloat = paddle::DataType::FLOAT32;

@@ -1,7 +1,7 @@
 // Checks shared by the ops that read or write the paged cache.
 #pragma once
-#include "../kernels/attention.h"
-#include "checks.h"
+#include "kernels/attention/attention.h"
+#include "bindings/checks.h"
 
 // The cache and what places `rows` rows in it.
 inline bireme::AttentionShape check_cache(int64_t rows, const paddle::Tensor& k_cache, const paddle::Tensor& v_cache,

@@ -1,7 +1,7 @@
 // Checks of the paged cache on the GPU, where keys lie as values do.
 #pragma once
-#include "../kernels/cuda/attention.h"
-#include "device.h"
+#include "kernels/attention/cuda/attention.h"
+#include "bindings/device.h"
 
 // Sizes and tables for the CUDA kernels. Caches are [blocks, kv_heads, block_size, head_dim], both of them.
 inline bireme::CudaRows check_cuda_attention(const paddle::Tensor& qkv, const paddle::Tensor& k_cache, const paddle::Tensor& v_cache,

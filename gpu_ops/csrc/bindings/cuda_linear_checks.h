@@ -1,6 +1,6 @@
 // Checks of a matmul on the GPU, where weights stay as they are, [out_features, in_features].
 #pragma once
-#include "device.h"
+#include "bindings/device.h"
 
 // Returns in_features. `weight_name` is what the caller's op calls the weight.
 inline int64_t check_cuda_linear(const paddle::Tensor& x, const paddle::Tensor& weight, const char* weight_name,

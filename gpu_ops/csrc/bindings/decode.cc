@@ -1,17 +1,17 @@
-// What a step of few decoding rows is made of on the GPU: skinny_linear, add_skinny_linear, decode_attention.
-#include "../kernels/cuda/skinny_linear.h"
-#include "cuda_attention_checks.h"
-#include "cuda_linear_checks.h"
+// What a small batch of decoding rows is computed by on the GPU: small_batch_linear, add_small_batch_linear, decode_attention.
+#include "kernels/linear/cuda/small_batch_linear.h"
+#include "bindings/cuda_attention_checks.h"
+#include "bindings/cuda_linear_checks.h"
 
 namespace {
 constexpr auto kFloat = paddle::DataType::FLOAT32;
 
-bireme::SkinnyLinear check_skinny(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::optional<paddle::Tensor>& bias,
-                                  int64_t out_features) {
+bireme::SmallBatchLinear check_small_batch(const paddle::Tensor& x, const paddle::Tensor& weight,
+                                           const paddle::optional<paddle::Tensor>& bias, int64_t out_features) {
   PD_CHECK(kWithCuda && x.is_gpu(), "x: needs to lie on the GPU");
   const int64_t in_features = check_cuda_linear(x, weight, "weight", bias, out_features);
-  PD_CHECK(x.shape()[0] <= bireme::kSkinnyRows, "x: has ", x.shape()[0], " rows, needs at most ", bireme::kSkinnyRows);
-  bireme::SkinnyLinear linear{};
+  PD_CHECK(x.shape()[0] <= bireme::kSmallBatchRows, "x: has ", x.shape()[0], " rows, needs at most ", bireme::kSmallBatchRows);
+  bireme::SmallBatchLinear linear{};
   linear.type = half_of(x.dtype());
   linear.rows = static_cast<int>(x.shape()[0]);
   linear.in_features = static_cast<int>(in_features), linear.out_features = static_cast<int>(out_features);
@@ -19,16 +19,16 @@ bireme::SkinnyLinear check_skinny(const paddle::Tensor& x, const paddle::Tensor&
   return linear;
 }
 
-void run(const bireme::SkinnyLinear& linear, const paddle::Tensor& x) {
-  if constexpr (kWithCuda) on_device([&] { bireme::skinny_linear_cuda(linear, stream_of(x)); });
+void run(const bireme::SmallBatchLinear& linear, const paddle::Tensor& x) {
+  if constexpr (kWithCuda) on_device([&] { bireme::small_batch_linear_cuda(linear, stream_of(x)); });
 }
 }  // namespace
 
-std::vector<paddle::Tensor> SkinnyLinear(const paddle::Tensor& x, const paddle::Tensor& weight,
-                                         const paddle::optional<paddle::Tensor>& bias,
-                                         const paddle::optional<paddle::Tensor>& norm_weight, int64_t out_features, float eps,
-                                         bool swiglu, bool float32_output) {
-  auto linear = check_skinny(x, weight, bias, out_features);
+std::vector<paddle::Tensor> SmallBatchLinear(const paddle::Tensor& x, const paddle::Tensor& weight,
+                                             const paddle::optional<paddle::Tensor>& bias,
+                                             const paddle::optional<paddle::Tensor>& norm_weight, int64_t out_features, float eps,
+                                             bool swiglu, bool float32_output) {
+  auto linear = check_small_batch(x, weight, bias, out_features);
   if (norm_weight) {
     check_shape(*norm_weight, "norm_weight", x.dtype(), {linear.in_features});
     check_same_place(x, "x", *norm_weight, "norm_weight");
@@ -42,9 +42,9 @@ std::vector<paddle::Tensor> SkinnyLinear(const paddle::Tensor& x, const paddle::
   return {y};
 }
 
-void AddSkinnyLinear(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor& residual,
-                     const paddle::optional<paddle::Tensor>& bias, int64_t out_features) {
-  auto linear = check_skinny(x, weight, bias, out_features);
+void AddSmallBatchLinear(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor& residual,
+                         const paddle::optional<paddle::Tensor>& bias, int64_t out_features) {
+  auto linear = check_small_batch(x, weight, bias, out_features);
   check_shape(residual, "residual", x.dtype(), {linear.rows, out_features});
   check_same_place(x, "x", residual, "residual");
   linear.residual = raw_data(residual);
@@ -73,14 +73,14 @@ std::vector<paddle::Tensor> DecodeAttention(const paddle::Tensor& qkv, const pad
   return {out};
 }
 
-PD_BUILD_OP(bireme_skinny_linear)
+PD_BUILD_OP(bireme_small_batch_linear)
     .Inputs({"x", "weight", paddle::Optional("bias"), paddle::Optional("norm_weight")})
     .Attrs({"out_features: int64_t", "eps: float", "swiglu: bool", "float32_output: bool"}).Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(SkinnyLinear));
-PD_BUILD_OP(bireme_add_skinny_linear)
+    .SetKernelFn(PD_KERNEL(SmallBatchLinear));
+PD_BUILD_OP(bireme_add_small_batch_linear)
     .Inputs({"x", "weight", "residual", paddle::Optional("bias")}).Attrs({"out_features: int64_t"})
     .Outputs({"residual_out"}).SetInplaceMap({{"residual", "residual_out"}})
-    .SetKernelFn(PD_KERNEL(AddSkinnyLinear));
+    .SetKernelFn(PD_KERNEL(AddSmallBatchLinear));
 PD_BUILD_OP(bireme_decode_attention)
     .Inputs({"qkv", "cos_sin", "positions", "batch_id_per_token", "block_tables", "k_cache", "v_cache"})
     .Attrs({"q_heads: int64_t", "kv_heads: int64_t", "scale: float", "batch_invariant: bool"})

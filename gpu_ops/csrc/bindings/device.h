@@ -3,8 +3,8 @@
 #pragma once
 #include <stdexcept>
 
-#include "../kernels/cuda/device.h"
-#include "checks.h"
+#include "kernels/device/cuda/device.h"
+#include "bindings/checks.h"
 
 #ifdef BIREME_WITH_CUDA
 constexpr bool kWithCuda = true;

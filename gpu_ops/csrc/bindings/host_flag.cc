@@ -1,11 +1,11 @@
 // set_stop, get_stop, event_record, event_wait: host cells, read and written through their own pointer.
 // Indexing a pinned Paddle tensor from Python silently moves it to the GPU, so Python never touches these cells itself.
-#include "../kernels/host_flag.h"
+#include "kernels/device/host_flag.h"
 
 #include <cstring>
 
-#include "../kernels/cuda/events.h"
-#include "device.h"
+#include "kernels/device/cuda/events.h"
+#include "bindings/device.h"
 
 namespace {
 void check_host(const paddle::Tensor& tensor, const char* name) {

@@ -1,7 +1,7 @@
 // rms_norm, add_rms_norm, qk_norm, swiglu.
-#include "../kernels/cuda/layers.h"
-#include "../kernels/norm.h"
-#include "device.h"
+#include "kernels/layers/cuda/layers.h"
+#include "kernels/layers/norm.h"
+#include "bindings/device.h"
 
 namespace {
 // Returns the type of x, which the op's other tensors share.

@@ -1,11 +1,11 @@
 // set_num_threads, pack_weight, linear, embedding.
-#include "../kernels/linear.h"
+#include "kernels/linear/linear.h"
 
-#include "../kernels/cuda/layers.h"
-#include "../kernels/cuda/linear.h"
-#include "../kernels/huge_pages.h"
-#include "../kernels/thread_pool.h"
-#include "cuda_linear_checks.h"
+#include "kernels/layers/cuda/layers.h"
+#include "kernels/linear/cuda/linear.h"
+#include "kernels/device/huge_pages.h"
+#include "kernels/device/thread_pool.h"
+#include "bindings/cuda_linear_checks.h"
 
 namespace {
 constexpr auto kFloat = paddle::DataType::FLOAT32;

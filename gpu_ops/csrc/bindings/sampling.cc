@@ -1,11 +1,11 @@
 // Sampling ops: gather_last_tokens, apply_penalties, sample, token_logprobs.
-#include "../kernels/cuda/layers.h"
-#include "../kernels/cuda/sampling.h"
-#include "../kernels/gather_rows.h"
-#include "../kernels/penalties.h"
-#include "../kernels/sample.h"
-#include "../kernels/token_logprobs.h"
-#include "device.h"
+#include "kernels/layers/cuda/layers.h"
+#include "kernels/sampling/cuda/sampling.h"
+#include "kernels/layers/gather_rows.h"
+#include "kernels/sampling/penalties.h"
+#include "kernels/sampling/sample.h"
+#include "kernels/sampling/token_logprobs.h"
+#include "bindings/device.h"
 
 using paddle::DataType;
 using paddle::Tensor;

@@ -1,8 +1,8 @@
 // State ops at the ends of a request's stay on the device: insert_requests, pack_outputs, pack_logprobs.
-#include "../kernels/cuda/state.h"
-#include "../kernels/insert_requests.h"
-#include "../kernels/pack_outputs.h"
-#include "device.h"
+#include "kernels/state/cuda/state.h"
+#include "kernels/state/insert_requests.h"
+#include "kernels/state/pack_outputs.h"
+#include "bindings/device.h"
 
 using paddle::DataType;
 using paddle::Tensor;

@@ -1,10 +1,10 @@
 // State ops that move a step along: apply_step, recover_block, pack_tokens, detect_stop, update_inputs.
-#include "../kernels/apply_step.h"
-#include "../kernels/cuda/state.h"
-#include "../kernels/detect_stop.h"
-#include "../kernels/pack_tokens.h"
-#include "../kernels/update_inputs.h"
-#include "device.h"
+#include "kernels/state/apply_step.h"
+#include "kernels/state/cuda/state.h"
+#include "kernels/state/detect_stop.h"
+#include "kernels/state/pack_tokens.h"
+#include "kernels/state/update_inputs.h"
+#include "bindings/device.h"
 
 using paddle::DataType;
 using paddle::Tensor;

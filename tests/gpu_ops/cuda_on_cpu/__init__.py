@@ -10,7 +10,6 @@ from pathlib import Path
 from gpu_ops.build import CSRC, compiler
 
 _HERE = Path(__file__).parent
-_CUDA = CSRC / "kernels" / "cuda"
 # By the beginning of an asm statement: what stands for it.
 _INSTRUCTIONS = {
     "ex2.approx.ftz.f32": "y = exp2f(x);",
@@ -31,10 +30,12 @@ _FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-st
 
 def build(folder: Path) -> ctypes.CDLL:
     """The library with ``decode_attention`` of ``decode_attention.cc``, built into ``folder``."""
-    for source in [*_CUDA.glob("*.cuh"), *_CUDA.glob("*.h")]:
-        (folder / source.name).write_text(_without_instructions(source.read_text()))
+    for source in [*CSRC.glob("kernels/*/cuda/*.cuh"), *CSRC.glob("kernels/*/cuda/*.h")]:
+        copy = folder / source.relative_to(CSRC)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(_without_instructions(source.read_text()))
     kernel = folder / "attention_decode_kernel.cc"
-    kernel.write_text(_without_instructions((_CUDA / "attention_decode.cu").read_text()))
+    kernel.write_text(_without_instructions((CSRC / "kernels/attention/cuda/attention_decode.cu").read_text()))
     library = folder / "decode_attention.so"
     command = [compiler(), *_FLAGS, f"-I{folder}", f"-I{_HERE}", "-include", "instructions.h", str(kernel)]
     subprocess.run([*command, str(_HERE / "decode_attention.cc"), "-o", str(library)], check=True)

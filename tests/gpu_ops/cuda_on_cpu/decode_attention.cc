@@ -1,7 +1,7 @@
 // Decode attention for a test: the CUDA kernel on a CPU, with scratch of exactly the size that it asks for.
 #include <limits>
 
-#include "attention_launch.cuh"
+#include "kernels/attention/cuda/attention_launch.cuh"
 
 namespace bireme {
 // What is known of a device is kept, so another number of multiprocessors is another device.

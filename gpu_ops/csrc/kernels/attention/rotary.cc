@@ -1,0 +1,71 @@
+#include "kernels/attention/attention.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/device/thread_pool.h"
+#include "kernels/device/vec16.h"
+
+namespace bireme {
+namespace {
+
+// `to` may be `x`.
+void rotate(const float* x, const float* cosine, const float* sine, int64_t half, float* to) {
+  for (int64_t i = 0; i < half; i += kLanes) {
+    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, half - i));
+    const Vec16 a = load_first(x + i, lanes), b = load_first(x + half + i, lanes);
+    const Vec16 c = load_first(cosine + i, lanes), s = load_first(sine + i, lanes);
+    store_first(to + i, fma(a, c, zero() - b * s), lanes);
+    store_first(to + half + i, fma(b, c, a * s), lanes);
+  }
+}
+
+RowFault find_fault(int64_t max_positions, const int32_t* positions, const int32_t* batch_ids, const int32_t* block_tables,
+                    const AttentionShape& shape) {
+  for (int64_t t = 0; t < shape.rows; ++t) {
+    if (batch_ids[t] < 0) continue;
+    if (batch_ids[t] >= shape.slots) return {t, "batch_id_per_token: slot beyond block_tables"};
+    if (positions[t] < 0 || positions[t] >= max_positions) return {t, "positions: beyond cos_sin"};
+    const int64_t index = positions[t] / shape.block_size;
+    if (index >= shape.table_width) return {t, "positions: beyond block_tables"};
+    const int32_t block = block_tables[batch_ids[t] * shape.table_width + index];
+    if (block < 0 || block >= shape.blocks) return {t, "block_tables: no block for the position"};
+  }
+  return {};
+}
+
+}  // namespace
+
+RowFault rotary_kv_write_cpu(float* qkv, const float* cos_sin, int64_t max_positions, const int32_t* positions,
+                             const int32_t* batch_ids, const int32_t* block_tables, float* k_cache, float* v_cache,
+                             const AttentionShape& shape) {
+  const RowFault fault = find_fault(max_positions, positions, batch_ids, block_tables, shape);
+  if (fault.row >= 0) return fault;
+  const int64_t dim = shape.head_dim, half = dim / 2, size = shape.block_size;
+  const int64_t width = (shape.q_heads + 2 * shape.kv_heads) * dim;
+  const int64_t grain = std::max<int64_t>(1, 8 * 1024 / width);
+  parallel_for(shape.rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      if (batch_ids[t] < 0) continue;
+      const int64_t position = positions[t], entry = position % size;
+      const int64_t block = block_tables[batch_ids[t] * shape.table_width + position / size];
+      const float* cosine = cos_sin + position * dim;
+      const float* sine = cosine + half;
+      float* row = qkv + t * width;
+      for (int64_t head = 0; head < shape.q_heads; ++head) rotate(row + head * dim, cosine, sine, half, row + head * dim);
+      for (int64_t head = 0; head < shape.kv_heads; ++head) {
+        const float* k = row + (shape.q_heads + head) * dim;
+        const float* v = k + shape.kv_heads * dim;
+        float* k_entry = k_cache + (block * shape.kv_heads + head) * dim * size + entry;
+        float* v_entry = v_cache + ((block * shape.kv_heads + head) * size + entry) * dim;
+        float rotated[256];
+        rotate(k, cosine, sine, half, rotated);
+        for (int64_t d = 0; d < dim; ++d) k_entry[d * size] = rotated[d];
+        std::memcpy(v_entry, v, dim * sizeof(float));
+      }
+    }
+  });
+  return {};
+}
+
+}  // namespace bireme

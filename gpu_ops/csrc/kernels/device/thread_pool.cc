@@ -1,0 +1,145 @@
+#include "kernels/device/thread_pool.h"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace bireme {
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// A job is open while helpers may join it. Its caller takes chunks like everyone else, closes it when none is left, and
+// waits only for the helpers inside: one that got no core in time is not waited for.
+class Pool {
+ public:
+  void resize(int threads, int spin_microseconds) {
+    std::lock_guard<std::mutex> turn(caller_turn_);
+    {
+      std::lock_guard<std::mutex> lock(sleep_mutex_);
+      stopping_.store(true);
+    }
+    wake_.notify_all();
+    for (auto& helper : helpers_) helper.join();
+    helpers_.clear();
+    stopping_.store(false);
+    spin_ = std::chrono::microseconds(spin_microseconds);
+    for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
+    threads_.store(threads);
+  }
+
+  int threads() const { return threads_.load(std::memory_order_relaxed); }
+
+  void run(int64_t items, int64_t grain, ParallelBody body, void* context) {
+    std::unique_lock<std::mutex> turn(caller_turn_, std::defer_lock);
+    if (items <= grain || threads() == 1 || !turn.try_lock()) {
+      body(context, 0, items);
+      return;
+    }
+    items_ = items;
+    grain_ = grain;
+    body_ = body;
+    context_ = context;
+    next_.store(0, std::memory_order_relaxed);
+    const uint64_t epoch = (state_.load(std::memory_order_relaxed) / kEpoch + 1) * kEpoch;
+    state_.store(epoch | kOpen);  // publishes the job
+    if (sleepers_.load() > 0) {
+      { std::lock_guard<std::mutex> lock(sleep_mutex_); }
+      wake_.notify_all();
+    }
+    take_chunks();
+    state_.fetch_and(~kOpen);
+    for (int spins = 0; (state_.load(std::memory_order_acquire) & kMembers) != 0; ++spins) {
+      // A helper that lost its core in mid-chunk may need this one to finish.
+      spins < 4096 ? pause() : std::this_thread::yield();
+    }
+  }
+
+ private:
+  static constexpr uint64_t kMembers = 0xffff, kOpen = 1 << 16, kEpoch = 1 << 17;
+
+  void take_chunks() {
+    for (;;) {
+      const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+      if (begin >= items_) return;
+      body_(context_, begin, std::min(begin + grain_, items_));
+    }
+  }
+
+  bool has_new_job(uint64_t last_epoch) const {
+    const uint64_t state = state_.load();
+    return (state & kOpen) && state / kEpoch != last_epoch;
+  }
+
+  // False when the pool is stopping.
+  bool await_job(uint64_t last_epoch) {
+    const auto deadline = std::chrono::steady_clock::now() + spin_;
+    do {
+      for (int i = 0; i < 32; ++i) {
+        if (has_new_job(last_epoch)) return true;
+        pause();
+      }
+      if (stopping_.load(std::memory_order_relaxed)) return false;
+    } while (std::chrono::steady_clock::now() < deadline);
+    std::unique_lock<std::mutex> lock(sleep_mutex_);
+    sleepers_.fetch_add(1);
+    wake_.wait(lock, [&] { return stopping_.load() || has_new_job(last_epoch); });
+    sleepers_.fetch_sub(1);
+    return !stopping_.load();
+  }
+
+  void help() {
+    uint64_t last_epoch = 0;
+    while (await_job(last_epoch)) {
+      uint64_t state = state_.load();
+      if (!(state & kOpen) || state / kEpoch == last_epoch) continue;
+      if (!state_.compare_exchange_strong(state, state + 1)) continue;
+      last_epoch = state / kEpoch;
+      take_chunks();
+      state_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex caller_turn_;  // held by the caller whose job it is
+  std::vector<std::thread> helpers_;
+  std::atomic<int> threads_{1};
+  std::chrono::microseconds spin_{0};
+
+  // The job; written only while none is open and no helper is inside.
+  int64_t items_ = 0, grain_ = 1;
+  ParallelBody body_ = nullptr;
+  void* context_ = nullptr;
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<uint64_t> state_{0};  // epoch | open | helpers inside
+
+  alignas(64) std::atomic<int> sleepers_{0};
+  std::atomic<bool> stopping_{false};
+  std::mutex sleep_mutex_;
+  std::condition_variable wake_;
+};
+
+// Never destroyed: helpers may still sleep in it while the process exits.
+Pool& pool() {
+  static Pool* instance = new Pool;
+  return *instance;
+}
+
+}  // namespace
+
+void set_num_threads(int threads, int spin_microseconds) { pool().resize(threads, spin_microseconds); }
+int num_threads() { return pool().threads(); }
+
+void run_parallel(int64_t items, int64_t grain, ParallelBody body, void* context) {
+  pool().run(items, grain, body, context);
+}
+
+}  // namespace bireme

@@ -1,0 +1,25 @@
+// One decoder block as a single call over the other kernels: no Paddle headers.
+#pragma once
+#include <cstdint>
+
+#include "kernels/attention/attention.h"
+
+namespace bireme {
+
+// Packed weights as in linear.h; biases, q_norm and k_norm may be null.
+struct FusedLayerWeights {
+  const float *qkv, *qkv_bias, *q_norm, *k_norm, *o, *o_bias;
+  const float* post_attention_norm;
+  const float *gate_up, *gate_up_bias, *down, *down_bias;
+  const float* next_norm;  // what the following block, or the head, norms its input with
+  int64_t hidden, inner;
+};
+
+// hidden [rows, hidden size], normed -> out, likewise, normed for the next block; residual [rows, hidden size] grows by
+// attention and feed-forward in place. Keys and values of the rows enter the cache. On a fault out is not written.
+RowFault fused_layer_cpu(const FusedLayerWeights& weights, const float* hidden, float* residual, const float* cos_sin,
+                         int64_t max_positions, const int32_t* positions, const int32_t* batch_ids,
+                         const int32_t* block_tables, float* k_cache, float* v_cache, float eps, float scale,
+                         const AttentionShape& shape, float* out);
+
+}  // namespace bireme
