@@ -7,7 +7,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from gpu_ops.build import CSRC, KERNEL_FLAGS, compiler
+from gpu_ops.build import KERNEL_FLAGS, compiler
+from gpu_ops.sources import CSRC
 
 
 class MachinePeaks:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from cluster.cache import Progress, cache_dir, exclusive
 from cluster.trusted_path import NO_OTHERS, make_folder, other_writer
+from gpu_ops.sources import CSRC, sources_hash, with_includes, write_generated_headers
 
-CSRC = Path(__file__).parent / "csrc"
 KERNEL_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -108,14 +108,6 @@ def compiler() -> str:
     raise OpBuildError("no C++ compiler found: install g++ (Debian: apt-get install g++) or set CXX")
 
 
-def sources_hash() -> str:
-    """Hash of the ops' sources. The CPU kernels give the same bits on every processor, so it stands for their results."""
-    key = hashlib.sha256()
-    for path in sorted(p for p in CSRC.rglob("*") if p.is_file()):
-        key.update(str(path.relative_to(CSRC)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return key.hexdigest()
-
-
 @functools.cache
 def environment_key() -> str:
     """Hash of what a build depends on besides the sources."""
@@ -190,11 +182,7 @@ def _compile(target: Path, progress: Progress | None) -> None:
         includes += ["-DPADDLE_WITH_CUDA", "-DBIREME_WITH_CUDA", f"-I{home}/include", f"-I{home}/include/cccl"]
     sources = _sources()
     done = 0
-
-    def hash_of(pattern: str) -> str:
-        return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(CSRC.rglob(pattern)))).hexdigest()
-
-    headers, cuda_headers = hash_of("*.h"), hash_of("*.cuh")
+    own_includes = write_generated_headers(target.parent)
     objects_dir = cache_dir() / "ops" / "objects"
     make_folder(objects_dir)
 
@@ -204,15 +192,12 @@ def _compile(target: Path, progress: Progress | None) -> None:
         if source.suffix == ".cu":
             flags = [f"{home}/bin/nvcc", "-ccbin", compiler(), *CUDA_FLAGS, *cuda_targets()]
         # A changed kernel must not cost the bindings' slow compilation again, so objects are cached on their own.
-        parts = [environment_key(), headers, source.read_text(), *flags]
-        if source.suffix == ".cu":
-            parts.append(cuda_headers)
-        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+        key = hashlib.sha256("\0".join([environment_key(), with_includes(source), *flags]).encode()).hexdigest()[:20]
         obj = objects_dir / f"{source.stem}-{key}.o"
         _refuse_others(obj)
         if not obj.exists():
             partial = obj.with_suffix(f".{os.getpid()}.partial.o")
-            _run([*flags, f"-I{CSRC}", "-c", str(source), "-o", str(partial)])
+            _run([*flags, *own_includes, "-c", str(source), "-o", str(partial)])
             partial.rename(obj)
         done += 1
         if progress:

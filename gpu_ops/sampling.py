@@ -10,6 +10,7 @@ import paddle
 from gpu_ops.in_place import require_contiguous
 from gpu_ops.loader import run_op
 from gpu_ops.share_inputs import ShareInputs
+from gpu_ops.state_op import run_state_op
 
 
 def gather_last_tokens(hidden: paddle.Tensor, sample_rows: paddle.Tensor) -> paddle.Tensor:
@@ -30,12 +31,7 @@ def apply_penalties(logits: paddle.Tensor, state: ShareInputs, sample_slots: pad
     require_contiguous(logits, "logits")
     if not logits.shape[0]:
         return
-    s = state
-    run_op(
-        "apply_penalties", s.token_ids_all, s.prompt_lens, s.step_idx, s.eos_token_id, s.stop_token_ids, s.min_dec_len,
-        s.penalty_score, s.presence_score, s.frequency_score, s.logit_bias_ids, s.logit_bias_values, logits,
-        sample_slots,
-    )  # fmt: skip
+    run_state_op("apply_penalties", state, logits, sample_slots)
 
 
 def sample(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tensor) -> paddle.Tensor:
@@ -50,10 +46,7 @@ def sample(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tenso
     """
     if not logits.shape[0]:
         return paddle.empty([0], "int64")
-    s = state
-    return run_op(
-        "sample", s.prompt_lens, s.step_idx, s.temperature, s.top_p, s.min_p, s.top_k, s.seeds, logits, sample_slots
-    )[0]
+    return run_state_op("sample", state, logits, sample_slots)[0]
 
 
 def token_logprobs(

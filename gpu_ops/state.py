@@ -5,32 +5,21 @@ from __future__ import annotations
 import paddle
 
 from gpu_ops.in_place import require_contiguous
-from gpu_ops.loader import run_op
 from gpu_ops.share_inputs import ShareInputs
+from gpu_ops.state_op import run_state_op
 
 
 def insert_requests(state: ShareInputs, ints: paddle.Tensor, floats: paddle.Tensor, tokens: paddle.Tensor) -> None:
     """Write n new requests into their slots, every field; blocks, lengths and flags start clean.
 
     Args:
-        ints: int64 [n, 10 + E + ST + S + S*L + LB]: slot, prompt_len, prefill_len, step_idx, num_computed (becomes
-            seq_lens_decoder: a prefix-cache hit), min_dec_len, max_dec_len, top_k, seed, num_logprobs, then EOS ids,
-            stop ids, lengths of the stop sequences, the stop sequences, logit-bias ids; -1 pads ids.
-        floats: float32 [n, 6 + LB]: temperature, top_p, min_p, penalty_score, presence_score, frequency_score, then
-            logit-bias values.
+        ints: int64 [n, NUM_INTS] and floats: float32 [n, NUM_FLOATS], columns as in ``gpu_ops.insert_columns``: first the slot,
+            then what the fields declare, among it num_computed (becomes seq_lens_decoder: a prefix-cache hit); -1 pads ids.
         tokens: int64 [n, W]: prefill_len tokens a row, the rest is ignored.
     Raises:
         RuntimeError, ValueError, OSError: a shape or a value is out of range; the message names it. Nothing is written.
     """
-    s = state
-    run_op(
-        "insert_requests", s.token_ids_all, s.prompt_lens, s.prefill_lens, s.step_idx, s.seq_lens_this_time,
-        s.seq_lens_encoder, s.seq_lens_decoder, s.stop_flags, s.is_block_step, s.block_tables, s.sampled_token_ids,
-        s.num_sampled, s.stop_reason, s.matched_stop, s.eos_token_id, s.stop_token_ids, s.stop_seqs, s.stop_seqs_len,
-        s.min_dec_len, s.max_dec_len, s.temperature, s.top_p, s.min_p, s.penalty_score, s.presence_score,
-        s.frequency_score, s.top_k, s.seeds, s.logit_bias_ids, s.logit_bias_values, s.num_logprobs,
-        ints, floats, tokens,
-    )  # fmt: skip
+    run_state_op("insert_requests", state, ints, floats, tokens)
 
 
 def apply_step(
@@ -46,17 +35,12 @@ def apply_step(
         cleared: int32 [B], non-zero for slots that were preempted or aborted.
         block_updates: int32 [n, 3] of (slot, index in the block table, block).
     """
-    s = state
-    run_op(
-        "apply_step", s.prompt_lens, s.prefill_lens, s.step_idx, s.seq_lens_this_time, s.seq_lens_encoder,
-        s.seq_lens_decoder, s.stop_flags, s.is_block_step, s.block_tables, scheduled, cleared, block_updates,
-        s.block_size,
-    )  # fmt: skip
+    run_state_op("apply_step", state, scheduled, cleared, block_updates, state.block_size)
 
 
 def recover_block(state: ShareInputs) -> None:
     """Resume paused slots whose block-table entry for the next position is there now (part of `apply_step`)."""
-    run_op("recover_block", state.seq_lens_decoder, state.is_block_step, state.block_tables, state.block_size)
+    run_state_op("recover_block", state, state.block_size)
 
 
 def pack_tokens(
@@ -86,10 +70,9 @@ def pack_tokens(
         (sample_slots, "sample_slots"), (counts, "counts"),
     ):  # fmt: skip
         require_contiguous(tensor, name)
-    s = state
-    run_op(
-        "pack_tokens", s.token_ids_all, s.prompt_lens, s.step_idx, s.seq_lens_this_time, s.seq_lens_decoder,
-        ids_remove_padding, positions, batch_id_per_token, cu_seqlens_q, sample_rows, sample_slots, counts,
+    run_state_op(
+        "pack_tokens", state, ids_remove_padding, positions, batch_id_per_token, cu_seqlens_q, sample_rows, sample_slots,
+        counts,
     )  # fmt: skip
 
 
@@ -100,12 +83,7 @@ def detect_stop(state: ShareInputs, tokens: paddle.Tensor, sample_slots: paddle.
         tokens: int64 [R], just sampled.
         sample_slots: int32 [R or more], their slots; -1 is skipped.
     """
-    s = state
-    run_op(
-        "detect_stop", s.token_ids_all, s.prompt_lens, s.step_idx, s.stop_flags, s.stop_reason, s.matched_stop,
-        s.eos_token_id, s.stop_token_ids, s.stop_seqs, s.stop_seqs_len, s.min_dec_len, s.max_dec_len,
-        tokens, sample_slots,
-    )  # fmt: skip
+    run_state_op("detect_stop", state, tokens, sample_slots)
 
 
 def update_inputs(state: ShareInputs, tokens: paddle.Tensor, sample_slots: paddle.Tensor) -> None:
@@ -113,12 +91,7 @@ def update_inputs(state: ShareInputs, tokens: paddle.Tensor, sample_slots: paddl
 
     Runs after `detect_stop`, with the same arguments. The token is recorded as it was sampled, stop or not.
     """
-    s = state
-    run_op(
-        "update_inputs", s.token_ids_all, s.prompt_lens, s.step_idx, s.seq_lens_this_time, s.seq_lens_encoder,
-        s.seq_lens_decoder, s.stop_flags, s.is_block_step, s.block_tables, s.sampled_token_ids, s.num_sampled,
-        s.not_need_stop, tokens, sample_slots, s.block_size,
-    )  # fmt: skip
+    run_state_op("update_inputs", state, tokens, sample_slots, state.block_size)
 
 
 def pack_outputs(
@@ -137,10 +110,6 @@ def pack_outputs(
             no slot asked for log-probabilities.
     """
     require_contiguous(landing, "landing")
-    s = state
-    run_op(
-        "pack_outputs", s.seq_lens_decoder, s.sampled_token_ids, s.num_sampled, s.stop_reason, s.matched_stop,
-        s.not_need_stop, landing,
-    )  # fmt: skip
+    run_state_op("pack_outputs", state, landing)
     if logprob_ids is not None:
-        run_op("pack_logprobs", s.num_sampled, s.num_logprobs, landing, sample_slots, logprob_ids, logprobs, ranks)
+        run_state_op("pack_logprobs", state, landing, sample_slots, logprob_ids, logprobs, ranks)

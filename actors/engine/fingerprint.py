@@ -10,7 +10,7 @@ from actors.model_files.source import ModelSource
 from actors.model_files.weights import weights_fingerprint
 from cluster import __version__
 from cluster.config import EngineConfig
-from gpu_ops.build import sources_hash
+from gpu_ops.sources import sources_hash
 
 # Settings whose value can change the bits of an answer, where it counts. What ``model``, ``tokenizer`` and ``load_format`` stand
 # for is content, which is hashed itself.

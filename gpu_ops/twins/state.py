@@ -1,4 +1,4 @@
-"""State twins, one slot at a time. `state` has the arrays of `gpu_ops.share_inputs` as attributes, and block_size."""
+"""State twins, one slot at a time. `state` has the fields of `gpu_ops.slot_fields` as attributes, and block_size."""
 
 from __future__ import annotations
 
@@ -6,38 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from gpu_ops import insert_columns
+from gpu_ops.slot_fields import FIELDS
 from gpu_ops.step_result import SLOT_FIELDS, StopReason
 
 
 def insert_requests(state: Any, ints: np.ndarray, floats: np.ndarray, tokens: np.ndarray) -> None:
-    """Write new requests into their slots; columns as in `gpu_ops.state.insert_requests`."""
-    sections = [
-        ("eos_token_id", state.eos_token_id.shape[1:]),
-        ("stop_token_ids", state.stop_token_ids.shape[1:]),
-        ("stop_seqs_len", state.stop_seqs_len.shape[1:]),
-        ("stop_seqs", state.stop_seqs.shape[1:]),
-        ("logit_bias_ids", state.logit_bias_ids.shape[1:]),
-    ]
+    """Write new requests into their slots; columns as in `gpu_ops.insert_columns`."""
     for row, values, text in zip(ints, floats, tokens):
-        slot, prompt_len, prefill_len, step_idx, num_computed, min_len, max_len, top_k, seed, num_logprobs = row[:10]
-        state.token_ids_all[slot] = -1
-        state.token_ids_all[slot, :prefill_len] = text[:prefill_len]
-        state.block_tables[slot] = -1
-        state.sampled_token_ids[slot] = -1
-        for name, value in {
-            "prompt_lens": prompt_len, "prefill_lens": prefill_len, "step_idx": step_idx, "seq_lens_this_time": 0,
-            "seq_lens_encoder": 0, "seq_lens_decoder": num_computed, "stop_flags": False, "is_block_step": False,
-            "num_sampled": 0, "stop_reason": 0, "matched_stop": -1, "min_dec_len": min_len, "max_dec_len": max_len,
-            "top_k": top_k, "seeds": seed, "num_logprobs": num_logprobs, "temperature": values[0], "top_p": values[1],
-            "min_p": values[2], "penalty_score": values[3], "presence_score": values[4], "frequency_score": values[5],
-        }.items():  # fmt: skip
-            getattr(state, name)[slot] = value
-        start = 10
-        for name, shape in sections:
-            size = int(np.prod(shape))
-            getattr(state, name)[slot] = row[start : start + size].reshape(shape)
-            start += size
-        state.logit_bias_values[slot] = values[6:]
+        slot = row[insert_columns.SLOT]
+        for entry in FIELDS:
+            if entry.per_slot:
+                getattr(state, entry.name)[slot] = entry.inserted
+        for columns, source in ((insert_columns.INTS, row), (insert_columns.FLOATS, values)):
+            for entry, start, size, shape in columns:
+                getattr(state, entry.name)[slot] = source[start : start + size].reshape(shape)
+        state.token_ids_all[slot, : state.prefill_lens[slot]] = text[: state.prefill_lens[slot]]
 
 
 def _has_block(state: Any, slot: int, position: int) -> bool:

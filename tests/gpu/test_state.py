@@ -9,11 +9,13 @@ from paddle.device.cuda.graphs import CUDAGraph
 
 from gpu_ops import host_flag, sampling
 from gpu_ops import state as ops
+from gpu_ops.insert_columns import NUM_FLOATS, NUM_INTS
 from gpu_ops.step_result import landing_size, unpack_outputs
 from gpu_ops.twins import sampling as sampling_twins
 from gpu_ops.twins import state as twins
 from tests.gpu.tensors import gpu, host, pinned, state_on_gpu
-from tests.gpu_ops.slots import INT_COLUMNS, assert_same_state, random_state
+from tests.gpu_ops.request_rows import columns
+from tests.gpu_ops.slots import assert_same_state, random_state
 
 SEEDS = range(12)
 
@@ -27,7 +29,7 @@ def random_case(seed: int):
 
 
 def random_sampled(rng, state):
-    """Tokens of some slots, in slot order, with surplus rows whose slot is -1."""
+    """Tokens of some slots, in slot order, with padding rows whose slot is -1."""
     ready = (state.prompt_lens > 0) & (rng.random(len(state.prompt_lens)) < 0.7)
     slots = np.full(len(ready) + 2, -1, np.int32)
     chosen = np.flatnonzero(ready)
@@ -58,13 +60,15 @@ def test_insert_requests_equals_twin(seed, stage):
     rng, state, device = random_case(seed)
     slots, max_model_len = state.token_ids_all.shape
     chosen = rng.permutation(slots)[: int(rng.integers(1, slots + 1))]
-    ints = rng.integers(0, 9, (len(chosen), INT_COLUMNS))
-    ints[:, 0] = chosen
-    ints[:, 1] = rng.integers(1, max_model_len + 1, len(chosen))
-    ints[:, 3] = [rng.integers(0, max_model_len - prompt + 1) for prompt in ints[:, 1]]
-    ints[:, 2] = ints[:, 1] + ints[:, 3]
-    ints[:, 4] = [rng.integers(0, prefill) for prefill in ints[:, 2]]
-    floats = rng.normal(size=(len(chosen), 6 + state.logit_bias_ids.shape[1])).astype(np.float32)
+    ints = rng.integers(0, 9, (len(chosen), NUM_INTS))
+    prompt_lens = rng.integers(1, max_model_len + 1, len(chosen))
+    step_idx = np.array([rng.integers(0, max_model_len - prompt + 1) for prompt in prompt_lens])
+    ints[:, columns("slot")] = chosen
+    ints[:, columns("prompt_len")] = prompt_lens
+    ints[:, columns("step_idx")] = step_idx
+    ints[:, columns("prefill_len")] = prompt_lens + step_idx
+    ints[:, columns("num_computed")] = [rng.integers(0, prefill) for prefill in prompt_lens + step_idx]
+    floats = rng.normal(size=(len(chosen), NUM_FLOATS)).astype(np.float32)
     tokens = rng.integers(0, 50, (len(chosen), max_model_len))
     twins.insert_requests(state, ints, floats, tokens)
     ops.insert_requests(device, stage(ints), stage(floats), stage(tokens))

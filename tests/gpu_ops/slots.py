@@ -7,12 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 
-from cluster.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_SEQ_LEN, MAX_STOP_SEQS, MAX_STOP_TOKEN_IDS
-from gpu_ops.share_inputs import MAX_EOS_TOKEN_IDS, ShareInputs, field_arrays
-
-INT_COLUMNS = (
-    10 + MAX_EOS_TOKEN_IDS + MAX_STOP_TOKEN_IDS + MAX_STOP_SEQS * (1 + MAX_STOP_SEQ_LEN) + MAX_LOGIT_BIAS
-)  # fmt: skip
+from cluster.sampling_params import MAX_STOP_SEQS
+from gpu_ops.share_inputs import ShareInputs, field_arrays
 
 
 def empty_state(slots: int = 3, max_model_len: int = 32, block_size: int = 4) -> SimpleNamespace:

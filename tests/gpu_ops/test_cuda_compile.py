@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gpu_ops.build import CSRC, CUDA_FLAGS, OpBuildError, cuda_targets
+from gpu_ops.build import CUDA_FLAGS, OpBuildError, cuda_targets
+from gpu_ops.sources import CSRC, write_generated_headers
 
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 KERNELS = sorted(CSRC.glob("kernels/*/cuda/*.cu"))
@@ -21,7 +22,7 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 def compile_kernel(source: Path, folder: Path, *options: str) -> None:
     target = folder / f"{source.stem}.o"
-    command = [str(NVCC), *CUDA_FLAGS, *cuda_targets(), *options, f"-I{CSRC}", "-c", str(source), "-o", str(target)]
+    command = [str(NVCC), *CUDA_FLAGS, *cuda_targets(), *options, "-c", str(source), "-o", str(target)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, f"{source.name}:\n{result.stderr[-3000:]}"
 
@@ -40,7 +41,8 @@ def images(fatbin: bytes) -> set[tuple[str, int]]:
 @needs_nvcc
 def test_a_build_holds_machine_code_for_three_chips_and_ptx_for_later_ones(tmp_path, monkeypatch):
     monkeypatch.delenv("BIREME_CUDA_ARCHS", raising=False)
-    compile_kernel(CSRC / "kernels/device/cuda/events.cu", tmp_path, "--keep", "--keep-dir", str(tmp_path))
+    options = [*write_generated_headers(tmp_path), "--keep", "--keep-dir", str(tmp_path)]
+    compile_kernel(CSRC / "kernels/device/cuda/events.cu", tmp_path, *options)
     (fatbin,) = tmp_path.glob("*.fatbin")
     assert images(fatbin.read_bytes()) == {
         ("machine code", 80),
@@ -58,8 +60,9 @@ def test_a_build_holds_machine_code_for_three_chips_and_ptx_for_later_ones(tmp_p
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif("BIREME_COMPILE_CUDA" not in os.environ, reason="takes minutes: set BIREME_COMPILE_CUDA=1")
 def test_every_kernel_compiles_for_every_chip(tmp_path):
+    includes = write_generated_headers(tmp_path)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda source: compile_kernel(source, tmp_path), KERNELS))
+        list(pool.map(lambda source: compile_kernel(source, tmp_path, *includes), KERNELS))
     assert {path.stem for path in tmp_path.glob("*.o")} == {source.stem for source in KERNELS}
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpu_ops.build import CSRC, KERNEL_FLAGS, compiler
+from gpu_ops.build import KERNEL_FLAGS, compiler
+from gpu_ops.sources import CSRC
 
 NAMES = ("linear/linear", "layers/norm", "attention/paged_attention", "attention/rotary", "device/thread_pool")
 SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in NAMES), Path(__file__).parent / "kernel_variants.cc"]

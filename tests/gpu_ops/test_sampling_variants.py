@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpu_ops.build import CSRC, KERNEL_FLAGS, compiler
+from gpu_ops.build import KERNEL_FLAGS, compiler
+from gpu_ops.sources import CSRC, write_generated_headers
 
 NAMES = ("sampling/sample", "sampling/token_logprobs", "device/thread_pool")
 SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in NAMES), Path(__file__).parent / "sampling_variants.cc"]
@@ -23,12 +24,13 @@ def variants(tmp_path_factory) -> dict[str, ctypes.CDLL]:
     if platform.machine() != "x86_64":
         pytest.skip("the variants are x86-64 instruction sets")
     folder = tmp_path_factory.mktemp("variants")
+    includes = write_generated_headers(folder)
     flags_here = Path("/proc/cpuinfo").read_text().split()
     libraries = {}
     for level in (level for level, flag in FLAG_OF_LEVEL.items() if flag in flags_here):
         flags = [f"-march={level}" if flag == "-march=native" else flag for flag in KERNEL_FLAGS]
         library = folder / f"{level}.so"
-        subprocess.run([compiler(), *flags, "-shared", f"-I{CSRC}", *map(str, SOURCES), "-o", str(library)], check=True)
+        subprocess.run([compiler(), *flags, "-shared", *includes, *map(str, SOURCES), "-o", str(library)], check=True)
         libraries[level] = ctypes.CDLL(str(library))
     return libraries
 

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_SEQ_LEN, MAX_STOP_SEQS
+from cluster.sampling_params import MAX_STOP_SEQ_LEN, MAX_STOP_SEQS
 from gpu_ops import state as ops
+from gpu_ops.insert_columns import NUM_FLOATS, NUM_INTS
 from gpu_ops.share_inputs import ShareInputs, allocate_share_inputs
 from gpu_ops.step_result import landing_size, unpack_outputs
 from gpu_ops.twins import state as twins
+from tests.gpu_ops.request_rows import columns, int_row
 from tests.gpu_ops.slots import (
-    INT_COLUMNS,
     assert_same_state,
     empty_state,
     on_device,
@@ -110,16 +111,20 @@ def test_insert_requests_equals_twin(seed):
     slots, max_model_len = state.token_ids_all.shape
     n = int(rng.integers(0, slots + 1))
     width = int(rng.integers(1, max_model_len + 1))
-    ints = rng.integers(-1, 50, (n, INT_COLUMNS))
-    ints[:, 0] = rng.permutation(slots)[:n]
-    ints[:, 2] = rng.integers(1, width + 1, n)
-    ints[:, 1] = [rng.integers(1, prefill + 1) for prefill in ints[:, 2]]
-    ints[:, 3] = ints[:, 2] - ints[:, 1]
-    ints[:, 4] = [rng.integers(0, prefill) for prefill in ints[:, 2]]
-    ints[:, 7] = rng.integers(0, 100, n)
-    lengths = slice(10 + 8 + 32, 10 + 8 + 32 + MAX_STOP_SEQS)
-    ints[:, lengths] = rng.integers(0, MAX_STOP_SEQ_LEN + 1, (n, MAX_STOP_SEQS))
-    floats = rng.normal(size=(n, 6 + MAX_LOGIT_BIAS)).astype(np.float32)
+    ints = rng.integers(-1, 50, (n, NUM_INTS))
+    prefill_lens = rng.integers(1, width + 1, n)
+    prompt_lens = np.array([rng.integers(1, prefill + 1) for prefill in prefill_lens], int)
+    for name, value in {
+        "slot": rng.permutation(slots)[:n],
+        "prompt_len": prompt_lens,
+        "prefill_len": prefill_lens,
+        "step_idx": prefill_lens - prompt_lens,
+        "num_computed": [rng.integers(0, prefill) for prefill in prefill_lens],
+        "top_k": rng.integers(0, 100, n),
+        "stop_seq_lens": rng.integers(0, MAX_STOP_SEQ_LEN + 1, (n, MAX_STOP_SEQS)),
+    }.items():
+        ints[:, columns(name)] = value
+    floats = rng.normal(size=(n, NUM_FLOATS)).astype(np.float32)
     tokens = rng.integers(0, 50, (n, width))
     twins.insert_requests(state, ints, floats, tokens)
     ops.insert_requests(device, tensor(ints, "int64"), tensor(floats, "float32"), tensor(tokens, "int64"))
@@ -306,16 +311,16 @@ def test_a_step_with_more_tokens_than_rows_is_refused():
 
 @pytest.mark.parametrize(
     ("column", "value", "name"),
-    [(0, 3, "slot"), (1, 0, "prompt_len"), (2, 99, "prefill_len"), (3, 5, "step_idx"), (4, 4, "num_computed"),
-     (7, -1, "top_k"), (9, -2, "num_logprobs"), (50, 17, "stop_seqs_len")],
+    [("slot", 3, "slot"), ("prompt_len", 0, "prompt_len"), ("prefill_len", 99, "prefill_len"), ("step_idx", 5, "step_idx"),
+     ("num_computed", 4, "num_computed"), ("top_k", -1, "top_k"), ("logprobs", -2, "num_logprobs"),
+     ("stop_seq_lens", 17, "stop_seqs_len")],
 )  # fmt: skip
 def test_impossible_requests_are_refused_by_name_and_write_nothing(column, value, name):
     state = empty_state()
     device = on_device(state)
-    ints = np.zeros((2, INT_COLUMNS), np.int64)
-    ints[:, :10] = [[0, 3, 4, 1, 0, 0, 10, 0, 0, -1], [1, 3, 4, 1, 0, 0, 10, 0, 0, -1]]
-    ints[1, column] = value
-    floats, tokens = np.zeros((2, 6 + MAX_LOGIT_BIAS)), np.zeros((2, 4))
+    ints = np.stack([int_row(slot=slot, prompt_len=3, prefill_len=4, step_idx=1, max_tokens=10) for slot in (0, 1)])
+    ints[1, columns(column)] = value
+    floats, tokens = np.zeros((2, NUM_FLOATS)), np.zeros((2, 4))
     with pytest.raises(Exception, match=f"ints: row 1 has an impossible {name}"):
         ops.insert_requests(device, tensor(ints, "int64"), tensor(floats, "float32"), tensor(tokens, "int64"))
     assert_same_state(device, state)

@@ -7,7 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from gpu_ops.build import CSRC, compiler
+from gpu_ops.build import compiler
+from gpu_ops.sources import CSRC
 
 _HERE = Path(__file__).parent
 # By the beginning of an asm statement: what stands for it.

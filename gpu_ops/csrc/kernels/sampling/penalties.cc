@@ -43,7 +43,7 @@ void mask(const int64_t* ids, int64_t count, float* logits, int64_t vocab) {
   }
 }
 
-void penalise_history(const PenaltyState& state, int64_t slot, float* logits, int64_t vocab) {
+void penalise_history(const ApplyPenaltiesState& state, int64_t slot, float* logits, int64_t vocab) {
   const float repetition = state.penalty_score[slot], presence = state.presence_score[slot];
   const float frequency = state.frequency_score[slot];
   if (repetition == 1.0f && presence == 0.0f && frequency == 0.0f) return;
@@ -68,7 +68,8 @@ void penalise_history(const PenaltyState& state, int64_t slot, float* logits, in
 
 }  // namespace
 
-void apply_penalties_cpu(const PenaltyState& state, float* logits, int64_t vocab, const int32_t* sample_slots, int64_t rows) {
+void apply_penalties_cpu(const ApplyPenaltiesState& state, float* logits, int64_t vocab, const int32_t* sample_slots,
+                         int64_t rows) {
   for (int64_t row = 0; row < rows; ++row, logits += vocab) {
     const int64_t slot = sample_slots[row];
     if (slot < 0) continue;

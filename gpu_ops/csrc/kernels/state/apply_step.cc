@@ -12,19 +12,23 @@ bool has_blocks(const int32_t* block_table, int64_t blocks, int64_t block_size, 
   return true;
 }
 
-}  // namespace
-
-void recover_block_cpu(const int32_t* seq_lens_decoder, bool* is_block_step, const int32_t* block_tables, int64_t slots,
-                       int64_t blocks, int64_t block_size) {
-  for (int64_t slot = 0; slot < slots; ++slot) {
-    if (is_block_step[slot] && has_block(block_tables + slot * blocks, blocks, block_size, seq_lens_decoder[slot])) {
-      is_block_step[slot] = false;
+template <typename State>
+void recover(const State& state, int64_t block_size) {
+  for (int64_t slot = 0; slot < state.slots; ++slot) {
+    const int32_t* table = state.block_tables + slot * state.blocks;
+    if (state.is_block_step[slot] && has_block(table, state.blocks, block_size, state.seq_lens_decoder[slot])) {
+      state.is_block_step[slot] = false;
     }
   }
 }
 
-void apply_step_cpu(const StepState& state, int64_t slots, int64_t blocks, int64_t block_size, const int32_t* scheduled,
-                    const int32_t* cleared, const int32_t* block_updates, int64_t n) {
+}  // namespace
+
+void recover_block_cpu(const RecoverBlockState& state, int64_t block_size) { recover(state, block_size); }
+
+void apply_step_cpu(const ApplyStepState& state, int64_t block_size, const int32_t* scheduled, const int32_t* cleared,
+                    const int32_t* block_updates, int64_t n) {
+  const int64_t slots = state.slots, blocks = state.blocks;
   for (int64_t slot = 0; slot < slots; ++slot) {
     if (!cleared[slot]) continue;
     std::fill_n(state.block_tables + slot * blocks, blocks, -1);
@@ -36,7 +40,7 @@ void apply_step_cpu(const StepState& state, int64_t slots, int64_t blocks, int64
     const int32_t* update = block_updates + 3 * i;
     state.block_tables[update[0] * blocks + update[1]] = update[2];
   }
-  recover_block_cpu(state.seq_lens_decoder, state.is_block_step, state.block_tables, slots, blocks, block_size);
+  recover(state, block_size);
 
   for (int64_t slot = 0; slot < slots; ++slot) {
     const int64_t computed = state.seq_lens_decoder[slot];

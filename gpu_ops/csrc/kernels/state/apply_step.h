@@ -1,15 +1,8 @@
 // The beginning of a step: cleared slots, new blocks, resumed slots, lengths of this step.
 #pragma once
-#include <cstdint>
+#include "generated/slot_fields.h"
 
 namespace bireme {
-
-struct StepState {
-  const int64_t *prompt_lens, *prefill_lens, *step_idx;
-  int32_t *seq_lens_this_time, *seq_lens_encoder, *seq_lens_decoder;
-  bool *stop_flags, *is_block_step;
-  int32_t* block_tables;
-};
 
 // Whether the table has a block for position `position`.
 inline bool has_block(const int32_t* block_table, int64_t blocks, int64_t block_size, int64_t position) {
@@ -18,11 +11,10 @@ inline bool has_block(const int32_t* block_table, int64_t blocks, int64_t block_
 }
 
 // block_updates: n triples (slot, index, block), slots and indices in range.
-void apply_step_cpu(const StepState& state, int64_t slots, int64_t blocks, int64_t block_size, const int32_t* scheduled,
-                    const int32_t* cleared, const int32_t* block_updates, int64_t n);
+void apply_step_cpu(const ApplyStepState& state, int64_t block_size, const int32_t* scheduled, const int32_t* cleared,
+                    const int32_t* block_updates, int64_t n);
 
 // Paused slots whose entry for position seq_lens_decoder is there go on.
-void recover_block_cpu(const int32_t* seq_lens_decoder, bool* is_block_step, const int32_t* block_tables, int64_t slots,
-                       int64_t blocks, int64_t block_size);
+void recover_block_cpu(const RecoverBlockState& state, int64_t block_size);
 
 }  // namespace bireme

@@ -19,15 +19,15 @@ bool ends_with(const int64_t* generated, int64_t count, int64_t token, const int
   return std::equal(sequence, sequence + length - 1, generated + count - (length - 1));
 }
 
-Stop find_stop(const StopState& state, int64_t slot, int64_t token) {
+Stop find_stop(const DetectStopState& state, int64_t slot, int64_t token) {
   const int64_t prompt = state.prompt_lens[slot], before = state.step_idx[slot], generated = before + 1;
   if (generated > state.min_dec_len[slot] && token >= 0) {
     if (contains(state.eos_token_id + slot * state.eos_ids, state.eos_ids, token)) return {kStopEos, token};
     if (contains(state.stop_token_ids + slot * state.stop_ids, state.stop_ids, token)) return {kStopToken, token};
     const int64_t* history = state.token_ids_all + slot * state.max_model_len + prompt;
-    for (int64_t i = 0; i < state.seqs_per_slot; ++i) {
-      const int64_t index = slot * state.seqs_per_slot + i;
-      if (ends_with(history, before, token, state.stop_seqs + index * state.seq_len, state.stop_seqs_len[index])) {
+    for (int64_t i = 0; i < state.num_stop_seqs; ++i) {
+      const int64_t index = slot * state.num_stop_seqs + i;
+      if (ends_with(history, before, token, state.stop_seqs + index * state.stop_seq_len, state.stop_seqs_len[index])) {
         return {kStopSequence, i};
       }
     }
@@ -38,7 +38,7 @@ Stop find_stop(const StopState& state, int64_t slot, int64_t token) {
 
 }  // namespace
 
-void detect_stop_cpu(const StopState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows) {
+void detect_stop_cpu(const DetectStopState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows) {
   std::fill_n(state.stop_reason, state.slots, kNoStop);
   std::fill_n(state.matched_stop, state.slots, -1);
   for (int64_t row = 0; row < rows; ++row) {

@@ -1,6 +1,6 @@
 // What the host reads of a step, in one block; gpu_ops/step_result.py describes the layout.
 #pragma once
-#include <cstdint>
+#include "generated/slot_fields.h"
 
 namespace bireme {
 
@@ -9,13 +9,10 @@ constexpr int64_t kSlotFields = 5;
 constexpr int64_t kSomeSlotRuns = 1, kHasLogprobs = 2;
 constexpr int kSlotCountShift = 2;
 
-void pack_outputs_cpu(const int32_t* seq_lens_decoder, const int64_t* sampled_token_ids, const int32_t* num_sampled,
-                      const int32_t* stop_reason, const int64_t* matched_stop, bool not_need_stop, int64_t slots,
-                      int64_t* landing);
+void pack_outputs_cpu(const PackOutputsState& state, int64_t* landing);
 
 // landing_columns: alternatives a slot has room for (chosen token included); columns: what ids and logprobs hold.
-void pack_logprobs_cpu(const int32_t* num_sampled, const int32_t* num_logprobs, int64_t slots, int64_t* landing,
-                       int64_t landing_columns, const int32_t* sample_slots, const int64_t* ids, const float* logprobs,
-                       const int64_t* ranks, int64_t rows, int64_t columns);
+void pack_logprobs_cpu(const PackLogprobsState& state, int64_t* landing, int64_t landing_columns, const int32_t* sample_slots,
+                       const int64_t* ids, const float* logprobs, const int64_t* ranks, int64_t rows, int64_t columns);
 
 }  // namespace bireme

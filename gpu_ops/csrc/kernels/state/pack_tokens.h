@@ -1,6 +1,6 @@
 // This step's tokens, row by row, and the rows that sample.
 #pragma once
-#include <cstdint>
+#include "generated/slot_fields.h"
 
 namespace bireme {
 
@@ -13,8 +13,6 @@ struct PackedTokens {
 };
 
 // Returns the number of tokens; when it exceeds `rows`, nothing was written.
-int64_t pack_tokens_cpu(const int64_t* token_ids_all, const int64_t* prompt_lens, const int64_t* step_idx,
-                        const int32_t* seq_lens_this_time, const int32_t* seq_lens_decoder, int64_t slots, int64_t max_model_len,
-                        const PackedTokens& out, int64_t rows);
+int64_t pack_tokens_cpu(const PackTokensState& state, const PackedTokens& out, int64_t rows);
 
 }  // namespace bireme

@@ -7,7 +7,7 @@
 namespace bireme {
 namespace {
 
-void append_tokens(const UpdateState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows) {
+void append_tokens(const UpdateInputsState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows) {
   std::fill_n(state.num_sampled, state.slots, 0);
   std::fill_n(state.sampled_token_ids, state.slots, -1);
   for (int64_t row = 0; row < rows; ++row) {
@@ -23,13 +23,14 @@ void append_tokens(const UpdateState& state, const int64_t* tokens, const int32_
 
 }  // namespace
 
-void update_inputs_cpu(const UpdateState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows) {
+void update_inputs_cpu(const UpdateInputsState& state, int64_t block_size, const int64_t* tokens, const int32_t* sample_slots,
+                       int64_t rows) {
   append_tokens(state, tokens, sample_slots, rows);
   bool any_runs = false;
   for (int64_t slot = 0; slot < state.slots; ++slot) {
     const bool computed = state.seq_lens_this_time[slot] > 0, stopped = state.stop_flags[slot];
     const int64_t length = state.seq_lens_decoder[slot] += state.seq_lens_this_time[slot];
-    if (!stopped && !has_block(state.block_tables + slot * state.blocks, state.blocks, state.block_size, length)) {
+    if (!stopped && !has_block(state.block_tables + slot * state.blocks, state.blocks, block_size, length)) {
       state.is_block_step[slot] = true;
     }
     if (computed) {

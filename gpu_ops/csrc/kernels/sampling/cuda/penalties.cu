@@ -9,10 +9,10 @@ constexpr int kSlice = 8192;
 constexpr int kThreads = 512;
 constexpr int kSeen = 1 << 30;  // in a counter: the token occurs; below it, how often it was generated
 
-__global__ void penalties_kernel(PenaltyState state, int64_t slots, float* logits, int64_t vocab, const int32_t* sample_slots) {
+__global__ void penalties_kernel(ApplyPenaltiesState state, float* logits, int64_t vocab, const int32_t* sample_slots) {
   __shared__ int counts[kSlice];
   const int64_t slot = sample_slots[blockIdx.y], first = int64_t{blockIdx.x} * kSlice;
-  if (slot < 0 || slot >= slots) return;
+  if (slot < 0 || slot >= state.slots) return;
   float* row = logits + blockIdx.y * vocab;
   const auto mine = [&](int64_t token) { return token >= first && token < first + kSlice && token < vocab; };
 
@@ -73,11 +73,11 @@ __global__ void penalties_kernel(PenaltyState state, int64_t slots, float* logit
 
 }  // namespace
 
-void apply_penalties_cuda(const PenaltyState& state, int64_t slots, float* logits, int64_t vocab, const int32_t* sample_slots,
+void apply_penalties_cuda(const ApplyPenaltiesState& state, float* logits, int64_t vocab, const int32_t* sample_slots,
                           int64_t rows, Stream stream) {
   if (rows == 0) return;
   const dim3 grid(static_cast<unsigned>((vocab + kSlice - 1) / kSlice), static_cast<unsigned>(rows));
-  penalties_kernel<<<grid, kThreads, 0, stream>>>(state, slots, logits, vocab, sample_slots);
+  penalties_kernel<<<grid, kThreads, 0, stream>>>(state, logits, vocab, sample_slots);
   check_launch("apply_penalties");
 }
 

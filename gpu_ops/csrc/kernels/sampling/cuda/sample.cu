@@ -26,7 +26,7 @@ __device__ inline float philox_uniform_device(uint64_t seed, uint64_t position) 
   return static_cast<float>(counter[0] >> 8) * 0x1p-24f;
 }
 
-__global__ void __launch_bounds__(kRowThreads) sample_kernel(SampleState state, int64_t slots, const float* logits, int vocab,
+__global__ void __launch_bounds__(kRowThreads) sample_kernel(SampleState state, const float* logits, int vocab,
                                                              const int32_t* sample_slots, int64_t* tokens) {
   extern __shared__ __align__(16) unsigned char shared[];
   RowScratch* s = reinterpret_cast<RowScratch*>(shared);
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kRowThreads) sample_kernel(SampleState state, 
   start_successor();
   const float* row = logits + int64_t{blockIdx.x} * vocab;
   const int64_t slot = sample_slots[blockIdx.x];
-  const bool greedy = slot < 0 || slot >= slots || !(state.temperature[slot] > kGreedyTemperature);
+  const bool greedy = slot < 0 || slot >= state.slots || !(state.temperature[slot] > kGreedyTemperature);
 
   bool nan;
   uint64_t best_key = row_best(row, vocab, s->reduce, &nan);
@@ -133,12 +133,12 @@ __global__ void __launch_bounds__(kRowThreads) sample_kernel(SampleState state, 
 
 }  // namespace
 
-void sample_cuda(const SampleState& state, int64_t slots, const float* logits, int64_t rows, int64_t vocab,
+void sample_cuda(const SampleState& state, const float* logits, int64_t rows, int64_t vocab,
                  const int32_t* sample_slots, int64_t* tokens, Stream stream) {
   if (rows == 0) return;
   if (vocab > 1 << 21) throw std::runtime_error("sample: a vocabulary of more than 2097152 tokens");
   check_cuda(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(RowScratch)), "sample");
-  launch_chained(sample_kernel, dim3(rows), kRowThreads, sizeof(RowScratch), stream, "sample", state, slots, logits, vocab,
+  launch_chained(sample_kernel, dim3(rows), kRowThreads, sizeof(RowScratch), stream, "sample", state, logits, vocab,
                  sample_slots, tokens);
 }
 

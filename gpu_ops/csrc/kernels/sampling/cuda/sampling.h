@@ -7,10 +7,10 @@
 
 namespace bireme {
 
-void apply_penalties_cuda(const PenaltyState& state, int64_t slots, float* logits, int64_t vocab, const int32_t* sample_slots,
+void apply_penalties_cuda(const ApplyPenaltiesState& state, float* logits, int64_t vocab, const int32_t* sample_slots,
                           int64_t rows, Stream stream);
 
-void sample_cuda(const SampleState& state, int64_t slots, const float* logits, int64_t rows, int64_t vocab,
+void sample_cuda(const SampleState& state, const float* logits, int64_t rows, int64_t vocab,
                  const int32_t* sample_slots, int64_t* tokens, Stream stream);
 
 // logits [rows, vocab], tokens [rows]; ids and logprobs [rows, num + 1], ranks [rows]. NaN counts as -inf.

@@ -11,31 +11,28 @@
 
 namespace bireme {
 
-void insert_requests_cuda(const StateSizes& sizes, const InsertTarget& state, int64_t n, const int64_t* ints, const float* floats,
+void insert_requests_cuda(const InsertRequestsState& state, int64_t n, const int64_t* ints, const float* floats,
                           const int64_t* tokens, int64_t width, Stream stream);
 
-void apply_step_cuda(const StepState& state, int64_t slots, int64_t blocks, int64_t block_size, const int32_t* scheduled,
-                     const int32_t* cleared, const int32_t* block_updates, int64_t n, Stream stream);
+void apply_step_cuda(const ApplyStepState& state, int64_t block_size, const int32_t* scheduled, const int32_t* cleared,
+                     const int32_t* block_updates, int64_t n, Stream stream);
 
-void recover_block_cuda(const int32_t* seq_lens_decoder, bool* is_block_step, const int32_t* block_tables, int64_t slots,
-                        int64_t blocks, int64_t block_size, Stream stream);
+void recover_block_cuda(const RecoverBlockState& state, int64_t block_size, Stream stream);
 
 // Tokens beyond `rows` are dropped.
-void pack_tokens_cuda(const int64_t* token_ids_all, const int64_t* prompt_lens, const int64_t* step_idx,
-                      const int32_t* seq_lens_this_time, const int32_t* seq_lens_decoder, int64_t slots, int64_t max_model_len,
-                      const PackedTokens& out, int64_t rows, Stream stream);
+void pack_tokens_cuda(const PackTokensState& state, const PackedTokens& out, int64_t rows, Stream stream);
 
 // No slot may occur twice in sample_slots, here and below.
-void detect_stop_cuda(const StopState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows, Stream stream);
+void detect_stop_cuda(const DetectStopState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows,
+                      Stream stream);
 
-void update_inputs_cuda(const UpdateState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows, Stream stream);
+void update_inputs_cuda(const UpdateInputsState& state, int64_t block_size, const int64_t* tokens, const int32_t* sample_slots,
+                        int64_t rows, Stream stream);
 
-void pack_outputs_cuda(const int32_t* seq_lens_decoder, const int64_t* sampled_token_ids, const int32_t* num_sampled,
-                       const int32_t* stop_reason, const int64_t* matched_stop, const bool* not_need_stop, int64_t slots,
-                       int64_t* landing, Stream stream);
+void pack_outputs_cuda(const PackOutputsState& state, int64_t* landing, Stream stream);
 
-void pack_logprobs_cuda(const int32_t* num_sampled, const int32_t* num_logprobs, int64_t slots, int64_t* landing,
-                        int64_t landing_columns, const int32_t* sample_slots, const int64_t* ids, const float* logprobs,
-                        const int64_t* ranks, int64_t rows, int64_t columns, Stream stream);
+void pack_logprobs_cuda(const PackLogprobsState& state, int64_t* landing, int64_t landing_columns, const int32_t* sample_slots,
+                        const int64_t* ids, const float* logprobs, const int64_t* ranks, int64_t rows, int64_t columns,
+                        Stream stream);
 
 }  // namespace bireme

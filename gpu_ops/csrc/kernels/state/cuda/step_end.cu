@@ -34,16 +34,16 @@ __device__ inline bool warp_ends_with(const int64_t* generated, int64_t count, i
   return __all_sync(kAllLanes, same);
 }
 
-__device__ StopReason find_stop(const StopState& state, int64_t slot, int64_t token, int64_t* matched) {
+__device__ StopReason find_stop(const DetectStopState& state, int64_t slot, int64_t token, int64_t* matched) {
   const int64_t prompt = state.prompt_lens[slot], before = state.step_idx[slot], generated = before + 1;
   *matched = token;
   if (generated > state.min_dec_len[slot] && token >= 0) {
     if (warp_contains(state.eos_token_id + slot * state.eos_ids, state.eos_ids, token)) return kStopEos;
     if (warp_contains(state.stop_token_ids + slot * state.stop_ids, state.stop_ids, token)) return kStopToken;
     const int64_t* history = state.token_ids_all + slot * state.max_model_len + prompt;
-    for (int64_t i = 0; i < state.seqs_per_slot; ++i) {
-      const int64_t index = slot * state.seqs_per_slot + i;
-      if (warp_ends_with(history, before, token, state.stop_seqs + index * state.seq_len, state.stop_seqs_len[index])) {
+    for (int64_t i = 0; i < state.num_stop_seqs; ++i) {
+      const int64_t index = slot * state.num_stop_seqs + i;
+      if (warp_ends_with(history, before, token, state.stop_seqs + index * state.stop_seq_len, state.stop_seqs_len[index])) {
         *matched = i;
         return kStopSequence;
       }
@@ -54,7 +54,7 @@ __device__ StopReason find_stop(const StopState& state, int64_t slot, int64_t to
 }
 
 // One warp a slot.
-__global__ void detect_stop_kernel(StopState state, const int64_t* tokens, const int32_t* sample_slots, int rows) {
+__global__ void detect_stop_kernel(DetectStopState state, const int64_t* tokens, const int32_t* sample_slots, int rows) {
   wait_for_predecessor();
   start_successor();
   const int slot = (blockIdx.x * blockDim.x + threadIdx.x) / kWarp;
@@ -69,7 +69,8 @@ __global__ void detect_stop_kernel(StopState state, const int64_t* tokens, const
 }
 
 // One block, because not_need_stop speaks of all slots. `row_of` holds one entry a slot.
-__global__ void update_inputs_kernel(UpdateState state, const int64_t* tokens, const int32_t* sample_slots, int rows) {
+__global__ void update_inputs_kernel(UpdateInputsState state, int64_t block_size, const int64_t* tokens,
+                                     const int32_t* sample_slots, int rows) {
   extern __shared__ int row_of[];
   wait_for_predecessor();
   start_successor();
@@ -96,7 +97,7 @@ __global__ void update_inputs_kernel(UpdateState state, const int64_t* tokens, c
 
     const int32_t now = state.seq_lens_this_time[slot];
     const bool stopped = state.stop_flags[slot];
-    const int64_t length = state.seq_lens_decoder[slot] + int64_t{now}, index = length / state.block_size;
+    const int64_t length = state.seq_lens_decoder[slot] + int64_t{now}, index = length / block_size;
     state.seq_lens_decoder[slot] = static_cast<int32_t>(length);
     bool paused = state.is_block_step[slot];
     if (!stopped && (index >= state.blocks || state.block_tables[slot * state.blocks + index] < 0)) {
@@ -112,33 +113,31 @@ __global__ void update_inputs_kernel(UpdateState state, const int64_t* tokens, c
   if (threadIdx.x == 0) *state.not_need_stop = any_runs;
 }
 
-__global__ void pack_outputs_kernel(const int32_t* seq_lens_decoder, const int64_t* sampled_token_ids, const int32_t* num_sampled,
-                                    const int32_t* stop_reason, const int64_t* matched_stop, const bool* not_need_stop,
-                                    int64_t slots, int64_t* landing) {
+__global__ void pack_outputs_kernel(PackOutputsState state, int64_t* landing) {
   wait_for_predecessor();
   start_successor();
   const int64_t slot = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (slot == 0) landing[0] = slots << kSlotCountShift | (*not_need_stop ? kSomeSlotRuns : 0);
-  if (slot >= slots) return;
+  if (slot == 0) landing[0] = state.slots << kSlotCountShift | (*state.not_need_stop ? kSomeSlotRuns : 0);
+  if (slot >= state.slots) return;
   int64_t* out = landing + 1 + slot * kSlotFields;
-  out[0] = num_sampled[slot] ? sampled_token_ids[slot] : -1;
-  out[1] = num_sampled[slot];
-  out[2] = stop_reason[slot];
-  out[3] = matched_stop[slot];
-  out[4] = seq_lens_decoder[slot];
+  out[0] = state.num_sampled[slot] ? state.sampled_token_ids[slot] : -1;
+  out[1] = state.num_sampled[slot];
+  out[2] = state.stop_reason[slot];
+  out[3] = state.matched_stop[slot];
+  out[4] = state.seq_lens_decoder[slot];
 }
 
 // One warp a slot.
-__global__ void pack_logprobs_kernel(const int32_t* num_sampled, const int32_t* num_logprobs, int64_t slots, int64_t* landing,
-                                     int64_t landing_columns, const int32_t* sample_slots, const int64_t* ids,
-                                     const float* logprobs, const int64_t* ranks, int rows, int64_t columns) {
+__global__ void pack_logprobs_kernel(PackLogprobsState state, int64_t* landing, int64_t landing_columns,
+                                     const int32_t* sample_slots, const int64_t* ids, const float* logprobs,
+                                     const int64_t* ranks, int rows, int64_t columns) {
   const int slot = (blockIdx.x * blockDim.x + threadIdx.x) / kWarp, lane = threadIdx.x % kWarp;
-  if (slot >= slots) return;
+  if (slot >= state.slots) return;
   if (slot == 0 && lane == 0) landing[0] |= kHasLogprobs;
-  int64_t* out = landing + 1 + slots * kSlotFields + slot * (2 + 2 * landing_columns);
+  int64_t* out = landing + 1 + state.slots * kSlotFields + slot * (2 + 2 * landing_columns);
   const int row = row_of_slot(sample_slots, rows, slot);
-  const bool asked = row >= 0 && num_sampled[slot] && num_logprobs[slot] >= 0;
-  const int64_t count = asked ? min(min(int64_t{num_logprobs[slot]}, columns - 1), landing_columns - 1) : -1;
+  const bool asked = row >= 0 && state.num_sampled[slot] && state.num_logprobs[slot] >= 0;
+  const int64_t count = asked ? min(min(int64_t{state.num_logprobs[slot]}, columns - 1), landing_columns - 1) : -1;
   if (lane == 0) {
     out[0] = asked ? ranks[row] : 0;
     out[1] = count;
@@ -154,30 +153,29 @@ unsigned blocks_of_warps(int64_t warps) { return static_cast<unsigned>((warps + 
 
 }  // namespace
 
-void detect_stop_cuda(const StopState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows, Stream stream) {
+void detect_stop_cuda(const DetectStopState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows,
+                      Stream stream) {
   launch_chained(detect_stop_kernel, dim3(blocks_of_warps(state.slots)), kWarpsPerBlock * kWarp, 0, stream, "detect_stop", state,
                  tokens, sample_slots, rows);
 }
 
-void update_inputs_cuda(const UpdateState& state, const int64_t* tokens, const int32_t* sample_slots, int64_t rows, Stream stream) {
+void update_inputs_cuda(const UpdateInputsState& state, int64_t block_size, const int64_t* tokens, const int32_t* sample_slots,
+                        int64_t rows, Stream stream) {
   if (state.slots > 8192) throw std::runtime_error("update_inputs: more than 8192 slots");
   const int threads = static_cast<int>(min(int64_t{kSlotThreads}, (state.slots + kWarp - 1) / kWarp * kWarp));
-  launch_chained(update_inputs_kernel, dim3(1), threads, state.slots * sizeof(int), stream, "update_inputs", state, tokens,
-                 sample_slots, rows);
+  launch_chained(update_inputs_kernel, dim3(1), threads, state.slots * sizeof(int), stream, "update_inputs", state,
+                 block_size, tokens, sample_slots, rows);
 }
 
-void pack_outputs_cuda(const int32_t* seq_lens_decoder, const int64_t* sampled_token_ids, const int32_t* num_sampled,
-                       const int32_t* stop_reason, const int64_t* matched_stop, const bool* not_need_stop, int64_t slots,
-                       int64_t* landing, Stream stream) {
-  launch_chained(pack_outputs_kernel, dim3((slots + 127) / 128), 128, 0, stream, "pack_outputs", seq_lens_decoder,
-                 sampled_token_ids, num_sampled, stop_reason, matched_stop, not_need_stop, slots, landing);
+void pack_outputs_cuda(const PackOutputsState& state, int64_t* landing, Stream stream) {
+  launch_chained(pack_outputs_kernel, dim3((state.slots + 127) / 128), 128, 0, stream, "pack_outputs", state, landing);
 }
 
-void pack_logprobs_cuda(const int32_t* num_sampled, const int32_t* num_logprobs, int64_t slots, int64_t* landing,
-                        int64_t landing_columns, const int32_t* sample_slots, const int64_t* ids, const float* logprobs,
-                        const int64_t* ranks, int64_t rows, int64_t columns, Stream stream) {
-  pack_logprobs_kernel<<<blocks_of_warps(slots), kWarpsPerBlock * kWarp, 0, stream>>>(
-      num_sampled, num_logprobs, slots, landing, landing_columns, sample_slots, ids, logprobs, ranks, static_cast<int>(rows), columns);
+void pack_logprobs_cuda(const PackLogprobsState& state, int64_t* landing, int64_t landing_columns, const int32_t* sample_slots,
+                        const int64_t* ids, const float* logprobs, const int64_t* ranks, int64_t rows, int64_t columns,
+                        Stream stream) {
+  pack_logprobs_kernel<<<blocks_of_warps(state.slots), kWarpsPerBlock * kWarp, 0, stream>>>(
+      state, landing, landing_columns, sample_slots, ids, logprobs, ranks, static_cast<int>(rows), columns);
   check_launch("pack_logprobs");
 }
 
