@@ -18,9 +18,9 @@ import numpy as np
 import paddle
 from paddle.device.cuda.graphs import CUDAGraph
 
-from actors.models.decoder import most_few_rows
+from actors.models.decoder import largest_small_batch
 from benchmarks import gpu_targets
-from gpu_ops import decode, sampling, state
+from gpu_ops import decode_ops, sampling, state
 from gpu_ops import forward as ops
 from gpu_ops.share_inputs import ShareInputs, field_arrays
 from gpu_ops.step_result import landing_size
@@ -196,26 +196,26 @@ class Model:
         """All matmuls of a step alone."""
         return [*self.layer_matmuls(inputs, **options), self.logits(last, **options)]
 
-    def few_rows(self, rows: Rows) -> bool:
-        """Whether the engine's decoder takes ``gpu_ops.decode``'s matmuls."""
+    def is_small_batch(self, rows: Rows) -> bool:
+        """Whether the engine's decoder takes ``gpu_ops.decode_ops``'s matmuls."""
         shapes = self.shape.weights.values()
         layer_bytes, most_in_features = sum(DTYPE_BYTES * n * k for n, k in shapes), max(k for _, k in shapes)
-        return rows.positions.shape[0] <= most_few_rows(layer_bytes, most_in_features)
+        return rows.positions.shape[0] <= largest_small_batch(layer_bytes, most_in_features)
 
-    def forward_few_rows(self, ids: paddle.Tensor, rows: Rows) -> paddle.Tensor:
-        """As ``Decoder.forward_few_rows``."""
+    def forward_small_batch(self, ids: paddle.Tensor, rows: Rows) -> paddle.Tensor:
+        """As ``Decoder.forward_small_batch``."""
         residual = ops.embedding(self.head, ids, self.shape.vocab)
         for layer, (k_cache, v_cache) in zip(self.layers, self.caches):
-            qkv = decode.skinny_linear(residual, layer["qkv"], None, self.norm, 1e-5)
-            decode.add_skinny_linear(rows.attention(self, qkv, k_cache, v_cache), layer["o"], residual)
-            gated = decode.skinny_linear(residual, layer["gate_up"], None, self.norm, 1e-5, swiglu=True)
-            decode.add_skinny_linear(gated, layer["down"], residual)
+            qkv = decode_ops.small_batch_linear(residual, layer["qkv"], None, self.norm, 1e-5)
+            decode_ops.add_small_batch_linear(rows.attention(self, qkv, k_cache, v_cache), layer["o"], residual)
+            gated = decode_ops.small_batch_linear(residual, layer["gate_up"], None, self.norm, 1e-5, swiglu=True)
+            decode_ops.add_small_batch_linear(gated, layer["down"], residual)
         return ops.rms_norm(residual, self.norm, 1e-5)
 
     def forward(self, ids: paddle.Tensor, rows: Rows) -> paddle.Tensor:
         """Hidden states after the final norm, as ``Decoder.forward``."""
-        if rows.longest == 1 and self.few_rows(rows):
-            return self.forward_few_rows(ids, rows)
+        if rows.longest == 1 and self.is_small_batch(rows):
+            return self.forward_small_batch(ids, rows)
         s = self.shape
         residual = ops.embedding(self.head, ids, s.vocab)
         hidden = ops.rms_norm(residual, self.norm, 1e-5)
@@ -257,7 +257,7 @@ class Rows:
                 qkv, k, v, self.tables, self.positions, self.slots, s.q_heads, s.kv_heads, s.head_dim**-0.5,
                 self.starts, self.longest, **options,
             )  # fmt: skip
-        return decode.decode_attention(
+        return decode_ops.decode_attention(
             qkv, model.cos_sin, self.positions, self.slots, self.tables, k, v, s.q_heads, s.kv_heads,
             s.head_dim**-0.5, **options,
         )  # fmt: skip

@@ -58,7 +58,7 @@ serving_lines='answers|tokens/s|first token|steps:|cores|memory|otherData|ratio|
 part_a() {
     local workers=()
     "$python" -c "import xdist" 2>/dev/null && workers=(-n 5)
-    limited TERM 180 a-ops "${gpu_tests[@]}" "${workers[@]}" tests/gpu/test_{attention,decode,layers,linear,sampling,state}.py &
+    limited TERM 180 a-ops "${gpu_tests[@]}" "${workers[@]}" tests/gpu/test_{attention,decode_ops,layers,linear,sampling,state}.py &
     limited TERM 180 a-engine "${gpu_tests[@]}" -s tests/gpu/test_engine_gpu.py &
     limited TERM 180 a-random env BIREME_RANDOM_STEPS="${RANDOM_STEPS:-10000}" "${gpu_tests[@]}" tests/gpu/test_random_steps.py &
     local job

@@ -172,5 +172,5 @@ class GpuDevice(CpuDevice):
         return copy
 
     def num_rows(self, num_tokens: int, num_samples: int, counts: paddle.Tensor) -> tuple[int, int]:
-        """The host's prediction, never too low: surplus rows carry slot -1, and looking would mean waiting."""
+        """The host's prediction, never too low: padding rows carry slot -1, and looking would mean waiting."""
         return num_tokens, num_samples

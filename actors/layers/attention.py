@@ -8,7 +8,7 @@ from actors.device.cpu import CpuDevice
 from actors.layers.batch_rows import BatchRows
 from actors.layers.linear import Linear
 from actors.layers.norm import HeadNorm, ProjectionNorm
-from gpu_ops import decode
+from gpu_ops import decode_ops
 from gpu_ops import forward as ops
 
 KVCache = tuple[paddle.Tensor, paddle.Tensor]
@@ -48,7 +48,7 @@ class Attention:
         if self.qk_norm is not None:
             qkv = self.qk_norm(qkv, *self.heads)
         if self._device.is_gpu and rows.max_rows_per_slot == 1:
-            return decode.decode_attention(
+            return decode_ops.decode_attention(
                 qkv, self.cos_sin, *where, rows.block_tables, *cache, *self.heads, self.scale, self._device.batch_invariant
             )  # fmt: skip
         ops.rotary_kv_write(qkv, self.cos_sin, *where, rows.block_tables, *cache, *self.heads)

@@ -10,7 +10,7 @@ import paddle
 class BatchRows(NamedTuple):
     """Which sequence and position each packed row belongs to.
 
-    ids int64 [T], positions int32 [T], slots int32 [T] (-1 = surplus row), block_tables int32 [B, NB].
+    ids int64 [T], positions int32 [T], slots int32 [T] (-1 = padding row), block_tables int32 [B, NB].
     cu_seqlens_q int32 [B + 1] and a bound of the rows of a slot let a GPU compute a prompt's rows together.
     """
 

@@ -21,23 +21,27 @@ from actors.models.layer import Layer
 from actors.models.post_norm_layer import PostNormLayer
 from actors.models.pre_norm_layer import PreNormLayer
 from cluster.cache import Progress
-from gpu_ops import decode
+from gpu_ops import decode_ops
 from gpu_ops import forward as ops
 
-__all__ = ["BatchRows", "Decoder", "most_few_rows"]
+__all__ = ["BatchRows", "Decoder", "largest_small_batch"]
 
 _LAYERS = {"before": PreNormLayer, "behind": PostNormLayer}
 # A layer up to this size is bound by launches rather than by memory, so that folding layers together pays for more rows.
 _SMALL_LAYER_BYTES = 16 << 20
-_FEW_ROWS, _FEW_ROWS_OF_SMALL_LAYERS = 8, 32
+_SMALL_BATCH, _SMALL_BATCH_OF_SMALL_LAYERS = 8, 32
 
 
-def most_few_rows(layer_bytes: int, most_in_features: int) -> int:
+def largest_small_batch(layer_bytes: int, most_in_features: int) -> int:
     """Most decoding rows for which this GPU's folded matmuls are faster than cuBLAS's, where those of a layer take so many
     bytes and inputs."""
     if layer_bytes > _SMALL_LAYER_BYTES:
-        return _FEW_ROWS
-    return decode.MAX_SKINNY_ROWS if decode.has_small_linear(most_in_features) else _FEW_ROWS_OF_SMALL_LAYERS
+        return _SMALL_BATCH
+    return (
+        decode_ops.MAX_SMALL_BATCH_ROWS
+        if decode_ops.has_small_linear(most_in_features)
+        else _SMALL_BATCH_OF_SMALL_LAYERS
+    )
 
 
 class Decoder:
@@ -142,8 +146,8 @@ class Decoder:
     def forward(self, rows: BatchRows, kv_cache: list[KVCache]) -> paddle.Tensor:
         """Hidden states after the final norm, [T, hidden_size]; keys and values of the rows enter the cache."""
         if self.device.is_gpu:
-            takes_few = rows.positions.shape[0] <= self.max_few_rows and rows.max_rows_per_slot == 1
-            return (self.forward_few_rows if takes_few else self.forward_op_by_op)(rows, kv_cache)
+            is_small_batch = rows.positions.shape[0] <= self.max_small_batch and rows.max_rows_per_slot == 1
+            return (self.forward_small_batch if is_small_batch else self.forward_op_by_op)(rows, kv_cache)
         return (self.forward_fused if self._can_fuse else self.forward_op_by_op)(rows, kv_cache)
 
     @functools.cached_property
@@ -151,8 +155,8 @@ class Decoder:
         return all(layer.can_fuse for layer in self.layers)
 
     @functools.cached_property
-    def max_few_rows(self) -> int:
-        """Most rows of a decoding step that the GPU computes with ``gpu_ops.decode``'s matmuls rather than cuBLAS's.
+    def max_small_batch(self) -> int:
+        """Most rows of a decoding step that the GPU computes with ``gpu_ops.decode_ops``'s matmuls rather than cuBLAS's.
 
         The two differ in bits, so ``batch_invariant`` keeps to one; the folded norm needs bfloat16's range.
         """
@@ -161,7 +165,9 @@ class Decoder:
         if not all(layer.has_small_batch for layer in self.layers):
             return 0
         weights = [linear.weight for linear in self.layers[0].linears]
-        return most_few_rows(sum(weight.num_bytes for weight in weights), max(weight.in_features for weight in weights))
+        return largest_small_batch(
+            sum(weight.num_bytes for weight in weights), max(weight.in_features for weight in weights)
+        )
 
     def forward_fused(self, rows: BatchRows, kv_cache: list[KVCache]) -> paddle.Tensor:
         """On the CPU: one op a layer."""
@@ -171,8 +177,8 @@ class Decoder:
             hidden = layer.fused(hidden, residual, next_norm, rows, cache)
         return hidden
 
-    def forward_few_rows(self, rows: BatchRows, kv_cache: list[KVCache]) -> paddle.Tensor:
-        """A step of at most ``max_few_rows`` decoding rows on a GPU."""
+    def forward_small_batch(self, rows: BatchRows, kv_cache: list[KVCache]) -> paddle.Tensor:
+        """A step of at most ``max_small_batch`` decoding rows on a GPU."""
         residual = self.embed.weight.embedding(rows.ids)
         for layer, cache in zip(self.layers, kv_cache, strict=True):
             layer.small_batch(residual, rows, cache)

@@ -10,7 +10,7 @@ from actors.layers.attention import KVCache
 from actors.layers.batch_rows import BatchRows
 from actors.layers.norm import HeadNorm, RMSNorm
 from actors.models.layer import Layer
-from gpu_ops.decoder_layer import decoder_layer
+from gpu_ops.fused_layer import fused_layer
 
 _FOLLOWED = "what follows a pre-norm layer begins with a norm"
 
@@ -42,7 +42,7 @@ class PreNormLayer(Layer):
     ) -> paddle.Tensor:
         assert next_norm is not None, _FOLLOWED
         attention, mlp, norm = self.attention, self.mlp, self.attention.qk_norm
-        return decoder_layer(
+        return fused_layer(
             hidden,
             residual,
             qkv=attention.qkv.weight.fused_block_weight,

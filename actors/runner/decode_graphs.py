@@ -1,6 +1,6 @@
 """CUDA graphs of pure decode steps: for each batch bucket one of the forward, and one of each kind of sampling.
 
-A step of n rows replays the smallest bucket that holds n; surplus rows carry slot -1. Tensors that a graph reads or
+A step of n rows replays the smallest bucket that holds n; padding rows carry slot -1. Tensors that a graph reads or
 writes keep their addresses: the state and the packed rows by design, the hidden states because they are kept here.
 
 Each graph holds the memory of its intermediate results: Paddle 2.6 gives every graph a pool of its own, Paddle 3 lets all

@@ -239,7 +239,7 @@ class ModelRunner(StepExecutor):
         self.sampler.run(self._hidden, num_samples, plan.needs, out.packed)
 
     def _capture(self, progress: Progress | None, max_bytes: int) -> None:
-        """With every slot empty, what runs before a capture computes surplus rows alone and changes nothing."""
+        """With every slot empty, what runs before a capture computes padding rows alone and changes nothing."""
         packed = self._free_outputs[0].packed
         buckets = decode_buckets(self.max_num_seqs)
         rows = {bucket: self._batch_rows(bucket) for bucket in buckets}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import paddle
 
-from tests.gpu import test_attention, test_decode, test_layers, test_linear, test_sampling, test_state
+from tests.gpu import test_attention, test_decode_ops, test_layers, test_linear, test_sampling, test_state
 from tests.gpu.tensors import gpu, pinned
 
 
@@ -21,13 +21,13 @@ def main() -> None:
         test_layers.test_embedding_and_gather_equal_twins(7, 100, 576, dtype)
     test_linear.test_linear_equals_twin(3, 576, 960, True, False, "bfloat16")
     for rows in (3, 11, 20, 40):
-        test_decode.test_skinny_linear_equals_twin(rows, 200, 72, rows % 2 == 1, True, True, "bfloat16")
-        test_decode.test_add_skinny_linear_equals_twin(rows, 200, 72, "bfloat16")
+        test_decode_ops.test_small_batch_linear_equals_twin(rows, 200, 72, rows % 2 == 1, True, True, "bfloat16")
+        test_decode_ops.test_add_small_batch_linear_equals_twin(rows, 200, 72, "bfloat16")
     for shape in ((16, 9, 3, 64), (32, 4, 2, 80), (16, 14, 2, 96), (64, 8, 2, 128)):
         test_attention.test_rotary_kv_write_equals_twin(*shape, "bfloat16")
         test_attention.test_decoding_equals_twin(False, *shape, "bfloat16")
         for invariant in (False, True):
-            test_decode.test_decode_attention_equals_twin(shape, [1, 17, 300], invariant, "bfloat16")
+            test_decode_ops.test_decode_attention_equals_twin(shape, [1, 17, 300], invariant, "bfloat16")
             test_attention.test_chunks_and_mixed_steps_equal_twin(invariant, *shape, "bfloat16")
     for seed in range(3):
         test_state.test_apply_step_equals_twin(seed, pinned)

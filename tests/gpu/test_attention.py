@@ -29,7 +29,7 @@ class Case:
     cu_seqlens_q: np.ndarray
 
     @staticmethod
-    def random(rows_of_slots, lengths, block_size, q_heads, kv_heads, head_dim, dtype, surplus=0, width=None):
+    def random(rows_of_slots, lengths, block_size, q_heads, kv_heads, head_dim, dtype, padding=0, width=None):
         """Slot s computes its last rows_of_slots[s] positions out of lengths[s]."""
         rng = np.random.default_rng()
         width = width or -(-max([*lengths, 1]) // block_size) + 1
@@ -47,7 +47,7 @@ class Case:
         rows = [
             (slot, length - n + i) for slot, (n, length) in enumerate(zip(rows_of_slots, lengths)) for i in range(n)
         ]
-        rows += [(-1, 0)] * surplus
+        rows += [(-1, 0)] * padding
         slots, positions = (np.array(column, np.int32) for column in zip(*rows))
         qkv = round_to(rng.normal(size=(len(rows), (q_heads + 2 * kv_heads) * head_dim)), dtype)
         cu_seqlens_q = np.cumsum([0, *rows_of_slots]).astype(np.int32)
@@ -94,7 +94,7 @@ SHAPES = [
 @pytest.mark.parametrize("together", [False, True])
 def test_decoding_equals_twin(together, block_size, q_heads, kv_heads, head_dim, dtype):
     lengths = [1, 15, 16, 17, 64, 65, 255, 256, 257, 300, 700]
-    case = Case.random([1] * len(lengths), lengths, block_size, q_heads, kv_heads, head_dim, dtype, surplus=3)
+    case = Case.random([1] * len(lengths), lengths, block_size, q_heads, kv_heads, head_dim, dtype, padding=3)
     result = case.compute(together)
     assert relative_error(result, case.expected()) < TOLERANCE[dtype]
     assert not result[-3:].any()
@@ -105,7 +105,7 @@ def test_decoding_equals_twin(together, block_size, q_heads, kv_heads, head_dim,
 @pytest.mark.parametrize("batch_invariant", [False, True])
 def test_chunks_and_mixed_steps_equal_twin(batch_invariant, block_size, q_heads, kv_heads, head_dim, dtype):
     rows, lengths = [0, 2, 1, 70, 0, 129, 1, 33, 0], [9, 2, 400, 70, 5, 300, 3, 290, 1]
-    case = Case.random(rows, lengths, block_size, q_heads, kv_heads, head_dim, dtype, surplus=2)
+    case = Case.random(rows, lengths, block_size, q_heads, kv_heads, head_dim, dtype, padding=2)
     result = case.compute(together=True, batch_invariant=batch_invariant)
     assert relative_error(result, case.expected()) < TOLERANCE[dtype]
     assert not result[-2:].any()
@@ -141,7 +141,7 @@ def test_long_context_is_split_into_many_or_longer_parts(width):
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("block_size", "q_heads", "kv_heads", "head_dim"), SHAPES)
 def test_rotary_kv_write_equals_twin(block_size, q_heads, kv_heads, head_dim, dtype):
-    case = Case.random([1, 3, 0, 40], [5, 3, 7, 50], block_size, q_heads, kv_heads, head_dim, dtype, surplus=2)
+    case = Case.random([1, 3, 0, 40], [5, 3, 7, 50], block_size, q_heads, kv_heads, head_dim, dtype, padding=2)
     rng = np.random.default_rng()
     cos_sin = rng.normal(size=(64, head_dim)).astype(np.float32)
     k, v = case.cache

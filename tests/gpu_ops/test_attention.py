@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread_afterwards")
 def attention_case(
     lengths: list[int], q_heads: int, kv_heads: int, dim: int, block_size: int, seed: int = 0
 ) -> SimpleNamespace:
-    """Whole prompts of the given lengths, one a slot, with shuffled blocks, surplus rows and a cache full of NaN."""
+    """Whole prompts of the given lengths, one a slot, with shuffled blocks, padding rows and a cache full of NaN."""
     rng = np.random.default_rng(seed)
     blocks_each = -(-max(lengths) // block_size)
     total = blocks_each * len(lengths)

@@ -8,7 +8,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from gpu_ops.twins import decode as twins
+from gpu_ops.twins import decode_ops as twins
 from tests.gpu.tensors import TOLERANCE, relative_error, round_to
 from tests.gpu.test_attention import Case
 from tests.gpu_ops import cuda_on_cpu
@@ -71,7 +71,7 @@ SHAPES = [(16, 9, 3, 64), (64, 4, 2, 80), (16, 10, 2, 64), (32, 14, 2, 96), (64,
 def test_rows_that_are_alone_equal_the_twin(kernel, lengths, multiprocessors, width, batch_invariant):
     shape = SHAPES[np.random.default_rng().integers(len(SHAPES))]
     width = None if width is None else width * 64 // shape[0]
-    case = Case.random([1] * len(lengths), lengths, *shape, "bfloat16", surplus=3, width=width)
+    case = Case.random([1] * len(lengths), lengths, *shape, "bfloat16", padding=3, width=width)
     for slot, length in enumerate(lengths):  # the kernel itself writes the newest position
         at = case.block_tables[slot, (length - 1) // shape[0]], slice(None), (length - 1) % shape[0]
         for part in case.cache:
@@ -99,7 +99,7 @@ def test_rows_that_are_alone_equal_the_twin(kernel, lengths, multiprocessors, wi
 def test_single_rows_of_a_mixed_step_equal_the_twin(kernel, shape, slots):
     """Rows of prompts are another kernel's: this one leaves them alone, and takes scratch for slots, not for their rows."""
     rows, lengths = [0, 2, 1, 30, 0, 1, 1, 33, 0], [9, 2, 400, 30, 5, 300, 3, 290, 1]
-    case = Case.random(rows, lengths, *shape, "float16", surplus=2, width=2048 // shape[0])
+    case = Case.random(rows, lengths, *shape, "float16", padding=2, width=2048 // shape[0])
     padded(case, slots)
     out, *_, count = attend(kernel, case, cu_seqlens_q=case.cu_seqlens_q, longest=33)
     single = np.repeat(np.array(rows) == 1, rows)
@@ -122,7 +122,7 @@ def test_batch_invariant_rows_have_the_bits_of_rows_that_are_alone(kernel, shape
 
 
 def test_a_row_that_belongs_to_nobody_is_zero_and_disturbs_none(kernel):
-    case = Case.random([1] * 5, [200, 300, 64, 90, 700], 16, 9, 3, 64, "float16", surplus=1)
+    case = Case.random([1] * 5, [200, 300, 64, 90, 700], 16, 9, 3, 64, "float16", padding=1)
     expected = case.expected()
     case.slots[1], case.positions[3] = 7, case.block_tables.shape[1] * 16
     out, *_ = attend(kernel, case)

@@ -8,7 +8,7 @@ import paddle
 from actors.device.cpu import CpuDevice
 from actors.layers.norm import RMSNorm
 from actors.layers.weights.weight import Weight
-from gpu_ops import decode
+from gpu_ops import decode_ops
 from gpu_ops import forward as ops
 
 
@@ -41,10 +41,10 @@ class DenseWeight(Weight):
         self, x: paddle.Tensor, bias: paddle.Tensor | None, norm: RMSNorm | None, swiglu: bool
     ) -> paddle.Tensor:
         weight, eps = (norm.weight, norm.eps) if norm else (None, 0.0)
-        return decode.skinny_linear(x, self._packed, bias, weight, eps, swiglu)
+        return decode_ops.small_batch_linear(x, self._packed, bias, weight, eps, swiglu)
 
     def add_small_batch_linear(self, x: paddle.Tensor, residual: paddle.Tensor, bias: paddle.Tensor | None) -> None:
-        decode.add_skinny_linear(x, self._packed, residual, bias)
+        decode_ops.add_small_batch_linear(x, self._packed, residual, bias)
 
     def embedding(self, ids: paddle.Tensor) -> paddle.Tensor:
         return ops.embedding(self._packed, ids, self.out_features)

@@ -26,7 +26,7 @@ class Weight(ABC):
 
     @property
     def fused_block_weight(self) -> paddle.Tensor | None:
-        """The tensor as ``gpu_ops.decoder_layer`` reads it, or None where that op does not know this kind."""
+        """The tensor as ``gpu_ops.fused_layer`` reads it, or None where that op does not know this kind."""
         return None
 
     @property

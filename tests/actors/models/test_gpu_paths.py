@@ -36,14 +36,20 @@ def test_logits_on_the_gpu_paths_match_transformers(monkeypatch, name, batch_inv
     reference = np.load(GOLDEN / name / "logits.npz")
     logits = all_logits(load_on_gpu(name, batch_invariant), reference["token_ids"], CHUNKS)
     assert np.abs(logits - reference["logits"]).max() < 1e-4
-    assert any(op == "skinny_linear" for op, _ in calls) != batch_invariant
+    assert any(op == "small_batch_linear" for op, _ in calls) != batch_invariant
 
 
 def test_a_small_batch_takes_five_kernels_a_layer(monkeypatch):
     calls = install(monkeypatch)
     model = load_on_gpu("llama_bias")
     all_logits(model, np.arange(1), [1])
-    layer = ["skinny_linear", "decode_attention", "add_skinny_linear", "skinny_linear", "add_skinny_linear"]
+    layer = [
+        "small_batch_linear",
+        "decode_attention",
+        "add_small_batch_linear",
+        "small_batch_linear",
+        "add_small_batch_linear",
+    ]
     assert [op for op, _ in calls] == ["embedding", *layer, *layer, "rms_norm", "linear"]
 
 
@@ -81,5 +87,5 @@ def test_a_kind_of_weight_decides_which_op_runs(monkeypatch, on_gpu):
     reference = np.load(GOLDEN / "llama_bias" / "logits.npz")
     logits = all_logits(model, reference["token_ids"], CHUNKS)
     assert np.abs(logits - reference["logits"]).max() < 1e-4
-    assert model.max_few_rows == 0
-    assert not any(op == "skinny_linear" for op, _ in calls)
+    assert model.max_small_batch == 0
+    assert not any(op == "small_batch_linear" for op, _ in calls)

@@ -10,13 +10,13 @@ import paddle
 import pytest
 
 from actors.device.cpu import CpuDevice
-from gpu_ops import decode, forward
-from gpu_ops.twins import decode as twins
+from gpu_ops import decode_ops, forward
+from gpu_ops.twins import decode_ops as twins
 from gpu_ops.twins.forward import embedding
 
 OPS = {
     forward: ("linear", "embedding", "rms_norm", "add_rms_norm", "qk_norm", "swiglu", "rotary_kv_write", "paged_attention"),
-    decode: ("skinny_linear", "add_skinny_linear", "decode_attention"),
+    decode_ops: ("small_batch_linear", "add_small_batch_linear", "decode_attention"),
 }  # fmt: skip
 
 
@@ -28,20 +28,20 @@ class TwinGpu(CpuDevice):
 
 
 def _linear(x, weight, out_features, bias=None, float32_output=False, batch_invariant=False):
-    return paddle.to_tensor(twins.skinny_linear(x.numpy(), weight.numpy(), _array(bias)))
+    return paddle.to_tensor(twins.small_batch_linear(x.numpy(), weight.numpy(), _array(bias)))
 
 
 def _embedding(weight, ids, vocab_size):
     return paddle.to_tensor(embedding(weight.numpy(), ids.numpy(), vocab_size))
 
 
-def _skinny_linear(x, weight, bias=None, norm_weight=None, eps=0.0, swiglu=False, float32_output=False):
+def _small_batch_linear(x, weight, bias=None, norm_weight=None, eps=0.0, swiglu=False, float32_output=False):
     return paddle.to_tensor(
-        twins.skinny_linear(x.numpy(), weight.numpy(), _array(bias), _array(norm_weight), eps, swiglu)
+        twins.small_batch_linear(x.numpy(), weight.numpy(), _array(bias), _array(norm_weight), eps, swiglu)
     )
 
 
-def _add_skinny_linear(x, weight, residual, bias=None):
+def _add_small_batch_linear(x, weight, residual, bias=None):
     paddle.assign(residual + _linear(x, weight, None, bias), residual)
 
 
@@ -77,7 +77,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     shape = forward.kv_cache_shape
     monkeypatch.setattr(forward, "kv_cache_shape", lambda *args: shape(*args[:4]))
     monkeypatch.setattr(forward, "pack_weight", lambda weight: weight)
-    monkeypatch.setattr(decode, "has_small_linear", lambda in_features: False)
+    monkeypatch.setattr(decode_ops, "has_small_linear", lambda in_features: False)
     for module, names in OPS.items():
         for name in names:
             op = globals().get(f"_{name}", getattr(module, name))

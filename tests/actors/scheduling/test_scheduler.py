@@ -124,7 +124,7 @@ def test_nothing_is_launched_for_a_request_whose_last_token_is_in_flight():
     assert device.tokens == {"a": [1, 2]}
 
 
-def test_a_stop_the_host_does_not_know_yet_costs_one_surplus_row():
+def test_a_stop_the_host_does_not_know_yet_costs_one_padding_row():
     scheduler = make_scheduler()
     device = Device(scheduler, {"a": 1})
     scheduler.add_request(request("a", 4, 8))

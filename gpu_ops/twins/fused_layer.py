@@ -7,7 +7,7 @@ import numpy as np
 from gpu_ops.twins import forward as twins
 
 
-def decoder_layer(
+def fused_layer(
     hidden: np.ndarray,
     residual: np.ndarray,
     *,

@@ -7,8 +7,8 @@ import paddle
 import pytest
 from paddle.device.cuda.graphs import CUDAGraph
 
-from gpu_ops import decode, forward
-from gpu_ops.twins import decode as twins
+from gpu_ops import decode_ops, forward
+from gpu_ops.twins import decode_ops as twins
 from tests.gpu.tensors import HALVES, TOLERANCE, gpu, host, poison, relative_error, round_to
 from tests.gpu.test_attention import SHAPES, Case
 from tests.gpu.test_layers import normal
@@ -28,7 +28,7 @@ SIZES = [
 @pytest.mark.parametrize("has_norm", [False, True])
 @pytest.mark.parametrize("swiglu", [False, True])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
-def test_skinny_linear_equals_twin(rows, inputs, outputs, swiglu, has_norm, has_bias, dtype):
+def test_small_batch_linear_equals_twin(rows, inputs, outputs, swiglu, has_norm, has_bias, dtype):
     rng = np.random.default_rng()
     outputs += outputs % 2 if swiglu else 0  # a gate and an up for each result
     x, weight = normal(rng, rows, inputs, dtype=dtype), normal(rng, outputs, inputs, dtype=dtype) / 16
@@ -41,34 +41,34 @@ def test_skinny_linear_equals_twin(rows, inputs, outputs, swiglu, has_norm, has_
         *(part if part is None else gpu(part, dtype) for part in (bias, gain)),
     ]
     poison()
-    result = host(decode.skinny_linear(*arguments, eps=1e-5, swiglu=swiglu))
+    result = host(decode_ops.small_batch_linear(*arguments, eps=1e-5, swiglu=swiglu))
     assert result.shape == (rows, outputs // 2 if swiglu else outputs)
     # The gain is applied before rounding to the type, the norm's factor after the sum.
-    expected = twins.skinny_linear(x, weight, bias, gain, 1e-5, swiglu)
+    expected = twins.small_batch_linear(x, weight, bias, gain, 1e-5, swiglu)
     usual_size = 0.1 if swiglu else inputs**0.5 / 16
     assert relative_error(result, expected, usual_size) < 2 * TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
-def test_add_skinny_linear_equals_twin(rows, inputs, outputs, dtype):
+def test_add_small_batch_linear_equals_twin(rows, inputs, outputs, dtype):
     rng = np.random.default_rng()
     x, residual = normal(rng, rows, inputs, dtype=dtype), normal(rng, rows, outputs, dtype=dtype)
     weight, bias = round_to(normal(rng, outputs, inputs, dtype=dtype) / 16, dtype), normal(rng, outputs, dtype=dtype)
     residual_gpu = gpu(residual, dtype)
-    decode.add_skinny_linear(gpu(x, dtype), gpu(weight, dtype), residual_gpu, gpu(bias, dtype))
-    twins.add_skinny_linear(x, weight, residual, bias)
+    decode_ops.add_small_batch_linear(gpu(x, dtype), gpu(weight, dtype), residual_gpu, gpu(bias, dtype))
+    twins.add_small_batch_linear(x, weight, residual, bias)
     assert relative_error(host(residual_gpu), residual) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
-def test_skinny_linear_rows_do_not_depend_on_each_other(rows, inputs, outputs):
+def test_small_batch_linear_rows_do_not_depend_on_each_other(rows, inputs, outputs):
     rng = np.random.default_rng()
     weight, gain = gpu(rng.normal(size=(outputs, inputs)), "bfloat16"), gpu(rng.normal(size=inputs), "bfloat16")
     x = round_to(rng.normal(size=(rows, inputs)), "bfloat16")
-    together = host(decode.skinny_linear(gpu(x, "bfloat16"), weight, None, gain, 1e-5))
+    together = host(decode_ops.small_batch_linear(gpu(x, "bfloat16"), weight, None, gain, 1e-5))
     for row in range(rows):
-        alone = host(decode.skinny_linear(gpu(x[row : row + 1], "bfloat16"), weight, None, gain, 1e-5))
+        alone = host(decode_ops.small_batch_linear(gpu(x[row : row + 1], "bfloat16"), weight, None, gain, 1e-5))
         np.testing.assert_array_equal(alone[0], together[row])
 
 
@@ -84,9 +84,9 @@ def test_matmuls_that_overlap_have_the_bits_of_matmuls_one_by_one(rows):
     def run(wait):
         residual = forward.embedding(start, every_row, rows)
         for weights in zip(gate_up, down, strict=True):
-            gated = decode.skinny_linear(residual, weights[0], None, gain, 1e-5, swiglu=True)
+            gated = decode_ops.small_batch_linear(residual, weights[0], None, gain, 1e-5, swiglu=True)
             wait()
-            decode.add_skinny_linear(gated, weights[1], residual)
+            decode_ops.add_small_batch_linear(gated, weights[1], residual)
             wait()
         return residual
 
@@ -101,12 +101,12 @@ def test_matmuls_that_overlap_have_the_bits_of_matmuls_one_by_one(rows):
         np.testing.assert_array_equal(host(together), one_by_one)
 
 
-def test_skinny_linear_gives_float32_logits():
+def test_small_batch_linear_gives_float32_logits():
     rng = np.random.default_rng()
     x, weight = normal(rng, 5, 576, dtype="bfloat16"), normal(rng, 1000, 576, dtype="bfloat16")
-    result = decode.skinny_linear(gpu(x, "bfloat16"), gpu(weight, "bfloat16"), float32_output=True)
+    result = decode_ops.small_batch_linear(gpu(x, "bfloat16"), gpu(weight, "bfloat16"), float32_output=True)
     assert "float32" in str(result.dtype)
-    assert relative_error(host(result), twins.skinny_linear(x, weight)) < 1e-5
+    assert relative_error(host(result), twins.small_batch_linear(x, weight)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,13 @@ def test_skinny_linear_gives_float32_logits():
 def test_sizes_that_the_kernel_does_not_take_are_refused(inputs, outputs, swiglu, message):
     x, weight = (gpu(np.zeros((rows, inputs), np.float32), "bfloat16") for rows in (3, outputs))
     with pytest.raises((RuntimeError, ValueError, OSError), match=message):
-        decode.skinny_linear(x, weight, swiglu=swiglu)
+        decode_ops.small_batch_linear(x, weight, swiglu=swiglu)
 
 
 def test_too_many_rows_are_refused():
-    x = gpu(np.zeros((decode.MAX_SKINNY_ROWS + 1, 64), np.float32), "bfloat16")
+    x = gpu(np.zeros((decode_ops.MAX_SMALL_BATCH_ROWS + 1, 64), np.float32), "bfloat16")
     with pytest.raises((RuntimeError, ValueError, OSError), match="needs at most 128"):
-        decode.skinny_linear(x, gpu(np.zeros((16, 64), np.float32), "bfloat16"))
+        decode_ops.small_batch_linear(x, gpu(np.zeros((16, 64), np.float32), "bfloat16"))
 
 
 def compute(case, cos_sin, dtype, **options):
@@ -131,14 +131,14 @@ def compute(case, cos_sin, dtype, **options):
     qkv = gpu(case.qkv, dtype)
     poison()
     heads = (case.q_heads, case.kv_heads)
-    out = decode.decode_attention(qkv, *tensors, *heads, case.head_dim**-0.5, **options)
+    out = decode_ops.decode_attention(qkv, *tensors, *heads, case.head_dim**-0.5, **options)
     np.testing.assert_array_equal(host(qkv), case.qkv)
     return host(out), host(k), host(v)
 
 
 def single_rows(shape, dtype, lengths, width=None):
     """Rows that are alone in their slot, and a table of angles."""
-    case = Case.random([1] * len(lengths), lengths, *shape, dtype, surplus=3, width=width)
+    case = Case.random([1] * len(lengths), lengths, *shape, dtype, padding=3, width=width)
     for slot, length in enumerate(lengths):
         at = case.block_tables[slot, (length - 1) // shape[0]], slice(None), (length - 1) % shape[0]
         for part in case.cache:

@@ -1,4 +1,4 @@
-"""NumPy twins of ``gpu_ops.decode``: the layers they fold together, one after the other."""
+"""NumPy twins of ``gpu_ops.decode_ops``: the layers they fold together, one after the other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from gpu_ops.twins import forward
 
 
-def skinny_linear(
+def small_batch_linear(
     x: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray | None = None,
@@ -24,9 +24,11 @@ def skinny_linear(
     return forward.swiglu(y) if swiglu else y
 
 
-def add_skinny_linear(x: np.ndarray, weight: np.ndarray, residual: np.ndarray, bias: np.ndarray | None = None) -> None:
+def add_small_batch_linear(
+    x: np.ndarray, weight: np.ndarray, residual: np.ndarray, bias: np.ndarray | None = None
+) -> None:
     """residual += x W^T + bias."""
-    residual += skinny_linear(x, weight, bias)
+    residual += small_batch_linear(x, weight, bias)
 
 
 def decode_attention(

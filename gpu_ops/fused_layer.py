@@ -11,7 +11,7 @@ from gpu_ops.in_place import require_contiguous
 from gpu_ops.loader import run_op
 
 
-def decoder_layer(
+def fused_layer(
     hidden: paddle.Tensor,
     residual: paddle.Tensor,
     *,

@@ -7,8 +7,8 @@ import paddle
 import pytest
 
 from gpu_ops import forward as ops
-from gpu_ops.decoder_layer import decoder_layer
-from gpu_ops.twins.decoder_layer import decoder_layer as twin
+from gpu_ops.fused_layer import fused_layer
+from gpu_ops.twins.fused_layer import fused_layer as twin
 
 Q_HEADS, KV_HEADS, DIM, HIDDEN, INNER, EPS, SCALE = 6, 2, 16, 70, 50, 1e-5, 0.25
 QKV = (Q_HEADS + 2 * KV_HEADS) * DIM
@@ -77,7 +77,7 @@ def test_block_equals_the_single_ops(block, extras):
         name: value.numpy().copy() if isinstance(value, paddle.Tensor) else value for name, value in block.items()
     }
     expected = single_ops(other)
-    actual = decoder_layer(**block)
+    actual = fused_layer(**block)
     np.testing.assert_allclose(actual.numpy(), twin(**arrays), rtol=0, atol=1e-4)
     np.testing.assert_array_equal(actual.numpy().view(np.uint32), expected.numpy().view(np.uint32))
     for name in written:
@@ -90,13 +90,13 @@ def test_block_equals_the_single_ops(block, extras):
 def test_wrong_shape_raises_with_the_name_of_the_argument(block, name):
     block[name] = paddle.zeros([3, 5])
     with pytest.raises((RuntimeError, ValueError, OSError), match=name):
-        decoder_layer(**block)
+        fused_layer(**block)
 
 
 def test_missing_block_and_lonely_norm_are_refused(block):
     with pytest.raises((RuntimeError, ValueError, OSError), match="k_norm"):
-        decoder_layer(**block, q_norm=paddle.ones([DIM]))
+        fused_layer(**block, q_norm=paddle.ones([DIM]))
     with pytest.raises((RuntimeError, ValueError, OSError), match="block_tables"):
-        decoder_layer(**(block | {"block_tables": int_tensor([[3, -1], [0, -1]])}))
+        fused_layer(**(block | {"block_tables": int_tensor([[3, -1], [0, -1]])}))
     with pytest.raises(ValueError, match="residual"):
-        decoder_layer(**(block | {"residual": paddle.zeros([23, 2 * HIDDEN])[:, ::2]}))
+        fused_layer(**(block | {"residual": paddle.zeros([23, 2 * HIDDEN])[:, ::2]}))

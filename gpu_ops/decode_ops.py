@@ -1,5 +1,5 @@
 """Ops of a step in which every sequence computes one token, on the GPU: matmuls of few rows that take their neighbouring
-layers along, and attention that takes the rotary embedding and the cache write along. Twins: ``gpu_ops.twins.decode``.
+layers along, and attention that takes the rotary embedding and the cache write along. Twins: ``gpu_ops.twins.decode_ops``.
 
 A model's step is bound by reading weights and cache once; what else runs between two matmuls costs launches and a round
 through memory. The kernels of these ops also start while their predecessor still runs (programmatic dependent launch).
@@ -13,18 +13,18 @@ import paddle
 
 from gpu_ops.loader import run_op
 
-MAX_SKINNY_ROWS = 128
+MAX_SMALL_BATCH_ROWS = 128
 _MAX_SMALL_FEATURES, _FIRST_CHAINING_CAPABILITY = 1536, 9
 
 
 def has_small_linear(in_features: int) -> bool:
-    """Whether ``skinny_linear`` of so many inputs is computed with all weights on chip before x is there, which is what pays for
-    more than a few rows: from compute capability 9.0 on."""
+    """Whether ``small_batch_linear`` of so many inputs is computed with all weights on chip before x is there, which is what pays
+    for more than a few rows: from compute capability 9.0 on."""
     capability = paddle.device.cuda.get_device_capability()[0]
     return in_features <= _MAX_SMALL_FEATURES and capability >= _FIRST_CHAINING_CAPABILITY
 
 
-def skinny_linear(
+def small_batch_linear(
     x: paddle.Tensor,
     weight: paddle.Tensor,
     bias: paddle.Tensor | None = None,
@@ -36,7 +36,7 @@ def skinny_linear(
     """norm(x) W^T + bias, and ``swiglu`` of that.
 
     Args:
-        x: float16 or bfloat16 [T, in_features], at most ``MAX_SKINNY_ROWS`` rows.
+        x: float16 or bfloat16 [T, in_features], at most ``MAX_SMALL_BATCH_ROWS`` rows.
         weight: [out_features, in_features], in_features a multiple of 8; with ``swiglu`` the gate's rows come first.
         bias: [out_features].
         norm_weight: [in_features]; given, x is RMS-normed first. x * norm_weight has to fit the type, so it is not meant
@@ -53,7 +53,7 @@ def skinny_linear(
     )[0]  # fmt: skip
 
 
-def add_skinny_linear(
+def add_small_batch_linear(
     x: paddle.Tensor, weight: paddle.Tensor, residual: paddle.Tensor, bias: paddle.Tensor | None = None
 ) -> None:
     """residual [T, out_features] += x W^T + bias, in place; the sum's parts are rounded as ``linear`` and a sum would be."""
