@@ -16,6 +16,7 @@ from cluster.errors import BiremeError
 from deployments.http.keys import ApiKeys
 from deployments.http.server.header_timeout import check_connection_limits
 from deployments.start.app_arguments import OTHER_WAYS, SettingsError
+from deployments.start.preflight import check_cluster, check_listening, check_packages, check_temporary_folder
 from deployments.start.ray_session import keep_ray_private, ray_base
 from deployments.start.run_folder import make_run_folder
 from deployments.start.serve_config import (
@@ -26,7 +27,7 @@ from deployments.start.serve_config import (
     serve_config,
     without_keys,
 )
-from deployments.start.serve_environment import LOOPBACK_CLUSTER, apply_serve_environment, is_free
+from deployments.start.serve_environment import LOOPBACK_CLUSTER, apply_serve_environment
 from gpu_ops.build import OpBuildError
 
 LOCAL = "local"
@@ -54,14 +55,16 @@ def serve(
 ) -> None:
     """Prepare ops and model, then serve in the foreground until Ctrl-C."""
     try:
+        check_packages()
+        check_temporary_folder()
         config = serve_config(settings or [], host, port)
-        if address == LOCAL and not is_free(config["http_options"]["port"]):
-            raise BiremeError(
-                f"port {config['http_options']['port']} is taken on this machine; choose another with --port"
-            )
+        if address == LOCAL:
+            check_listening(str(config["http_options"]["host"]), config["http_options"]["port"])
         model = configured_model(config)
         if address != LOCAL and any(map(has_keys, config["applications"])):
             raise BiremeError(f"api_keys: the nodes of a cluster would learn them from Ray Serve's logs; {OTHER_WAYS}")
+        if address != LOCAL:
+            check_cluster(address, model.api_keys_file is not None)
         # A file of keys lies on the nodes of a cluster, not here.
         ApiKeys.configured(model.api_keys, model.api_keys_file if address == LOCAL else None)
         base = ray_base() if address == LOCAL else None

@@ -16,6 +16,7 @@ from cluster.api_key import is_api_key
 from cluster.client.addresses import Addresses
 from cluster.client.answer_parts import CHAT_PATH
 from cluster.client.errors import ClientError, status_error
+from cluster.client.proxies import direct_mounts, proxy_note
 from cluster.client.resumable import FALLBACK_PORT_HEADER, ResumableStream
 from cluster.errors import BiremeError
 
@@ -72,6 +73,7 @@ class ClientBase(ABC, Generic[Http]):
             {
                 "headers": {"Authorization": f"Bearer {key}"} if key else {},
                 "verify": _certificates(),
+                "mounts": direct_mounts(self._addresses.once_each()),
             }
         )
 
@@ -174,10 +176,12 @@ class ClientBase(ABC, Generic[Http]):
     def _unreachable(self, error: httpx.HTTPError) -> ClientError:
         return ClientError(
             f"no answer from {self._addresses}: {str(error) or type(error).__name__}; is the server running?"
+            f"{proxy_note(self._addresses.current)}"
         )
 
 
 def checked(response: httpx.Response) -> dict[str, Any]:
     if response.is_error:
-        raise status_error(response.status_code, response.headers, response.content)
+        note = proxy_note(str(response.request.url))
+        raise status_error(response.status_code, response.headers, response.content, note)
     return response.json()

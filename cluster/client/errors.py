@@ -77,13 +77,13 @@ _KINDS: dict[int, type[ApiStatusError]] = {
 }
 
 
-def status_error(status: int, headers: Mapping[str, str], body: bytes) -> ApiStatusError:
-    """The exception for a response that is not a success."""
+def status_error(status: int, headers: Mapping[str, str], body: bytes, note: str = "") -> ApiStatusError:
+    """The exception for a response that is not a success; ``note`` is added where the server's own error is not in it."""
     try:
         error = json.loads(body)["error"]
         message, param, code = error["message"], error.get("param"), error.get("code")
     except (ValueError, KeyError, TypeError):
-        message, param, code = f"HTTP {status}: {body[:200].decode(errors='replace')}", None, None
+        message, param, code = f"HTTP {status}: {body[:200].decode(errors='replace')}{note}", None, None
     kind = _KINDS.get(status, ServerError if status >= 500 else ApiStatusError)
     try:
         retry_after = float(headers["retry-after"])

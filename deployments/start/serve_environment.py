@@ -10,6 +10,7 @@ import socket
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from deployments.start.direct_addresses import keep_addresses_direct
 from deployments.start.run_folder import PIDS
 
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -78,6 +79,7 @@ def apply_serve_environment(folder: Path, environment: MutableMapping[str, str] 
         chosen[name] = str(port if is_free(port) else free_port())
     for name, value in chosen.items():
         environment.setdefault(name, value)
+    keep_addresses_direct(environment)
 
 
 def haproxy_environment(folder: Path) -> dict[str, str]:

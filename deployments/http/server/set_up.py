@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from deployments.http.server.door import HttpDoor
 from deployments.http.server.header_timeout import limit_header_time
 from deployments.http.server.http_1_0 import answer_http_1_0
+from deployments.start.direct_addresses import keep_addresses_direct
 
 
 def set_up_http_servers() -> list[Middleware]:
@@ -18,6 +19,7 @@ def set_up_http_servers() -> list[Middleware]:
     Returns:
         What Serve is to put around the requests it takes.
     """
+    keep_addresses_direct()
     answer_http_1_0()
     limit_header_time()
     return [Middleware(HttpDoor)]

@@ -1,0 +1,83 @@
+"""A look at the environment before anything starts: each fault is one line that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster.errors import BiremeError
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = ("cluster", "actors", "deployments", "gpu_ops")
+_CONNECT_S = 2.0
+
+
+def check_packages() -> None:
+    """Raise BiremeError where another package of one of our names is found before ours: Ray's workers would import that one."""
+    for name in _PACKAGES:
+        found = importlib.util.find_spec(name)
+        places = [] if found is None else [Path(place).resolve() for place in found.submodule_search_locations or ()]
+        if _ROOT / name not in places:
+            where = places[0] if places else found.origin if found else "nowhere"
+            raise BiremeError(
+                f"Python finds another {name} in {where} before that of Bireme in {_ROOT / name}; take its folder out of "
+                "PYTHONPATH, start in another folder, or use an environment of your own"
+            )
+
+
+def check_temporary_folder(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise BiremeError if TMPDIR is set to what is no folder to write to."""
+    folder = environment.get("TMPDIR")
+    if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        what = "cannot be written to" if os.path.isdir(folder) else "is no folder"
+        raise BiremeError(f"TMPDIR={folder} {what}; make it, or unset TMPDIR")
+
+
+def check_listening(host: str, port: int) -> None:
+    """Raise BiremeError if nothing can listen on ``port`` of ``host`` on this machine."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise BiremeError(f"host {host!r} is no address that is known here; choose another with --host") from None
+    family, kind, protocol, _, address = found[0]
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            message = f"port {port} is taken on this machine; choose another with --port"
+        elif error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            message = f"host {host!r} is no address of this machine; choose another with --host"
+        else:
+            message = (
+                f"nothing can listen on port {port} of {host!r}: {error.strerror}; choose others with --host and --port"
+            )
+        raise BiremeError(message) from None
+
+
+def check_cluster(address: str, has_key_file: bool, environment: Mapping[str, str] = os.environ) -> None:
+    """Raise BiremeError if no Ray answers at ``address``, or a key in this shell protects nothing there.
+
+    Args:
+        address: as Ray takes it: ``host:port``, ``ray://host:port`` or ``auto``.
+        has_key_file: the application has a file of keys.
+    """
+    host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if colon and port.isdecimal() and int(port) < 2**16:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        except (OSError, UnicodeError) as error:
+            raise BiremeError(
+                f"no Ray answers at {address} ({getattr(error, 'strerror', None) or 'no answer in 2 s'}); "
+                "start it there, or unset RAY_ADDRESS for a Ray of this machine's own"
+            ) from None
+    if environment.get("BIREME_API_KEY") and not has_key_file:
+        raise BiremeError(
+            f"BIREME_API_KEY in this shell protects nothing on the cluster at {address}: its nodes read the variable where Ray "
+            "is started; set api_keys_file, or unset BIREME_API_KEY here"
+        )

@@ -1,0 +1,109 @@
+"""What is wrong with an environment is one line before anything starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import BiremeError
+from deployments.start.preflight import check_cluster, check_listening, check_packages, check_temporary_folder
+from deployments.start.serve_environment import free_port
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def serve_error(*arguments: str, **variables: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "BIREME_API"))}
+    ran = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", "serve", *arguments],
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": str(ROOT), "COLUMNS": "500", **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (1, "", 1), ran.stderr
+    return ran.stderr
+
+
+@pytest.mark.parametrize("host", ["192.0.2.77", "2001:db8::77", "no.such.host.invalid"])
+def test_a_host_that_is_not_this_machines_is_one_line(host):
+    with pytest.raises(BiremeError, match="choose another with --host") as caught:
+        check_listening(host, free_port())
+    assert repr(host) in caught.value.message
+
+
+def test_a_port_is_taken_where_the_server_would_listen_and_nowhere_else():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for host in ("127.0.0.1", "0.0.0.0"):
+            with pytest.raises(BiremeError, match=f"port {port} is taken"):
+                check_listening(host, port)
+        check_listening("127.0.0.2", port)
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_after_two_seconds_at_most():
+    port = free_port()
+    begun = time.monotonic()
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with pytest.raises(BiremeError, match=r"no Ray answers at .* unset RAY_ADDRESS"):
+            check_cluster(address, False, {})
+    with socket.socket() as full:  # takes no connection: its queue is full
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        with pytest.raises(BiremeError, match="no Ray answers at"):
+            check_cluster(f"127.0.0.1:{full.getsockname()[1]}", False, {})
+        for one in waiting:
+            one.close()
+    assert time.monotonic() - begun < 3.5
+
+
+def test_a_key_that_protects_nothing_on_a_cluster_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as ray:
+        address = f"127.0.0.1:{ray.getsockname()[1]}"
+        with pytest.raises(
+            BiremeError, match=r"BIREME_API_KEY in this shell protects nothing .* api_keys_file"
+        ) as caught:
+            check_cluster(address, False, {"BIREME_API_KEY": "secret"})
+        assert "secret" not in caught.value.message
+        check_cluster(address, True, {"BIREME_API_KEY": "secret"})
+        check_cluster(address, False, {})
+
+
+def test_a_temporary_folder_that_is_none_is_one_line(tmp_path):
+    with pytest.raises(BiremeError, match=r"TMPDIR=.* is no folder; make it, or unset TMPDIR"):
+        check_temporary_folder({"TMPDIR": str(tmp_path / "none")})
+    check_temporary_folder({"TMPDIR": str(tmp_path)})
+    check_temporary_folder({})
+
+
+def test_another_package_of_our_name_is_named_with_its_path(tmp_path):
+    check_packages()
+    (tmp_path / "gpu_ops").mkdir()
+    (tmp_path / "gpu_ops" / "__init__.py").touch()
+    script = "from deployments.start.preflight import check_packages; check_packages()"
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert f"Python finds another gpu_ops in {tmp_path / 'gpu_ops'} before" in ran.stderr
+
+
+def test_the_command_looks_before_it_starts(tmp_path):
+    port = free_port()
+    assert "'192.0.2.77' is no address of this machine" in serve_error("--host", "192.0.2.77")
+    assert "no Ray answers at" in serve_error(RAY_ADDRESS=f"127.0.0.1:{port}")
+    assert "TMPDIR=" in serve_error(TMPDIR=str(tmp_path / "none"))
