@@ -92,7 +92,8 @@ def has_keys(application: Any) -> bool:
     """Whether there are API keys among the arguments of this project's application."""
     return (
         isinstance(application, dict)
-        and application.get("import_path") == BUILDER
+        # Ray Serve takes a point for the colon, too.
+        and str(application.get("import_path")).replace(":", ".") == BUILDER.replace(":", ".")
         and hold_keys(application.get("args"))
     )
 

@@ -45,9 +45,9 @@ async def settled(url: str, change: asyncio.Task, num_engines: int, timeout_s: f
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(290)
+@pytest.mark.timeout(500)
 def test_one_to_three_to_one_engines_and_a_rolling_update_cost_nobody_anything(tmp_path, capsys):
-    setup = Setup(num_engines=1, num_ingresses=2, num_clients=6, max_tokens=1800)
+    setup = Setup(num_engines=1, num_ingresses=2, num_clients=6, max_tokens=1200)
     folder = tmp_path / "tiny"
 
     def deploy(num_engines: int, **changes) -> None:

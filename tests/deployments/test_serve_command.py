@@ -370,14 +370,15 @@ def test_what_prevents_serving_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("keys", [["secret"], '["secret"]'])
-def test_keys_of_a_file_reach_serve_as_the_name_of_another_that_only_this_user_may_read(tmp_path, keys):
-    ours = {"import_path": BUILDER, "args": {"api_keys": keys, "max_num_seqs": 2}}
+@pytest.mark.parametrize("builder", [BUILDER, BUILDER.replace(":", ".")])
+def test_keys_of_a_file_reach_serve_as_the_name_of_another_that_only_this_user_may_read(tmp_path, keys, builder):
+    ours = {"import_path": builder, "args": {"api_keys": keys, "max_num_seqs": 2}}
     others = {"import_path": "theirs:app", "args": {"api_keys": "what they take for it"}}
     open_one = {"import_path": BUILDER}
     config = without_keys({"applications": [open_one, ours, others]}, tmp_path)
     file = tmp_path / "api-keys-1"
     arguments = {"api_keys_file": str(file), "max_num_seqs": 2}
-    assert config == {"applications": [open_one, {"import_path": BUILDER, "args": arguments}, others]}
+    assert config == {"applications": [open_one, {"import_path": builder, "args": arguments}, others]}
     assert (file.read_text(), file.stat().st_mode & 0o777) == ("secret\n", 0o600)
 
 
