@@ -83,7 +83,7 @@ def serve(
     if base is not None:
         os.environ.update(LOOPBACK_CLUSTER)
         keep_ray_private(base)
-    apply_serve_environment(folder)
+    apply_serve_environment(folder, host=str(config["http_options"]["host"]))
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     script = Path(sys.executable).with_name("serve")

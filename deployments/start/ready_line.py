@@ -12,10 +12,16 @@ from deployments.ray_private import http_options
 def base_url() -> str:
     """URL of this application's HTTP proxy, from inside a replica."""
     options = http_options()
-    host = "127.0.0.1" if options.host in (None, "0.0.0.0", "::") else options.host
     prefix = serve.status().applications[serve.get_replica_context().app_name]
     route = getattr(prefix, "route_prefix", None) or ""
-    return f"http://{host}:{options.port}{route.rstrip('/')}"
+    return f"http://{url_host(options.host)}:{options.port}{route.rstrip('/')}"
+
+
+def url_host(host: str | None) -> str:
+    """Where a client of this machine reaches a server that listens on ``host``, as it stands in a URL."""
+    if host in (None, "0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in str(host) else str(host)
 
 
 def ready_line(model_id: str, needs_key: bool) -> str:

@@ -66,13 +66,17 @@ _MIN_CONNECTIONS = 64
 _OTHER_DESCRIPTORS = 256
 
 
-def apply_serve_environment(folder: Path, environment: MutableMapping[str, str] = os.environ) -> None:
+def apply_serve_environment(
+    folder: Path, environment: MutableMapping[str, str] = os.environ, host: str = "127.0.0.1"
+) -> None:
     """Set what is not set yet: a value that a person chose stays.
 
     Args:
         folder: where HAProxy may keep its files; private to this user, on a short path.
+        host: of the API. HAProxy calls ingresses at the node's address, where those of an IPv6 host do not listen: there Serve's
+            own proxy serves, on both families for ``::``.
     """
-    haproxy = haproxy_environment(folder)
+    haproxy = {_HAPROXY: "0"} if ":" in host else haproxy_environment(folder)
     is_used = environment.get(_HAPROXY, haproxy.get(_HAPROXY)) == "1"
     chosen = {**SERVE_ENVIRONMENT, **haproxy, **(BESIDE_HAPROXY if is_used else WITHOUT_HAPROXY)}
     for name, port in _PORTS.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deployments.start import serve_environment
+from deployments.start.ready_line import url_host
 from deployments.start.serve_environment import BESIDE_HAPROXY, WITHOUT_HAPROXY, apply_serve_environment
 
 
@@ -43,3 +44,15 @@ def test_streams_name_the_second_door_only_beside_haproxy(monkeypatch):
 def test_haproxy_has_no_more_connections_than_there_are_descriptors_for(descriptors, expected, monkeypatch):
     monkeypatch.setattr(serve_environment.resource, "getrlimit", lambda kind: (descriptors, descriptors))
     assert serve_environment.max_connections() == expected
+
+
+def test_ipv6_hosts_have_serves_own_proxy_and_brackets_in_their_url(tmp_path: Path):
+    for host, is_used, shown in (
+        ("::", "0", "127.0.0.1"),
+        ("::1", "0", "[::1]"),
+        ("0.0.0.0", "1", "127.0.0.1"),
+        ("127.0.0.2", "1", "127.0.0.2"),
+    ):
+        environment: dict[str, str] = {}
+        apply_serve_environment(tmp_path, environment, host)
+        assert (environment["RAY_SERVE_ENABLE_HA_PROXY"], url_host(host)) == (is_used, shown)
