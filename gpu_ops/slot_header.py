@@ -72,15 +72,14 @@ def _literal(entry: SlotField) -> str:
 
 
 def _insert() -> str:
-    columns = {column.field.name: ("ints", column) for column in insert_columns.INTS}
-    columns |= {column.field.name: ("floats", column) for column in insert_columns.FLOATS}
+    array_of = {column.field.name: "ints" for column in insert_columns.INTS}
+    array_of |= {column.field.name: "floats" for column in insert_columns.FLOATS}
     scalars, rows = [], []
     for entry in FIELDS:
         if not entry.per_slot or entry.request == TOKENS:
             continue
         count = _count(entry)
-        if entry.name in columns:
-            array, _ = columns[entry.name]
+        if array := array_of.get(entry.name):
             at = f"{entry.name}_column(state) + i" if count != "1" else f"insert_{array}::k{camel(entry.request)}"
             value = f"{array}[{at}]" if entry.dtype != "int32" else f"static_cast<int32_t>({array}[{at}])"
         else:
