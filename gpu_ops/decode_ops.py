@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import paddle
 
+from gpu_ops.kernel_limits import MAX_SMALL_LINEAR_FEATURES
 from gpu_ops.loader import run_op
 
-MAX_SMALL_BATCH_ROWS = 128
-_MAX_SMALL_FEATURES, _FIRST_CHAINING_CAPABILITY = 1536, 9
+_FIRST_CHAINING_CAPABILITY = 9
 
 
 def has_small_linear(in_features: int) -> bool:
     """Whether ``small_batch_linear`` of so many inputs is computed with all weights on chip before x is there, which is what pays
     for more than a few rows: from compute capability 9.0 on."""
     capability = paddle.device.cuda.get_device_capability()[0]
-    return in_features <= _MAX_SMALL_FEATURES and capability >= _FIRST_CHAINING_CAPABILITY
+    return in_features <= MAX_SMALL_LINEAR_FEATURES and capability >= _FIRST_CHAINING_CAPABILITY
 
 
 def small_batch_linear(
@@ -36,7 +36,7 @@ def small_batch_linear(
     """norm(x) W^T + bias, and ``swiglu`` of that.
 
     Args:
-        x: float16 or bfloat16 [T, in_features], at most ``MAX_SMALL_BATCH_ROWS`` rows.
+        x: float16 or bfloat16 [T, in_features], at most ``kernel_limits.MAX_SMALL_BATCH_ROWS`` rows.
         weight: [out_features, in_features], in_features a multiple of 8; with ``swiglu`` the gate's rows come first.
         bias: [out_features].
         norm_weight: [in_features]; given, x is RMS-normed first. x * norm_weight has to fit the type, so it is not meant

@@ -11,6 +11,7 @@ from __future__ import annotations
 import paddle
 
 from gpu_ops.in_place import require_contiguous
+from gpu_ops.kernel_limits import BLOCK_SIZES, MAX_HEAD_DIM, choices
 from gpu_ops.loader import run_op
 
 DEFAULT_SPIN_MICROSECONDS = 50
@@ -98,6 +99,12 @@ def add_rms_norm(x: paddle.Tensor, residual: paddle.Tensor, weight: paddle.Tenso
     return run_op("add_rms_norm", x, residual, weight, eps)[0]
 
 
+def rms_norm_add(x: paddle.Tensor, residual: paddle.Tensor, weight: paddle.Tensor, eps: float) -> None:
+    """Add the norm of x [T, H] to residual [T, H] in place."""
+    require_contiguous(residual, "residual")
+    run_op("rms_norm_add", x, residual, weight, eps)
+
+
 def qk_norm(
     qkv: paddle.Tensor, q_weight: paddle.Tensor, k_weight: paddle.Tensor, q_heads: int, kv_heads: int, eps: float
 ) -> None:
@@ -109,6 +116,18 @@ def qk_norm(
     """
     require_contiguous(qkv, "qkv")
     run_op("qk_norm", qkv, q_weight, k_weight, q_heads, kv_heads, eps)
+
+
+def projection_norm(qkv: paddle.Tensor, q_weight: paddle.Tensor, k_weight: paddle.Tensor, eps: float) -> None:
+    """Norm all queries of a row of qkv together and all its keys together, in place, as OLMo 2 does; values stay.
+
+    Args:
+        qkv: [T, Hq D + 2 Hkv D]: queries, then keys, then values.
+        q_weight: [Hq D].
+        k_weight: [Hkv D].
+    """
+    require_contiguous(qkv, "qkv")
+    run_op("projection_norm", qkv, q_weight, k_weight, eps)
 
 
 def swiglu(gate_up: paddle.Tensor) -> paddle.Tensor:
@@ -125,12 +144,12 @@ def kv_cache_shape(
     them, keys lie as values do.
 
     Raises:
-        ValueError: block_size is not 16, 32, 64, 128 or 256, or head_dim not a multiple of 8 up to 256.
+        ValueError: ``kernel_limits`` has no such block_size or head_dim.
     """
-    if block_size not in (16, 32, 64, 128, 256):
-        raise ValueError(f"block_size is {block_size}, needs to be 16, 32, 64, 128 or 256")
-    if head_dim % 8 or not 8 <= head_dim <= 256:
-        raise ValueError(f"head_dim is {head_dim}, needs to be a multiple of 8 up to 256")
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"block_size is {block_size}, needs to be {choices(BLOCK_SIZES)}")
+    if head_dim % 8 or not 8 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"head_dim is {head_dim}, needs to be a multiple of 8 up to {MAX_HEAD_DIM}")
     if on_gpu:
         return [num_blocks, kv_heads, block_size, head_dim], [num_blocks, kv_heads, block_size, head_dim]
     return [num_blocks, kv_heads, head_dim, block_size], [num_blocks, kv_heads, block_size, head_dim]

@@ -1,4 +1,4 @@
-"""The C++ sources of the ops: what lies in ``csrc``, and the header that is generated from Python."""
+"""The C++ sources of the ops: what lies in ``csrc``, and the headers that are generated from Python."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from gpu_ops import slot_header
+from gpu_ops import kernel_limits, slot_header
 
 CSRC = Path(__file__).parent / "csrc"
 _INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
@@ -16,7 +16,7 @@ _INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 @functools.cache
 def generated_headers() -> dict[str, str]:
     """Path under the folder of generated headers, and text."""
-    return {slot_header.NAME: slot_header.text()}
+    return {header.NAME: header.text() for header in (kernel_limits, slot_header)}
 
 
 def write_generated_headers(folder: Path) -> list[str]:

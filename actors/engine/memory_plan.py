@@ -6,6 +6,7 @@ from actors.model_files.weights import num_weight_elements
 from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
 from cluster.errors import ConfigError
+from gpu_ops.kernel_limits import INVARIANT_PART_POSITIONS, MAX_ATTENTION_PARTS
 
 DEFAULT_MAX_MODEL_LEN = 8192
 # Memory that the CUDA context's later growth and matmul workspaces take.
@@ -15,9 +16,6 @@ _GPU_RESERVED_BYTES = 2 << 30
 # of random length: 1.4 times what the largest step computes, and the CUDA context. Twice that and more is kept.
 _ACTIVATIONS_KEPT = 4
 _LOGITS_ROWS = 64
-# With batch_invariant each row of a prompt keeps a partial result for every part of the longest context: parts have 256
-# positions, or more where there would be more than 128 of them (gpu_ops/csrc/kernels/attention/cuda/attention_decode.cu).
-_INVARIANT_PART, _MOST_PARTS = 256, 128
 
 
 def kv_block_bytes(model: ModelConfig, block_size: int, item_bytes: int) -> int:
@@ -35,7 +33,8 @@ def gpu_step_bytes(config: EngineConfig, model: ModelConfig, budget: int) -> int
 def _partials_bytes(config: EngineConfig, model: ModelConfig, budget: int) -> int:
     if not config.batch_invariant:
         return 0  # a place a sequence, which activations cover
-    parts = min(-(-(config.max_model_len or DEFAULT_MAX_MODEL_LEN) // _INVARIANT_PART), _MOST_PARTS)
+    # Each row of a prompt keeps a partial result for every part of the longest context.
+    parts = min(-(-(config.max_model_len or DEFAULT_MAX_MODEL_LEN) // INVARIANT_PART_POSITIONS), MAX_ATTENTION_PARTS)
     return 4 * budget * model.num_heads * parts * (model.head_dim + 4)
 
 

@@ -23,6 +23,7 @@ from actors.models.pre_norm_layer import PreNormLayer
 from cluster.cache import Progress
 from gpu_ops import decode_ops
 from gpu_ops import forward as ops
+from gpu_ops.kernel_limits import MAX_SMALL_BATCH_ROWS
 
 __all__ = ["BatchRows", "Decoder", "largest_small_batch"]
 
@@ -37,11 +38,7 @@ def largest_small_batch(layer_bytes: int, most_in_features: int) -> int:
     bytes and inputs."""
     if layer_bytes > _SMALL_LAYER_BYTES:
         return _SMALL_BATCH
-    return (
-        decode_ops.MAX_SMALL_BATCH_ROWS
-        if decode_ops.has_small_linear(most_in_features)
-        else _SMALL_BATCH_OF_SMALL_LAYERS
-    )
+    return MAX_SMALL_BATCH_ROWS if decode_ops.has_small_linear(most_in_features) else _SMALL_BATCH_OF_SMALL_LAYERS
 
 
 class Decoder:

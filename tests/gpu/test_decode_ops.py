@@ -8,6 +8,7 @@ import pytest
 from paddle.device.cuda.graphs import CUDAGraph
 
 from gpu_ops import decode_ops, forward
+from gpu_ops.kernel_limits import MAX_SMALL_BATCH_ROWS
 from gpu_ops.twins import decode_ops as twins
 from tests.gpu.tensors import HALVES, TOLERANCE, gpu, host, poison, relative_error, round_to
 from tests.gpu.test_attention import SHAPES, Case
@@ -119,7 +120,7 @@ def test_sizes_that_the_kernel_does_not_take_are_refused(inputs, outputs, swiglu
 
 
 def test_too_many_rows_are_refused():
-    x = gpu(np.zeros((decode_ops.MAX_SMALL_BATCH_ROWS + 1, 64), np.float32), "bfloat16")
+    x = gpu(np.zeros((MAX_SMALL_BATCH_ROWS + 1, 64), np.float32), "bfloat16")
     with pytest.raises((RuntimeError, ValueError, OSError), match="needs at most 128"):
         decode_ops.small_batch_linear(x, gpu(np.zeros((16, 64), np.float32), "bfloat16"))
 

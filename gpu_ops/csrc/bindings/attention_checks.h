@@ -1,5 +1,6 @@
 // Checks shared by the ops that read or write the paged cache.
 #pragma once
+#include "generated/kernel_limits.h"
 #include "kernels/attention/attention.h"
 #include "bindings/checks.h"
 
@@ -19,10 +20,10 @@ inline bireme::AttentionShape check_cache(int64_t rows, const paddle::Tensor& k_
   shape.blocks = k_cache.shape()[0];
   shape.head_dim = k_cache.shape()[2];
   shape.block_size = k_cache.shape()[3];
-  PD_CHECK(shape.head_dim % 8 == 0 && shape.head_dim >= 8 && shape.head_dim <= 256, "k_cache: has a head size of ",
-           shape.head_dim, ", needs a multiple of 8 up to 256");
-  PD_CHECK(shape.block_size >= 16 && shape.block_size <= 256 && 256 % shape.block_size == 0, "k_cache: has a block size of ",
-           shape.block_size, ", needs 16, 32, 64, 128 or 256");
+  PD_CHECK(shape.head_dim % 8 == 0 && shape.head_dim >= 8 && shape.head_dim <= bireme::kMaxHeadDim,
+           "k_cache: has a head size of ", shape.head_dim, ", needs a multiple of 8 up to ", bireme::kMaxHeadDim);
+  PD_CHECK(bireme::is_block_size(shape.block_size), "k_cache: has a block size of ", shape.block_size, ", needs ",
+           bireme::kBlockSizes);
   check_shape(v_cache, "v_cache", kFloat, {shape.blocks, kv_heads, shape.block_size, shape.head_dim});
   check_shape(positions, "positions", kInt32, {rows});
   check_shape(batch_id_per_token, "batch_id_per_token", kInt32, {rows});

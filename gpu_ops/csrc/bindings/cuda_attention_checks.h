@@ -1,5 +1,6 @@
 // Checks of the paged cache on the GPU, where keys lie as values do.
 #pragma once
+#include "generated/kernel_limits.h"
 #include "kernels/attention/cuda/attention.h"
 #include "bindings/device.h"
 
@@ -13,11 +14,10 @@ inline bireme::CudaRows check_cuda_attention(const paddle::Tensor& qkv, const pa
            ", needs to be a multiple of kv_heads, which is ", kv_heads);
   check_shape(k_cache, "k_cache", dtype, {kAnySize, kv_heads, kAnySize, kAnySize});
   const int64_t blocks = k_cache.shape()[0], block_size = k_cache.shape()[2], head_dim = k_cache.shape()[3];
-  PD_CHECK(block_size >= 16 && block_size <= 256 && 256 % block_size == 0, "k_cache: has a block size of ", block_size,
-           ", needs 16, 32, 64, 128 or 256");
+  PD_CHECK(bireme::is_block_size(block_size), "k_cache: has a block size of ", block_size, ", needs ", bireme::kBlockSizes);
   if constexpr (kWithCuda) {
     PD_CHECK(bireme::attention_supports(head_dim, q_heads, kv_heads), "k_cache: has a head size of ", head_dim, " and ",
-             q_heads / kv_heads, " query heads a key head, needs 64, 80, 96 or 128 and at most 16 on the GPU");
+             q_heads / kv_heads, " query heads a key head, needs ", bireme::kGpuHeadDims, " and at most ", bireme::kMaxGroup, " on the GPU");
   }
   check_shape(v_cache, "v_cache", dtype, {blocks, kv_heads, block_size, head_dim});
   check_shape(qkv, "qkv", dtype, {kAnySize, (q_heads + 2 * kv_heads) * head_dim});

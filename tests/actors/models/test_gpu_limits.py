@@ -41,8 +41,6 @@ def test_what_the_kernels_compute_is_taken(model, head_dim, heads):
         ({"num_heads": 17, "num_kv_heads": 1}, "17 query heads share a key head; on a GPU the ops need at most 16"),
         ({"hidden_size": 132}, "hidden_size is 132; on a GPU the ops need a multiple of 8"),
         ({"intermediate_size": 99}, "intermediate_size is 99"),
-        ({"qk_norm_over_projection": True}, "q and k are normed over their whole projection"),
-        ({"norms": "behind"}, "norms stand behind attention and feed-forward"),
     ],
 )
 def test_what_they_do_not_compute_is_refused_by_name(model, change, message):

@@ -2,6 +2,7 @@
 // weighted sum of values; segments are merged in ascending order. Segment borders are absolute positions and every
 // reduction inside one has a fixed order, so a row gets the same bits in a prefill chunk, alone, or after a cache hit, and
 // segments of one row may be computed by several threads.
+#include "generated/kernel_limits.h"
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -16,7 +17,6 @@ namespace bireme {
 namespace {
 
 constexpr int64_t kSegment = 256;
-constexpr int64_t kMaxHeadDim = 256;
 constexpr int kStride = kSegment + 16;  // of score rows; off a power of two for the cache's sets
 constexpr int64_t kPositionsAhead = 32;
 constexpr int64_t kGrainFmas = 128 * 1024;

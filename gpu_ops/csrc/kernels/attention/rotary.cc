@@ -1,3 +1,4 @@
+#include "generated/kernel_limits.h"
 #include "kernels/attention/attention.h"
 
 #include <algorithm>
@@ -58,7 +59,7 @@ RowFault rotary_kv_write_cpu(float* qkv, const float* cos_sin, int64_t max_posit
         const float* v = k + shape.kv_heads * dim;
         float* k_entry = k_cache + (block * shape.kv_heads + head) * dim * size + entry;
         float* v_entry = v_cache + ((block * shape.kv_heads + head) * size + entry) * dim;
-        float rotated[256];
+        float rotated[kMaxHeadDim];
         rotate(k, cosine, sine, half, rotated);
         for (int64_t d = 0; d < dim; ++d) k_entry[d * size] = rotated[d];
         std::memcpy(v_entry, v, dim * sizeof(float));

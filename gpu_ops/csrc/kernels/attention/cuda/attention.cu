@@ -6,7 +6,7 @@
 namespace bireme {
 
 bool attention_supports(int head_dim, int q_heads, int kv_heads) {
-  return (head_dim == 64 || head_dim == 80 || head_dim == 96 || head_dim == 128) && q_heads / kv_heads <= kMaxGroup;
+  return is_gpu_head_dim(head_dim) && q_heads / kv_heads <= kMaxGroup;
 }
 
 void paged_attention_cuda(Half type, const CudaAttention& attention, const CudaRows& rows, Stream stream) {

@@ -15,9 +15,7 @@
 namespace bireme {
 namespace {
 
-constexpr int kMaxParts = 128;
 constexpr size_t kStaticShared = 8192;  // of the kernel, at most
-constexpr int kInvariantPart = 256;     // positions of a part with batch_invariant, unless the longest context asks for more
 
 // Until the oldest of `stages` tiles under way is there.
 __device__ inline void wait_stages(int stages) {
@@ -264,11 +262,11 @@ int round_up(int value, int step) { return (value + step - 1) / step * step; }
 // Positions that a block's warps take at a time.
 int step_of(int head_dim) { return kWarps * (head_dim > 80 ? kTileOf<128> : kTileOf<64>); }
 
-// Positions of a part at least: no context has more than kMaxParts parts.
+// Positions of a part at least: no context has more than kMaxAttentionParts parts.
 int min_part(const CudaRows& rows, bool batch_invariant) {
   const int step = step_of(rows.head_dim), longest = rows.table_width * rows.block_size;
-  const int share = round_up((longest + kMaxParts - 1) / kMaxParts, step);
-  return std::max(batch_invariant ? round_up(kInvariantPart, step) : step, share);
+  const int share = round_up((longest + kMaxAttentionParts - 1) / kMaxAttentionParts, step);
+  return std::max(batch_invariant ? round_up(kInvariantPartPositions, step) : step, share);
 }
 
 int max_parts(const CudaRows& rows, bool batch_invariant) {

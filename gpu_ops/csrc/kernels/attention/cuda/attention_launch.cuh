@@ -1,11 +1,10 @@
 // What the attention kernels share: their argument, how results of parts are joined, and which rows a block computes.
 #pragma once
+#include "generated/kernel_limits.h"
 #include "kernels/attention/cuda/attention.h"
 #include "kernels/device/cuda/common.cuh"
 
 namespace bireme {
-
-constexpr int kMaxGroup = 16;  // query heads that share a key head, at most: lines of a query tile
 
 struct Launch {
   CudaRows rows;
@@ -82,12 +81,7 @@ struct SlotTile {
 template <typename F>
 void with_head_dim(Half type, int head_dim, F&& f) {
   with_half(type, [&](auto t) {
-    switch (head_dim) {
-      case 64: return f(t, std::integral_constant<int, 64>{});
-      case 80: return f(t, std::integral_constant<int, 80>{});
-      case 96: return f(t, std::integral_constant<int, 96>{});
-      default: return f(t, std::integral_constant<int, 128>{});
-    }
+    with_gpu_head_dim(head_dim, [&](auto dim) { f(t, dim); });
   });
 }
 

@@ -1,10 +1,9 @@
 // y = x W^T for a small batch of rows x, with the neighbouring layers folded in: one pass over the weights at memory speed.
 #pragma once
+#include "generated/kernel_limits.h"
 #include "kernels/device/cuda/device.h"
 
 namespace bireme {
-
-constexpr int kSmallBatchRows = 128;  // at most
 
 struct SmallBatchLinear {
   Half type;                             // of all arrays but a float32 y

@@ -212,7 +212,8 @@ bool has_room() {
 }  // namespace
 
 bool small_linear_cuda(const SmallBatchLinear& l, Stream stream) {
-  constexpr int kMostSteps = 3 * Tile<1, 1, 3>::kMaxWarps, kManyOutputs = 2048;
+  constexpr int kMostSteps = kMaxSmallLinearFeatures / kSpan, kManyOutputs = 2048;
+  static_assert(kMostSteps == 3 * Tile<1, 1, 3>::kMaxWarps, "three steps a warp");
   const int steps = (l.in_features + kSpan - 1) / kSpan, outputs = l.swiglu ? l.out_features / 2 : l.out_features;
   if (!chains_launches() || !has_room() || steps > kMostSteps || outputs % 2) return false;
   // Larger tiles read x less often, smaller ones leave each block less to do. The bounds were measured with 132 multiprocessors.
