@@ -21,6 +21,10 @@ class RMSNorm:
         """Add x [T, H] to residual [T, H] in place; return the norm of the sum."""
         return ops.add_rms_norm(x, residual, self.weight, self.eps)
 
+    def add_to(self, residual: paddle.Tensor, x: paddle.Tensor) -> None:
+        """Add the norm of x [T, H] to residual [T, H] in place."""
+        ops.rms_norm_add(x, residual, self.weight, self.eps)
+
 
 class HeadNorm:
     """RMSNorm of each query and key head before rotation, as in Qwen3; q and k have weights [D]."""
@@ -42,7 +46,6 @@ class ProjectionNorm:
     k: RMSNorm
 
     def __call__(self, qkv: paddle.Tensor, num_heads: int, num_kv_heads: int) -> paddle.Tensor:
-        """Return qkv [T, (num_heads + 2 * num_kv_heads) * D] with normed queries and keys."""
-        keys = self.k.weight.shape[0]
-        q, k, v = paddle.split(qkv, [self.q.weight.shape[0], keys, keys], axis=1)
-        return paddle.concat([self.q(q), self.k(k), v], axis=1)
+        """Norm qkv [T, (num_heads + 2 * num_kv_heads) * D] in place and return it."""
+        ops.projection_norm(qkv, self.q.weight, self.k.weight, self.q.eps)
+        return qkv

@@ -32,6 +32,6 @@ class PostNormLayer(Layer):
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         attention = self.attention
         attended = attention.o(attention.mix(attention.qkv(hidden), rows, cache))
-        residual = residual + self.post_attention_norm(attended)
-        residual = residual + self.post_feedforward_norm(self.mlp(residual))
+        self.post_attention_norm.add_to(residual, attended)
+        self.post_feedforward_norm.add_to(residual, self.mlp(residual))
         return (residual if next_norm is None else next_norm(residual)), residual

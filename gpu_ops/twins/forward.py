@@ -48,6 +48,11 @@ def add_rms_norm(x: np.ndarray, residual: np.ndarray, weight: np.ndarray, eps: f
     return rms_norm(residual, weight, eps)
 
 
+def rms_norm_add(x: np.ndarray, residual: np.ndarray, weight: np.ndarray, eps: float) -> None:
+    """residual += the norm of x."""
+    residual += rms_norm(x, weight, eps)
+
+
 def qk_norm(
     qkv: np.ndarray, q_weight: np.ndarray, k_weight: np.ndarray, q_heads: int, kv_heads: int, eps: float
 ) -> None:
@@ -55,6 +60,12 @@ def qk_norm(
     heads = qkv.reshape(len(qkv), q_heads + 2 * kv_heads, -1)
     heads[:, :q_heads] = rms_norm(heads[:, :q_heads], q_weight, eps)
     heads[:, q_heads:-kv_heads] = rms_norm(heads[:, q_heads:-kv_heads], k_weight, eps)
+
+
+def projection_norm(qkv: np.ndarray, q_weight: np.ndarray, k_weight: np.ndarray, eps: float) -> None:
+    """Norm the queries of each row of qkv together and its keys together, in place."""
+    q, k = qkv[:, : len(q_weight)], qkv[:, len(q_weight) : len(q_weight) + len(k_weight)]
+    q[:], k[:] = rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)
 
 
 def swiglu(gate_up: np.ndarray) -> np.ndarray:

@@ -16,7 +16,9 @@ def main() -> None:
     for dtype in ("bfloat16", "float16"):
         test_layers.test_rms_norm_equals_twin(3, 576, dtype)
         test_layers.test_add_rms_norm_equals_twin(1, 8, dtype)
+        test_layers.test_rms_norm_add_equals_twin(3, 576, dtype)
         test_layers.test_qk_norm_equals_twin(3, 7, 1, 80, dtype)
+        test_layers.test_projection_norm_equals_twin(3, 560, 80, dtype)
         test_layers.test_swiglu_equals_twin(3, 40, dtype)
         test_layers.test_embedding_and_gather_equal_twins(7, 100, 576, dtype)
     test_linear.test_linear_equals_twin(3, 576, 960, True, False, "bfloat16")

@@ -7,27 +7,26 @@ import pytest
 
 from actors.device.cpu import CpuDevice
 from actors.device.gpu import GpuDevice
-from actors.engine.loading import load_engine
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
 from actors.models.load import load_model
-from cluster.config import EngineConfig
-from cluster.errors import ConfigError
 from tests.actors.models.test_models import all_logits
 from tests.actors.runner.test_overlap import mixed_requests, replay
 from tests.gpu.engines import gpu_engine, write_tiny_gpu_model
 
+FAMILIES = ("granite", "olmo2")
 
-@pytest.fixture(scope="module")
-def granite(tmp_path_factory):
-    return write_tiny_gpu_model(tmp_path_factory.mktemp("granite"), "granite")
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request, tmp_path_factory):
+    return write_tiny_gpu_model(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_granite_logits_are_close_to_the_cpu(granite, dtype):
+def test_logits_are_close_to_the_cpu(folder, dtype):
     """A prompt in chunks, single rows between them."""
-    source = resolve_model(str(granite), load_format="dummy")
+    source = resolve_model(str(folder), load_format="dummy")
     config, token_ids = load_model_config(source), np.arange(3, 63)
     logits = []
     for make_device, chunks in ((CpuDevice, [60]), (lambda: GpuDevice(dtype), [20, 1, 1, 1, 37])):
@@ -39,18 +38,12 @@ def test_granite_logits_are_close_to_the_cpu(granite, dtype):
 
 
 @pytest.mark.parametrize("enforce_eager", [True, False])
-def test_a_recorded_schedule_of_granite_gives_the_same_bits_plain_and_overlapped(granite, enforce_eager):
+def test_a_recorded_schedule_gives_the_same_bits_plain_and_overlapped(folder, enforce_eager):
     settings = {"num_kv_blocks": 8, "max_num_batched_tokens": 32, "enforce_eager": enforce_eager}
     plans: list = []
-    engine = gpu_engine(granite, plans, **settings)
+    engine = gpu_engine(folder, plans, **settings)
     engine.generate(mixed_requests())
     engine.check_integrity()
     engine.close()
-    plain, overlapped = (replay(gpu_engine(granite, **settings).executor, plans, over) for over in (False, True))
+    plain, overlapped = (replay(gpu_engine(folder, **settings).executor, plans, over) for over in (False, True))
     assert overlapped == plain
-
-
-def test_olmo2_is_refused_before_its_weights_are_read(tmp_path):
-    folder = write_tiny_gpu_model(tmp_path, "olmo2")
-    with pytest.raises(ConfigError, match="device: cpu"):
-        load_engine(EngineConfig(model=str(folder), load_format="dummy", device="gpu"))

@@ -45,6 +45,33 @@ def test_add_rms_norm_equals_twin(rows, hidden, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("rows", "hidden"), SHAPES)
+def test_rms_norm_add_equals_twin(rows, hidden, dtype):
+    rng = np.random.default_rng()
+    x, residual = normal(rng, rows, hidden, dtype=dtype), normal(rng, rows, hidden, dtype=dtype)
+    weight = normal(rng, hidden, dtype=dtype)
+    residual_gpu = gpu(residual, dtype)
+    ops.rms_norm_add(gpu(x, dtype), residual_gpu, gpu(weight, dtype), 1e-5)
+    twins.rms_norm_add(x, residual, weight, 1e-5)
+    assert relative_error(host(residual_gpu), residual) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("rows", "q_width", "kv_width"), [(1, 64, 64), (5, 4096, 1024), (3, 560, 80)])
+def test_projection_norm_equals_twin(rows, q_width, kv_width, dtype):
+    rng = np.random.default_rng()
+    qkv = normal(rng, rows, q_width + 2 * kv_width, dtype=dtype)
+    q_weight, k_weight = normal(rng, q_width, dtype=dtype), normal(rng, kv_width, dtype=dtype)
+    qkv_gpu = gpu(qkv, dtype)
+    ops.projection_norm(qkv_gpu, gpu(q_weight, dtype), gpu(k_weight, dtype), 1e-6)
+    values = qkv[:, -kv_width:].copy()
+    twins.projection_norm(qkv, q_weight, k_weight, 1e-6)
+    result = host(qkv_gpu)
+    assert relative_error(result, qkv) < TOLERANCE[dtype]
+    np.testing.assert_array_equal(result[:, -kv_width:], values)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("rows", "q_heads", "kv_heads", "head_dim"), [(1, 1, 1, 64), (5, 16, 8, 128), (3, 7, 1, 80)])
 def test_qk_norm_equals_twin(rows, q_heads, kv_heads, head_dim, dtype):
     rng = np.random.default_rng()

@@ -146,6 +146,17 @@ def test_norms_agree_with_their_twins(rows, hidden):
     expected = twins.add_rms_norm(x, residual, weight, EPS)
     np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-6)
     np.testing.assert_array_equal(residual_tensor.numpy(), residual)
+    ops.rms_norm_add(tensor(x), residual_tensor, tensor(weight), EPS)
+    twins.rms_norm_add(x, residual, weight, EPS)
+    np.testing.assert_allclose(residual_tensor.numpy(), residual, rtol=2e-6, atol=1e-6)
+
+
+def test_a_norm_is_added_with_the_bits_of_a_norm_and_an_addition():
+    rng = np.random.default_rng(5)
+    x, residual, weight = (tensor(normal(rng, *shape)) for shape in ((9, 577), (9, 577), (577,)))
+    expected = (residual + ops.rms_norm(x, weight, EPS)).numpy()
+    ops.rms_norm_add(x, residual, weight, EPS)
+    assert_bits_equal(residual.numpy(), expected)
 
 
 def test_norm_row_does_not_depend_on_rows_or_threads():
@@ -168,6 +179,19 @@ def test_qk_norm_agrees_with_its_twin(q_heads, kv_heads, dim):
     twins.qk_norm(qkv, q_weight, k_weight, q_heads, kv_heads, EPS)
     np.testing.assert_allclose(qkv_tensor.numpy(), qkv, rtol=2e-6, atol=1e-6)
     np.testing.assert_array_equal(qkv_tensor.numpy()[:, -kv_heads * dim :], values)
+
+
+@pytest.mark.parametrize(("q_width", "kv_width"), [(8, 8), (577, 193), (1024, 1024)])
+def test_projection_norm_agrees_with_its_twin_and_has_the_bits_of_rms_norm(q_width, kv_width):
+    rng = np.random.default_rng(q_width)
+    qkv, q_weight, k_weight = normal(rng, 7, q_width + 2 * kv_width), normal(rng, q_width), normal(rng, kv_width)
+    qkv_tensor = tensor(qkv)
+    ops.projection_norm(qkv_tensor, tensor(q_weight), tensor(k_weight), EPS)
+    actual, (q, k, v) = qkv_tensor.numpy(), np.split(qkv, [q_width, q_width + kv_width], axis=1)
+    parts = ops.rms_norm(tensor(q), tensor(q_weight), EPS), ops.rms_norm(tensor(k), tensor(k_weight), EPS)
+    assert_bits_equal(actual, np.concatenate([*(part.numpy() for part in parts), v], axis=1))
+    twins.projection_norm(qkv, q_weight, k_weight, EPS)
+    np.testing.assert_allclose(actual, qkv, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "inner"), [(1, 1), (3, 17), (8, 1536), (70, 100)])
@@ -194,6 +218,10 @@ def test_in_place_ops_refuse_non_contiguous_tensors():
         ops.add_rms_norm(paddle.zeros([4, 16]), view, paddle.ones([16]), EPS)
     with pytest.raises(ValueError, match="qkv"):
         ops.qk_norm(view, paddle.ones([4]), paddle.ones([4]), 2, 1, EPS)
+    with pytest.raises(ValueError, match="residual"):
+        ops.rms_norm_add(paddle.zeros([4, 16]), view, paddle.ones([16]), EPS)
+    with pytest.raises(ValueError, match="qkv"):
+        ops.projection_norm(view, paddle.ones([8]), paddle.ones([4]), EPS)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +241,8 @@ def test_in_place_ops_refuse_non_contiguous_tensors():
         ("weight", lambda: ops.rms_norm(paddle.zeros([2, 4]), paddle.zeros([5]), EPS)),
         ("x", lambda: ops.rms_norm(paddle.zeros([4]), paddle.zeros([4]), EPS)),
         ("residual", lambda: ops.add_rms_norm(paddle.zeros([2, 4]), paddle.zeros([3, 4]), paddle.zeros([4]), EPS)),
+        ("residual", lambda: ops.rms_norm_add(paddle.zeros([2, 4]), paddle.zeros([3, 4]), paddle.zeros([4]), EPS)),
+        ("qkv", lambda: ops.projection_norm(paddle.zeros([2, 15]), paddle.zeros([8]), paddle.zeros([4]), EPS)),
         ("qkv", lambda: ops.qk_norm(paddle.zeros([2, 15]), paddle.zeros([4]), paddle.zeros([4]), 2, 1, EPS)),
         ("gate_up", lambda: ops.swiglu(paddle.zeros([2, 5]))),
         ("block_size", lambda: ops.kv_cache_shape(4, 24, 1, 64)),

@@ -1,4 +1,4 @@
-// rms_norm, add_rms_norm, qk_norm, swiglu.
+// rms_norm, add_rms_norm, rms_norm_add, qk_norm, projection_norm, swiglu.
 #include "kernels/layers/cuda/layers.h"
 #include "kernels/layers/norm.h"
 #include "bindings/device.h"
@@ -54,6 +54,22 @@ std::vector<paddle::Tensor> AddRmsNorm(const paddle::Tensor& x, const paddle::Te
   return {out};
 }
 
+void RmsNormAdd(const paddle::Tensor& x, const paddle::Tensor& residual, const paddle::Tensor& weight, float eps) {
+  const paddle::DataType dtype = check_rows(x, "x");
+  const int64_t rows = x.shape()[0], hidden = x.shape()[1];
+  check_shape(residual, "residual", dtype, {rows, hidden});
+  check_shape(weight, "weight", dtype, {hidden});
+  check_same_place(x, "x", residual, "residual", weight, "weight");
+  if constexpr (kWithCuda) {
+    if (x.is_gpu()) {
+      return on_device([&] {
+        bireme::rms_norm_add_cuda(half_of(dtype), x.data(), raw_data(residual), weight.data(), eps, rows, hidden, stream_of(x));
+      });
+    }
+  }
+  bireme::rms_norm_add_cpu(x.data<float>(), mutable_data<float>(residual), weight.data<float>(), eps, rows, hidden);
+}
+
 void QkNorm(const paddle::Tensor& qkv, const paddle::Tensor& q_weight, const paddle::Tensor& k_weight, int64_t q_heads,
             int64_t kv_heads, float eps) {
   const paddle::DataType dtype = float_type(qkv, "qkv");
@@ -74,6 +90,29 @@ void QkNorm(const paddle::Tensor& qkv, const paddle::Tensor& q_weight, const pad
   }
   bireme::qk_norm_cpu(mutable_data<float>(qkv), q_weight.data<float>(), k_weight.data<float>(), eps, qkv.shape()[0], q_heads,
                       kv_heads, head_dim);
+}
+
+void ProjectionNorm(const paddle::Tensor& qkv, const paddle::Tensor& q_weight, const paddle::Tensor& k_weight, float eps) {
+  const paddle::DataType dtype = float_type(qkv, "qkv");
+  check_shape(q_weight, "q_weight", dtype, {kAnySize});
+  check_shape(k_weight, "k_weight", dtype, {kAnySize});
+  const int64_t q_width = q_weight.numel(), kv_width = k_weight.numel();
+  check_shape(qkv, "qkv", dtype, {kAnySize, q_width + 2 * kv_width});
+  check_same_place(qkv, "qkv", q_weight, "q_weight", k_weight, "k_weight");
+  if (qkv.numel() == 0) return;
+  const int64_t rows = qkv.shape()[0];
+  if constexpr (kWithCuda) {
+    if (qkv.is_gpu()) {
+      PD_CHECK(q_width % 8 == 0, "q_weight: has ", q_width, " elements, needs a multiple of 8 on the GPU");
+      PD_CHECK(kv_width % 8 == 0, "k_weight: has ", kv_width, " elements, needs a multiple of 8 on the GPU");
+      return on_device([&] {
+        bireme::projection_norm_cuda(half_of(dtype), raw_data(qkv), q_weight.data(), k_weight.data(), eps, rows, q_width,
+                                     kv_width, stream_of(qkv));
+      });
+    }
+  }
+  bireme::projection_norm_cpu(mutable_data<float>(qkv), q_weight.data<float>(), k_weight.data<float>(), eps, rows, q_width,
+                              kv_width);
 }
 
 std::vector<paddle::Tensor> Swiglu(const paddle::Tensor& gate_up) {
@@ -101,8 +140,16 @@ PD_BUILD_OP(bireme_add_rms_norm)
     .Inputs({"x", "residual", "weight"}).Attrs({"eps: float"}).Outputs({"out", "residual_out"})
     .SetInplaceMap({{"residual", "residual_out"}})
     .SetKernelFn(PD_KERNEL(AddRmsNorm));
+PD_BUILD_OP(bireme_rms_norm_add)
+    .Inputs({"x", "residual", "weight"}).Attrs({"eps: float"}).Outputs({"residual_out"})
+    .SetInplaceMap({{"residual", "residual_out"}})
+    .SetKernelFn(PD_KERNEL(RmsNormAdd));
 PD_BUILD_OP(bireme_qk_norm)
     .Inputs({"qkv", "q_weight", "k_weight"}).Attrs({"q_heads: int64_t", "kv_heads: int64_t", "eps: float"})
     .Outputs({"qkv_out"}).SetInplaceMap({{"qkv", "qkv_out"}})
     .SetKernelFn(PD_KERNEL(QkNorm));
+PD_BUILD_OP(bireme_projection_norm)
+    .Inputs({"qkv", "q_weight", "k_weight"}).Attrs({"eps: float"})
+    .Outputs({"qkv_out"}).SetInplaceMap({{"qkv", "qkv_out"}})
+    .SetKernelFn(PD_KERNEL(ProjectionNorm));
 PD_BUILD_OP(bireme_swiglu).Inputs({"gate_up"}).Outputs({"out"}).SetKernelFn(PD_KERNEL(Swiglu));

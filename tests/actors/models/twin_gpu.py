@@ -15,7 +15,10 @@ from gpu_ops.twins import decode_ops as twins
 from gpu_ops.twins.forward import embedding
 
 OPS = {
-    forward: ("linear", "embedding", "rms_norm", "add_rms_norm", "qk_norm", "swiglu", "rotary_kv_write", "paged_attention"),
+    forward: (
+        "linear", "embedding", "rms_norm", "add_rms_norm", "rms_norm_add", "qk_norm", "projection_norm", "swiglu",
+        "rotary_kv_write", "paged_attention",
+    ),
     decode_ops: ("small_batch_linear", "add_small_batch_linear", "decode_attention"),
 }  # fmt: skip
 

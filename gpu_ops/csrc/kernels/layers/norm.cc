@@ -65,6 +65,20 @@ void add_rms_norm_cpu(const float* x, float* residual, const float* weight, floa
   });
 }
 
+void rms_norm_add_cpu(const float* x, float* residual, const float* weight, float eps, int64_t rows, int64_t hidden) {
+  parallel_for(rows, row_grain(hidden), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* row = x + t * hidden;
+      float* sum = residual + t * hidden;
+      const Vec16 inverse = broadcast(inverse_rms(row, eps, hidden));
+      each_vector(hidden, [&](int64_t i, int lanes) {
+        const Vec16 normed = load_up_to(row + i, lanes) * inverse * load_up_to(weight + i, lanes);
+        store_up_to(sum + i, load_up_to(sum + i, lanes) + normed, lanes);
+      });
+    }
+  });
+}
+
 void qk_norm_cpu(float* qkv, const float* q_weight, const float* k_weight, float eps, int64_t rows, int64_t q_heads,
                  int64_t kv_heads, int64_t head_dim) {
   const int64_t width = (q_heads + 2 * kv_heads) * head_dim;
@@ -74,6 +88,18 @@ void qk_norm_cpu(float* qkv, const float* q_weight, const float* k_weight, float
         float* x = qkv + t * width + head * head_dim;
         norm_row(x, head < q_heads ? q_weight : k_weight, eps, head_dim, x);
       }
+    }
+  });
+}
+
+void projection_norm_cpu(float* qkv, const float* q_weight, const float* k_weight, float eps, int64_t rows, int64_t q_width,
+                         int64_t kv_width) {
+  const int64_t width = q_width + 2 * kv_width;
+  parallel_for(rows, row_grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* q = qkv + t * width;
+      norm_row(q, q_weight, eps, q_width, q);
+      norm_row(q + q_width, k_weight, eps, kv_width, q + q_width);
     }
   });
 }

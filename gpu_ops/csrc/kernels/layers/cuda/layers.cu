@@ -6,53 +6,84 @@ namespace {
 
 constexpr int kMaxVecs = 4;  // 16-byte vectors of a row that a thread keeps in registers
 
-// One block a row. With kAdd the row is residual + x, written back to residual.
-template <typename T, bool kAdd>
-__global__ void norm_kernel(const T* x, T* residual, const T* weight, float eps, int hidden, T* out) {
+enum class Residual { kNone, kAddThenNorm, kNormThenAdd };
+
+// One block norms one row of `width` elements. kAddThenNorm: the row is residual + x, written back to residual.
+// kNormThenAdd: the norm of x goes to residual instead of out.
+template <typename T, Residual kResidual>
+__device__ void norm_row(const T* x, T* residual, const T* weight, float eps, int width, T* out) {
   __shared__ float scratch[kWarp];
-  wait_for_predecessor();
-  start_successor();
-  const int64_t start = int64_t{blockIdx.x} * hidden;
   float row[kMaxVecs][kVec];
   float squares = 0;
 #pragma unroll
   for (int v = 0; v < kMaxVecs; ++v) {
     const int column = (v * blockDim.x + threadIdx.x) * kVec;
-    if (column >= hidden) continue;
-    const Vec8<T> in = load_vec(x + start + column);
+    if (column >= width) continue;
+    const Vec8<T> in = load_vec(x + column);
     Vec8<T> sum;
-    if (kAdd) sum = load_vec(residual + start + column);
+    if (kResidual == Residual::kAddThenNorm) sum = load_vec(residual + column);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       row[v][i] = to_float(in.lane[i]);
-      if (kAdd) {
+      if (kResidual == Residual::kAddThenNorm) {
         row[v][i] += to_float(sum.lane[i]);
         sum.lane[i] = from_float<T>(row[v][i]);
       }
       squares = fmaf(row[v][i], row[v][i], squares);
     }
-    if (kAdd) store_vec(residual + start + column, sum);
+    if (kResidual == Residual::kAddThenNorm) store_vec(residual + column, sum);
   }
-  const float scale = rsqrtf(block_sum(squares, scratch) / hidden + eps);
+  const float scale = rsqrtf(block_sum(squares, scratch) / width + eps);
 #pragma unroll
   for (int v = 0; v < kMaxVecs; ++v) {
     const int column = (v * blockDim.x + threadIdx.x) * kVec;
-    if (column >= hidden) continue;
+    if (column >= width) continue;
     const Vec8<T> gain = load_vec(weight + column);
     Vec8<T> result;
+    if (kResidual == Residual::kNormThenAdd) result = load_vec(residual + column);
 #pragma unroll
-    for (int i = 0; i < kVec; ++i) result.lane[i] = from_float<T>(row[v][i] * scale * to_float(gain.lane[i]));
-    store_vec(out + start + column, result);
+    for (int i = 0; i < kVec; ++i) {
+      const float normed = row[v][i] * scale * to_float(gain.lane[i]);
+      result.lane[i] = from_float<T>(kResidual == Residual::kNormThenAdd ? to_float(result.lane[i]) + normed : normed);
+    }
+    store_vec((kResidual == Residual::kNormThenAdd ? residual : out) + column, result);
   }
 }
 
-template <typename T, bool kAdd>
-void launch_norm(const void* x, void* residual, const void* weight, float eps, int64_t rows, int64_t hidden, void* out,
-                 Stream stream) {
-  const int64_t vecs = hidden / kVec, threads = min(int64_t{1024}, (vecs + kWarp - 1) / kWarp * kWarp);
-  if (vecs > threads * kMaxVecs) throw std::runtime_error("rms_norm: rows have more than 32768 elements");
-  launch_chained(norm_kernel<T, kAdd>, dim3(rows), static_cast<int>(threads), 0, stream, "rms_norm", static_cast<const T*>(x),
-                 static_cast<T*>(residual), static_cast<const T*>(weight), eps, static_cast<int>(hidden), static_cast<T*>(out));
+template <typename T, Residual kResidual>
+__global__ void norm_kernel(const T* x, T* residual, const T* weight, float eps, int hidden, T* out) {
+  wait_for_predecessor();
+  start_successor();
+  const int64_t start = int64_t{blockIdx.x} * hidden;
+  norm_row<T, kResidual>(x + start, residual + start, weight, eps, hidden, out + start);
+}
+
+// Block (row, 0) norms the row's queries, block (row, 1) its keys.
+template <typename T>
+__global__ void projection_norm_kernel(T* qkv, const T* q_weight, const T* k_weight, float eps, int q_width, int kv_width) {
+  wait_for_predecessor();
+  start_successor();
+  const bool is_key = blockIdx.y == 1;
+  T* row = qkv + int64_t{blockIdx.x} * (q_width + 2 * kv_width) + (is_key ? q_width : 0);
+  norm_row<T, Residual::kNone>(row, nullptr, is_key ? k_weight : q_weight, eps, is_key ? kv_width : q_width, row);
+}
+
+// Threads of a block that norms rows of `width` elements.
+int norm_threads(int64_t width, const char* op) {
+  const int64_t vecs = width / kVec, threads = min(int64_t{1024}, (vecs + kWarp - 1) / kWarp * kWarp);
+  if (vecs > threads * kMaxVecs) throw std::runtime_error(std::string(op) + ": rows have more than 32768 elements");
+  return static_cast<int>(threads);
+}
+
+template <Residual kResidual>
+void launch_norm(const char* op, Half type, const void* x, void* residual, const void* weight, float eps, int64_t rows,
+                 int64_t hidden, void* out, Stream stream) {
+  with_half(type, [&](auto t) {
+    using T = decltype(t);
+    launch_chained(norm_kernel<T, kResidual>, dim3(rows), norm_threads(hidden, op), 0, stream, op, static_cast<const T*>(x),
+                   static_cast<T*>(residual), static_cast<const T*>(weight), eps, static_cast<int>(hidden),
+                   static_cast<T*>(out));
+  });
 }
 
 // One warp a head; heads of all rows in a line, value heads left out.
@@ -118,12 +149,28 @@ void launch_gather(const void* table, int64_t table_rows, int64_t width, const I
 
 void rms_norm_cuda(Half type, const void* x, const void* weight, float eps, int64_t rows, int64_t hidden, void* out,
                    Stream stream) {
-  with_half(type, [&](auto t) { launch_norm<decltype(t), false>(x, nullptr, weight, eps, rows, hidden, out, stream); });
+  launch_norm<Residual::kNone>("rms_norm", type, x, nullptr, weight, eps, rows, hidden, out, stream);
 }
 
 void add_rms_norm_cuda(Half type, const void* x, void* residual, const void* weight, float eps, int64_t rows, int64_t hidden,
                        void* out, Stream stream) {
-  with_half(type, [&](auto t) { launch_norm<decltype(t), true>(x, residual, weight, eps, rows, hidden, out, stream); });
+  launch_norm<Residual::kAddThenNorm>("add_rms_norm", type, x, residual, weight, eps, rows, hidden, out, stream);
+}
+
+void rms_norm_add_cuda(Half type, const void* x, void* residual, const void* weight, float eps, int64_t rows, int64_t hidden,
+                       Stream stream) {
+  launch_norm<Residual::kNormThenAdd>("rms_norm_add", type, x, residual, weight, eps, rows, hidden, nullptr, stream);
+}
+
+void projection_norm_cuda(Half type, void* qkv, const void* q_weight, const void* k_weight, float eps, int64_t rows,
+                          int64_t q_width, int64_t kv_width, Stream stream) {
+  const int threads = norm_threads(max(q_width, kv_width), "projection_norm");
+  with_half(type, [&](auto t) {
+    using T = decltype(t);
+    launch_chained(projection_norm_kernel<T>, dim3(rows, 2), threads, 0, stream, "projection_norm", static_cast<T*>(qkv),
+                   static_cast<const T*>(q_weight), static_cast<const T*>(k_weight), eps, static_cast<int>(q_width),
+                   static_cast<int>(kv_width));
+  });
 }
 
 void qk_norm_cuda(Half type, void* qkv, const void* q_weight, const void* k_weight, float eps, int64_t rows, int64_t q_heads,

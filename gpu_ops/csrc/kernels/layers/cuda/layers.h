@@ -13,9 +13,18 @@ void rms_norm_cuda(Half type, const void* x, const void* weight, float eps, int6
 void add_rms_norm_cuda(Half type, const void* x, void* residual, const void* weight, float eps, int64_t rows, int64_t hidden,
                        void* out, Stream stream);
 
+// residual [rows, hidden] += rms_norm(x). The norm is not rounded before it is added.
+void rms_norm_add_cuda(Half type, const void* x, void* residual, const void* weight, float eps, int64_t rows, int64_t hidden,
+                       Stream stream);
+
 // Norms every query and key head of qkv [rows, (q_heads + 2 * kv_heads) * head_dim] in place; head_dim up to 256.
 void qk_norm_cuda(Half type, void* qkv, const void* q_weight, const void* k_weight, float eps, int64_t rows, int64_t q_heads,
                   int64_t kv_heads, int64_t head_dim, Stream stream);
+
+// Norms the queries of each row of qkv [rows, q_width + 2 * kv_width] together and its keys together, in place; weights are
+// [q_width] and [kv_width].
+void projection_norm_cuda(Half type, void* qkv, const void* q_weight, const void* k_weight, float eps, int64_t rows,
+                          int64_t q_width, int64_t kv_width, Stream stream);
 
 // gate_up [rows, 2 * inner] -> out [rows, inner]: g / (1 + e^-g) * u, g the first half of the row, u the second.
 void swiglu_cuda(Half type, const void* gate_up, int64_t rows, int64_t inner, void* out, Stream stream);
