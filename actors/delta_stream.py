@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
-from cluster.outputs import EngineRoom, TokenDelta
+from cluster.outputs import EngineLoad, StreamItem, TokenDelta
 from cluster.silence_clock import SilenceClock
 
 HEARTBEAT_S = 0.5
@@ -21,7 +21,7 @@ class DeltaStream:
 
     def __init__(self, leased: bool = False) -> None:
         self.lease = SilenceClock() if leased else None
-        self.pending: list[TokenDelta] = []
+        self.pending: list[StreamItem] = []
         self.closed = False
         self._ready = asyncio.Event()
 
@@ -35,12 +35,11 @@ class DeltaStream:
         self._ready.set()
 
     async def messages(
-        self, is_well: Callable[[], bool], room: Callable[[], EngineRoom]
-    ) -> AsyncIterator[list[TokenDelta]]:
-        """Yield what was put, and ``room()`` where it has changed since the last message; at least every HEARTBEAT_S seconds a
-        list, which may be empty, as long as ``is_well()``. That only the number of tokens has changed, as in every step, is told
-        so often, too."""
-        told: EngineRoom | None = None
+        self, is_well: Callable[[], bool], load: Callable[[], EngineLoad]
+    ) -> AsyncIterator[list[StreamItem]]:
+        """Yield what was put, and ``load()`` where the engine takes more or less than the last message said; at least every
+        HEARTBEAT_S seconds a list with the load, as long as ``is_well()``."""
+        told: EngineLoad | None = None
         told_at = 0.0
         self._beat()
         try:
@@ -49,10 +48,10 @@ class DeltaStream:
                 self._ready.clear()
                 deltas, self.pending = self.pending, []
                 if deltas or (not self.closed and is_well()):
-                    now, at = room(), time.monotonic()
-                    if now != told and (at - told_at >= HEARTBEAT_S or _without_tokens(now) != _without_tokens(told)):
+                    now, at = load(), time.monotonic()
+                    if told is None or now.room != told.room or at - told_at >= HEARTBEAT_S * 0.9:
                         told, told_at = now, at
-                        deltas.append(now.as_delta())
+                        deltas.append(now)
                     yield deltas
         finally:
             self._timer.cancel()
@@ -60,7 +59,3 @@ class DeltaStream:
     def _beat(self) -> None:
         self._ready.set()
         self._timer = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
-
-
-def _without_tokens(room: EngineRoom | None) -> EngineRoom | None:
-    return None if room is None else room._replace(num_tokens=0)

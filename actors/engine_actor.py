@@ -16,27 +16,34 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from actors.delta_stream import DeltaStream
+from actors.place_reservations import PlaceReservations
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, StaleAttemptError
 from cluster.freeze_gc import freeze_gc
 from cluster.logs import show_logs
 from cluster.outputs import (
     ENGINE_LEAVES,
-    FINISH_ABORT,
     FINISH_HANDOVER,
+    FINISH_MOVE,
+    FINISHES_ELSEWHERE,
     AttachRequired,
     EngineInfo,
-    EngineRoom,
+    EngineLoad,
     GenerateReply,
     NotAdmitted,
+    StreamItem,
     TokenDelta,
 )
-from cluster.request import EngineRequest
+from cluster.request import EngineRequest, RequestKey
 from cluster.silence_clock import TICK_S, SilenceClock
+
+if TYPE_CHECKING:
+    from actors.engine.engine import Engine
 
 logger = logging.getLogger("bireme.runner")
 
@@ -54,6 +61,7 @@ class _Live:
 
     request: EngineRequest
     done: asyncio.Future
+    came_at: float
     deltas: list[TokenDelta] = field(default_factory=list)
     finished_at: float | None = None
 
@@ -71,12 +79,13 @@ class RunnerActor:
         self._config = config
         self._engine_id = engine_id
         self._info: EngineInfo | None = None
-        self._live: dict[tuple[str, int], _Live] = {}
-        self._unfinished: dict[tuple[str, int], int] = {}  # tokens of prompt and answer so far
+        self._live: dict[RequestKey, _Live] = {}
+        self._unfinished: dict[RequestKey, int] = {}  # tokens of prompt and answer so far
         self._num_tokens = 0  # of all of these
         self._num_ended = 0
         self._attempts: dict[str, int] = {}
         self._streams: dict[str, DeltaStream] = {}
+        self._reservations = PlaceReservations(self._release_reserved)
         self._draining: asyncio.Task | None = None
         self._drain_until = float("inf")
         self._idle = asyncio.Event()
@@ -93,7 +102,7 @@ class RunnerActor:
         engine = await self._loop.run_in_executor(None, self._load)
         freeze_gc()
         self._info = engine.info
-        self._engine_loop = _new_loop(engine, self._publish, self._on_death)
+        self._engine_loop = _new_loop(engine, self._publish, self._on_death, self._on_queue)
         # First steps after loading are the warm-up's; they ended before the watch begins.
         self._watching = self._loop.create_task(self._watch())
         return engine.info
@@ -129,7 +138,7 @@ class RunnerActor:
             await self.abort(request.request_id, newest)
         if key in self._live:
             raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is already here")
-        live = _Live(request, self._loop.create_future())
+        live = _Live(request, self._loop.create_future(), time.monotonic())
         self._idle.clear()
         self._live[key] = live
         self._unfinished[key] = 0
@@ -138,7 +147,7 @@ class RunnerActor:
         try:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
             self._streams[request.subscriber].put([accepted])
-            submitted = self._engine_loop.submit(request)
+            submitted = self._engine_loop.call(self._adding(request))
             await asyncio.wrap_future(submitted)
             return await live.done
         except asyncio.CancelledError:
@@ -157,7 +166,7 @@ class RunnerActor:
 
     async def attach(
         self, subscriber: str, resume: dict[str, int], leased: bool = False
-    ) -> AsyncIterator[list[TokenDelta]]:
+    ) -> AsyncIterator[list[StreamItem]]:
         """Stream the deltas of every request of ``subscriber``, one list per engine step.
 
         Args:
@@ -174,7 +183,7 @@ class RunnerActor:
                 wanted = resume[live.request.request_id]
                 stream.put([d for d in live.deltas if d.index + len(d.token_ids) > wanted or d.finish_reason])
         try:
-            async for deltas in stream.messages(self._is_well, self._room):
+            async for deltas in stream.messages(self._is_well, lambda: self._load_for(subscriber)):
                 yield deltas
         finally:
             if self._streams.get(subscriber) is stream:
@@ -207,23 +216,61 @@ class RunnerActor:
         for stream in self._streams.values():
             stream.put([ENGINE_LEAVES])
         moved = await self._hand_over(
-            lambda scheduler: [(s.request.request_id, s.request.attempt) for s in scheduler.waiting]
+            lambda engine: [(s.request.request_id, s.request.attempt) for s in engine.scheduler.waiting]
         )
         self._note_idle()
         idle = self._loop.create_task(self._idle.wait())
         while not idle.done() and time.monotonic() < self._drain_until:
             await asyncio.wait((idle,), timeout=TICK_S)
         idle.cancel()
-        moved += await self._hand_over(lambda scheduler: list(scheduler.request_keys()))
+        moved += await self._hand_over(lambda engine: list(engine.scheduler.request_keys()))
         logger.info("%s drained: %d requests handed over", self._engine_id, moved)
         return moved
 
-    async def _hand_over(self, choose) -> int:
-        """End the requests whose keys ``choose(scheduler)`` returns, so that their ingress continues them elsewhere."""
+    async def reserve(self, subscriber: str, count: int) -> tuple[int, int]:
+        """Keep up to ``count`` places for requests that ``subscriber`` is about to bring from a full engine, as ``moved``.
+
+        Returns:
+            How many places, and how many tokens there is memory for.
+        """
+        if self._draining is not None or self._info is None:
+            return 0, 0
+
+        def run(engine) -> tuple[int, int]:
+            num_tokens = engine.scheduler.num_open_tokens
+            return engine.scheduler.reserve(count), num_tokens
+
+        granted, num_tokens = await asyncio.wrap_future(self._engine_loop.call(run))
+        self._reservations.add(subscriber, granted)
+        return granted, num_tokens
+
+    async def give_back(self, subscriber: str, count: int) -> None:
+        """So many places that were reserved for ``subscriber`` it does not need."""
+        self._reservations.give_back(subscriber, count)
+
+    async def hand_back(self, subscriber: str, count: int, num_tokens: int) -> int:
+        """Give up to ``count`` waiting requests of ``subscriber``, the first in the order of service, back to it: there is a
+        place for them elsewhere.
+
+        Args:
+            num_tokens: the prompts together have at most so many tokens.
+        Returns:
+            How many; their last deltas say FINISH_MOVE. Those stay whose cached prompts are worth more than the time they
+            are expected to wait.
+        """
+        waited_s = {key: time.monotonic() - live.came_at for key, live in self._live.items() if not live.finished_at}
+
+        def choose(engine: Engine) -> list[RequestKey]:
+            return engine.requests_to_move(subscriber, count, num_tokens, waited_s)
+
+        return await self._hand_over(choose, FINISH_MOVE)
+
+    async def _hand_over(self, choose, finish_reason: str = FINISH_HANDOVER) -> int:
+        """End the requests whose keys ``choose(engine)`` returns, so that their ingress continues them elsewhere."""
 
         def run(engine) -> int:
-            ended = [engine.abort(*key) for key in choose(engine.scheduler)]
-            deltas = [delta._replace(finish_reason=FINISH_HANDOVER) for delta in ended if delta is not None]
+            ended = [engine.abort(*key) for key in choose(engine)]
+            deltas = [delta._replace(finish_reason=finish_reason) for delta in ended if delta is not None]
             self._publish(deltas)
             return len(deltas)
 
@@ -327,6 +374,9 @@ class RunnerActor:
     def _on_death(self, error: BaseException) -> None:
         self._loop.call_soon_threadsafe(self._fail_all, error)
 
+    def _on_queue(self) -> None:
+        self._loop.call_soon_threadsafe(self._tell_load)
+
     # On the actor's loop.
 
     def _deliver(self, deltas: list[TokenDelta]) -> None:
@@ -344,12 +394,16 @@ class RunnerActor:
                 self._num_ended += 1
                 if not live.done.done():
                     live.done.set_result(GenerateReply(delta.index + len(delta.token_ids), delta.finish_reason))
-                if delta.finish_reason in (FINISH_ABORT, FINISH_HANDOVER):
+                if delta.finish_reason in FINISHES_ELSEWHERE:
                     self._drop((delta.request_id, delta.attempt))
                 self._note_idle()
         for subscriber, batch in by_subscriber.items():
             if subscriber in self._streams:
                 self._streams[subscriber].put(batch)
+
+    def _tell_load(self) -> None:
+        for stream in self._streams.values():
+            stream.put([])
 
     def _fail_all(self, error: BaseException) -> None:
         for live in self._live.values():
@@ -374,18 +428,41 @@ class RunnerActor:
         if not self._unfinished:
             self._idle.set()
 
-    def _room(self) -> EngineRoom:
-        """Counted here rather than in the scheduler, so that what is on its way to it has its place already."""
-        config = self._config
-        free = config.max_num_seqs + config.max_queued_requests - len(self._unfinished)
-        return EngineRoom(free, config.max_queued_requests, self._num_ended, self._num_tokens)
+    def _load_for(self, subscriber: str) -> EngineLoad:
+        """Room is counted here rather than in the scheduler, so that what is on its way to it has its place already."""
+        config, queue = self._config, self._engine_loop.queue
+        oldest = self._live.get(queue.oldest.get(subscriber, ("", 0)))
+        return EngineLoad(
+            free=config.max_num_seqs + config.max_queued_requests - len(self._unfinished),
+            max_queued=config.max_queued_requests,
+            num_ended=self._num_ended,
+            num_tokens=self._num_tokens,
+            open_places=0 if self._draining is not None else queue.open_places,
+            num_movable=queue.num_movable.get(subscriber, 0),
+            oldest_wait_s=0.0 if oldest is None else round(time.monotonic() - oldest.came_at, 3),
+            sampled_at=time.time(),
+        )
 
-    def _count_tokens(self, key: tuple[str, int], more: int) -> None:
+    def _adding(self, request: EngineRequest) -> Callable[[Engine], None]:
+        """What the engine's thread is to do about a request that comes, to the place that was kept for it if there is one."""
+        is_expected = request.moved and self._reservations.take(request.subscriber)
+
+        def run(engine) -> None:
+            if is_expected:
+                engine.scheduler.release_reserved(1)
+            engine.add_request(request)
+
+        return run
+
+    def _release_reserved(self, count: int) -> None:
+        self._engine_loop.call(lambda engine: engine.scheduler.release_reserved(count))
+
+    def _count_tokens(self, key: RequestKey, more: int) -> None:
         if key in self._unfinished:
             self._unfinished[key] += more
             self._num_tokens += more
 
-    def _ended(self, key: tuple[str, int]) -> None:
+    def _ended(self, key: RequestKey) -> None:
         self._num_tokens -= self._unfinished.pop(key, 0)
 
     def _abort_orphans(self, subscriber: str) -> None:
@@ -405,7 +482,7 @@ class RunnerActor:
         for key in [k for k, live in self._live.items() if live.finished_at and now - live.finished_at > RETENTION_S]:
             self._drop(key)
 
-    def _drop(self, key: tuple[str, int]) -> None:
+    def _drop(self, key: RequestKey) -> None:
         self._live.pop(key, None)
         self._ended(key)
         if self._attempts.get(key[0]) == key[1]:
@@ -413,7 +490,7 @@ class RunnerActor:
         self._note_idle()
 
 
-def _new_loop(engine, publish, on_death):
+def _new_loop(engine, *callbacks):
     from actors.engine.loop import EngineLoop
 
-    return EngineLoop(engine, publish, on_death)
+    return EngineLoop(engine, *callbacks)

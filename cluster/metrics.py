@@ -51,6 +51,11 @@ ROUTING_METRICS = (
 )
 
 CONTINUITY_METRICS = (
+    Metric(
+        "bireme_request_moves",
+        "counter",
+        "Requests that waited in a full engine and went to one with a place for them.",
+    ),
     Metric("bireme_request_handovers", "counter", "Requests continued elsewhere because their engine left on purpose."),
     Metric("bireme_drained_engines", "counter", "Engines seen to leave on purpose; each ingress counts those it uses."),
     Metric("bireme_fenced_messages", "counter", "Messages of attempts that were given up, dropped."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 PREEMPTED = -9  # wire value of a slot whose request was preempted (FastDeploy's PREEMPTED_TOKEN_ID)
 NO_TOKEN = -1  # the slot did not sample in this step
@@ -11,6 +11,9 @@ FINISH_STOP = "stop"
 FINISH_LENGTH = "length"
 FINISH_ABORT = "abort"
 FINISH_HANDOVER = "handover"  # the engine leaves on purpose; the ingress continues the request elsewhere
+FINISH_MOVE = "move"  # it waited in a full engine, and its ingress has a place for it elsewhere
+# An engine ended it for a reason of its own; its ingress goes on with it.
+FINISHES_ELSEWHERE = frozenset({FINISH_ABORT, FINISH_HANDOVER, FINISH_MOVE})
 
 
 class TokenLogprobs(NamedTuple):
@@ -53,37 +56,36 @@ class TokenDelta(NamedTuple):
 ENGINE_LEAVES = TokenDelta("", 0, 0, [], finish_reason=FINISH_HANDOVER)
 
 
-class EngineRoom(NamedTuple):
-    """How much more an engine takes; on every token stream of an engine when it has changed (where that is ``num_tokens`` alone,
-    twice a second), as a delta that is of no request.
+class EngineLoad(NamedTuple):
+    """What an engine says of itself, on every token stream: at once when it takes more or less than before, else twice a second.
 
     Attributes:
         free: requests that would find a slot or a place in the queue; below 0 if the engine took begun ones beyond its limit.
         max_queued: requests that may wait in it.
         num_ended: requests that have ended since it started.
         num_tokens: prompts and answers so far of its requests, running and waiting.
+        open_places: requests that would begin at once: slots and memory that nobody waits for and nobody has reserved.
+        num_movable: requests of the subscriber that wait, have not begun and were not moved before.
+        oldest_wait_s: of these, how long the first has waited.
+        sampled_at: seconds since 1970, on the engine's machine.
     """
 
     free: int
     max_queued: int
     num_ended: int = 0
     num_tokens: int = 0
+    open_places: int = 0
+    num_movable: int = 0
+    oldest_wait_s: float = 0.0
+    sampled_at: float = 0.0
 
-    def as_delta(self) -> TokenDelta:
-        """As it travels."""
-        return TokenDelta(
-            "", self.max_queued, self.free, [], num_cached_tokens=self.num_ended, matched_stop=self.num_tokens
-        )
+    @property
+    def room(self) -> tuple[int, ...]:
+        """What is told at once when it changes."""
+        return self.free, self.max_queued, self.num_ended, self.open_places, self.num_movable
 
-    @classmethod
-    def of(cls, delta: TokenDelta) -> EngineRoom | None:
-        """What ``delta`` announces; None for any other delta."""
-        if delta.request_id or delta.finish_reason is not None:
-            return None
-        num_tokens = delta.matched_stop
-        return cls(
-            delta.index, delta.attempt, delta.num_cached_tokens, num_tokens if isinstance(num_tokens, int) else 0
-        )
+
+StreamItem: TypeAlias = "TokenDelta | EngineLoad"
 
 
 class GenerateReply(NamedTuple):

@@ -31,6 +31,12 @@ class HandedOver(NamedTuple):
     engine_id: str
 
 
+class Moved(NamedTuple):
+    """The request waited in an engine that is full; another one keeps a place for it."""
+
+    engine_id: str
+
+
 class NotTaken(NamedTuple):
     """The ingress's own verdict: the engine did not say in time that it has the request, and there are others."""
 

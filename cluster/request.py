@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from cluster.sampling_params import SamplingParams
 
@@ -22,6 +23,7 @@ class EngineRequest:
         priority: larger values give way first, as in vLLM (0 is the default).
         cache_salt: separates prefix-cache entries of clients that must not share them.
         tenant: whose request it is among those that take turns; an opaque name, empty if all are one.
+        moved: it waited in another engine, and a place is reserved for it in this one.
     """
 
     request_id: str
@@ -33,6 +35,11 @@ class EngineRequest:
     priority: int = 0
     cache_salt: str = ""
     tenant: str = ""
+    moved: bool = False
+
+
+# Request id and attempt.
+RequestKey: TypeAlias = "tuple[str, int]"
 
 
 class RequestState(enum.Enum):

@@ -23,7 +23,7 @@ from cluster.client.resumable import RESUMABLE_HEADER
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from cluster.logs import guard_logs
-from cluster.outputs import EngineInfo, EngineRoom
+from cluster.outputs import EngineInfo, EngineLoad
 from cluster.tenant import Tenant
 from deployments.admin.cluster_status import cluster_status
 from deployments.admin.engine_timeline import engine_timeline
@@ -125,7 +125,7 @@ class OpenAiIngress:
     async def start(self) -> None:
         """Begin to wait for an engine; requests before that get 503."""
         config = self._config
-        idle_room = EngineRoom(config.max_num_seqs + config.max_queued_requests, config.max_queued_requests)
+        idle_room = EngineLoad(config.max_num_seqs + config.max_queued_requests, config.max_queued_requests)
         self._client = EngineClient(
             self._engines,
             choices_of(self._engines.app_name, self._engines.deployment_name),

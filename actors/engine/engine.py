@@ -6,7 +6,7 @@ runner on a device (``actors.engine.loading``) or a simulation (``actors.engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from actors.engine.clock import Clock
@@ -18,7 +18,8 @@ from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import StepPlan
 from cluster.errors import InvalidRequestError
 from cluster.outputs import EngineInfo, TokenDelta
-from cluster.request import EngineRequest
+from cluster.request import EngineRequest, RequestKey
+from cluster.scaling.balance import is_worth_moving
 
 
 class Engine:
@@ -141,6 +142,34 @@ class Engine:
         if in_flight is None:
             return 0.0
         return self._step_clock.seconds_to_wait(self.clock.now(), in_flight.num_tokens, in_flight.launched_at)
+
+    def requests_to_move(
+        self, subscriber: str, count: int, num_tokens: int, waited_s: Mapping[RequestKey, float]
+    ) -> list[RequestKey]:
+        """Waiting requests that ``subscriber`` had better bring elsewhere, in the order of service.
+
+        Args:
+            count, num_tokens: for so many there are places and memory elsewhere.
+            waited_s: how long each request has waited.
+        """
+        scheduler, left = self.scheduler, num_tokens
+        chosen: list[RequestKey] = []
+        for sequence in scheduler.waiting:
+            key, size = sequence.key, len(sequence.token_ids)
+            if len(chosen) == count or sequence.request.subscriber != subscriber or size > left:
+                continue
+            num_cached = scheduler.num_cached_tokens(sequence)
+            if sequence.is_movable and is_worth_moving(waited_s.get(key, 0.0), num_cached, self.tokens_per_s):
+                chosen.append(key)
+                left -= size
+        return chosen
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of prompts and answers computed in a second of the device's time, on average; 0 if unknown."""
+        scheduler, seconds = self.scheduler, self.totals.device
+        computed = scheduler.num_prompt_tokens - scheduler.num_cached_prompt_tokens + scheduler.num_generated_tokens
+        return computed / seconds if seconds else 0.0
 
     def figures(self) -> dict[str, Any]:
         """Where the engine computes, its time so far, and what holds the device's memory (a GPU's, in bytes)."""

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from actors.engine.engine import Engine
+from actors.scheduling.queue_state import QueueState, queue_state
 from cluster.errors import BiremeError, EngineDeadError
 from cluster.outputs import TokenDelta
 from cluster.request import EngineRequest
@@ -23,25 +24,38 @@ logger = logging.getLogger("bireme.engine")
 
 # Idle for this long, the engine is checked; between two requests of one client nobody should wait for that.
 _IDLE_CHECK_DELAY_S = 0.1
+# While requests wait, their queue is looked through so often; without any it costs nothing.
+_QUEUE_LOOK_S = 0.05
 
 
 class EngineLoop:
     """Runs ``engine`` on its own thread.
 
+    Attributes:
+        queue: the queue after a late step; any thread may read it.
+
     Args:
         engine: no other thread may touch it once the loop has started.
         publish: called on the loop's thread with all deltas of a step.
+        on_queue: called on the loop's thread when places open or close, or requests of a subscriber begin or cease to wait.
         on_death: called once, on the loop's thread, when a step failed; the loop is over then.
     """
 
     def __init__(
-        self, engine: Engine, publish: Callable[[list[TokenDelta]], None], on_death: Callable[[BaseException], None]
+        self,
+        engine: Engine,
+        publish: Callable[[list[TokenDelta]], None],
+        on_death: Callable[[BaseException], None],
+        on_queue: Callable[[], None] = lambda: None,
     ) -> None:
         self.error: BaseException | None = None
         self.num_steps = 0
+        self.queue = queue_state(engine.scheduler)
+        self._looked_at = float("-inf")
         self._engine = engine
         self._clock = engine.clock
         self._publish = publish
+        self._on_queue = on_queue
         self._on_death = on_death
         self._inbox: collections.deque[tuple[Callable[[Engine], Any], Future]] = collections.deque()
         self._wake = threading.Condition()
@@ -101,6 +115,8 @@ class EngineLoop:
                 self.num_steps += 1
                 if deltas:
                     self._publish(deltas)
+                if self._queue_differs():
+                    self._on_queue()
                 # Requests that arrive while the device computes are in the next plan if it is made late enough.
                 self._clock.sleep(self._engine.seconds_to_wait())
             self._engine.close()
@@ -117,6 +133,14 @@ class EngineLoop:
                         EngineDeadError(f"the engine is not running: {self.error or 'it was shut down'}")
                     )
             self._inbox.clear()
+
+    def _queue_differs(self) -> bool:
+        """Look at it, unless that was lately; whether others act otherwise on what they see now."""
+        scheduler, now = self._engine.scheduler, self._clock.now()
+        if scheduler.waiting and self.queue.num_movable and now - self._looked_at < _QUEUE_LOOK_S:
+            return False
+        before, self.queue, self._looked_at = self.queue, queue_state(scheduler), now
+        return _matters(before) != _matters(self.queue)
 
     def _is_idle_for(self, seconds: float | None) -> bool:
         """Wait while there is nothing to do, at most so long; True if there still is nothing."""
@@ -144,3 +168,8 @@ class EngineLoop:
                 future.set_exception(EngineDeadError(f"the engine failed: {error!r}"))
                 raise
         return not closing
+
+
+def _matters(queue: QueueState) -> tuple[bool, frozenset[str]]:
+    """Whether there are places, and for whom requests wait."""
+    return queue.open_places > 0, frozenset(queue.num_movable)

@@ -71,6 +71,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_prompt_tokens = self.num_generated_tokens = 0
         self._sequences: dict[tuple[str, int], Sequence] = {}
+        self.num_reserved = 0  # free slots that are kept for requests which other engines are about to give up
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._clears: list[int] = []
         self._launched: deque[tuple[StepPlan, dict[int, Sequence]]] = deque()
@@ -100,11 +101,12 @@ class Scheduler:
         if len(request.output_token_ids) >= params.max_tokens:
             raise InvalidRequestError("output_token_ids already reach max_tokens", "output_token_ids")
         # A client in the middle of its answer is not refused; a later attempt alone does not mean that it is.
+        was_taken = bool(request.output_token_ids) or request.moved
         # Those that find a free slot in the next step are not in the queue.
         limit = self.max_queued_requests + len(self._free_slots)
-        if len(self.waiting) >= limit and not request.output_token_ids:
+        if len(self.waiting) >= limit and not was_taken:
             raise OverloadedError(f"{len(self.waiting)} requests are waiting, the limit is {limit}")
-        if request.tenant and not request.output_token_ids:
+        if request.tenant and not was_taken:
             self._check_share(request.tenant)
         sequence = Sequence(request, self._arrivals)
         key = request.request_id, request.attempt
@@ -114,7 +116,7 @@ class Scheduler:
             )
         self._arrivals += 1
         self._sequences[key] = sequence
-        self.waiting.add(sequence)
+        self.waiting.put_back(sequence) if request.moved else self.waiting.add(sequence)
 
     def _check_share(self, tenant: str) -> None:
         share, held = max(1, int(self.max_queue_share * self.max_queued_requests)), self.waiting.num_of(tenant)
@@ -123,6 +125,33 @@ class Scheduler:
                 f"{held} requests of this API key are waiting, which is its share of the queue (max_queue_share: "
                 f"{share} of {self.max_queued_requests}); others may still be served"
             )
+
+    @property
+    def num_open_places(self) -> int:
+        """Requests that would begin at once."""
+        if not self.kv_cache.can_allocate(len(self.running) + 1):
+            return 0
+        return max(0, len(self._free_slots) - self.num_reserved - len(self.waiting))
+
+    @property
+    def num_open_tokens(self) -> int:
+        """Tokens that the memory which nobody needs now holds, when every running request takes one more block."""
+        return max(0, self.kv_cache.num_available - len(self.running)) * self.kv_cache.block_size
+
+    def reserve(self, count: int) -> int:
+        """Keep up to ``count`` open places for requests that come as ``moved``; returns how many."""
+        granted = min(count, self.num_open_places)
+        self.num_reserved += granted
+        return granted
+
+    def release_reserved(self, count: int) -> None:
+        """So many reserved places are needed no more, or taken by now."""
+        self.num_reserved -= count
+        assert self.num_reserved >= 0
+
+    def num_cached_tokens(self, sequence: Sequence) -> int:
+        """Of a waiting request, the tokens that it would find in the cache."""
+        return len(sequence.token_ids) - self._num_missing_tokens(sequence)
 
     def abort(self, request_id: str, attempt: int) -> TokenDelta | None:
         """End a request now: its blocks are free at once, its slot when the marker has been saved. None if unknown."""
@@ -232,7 +261,7 @@ class Scheduler:
         prefilling = self._prefilling(plan)
         while self.waiting and self._free_slots and self._has_tokens_for_more(prefilling, budget):
             sequence, in_order = self._next_waiting(prefilling)
-            if sequence is None:
+            if sequence is None or (len(self._free_slots) <= self.num_reserved and not sequence.request.moved):
                 return
             num_known = len(sequence.token_ids)
             # At least the last token is computed, because sampling needs its hidden state.

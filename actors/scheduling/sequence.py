@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.block_hash import BlockHash, hash_block, root_hash
-from cluster.request import EngineRequest, RequestState, check_transition
+from cluster.request import EngineRequest, RequestKey, RequestState, check_transition
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +51,15 @@ class Sequence:
     def is_to_begin(self) -> bool:
         """The client has no token of it."""
         return self.num_tokens == self.num_prompt_tokens
+
+    @property
+    def is_movable(self) -> bool:
+        """Whether it may go to another engine while it waits: its client has nothing of it, and it was not moved before."""
+        return self.is_to_begin and not self.request.moved
+
+    @property
+    def key(self) -> RequestKey:
+        return self.request.request_id, self.request.attempt
 
     @property
     def num_prompt_tokens(self) -> int:

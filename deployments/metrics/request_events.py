@@ -14,6 +14,7 @@ logger = logging.getLogger("ray.serve")
 ATTEMPTS = "bireme_request_attempts"
 DRAINED = "bireme_drained_engines"
 HANDOVERS = "bireme_request_handovers"
+MOVES = "bireme_request_moves"
 FENCED = "bireme_fenced_messages"
 QUARANTINED = "bireme_quarantined_requests"
 RESUMED = "bireme_client_resumes"

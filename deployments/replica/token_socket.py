@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import BiremeError
-from cluster.outputs import TokenDelta, TokenLogprobs
+from cluster.outputs import EngineLoad, StreamItem, TokenDelta, TokenLogprobs
 from deployments.start.private_folder import not_private, private_base
 
-Attach = Callable[[str, dict[str, int]], AsyncIterator[list[TokenDelta]]]
+Attach = Callable[[str, dict[str, int]], AsyncIterator[list[StreamItem]]]
 _LENGTH = struct.Struct(">I")
 _CREDENTIALS = struct.Struct("iII")  # process, user, group
 # A folder without a socket is about to get it, or its maker was killed in between.
@@ -138,7 +138,7 @@ def _is_in_use(folder: Path) -> bool:
 
 async def read_messages(
     path: str, subscriber: str, resume: dict[str, int], reached: Callable[[int], None] | None = None
-) -> AsyncIterator[list[TokenDelta]]:
+) -> AsyncIterator[list[StreamItem]]:
     """The ingress's side: attach and yield messages until the runner closes the stream.
 
     Args:
@@ -166,7 +166,7 @@ async def read_messages(
                 rows = await _read_frame(reader)
             except asyncio.IncompleteReadError:
                 return
-            yield [_delta(row) for row in rows]
+            yield [_item(row) for row in rows]
     finally:
         writer.close()
 
@@ -196,8 +196,10 @@ async def _read_frame(reader: asyncio.StreamReader) -> Any:
     return json.loads(await reader.readexactly(length))
 
 
-def _delta(row: list[Any]) -> TokenDelta:
-    """A delta from its JSON array; named tuples arrive as plain lists."""
+def _item(row: list[Any]) -> StreamItem:
+    """A delta, or a load, which begins with a number, from its JSON array; named tuples arrive as plain lists."""
+    if not isinstance(row[0], str):
+        return EngineLoad(*row)
     delta = TokenDelta(*row)
     if delta.logprobs is None and delta.prompt_logprobs is None:
         return delta

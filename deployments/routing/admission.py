@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from cluster.api_errors import ApiError, overloaded
-from cluster.outputs import EngineRoom
+from cluster.outputs import EngineLoad
 
 _LONGEST_RETRY_S = 30.0
 _RATE_MEMORY_S = 10.0
 
 
-def refusal(rooms: Sequence[EngineRoom], num_booked: int, wanted: int, ends_per_s: float) -> ApiError | None:
+def refusal(rooms: Sequence[EngineLoad], num_booked: int, wanted: int, ends_per_s: float) -> ApiError | None:
     """Why ``wanted`` sequences are not taken now (429, with the time after which to try again); None if they are.
 
     A request with more sequences than may wait in all engines together is taken when nothing waits.
@@ -43,7 +43,7 @@ def refusal(rooms: Sequence[EngineRoom], num_booked: int, wanted: int, ends_per_
 
 
 def share_refusal(
-    num_waiting: int, wanted: int, rooms: Sequence[EngineRoom], slots: int, share: float
+    num_waiting: int, wanted: int, rooms: Sequence[EngineLoad], slots: int, share: float
 ) -> ApiError | None:
     """Why ``wanted`` sequences of one API key are not taken now: they would hold more than its ``share`` of the queues.
 
@@ -66,7 +66,7 @@ def share_refusal(
 
 
 def num_booked_for(
-    tenant: str, unplaced: Mapping[str, int], waiting: Mapping[str, int], rooms: Sequence[EngineRoom], share: float
+    tenant: str, unplaced: Mapping[str, int], waiting: Mapping[str, int], rooms: Sequence[EngineLoad], share: float
 ) -> int:
     """Places that sequences on their way to engines take from a request of ``tenant``: of another key's only those that its share
     has room for. Engines refuse the rest of them, and who sends ever more must not lock the others out.
@@ -81,7 +81,7 @@ def num_booked_for(
     return unplaced.get(tenant, 0) + sum(of_others)
 
 
-def _share_of(room: EngineRoom, share: float) -> int:
+def _share_of(room: EngineLoad, share: float) -> int:
     return max(1, int(share * room.max_queued))
 
 

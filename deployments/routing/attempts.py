@@ -9,8 +9,8 @@ from typing import TypeAlias
 from ray.serve.handle import DeploymentHandle
 
 from cluster.api_errors import ApiError, unavailable
-from cluster.outputs import FINISH_ABORT, FINISH_HANDOVER, AttachRequired, GenerateReply, NotAdmitted
-from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken
+from cluster.outputs import FINISH_ABORT, FINISH_HANDOVER, FINISH_MOVE, AttachRequired, GenerateReply, NotAdmitted
+from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, Moved, NotTaken
 from cluster.request import EngineRequest
 from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.routing.delivery import ABORTED
@@ -32,7 +32,7 @@ _MAX_PASSED_OVER = 2
 
 # How an attempt ends, besides with the sequence: an error that is final, or what asks for another attempt.
 Outcome: TypeAlias = (
-    "ApiError | AttachRequired | NotAdmitted | EngineLost | HandedOver | NotTaken | FingerprintMismatch"
+    "ApiError | AttachRequired | NotAdmitted | EngineLost | HandedOver | Moved | NotTaken | FingerprintMismatch"
 )
 
 
@@ -61,7 +61,8 @@ class Attempts:
         Args:
             last_resort: one that would rather not is to take it, too.
         """
-        self._choices.open(request.request_id)
+        self._choices.open(request.request_id, submission.place)
+        submission.place = ""
         call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
         reply = asyncio.ensure_future(reply_of(call))
         submission.call = call, reply
@@ -76,7 +77,7 @@ class Attempts:
                 return answered
         lost = submission.ended.result()
         if lost is not None and not reply.done():
-            if isinstance(lost, HandedOver):
+            if isinstance(lost, (HandedOver, Moved)):
                 self._departures.begin((request.request_id, request.attempt), call, reply)
             else:
                 call.cancel()
@@ -89,6 +90,8 @@ class Attempts:
         # The runner forgets what it gives up: its last delta comes once or, if the stream broke meanwhile, never.
         if reply.finish_reason == FINISH_HANDOVER:
             return HandedOver(reply.engine_id)
+        if reply.finish_reason == FINISH_MOVE:
+            return Moved(reply.engine_id)
         if reply.finish_reason == FINISH_ABORT:
             return EngineLost(reply.engine_id, ABORTED)
         if submission.stream is None:

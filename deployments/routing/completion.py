@@ -11,12 +11,13 @@ from typing import Any
 
 from cluster.api_errors import ApiError, unavailable
 from cluster.outputs import AttachRequired, NotAdmitted
-from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, NotTaken
+from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, Moved, NotTaken
 from cluster.request import EngineRequest
 from cluster.suspicion import Verdict
 from deployments.metrics.ingress_metrics import IngressMetrics
-from deployments.metrics.request_events import ATTEMPTS, HANDOVERS, QUARANTINED, RequestEvents
+from deployments.metrics.request_events import ATTEMPTS, HANDOVERS, MOVES, QUARANTINED, RequestEvents
 from deployments.routing.attempts import ADMISSION_TIMEOUT_S, Attempts
+from deployments.routing.balancer import Balancer
 from deployments.routing.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, EngineChoices
 from deployments.routing.engine_replies import gave_up
 from deployments.routing.engine_rooms import EngineRooms
@@ -71,6 +72,7 @@ class Completion:
         streams: TokenStreams,
         submissions: Submissions,
         rooms: EngineRooms,
+        balancer: Balancer,
         events: RequestEvents,
         metrics: IngressMetrics,
         max_attempts: int,
@@ -80,6 +82,7 @@ class Completion:
         self._streams = streams
         self._submissions = submissions
         self._rooms = rooms
+        self._balancer = balancer
         self._events = events
         self._metrics = metrics
         self._max_attempts = max_attempts
@@ -87,8 +90,9 @@ class Completion:
             ApiError: self._after_error,
             AttachRequired: self._after_attach_required,
             NotAdmitted: self._after_not_admitted,
-            HandedOver: self._after_move,
-            NotTaken: self._after_move,
+            Moved: self._after_move,
+            HandedOver: self._after_handover,
+            NotTaken: self._after_handover,
             FingerprintMismatch: self._after_mismatch,
             EngineLost: self._after_loss,
         }
@@ -143,7 +147,15 @@ class Completion:
         await _pause(_REFUSAL_BACKOFF_S, tries.refusals, _MAX_REFUSAL_BACKOFF_S)
         return None
 
-    async def _after_move(self, submission: Submission, tries: _Tries, outcome: HandedOver | NotTaken) -> None:
+    async def _after_move(self, submission: Submission, tries: _Tries, outcome: Moved) -> None:
+        tries.was_taken()
+        submission.is_admitted = True
+        submission.place = self._balancer.target(outcome.engine_id)
+        self._events.count(MOVES)
+        self._begin_attempt(submission, tries)
+        tries.request.moved = bool(submission.place)
+
+    async def _after_handover(self, submission: Submission, tries: _Tries, outcome: HandedOver | NotTaken) -> None:
         tries.was_taken()
         self._next_attempt(submission, tries, outcome)
 

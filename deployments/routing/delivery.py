@@ -6,8 +6,8 @@ import logging
 import time
 
 from cluster.logs import log_fields
-from cluster.outputs import FINISH_ABORT, FINISH_HANDOVER, TokenDelta
-from cluster.replies import EngineLost, HandedOver
+from cluster.outputs import FINISH_HANDOVER, FINISH_MOVE, FINISHES_ELSEWHERE, TokenDelta
+from cluster.replies import EngineLost, HandedOver, Moved
 from deployments.metrics.request_events import FENCED, RequestEvents
 from deployments.routing.departures import Departures
 from deployments.routing.submission import Submission
@@ -47,7 +47,7 @@ class Delivery:
 
     def _accept(self, stream: TokenStream, delta: TokenDelta, submission: Submission) -> None:
         # An engine that gave up on its own account does not end the request; another attempt does.
-        aborted = delta.finish_reason in (FINISH_ABORT, FINISH_HANDOVER)
+        aborted = delta.finish_reason in FINISHES_ELSEWHERE
         new = submission.entry.accept(delta._replace(finish_reason=None) if aborted else delta)
         if submission.stream is not stream:
             self._submissions.place(submission, stream)
@@ -55,6 +55,8 @@ class Delivery:
             self._deliver(stream, new, submission)
         if delta.finish_reason == FINISH_HANDOVER:
             submission.end_attempt(HandedOver(stream.engine_id))
+        elif delta.finish_reason == FINISH_MOVE:
+            submission.end_attempt(Moved(stream.engine_id))
         elif aborted:
             submission.end_attempt(EngineLost(stream.engine_id, ABORTED))
 

@@ -27,6 +27,7 @@ class EngineChoices:
         self._none_since: float | None = now()
         self._avoided_until: dict[str, float] = {}
         self._chosen: dict[str, str] = {}
+        self._places: dict[str, str] = {}
         self._loads = TokenLoads()
 
     def avoid(self, engine_id: str, seconds: float) -> None:
@@ -72,9 +73,16 @@ class EngineChoices:
         for engine_id in [e for e, until in self._avoided_until.items() if e not in fingerprints and until < now]:
             self._avoided_until.pop(engine_id, None)
 
-    def open(self, request_id: str) -> None:
-        """The next attempt of a request begins; nothing is chosen yet. Requests that are not open are not noted."""
+    def open(self, request_id: str, place: str = "") -> None:
+        """The next attempt of a request begins; nothing is chosen yet. Requests that are not open are not noted.
+
+        Args:
+            place: the engine that keeps a place for it.
+        """
         self._chosen[request_id] = ""
+        self._places.pop(request_id, None)
+        if place:
+            self._places[request_id] = place
         self._loads.open(request_id)
 
     def sends(self, request: EngineRequest, engine_id: str) -> None:
@@ -87,6 +95,10 @@ class EngineChoices:
         self.sends(request, engine_id)
         if request.request_id in self._chosen:
             self._chosen[request.request_id] = engine_id
+
+    def place(self, request_id: str) -> str:
+        """The engine that keeps a place for the request; empty if none does."""
+        return self._places.get(request_id, "")
 
     def took(self, request_id: str) -> None:
         """The engine that was chosen says that it has the request."""
@@ -107,6 +119,7 @@ class EngineChoices:
     def close(self, request_id: str) -> None:
         """The request is over."""
         self._chosen.pop(request_id, None)
+        self._places.pop(request_id, None)
         self._loads.close(request_id)
 
 

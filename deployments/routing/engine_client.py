@@ -13,11 +13,12 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
-from cluster.outputs import ENGINE_LEAVES, EngineRoom, TokenDelta
+from cluster.outputs import ENGINE_LEAVES, EngineLoad, StreamItem, TokenDelta
 from cluster.replies import EngineLost
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import DRAINED, SILENT_ENGINES, RequestEvents
 from deployments.routing.attempts import Attempts
+from deployments.routing.balancer import Balancer
 from deployments.routing.completion import Completion
 from deployments.routing.delivery import Delivery
 from deployments.routing.departures import Departures
@@ -30,7 +31,7 @@ from deployments.routing.token_streams import TokenStream, TokenStreams
 
 logger = logging.getLogger("ray.serve")
 
-_UNBOUNDED = EngineRoom(2**20, 2**20)
+_UNBOUNDED = EngineLoad(2**20, 2**20)
 
 
 class EngineClient:
@@ -48,7 +49,7 @@ class EngineClient:
         choices: EngineChoices,
         max_attempts: int,
         hang_timeout_s: float = 3.0,
-        idle_room: EngineRoom = _UNBOUNDED,
+        idle_room: EngineLoad = _UNBOUNDED,
         max_queue_share: float = 1.0,
     ) -> None:
         self.events = RequestEvents()
@@ -67,12 +68,14 @@ class EngineClient:
             hang_timeout_s,
         )
         self._rooms = EngineRooms(choices, self._streams, self._submissions, idle_room, max_queue_share)
+        self._balancer = Balancer(self.subscriber, self._streams, choices)
         self._completion = Completion(
             Attempts(handle, choices, self._streams, self._submissions, self._departures, hang_timeout_s),
             choices,
             self._streams,
             self._submissions,
             self._rooms,
+            self._balancer,
             self.events,
             self.metrics,
             max_attempts,
@@ -146,27 +149,23 @@ class EngineClient:
             self._attaching.cancel()
         for submission in self._submissions:
             self.cancel(submission)
+        await self._balancer.close()
         await self._departures.close()
         await self._streams.close()
 
-    def _on_deltas(self, stream: TokenStream, deltas: Sequence[TokenDelta]) -> None:
-        for delta in deltas:
-            if delta.request_id:
-                self._delivery.take(stream, delta)
-            else:
-                self._on_engine_word(stream, delta)
-
-    def _on_engine_word(self, stream: TokenStream, word: TokenDelta) -> None:
-        """Of the engine itself."""
-        room = EngineRoom.of(word)
-        if room is not None:
-            stream.announced(room)
-            self.choices.announced(stream.engine_id, room.num_tokens)
-            self._rooms.changed()
-        elif word == ENGINE_LEAVES:
-            stream.leaves = True
-            self.choices.avoid(stream.engine_id, AVOID_DEAD_S)
-            self.events.record(DRAINED, "-", engine=stream.engine_id)
+    def _on_deltas(self, stream: TokenStream, items: Sequence[StreamItem]) -> None:
+        for item in items:
+            if isinstance(item, EngineLoad):
+                stream.announced(item)
+                self.choices.announced(stream.engine_id, item.num_tokens)
+                self._rooms.changed()
+                self._balancer.changed()
+            elif item.request_id:
+                self._delivery.take(stream, item)
+            elif item == ENGINE_LEAVES:
+                stream.leaves = True
+                self.choices.avoid(stream.engine_id, AVOID_DEAD_S)
+                self.events.record(DRAINED, "-", engine=stream.engine_id)
 
     def _on_engine_lost(self, stream: TokenStream, why: str) -> None:
         self.choices.avoid(stream.engine_id, AVOID_DEAD_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from cluster.outputs import EngineRoom
+from cluster.outputs import EngineLoad
 from deployments.routing.admission import num_booked_for, refusal, share_refusal
 from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.place_line import PlaceLine
@@ -29,7 +29,7 @@ class EngineRooms:
         choices: EngineChoices,
         streams: TokenStreams,
         submissions: Submissions,
-        idle_room: EngineRoom,
+        idle_room: EngineLoad,
         max_queue_share: float,
     ) -> None:
         self._choices = choices
@@ -79,8 +79,8 @@ class EngineRooms:
                 found.append(stream)
         return found
 
-    def _rooms(self, streams: Sequence[TokenStream | None]) -> list[EngineRoom]:
-        return [self._idle_room if stream is None else stream.room or self._idle_room for stream in streams]
+    def _rooms(self, streams: Sequence[TokenStream | None]) -> list[EngineLoad]:
+        return [self._idle_room if stream is None else stream.load or self._idle_room for stream in streams]
 
     def _num_free(self) -> int:
         """Room for those who wait in line; below 0 if those on their way are more than it."""

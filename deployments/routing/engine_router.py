@@ -52,6 +52,9 @@ class EngineRouter(PinnedRouter):
         request = _request(call)
         wanted = RequestView("" if request is None else call[1])
         chosen = choose(self._policy, wanted, views, self._rng, self.ranks_failed)
+        place = self._choices.place(request.request_id) if request is not None else ""
+        if place in by_id and not self._choices.is_avoided(place):
+            chosen = [[view for view in views if view.engine_id == place], *chosen]
         if request is not None and chosen and len(chosen[0]) == 1:
             # Counted now: others are routed while Serve asks the engine how busy it is.
             self._choices.sends(request, chosen[0][0].engine_id)

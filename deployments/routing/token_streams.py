@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from cluster.journal import JournalGapError
-from cluster.outputs import AttachRequired, EngineRoom, TokenDelta
+from cluster.outputs import AttachRequired, EngineLoad, StreamItem, TokenDelta
 from cluster.process_liveness import has_ended
 from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.replica.token_socket import UnusableSocketError, read_messages
@@ -42,7 +42,8 @@ class TokenStream:
             ingress is there.
         socket: node id and path, as the runner gave them.
         pid: of the runner, if it is on this machine and was reached; else 0.
-        room: what the engine takes, as it said last; None before its first word.
+        load: what the engine said of itself last; None before its first word.
+        heard_at: when that was, of ``time.monotonic``.
         ends: how many requests end there.
         leaves: it said that it takes nothing new.
         silent: nothing was heard for ``hang_timeout_s``: the engine counts as gone until it speaks again.
@@ -53,7 +54,8 @@ class TokenStream:
         self.fingerprint = reply.fingerprint
         self.runner: Any = reply.runner
         self.alive = True
-        self.room: EngineRoom | None = None
+        self.load: EngineLoad | None = None
+        self.heard_at = 0.0
         self.ends = EndRate()
         self.leaves = False
         self.silent = False
@@ -69,10 +71,10 @@ class TokenStream:
         """The runner's process, on this machine, has this id."""
         self.pid = pid
 
-    def announced(self, room: EngineRoom) -> None:
+    def announced(self, load: EngineLoad) -> None:
         """The engine says how much it takes."""
-        self.room = room
-        self.ends.count(room.num_ended)
+        self.load, self.heard_at = load, time.monotonic()
+        self.ends.count(load.num_ended)
 
     def abort(self, request_id: str, attempt: int) -> None:
         """Tell the engine to give up a request; not waited for."""
@@ -109,7 +111,7 @@ class TokenStreams:
         self,
         subscriber: str,
         choices: EngineChoices,
-        deliver: Callable[[TokenStream, Sequence[TokenDelta]], None],
+        deliver: Callable[[TokenStream, Sequence[StreamItem]], None],
         resume_indices: Callable[[], dict[str, int]],
         lost: Callable[[TokenStream, str], None],
         hang_timeout_s: float,
@@ -211,7 +213,7 @@ class TokenStreams:
         self._streams.pop(stream.engine_id, None)
         self._lost(stream, why)
 
-    async def _messages(self, stream: TokenStream) -> AsyncIterator[Sequence[TokenDelta]]:
+    async def _messages(self, stream: TokenStream) -> AsyncIterator[Sequence[StreamItem]]:
         if stream.socket is None:
             stream.socket = await stream.runner.token_socket.remote()
         node_id, path = stream.socket

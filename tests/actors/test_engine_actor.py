@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 
 import pytest
 
 from actors import engine_actor as runner_actor
+from actors import place_reservations
 from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError, StaleAttemptError
-from cluster.outputs import AttachRequired, EngineRoom, GenerateReply, NotAdmitted
+from cluster.outputs import AttachRequired, EngineLoad, GenerateReply, NotAdmitted, TokenDelta
 from tests.engines import answer, make_engine, request
 from tests.waiting import until
 
@@ -36,7 +38,12 @@ class Subscriber:
 
     def of(self, name: str) -> list:
         """What was said about a request, without the word that it was taken."""
-        deltas = [delta for message in self.messages for delta in message if delta.request_id == name]
+        deltas = [
+            item
+            for message in self.messages
+            for item in message
+            if isinstance(item, TokenDelta) and item.request_id == name
+        ]
         return [delta for delta in deltas if delta.token_ids or delta.finish_reason]
 
     async def wait_for(self, name: str, count: int) -> None:
@@ -178,7 +185,7 @@ async def test_an_idle_stream_has_a_heartbeat_and_a_hung_step_ends_it(tiny_model
     hung = RunnerActor(config, "engine-1")
     await hung.start()
     stream = Subscriber(hung)
-    await until(lambda: stream.messages.count([]) >= 2, 1.2)
+    await until(lambda: len(_loads(stream)) >= 3, 1.6)
     release = threading.Event()
     hung._engine_loop._engine.executor.model.forward = lambda rows, kv_cache: release.wait(20)
     call = asyncio.create_task(hung.generate(subscribed("a", [1])))
@@ -196,24 +203,84 @@ async def test_an_idle_stream_has_a_heartbeat_and_a_hung_step_ends_it(tiny_model
 async def test_streams_say_how_much_the_engine_takes_when_it_has_changed(actor):
     stream = Subscriber(actor)
 
-    def rooms() -> list[EngineRoom]:
-        return [room for message in stream.messages for delta in message if (room := EngineRoom.of(delta))]
+    def told() -> list[EngineLoad]:
+        return _loads(stream)
 
-    await until(lambda: rooms() == [EngineRoom(4 + 256, 256, 0)], 5)
+    def rooms() -> list[tuple]:
+        """Each once, as it was told again and again."""
+        return [room for room, _ in itertools.groupby((load.free, load.max_queued, load.num_ended) for load in told())]
+
+    await until(lambda: rooms() == [(4 + 256, 256, 0)], 5)
+    assert told()[0].open_places == 4 and abs(told()[0].sampled_at - time.time()) < 5
     call = asyncio.create_task(actor.generate(subscribed("a", [1, 2, 3], max_tokens=200)))
     await until(lambda: len(rooms()) == 2, 5)
     # In the message that says that the request was taken, so that nobody counts it twice.
-    with_room = [message for message in stream.messages if any(map(EngineRoom.of, message))]
-    assert with_room[1][0].is_first_word
+    with_room = [message for message in stream.messages if any(isinstance(item, EngineLoad) for item in message)]
+    assert any(isinstance(message[0], TokenDelta) and message[0].is_first_word for message in with_room)
     await call
     with pytest.raises(InvalidRequestError):
         await actor.generate(subscribed("refused", []))
-    await until(lambda: len(rooms()) >= 3 and rooms()[-1] == EngineRoom(260, 256, 1), 5)
-    assert rooms()[1]._replace(num_tokens=0) == EngineRoom(259, 256, 0)
-    assert rooms()[1].num_tokens >= 3
-    quiet = len(rooms())
-    await until(lambda: stream.messages[-2:] == [[], []], 5)
-    assert len(rooms()) == quiet
+    await until(lambda: rooms()[-1] == (260, 256, 1), 5)
+    assert rooms()[1] == (259, 256, 0)
+    assert max(load.num_tokens for load in told()) >= 3
+    await until(lambda: told()[-1].open_places == 4 and len(told()) > len(rooms()) + 1, 5)
+
+
+async def test_places_are_kept_for_who_reserves_them_and_for_nobody_for_long(actor, monkeypatch):
+    monkeypatch.setattr(place_reservations, "RESERVED_FOR_S", 0.5)
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    assert (await actor.reserve("ingress", 3))[0] == 3
+    assert (await actor.reserve("other", 3))[0] == 1
+    await actor.give_back("other", 1)
+    # A stranger finds the one place that is left; the next one waits, though slots are free.
+    calls = [asyncio.create_task(actor.generate(subscribed(name, [1], max_tokens=300))) for name in ("x", "y")]
+    await stream.wait_for("x", 2)
+    assert not stream.of("y")
+    moved = subscribed("m", [1], max_tokens=300)
+    moved.moved = True
+    calls.append(asyncio.create_task(actor.generate(moved)))
+    await stream.wait_for("m", 1)
+    assert not stream.of("y"), "two more places are kept"
+    await stream.wait_for("y", 1)
+    assert not actor._reservations._of, "it has waited until the others were given up"
+    for call in calls:
+        call.cancel()
+    await until(lambda: _loads(stream)[-1].open_places == 4, 10)
+    assert (await actor.reserve("ingress", 9))[0] == 4
+    await actor.give_back("ingress", 9)
+    assert (await actor.check_integrity())["num_requests_running"] == 0
+
+
+async def test_waiting_requests_go_back_to_their_ingress_in_the_order_of_service(actor):
+    stream, waiting = Subscriber(actor), "efghij"
+    model = actor._engine_loop._engine.executor.model
+    forward = model.forward
+    model.forward = lambda *args: (time.sleep(0.02), forward(*args))[1]
+    await asyncio.sleep(0)
+    running = [
+        asyncio.create_task(actor.generate(subscribed(name, [1], max_tokens=200, ignore_eos=True))) for name in "abcd"
+    ]
+    await stream.wait_for("d", 1)
+    calls = [asyncio.create_task(actor.generate(subscribed(name, [2] * 10))) for name in waiting]
+    await until(lambda: _loads(stream)[-1].num_movable == len(waiting), 5)
+    assert _loads(stream)[-1].open_places == 0
+    assert await actor.hand_back("ingress", 2, 1000) == 0, "they have just come"
+    await until(lambda: _loads(stream)[-1].oldest_wait_s > 0.2, 5)
+    assert await actor.hand_back("other", 2, 1000) == 0
+    assert await actor.hand_back("ingress", 4, 25) == 2, "there is memory for two"
+    assert await asyncio.gather(*calls[:2]) == [GenerateReply(0, "move")] * 2
+    assert await actor.hand_back("ingress", 9, 1000) == len(waiting) - 2
+    assert all(reply == GenerateReply(0, "move") for reply in await asyncio.gather(*calls))
+    assert not any(task.done() for task in running), "who has begun stays"
+    for task in running:
+        task.cancel()
+    await until(lambda: not actor._unfinished, 10)
+    await actor.check_integrity()
+
+
+def _loads(stream: Subscriber) -> list[EngineLoad]:
+    return [item for message in stream.messages for item in message if isinstance(item, EngineLoad)]
 
 
 async def test_streams_say_with_how_many_tokens_the_engine_has_to_do(actor):
@@ -221,7 +288,7 @@ async def test_streams_say_with_how_many_tokens_the_engine_has_to_do(actor):
     await asyncio.sleep(0)
 
     def told() -> list[int]:
-        return [room.num_tokens for message in stream.messages for d in message if (room := EngineRoom.of(d))]
+        return [d.num_tokens for message in stream.messages for d in message if isinstance(d, EngineLoad)]
 
     calls = [asyncio.create_task(actor.generate(subscribed("a", [1, 2, 3], max_tokens=400, ignore_eos=True)))]
     # As it writes, without a request that comes or ends.

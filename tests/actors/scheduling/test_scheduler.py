@@ -427,6 +427,44 @@ def test_a_prompt_that_fits_a_share_is_computed_in_the_step_that_admits_it(budge
     assert len([name for name in device.finished if "-" not in name]) == len(lengths)
 
 
+def test_a_reserved_place_is_there_for_who_was_moved_and_for_nobody_else():
+    scheduler = make_scheduler(max_num_seqs=3)
+    device = Device(scheduler)
+    assert scheduler.num_open_places == 3
+    assert (scheduler.reserve(2), scheduler.num_open_places) == (2, 1)
+    for name in "ab":
+        scheduler.add_request(request(name, max_tokens=40))
+    device.step()
+    assert [s.request.request_id for s in scheduler.running] == ["a"]
+    assert scheduler.num_open_places == 0 and scheduler.reserve(1) == 0
+    scheduler.release_reserved(1)
+    scheduler.add_request(request("m", moved=True))
+    device.step()
+    assert [s.request.request_id for s in scheduler.running] == ["a", "m"]
+    scheduler.release_reserved(1)
+    device.step()
+    assert [s.request.request_id for s in scheduler.running] == ["a", "m", "b"]
+
+
+def test_without_memory_for_everybody_and_one_more_no_place_is_open():
+    scheduler = make_scheduler(num_blocks=4, max_num_seqs=4)
+    scheduler.add_request(request("a", prompt=3 * BLOCK - 2))
+    Device(scheduler).step()
+    assert scheduler.num_open_places == 0 and scheduler.num_open_tokens == 0
+
+
+def test_who_was_moved_waits_before_those_to_begin_and_is_not_refused():
+    scheduler = make_scheduler(max_num_seqs=1, max_queued_requests=1)
+    for name in "abc":
+        if name == "b":
+            scheduler.schedule()
+        if name == "c":
+            with pytest.raises(OverloadedError):
+                scheduler.add_request(request("c"))
+        scheduler.add_request(request(name, moved=name == "c"))
+    assert [s.request.request_id for s in scheduler.waiting] == ["c", "b"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     every=st.integers(1, 5),
@@ -474,12 +512,21 @@ def test_every_request_ends_once_with_its_own_tokens(data):
         prompt = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=min(60, limit - 1)))
         max_tokens = data.draw(st.integers(1, min(60, limit - len(prompt))))
         device.stops[str(index)] = data.draw(st.integers(1, max_tokens))
-        scheduler.add_request(request(str(index), prompt, max_tokens, priority=data.draw(st.integers(0, 2))))
+        # Places are reserved now and then; who comes as moved takes one, if one is kept.
+        scheduler.reserve(data.draw(st.integers(0, 2), "reserve"))
+        moved = data.draw(st.booleans(), "moved")
+        if moved and scheduler.num_reserved:
+            scheduler.release_reserved(1)
+        priority = data.draw(st.integers(0, 2))
+        scheduler.add_request(request(str(index), prompt, max_tokens, priority=priority, moved=moved))
         for _ in range(data.draw(st.integers(0, 4))):
             device.step()
+        if data.draw(st.booleans(), "expire"):
+            scheduler.release_reserved(scheduler.num_reserved)
         victim = data.draw(st.none() | st.integers(0, index))
         if victim is not None and scheduler.abort(str(victim), 0) is not None:
             aborted.add(str(victim))
+    scheduler.release_reserved(scheduler.num_reserved)
     device.drain()
     scheduler.check_integrity()
     for index in map(str, range(count)):

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.outputs import ENGINE_LEAVES, EngineRoom, TokenDelta
+from cluster.outputs import EngineLoad
 from deployments.routing.admission import EndRate, num_booked_for, refusal, share_refusal
 
 
 @pytest.mark.parametrize(
     ("rooms", "num_booked", "wanted", "is_taken"),
     [
-        ([EngineRoom(3, 8)], 0, 3, True),
-        ([EngineRoom(3, 8)], 0, 4, False),
-        ([EngineRoom(3, 8), EngineRoom(1, 8)], 0, 4, True),
-        ([EngineRoom(3, 8)], 1, 3, False),
-        ([EngineRoom(0, 8)], 0, 1, False),
-        ([EngineRoom(-2, 8), EngineRoom(2, 8)], 0, 1, False),
+        ([EngineLoad(3, 8)], 0, 3, True),
+        ([EngineLoad(3, 8)], 0, 4, False),
+        ([EngineLoad(3, 8), EngineLoad(1, 8)], 0, 4, True),
+        ([EngineLoad(3, 8)], 1, 3, False),
+        ([EngineLoad(0, 8)], 0, 1, False),
+        ([EngineLoad(-2, 8), EngineLoad(2, 8)], 0, 1, False),
         # More than may ever wait: only where nothing does.
-        ([EngineRoom(8, 8)], 0, 100, True),
-        ([EngineRoom(8, 8)], 1, 100, False),
+        ([EngineLoad(8, 8)], 0, 100, True),
+        ([EngineLoad(8, 8)], 1, 100, False),
     ],
 )
 def test_a_request_is_taken_where_all_of_its_sequences_find_room(rooms, num_booked, wanted, is_taken):
@@ -30,7 +30,7 @@ def test_a_request_is_taken_where_all_of_its_sequences_find_room(rooms, num_book
 
 
 def test_a_refusal_says_what_is_full_and_what_was_asked():
-    full = [EngineRoom(0, 8), EngineRoom(2, 8)]
+    full = [EngineLoad(0, 8), EngineLoad(2, 8)]
     one, several, too_many = (refusal(full, 2, wanted, 0.0).message for wanted in (1, 4, 17))
     assert one == "16 requests are waiting, the limit is 16"
     assert "4 sequences (prompts times n), which are taken together" in several
@@ -51,7 +51,7 @@ def test_a_refusal_says_what_is_full_and_what_was_asked():
     ],
 )
 def test_a_key_gets_its_share_of_the_queue_for_sequences_that_come_together(num_waiting, wanted, is_taken):
-    error = share_refusal(num_waiting, wanted, [EngineRoom(5, 8)], 2, 0.5)
+    error = share_refusal(num_waiting, wanted, [EngineLoad(5, 8)], 2, 0.5)
     assert (error is None) == is_taken
     if error is not None:
         assert error.status == 429 and "its share of the queue (max_queue_share: 4 of 8)" in error.message
@@ -60,11 +60,11 @@ def test_a_key_gets_its_share_of_the_queue_for_sequences_that_come_together(num_
 @pytest.mark.parametrize(
     ("tenant", "room", "unplaced", "waiting", "booked"),
     [
-        ("b", EngineRoom(12, 8), {"a": 100}, {}, 8),  # four slots, and half of eight places
-        ("b", EngineRoom(4, 8), {"a": 100}, {"a": 4}, 0),  # engines refuse what more it sends
-        ("b", EngineRoom(6, 8), {"a": 100, "b": 1}, {"a": 2}, 3),
-        ("b", EngineRoom(8, 8), {"a": 3}, {}, 3),
-        ("a", EngineRoom(4, 8), {"a": 100}, {"a": 4}, 100),
+        ("b", EngineLoad(12, 8), {"a": 100}, {}, 8),  # four slots, and half of eight places
+        ("b", EngineLoad(4, 8), {"a": 100}, {"a": 4}, 0),  # engines refuse what more it sends
+        ("b", EngineLoad(6, 8), {"a": 100, "b": 1}, {"a": 2}, 3),
+        ("b", EngineLoad(8, 8), {"a": 3}, {}, 3),
+        ("a", EngineLoad(4, 8), {"a": 100}, {"a": 4}, 100),
     ],
 )
 def test_what_a_key_sends_beyond_its_share_takes_no_place_from_others(tenant, room, unplaced, waiting, booked):
@@ -73,7 +73,7 @@ def test_what_a_key_sends_beyond_its_share_takes_no_place_from_others(tenant, ro
 
 @pytest.mark.parametrize(("ends_per_s", "seconds"), [(0.0, 1), (100.0, 1), (2.0, 4), (0.7, 12), (1e-9, 30)])
 def test_a_client_is_told_to_come_back_when_its_room_may_be_there(ends_per_s, seconds):
-    error = refusal([EngineRoom(-4, 8)], 0, 4, ends_per_s)
+    error = refusal([EngineLoad(-4, 8)], 0, 4, ends_per_s)
     assert error.headers == {"Retry-After": str(seconds)}
 
 
@@ -88,10 +88,3 @@ def test_the_rate_of_ends_follows_the_engine():
     assert rate.per_s == pytest.approx(4, rel=0.1)
     time[0] += 60
     assert rate.per_s < 0.02
-
-
-def test_room_travels_as_a_delta_of_no_request():
-    room = EngineRoom(-3, 256, 12_345)
-    assert EngineRoom.of(room.as_delta()) == room
-    assert EngineRoom.of(ENGINE_LEAVES) is None
-    assert EngineRoom.of(TokenDelta("r", 0, 0, [])) is None

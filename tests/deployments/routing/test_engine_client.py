@@ -16,7 +16,7 @@ from ray.serve import context as serve_context
 from cluster.api_errors import ApiError
 from cluster.errors import OverloadedError
 from cluster.journal import JournalEntry
-from cluster.outputs import AttachRequired, EngineRoom, GenerateReply, TokenDelta
+from cluster.outputs import AttachRequired, EngineLoad, GenerateReply, TokenDelta
 from cluster.replies import EngineLost, RequestRefused
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
@@ -421,8 +421,8 @@ async def test_sequences_are_taken_together_and_have_their_places_at_once(choice
     engine = Engine()
     client = Client(engine, choices=choices)
     client._streams.attach(AttachRequired("e", engine, "f"))
-    engine.messages.put_nowait([EngineRoom(4, 8).as_delta()])
-    await until(lambda: client.stream.room, 5)
+    engine.messages.put_nowait([EngineLoad(4, 8)])
+    await until(lambda: client.stream.load, 5)
     generation(client, "a", 3).start()
     # No engine has heard of these yet.
     for count in (2, 9):
@@ -432,8 +432,8 @@ async def test_sequences_are_taken_together_and_have_their_places_at_once(choice
     generation(client, "c", 1).start()
     await engine.called(4)
     engine.messages.put_nowait([TokenDelta(call[0].request_id, 0, 0, []) for call in engine.calls])
-    engine.messages.put_nowait([EngineRoom(2, 8).as_delta()])
-    await until(lambda: client.stream.room == EngineRoom(2, 8), 5)
+    engine.messages.put_nowait([EngineLoad(2, 8)])
+    await until(lambda: client.stream.load == EngineLoad(2, 8), 5)
     generation(client, "d", 2).start()
     await engine.called(6)
     await client.close()
@@ -444,19 +444,19 @@ async def test_a_part_that_an_engine_refuses_waits_until_there_is_room(choices, 
     engine = Engine()
     client = Client(engine, choices=choices)
     client._streams.attach(AttachRequired("e", engine, "f"))
-    engine.messages.put_nowait([EngineRoom(2, 8).as_delta()])
-    await until(lambda: client.stream.room, 5)
+    engine.messages.put_nowait([EngineLoad(2, 8)])
+    await until(lambda: client.stream.load, 5)
     started = generation(client, "a", 2)
     started.start()
     await engine.called(2)
     # Another ingress was faster.
-    engine.messages.put_nowait([EngineRoom(0, 8).as_delta()])
-    await until(lambda: client.stream.room == EngineRoom(0, 8), 5)
+    engine.messages.put_nowait([EngineLoad(0, 8)])
+    await until(lambda: client.stream.load == EngineLoad(0, 8), 5)
     for _, reply in engine.calls:
         reply.set_result(RequestRefused(OverloadedError("8 requests are waiting, the limit is 8")))
     await asyncio.sleep(0.5)
     assert len(engine.calls) == 2
-    engine.messages.put_nowait([EngineRoom(1, 8, 1).as_delta()])
+    engine.messages.put_nowait([EngineLoad(1, 8, 1)])
     await engine.called(3)
     await asyncio.sleep(0.2)
     assert len(engine.calls) == 3
@@ -472,10 +472,10 @@ async def test_what_engines_announce_and_take_is_told_to_the_router(choices):
     client.start(answer(1))
     await engine.called(1)
     choices.chose(sent("r"), "e")
-    engine.messages.put_nowait([EngineRoom(4, 8, 0, 100).as_delta()])
+    engine.messages.put_nowait([EngineLoad(4, 8, 0, 100)])
     await until(lambda: choices.num_tokens("e") == 101, 5)
-    engine.messages.put_nowait([TokenDelta("r", 0, 0, []), EngineRoom(3, 8, 0, 101).as_delta()])
-    await until(lambda: client.stream.room == EngineRoom(3, 8, 0, 101), 5)
+    engine.messages.put_nowait([TokenDelta("r", 0, 0, []), EngineLoad(3, 8, 0, 101)])
+    await until(lambda: client.stream.load == EngineLoad(3, 8, 0, 101), 5)
     assert choices.num_tokens("e") == 101
     await client.close()
 

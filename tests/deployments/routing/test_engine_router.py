@@ -104,6 +104,18 @@ async def test_an_answer_that_has_begun_is_sent_to_engines_with_its_fingerprint(
     assert await named(router, "old") == {"a"}
 
 
+@every_policy
+async def test_a_request_goes_to_the_engine_that_keeps_a_place_for_it(policy):
+    router, choices = router_to(*map(Replica, "abc"), policy=policy)
+    for engine_id in "abc":
+        choices.open("r", place=engine_id)
+        assert await named(router) == {engine_id}
+    choices.avoid("c", 60.0)
+    assert await named(router) <= set("ab")
+    choices.open("r")
+    assert await named(router) == set("ab")
+
+
 async def test_of_two_requests_at_once_each_gets_the_engine_that_was_chosen_for_it():
     # The engine of the request that came first answers last.
     router, _ = router_to(Replica("a", "of a", delay_s=0.05), Replica("b", "of b"))

@@ -1,0 +1,1 @@
+"""How engines share the load: pure decisions, without Ray."""

@@ -1,0 +1,77 @@
+"""Which engines give waiting requests to which: a pure function of what the engines say of themselves.
+
+A request moves only to a place where it begins at once, so that it never moves twice, and a load that stays as it is moves
+nobody: where a place is free nobody waits, and where somebody waits there is no place. An engine grants each place once, so
+several ingresses that decide at the same time do not send more than it has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# Who waits for less is likely to begin before a move is over; and requests that come together spread out first.
+MIN_WAIT_S = 0.1
+
+
+class BalanceView(NamedTuple):
+    """An engine as one ingress sees it.
+
+    Attributes:
+        engine_id: unique among them.
+        num_movable: requests of this ingress that wait there, have not begun, and were not moved before.
+        oldest_wait_s: how long the first of them has waited.
+        open_places: requests that would begin there at once.
+    """
+
+    engine_id: str
+    num_movable: int = 0
+    oldest_wait_s: float = 0.0
+    open_places: int = 0
+
+
+class Move(NamedTuple):
+    """So many requests, the first in the source's order of service, go to the target."""
+
+    source: str
+    target: str
+    num_requests: int
+
+
+def moves(engines: Sequence[BalanceView]) -> list[Move]:
+    """Moves that fill open places with requests that wait elsewhere, in the order in which they are to be made.
+
+    Place by place it goes to the engine whose next request has waited longest, supposing that those who wait there came at even
+    times; and is taken where most places are open.
+    """
+    sources = {
+        e.engine_id: e for e in engines if e.num_movable and e.oldest_wait_s >= MIN_WAIT_S and e.open_places <= 0
+    }
+    places = {e.engine_id: e.open_places for e in engines if e.open_places > 0 and not e.num_movable}
+    left = {engine_id: source.num_movable for engine_id, source in sources.items()}
+    counts: Counter[tuple[str, str]] = Counter()
+
+    def next_wait_s(engine_id: str) -> float:
+        source = sources[engine_id]
+        return source.oldest_wait_s * left[engine_id] / source.num_movable
+
+    while left and places:
+        source = max(left, key=lambda engine_id: (next_wait_s(engine_id), engine_id))
+        target = max(places, key=lambda engine_id: (places[engine_id], engine_id))
+        counts[source, target] += 1
+        for remaining, engine_id in ((left, source), (places, target)):
+            remaining[engine_id] -= 1
+            if not remaining[engine_id]:
+                del remaining[engine_id]
+    return [Move(source, target, count) for (source, target), count in counts.items()]
+
+
+def is_worth_moving(waited_s: float, num_cached_tokens: int, tokens_per_s: float) -> bool:
+    """Whether a request pays for the part of its prompt that is in the cache where it waits, and that another engine computes
+    anew: it is expected to wait as long again as it has waited.
+
+    Args:
+        tokens_per_s: that an engine computes; 0 if unknown.
+    """
+    return waited_s >= MIN_WAIT_S + (num_cached_tokens / tokens_per_s if tokens_per_s > 0 else 0.0)

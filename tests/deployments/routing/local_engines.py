@@ -1,0 +1,114 @@
+"""Runner actors in this process, and handles to them: what Ray and Serve do, in a few lines."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from actors.engine_actor import RunnerActor
+from cluster.config import EngineConfig
+from cluster.outputs import AttachRequired
+from cluster.request import EngineRequest
+from deployments.routing.engine_choices import EngineChoices
+from deployments.routing.engine_client import EngineClient
+
+
+class RemoteMethod:
+    """A method of an actor as its handle has it."""
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+
+    def remote(self, *args: Any, **kwargs: Any) -> asyncio.Future:
+        return asyncio.ensure_future(self._method(*args, **kwargs))
+
+
+class RemoteStream:
+    """``attach`` as a streaming call."""
+
+    def __init__(self, runner: RunnerActor) -> None:
+        self._runner = runner
+
+    def options(self, **options: Any) -> RemoteStream:
+        return self
+
+    async def remote(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async for message in self._runner.attach(*args, **kwargs):
+            yield asyncio.sleep(0, message)
+
+
+class LocalRunner:
+    """The handle of a runner actor in this process, on another node as far as its ingress knows."""
+
+    def __init__(self, actor: RunnerActor) -> None:
+        self.actor = actor
+        self.attach = RemoteStream(actor)
+        self.token_socket = RemoteMethod(lambda: asyncio.sleep(0, ("another node", "")))
+
+    def __getattr__(self, name: str) -> RemoteMethod:
+        return RemoteMethod(getattr(self.actor, name))
+
+
+async def start_runner(folder: Path, engine_id: str, step_s: float = 0.0, **settings: Any) -> LocalRunner:
+    """A runner with the tiny model; each step takes at least so long."""
+    config = EngineConfig(
+        model=str(folder), load_format="dummy", **{"max_num_seqs": 4, "max_num_batched_tokens": 64, **settings}
+    )
+    actor = RunnerActor(config, engine_id)
+    await actor.start()
+    model = actor._engine_loop._engine.executor.model
+    forward = model.forward
+    model.forward = lambda *args: (time.sleep(step_s), forward(*args))[1]
+    return LocalRunner(actor)
+
+
+class LocalHandle:
+    """The engine deployment behind one ingress: a request without a place goes to the first engine.
+
+    Attributes:
+        runners: by engine id, those that the router knows.
+        sent: (request id, attempt, engine id, whether it was moved) of each call.
+    """
+
+    def __init__(self, choices: EngineChoices, runners: dict[str, LocalRunner]) -> None:
+        self.choices = choices
+        self.runners: dict[str, LocalRunner] = {}
+        self.sent: list[tuple[str, int, str, bool]] = []
+        self.generate = RemoteMethod(self._generate)
+        for engine_id, runner in runners.items():
+            self.add(engine_id, runner)
+
+    def add(self, engine_id: str, runner: LocalRunner) -> None:
+        """The router learns of an engine."""
+        self.runners[engine_id] = runner
+        self.choices.set_engines({known: self.fingerprint(known) for known in self.runners})
+
+    def fingerprint(self, engine_id: str) -> str:
+        info = self.runners[engine_id].actor._info
+        assert info is not None
+        return info.fingerprint
+
+    async def _generate(self, request: EngineRequest, fingerprint: str, last_resort: bool) -> Any:
+        engine_id = self.choices.place(request.request_id) or next(iter(self.runners))
+        self.choices.chose(request, engine_id)
+        runner = self.runners[engine_id]
+        reply = await runner.actor.generate(request)
+        if isinstance(reply, AttachRequired):
+            return reply._replace(runner=runner)
+        self.sent.append((request.request_id, request.attempt, engine_id, request.moved))
+        return reply._replace(engine_id=engine_id)
+
+
+def local_client(runners: dict[str, LocalRunner]) -> tuple[EngineClient, LocalHandle]:
+    """An ingress's client of these engines."""
+    choices = EngineChoices()
+    handle = LocalHandle(choices, runners)
+    return EngineClient(handle, choices, max_attempts=3), handle
+
+
+def attach(client: EngineClient, handle: LocalHandle, engine_id: str) -> None:
+    """Open the token stream of an engine before it is needed."""
+    client._streams.attach(AttachRequired(engine_id, handle.runners[engine_id], handle.fingerprint(engine_id)))

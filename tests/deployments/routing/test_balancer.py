@@ -1,0 +1,149 @@
+"""Requests that wait in a full engine move to one with room: real runner actors and ingress clients, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from cluster.api_errors import ApiError
+from cluster.journal import JournalEntry
+from cluster.outputs import TokenDelta
+from cluster.sampling_params import SamplingParams
+from deployments.metrics.request_events import ATTEMPTS, HANDOVERS, MOVES
+from deployments.routing.engine_client import EngineClient
+from tests.deployments.routing.local_engines import LocalRunner, attach, local_client, start_runner
+from tests.engines import make_engine, request, write_tiny_model
+from tests.waiting import until
+
+MAX_TOKENS, STEP_S = 30, 0.01
+
+
+@pytest.fixture(autouse=True)
+def _node(monkeypatch):
+    """Where this process is, which Ray knows only of a cluster."""
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "this node"))
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """Folder of the random two-layer model."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+class Answer:
+    """What a client gets of one sequence."""
+
+    def __init__(self, client: EngineClient, name: str, prompt: list[int]) -> None:
+        self.prompt = prompt
+        self.tokens: list[int] = []
+        self.first_at: float | None = None
+        self.ended: asyncio.Future[ApiError | None] = asyncio.get_running_loop().create_future()
+        params = SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, temperature=1.0, seed=7)
+        entry = JournalEntry(name, prompt, params, client.subscriber)
+        self.submission = client.submit(entry, self._deliver, self.ended.set_result)
+
+    def _deliver(self, delta: TokenDelta) -> None:
+        self.first_at = self.first_at or time.monotonic()
+        self.tokens += delta.token_ids
+        if delta.finish_reason is not None:
+            self.ended.set_result(None)
+
+
+def start_many(client: EngineClient, count: int, prefix: str = "r") -> list[Answer]:
+    return [Answer(client, f"{prefix}{number}", [number % 100 + 1] * 5) for number in range(count)]
+
+
+def expected(folder, answers: list[Answer]) -> list[list[int]]:
+    """Each alone."""
+    engine = make_engine(folder)
+    params = {"max_tokens": MAX_TOKENS, "ignore_eos": True, "temperature": 1.0, "seed": 7}
+    outputs = [engine.generate([request(str(n), a.prompt, **params)])[str(n)] for n, a in enumerate(answers)]
+    engine.close()
+    return [[token for delta in deltas for token in delta.token_ids] for deltas in outputs]
+
+
+def num_waiting(runner: LocalRunner) -> int:
+    return len(runner.actor._engine_loop._engine.scheduler.waiting)
+
+
+async def test_a_new_engine_takes_those_who_wait_within_half_a_second(tiny_model):
+    first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
+    client, handle = local_client({"first": first})
+    answers = start_many(client, 16)
+    await until(lambda: num_waiting(first) == 12, 5)
+    await asyncio.sleep(0.15)
+    handle.add("second", second)
+    attach(client, handle, "second")
+    ready_at = time.monotonic()
+    assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * 16
+    assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
+
+    sent_to = {name: engine for name, _, engine, moved in handle.sent if moved}
+    assert set(sent_to.values()) == {"second"}
+    took = [min(a.first_at for a in answers if a.first_at and a.first_at > ready_at + 1e-3)] + [
+        answer.first_at - ready_at for answer in answers if answer.submission.entry.request_id in sent_to
+    ]
+    assert min(took) < 0.5 * 5
+    print(f"{len(sent_to)} of 12 moved; first token of a moved one {min(took):.3f} s after the engine was there")
+    assert len(sent_to) >= 4
+    assert max(Counter(name for name, *_, moved in handle.sent if moved).values()) == 1, "nobody moves twice"
+    # In the order of their arrival.
+    order = [answer.first_at for answer in answers if answer.submission.entry.request_id in sent_to]
+    assert order == sorted(order)
+    assert client.events.counts[MOVES] == len(sent_to)
+    assert not client.events.counts[ATTEMPTS] and not client.events.counts[HANDOVERS]
+    await client.close()
+    for runner in (first, second):
+        await runner.actor.check_integrity()
+        await runner.actor.shutdown()
+
+
+async def test_several_ingresses_do_not_overshoot_together(tiny_model):
+    first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
+    clients = [local_client({"first": first}) for _ in range(3)]
+    answers = [a for n, (client, _) in enumerate(clients) for a in start_many(client, 8, f"i{n}-")]
+    await until(lambda: num_waiting(first) == 20, 5)
+    await asyncio.sleep(0.15)
+    for client, handle in clients:
+        handle.add("second", second)
+        attach(client, handle, "second")
+    longest = 0
+    while not all(answer.ended.done() for answer in answers):
+        # One that has just come stands in the queue until the next step is planned.
+        longest = max(longest, num_waiting(second))
+        await asyncio.sleep(STEP_S / 4)
+    assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
+    assert longest <= 4
+    scheduler = second.actor._engine_loop._engine.scheduler
+    moved = [one for _, handle in clients for one in handle.sent if one[3]]
+    assert len(moved) >= 8 and scheduler.num_reserved == 0
+    assert max(Counter(name for name, *_ in moved).values()) == 1
+    for client, _ in clients:
+        await client.close()
+    for runner in (first, second):
+        await runner.actor.check_integrity()
+        await runner.actor.shutdown()
+
+
+async def test_a_place_that_is_lost_on_the_way_loses_no_request(tiny_model, monkeypatch):
+    """The target promises places and is gone when the requests come."""
+    first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
+    client, handle = local_client({"first": first})
+    answers = start_many(client, 8)
+    await until(lambda: num_waiting(first) == 4, 5)
+    await asyncio.sleep(0.15)
+    handle.add("second", second)
+    attach(client, handle, "second")
+    await until(lambda: any(one[3] for one in handle.sent) or second.actor._live, 10)
+    await second.actor.drain(0.0)
+    assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * 8
+    assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
+    await client.close()
+    for runner in (first, second):
+        await runner.actor.check_integrity()
+        await runner.actor.shutdown()
