@@ -24,7 +24,6 @@ from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from cluster.logs import guard_logs
 from cluster.outputs import EngineInfo, EngineLoad
-from cluster.tenant import Tenant
 from deployments.admin.cluster_status import cluster_status
 from deployments.admin.engine_timeline import engine_timeline
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
@@ -37,9 +36,10 @@ from deployments.http.large_requests import large_requests
 from deployments.http.server.set_up import set_up_http_servers
 from deployments.http.whole_answer import WholeAnswer
 from deployments.openai_api.answer import OpenAiResponse, model_object
+from deployments.openai_api.event_ids import LAST_EVENT_ID_HEADER
 from deployments.openai_api.resume import max_resume_bytes, wants_event_ids
 from deployments.openai_api.sampling import ModelLimits
-from deployments.openai_api.service import OpenAiService
+from deployments.openai_api.service import Caller, OpenAiService
 from deployments.ray_private import by_value
 from deployments.replica.engine_replica import application_name, find_runner
 from deployments.replica.replica_port import listen_where_the_node_does
@@ -52,7 +52,7 @@ from deployments.start.session_logs import tidy_session_logs
 
 logger = logging.getLogger("ray.serve")
 
-Start = Callable[[OpenAiService, Any, str | None, Tenant], Awaitable[tuple[Generation, OpenAiResponse]]]
+Start = Callable[[OpenAiService, Any, Caller], Awaitable[tuple[Generation, OpenAiResponse]]]
 
 _RETRY_INFO_S = 1.0
 # An engine answers at once; one that does not hangs, or its node is gone and nobody has noticed.
@@ -215,15 +215,16 @@ class OpenAiIngress:
         service = await self._ready()
         max_choices, max_model_len = self._config.max_choices, service.limits.max_model_len
         max_bytes = self._config.max_prompt_bytes or default_body_bytes(max_model_len, max_choices)
-        last_event_id = request.headers.get("last-event-id")
-        max_bytes += max_resume_bytes(last_event_id, max_choices, max_model_len)
+        tenant, last_event_id = request.state.tenant, request.headers.get(LAST_EVENT_ID_HEADER)
+        resumable = wants_event_ids(request.headers.get(RESUMABLE_HEADER), last_event_id)
+        caller = Caller(tenant, service.resume_point(last_event_id, tenant), resumable)
+        max_bytes += max_resume_bytes(caller.resumed, max_choices, max_model_len)
         with large_requests.holding() as holding:
             try:
                 body = await read_body(request, max_bytes, holding)
             except ClientDisconnect:
                 return Response(status_code=499)
-            started = await start(service, body, last_event_id, request.state.tenant)
-        resumable = wants_event_ids(request.headers.get(RESUMABLE_HEADER), last_event_id)
+            started = await start(service, body, caller)
         return await _answer(request, *started, resumable)
 
     async def _ready(self) -> OpenAiService:

@@ -41,7 +41,8 @@ class Scheduler:
         max_num_seqs: slots.
         max_num_batched_tokens: token budget of a step, at least ``max_num_seqs``.
         max_model_len: longest prompt plus output; the pool must hold one such sequence.
-        max_queued_requests: requests that may wait; the next one is refused.
+        max_queued_requests: requests that may wait; the next one is refused. Answers that have begun elsewhere have as many
+            places more as there are slots: whoever sends them must not make the queue endless.
         oldest_first_every: of so many admissions one goes to the oldest waiting request.
         max_queue_share: of the waiting requests, those of one tenant; the next one of it is refused.
     """
@@ -100,14 +101,14 @@ class Scheduler:
             )
         if len(request.output_token_ids) >= params.max_tokens:
             raise InvalidRequestError("output_token_ids already reach max_tokens", "output_token_ids")
-        # A client in the middle of its answer is not refused; a later attempt alone does not mean that it is.
-        was_taken = bool(request.output_token_ids) or request.moved
+        # A client in the middle of its answer, or one that waited elsewhere, has room where others are refused; a later attempt alone does not mean that it is.
         # Those that find a free slot in the next step are not in the queue.
-        limit = self.max_queued_requests + len(self._free_slots)
-        if len(self.waiting) >= limit and not was_taken:
+        more = len(self._free_slots) + (self.max_num_seqs if request.output_token_ids or request.moved else 0)
+        limit = self.max_queued_requests + more
+        if len(self.waiting) >= limit:
             raise OverloadedError(f"{len(self.waiting)} requests are waiting, the limit is {limit}")
-        if request.tenant and not was_taken:
-            self._check_share(request.tenant)
+        if request.tenant:
+            self._check_share(request.tenant, more)
         sequence = Sequence(request, self._arrivals)
         key = request.request_id, request.attempt
         if key in self._sequences:
@@ -118,9 +119,9 @@ class Scheduler:
         self._sequences[key] = sequence
         self.waiting.put_back(sequence) if request.moved else self.waiting.add(sequence)
 
-    def _check_share(self, tenant: str) -> None:
+    def _check_share(self, tenant: str, more: int) -> None:
         share, held = max(1, int(self.max_queue_share * self.max_queued_requests)), self.waiting.num_of(tenant)
-        if held >= share + len(self._free_slots):
+        if held >= share + more:
             raise OverloadedError(
                 f"{held} requests of this API key are waiting, which is its share of the queue (max_queue_share: "
                 f"{share} of {self.max_queued_requests}); others may still be served"

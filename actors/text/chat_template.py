@@ -81,8 +81,8 @@ def _tojson(
     return re.sub(rf"\\\\|{re.escape(escaped)}", lambda found: mark if found[0] == escaped else found[0], text)
 
 
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)
+def _clock(now: float | None = None) -> datetime.datetime:
+    return datetime.datetime.now() if now is None else datetime.datetime.fromtimestamp(now)
 
 
 def _environment() -> _Environment:
@@ -91,7 +91,7 @@ def _environment() -> _Environment:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["strftime_now"] = _clock().strftime  # a name of the template's own; ``render`` says when it is
     return environment
 
 
@@ -125,6 +125,7 @@ class ChatTemplate:
         template_kwargs: Mapping[str, Any] | None = None,
         rewrite: Callable[[str], str] | None = None,
         mark: str = "",
+        now: float | None = None,
     ) -> str:
         """Return the prompt text.
 
@@ -136,6 +137,7 @@ class ChatTemplate:
             rewrite: called for every string of the client's that the template gets, roles and names of variables excepted;
                 the template gets what it returns.
             mark: what ``rewrite`` puts into strings; it does not count towards MAX_RENDERED_CHARS.
+            now: what a template takes for the present, in seconds since the epoch.
         Raises:
             InvalidRequestError: the template refuses the messages, fails on them, or renders more than MAX_RENDERED_CHARS.
         """
@@ -158,6 +160,7 @@ class ChatTemplate:
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
             _MARK: mark,
+            "strftime_now": _clock(now).strftime,
         }
         pieces, length = [], 0
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from cluster.api_errors import ApiError
@@ -24,10 +24,12 @@ class Generation:
 
     Attributes:
         choices: one a sequence.
+        when_closed: called when it is closed.
     """
 
     def __init__(self, client: EngineClient, choices: Sequence[Choice]) -> None:
         self.choices = choices
+        self.when_closed: Callable[[], None] = _nothing
         self._client = client
         self._unread: deque[tuple[Choice, TokenDelta]] = deque()
         self._has_more = False
@@ -99,10 +101,20 @@ class Generation:
 
     def close(self) -> None:
         """Give up what is not finished; safe to call at any time."""
+        self._cancel()
+        for choice in self.choices:
+            choice.times.given_up(self._error is not None)
+        self.when_closed()
+
+    def give_up(self, error: ApiError) -> None:
+        """Nothing more comes; ``read`` raises ``error`` once what came before was read."""
+        self._cancel()
+        self.fail(error)
+
+    def _cancel(self) -> None:
         for choice in self.choices:
             if choice.submission is not None:
                 self._client.cancel(choice.submission)
-            choice.times.given_up(self._error is not None)
 
     def _put(self, choice: Choice, delta: TokenDelta) -> None:
         self._unread.append((choice, delta))
@@ -117,3 +129,7 @@ class Generation:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _nothing() -> None:
+    pass

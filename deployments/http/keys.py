@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster.api_errors import ApiError
 from cluster.api_key import is_api_key
 from cluster.errors import BiremeError
-from cluster.tenant import NOBODY, Tenant, own_secret, tenant_of
+from cluster.tenant import Tenant, nobody_of, own_secret, tenant_of
 from deployments.start.key_file import read_keys
 
 API_KEY_VARIABLE = "BIREME_API_KEY"
@@ -23,7 +23,7 @@ class ApiKeys:
     Args:
         keys: as they are sent.
         digests: of more keys (``key_digest``).
-        secret: gives what names of the keys' owners are derived with; called if there are keys.
+        secret: gives what is derived with for each owner; called once.
         share_prefix_cache: all owners may share cached prefixes.
     """
 
@@ -36,10 +36,9 @@ class ApiKeys:
     ) -> None:
         # Digests have one length, so a comparison tells nothing about how long a key is.
         self._digests = [*(key_digest(key) for key in keys), *digests]
-        self._tenants: list[Tenant] = []
-        if self._digests:
-            derived_with, takes_turns = secret(), len(set(self._digests)) > 1
-            self._tenants = [tenant_of(key, derived_with, takes_turns, share_prefix_cache) for key in self._digests]
+        derived_with, takes_turns = secret(), len(set(self._digests)) > 1
+        self._tenants = [tenant_of(key, derived_with, takes_turns, share_prefix_cache) for key in self._digests]
+        self._nobody = nobody_of(derived_with)
 
     @classmethod
     def configured(
@@ -81,7 +80,7 @@ class ApiKeys:
             ApiError: 401, the header does not carry an accepted key.
         """
         if not self._digests:
-            return NOBODY
+            return self._nobody
         scheme, _, token = (authorization or "").partition(" ")
         offered = key_digest(token.strip())
         # Every key is compared, so the time does not say which one came close.

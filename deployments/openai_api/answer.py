@@ -16,8 +16,9 @@ from actors.text.tokenizer import Tokenizer
 from cluster.outputs import TokenLogprobs
 from deployments.http.choice import Choice
 from deployments.http.generation import Generation
+from deployments.openai_api.answer_digest import AnswerDigest
+from deployments.openai_api.event_ids import EventIds, ResumePoint
 from deployments.openai_api.protocol import GenerationRequest
-from deployments.openai_api.resume import ResumePoint
 
 ALL = slice(0, None)
 # Text takes as long to write as so many values in its place.
@@ -33,7 +34,11 @@ def model_object(model_id: str, created: int, max_model_len: int) -> dict[str, A
 class OpenAiResponse(ABC):
     """Builds the answer to one request; subclasses say what a choice looks like.
 
-    ``prompt_ids`` holds one list a prompt; choice ``i`` belongs to prompt ``i // n``.
+    Args:
+        prompt_ids: one list a prompt; choice ``i`` belongs to prompt ``i // n``.
+        created: when the answer began, in seconds since the epoch.
+        events: the ids of its events, and a digest of what their client has already; None if events get no ids.
+        resumed: the event that the answer goes on after.
     """
 
     id_prefix = ""
@@ -48,6 +53,8 @@ class OpenAiResponse(ABC):
         generation: Generation,
         prompt_ids: Sequence[list[int]],
         seed: int,
+        created: int,
+        events: tuple[EventIds, AnswerDigest] | None = None,
         resumed: ResumePoint | None = None,
     ) -> None:
         self.request = request
@@ -58,7 +65,7 @@ class OpenAiResponse(ABC):
         self._head: dict[str, Any] = {
             "id": resumed.answer_id if resumed else f"{self.id_prefix}-{uuid.uuid4().hex}",
             "object": self.object_name,
-            "created": resumed.created if resumed else int(time.time()),
+            "created": created,
             "model": model_id,
         }
         self.choices = generation.choices
@@ -67,6 +74,7 @@ class OpenAiResponse(ABC):
         # The prompt's cached tokens are known where the answer began.
         self._num_cached_before = resumed.num_cached_tokens if resumed else 0
         self.event_ids: list[str] = []
+        self._events = events
         options = request.stream_options
         self._include_usage = options is not None and options.with_usage
         self._usage_in_every_chunk = options is not None and options.with_usage_in_every_chunk
@@ -85,7 +93,7 @@ class OpenAiResponse(ABC):
     def chunks(self, texts: dict[int, str]) -> list[dict[str, Any]]:
         """Chunks for what ``Generation.read`` returned; the first of each choice carries the seed.
 
-        ``event_ids`` has the id of each afterwards: which answer it belongs to, and how many tokens it had with it.
+        ``event_ids`` has the id of each afterwards, if events have some: which answer it belongs to, and what that was with it.
         """
         chunks = []
         self.event_ids = []
@@ -101,20 +109,18 @@ class OpenAiResponse(ABC):
             body = self.chunk_choice(choice, text, new, first=num_sent < 0)
             if body is not None:
                 choice.num_sent = max(num_sent, new.stop)
-                chunks.append(self._chunk(choice, body))
+                chunks.append(self._chunk(choice, body, choice.output.token_ids[new]))
                 if num_sent < 0:
                     chunks[-1]["seed"] = self.seed
             if begins:
                 chunks[0].update(self.first_chunk_extras(choice))
         return chunks
 
-    def _chunk(self, choice: Choice, body: dict[str, Any]) -> dict[str, Any]:
-        """A chunk with ``body``, of ``choice``, and its id, which tells what was sent by now."""
+    def _chunk(self, choice: Choice, body: dict[str, Any], token_ids: Sequence[int] = ()) -> dict[str, Any]:
+        """A chunk with ``body``, of ``choice``, which brings ``token_ids``; and its id."""
         choice.has_ended |= body["finish_reason"] is not None
-        num_sent = sum(max(other.num_sent, 0) for other in self.choices)
-        # A choice that has nothing yet is begun anew by who takes the answer up, and its prompt looked up again.
-        num_cached = self.num_cached_tokens(only_begun=True)
-        self.event_ids.append(str(ResumePoint(self._head["id"], self._head["created"], num_sent, num_cached)))
+        if self._events is not None:
+            self.event_ids.append(self._event_id(*self._events, choice.index, token_ids, body["finish_reason"]))
         chunk = {
             **self._head,
             "object": self.chunk_name,
@@ -127,6 +133,33 @@ class OpenAiResponse(ABC):
         elif self._include_usage:
             chunk["usage"] = None
         return chunk
+
+    def _event_id(
+        self, ids: EventIds, digest: AnswerDigest, index: int, token_ids: Sequence[int], finish_reason: str | None
+    ) -> str:
+        """Tells what was sent by now, with these tokens and perhaps the end of a choice."""
+        digest.add(index, token_ids, finish_reason)
+        created = self._head["created"]
+        point = ResumePoint(
+            self.id,
+            created,
+            sum(max(choice.num_sent, 0) for choice in self.choices),
+            # A choice that has nothing yet is begun anew by who takes the answer up, and its prompt looked up again.
+            self.num_cached_tokens(only_begun=True),
+            max(0, int(time.time()) - created),
+            digest.text(self.generation.fingerprint),
+        )
+        return ids.sign(point)
+
+    @property
+    def can_be_taken_up(self) -> bool:
+        """Its events have ids."""
+        return self._events is not None
+
+    @property
+    def id(self) -> str:
+        """What the answer is called, also after it was taken up."""
+        return self._head["id"]
 
     def num_values(self, texts: dict[int, str] | None = None) -> int:
         """About how many values the answer has, or the chunks for ``texts``: a long one is built beside the event loop."""

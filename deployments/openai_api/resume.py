@@ -1,14 +1,14 @@
-"""Taking up an answer where a client's connection broke: the ids of events, and what the client must send with the last one."""
+"""Taking up an answer where a client's connection broke: what the client must send with the id of the last event."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from cluster.api_errors import bad_request
 from cluster.client.resumable import RESUMABLE_HEADER
 from deployments.http.choice import Choice
+from deployments.openai_api.answer_digest import AnswerDigest
+from deployments.openai_api.event_ids import LAST_EVENT_ID_HEADER, ResumePoint
 from deployments.openai_api.protocol import GenerationRequest, Resume, ResumedChoice
 from deployments.openai_api.sampling import check_prompt_ids
 
@@ -17,21 +17,6 @@ _BYTES_A_TOKEN = 12
 # Field names, reason of the end and brackets, and some room for a client that indents.
 _BYTES_A_CHOICE = 200
 _MAX_RESUME_BYTES = 2**25
-
-_EVENT_ID = re.compile(r"([a-z]{1,16}-[0-9a-f]{32}):([0-9]{1,12}):([0-9]{1,12}):([0-9]{1,12})")
-
-
-class ResumePoint(NamedTuple):
-    """An event of an answer: what the answer is called, when it began, how many tokens all choices had by then, and how many
-    tokens of its prompts were found in the prefix cache."""
-
-    answer_id: str
-    created: int
-    num_tokens: int
-    num_cached_tokens: int
-
-    def __str__(self) -> str:
-        return ":".join(map(str, self))
 
 
 def wants_event_ids(header: str | None, last_event_id: str | None) -> bool:
@@ -46,37 +31,54 @@ def wants_event_ids(header: str | None, last_event_id: str | None) -> bool:
     return header == "1" or last_event_id is not None
 
 
-def max_resume_bytes(last_event_id: str | None, max_choices: int, max_model_len: int) -> int:
-    """How much longer the body of a request may be because of what its client has of the answer: as many tokens as the event's
-    id tells; nothing for what is no event id."""
-    match = _EVENT_ID.fullmatch(last_event_id or "")
-    if match is None:
+def max_resume_bytes(point: ResumePoint | None, max_choices: int, max_model_len: int) -> int:
+    """How much longer the body of a request may be because of what its client has of the answer: as many tokens as came with the
+    event; nothing for a request from the beginning."""
+    if point is None:
         return 0
-    num_tokens = min(int(match[3]), max_choices * max_model_len)
+    num_tokens = min(point.num_tokens, max_choices * max_model_len)
     return min(_BYTES_A_TOKEN * num_tokens + _BYTES_A_CHOICE * max_choices, _MAX_RESUME_BYTES)
 
 
-def resume_point(request: GenerationRequest, last_event_id: str | None, id_prefix: str) -> ResumePoint | None:
-    """The event that ``request`` goes on after; None for a request from the beginning.
+def check_resume(request: GenerationRequest, point: ResumePoint | None, id_prefix: str) -> None:
+    """Look whether ``request`` can go on after the event of its header; one from the beginning has neither header nor field.
 
     Raises:
-        ApiError: header and field do not belong together, or the header is none of this server's ids.
+        ApiError: header and field do not belong together, or the event is of another endpoint.
     """
     resume = request.resume
-    if resume is None and last_event_id is None:
-        return None
-    if resume is None or last_event_id is None:
-        raise bad_request("the header Last-Event-ID and the field resume must come together", "resume")
-    match = _EVENT_ID.fullmatch(last_event_id)
-    if match is None or not match[1].startswith(f"{id_prefix}-"):
-        raise bad_request(f"Last-Event-ID is none of this endpoint's event ids: {last_event_id[:80]!r}", "resume")
-    point = ResumePoint(match[1], *map(int, match.groups()[1:]))
+    if resume is None and point is None:
+        return
+    if resume is None or point is None:
+        raise bad_request(f"the header {LAST_EVENT_ID_HEADER} and the field resume must come together", "resume")
+    if not point.answer_id.startswith(f"{id_prefix}-"):
+        raise bad_request(
+            f"the event in the header {LAST_EVENT_ID_HEADER} is none of this endpoint's: {point.answer_id}",
+            LAST_EVENT_ID_HEADER,
+        )
     if resume.num_tokens != point.num_tokens:
         raise bad_request(
-            f"resume has {resume.num_tokens} tokens, but the event in Last-Event-ID came with token {point.num_tokens}",
+            f"resume has {resume.num_tokens} tokens, but the event in {LAST_EVENT_ID_HEADER} came with token "
+            f"{point.num_tokens}",
             "resume",
         )
-    return point
+
+
+def check_content(resume: Resume, point: ResumePoint, digest: AnswerDigest) -> None:
+    """Look whether the client has what was sent, and asks what was asked. ``digest`` has no answer yet, and has that afterwards.
+
+    Raises:
+        ApiError: it does not.
+    """
+    for index, has in enumerate(resume.choices):
+        digest.add(index, has.token_ids, has.finish_reason)
+    if digest.text(resume.fingerprint) != point.content:
+        raise bad_request(
+            f"this is not what had been asked and answered with the event in {LAST_EVENT_ID_HEADER}: the request must have the "
+            "same prompt or messages, n and max_tokens, and resume the fingerprint, token_ids and finish_reason of each choice "
+            "as they came",
+            "resume",
+        )
 
 
 def resume_choices(resume: Resume, choices: Sequence[Choice], vocab_size: int) -> None:

@@ -68,15 +68,21 @@ def sampling_params(request: GenerationRequest, prompt_len: int, seed: int, limi
     )
 
 
+def asked_max_tokens(request: GenerationRequest) -> tuple[str, int | None]:
+    """The field that bounds the answer, and its value; None if that is left to the server."""
+    if isinstance(request, ChatCompletionRequest) and request.max_completion_tokens is not None:
+        return "max_completion_tokens", request.max_completion_tokens
+    return "max_tokens", request.max_tokens
+
+
 def _max_tokens(request: GenerationRequest, prompt_len: int, max_model_len: int) -> int:
     check_prompt_len(prompt_len, "messages" if isinstance(request, ChatCompletionRequest) else "prompt", max_model_len)
     room = max_model_len - prompt_len
+    name, wanted = asked_max_tokens(request)
     if isinstance(request, ChatCompletionRequest):
-        name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
-        wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
         default, lowest = room, 1
     else:
-        name, wanted, default = "max_tokens", request.max_tokens, min(DEFAULT_COMPLETION_TOKENS, room)
+        default = min(DEFAULT_COMPLETION_TOKENS, room)
         lowest = 0 if isinstance(request, CompletionRequest) and request.echo else 1
     if wanted is None:
         return max(default, min(request.min_tokens, room))

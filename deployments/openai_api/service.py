@@ -6,7 +6,7 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from actors.text.detokenizer import IncrementalDetokenizer
 from actors.text.tokenizer import Tokenizer
@@ -18,16 +18,20 @@ from deployments.http.body import parse_json
 from deployments.http.choice import Choice
 from deployments.http.generation import Generation
 from deployments.http.large_requests import SMALL_BYTES, large_requests
+from deployments.http.live_answers import LiveAnswers
 from deployments.http.sequence_output import SequenceOutput
 from deployments.metrics.ingress_metrics import SequenceTimes
 from deployments.metrics.request_events import RESUMED
 from deployments.openai_api.answer import OpenAiResponse
+from deployments.openai_api.answer_digest import AnswerDigest
 from deployments.openai_api.chat_answer import ChatAnswer
 from deployments.openai_api.completion_answer import CompletionAnswer
+from deployments.openai_api.event_ids import EventIds, ResumePoint
 from deployments.openai_api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_request
-from deployments.openai_api.resume import resume_choices, resume_point
+from deployments.openai_api.resume import check_content, check_resume, resume_choices
 from deployments.openai_api.sampling import (
     ModelLimits,
+    asked_max_tokens,
     assign_seed,
     check_prompt_ids,
     check_prompt_len,
@@ -37,7 +41,23 @@ from deployments.openai_api.sampling import (
 )
 from deployments.routing.engine_client import EngineClient
 
-_Prepare = Callable[[Any, "str | None", float, Tenant], "tuple[Generation, OpenAiResponse]"]
+
+class Caller(NamedTuple):
+    """Who asks, and what its connection says.
+
+    Attributes:
+        tenant: whom the request belongs to.
+        resumed: the event that it goes on after; None for a request from the beginning.
+        resumable: events of a stream get ids.
+    """
+
+    tenant: Tenant = NOBODY
+    resumed: ResumePoint | None = None
+    resumable: bool = True
+
+
+_ANYBODY = Caller()
+_Prepare = Callable[[Any, Caller, float], "tuple[Generation, OpenAiResponse]"]
 
 
 class OpenAiService:
@@ -64,48 +84,51 @@ class OpenAiService:
         self._tokenizer = tokenizer
         self._max_choices = max_choices
         self._special_tokens_as_text = special_tokens_as_text
+        self._live = LiveAnswers()
 
-    async def completion(
-        self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
-    ) -> tuple[Generation, OpenAiResponse]:
+    def resume_point(self, last_event_id: str | None, tenant: Tenant = NOBODY) -> ResumePoint | None:
+        """The event that a request with this header goes on after; None for one from the beginning.
+
+        Raises:
+            ApiError: 400, it is no event's id that this cluster gave to ``tenant``, or too old.
+        """
+        return None if last_event_id is None else EventIds(tenant.event_key).read(last_event_id)
+
+    async def completion(self, body: Any, caller: Caller = _ANYBODY) -> tuple[Generation, OpenAiResponse]:
         """Start a completion; ``body`` is the decoded JSON, or a bytearray that holds it, which is emptied.
 
         Raises:
             ApiError: the request is refused; nothing was started.
         """
-        return await self._start(self._completion, body, last_event_id, tenant)
+        return await self._start(self._completion, body, caller)
 
-    async def chat(
-        self, body: Any, last_event_id: str | None = None, tenant: Tenant = NOBODY
-    ) -> tuple[Generation, OpenAiResponse]:
+    async def chat(self, body: Any, caller: Caller = _ANYBODY) -> tuple[Generation, OpenAiResponse]:
         """Start a chat completion; ``body`` as for ``completion``.
 
         Raises:
             ApiError: the request is refused; nothing was started.
         """
-        return await self._start(self._chat, body, last_event_id, tenant)
+        return await self._start(self._chat, body, caller)
 
-    async def _start(
-        self, prepare: _Prepare, body: Any, last_event_id: str | None, tenant: Tenant
-    ) -> tuple[Generation, OpenAiResponse]:
+    async def _start(self, prepare: _Prepare, body: Any, caller: Caller) -> tuple[Generation, OpenAiResponse]:
         received = time.monotonic()
         if isinstance(body, bytearray) and len(body) > SMALL_BYTES:
             large_requests.check_queue()
-            generation, answer = await large_requests.run(prepare, body, last_event_id, received, tenant)
+            generation, answer = await large_requests.run(prepare, body, caller, received)
         else:
-            generation, answer = prepare(body, last_event_id, received, tenant)
+            generation, answer = prepare(body, caller, received)
         resume, answer.request.resume = answer.request.resume, None
         generation.start()
+        if answer.can_be_taken_up:
+            self._live.begin(answer.id, generation)
         if resume is not None:
             choices, num_tokens = generation.choices, resume.num_tokens
             self._client.events.record(RESUMED, choices[0].entry.request_id, choices=len(choices), tokens=num_tokens)
         return generation, answer
 
-    def _completion(
-        self, body: Any, last_event_id: str | None, received: float, tenant: Tenant
-    ) -> tuple[Generation, OpenAiResponse]:
+    def _completion(self, body: Any, caller: Caller, received: float) -> tuple[Generation, OpenAiResponse]:
         request = parse_request(CompletionRequest, _decoded(body))
-        resumed = resume_point(request, last_event_id, CompletionAnswer.id_prefix)
+        check_resume(request, caller.resumed, CompletionAnswer.id_prefix)
         self.check_model(request.model)
         prompts = request.prompts()
         self._check_choices(len(prompts) * request.n)
@@ -128,33 +151,34 @@ class OpenAiService:
             else:
                 prompt_texts.append(prompt if isinstance(prompt, str) else self._text_of(ids))
         request.prompt = None  # the answer keeps the request, and has no use for it
-        generation, seed = self._generation(request, prompt_ids, received, tenant)
+        generation, options = self._generation(request, prompt_ids, caller, received)
         answer = CompletionAnswer(
             request,
             self.model_id,
             self._tokenizer,
             generation,
             prompt_ids,
-            seed,
+            **options,
+            created=_beginning(caller.resumed),
             prompt_texts=prompt_texts,
-            resumed=resumed,
         )
         return generation, answer
 
-    def _chat(
-        self, body: Any, last_event_id: str | None, received: float, tenant: Tenant
-    ) -> tuple[Generation, OpenAiResponse]:
+    def _chat(self, body: Any, caller: Caller, received: float) -> tuple[Generation, OpenAiResponse]:
         request = parse_request(ChatCompletionRequest, _decoded(body))
-        resumed = resume_point(request, last_event_id, ChatAnswer.id_prefix)
+        check_resume(request, caller.resumed, ChatAnswer.id_prefix)
         self.check_model(request.model)
         self._check_choices(request.n)
-        prompt_ids = [self._encode_chat(request)]
+        # A template may write the date, which must not be another one when the answer is taken up.
+        created = _beginning(caller.resumed)
+        prompt_ids = [self._encode_chat(request, created)]
         if not prompt_ids[0]:
             raise bad_request("messages make a prompt without tokens; write at least one character", "messages")
         request.messages = []  # as above
         request.chat_template_kwargs = {}
-        generation, seed = self._generation(request, prompt_ids, received, tenant)
-        return generation, ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, seed, resumed)
+        generation, options = self._generation(request, prompt_ids, caller, received)
+        answer = ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, **options, created=created)
+        return generation, answer
 
     def _text_of(self, prompt_ids: list[int]) -> str:
         """What the ids of a prompt decode to, without a character that the answer may complete."""
@@ -185,7 +209,7 @@ class OpenAiService:
         except InvalidRequestError as error:  # the tokenizer does not know where the text came from
             raise bad_request(f"{param}: {error.message}", param, error.code) from None
 
-    def _encode_chat(self, request: ChatCompletionRequest) -> list[int]:
+    def _encode_chat(self, request: ChatCompletionRequest, now: float) -> list[int]:
         try:
             return self._tokenizer.encode_chat(
                 [message.as_template_message() for message in request.messages],
@@ -194,6 +218,7 @@ class OpenAiService:
                 check=lambda text: self._check_length(text, "messages"),
                 add_generation_prompt=request.add_generation_prompt,
                 template_kwargs=request.chat_template_kwargs,
+                now=now,
             )
         except BiremeError as error:
             if error.param == "prompt":  # the tokenizer does not know where the text came from
@@ -211,10 +236,10 @@ class OpenAiService:
             )
 
     def _generation(
-        self, request: GenerationRequest, prompts: Sequence[list[int]], received: float, tenant: Tenant
-    ) -> tuple[Generation, int]:
-        """The sequences of a request, not yet submitted, and its seed."""
-        seed = assign_seed(request)
+        self, request: GenerationRequest, prompts: Sequence[list[int]], caller: Caller, received: float
+    ) -> tuple[Generation, dict[str, Any]]:
+        """The sequences of a request, not yet submitted, and what its answer is built with."""
+        seed, tenant, resumed = assign_seed(request), caller.tenant, caller.resumed
         cache_salt = tenant.cache_salt(request.cache_salt)
         resume = request.resume
         if resume is not None and len(resume.choices) != len(prompts) * request.n:
@@ -222,7 +247,16 @@ class OpenAiService:
                 f"resume.choices must have {len(prompts) * request.n} entries, one a choice, got {len(resume.choices)}",
                 "resume.choices",
             )
-        if resume is None:
+        events = None
+        if request.stream and caller.resumable:
+            key, max_tokens = tenant.event_key, asked_max_tokens(request)[1]
+            events = EventIds(key), AnswerDigest(key, prompts, max_tokens, request.n)
+        if resume is not None:
+            assert (
+                resumed is not None and events is not None
+            )  # as ``check_resume`` has seen, and only streams are resumed
+            check_content(resume, resumed, events[1])
+        else:
             # ``Generation.start`` asks again and decides, where the sequences are submitted at once and so have their places:
             # until then others may come, as this runs on another thread for large requests. What is refused now costs no work.
             self._client.check_room(len(prompts) * request.n, tenant.id)
@@ -250,7 +284,12 @@ class OpenAiService:
                 choices.append(Choice(len(choices), entry, output, SequenceTimes(self._client.metrics, received)))
         if resume is not None:
             resume_choices(resume, choices, self.limits.vocab_size)
-        return Generation(self._client, choices), seed
+        return Generation(self._client, choices), {"seed": seed, "events": events, "resumed": resumed}
+
+
+def _beginning(resumed: ResumePoint | None) -> int:
+    """Of an answer that is begun or taken up now, in seconds since the epoch."""
+    return int(time.time()) if resumed is None else resumed.created
 
 
 def _decoded(body: Any) -> Any:

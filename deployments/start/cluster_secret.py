@@ -21,7 +21,7 @@ _PATIENCE_S = 10.0
 
 def cluster_secret(application: str, patience_s: float = _PATIENCE_S) -> bytes:
     """The secret of this application. One of this process's own, after a warning, if Ray's store does not answer in time: then
-    cached prefixes are found less often, and nothing is shared that should not be."""
+    cached prefixes are found less often, broken streams are not taken up elsewhere, and nothing is shared that should not be."""
     found: Future[bytes] = Future()
     # Ray's client repeats a call for longer than it was told to wait.
     threading.Thread(target=_look, args=(application, patience_s, found), daemon=True, name="cluster-secret").start()
@@ -30,7 +30,7 @@ def cluster_secret(application: str, patience_s: float = _PATIENCE_S) -> bytes:
     except Exception as error:
         logger.warning(
             "Ray's key-value store did not give the secret of this application (%s): until this ingress is replaced, "
-            "what it has computed of prompts is cached for itself alone",
+            "what it has computed of prompts is cached for itself alone, and no other takes up its streams where they break",
             type(error).__name__,
         )
         return own_secret()

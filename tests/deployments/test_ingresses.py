@@ -20,11 +20,15 @@ from ray import serve
 from cluster.client import Client
 from cluster.client.api_types import Answer
 from cluster.client.errors import ServerError
+from cluster.tenant import nobody_of
 from deployments.llm import build_openai_app
+from deployments.openai_api.event_ids import EventIds
 from deployments.replica.engine_replica import RUNNER_NAME_PREFIX
+from deployments.start.cluster_secret import cluster_secret
 from tests.chaos.application import MODEL, Setup
 from tests.chaos.processes import descendants
 from tests.deployments.conftest import App, wait_for
+from tests.deployments.openai_api.points import point_of
 
 NAME = "pair"
 HARD = {"frequency_penalty": 0.4, "presence_penalty": 0.2, "repetition_penalty": 1.2, "min_tokens": 100}
@@ -287,11 +291,13 @@ def _the_last_engine_of_its_kind_dies(pair: Pair, body: dict, old: str) -> None:
     # And so does a client that comes back with what it has: before anything was sent, the status says so.
     wait_for(pair.is_ready, 90, "the engine did not come back")
     token_ids = [token for chunk in mine[0].chunks for token in chunk.choices[0].token_ids or []]
-    resume = {"fingerprint": old, "choices": [{"token_ids": token_ids}]}
+    body = {**body, "stream": True, "resume": {"fingerprint": old, "choices": [{"token_ids": token_ids}]}}
+    anybody = nobody_of(cluster_secret(NAME))
+    point = point_of(body, [mine[0].chunks[0].raw["choices"][0]["prompt_token_ids"]], anybody)
     response = httpx.post(
         f"{pair.url}/v1/completions",
-        json={**body, "stream": True, "resume": resume},
-        headers={"Last-Event-ID": f"{mine[0].chunks[0].id}:{mine[0].chunks[0].raw['created']}:{len(token_ids)}:0"},
+        json=body,
+        headers={"Last-Event-ID": EventIds(anybody.event_key).sign(point)},
         timeout=60,
     )
     error = response.json()["error"]

@@ -229,6 +229,9 @@ def test_the_queue_is_bounded():
     with pytest.raises(OverloadedError, match="2 requests are waiting"):
         scheduler.add_request(request("tried elsewhere", attempt=1))
     scheduler.add_request(request("begun elsewhere", attempt=1, output_token_ids=[1, 2]))
+    # As many as there are slots: were they not bounded, nothing would be.
+    with pytest.raises(OverloadedError, match="3 requests are waiting, the limit is 3"):
+        scheduler.add_request(request("begun elsewhere, too", attempt=1, output_token_ids=[1, 2]))
     scheduler.check_integrity()
 
 

@@ -218,8 +218,27 @@ def test_one_tenant_holds_its_share_of_the_queue_and_no_more():
         scheduler.add_request(request("full", tenant="other-0"))
     device.tokens["begun elsewhere"] = [1]
     scheduler.add_request(request("begun elsewhere", tenant="flood", attempt=1, output_token_ids=[1]))
+    with pytest.raises(OverloadedError, match=r"9 requests are waiting"):
+        scheduler.add_request(request("begun", tenant="other-0", attempt=1, output_token_ids=[1]))
     device.drain()
     scheduler.check_integrity()
+
+
+def test_answers_in_the_middle_of_one_tenant_leave_room_for_those_of_others():
+    scheduler = make_scheduler(max_num_seqs=2, max_queued_requests=8, max_queue_share=0.5)
+    device = Device(scheduler)
+    for number in range(2):
+        scheduler.add_request(request(f"running-{number}", max_tokens=9))
+    device.step()
+    for number in range(6):
+        device.tokens[f"flood-{number}"] = [1]
+        scheduler.add_request(request(f"flood-{number}", tenant="flood", attempt=1, output_token_ids=[1]))
+    with pytest.raises(OverloadedError, match="6 requests of this API key are waiting"):
+        scheduler.add_request(request("over", tenant="flood", attempt=1, output_token_ids=[1]))
+    device.tokens["other"] = [1]
+    scheduler.add_request(request("other", tenant="other", attempt=1, output_token_ids=[1]))
+    scheduler.add_request(request("new", tenant="other"))
+    device.drain()
 
 
 def test_requests_without_a_tenant_may_fill_the_queue():

@@ -10,9 +10,9 @@ from starlette.requests import Request
 
 from cluster.api_errors import ApiError
 from deployments.http.body import parse_json, read_body
+from deployments.openai_api.event_ids import ResumePoint
 from deployments.openai_api.resume import max_resume_bytes
 
-EVENT = "cmpl-" + "0" * 32
 TOKENS = [1_000_000_000 + i for i in range(2**20)]
 
 
@@ -23,16 +23,17 @@ def posted(body: bytes) -> Request:
     return Request({"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}, receive)
 
 
-@pytest.mark.parametrize(
-    "header", [None, "", "x", f"{EVENT}:1:20000", f"{EVENT}:1:20000:0x", f"{EVENT}:1:{'9' * 13}:0"]
-)
-def test_what_is_no_event_id_brings_no_room(header):
-    assert max_resume_bytes(header, 4, 8192) == 0
+def event(num_tokens: int) -> ResumePoint:
+    return ResumePoint("cmpl-" + "0" * 32, 1, num_tokens, 0, 0, "")
+
+
+def test_a_request_from_the_beginning_has_no_more_room():
+    assert max_resume_bytes(None, 4, 8192) == 0
 
 
 @pytest.mark.parametrize(("num_tokens", "num_choices"), [(0, 1), (20_000, 4), (20_000, 128)])
-def test_an_event_id_brings_room_for_the_tokens_it_tells(num_tokens, num_choices):
-    room = max_resume_bytes(f"{EVENT}:1:{num_tokens}:0", num_choices, 8192)
+def test_an_event_brings_room_for_the_tokens_that_came_before(num_tokens, num_choices):
+    room = max_resume_bytes(event(num_tokens), num_choices, 8192)
     ended = {"token_ids": [], "finish_reason": "length"}
     choices = [{"token_ids": [2**31 - 1] * num_tokens, "finish_reason": None}, *[ended] * (num_choices - 1)]
     assert len(json.dumps({"fingerprint": "bireme-" + "0" * 16, "choices": choices})) <= room
@@ -40,7 +41,7 @@ def test_an_event_id_brings_room_for_the_tokens_it_tells(num_tokens, num_choices
 
 
 def test_room_is_bounded_whatever_an_id_tells():
-    told = f"{EVENT}:1:{'9' * 12}:0"
+    told = event(10**12 - 1)
     assert max_resume_bytes(told, 1, 1000) < 13_000
     assert max_resume_bytes(told, 1024, 2**20) == 2**25
 

@@ -25,15 +25,17 @@ from deployments.http.large_requests import large_requests
 from deployments.http.whole_answer import WholeAnswer
 from deployments.ingress import OpenAiIngress
 from deployments.metrics.request_events import RequestEvents
+from deployments.openai_api.event_ids import EventIds
 from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
+from tests.deployments.openai_api.points import point_of
 from tests.deployments.openai_api.test_service import Engines
 
 MAX_MODEL_LEN, MAX_CHOICES = 8192, 128
 MAX_BYTES = default_body_bytes(MAX_MODEL_LEN, MAX_CHOICES)
 # What is promised is 50 ms. Counted is the time of this process, not what others took from it.
 MAX_LAG_S = 0.25
-EVENT = "cmpl-" + "0" * 32
+OPEN = ApiKeys([])
 ENTRY = TokenLogprobs(-1.0, 1, list(range(100, 120)), [-1.0] * 20)
 
 
@@ -74,7 +76,7 @@ def application(tokenizer, num_tokens: int = 2):
     engines = Engines([100] * num_tokens, ENTRY)
     engines.events = RequestEvents()
     made = object.__new__(OpenAiIngress)
-    made._keys = ApiKeys([])
+    made._keys = OPEN
     made._config = SimpleNamespace(max_prompt_bytes=None, max_choices=MAX_CHOICES)
     made._service = OpenAiService(
         engines, tokenizer, "m", ModelLimits(MAX_MODEL_LEN, tokenizer.vocab_size), MAX_CHOICES
@@ -232,7 +234,9 @@ async def test_others_go_on_while_a_client_takes_up_a_long_answer(stream, tokeni
     body = {"prompt": "x", "n": choices, "seed": 1, "stream": stream, "return_token_ids": True, "logprobs": 0}
     body |= {"stop": ["ab" * 500], "max_tokens": count + 50, "resume": {"fingerprint": "f", "choices": tokens}}
     raw = json.dumps(body).encode()
-    event = {"last-event-id": f"{EVENT}:1:{count * choices}:0"}
+    tenant = OPEN.check(None)
+    point = point_of(body, [tokenizer.encode("x")], tenant)
+    event = {"last-event-id": EventIds(tenant.event_key).sign(point)}
     async with Lag() as lag:
         status, answer = await ask(application(tokenizer), PROMPT, raw, event)
     print(f"taken up: {status}, longest turn {lag.own * 1e3:.0f} ms ({lag.clock * 1e3:.0f} by the clock)")

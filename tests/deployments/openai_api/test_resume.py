@@ -86,31 +86,45 @@ def test_an_answer_taken_up_at_any_event_equals_the_undisturbed_one(app: App, pa
         assert taken_up == undisturbed, f"cut after event {cut}"
 
 
+BEGUN = {**TEXT, "stream": True, "return_token_ids": True, "seed": 1, "max_tokens": 8, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def begun(app: App) -> tuple[str, dict, str]:
+    """The id of an event that came with at least two tokens, what a client has with it, and the id of a chat's event."""
+    seen = events(app, "/v1/completions", BEGUN)
+    cut = next(i for i in range(1, len(seen)) if len(resume_field(seen[:i], 1)["choices"][0]["token_ids"]) > 1)
+    chat = events(app, "/v1/chat/completions", {**CHAT, "stream": True, "max_tokens": 1})
+    assert seen[cut - 1][0] and chat[0][0]
+    return seen[cut - 1][0], resume_field(seen[:cut], 1), chat[0][0]
+
+
 @pytest.mark.parametrize(
     ("change", "last_event_id", "message"),
     [
         ({"seed": None}, "same", "seed"),
         ({"stream": False}, "same", "stream=true"),
         ({}, None, "must come together"),
-        ({}, "cmpl-1:2:3", "none of this endpoint's event ids"),
-        ({}, "chatcmpl-" + "0" * 32 + ":1:3:0", "none of this endpoint's event ids"),
-        ({}, "cmpl-" + "0" * 32 + ":1:3", "none of this endpoint's event ids"),
-        ({}, "cmpl-" + "0" * 32 + ":1:3:0" + "0" * 20_000, "none of this endpoint's event ids"),
-        ({}, "cmpl-" + "0" * 32 + ":1:2:0", "resume has 3 tokens, but the event in Last-Event-ID came with token 2"),
+        ({"resume": None}, "same", "must come together"),
+        ({}, "cmpl-" + "0" * 32 + ":1:3:0", "the header Last-Event-ID is no event id of this server's"),
+        ({}, "chat", "none of this endpoint's"),
+        ({"token_ids": []}, "same", "resume has 0 tokens, but the event in Last-Event-ID came with token"),
         ({"n": 2}, "same", "must have 2 entries"),
-        ({"max_tokens": 3}, "same", "max_tokens is 3"),
-        ({"token_ids": [1, 2, 49152]}, "same", "must be below 49152"),
+        ({"max_tokens": 9}, "same", "the same prompt or messages, n and max_tokens"),
+        ({"prompt": "Four, five, six,"}, "same", "the same prompt or messages, n and max_tokens"),
+        ({"fingerprint": "bireme-0"}, "same", "the fingerprint, token_ids and finish_reason of each choice"),
         ({"fingerprint": "x" * 2000}, "same", "resume.fingerprint"),
     ],
 )
-def test_what_cannot_be_taken_up_is_refused_by_name(app: App, change, last_event_id, message):
-    choice = {"token_ids": change.get("token_ids", [1, 2, 3])}
-    resume = {"fingerprint": change.get("fingerprint", "bireme-0"), "choices": [choice]}
+def test_what_cannot_be_taken_up_is_refused_by_name(app: App, begun, change, last_event_id, message):
+    event_id, has, of_chat = begun
+    choice = {**has["choices"][0], **{name: change[name] for name in change if name == "token_ids"}}
+    resume = {"fingerprint": change.get("fingerprint", has["fingerprint"]), "choices": [choice]}
     own = {name: value for name, value in change.items() if name not in ("token_ids", "fingerprint")}
-    body = {**TEXT, "stream": True, "return_token_ids": True, "seed": 1, "max_tokens": 8, "resume": resume, **own}
     headers = dict(HEADERS)
     if last_event_id is not None:
-        headers["Last-Event-ID"] = "cmpl-" + "0" * 32 + ":1:3:0" if last_event_id == "same" else last_event_id
+        headers["Last-Event-ID"] = {"same": event_id, "chat": of_chat}.get(last_event_id, last_event_id)
+    body = {**BEGUN, "resume": resume, **own}
     response = httpx.post(f"{app.url}/v1/completions", json=body, headers=headers, timeout=60)
     assert response.status_code == 400
     assert message in response.json()["error"]["message"]
@@ -227,16 +241,18 @@ def test_the_cached_tokens_of_an_answer_taken_up_are_those_it_began_with(app: Ap
         assert rest[-1][1]["usage"]["prompt_tokens_details"]["cached_tokens"] == cached
 
 
-def test_an_answer_that_has_begun_may_be_larger_than_a_request(app: App):
-    """What a client sends back is no prompt: the limit of a request's body does not count it."""
-    resume = {"fingerprint": "bireme-0", "choices": [{"token_ids": [49151] * 20_000}]}
-    body = {**TEXT, "stream": True, "return_token_ids": True, "seed": 1, "max_tokens": 8, "resume": resume}
-    statuses = {}
-    for last_event_id in (None, "cmpl-" + "0" * 32 + ":1:20000:0"):
-        headers = HEADERS if last_event_id is None else {**HEADERS, "Last-Event-ID": last_event_id}
-        response = httpx.post(f"{app.url}/v1/completions", json=body, headers=headers, timeout=60)
-        statuses[last_event_id] = response.status_code, response.json()["error"]["message"][:40]
-    assert list(statuses.values()) == [
-        (413, "the request body exceeds 100000 bytes"),
-        (400, "resume.choices.0 has 20000 tokens; max_t"),
-    ]
+def test_an_answer_that_has_begun_may_be_larger_than_a_request(app: App, begun):
+    """What a client sends back is no prompt: the limit of a request's body does not count it. Of an event that is made up it does
+    not even read the body."""
+    event_id, has, _ = begun
+    text = json.dumps({**BEGUN, "resume": has})
+    made_up = event_id[:-1] + ("A" if event_id[-1] != "A" else "B")
+    found = []
+    for last_event_id, num_bytes in ((None, 103_000), (made_up, 103_000), (event_id, 103_000), (event_id, 104_000)):
+        headers = {**HEADERS, "Content-Type": "application/json"}
+        headers |= {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+        body = text + " " * (num_bytes - len(text))
+        response = httpx.post(f"{app.url}/v1/completions", content=body, headers=headers, timeout=60)
+        found.append(response.status_code)
+    # Sixteen choices have room for their names, and each token for its digits.
+    assert found == [413, 400, 200, 413]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,11 @@ from cluster.outputs import FINISH_LENGTH, TokenDelta, TokenLogprobs
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import RequestEvents
 from deployments.openai_api.sampling import ModelLimits
-from deployments.openai_api.service import OpenAiService
+from deployments.openai_api.service import Caller, OpenAiService
 from deployments.openai_api.text_offsets import prompt_offsets
 from tests.actors.text.tiny_tokenizer import byte_level_metadata
 from tests.conftest import GOLDEN
+from tests.deployments.openai_api.points import point_of
 
 
 def sentencepiece_tokenizer() -> Tokenizer:
@@ -208,12 +211,26 @@ async def test_only_an_answer_that_has_begun_is_taken_up_past_a_full_queue(choic
     engines, submitted = Engines([1, 2]), []
     engines.events = RequestEvents()
     engines.submit = lambda entry, deliver, fail: submitted.append(entry)
-    resume = {"fingerprint": "f", "choices": choices}
-    body = {"prompt": "by", "n": 2, "seed": 1, "stream": True, "return_token_ids": True, "resume": resume}
-    count = sum(len(choice["token_ids"]) for choice in choices)
-    await service(engines, byte_tokenizer()).completion(body, "cmpl-" + "0" * 32 + f":1:{count}:0")
+    body = {"prompt": "by", "n": 2, "seed": 1, "stream": True, "return_token_ids": True}
+    tokenizer = byte_tokenizer()
+    body["resume"] = {"fingerprint": "f", "choices": choices}
+    point = point_of(body, [tokenizer.encode("by")])
+    await service(engines, tokenizer).completion(body, Caller(resumed=point))
     assert submitted
     assert {entry.attempt == 0 for entry in submitted} == {may_be_refused}
+
+
+async def test_a_template_that_writes_the_time_writes_that_of_the_answers_beginning():
+    """Else an answer that is taken up on another day would go on behind another prompt."""
+    tokenizer, engines = byte_tokenizer("{{ strftime_now('%d %H:%M:%S') }}"), Engines([1, 2])
+    engines.events = RequestEvents()
+    began = int(time.time()) - 50_000
+    prompt = tokenizer.encode(datetime.datetime.fromtimestamp(began).strftime("%d %H:%M:%S"))
+    body = {"messages": [{"role": "user", "content": "x"}], "seed": 1, "stream": True, "return_token_ids": True}
+    body["resume"] = {"fingerprint": "f", "choices": [{"token_ids": [1]}]}
+    point = point_of(body, [prompt])._replace(answer_id="chatcmpl-" + "0" * 32, created=began)
+    _, answer = await service(engines, tokenizer).chat(body, Caller(resumed=point))
+    assert answer.prompt_ids == [prompt]
 
 
 def endpoint(kind: str, engines: Engines, tokenizer: Tokenizer, **options):
@@ -332,4 +349,4 @@ async def test_an_event_that_is_taken_up_without_tokens_counts_no_cached_ones():
     engines.submit = lambda entry, put, fail: deliver(entry, lambda d: put(d._replace(num_cached_tokens=2)), fail)
     generation, answer = await endpoint("chat", engines, byte_tokenizer(), stream=True)
     answer.chunks(await generation.read())
-    assert [event_id.split(":")[2:] for event_id in answer.event_ids] == [["0", "0"], ["2", "2"]]
+    assert [event_id.split(":")[2:4] for event_id in answer.event_ids] == [["0", "0"], ["2", "2"]]
