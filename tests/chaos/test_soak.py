@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from tests.chaos.application import Setup, application
 from tests.chaos.faults import KillProcess
-from tests.soak.growth import Record, growths, medians, table
+from tests.soak.growth import Record, Slope, growths, medians, slope, table
 from tests.soak.run import soak
 
 # Each leaves something behind that somebody has to remove.
@@ -20,6 +21,7 @@ KILLS = [
     KillProcess(0.1, 0.0, "haproxy"),
 ]
 SECONDS = 60.0
+ROOT = Path(__file__).parents[2]
 
 
 def record_of(name: str, values: list[float]) -> Record:
@@ -36,6 +38,42 @@ def test_a_count_that_rises_all_the_time_has_grown(name):
     steady = [1000.0 + look % 3 for look in range(60)]
     assert growths(record_of(name, steady)) == []
     assert growths(record_of(name, [1000.0 + 20 * look for look in range(60)])) != []
+
+
+@pytest.mark.parametrize(
+    ("name", "an_hour"),
+    [
+        ("memory runner", 60),
+        ("memory engine", 60),
+        ("memory ingress", 150),
+        ("memory gcs", 90),
+        ("descriptors runner", 60),
+        ("threads ingress", 36),
+        ("asyncio tasks of an ingress", 120),
+        ("token sockets", 20),
+    ],
+)
+def test_a_steady_leak_is_seen_among_the_noise_of_a_real_soak_though_no_third_is_much_higher(name, an_hour):
+    """The record of ten minutes of faults, and a leak in it that is smaller than any step which a fault may leave."""
+    record = Record.from_json((ROOT / "docs" / "soak.json").read_text())
+    assert growths(record) == []
+    leaking = [
+        None if value is None else value + int(an_hour * second / 3600)
+        for second, value in zip(record.seconds, record.counts[name])
+    ]
+    record.counts[name] = leaking
+    (line,) = growths(record)
+    assert line.startswith(f"{name}: ") and "more an hour" in line
+
+
+def test_the_noise_of_one_look_and_a_single_step_are_no_slope():
+    seconds = [10.0 * look for look in range(60)]
+    assert slope(seconds, [100.0 + look % 7 for look in range(60)]).least < 0
+    assert slope(seconds, [100.0 + 4 * (look > 40) for look in range(60)]).least == 0
+    spikes = slope(seconds, [100.0 + 500 * (look % 10 == 9) for look in range(60)])
+    assert spikes.least <= 0 <= spikes.found < 1
+    assert slope(seconds, [100.0 + look for look in range(60)]) == Slope(pytest.approx(360), pytest.approx(360))
+    assert slope([look / 2 for look in range(60)], [float(look) for look in range(60)]) is None, "half a minute"
 
 
 def test_what_fills_at_first_has_not_grown():
