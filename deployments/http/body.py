@@ -29,14 +29,16 @@ def default_body_bytes(max_model_len: int, max_choices: int) -> int:
 
 
 async def read_body(
-    request: Request, max_bytes: int, holding: Holding | None = None, timeout_s: float = BODY_TIMEOUT_S
+    request: Request, max_bytes: int, holding: Holding | None = None, timeout_s: float | None = None
 ) -> bytearray:
     """The body, as it came; ``parse_json`` reads it. ``holding`` counts it as it arrives.
 
     Raises:
-        ApiError: 413 as soon as it is known to exceed ``max_bytes``, 408 if it takes longer than ``timeout_s`` seconds, 400
-            for another content type, 429 if there is no room for it now, 503 if the proxy could not hand it over.
+        ApiError: 413 as soon as it is known to exceed ``max_bytes``, 408 if it takes longer than ``timeout_s`` seconds
+            (BODY_TIMEOUT_S unless told), 400 for another content type, 429 if there is no room for it now, 503 if the proxy could
+            not hand it over.
     """
+    timeout_s = BODY_TIMEOUT_S if timeout_s is None else timeout_s
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise bad_request(

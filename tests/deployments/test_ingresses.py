@@ -23,12 +23,15 @@ from cluster.client.errors import ServerError
 from cluster.tenant import nobody_of
 from deployments.llm import build_openai_app
 from deployments.openai_api.event_ids import EventIds
+from deployments.ray_private import session_logs
 from deployments.replica.engine_replica import RUNNER_NAME_PREFIX
 from deployments.start.cluster_secret import cluster_secret
+from deployments.start.session_logs import MAX_KEPT
 from tests.chaos.application import MODEL, Setup
 from tests.chaos.processes import descendants
 from tests.deployments.conftest import App, wait_for
 from tests.deployments.openai_api.points import point_of
+from tests.deployments.start.test_session_logs import aged
 
 NAME = "pair"
 HARD = {"frequency_penalty": 0.4, "presence_penalty": 0.2, "repetition_penalty": 1.2, "min_tokens": 100}
@@ -98,6 +101,13 @@ def facts(chunks: list[Answer]) -> tuple:
             known[2] += zip(*[v for v in choice.logprobs.values() if isinstance(v, list)]) if choice.logprobs else []
             known[3], known[4] = choice.finish_reason or known[3], choice.stop_reason or known[4]
     return choices, chunks[-1].usage, chunks[0].seed, chunks[0].fingerprint
+
+
+def plant_old_logs() -> Path:
+    """The oldest of more logs of dead processes than are kept."""
+    folder = session_logs()
+    assert folder is not None
+    return [aged(Path(folder) / f"worker-of-old-{age}.err", 10_000 + age) for age in range(MAX_KEPT + 1)][-1]
 
 
 class Streaming:
@@ -170,6 +180,7 @@ def test_answers_of_killed_ingresses_are_those_of_a_life_without_deaths(pair: Pa
         {**plain, "prompt": "Greedy", "temperature": 0, "logprobs": 0, "min_tokens": 300, "stop": [" "]},
     ]
     whole = {**plain, "prompt": "Whole", "seed": 6, "n": 2, "logprobs": 1}
+    oldest_log = plant_old_logs()
     del whole["stream_options"]
     with ThreadPoolExecutor(8) as pool:
         streams = [Streaming(pair, pool, body) for body in bodies]
@@ -179,6 +190,7 @@ def test_answers_of_killed_ingresses_are_those_of_a_life_without_deaths(pair: Pa
             survived = [facts(stream.done.result(timeout=120)) for stream in streams]
             raw = answer.result(timeout=120).raw
     wait_for(pair.is_ready, 60, "the ingresses did not come back")
+    wait_for(lambda: not oldest_log.exists(), 30, "new ingresses have left all logs of the dead")
     with pair.client() as client:
         for body, found in zip(bodies, survived, strict=True):
             # The seed that the first event told is what repeats an answer.
@@ -244,8 +256,10 @@ def test_an_engine_that_leaves_is_seen_to_and_its_answers_go_on(pair: Pair):
         return all(f"\nray_bireme_{name}{{" in text for name in counters)
 
     wait_for(are_exported, 40, f"{counters} are not all in the metrics")
+    oldest_log = plant_old_logs()
     ray.kill(runner)
     wait_for(lambda: leaving not in pair.engines() and pair.is_ready(), 90, "the engine did not come back")
+    wait_for(lambda: not oldest_log.exists(), 30, "the new engine has left all logs of the dead")
 
 
 @pytest.mark.slow

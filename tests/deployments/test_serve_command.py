@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -142,6 +142,18 @@ def check_that_no_key_is_shown(pids: list[int], folders: list[Path], log: Path) 
     assert not [text for text in shown if KEY in text or KEY_OF_VARIABLE in text]
 
 
+def check_that_switches_arrived(pids: list[int], folder: Path) -> None:
+    """What is set for Ray and Serve is what their processes have, and makes HAProxy's configuration."""
+    settings = (folder / "haproxy.cfg").read_text()
+    assert re.findall(r"^\s*timeout client\s+(\S+)", settings, re.MULTILINE) == ["120s"]
+    told = []
+    for pid in pids:
+        with suppress(OSError):
+            if b"/gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                told.append(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    assert [b"RAY_task_events_report_interval_ms=0" in environment for environment in told] == [True]
+
+
 def check_that_files_are_this_users_alone(folders: list[Path]) -> None:
     """Whatever modes Ray gives what it makes, nobody else comes near it."""
     assert [folder.stat().st_mode & 0o077 for folder in folders] == [0] * len(folders)
@@ -202,6 +214,7 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
         assert admin.stat().st_mode & 0o077 == 0
         base = private_base(str(temporary_folder))
         (session,) = (base / "ray").glob("session_2*")
+        check_that_switches_arrived(pids, folder)
         check_that_no_key_is_shown(pids, [base, folder], log)
         check_that_files_are_this_users_alone([base, folder])
         assert answers(url, process, log)

