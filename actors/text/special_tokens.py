@@ -3,6 +3,9 @@
 A chat template joins its own text with the client's, and the tokenizer cannot tell whose ``<|im_end|>`` it reads. So the
 client's are broken by a mark before the template sees them, and the marks are taken out again once it is known where the
 template's own are.
+
+A tokenizer may look for special tokens in normalized text, where full-width or capital letters become those of a control token.
+Templates write theirs out as they are named: whatever else is read as one is the client's, and text.
 """
 
 from __future__ import annotations
@@ -32,14 +35,24 @@ class SpecialTokens:
     def __init__(self, backend: Tokenizer) -> None:
         added = backend.get_added_tokens_decoder()
         self._ids = {token.content: i for i, token in added.items() if token.special}
-        self._texts = sorted((text for text in self._ids if len(text) > 1), key=lambda text: (-len(text), text))
+        normal = _normal_forms(backend, [token for token in added.values() if token.special])
+        forms = {**self._ids, **{form: self._ids[text] for text, form in normal.items() if form not in self._ids}}
+        self._texts = sorted((text for text in forms if len(text) > 1), key=lambda text: (-len(text), text))
         self._first = sorted({text[0] for text in self._texts})
         self._last = sorted({text[-1] for text in self._texts})
         tokens = [added[i] for i in sorted(added)]
         # Finds added tokens exactly where the tokenizer does, and does nothing else.
         self._finder = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
         self._finder.add_tokens(tokens)
-        self._found = {self._finder.token_to_id(text): i for text, i in self._ids.items()}
+        self._finder.add_tokens([AddedToken(form, special=True) for form in forms if form not in self._ids])
+        self._found = {self._finder.token_to_id(text): i for text, i in forms.items()}
+        self._normalizing_finder = None
+        if normal:
+            self._normalizing_finder = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+            self._normalizing_finder.normalizer = backend.normalizer
+            self._normalizing_finder.add_tokens(tokens)
+            names = {self._normalizing_finder.token_to_id(text): text for text in self._ids}
+            self._written = {i: {text, normal.get(text, text)} for i, text in names.items()}
         # Stands where a special token of the template is; nobody outside this process can write it.
         self._stand_in = f"\U0010ffff{secrets.token_hex(16)}\U0010ffff"
         self._plain = _twin(backend, backend.model, tokens)
@@ -74,6 +87,16 @@ class SpecialTokens:
         """Ids of the special tokens that the tokenizer sees in ``text``, in order."""
         ids = _encoded(self._finder, text).ids
         return [self._found[i] for i in ids if i in self._found]
+
+    def reads_more(self, text: str) -> bool:
+        """Whether the tokenizer takes something in ``text`` for a special token that is not written as one."""
+        if self._normalizing_finder is None:
+            return False
+        found = _encoded(self._normalizing_finder, text, offsets=True)
+        return any(
+            i in self._written and text[start:stop].strip() not in self._written[i]
+            for i, (start, stop) in zip(found.ids, found.offsets)
+        )
 
     def encode(self, text: str, mark: str, add_special_tokens: bool) -> list[int]:
         """Token ids of ``text`` without its marks; what they break is plain text, the other special tokens are themselves.
@@ -114,6 +137,16 @@ def unused_mark(texts: list[str]) -> str:
         if not any(mark in text for text in texts):
             return mark
     return "".join(secrets.choice(_MARKS) for _ in range(32))
+
+
+def _normal_forms(backend: Tokenizer, tokens: Iterable[AddedToken]) -> dict[str, str]:
+    """How those tokens that are looked for in normalized text are written there."""
+    normalizer = backend.normalizer
+    if normalizer is None:
+        return {}
+    forms = {token.content: normalizer.normalize_str(token.content) for token in tokens if token.normalized}
+    # What changes again, as with a space that is put before any text, is written so by nobody.
+    return {text: form if normalizer.normalize_str(form) == form else text for text, form in forms.items()}
 
 
 def _twin(backend: Tokenizer, model: Any, tokens: list[AddedToken]) -> Tokenizer:

@@ -146,7 +146,11 @@ class Tokenizer:
         text = self.apply_chat_template(messages, rewrite=note, **options)
         if check is not None:
             check(text)
-        if not special_tokens_as_text or not self._special.may_begin_or_end_in(theirs):
+        if not special_tokens_as_text:
+            return self.encode(text, add_special_tokens)
+        with _valid_unicode():
+            reads_more = self._special.reads_more(text)
+        if not reads_more and not self._special.may_begin_or_end_in(theirs):
             return self.encode(text, add_special_tokens)
         mark = unused_mark(theirs)
 
@@ -161,7 +165,7 @@ class Tokenizer:
             broken = rendered(self._special.break_all)
             if self._special.found(text) != self._special.found(broken):
                 text = broken
-            if mark not in text:
+            if mark not in text and not reads_more:
                 return self.encode(text, add_special_tokens)
             return self._special.encode(text, mark, add_special_tokens)
 
