@@ -74,9 +74,16 @@ class Server:
         self._app = ingress.__serve_build_asgi_app__()
         self.tasks: list[asyncio.Task] = []
 
-    def ask(self, body: dict, last_event_id: str | None = None, key: str = "first-key", path: str = PATH) -> Connection:
+    def ask(
+        self,
+        body: dict,
+        last_event_id: str | None = None,
+        key: str = "first-key",
+        path: str = PATH,
+        resumable: str = "1",
+    ) -> Connection:
         connection = Connection(path, body)
-        headers = {"authorization": f"Bearer {key}", "bireme-resumable": "1"}
+        headers = {"authorization": f"Bearer {key}", "bireme-resumable": resumable}
         headers |= {} if last_event_id is None else {"last-event-id": last_event_id}
         connection.scope["headers"] += [(name.encode(), value.encode()) for name, value in headers.items()]
         connection.task = asyncio.create_task(self._app(connection.scope, connection.receive, connection.send))
@@ -124,6 +131,20 @@ async def test_a_made_up_event_is_refused_before_its_body_is_read(server):
         assert json.loads(connection.body)["error"]["code"] == "invalid_event_id"
         assert connection._pieces
     assert not server.engines.open
+
+
+async def test_a_header_that_is_refused_starts_nothing(server):
+    error = await server.refusal(BODY, resumable="2")
+    assert error["param"] == "bireme-resumable"
+    assert not server.engines.open
+
+
+async def test_a_stream_without_ids_is_none_that_another_takes_up(server):
+    connection = server.ask(BODY, resumable="0")
+    await until(lambda: len(server.engines.open) == 2, 10)
+    server.engines.deliver(65)
+    await until(lambda: connection.body.count(b"data: {") == 2, 10)
+    assert b"\nid: " not in connection.body and not len(server.live)
 
 
 async def test_an_answer_is_taken_up_past_a_full_queue_as_it_was_and_not_otherwise(server):
