@@ -8,9 +8,9 @@ up nobody. Depth, number of values and keys, and length of numbers are bounded. 
 from __future__ import annotations
 
 import codecs
-import itertools
 import json
 import re
+from collections.abc import Iterator
 from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined]
 from typing import Any
 
@@ -24,6 +24,8 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 # Elements of a list of token ids, all but the last one.
 _INTEGERS = re.compile(r"(?:[ \t\n\r]{0,16}-?(?:0|[1-9]\d{0,18})[ \t\n\r]{0,16},){1,4096}", re.ASCII)
 _NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))(\.\d+)?([eE][-+]?\d+)?", re.ASCII)
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
+_MANY_PLAIN = 64
 # A pair of surrogates is one character, so a piece of a string must not end between its halves.
 _STRING = re.compile(
     r'(?:[^"\\]{1,64}|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\["\\/bfnrt]){1,2048}'
@@ -32,6 +34,9 @@ _LITERALS = {"n": ("null", None), "t": ("true", True), "f": ("false", False)}
 _NOT_JSON = ("NaN", "Infinity", "-Infinity")
 
 
+# So many values are written in one call, within a millisecond.
+_VALUES_AT_ONCE = 2**11
+_CHARS_A_VALUE = 64
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -50,13 +55,59 @@ def read_json_text(data: bytes | bytearray) -> Any:
 
 def write_json(value: Any, in_pieces: bool = False) -> list[str]:
     """JSON without spaces and escapes of what is not ASCII. ``in_pieces`` takes longer, and other threads run meanwhile."""
-    if not in_pieces:
-        return [_ENCODER.encode(value)]
-    written = iter(_ENCODER.iterencode(value))
-    pieces = []
-    while piece := "".join(itertools.islice(written, 4096)):
-        pieces.append(piece)
-    return pieces
+    return list(_written(value)) if in_pieces else [_ENCODER.encode(value)]
+
+
+def _written(value: Any) -> Iterator[str]:
+    if _room_left(value, _VALUES_AT_ONCE) >= 0:
+        yield _ENCODER.encode(value)
+    elif isinstance(value, dict):
+        for i, (name, item) in enumerate(value.items()):
+            # As the library writes names that are no strings.
+            yield ("," if i else "{") + _ENCODER.encode({name: 0})[1:-2]
+            yield from _written(item)
+        yield "}"
+    elif isinstance(value, (list, tuple)):
+        yield from _written_list(value)
+    else:
+        yield _ENCODER.encode(value)
+
+
+def _written_list(values: list[Any] | tuple[Any, ...]) -> Iterator[str]:
+    """Small neighbours are written together."""
+    joint, begin, room = "[", 0, _VALUES_AT_ONCE
+    for i, item in enumerate(values):
+        left = _room_left(item, room)
+        if left >= 0:
+            room = left
+            continue
+        if begin < i:
+            yield joint + _ENCODER.encode(values[begin:i])[1:-1]
+            joint = ","
+        begin, room = i, _room_left(item, _VALUES_AT_ONCE)
+        if room < 0:
+            yield joint
+            yield from _written(item)
+            joint, begin, room = ",", i + 1, _VALUES_AT_ONCE
+    yield (joint + _ENCODER.encode(values[begin:])[1:-1] if begin < len(values) else "") + "]"
+
+
+def _room_left(value: Any, room: int) -> int:
+    """What is left of a room of so many values with ``value`` in it; below 0 if it does not fit, and not all is looked at."""
+    room -= 1
+    if isinstance(value, str):
+        return room - len(value) // _CHARS_A_VALUE
+    if isinstance(value, dict):
+        for name, item in value.items():
+            room = _room_left(item, room - len(name) // _CHARS_A_VALUE if isinstance(name, str) else room)
+            if room < 0:
+                break
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            room = _room_left(item, room)
+            if room < 0:
+                break
+    return room
 
 
 def _decoded(data: bytes | bytearray) -> str:
@@ -85,8 +136,11 @@ class _Reader:
         return value
 
     def _skip(self, index: int) -> int:
-        # Runs of spaces are short; a long one is skipped in one call, a nanosecond a character.
-        return _SPACE.match(self._text, index).end()  # type: ignore[union-attr]
+        while True:
+            end = _SPACE.match(self._text, index, index + _PIECE).end()  # type: ignore[union-attr]
+            if end < index + _PIECE:
+                return end
+            index = end
 
     def _value(self, index: int, depth: int) -> tuple[Any, int]:
         self._num_values += 1
@@ -173,6 +227,11 @@ class _Reader:
             return scanstring(text, begin, True)
         pieces, position = [], begin
         while True:
+            plain = _PLAIN.match(text, position, position + _PIECE)
+            if plain is not None and plain.end() >= position + _MANY_PLAIN:
+                pieces.append(plain[0])
+                position = plain.end()
+                continue
             run = _STRING.match(text, position)
             if run is None:
                 break

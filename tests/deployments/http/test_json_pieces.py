@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -38,6 +39,77 @@ def outcome(read, data: bytes) -> str:
 
 def library(data: bytes) -> object:
     return json.loads(data, parse_constant=refuse)
+
+
+class Watched:
+    """A pattern that notes how much of a text it was to look at in one call."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self.pattern = pattern
+        self.longest = 0
+
+    def match(self, text: str, begin: int, end: int | None = None) -> re.Match[str] | None:
+        found = self.pattern.match(text, begin, len(text) if end is None else end)
+        self.longest = max(self.longest, found.end() - begin if found else 0)
+        return found
+
+
+@pytest.mark.parametrize("piece", [" ", "x", "\U0001f600", "\\n", "\\ud83d\\ude00", "1", "1,", "x\\n"])
+def test_no_call_looks_at_more_than_a_piece(piece, monkeypatch):
+    names = ["_SPACE", "_PLAIN", "_STRING", "_NUMBER", "_INTEGERS"]
+    watched = [Watched(getattr(json_pieces, name)) for name in names]
+    for name, pattern in zip(names, watched):
+        monkeypatch.setattr(json_pieces, name, pattern)
+    many = piece * (300_000 // len(piece))
+    for text in (many + "1", f'"{many}"', f"[{many}1]", f'{{"{many}":1}}', f"[1,{many}1]"):
+        outcome(read_json_text, text.encode())
+    assert max(pattern.longest for pattern in watched) <= 2**17
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+@settings(deadline=None, max_examples=30)
+@given(
+    value=VALUES,
+    spaces=st.text(" \t\n\r", min_size=1, max_size=40),
+    indent=st.sampled_from([None, 1]),
+    times=st.integers(1, 40),
+)
+def test_pieces_of_any_size_make_no_difference(size, value, spaces, indent, times):
+    text = json.dumps([value, "é\n\U0001f600" * times, "plain" * times], indent=indent, ensure_ascii=bool(times % 2))
+    data = (spaces + text.replace(",", f",{spaces}").replace(":", f"{spaces}:") + spaces).encode(
+        "utf-8", "surrogatepass"
+    )
+    plain = outcome(library, data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_pieces, "_PIECE", max(size, 64))  # numbers are read in one piece
+        patch.setattr(json_pieces, "_MANY_PLAIN", min(size, 64))
+        assert outcome(read_json_text, data) == plain
+
+
+NAMES = (
+    st.text(max_size=4) | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False)
+)
+WRITTEN = st.recursive(
+    VALUES,
+    lambda inner: st.dictionaries(NAMES, inner, max_size=4) | st.lists(inner, max_size=5).map(tuple),
+    max_leaves=20,
+)
+
+
+@pytest.mark.parametrize("room", [1, 2, 20])
+@settings(deadline=None, max_examples=30)
+@given(value=WRITTEN)
+def test_what_is_written_in_pieces_is_what_is_written_at_once(room, value):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_pieces, "_VALUES_AT_ONCE", room)
+        assert "".join(write_json(value, in_pieces=True)) == "".join(write_json(value))
+
+
+def test_a_long_answer_is_written_in_short_pieces():
+    entry = {"logprob": -1.25, "rank": 3, "decoded_token": "tok"}
+    pieces = write_json({"choices": [{"tops": [{str(i): entry for i in range(21)}] * 2000, "text": "x" * 9}] * 2}, True)
+    assert max(map(len, pieces)) < 2**17
+    assert len(pieces) < 1000
 
 
 @settings(deadline=None)
