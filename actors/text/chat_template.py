@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.sandbox
 
 from cluster.errors import InvalidRequestError, ModelLoadError
@@ -108,7 +109,9 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: dict[str, str], where: object) -> None:
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._template = environment.from_string(source)
+            self._used = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise ModelLoadError(
                 f"the chat template of {where} is not valid ({error}): mend or remove it.", "tokenizer"
@@ -133,7 +136,8 @@ class ChatTemplate:
             messages: OpenAI chat messages; content is a string, None, or a list of text parts, which are joined by newlines.
             tools: OpenAI tool definitions, passed on to the template.
             template_kwargs: further variables of the template, e.g. enable_thinking; a name that has a meaning of its own
-                there (those above, special tokens, Jinja's functions) is refused.
+                there (those above, special tokens, Jinja's functions) is refused, and one that the template does not name is
+                left out.
             rewrite: called for every string of the client's that the template gets, roles and names of variables excepted;
                 the template gets what it returns.
             mark: what ``rewrite`` puts into strings; it does not count towards MAX_RENDERED_CHARS.
@@ -148,7 +152,8 @@ class ChatTemplate:
                 "chat_template_kwargs",
             )
         plain = [_plain(m, i) for i, m in enumerate(messages)]
-        own = dict(template_kwargs or {})
+        # Others would be rewritten for nothing, however large.
+        own = {name: value for name, value in (template_kwargs or {}).items() if name in self._used}
         if rewrite is not None:
             plain = [_rewritten_message(message, rewrite) for message in plain]
             tools = _rewritten(tools, rewrite, "tools")

@@ -23,6 +23,8 @@ _MARKS = [chr(code) for code in range(0x2800, 0x2900)]
 
 # Encoding this many characters takes about a millisecond.
 _SHORT = 4096
+# Marks are put into so many at a time: replacing keeps the interpreter to itself, and in a long text others are to run meanwhile.
+_PIECE_CHARS = 2**16
 
 
 class SpecialTokens:
@@ -71,12 +73,16 @@ class SpecialTokens:
     def break_whole(self, text: str, mark: str) -> str:
         """``text`` with a mark in every special token that is written out in it."""
         for special in self._texts:
-            if special in text:
-                text = text.replace(special, special[0] + mark + special[1:])
+            text = _replaced(text, special, special[0] + mark + special[1:])
         return text
 
     def break_all(self, text: str, mark: str) -> str:
         """``text`` with marks such that nothing which a template makes of it has a special token that begins or ends in it."""
+        # Single characters are replaced, so that pieces make the same of it as the whole.
+        pieces = [text[begin : begin + _PIECE_CHARS] for begin in range(0, len(text), _PIECE_CHARS)]
+        return "".join([self._break_piece(piece, mark) for piece in pieces])
+
+    def _break_piece(self, text: str, mark: str) -> str:
         for char in self._first:
             text = text.replace(char, char + mark)
         for char in self._last:
@@ -129,6 +135,23 @@ def _encoded(backend: Tokenizer, text: str, add_special_tokens: bool = True, off
     # A batch is encoded without the interpreter's lock.
     encode = backend.encode_batch if offsets else backend.encode_batch_fast
     return encode([text], add_special_tokens=add_special_tokens)[0]
+
+
+def _replaced(text: str, old: str, new: str) -> str:
+    """``text.replace(old, new)`` in pieces."""
+    if len(text) <= _PIECE_CHARS:
+        return text.replace(old, new)
+    pieces, begin = [], 0
+    while begin < len(text):
+        # Holds all that begins within the piece, and nothing that begins behind it.
+        piece = text[begin : begin + _PIECE_CHARS + len(old) - 1]
+        parts = piece.split(old)
+        # The last one may reach beyond the piece.
+        end = max(min(_PIECE_CHARS, len(piece)), len(piece) - len(parts[-1]))
+        parts[-1] = parts[-1][: len(parts[-1]) - (len(piece) - end)]
+        pieces.append(new.join(parts))
+        begin += end
+    return "".join(pieces)
 
 
 def unused_mark(texts: list[str]) -> str:

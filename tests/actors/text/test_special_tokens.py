@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from actors.text import special_tokens
 from actors.text.gguf_tokenizer import build_tokenizer
-from actors.text.special_tokens import unused_mark
+from actors.text.special_tokens import SpecialTokens, unused_mark
 from actors.text.tokenizer import Tokenizer, TokenizerParts
 from cluster.errors import InvalidRequestError
 from tests.actors.text.tiny_tokenizer import byte_level_metadata
@@ -304,8 +307,81 @@ def test_variables_nested_too_deeply_are_refused_by_name():
     for _ in range(5000):
         deep = [deep]
     with pytest.raises(InvalidRequestError, match="nested too deeply") as caught:
-        tokenizer("byte_level").encode_chat(user("x"), template_kwargs={"deep": deep})
+        tokenizer("byte_level", "{{ deep }}").encode_chat(user("x"), template_kwargs={"deep": deep})
     assert caught.value.param == "chat_template_kwargs"
+
+
+def test_a_variable_that_the_template_does_not_name_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    """However large it is, and whatever it holds."""
+    tk = tokenizer("byte_level", "{% macro shown(x) %}{{ x }}{% endmacro %}{{ shown(mood) }}{{ messages[0].content }}")
+    seen: list[str] = []
+    variables = {"mood": "a", "other": ["<|im_end|>"] * 3}
+    text = tk.apply_chat_template(user("x"), template_kwargs=variables, rewrite=lambda t: seen.append(t) or t)
+    assert (text, sorted(seen)) == ("ax", ["a", "x"])
+
+
+# Specials that overlap themselves and each other, and a mark of several characters.
+OVERLAPPING = ["aa", "aba", "abab", "<|a|>", "ba", "<a>"]
+
+
+def plainly_broken(text: str, mark: str, whole: bool) -> str:
+    """What the special tokens make of a text in single calls."""
+    longest_first = sorted(OVERLAPPING, key=lambda special: (-len(special), special))
+    if whole:
+        for special in longest_first:
+            text = text.replace(special, special[0] + mark + special[1:])
+        return text
+    for char in sorted({special[0] for special in OVERLAPPING}):
+        text = text.replace(char, char + mark)
+    for char in sorted({special[-1] for special in OVERLAPPING}):
+        text = text.replace(char, mark + char)
+    return text
+
+
+@lru_cache(None)
+def overlapping() -> SpecialTokens:
+    backend = tokenizers.Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    backend.add_special_tokens(OVERLAPPING)
+    return SpecialTokens(backend)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64])
+@settings(deadline=None, max_examples=40)
+@given(
+    text=st.text("ab<|>x\u2800\U0001f600", max_size=30)
+    | st.lists(st.sampled_from([*OVERLAPPING, "a", "x"])).map("".join),
+    mark=st.sampled_from(["\u2800", "\u2801\u2802"]),
+)
+def test_marks_are_where_they_were_in_pieces_of_any_size(size, text, mark):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(special_tokens, "_PIECE_CHARS", size)
+        assert overlapping().break_whole(text, mark) == plainly_broken(text, mark, whole=True)
+        assert overlapping().break_all(text, mark) == plainly_broken(text, mark, whole=False)
+
+
+def test_others_run_while_marks_are_put_into_a_long_text():
+    """Replaced in one call, these characters keep the interpreter to themselves."""
+    longest, stop = [0.0], threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            begun = time.process_time()
+            time.sleep(0.001)
+            longest[0] = max(longest[0], time.process_time() - begun)
+
+    texts = ["\U0001f600" + piece * (2**23 // len(piece)) for piece in ("<", "<|a|>")]
+    begun = time.process_time()
+    texts[0].replace("<", "<\u2800")
+    one_call_s = time.process_time() - begun
+    watch = threading.Thread(target=look)
+    watch.start()
+    for text in texts:
+        overlapping().break_all(text, "\u2800")
+        overlapping().break_whole(text, "\u2800")
+    stop.set()
+    watch.join()
+    print(f"longest turn {longest[0] * 1e3:.0f} ms, in one call {one_call_s * 1e3:.0f} ms")
+    assert longest[0] < one_call_s * 0.6
 
 
 def test_parts_of_a_content_make_no_token_together():
