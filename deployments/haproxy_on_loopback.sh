@@ -3,7 +3,8 @@
 # metrics listen on this machine alone, only this user may talk to the admin socket, as long as no application is known,
 # after a restart, a request is told to come back (503) instead of that its path does not exist (404), and requests are not
 # spliced: of a client that leaves before its answer begins, HAProxy 2.8 does not tell the ingress where the request was, and
-# came in two pieces, as Python's clients send it. A header must be complete within $BIREME_HEADER_TIMEOUT_S (10), and one
+# came in two pieces, as Python's clients send it. The ingress is told the address of a client, and a client on this machine cannot
+# claim another one. A header must be complete within $BIREME_HEADER_TIMEOUT_S (10), and one
 # address has at most $BIREME_MAX_CONNECTIONS_PER_ADDRESS connections (three quarters of all; 0: as many as there are). Ray Serve
 # has no option for any of them. What http_options.host says about the API stays. Its process id goes into
 # $BIREME_HAPROXY_PIDS, by which the run folder's janitor finds it: HAProxy outlives a Ray that is killed.
@@ -18,13 +19,14 @@ if [ -n "$config" ]; then
     all=$(sed -n 's/^ *maxconn \([0-9]\{1,\}\)$/\1/p' "$config" | head -n 1)
     most=${BIREME_MAX_CONNECTIONS_PER_ADDRESS:-$((${all:-4096} * 3 / 4))}
     header=${BIREME_HEADER_TIMEOUT_S:-10}
+    claims='\n    http-request del-header X-Forwarded-For if { src 127.0.0.0\/8 ::1 }'
     table=
     if [ "$most" -gt 0 ]; then
         table='stick-table type ipv6 size 100k expire 10m store conn_cur\n    tcp-request connection track-sc0 src'
         table="\\n    $table\\n    tcp-request connection reject if { sc0_conn_cur gt $most }"
     fi
-    sed -e "/^defaults/,/mode http/ s/^ *mode http\$/&\\n    timeout http-request ${header}s/" \
-        -e "/^frontend http_frontend/,/bind/ s/^ *bind .*/&$table/" \
+    sed -e "/^defaults/,/mode http/ s/^ *mode http\$/&\\n    timeout http-request ${header}s\\n    option forwardfor/" \
+        -e "/^frontend http_frontend/,/bind/ s/^ *bind .*/&$table$claims/" \
         -e '/^frontend prometheus/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
         -e '/^ *option splice-request *$/d' \
         -e '/^listen stats/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \

@@ -28,7 +28,7 @@ from deployments.admin.cluster_status import cluster_status
 from deployments.admin.engine_timeline import engine_timeline
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
 from deployments.http.body import default_body_bytes, read_body
-from deployments.http.connection import ClientGoneError, while_connected
+from deployments.http.connection import ClientGoneError, Peer, while_connected
 from deployments.http.event_stream import EventStream
 from deployments.http.generation import Generation
 from deployments.http.keys import ApiKeys
@@ -217,15 +217,16 @@ class OpenAiIngress:
         max_bytes = self._config.max_prompt_bytes or default_body_bytes(max_model_len, max_choices)
         tenant, last_event_id = request.state.tenant, request.headers.get(LAST_EVENT_ID_HEADER)
         resumable = wants_event_ids(request.headers.get(RESUMABLE_HEADER), last_event_id)
-        caller = Caller(tenant, service.resume_point(last_event_id, tenant), resumable)
+        peer = Peer.of(request.scope, request.receive, tenant)
+        caller = Caller(tenant, peer, service.resume_point(last_event_id, tenant), resumable)
         max_bytes += max_resume_bytes(caller.resumed, max_choices, max_model_len)
-        with large_requests.holding() as holding:
+        with large_requests.holding(peer.name) as holding:
             try:
                 body = await read_body(request, max_bytes, holding)
-            except ClientDisconnect:
+                started = await start(service, body, caller)
+            except (ClientDisconnect, ClientGoneError):
                 return Response(status_code=499)
-            started = await start(service, body, caller)
-        return await _answer(request, *started, resumable)
+        return await _answer(peer, *started, resumable)
 
     async def _ready(self) -> OpenAiService:
         """The service. A new ingress gets requests at once, also in an update under load, so they wait for it a while."""
@@ -239,15 +240,17 @@ class OpenAiIngress:
         return model_object(service.model_id, self._created, service.limits.max_model_len)
 
 
-async def _answer(request: Request, generation: Generation, answer: OpenAiResponse, resumable: bool) -> Response:
+async def _answer(peer: Peer, generation: Generation, answer: OpenAiResponse, resumable: bool) -> Response:
     response: Response | None = None
     try:
         patience_s = _STREAM_STATUS_PATIENCE_S if answer.request.stream else _STATUS_PATIENCE_S
-        first = await while_connected(request.receive, _first_tokens(generation, patience_s))
+        first = await while_connected(peer.receive, _first_tokens(generation, patience_s))
         # A status is a promise: a full queue is no reason to break it.
         generation.accept()
-        is_stream = answer.request.stream
-        response = EventStream(generation, answer, first, resumable) if is_stream else WholeAnswer(generation, answer)
+        if answer.request.stream:
+            response = EventStream(generation, answer, first, resumable, peer.name)
+        else:
+            response = WholeAnswer(generation, answer, peer.name)
         return response
     except ClientGoneError:
         return Response(status_code=499)

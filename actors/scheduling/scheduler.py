@@ -101,7 +101,8 @@ class Scheduler:
             )
         if len(request.output_token_ids) >= params.max_tokens:
             raise InvalidRequestError("output_token_ids already reach max_tokens", "output_token_ids")
-        # A client in the middle of its answer, or one that waited elsewhere, has room where others are refused; a later attempt alone does not mean that it is.
+        # An answer in the middle, or a request that waited elsewhere, has room where others are refused; a later attempt alone is
+        # neither.
         # Those that find a free slot in the next step are not in the queue.
         more = len(self._free_slots) + (self.max_num_seqs if request.output_token_ids or request.moved else 0)
         limit = self.max_queued_requests + more

@@ -31,7 +31,7 @@ def default_body_bytes(max_model_len: int, max_choices: int) -> int:
 async def read_body(
     request: Request, max_bytes: int, holding: Holding | None = None, timeout_s: float | None = None
 ) -> bytearray:
-    """The body, as it came; ``parse_json`` reads it. ``holding`` counts it as it arrives.
+    """The body, as it came; ``parse_json`` reads it. ``holding`` counts it: from the beginning if its length is told.
 
     Raises:
         ApiError: 413 as soon as it is known to exceed ``max_bytes``, 408 if it takes longer than ``timeout_s`` seconds
@@ -47,8 +47,10 @@ async def read_body(
             code="invalid_content_type",
         )
     length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > max_bytes):
-        raise _too_large(max_bytes)
+    if length.isascii() and length.isdigit():
+        if len(length) > 18 or int(length) > max_bytes:
+            raise _too_large(max_bytes)
+        _count(int(length), max_bytes, holding)
     try:
         return await asyncio.wait_for(_read(request, max_bytes, holding), timeout_s)
     except asyncio.TimeoutError:
@@ -80,9 +82,13 @@ async def _read(request: Request, max_bytes: int, holding: Holding | None) -> by
         if len(body) + len(piece) > max_bytes:
             raise _too_large(max_bytes)
         body += piece
-        if holding is not None and len(body) > SMALL_BYTES:
-            holding.grow_to(len(body), max_bytes)
+        _count(len(body), max_bytes, holding)
     return body
+
+
+def _count(num_bytes: int, max_bytes: int, holding: Holding | None) -> None:
+    if holding is not None and num_bytes > SMALL_BYTES:
+        holding.grow_to(num_bytes, max_bytes)
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -1,18 +1,73 @@
-"""Working for a client only as long as it is there."""
+"""The client at the other end: who it is, whether its leaving is noticed, and working for it only as long as it is there."""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from starlette.types import Receive
+from starlette.types import Message, Receive, Scope
+
+from cluster.tenant import Tenant
+from deployments.start.serve_environment import haproxy_is_ours, haproxy_is_used
+
+# Whoever has an IPv6 address has so many.
+_NETWORK_BITS = 64
 
 _Result = TypeVar("_Result")
 
 
 class ClientGoneError(Exception):
     """The client closed its connection before the answer was complete."""
+
+
+async def _stays() -> Message:
+    return await asyncio.get_running_loop().create_future()
+
+
+class Peer(NamedTuple):
+    """The client of one request.
+
+    Attributes:
+        name: under which it takes turns for what the ingress itself does: its API key where there are several, else its address.
+        receive: tells when it has gone, once its body was read.
+    """
+
+    name: str = ""
+    receive: Receive = _stays
+
+    @classmethod
+    def of(cls, scope: Scope, receive: Receive, tenant: Tenant) -> Peer:
+        """Who sent a request, whose API key is ``tenant``'s."""
+        return cls(tenant.id or _address(scope), receive)
+
+
+def _address(scope: Scope) -> str:
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    mapped = address.ipv4_mapped
+    return str(mapped or ipaddress.ip_network((int(address), _NETWORK_BITS), strict=False))
+
+
+def may_leave_unnoticed(scope: Scope) -> bool:
+    """Whether nothing may tell of a client that leaves before its answer begins, or its connection may be closed for silence:
+    there is an HAProxy that splices requests, or a proxy of which nothing is known.
+
+    Serve's own proxy and HAProxy as ``bireme serve`` starts it tell at once, and are patient.
+    """
+    if haproxy_is_used() and not haproxy_is_ours():
+        return True
+    headers = scope.get("headers", ())
+    forwarded = b",".join(value for name, value in headers if name == b"x-forwarded-for")
+    # Our HAProxy adds the address that it sees.
+    num_proxies = len([address for address in forwarded.split(b",") if address.strip()]) - haproxy_is_used()
+    return num_proxies > 0 or any(name in (b"via", b"forwarded") for name, _ in headers)
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, _Result]) -> _Result:

@@ -41,7 +41,7 @@ _HEADERS = {
 _PROMISE = {MAX_SILENCE_HEADER: f"{2 * _KEEP_ALIVE_S:g}"}
 
 # The line ends outside ASCII that splitters of text know, and JSON does not escape.
-_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+_LINE_ENDS = {char: f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
 
 def encode_events(objects: list[dict[str, Any]], ids: Sequence[str] = (), in_pieces: bool = False) -> bytes:
@@ -52,7 +52,10 @@ def encode_events(objects: list[dict[str, Any]], ids: Sequence[str] = (), in_pie
 
 
 def _encoded(text: str) -> bytes:
-    return (text if text.isascii() else text.translate(_LINE_ENDS)).encode()
+    if not text.isascii():
+        for char, escaped in _LINE_ENDS.items():
+            text = text.replace(char, escaped)
+    return text.encode()
 
 
 class EventStream(Response):
@@ -66,14 +69,18 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, answer: ResponseBuilder, first: dict[int, str], resumable: bool) -> None:
-        """``first`` is what the first ``Generation.read`` returned, or empty: a status can no longer be sent after it."""
+    def __init__(
+        self, generation: Generation, answer: ResponseBuilder, first: dict[int, str], resumable: bool, client: str = ""
+    ) -> None:
+        """``first`` is what the first ``Generation.read`` returned, or empty: a status can no longer be sent after it. ``client``
+        is for whom it is built (``Peer.name``)."""
         super().__init__(headers={**_HEADERS, **(_PROMISE if resumable else {})})
         del self.headers["content-length"]
         self._generation = generation
         self._answer = answer
         self._first = first
         self._resumable = resumable
+        self._client = client
         self._has_written = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,7 +98,7 @@ class EventStream(Response):
         keeping_alive.add_done_callback(self._no_longer_alive)
         try:
             while True:
-                events = await large_requests.build(answer.num_values(texts), self._events, texts)
+                events = await large_requests.build(self._client, answer.num_values(texts), self._events, texts)
                 if events:
                     self._has_written = True
                     await _send_body(send, events)
@@ -107,6 +114,11 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": tail + b"data: [DONE]\n\n", "more_body": False})
 
     def _events(self, in_pieces: bool, texts: dict[int, str]) -> bytes:
+        # Choice by choice, so that of a long answer little is there at once: the collector looks at all of it, and holds all up.
+        parts = [{index: text} for index, text in texts.items()] if in_pieces else [texts]
+        return b"".join([self._encoded_chunks(part, in_pieces) for part in parts])
+
+    def _encoded_chunks(self, texts: dict[int, str], in_pieces: bool) -> bytes:
         chunks = self._answer.chunks(texts)
         return encode_events(chunks, self._answer.event_ids if self._resumable else (), in_pieces)
 

@@ -16,6 +16,7 @@ from cluster.journal import JournalEntry
 from cluster.tenant import NOBODY, Tenant
 from deployments.http.body import parse_json
 from deployments.http.choice import Choice
+from deployments.http.connection import Peer, while_connected
 from deployments.http.generation import Generation
 from deployments.http.large_requests import SMALL_BYTES, large_requests
 from deployments.http.live_answers import LiveAnswers
@@ -47,11 +48,13 @@ class Caller(NamedTuple):
 
     Attributes:
         tenant: whom the request belongs to.
+        peer: takes turns with others where the request is large.
         resumed: the event that it goes on after; None for a request from the beginning.
         resumable: events of a stream get ids.
     """
 
     tenant: Tenant = NOBODY
+    peer: Peer = Peer()
     resumed: ResumePoint | None = None
     resumable: bool = True
 
@@ -99,6 +102,7 @@ class OpenAiService:
 
         Raises:
             ApiError: the request is refused; nothing was started.
+            ClientGoneError: nobody waits for it any more; nothing was started.
         """
         return await self._start(self._completion, body, caller)
 
@@ -107,14 +111,16 @@ class OpenAiService:
 
         Raises:
             ApiError: the request is refused; nothing was started.
+            ClientGoneError: nobody waits for it any more; nothing was started.
         """
         return await self._start(self._chat, body, caller)
 
     async def _start(self, prepare: _Prepare, body: Any, caller: Caller) -> tuple[Generation, OpenAiResponse]:
         received = time.monotonic()
         if isinstance(body, bytearray) and len(body) > SMALL_BYTES:
-            large_requests.check_queue()
-            generation, answer = await large_requests.run(prepare, body, caller, received)
+            peer = caller.peer
+            preparing = large_requests.prepare(peer.name, len(body), prepare, body, caller, received)
+            generation, answer = await while_connected(peer.receive, preparing)
         else:
             generation, answer = prepare(body, caller, received)
         resume, answer.request.resume = answer.request.resume, None

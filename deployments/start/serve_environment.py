@@ -123,6 +123,16 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
     }
 
 
+def haproxy_is_used() -> bool:
+    """Whether HAProxy is the proxy, asked in a process of the cluster."""
+    return os.environ.get(_HAPROXY) == "1"
+
+
+def haproxy_is_ours() -> bool:
+    """Whether HAProxy is started through the script of ours, asked in a process of the cluster."""
+    return Path(os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH", "")).name == HAPROXY_ON_LOOPBACK.name
+
+
 def max_connections() -> int:
     """Connections that HAProxy may have with clients. It does not start where there are too few descriptors: two for each, and
     half a one for the pipes that it splices with."""
@@ -133,7 +143,7 @@ def max_connections() -> int:
 
 def fallback_port() -> int | None:
     """Where Serve keeps a proxy of its own beside HAProxy, asked in a process of the cluster; None without HAProxy."""
-    if os.environ.get(_HAPROXY) != "1":
+    if not haproxy_is_used():
         return None
     from deployments.ray_private import FALLBACK_PROXY_PORT
 

@@ -59,10 +59,10 @@ backend ingress
 
 
 @contextlib.asynccontextmanager
-async def listening(engines: Engines) -> AsyncIterator[int]:
+async def listening(engines: Engines, around=lambda app: app) -> AsyncIterator[int]:
     """Port on which an ingress listens, as Serve has it listen."""
     port = free_port()
-    app = serving(engines).__serve_build_asgi_app__()
+    app = around(serving(engines).__serve_build_asgi_app__())
     server = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="off", log_config=None))
     task = asyncio.create_task(server.serve())
     try:
@@ -172,6 +172,27 @@ async def test_a_slow_answer_to_http_1_0_is_streamed_and_a_whole_one_has_no_spac
         head, body = await asked
     assert b" 503 " in head.splitlines()[0]
     assert json.loads(body)["error"]["code"] == "engine_dead"
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_haproxy_tells_the_address_of_a_client_which_it_cannot_choose(tmp_path, version):
+    """Clients take turns by it. The header of one on this machine would be believed: it is dropped."""
+    seen: list[dict] = []
+
+    def noting(app):
+        async def noted(scope, receive, send) -> None:
+            seen.append(scope)
+            await app(scope, receive, send)
+
+        return noted
+
+    async with listening(Engines([65]), noting) as back, haproxy(back, tmp_path) as port:
+        forged = ("X-Forwarded-For: 192.0.2.1", "X-Forwarded-For: 192.0.2.2", "Connection: close")
+        head, _ = await answer_of(port, *request(version, {"prompt": "x"}, *forged))
+    assert b" 200 " in head.splitlines()[0]
+    (scope,) = seen
+    assert scope["client"][0] == "127.0.0.1"
+    assert [value for name, value in scope["headers"] if name == b"x-forwarded-for"] == [b"127.0.0.1"]
 
 
 @pytest.mark.parametrize("size", [0, 100_000])

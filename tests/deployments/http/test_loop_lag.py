@@ -12,6 +12,7 @@ import json
 import resource
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -266,7 +267,7 @@ def resident_bytes() -> int:
 
 
 async def test_a_body_that_finds_no_room_is_told_to_come_back(tokenizer, monkeypatch):
-    monkeypatch.setattr(large_requests, "bytes_in_flight", 2**40)
+    monkeypatch.setattr(large_requests, "_bytes", Counter({"another": 2**40}))
     status, answer = await ask(application(tokenizer), PROMPT, filled('{"prompt":"', "x", '"}', size=100_000))
     assert (status, json.loads(answer)["error"]["code"]) == (429, "overloaded")
     status, _ = await ask(application(tokenizer), PROMPT, b'{"prompt":"x"}')
@@ -275,7 +276,7 @@ async def test_a_body_that_finds_no_room_is_told_to_come_back(tokenizer, monkeyp
 
 async def test_only_so_many_large_bodies_wait_for_their_turn(tokenizer):
     ended = threading.Event()
-    waiting = [asyncio.ensure_future(large_requests.run(ended.wait, 60)) for _ in range(258)]
+    waiting = [asyncio.ensure_future(large_requests.prepare("", 1, ended.wait, 60)) for _ in range(256)]
     await asyncio.sleep(0)
     try:
         status, answer = await ask(application(tokenizer), PROMPT, filled('{"prompt":"', "x", '"}', size=10_000))

@@ -20,6 +20,7 @@ from deployments.http.keys import ApiKeys
 from deployments.ingress import OpenAiIngress
 from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
+from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK
 from tests.deployments.openai_api.test_service import Engines, byte_tokenizer
 from tests.waiting import until
 
@@ -62,6 +63,10 @@ class Connection:
     @property
     def is_complete(self) -> bool:
         return bool(self.events) and not self.events[-1].get("more_body", True)
+
+
+# Of a proxy of which nothing is known: whole answers that take long begin with spaces.
+BEHIND_A_PROXY = (b"via", b"1.1 somewhere")
 
 
 @pytest.fixture
@@ -137,6 +142,7 @@ async def test_an_early_error_has_its_own_status(engines, stream):
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_full_queue_refuses_nobody_whose_status_was_sent(engines, stream):
     connection = Connection("/v1/completions", {"prompt": "x", "stream": stream, "max_tokens": 2})
+    connection.scope["headers"].append(BEHIND_A_PROXY)
     task = await answered(engines, connection)
     assert not engines.submission.is_admitted
     await until(lambda: connection.events, 20)
@@ -160,6 +166,7 @@ async def test_a_late_error_of_a_stream_is_its_last_event(engines):
 
 async def test_a_late_error_of_a_whole_answer_is_written_and_nobody_can_take_it_for_an_answer(engines):
     connection = Connection("/v1/completions", {"prompt": "x"})
+    connection.scope["headers"].append(BEHIND_A_PROXY)
     task = await answered(engines, connection)
     engines.deliver([65])
     await until(lambda: connection.body, 20)
@@ -169,6 +176,44 @@ async def test_a_late_error_of_a_whole_answer_is_written_and_nobody_can_take_it_
         await task
     assert not connection.is_complete
     assert json.loads(connection.body)["error"]["code"] == "engine_dead"
+
+
+ONE, TWO = (b"x-forwarded-for", b"192.0.2.1"), (b"x-forwarded-for", b"192.0.2.1, 192.0.2.2")
+
+
+@pytest.mark.parametrize(
+    ("haproxy", "headers", "has_spaces"),
+    [
+        (None, [], False),  # Serve's own proxy, or nothing between
+        (None, [ONE], True),
+        (None, [(b"forwarded", b"for=192.0.2.1")], True),
+        (None, [BEHIND_A_PROXY], True),
+        (str(HAPROXY_ON_LOOPBACK), [], False),
+        (str(HAPROXY_ON_LOOPBACK), [ONE], False),
+        (str(HAPROXY_ON_LOOPBACK), [TWO], True),
+        (str(HAPROXY_ON_LOOPBACK), [ONE, ONE], True),
+        (str(HAPROXY_ON_LOOPBACK), [BEHIND_A_PROXY], True),
+        ("/usr/sbin/haproxy", [], True),  # it splices
+        ("", [], True),
+    ],
+)
+async def test_spaces_come_only_where_a_client_may_leave_unnoticed(engines, monkeypatch, haproxy, headers, has_spaces):
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0" if haproxy is None else "1")
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", haproxy or "")
+    connection = Connection("/v1/completions", {"prompt": "x", "max_tokens": 2})
+    connection.scope["headers"] += headers
+    task = await answered(engines, connection)
+    engines.deliver([65])
+    if has_spaces:
+        await until(lambda: connection.body.startswith(b" "), 20)
+    else:
+        await asyncio.sleep(0.2)  # ten times as long as until a space
+        assert not connection.events
+    engines.deliver([66], FINISH_LENGTH)
+    await task
+    assert connection.is_complete
+    assert json.loads(connection.body)["choices"]
+    assert connection.body.startswith(b" " if has_spaces else b"{")
 
 
 async def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error(engines):
