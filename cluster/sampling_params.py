@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MAX_LOGIT_BIAS = 300
+# Of the model; 32 are one look of a warp.
+MAX_EOS_TOKEN_IDS = 32
 MAX_STOP_TOKEN_IDS = 32
 MAX_STOP_SEQS = 8
 MAX_STOP_SEQ_LEN = 16

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from cluster.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_SEQ_LEN, MAX_STOP_SEQS, MAX_STOP_TOKEN_IDS
+from cluster.sampling_params import (
+    MAX_EOS_TOKEN_IDS,
+    MAX_LOGIT_BIAS,
+    MAX_STOP_SEQ_LEN,
+    MAX_STOP_SEQS,
+    MAX_STOP_TOKEN_IDS,
+)
 
 if TYPE_CHECKING:
     from paddle import Tensor
 
-MAX_EOS_TOKEN_IDS = 8
 # Sizes that are the same in every state; `slots`, `max_model_len` and `blocks` (of a slot) are chosen when it is allocated.
 FIXED_SIZES = {
     "eos_ids": MAX_EOS_TOKEN_IDS,

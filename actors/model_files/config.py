@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+from actors.model_files.end_tokens import eos_token_ids
+from actors.model_files.json_file import read_json
 from actors.model_files.rope_scaling import normalise_rope_scaling
 from actors.model_files.source import ModelSource
 from actors.models.config import DTYPES, ModelConfig
@@ -25,46 +26,21 @@ def load_model_config(source: ModelSource) -> ModelConfig:
         if source.is_gguf:
             from actors.model_files.gguf_config import config_from_gguf
 
-            return config_from_gguf(source.path).check(where)
-        return config_from_json(read_json(where), _generation_config(source.path), where).check(where)
+            config = config_from_gguf(source.path)
+        else:
+            config = config_from_json(read_json(where), where)
+        return replace(config, eos_token_ids=eos_token_ids(source)).check(where)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelLoadError(
             f"{where} holds a value of the wrong type ({error}): use the file that belongs to the model.", "model"
         ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or raise ModelLoadError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelLoadError(
-            f"cannot read {path}: {error.strerror}. A model directory needs this file.", "model"
-        ) from error
-    except ValueError as error:
-        raise ModelLoadError(f"{path} is not valid JSON ({error}): download or copy it again.", "model") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} holds no JSON object: download or copy it again.", "model")
-    return content
-
-
-def token_ids(value: Any) -> set[int]:
-    """Return the ids in a field that may be absent, a number or a list of numbers."""
-    values = value if isinstance(value, list) else [value]
-    return {token for token in values if isinstance(token, int) and not isinstance(token, bool)}
-
-
-def _generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
-    return read_json(path) if path.is_file() else {}
-
-
-def config_from_json(raw: dict[str, Any], generation: dict[str, Any], where: object) -> ModelConfig:
-    """Normalise a Hugging Face configuration.
+def config_from_json(raw: dict[str, Any], where: object) -> ModelConfig:
+    """Normalise a Hugging Face configuration, but for the ids that end a generation.
 
     Args:
         raw: content of config.json, of any age: rope settings are taken from rope_parameters, rope_scaling and rope_theta.
-        generation: content of generation_config.json, or {}.
         where: for error messages.
     """
     family = family_of_json(raw, where)
@@ -83,7 +59,9 @@ def config_from_json(raw: dict[str, Any], generation: dict[str, Any], where: obj
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     max_positions = raw.get("max_position_embeddings", 2048)
     scaling, max_positions = normalise_rope_scaling(rope, max_positions, where)
-    bos = raw.get("bos_token_id", generation.get("bos_token_id"))
+    multipliers: dict[str, Any] = {
+        name: float(raw.get(key, default)) for name, (key, default, _) in family.multipliers.items()
+    }
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
     return ModelConfig(
         architecture=family.name,
@@ -106,10 +84,8 @@ def config_from_json(raw: dict[str, Any], generation: dict[str, Any], where: obj
         qk_norm=family.qk_norm != "none",
         qk_norm_over_projection=family.qk_norm == "projection",
         norms=family.norms,
-        eos_token_ids=tuple(sorted(token_ids(raw.get("eos_token_id")) | token_ids(generation.get("eos_token_id")))),
-        bos_token_id=bos if isinstance(bos, int) else None,
         dtype=dtype if dtype in DTYPES else "float32",
-        **{name: float(raw.get(key, default)) for name, (key, default, _) in family.multipliers.items()},
+        **multipliers,
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from actors.layers.rope import RopeScaling
 from actors.model_files.gguf_file import GGUFFile, read_gguf
 from actors.model_files.gguf_tensors import read_tensor
-from actors.model_files.gguf_tokens import gguf_eos_token_ids
 from actors.model_files.rope_scaling import normalise_rope_scaling
 from actors.models.config import ModelConfig
 from actors.models.registry import family_of_gguf
@@ -18,7 +17,8 @@ _DTYPES = {0: "float32", 1: "float16", 30: "bfloat16"}
 
 
 def config_from_gguf(path: Path) -> ModelConfig:
-    """Read hyperparameters from the header; tied embeddings and biases follow from which tensors are there.
+    """Read hyperparameters, but for the ids that end a generation, from the header; tied embeddings and biases follow from
+    which tensors are there.
 
     Raises:
         ModelLoadError: unknown architecture, missing keys, or a variant that is not supported.
@@ -59,7 +59,8 @@ def config_from_gguf(path: Path) -> ModelConfig:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ModelLoadError(f"{path} has no tensor token_embd.weight: it is damaged or no language model.", "model")
-    bos = file.metadata.get("tokenizer.ggml.bos_token_id")
+    # Float32 next to decimal numbers, as eps.
+    multipliers: dict[str, Any] = {name: float(f"{get(key):.6g}") for name, (_, _, key) in family.multipliers.items()}
     return ModelConfig(
         architecture=arch,
         hidden_size=hidden,
@@ -82,11 +83,8 @@ def config_from_gguf(path: Path) -> ModelConfig:
         qk_norm=family.qk_norm == "projection" or "blk.0.attn_q_norm.weight" in file.tensors,
         qk_norm_over_projection=family.qk_norm == "projection",
         norms=family.norms,
-        eos_token_ids=gguf_eos_token_ids(file.metadata),
-        bos_token_id=bos if isinstance(bos, int) else None,
         dtype=_DTYPES.get(embedding.type_id, "float32"),
-        # Float32 next to decimal numbers, as eps.
-        **{name: float(f"{get(key):.6g}") for name, (_, _, key) in family.multipliers.items()},
+        **multipliers,
     )
 
 

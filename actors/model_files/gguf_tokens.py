@@ -4,20 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
-_CONTROL = 3
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
+from cluster.errors import ModelLoadError
+
+# Converters often write one id where the published generation config has several, and give these tokens any type.
+END_OF_TURN = frozenset(
+    {
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<end_of_turn>",
+        "<end_of_utterance>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+    }
+)
 
 
-def gguf_eos_token_ids(metadata: dict[str, Any]) -> tuple[int, ...]:
-    """Return the ids that end a generation: those the metadata names, and the end-of-turn tokens of the vocabulary."""
+def gguf_eos_token_ids(metadata: dict[str, Any], where: object) -> tuple[int, ...]:
+    """Return the ids that end a generation: those the metadata names, and the end-of-turn tokens of the vocabulary.
+
+    Raises:
+        ModelLoadError: an id in the metadata is no integer.
+    """
     tokens = metadata.get("tokenizer.ggml.tokens") or []
-    types = metadata.get("tokenizer.ggml.token_type") or []
-    ids = {metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
-    names = {*_END_OF_TURN}
-    if metadata.get("tokenizer.ggml.pre") == "qwen2":
-        names.add("<|endoftext|>")  # published generation configs of Qwen list both
-    ids.update(i for i, (token, kind) in enumerate(zip(tokens, types)) if kind == _CONTROL and token in names)
-    return tuple(sorted(i for i in ids if isinstance(i, int)))
+    ids = {i for i, token in enumerate(tokens) if token in END_OF_TURN}
+    for name in ("eos", "eot", "eom"):
+        key = f"tokenizer.ggml.{name}_token_id"
+        value = metadata.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ModelLoadError(f"{where}: {key} is {value!r}; it must be an integer from 0 on.", "model")
+        ids.add(value)
+    return tuple(sorted(ids))
 
 
 def special_token_text(metadata: dict[str, Any], name: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from actors.layers.rope import RopeScaling, rope_table
 from cluster.errors import ModelLoadError
+from cluster.sampling_params import MAX_EOS_TOKEN_IDS
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Far above any model: what exceeds it is a damaged file, which must not make the loader allocate or loop for ever.
@@ -43,7 +44,7 @@ class ModelConfig:
             iter_weights folds them and logits_scaling into weights, so the model itself never sees them, but for stream_eps.
         attention_scale: factor on attention scores; None is head_dim ** -0.5.
         logits_scaling: logits are divided by it.
-        eos_token_ids: sorted; every id that ends a generation by default.
+        eos_token_ids: sorted; every id that ends a generation by default, at most MAX_EOS_TOKEN_IDS.
         dtype: in which the weights were published.
     """
 
@@ -72,7 +73,6 @@ class ModelConfig:
     attention_scale: float | None = None
     logits_scaling: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
-    bos_token_id: int | None = None
     dtype: str = "float32"
 
     def check(self, where: object) -> ModelConfig:
@@ -112,6 +112,12 @@ class ModelConfig:
         if outside:
             raise ModelLoadError(
                 f"{where}: eos_token_id {outside[0]} is not below vocab_size ({self.vocab_size}).", "model"
+            )
+        if len(self.eos_token_ids) > MAX_EOS_TOKEN_IDS:
+            raise ModelLoadError(
+                f"{where}: eos_token_id: {len(self.eos_token_ids)} tokens end a generation, of config.json, "
+                f"generation_config.json and tokenizer together; supported: {MAX_EOS_TOKEN_IDS}.",
+                "model",
             )
         return self
 

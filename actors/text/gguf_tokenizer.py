@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from actors.model_files.gguf_tokens import special_token_text
+from actors.model_files.gguf_tokens import END_OF_TURN, special_token_text
 from cluster.errors import ModelLoadError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
@@ -57,6 +57,8 @@ def build_tokenizer(metadata: dict[str, Any], where: Path) -> Tokenizer:
             "tokenizer",
         )
     types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+    # A template's end of turn must become the token that ends a generation, of whatever type the converter made it.
+    types = [_CONTROL if token in END_OF_TURN else kind for token, kind in zip(tokens, types)]
     added = [
         AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
         for token, kind in zip(tokens, types)

@@ -6,15 +6,16 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from actors.model_files.config import read_json, token_ids
+from actors.model_files.end_tokens import eos_token_ids
 from actors.model_files.gguf_file import read_gguf
-from actors.model_files.gguf_tokens import gguf_eos_token_ids, special_token_text
+from actors.model_files.gguf_tokens import special_token_text
+from actors.model_files.json_file import read_optional_json, special_tokens
 from actors.model_files.source import ModelSource
 from actors.text.chat_template import ChatTemplate
 from actors.text.gguf_tokenizer import build_tokenizer
@@ -189,7 +190,8 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
         raise ModelLoadError(
             f"{source.path} has no tokenizer.json: copy it there, or set tokenizer to one.", "tokenizer"
         )
-    return Tokenizer(_from_gguf(path) if path.suffix == ".gguf" else _from_json(path, source), source.name)
+    parts = _from_gguf(path) if path.suffix.lower() == ".gguf" else _from_json(path)
+    return Tokenizer(replace(parts, eos_token_ids=eos_token_ids(source)), source.name)
 
 
 def _from_gguf(path: Path) -> TokenizerParts:
@@ -200,12 +202,11 @@ def _from_gguf(path: Path) -> TokenizerParts:
     return TokenizerParts(
         build_tokenizer(metadata, path),
         {name: text for name, text in special.items() if text},
-        gguf_eos_token_ids(metadata),
-        template if isinstance(template, str) else None,
+        chat_template=template if isinstance(template, str) else None,
     )
 
 
-def _from_json(path: Path, source: ModelSource) -> TokenizerParts:
+def _from_json(path: Path) -> TokenizerParts:
     file = path if path.is_file() else path / "tokenizer.json"
     folder = file.parent
     try:
@@ -214,31 +215,10 @@ def _from_json(path: Path, source: ModelSource) -> TokenizerParts:
         raise ModelLoadError(
             f"{file} is damaged or of a newer format ({error}): download or copy it again.", "tokenizer"
         ) from error
-    settings = _optional_json(folder / "tokenizer_config.json")
-    special = {
-        name: _token_text(value)
-        for name, value in {**_optional_json(folder / "special_tokens_map.json"), **settings}.items()
-        if name.endswith("_token")
-    }
-    special = {name: text for name, text in special.items() if text}
-    eos = {backend.token_to_id(special.get("eos_token", ""))}
-    for name in ("config.json", "generation_config.json"):
-        eos |= token_ids(_optional_json(folder / name).get("eos_token_id"))
-    return TokenizerParts(
-        backend, special, tuple(sorted(i for i in eos if i is not None)), _template_text(folder, settings)
-    )
+    return TokenizerParts(backend, special_tokens(folder), chat_template=_template_text(folder))
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _token_text(value: Any) -> str:
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else ""
-
-
-def _template_text(folder: Path, settings: dict[str, Any]) -> str | None:
+def _template_text(folder: Path) -> str | None:
     """The template of a model directory: a file of its own goes before the one inside tokenizer_config.json."""
     file = folder / "chat_template.jinja"
     if file.is_file():
@@ -246,7 +226,8 @@ def _template_text(folder: Path, settings: dict[str, Any]) -> str | None:
             return file.read_text(encoding="utf-8")
         except ValueError as error:
             raise ModelLoadError(f"{file} is not UTF-8 text ({error}): copy it again.", "tokenizer") from error
-    template = _optional_json(folder / "chat_template.json").get("chat_template") or settings.get("chat_template")
+    settings = (read_optional_json(folder / name) for name in ("chat_template.json", "tokenizer_config.json"))
+    template = next((found for file in settings if (found := file.get("chat_template"))), None)
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")

@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def model() -> ModelConfig:
-    return config_from_json(TINY_CONFIG, {}, "config.json")
+    return config_from_json(TINY_CONFIG, "config.json")
 
 
 @pytest.mark.parametrize(("max_model_len", "parts"), [(100, 1), (257, 2), (None, 32), (1 << 20, 128)])

@@ -32,8 +32,7 @@ LLAMA: dict[str, Any] = {
 
 
 def read(**changes: Any) -> ModelConfig:
-    generation = changes.pop("generation", {})
-    return config_from_json({**LLAMA, **changes}, generation, "config.json").check("config.json")
+    return config_from_json({**LLAMA, **changes}, "config.json").check("config.json")
 
 
 def test_smollm2(smollm2_source: ModelSource):
@@ -42,7 +41,6 @@ def test_smollm2(smollm2_source: ModelSource):
     assert (config.head_dim, config.vocab_size, config.max_position_embeddings) == (64, 49152, 8192)
     assert (config.rms_norm_eps, config.rope_theta) == (1e-5, 100_000.0)
     assert config.tie_word_embeddings
-    assert (config.eos_token_ids, config.bos_token_id) == ((2,), 1)
 
 
 def test_missing_values_take_the_published_defaults():
@@ -71,17 +69,6 @@ def test_what_architectures_differ_in(arch, extra, biases, qk_norm, interleaved)
     config = read(model_type=arch, **extra)
     assert (config.attention_bias, config.attention_out_bias, config.mlp_bias) == biases
     assert (config.qk_norm, config.rope_interleaved) == (qk_norm, interleaved)
-
-
-def test_eos_ids_join_configuration_and_generation_configuration():
-    assert read(eos_token_id=2, generation={"eos_token_id": [7, 2]}).eos_token_ids == (2, 7)
-    assert read(eos_token_id=None).eos_token_ids == ()
-
-
-def test_generation_configuration_beside_config_json_is_read(tmp_path: Path):
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6]}))
-    assert load_model_config(ModelSource("dummy", tmp_path, None, "m")).eos_token_ids == (5, 6)
 
 
 def test_context_ends_at_the_sliding_window():
@@ -119,7 +106,6 @@ def test_rope_theta_is_read_from_old_and_new_places():
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: silu"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config .gptq. is not supported"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"eos_token_id": 100}, "eos_token_id 100 is not below vocab_size"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "rope scaling 'longrope' is not supported; supported: default"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor = None"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": -2}}, "factor = -2"),
@@ -141,6 +127,12 @@ def test_damaged_config_json(tmp_path: Path, text: str | None, message: str):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelLoadError, match=message):
+        load_model_config(ModelSource("dummy", tmp_path, None, "m"))
+
+
+def test_an_end_of_sequence_beyond_the_vocabulary_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "eos_token_id": 100}))
+    with pytest.raises(ModelLoadError, match="eos_token_id 100 is not below vocab_size"):
         load_model_config(ModelSource("dummy", tmp_path, None, "m"))
 
 

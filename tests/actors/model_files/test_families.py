@@ -136,6 +136,6 @@ def test_olmo_3_in_a_gguf_file_is_refused(golden: Path, tmp_path: Path):
 
 
 def test_the_documents_list_every_family():
-    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text().partition("\n## ")[0]
     listed = [line.split("`")[1] for line in text.splitlines() if line.startswith("| ") and "`" in line]
     assert listed[1:] == list(FAMILIES)

@@ -12,7 +12,6 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, processors
 
-from actors.model_files.gguf_tokens import gguf_eos_token_ids
 from actors.model_files.source import ModelSource, resolve_model
 from actors.text.gguf_tokenizer import build_tokenizer
 from actors.text.tokenizer import Tokenizer, TokenizerParts, load_tokenizer
@@ -61,7 +60,7 @@ def test_prompts_and_generated_texts_match_the_reference(smollm2_tokenizer: Toke
 
 def test_smollm2_facts(smollm2_tokenizer: Tokenizer):
     assert smollm2_tokenizer.vocab_size == 49152
-    assert (smollm2_tokenizer.eos_token_ids, smollm2_tokenizer.bos_token_id) == ((2,), 1)
+    assert smollm2_tokenizer.bos_token_id == 1
     assert smollm2_tokenizer.special_ids == frozenset(range(17))
     assert smollm2_tokenizer.token_text(2) == "<|im_end|>"
     assert smollm2_tokenizer.has_chat_template
@@ -123,13 +122,6 @@ def test_prompts_are_surrounded_as_the_file_asks(pre: str, changes: dict[str, An
     assert len(tokenizer.encode("hello", add_special_tokens=False)) == 1
 
 
-def test_eos_ids_from_gguf_metadata():
-    metadata = byte_level_metadata("llama-bpe")
-    eos = metadata["tokenizer.ggml.eos_token_id"]
-    assert gguf_eos_token_ids(metadata) == (eos, eos + 1)
-    assert gguf_eos_token_ids({**metadata, "tokenizer.ggml.eot_token_id": 5}) == (5, eos, eos + 1)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -151,11 +143,9 @@ def test_directory_with_tokenizer_json(byte_level_folder: Path):
     (byte_level_folder / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": "{{ eos_token }}!"})
     )
-    (byte_level_folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7]}))
     tokenizer = load_tokenizer(resolve_model(str(byte_level_folder)))
     bos = byte_level_metadata("x")["tokenizer.ggml.bos_token_id"]
     assert tokenizer.bos_token_id == bos
-    assert tokenizer.eos_token_ids == (2, 7, bos + 1)  # config.json, generation_config.json, tokenizer_config.json
     assert tokenizer.apply_chat_template([]) == "</s>!"
     assert len(tokenizer.encode("hello hello hello")) == 5  # the file's truncation and padding are off
     assert tokenizer.vocab_size == bos + 3
