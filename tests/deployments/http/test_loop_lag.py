@@ -258,7 +258,8 @@ async def test_large_bodies_give_their_memory_back(tokenizer):
         await asyncio.sleep(0.05)
     after = resident_bytes()
     print(f"resident: {before / 2**20:.0f} MiB before, {largest / 2**20:.0f} then, {after / 2**20:.0f} after")
-    assert statuses == [400] * 10
+    # One client alone has half of the room.
+    assert statuses.count(400) >= 8 and set(statuses) <= {400, 429}
     assert after < before + 40 * 2**20
 
 
