@@ -237,6 +237,17 @@ class LLMConfig(EngineConfig):
             raise ValueError("api_keys and api_keys_file: give one of them")
         return self
 
+    @property
+    def engine_counts(self) -> tuple[int, int]:
+        """How many engines there are at least, and at most."""
+        options = self.deployment_config
+        scaling = options.get("autoscaling_config")
+        if scaling is None:
+            count = options.get("num_replicas")
+            count = count if isinstance(count, int) else 1
+            return count, count
+        return scaling.get("min_replicas", 1), scaling.get("max_replicas", 1)
+
     def engine_config(self) -> EngineConfig:
         """The part that an engine needs."""
         return EngineConfig(**{name: getattr(self, name) for name in EngineConfig.model_fields})

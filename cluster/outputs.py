@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
 PREEMPTED = -9  # wire value of a slot whose request was preempted (FastDeploy's PREEMPTED_TOKEN_ID)
@@ -119,6 +120,25 @@ class NotAdmitted(NamedTuple):
     engine_id: str
     message: str
     last_resort: bool = False
+
+
+class ServedModel(NamedTuple):
+    """What an ingress has to know of the model that its engines serve; with their replicas it travels as text."""
+
+    model_id: str
+    max_model_len: int
+    vocab_size: int
+
+    def as_metadata(self) -> dict[str, str]:
+        """As it travels."""
+        return {name: str(value) for name, value in self._asdict().items()}
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str]) -> ServedModel | None:
+        """What a replica says; None if it does not."""
+        if not metadata.keys() >= set(cls._fields):
+            return None
+        return cls(metadata["model_id"], int(metadata["max_model_len"]), int(metadata["vocab_size"]))
 
 
 class EngineInfo(NamedTuple):

@@ -16,14 +16,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from actors.model_files.source import resolve_model
+from actors.engine.memory_plan import expected_max_model_len
+from actors.model_files.config import load_model_config
+from actors.model_files.source import ModelSource, resolve_model
 from actors.text.tokenizer import load_tokenizer
 from cluster.api_errors import ApiError, unavailable
 from cluster.client.resumable import RESUMABLE_HEADER
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from cluster.logs import guard_logs
-from cluster.outputs import EngineInfo, EngineLoad
+from cluster.outputs import EngineLoad, ServedModel
+from cluster.silence_clock import TICK_S
 from deployments.admin.cluster_status import cluster_status
 from deployments.admin.engine_timeline import engine_timeline
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
@@ -54,9 +57,6 @@ logger = logging.getLogger("ray.serve")
 
 Start = Callable[[OpenAiService, Any, Caller], Awaitable[tuple[Generation, OpenAiResponse]]]
 
-_RETRY_INFO_S = 1.0
-# An engine answers at once; one that does not hangs, or its node is gone and nobody has noticed.
-_INFO_PATIENCE_S = 5.0
 _LOADING_PATIENCE_S = 30.0
 _STATUS_PATIENCE_S = 10.0
 # The Python clients leave a server from which nothing comes.
@@ -86,6 +86,8 @@ class OpenAiIngress:
         try:
             source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
             self._tokenizer = load_tokenizer(source)
+            # Where there may be no engine, requests are what starts one; until then its files say what the model takes.
+            self._expected = self._expected_model(source) if config.engine_counts[0] == 0 else None
             self._tokenizer.floor  # noqa: B018 (made now, when nobody waits)
             self._keys = ApiKeys.configured(
                 file=config.api_keys_file,
@@ -98,6 +100,7 @@ class OpenAiIngress:
         self._created = int(time.time())
         self._metrics = NodeMetrics()
         self._service: OpenAiService | None = None
+        self._choices = choices_of(engines.app_name, engines.deployment_name)
         self._client: EngineClient | None = None
         self._starting: asyncio.Task | None = None
 
@@ -123,18 +126,21 @@ class OpenAiIngress:
         return _Lifespan(self)
 
     async def start(self) -> None:
-        """Begin to wait for an engine; requests before that get 503."""
+        """Begin to wait for an engine; requests before that get 503, where there is to be one."""
         config = self._config
         idle_room = EngineLoad(config.max_num_seqs + config.max_queued_requests, config.max_queued_requests)
         self._client = EngineClient(
             self._engines,
-            choices_of(self._engines.app_name, self._engines.deployment_name),
+            self._choices,
             config.max_attempts,
             config.hang_timeout_s,
             idle_room,
             config.max_queue_share,
+            max(1, config.engine_counts[1]),
         )
         self._client.attach_early(find_runner)
+        if self._expected is not None:
+            self._serve(self._client, self._expected)
         self._starting = asyncio.create_task(self._connect(self._client))
 
     async def stop(self) -> None:
@@ -145,39 +151,37 @@ class OpenAiIngress:
             await self._client.close()
 
     async def _connect(self, client: EngineClient) -> None:
-        info: EngineInfo | None = None
-        while info is None:
-            try:
-                info = await asyncio.wait_for(self._engine_info(), _INFO_PATIENCE_S)
-            except (
-                Exception
-            ) as error:  # a replica that dies while it starts is replaced; the next call waits for the next one
-                logger.debug("no engine yet: %s", error)
-                await asyncio.sleep(_RETRY_INFO_S)
-        limits = ModelLimits(info.max_model_len, info.vocab_size)
+        # The router hears of engines by itself; to ask one would start one.
+        while self._choices.model is None or not self._choices.engines:
+            await asyncio.sleep(TICK_S)
+        self._serve(client, self._choices.model)
+
+    def _serve(self, client: EngineClient, model: ServedModel) -> None:
+        """Requests are taken from now on, within the limits of ``model``."""
+        limits = ModelLimits(model.max_model_len, model.vocab_size)
+        if self._service is not None:
+            self._service.limits = limits
+            return
         self._service = OpenAiService(
             client,
             self._tokenizer,
-            info.model_id,
+            model.model_id,
             limits,
             self._config.max_choices,
             special_tokens_as_text=self._config.special_tokens_in_messages == "text",
         )
         terminal_logger().info(ready_line(self._service.model_id, self._keys.required))
 
-    async def _engine_info(self) -> EngineInfo:
-        call = self._engines.info.remote()
-        try:
-            return await call
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
+    def _expected_model(self, source: ModelSource) -> ServedModel:
+        config, model = self._config, load_model_config(source)
+        max_model_len = expected_max_model_len(config, model.max_position_embeddings)
+        return ServedModel(config.model_id or source.name, max_model_len, model.vocab_size)
 
     async def health(self, request: Request) -> Response:
-        """200 once requests can be served."""
+        """200 once requests can be served; the status is "asleep" where the next one has to start an engine."""
         if self._service is None:
             return JSONResponse({"status": "loading"}, 503, {"Retry-After": "2"})
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok" if self._choices.engines or self._expected is None else "asleep"})
 
     async def metrics(self, request: Request) -> Response:
         """What the processes of this node measured, as Prometheus reads it."""

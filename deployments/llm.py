@@ -26,6 +26,11 @@ _HEALTH_CHECK_PERIOD_S = 2.0
 _INGRESS_HEALTH_CHECK_TIMEOUT_S = 5.0
 
 
+# Serve looks back half a minute and waits another before it starts anything. Requests that are held want their engines now, and
+# as many as they need: the first is started by Serve's own rule, the others a tick later.
+_PROMPT_SCALING = {"upscale_delay_s": 0.5, "look_back_period_s": 2.0, "metrics_interval_s": 0.5}
+
+
 def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
     """Serve options of the engine deployment, each runner with ``num_gpus``; those in ``deployment_config`` win."""
     # The engine's own queue is the bound, and the ingress sends it no more than it has room for (``admission``). Serve's queue
@@ -47,7 +52,11 @@ def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
     }
     autoscaling = options.get("autoscaling_config")
     if autoscaling is not None:
-        options["autoscaling_config"] = {"target_ongoing_requests": config.max_num_seqs, **autoscaling}
+        options["autoscaling_config"] = {
+            "target_ongoing_requests": config.max_num_seqs,
+            **_PROMPT_SCALING,
+            **autoscaling,
+        }
     replica = {"CPU": options["ray_actor_options"].get("num_cpus", ENGINE_REPLICA_CPUS)}
     return {
         **options,

@@ -65,6 +65,11 @@ def gpu_pool_bytes(
     return pool
 
 
+def expected_max_model_len(config: EngineConfig, model_limit: int) -> int:
+    """Longest sequence, where a device has memory for it."""
+    return config.max_model_len or min(model_limit, DEFAULT_MAX_MODEL_LEN)
+
+
 def size_kv_cache(
     config: EngineConfig, model_limit: int, block_bytes: int, pool_bytes: int, memory_bytes: int
 ) -> tuple[int, int]:
@@ -82,7 +87,7 @@ def size_kv_cache(
         )
     capacity = num_blocks * config.block_size
     if config.max_model_len is None:
-        return min(model_limit, DEFAULT_MAX_MODEL_LEN, capacity), num_blocks
+        return min(expected_max_model_len(config, model_limit), capacity), num_blocks
     if config.max_model_len > model_limit:
         raise ConfigError(
             f"max_model_len is {config.max_model_len}, this model allows at most {model_limit}", "max_model_len"

@@ -18,7 +18,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
 from cluster.logs import guard_logs
-from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted
+from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted, ServedModel
 from cluster.replies import EngineLost, FingerprintMismatch, RequestRefused
 from cluster.request import EngineRequest
 from deployments.metrics.engine_metrics import export_engine_metrics
@@ -86,7 +86,9 @@ class EngineReplica:
 
     async def record_replica_metadata(self) -> dict[str, str]:
         """What routers and operators may know of this replica before they send it anything."""
-        return {"engine_id": self._info.engine_id, "fingerprint": self._info.fingerprint}
+        info = self._info
+        model = ServedModel(info.model_id, info.max_model_len, info.vocab_size)
+        return {"engine_id": info.engine_id, "fingerprint": info.fingerprint, **model.as_metadata()}
 
     async def generate(self, request: EngineRequest, fingerprint: str = "", last_resort: bool = False) -> Reply:
         """Run one request to its end; cancelling the call aborts it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from cluster.outputs import ServedModel
 from cluster.request import EngineRequest
 from cluster.routing.token_loads import TokenLoads
 
@@ -19,10 +20,15 @@ AVOID_REFUSING_S = 0.5
 
 
 class EngineChoices:
-    """Engines by id, requests by id."""
+    """Engines by id, requests by id.
+
+    Attributes:
+        model: what the engines serve, as one of them said; None until one did.
+    """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
+        self.model: ServedModel | None = None
         self._engines: dict[str, str] = {}
         self._none_since: float | None = now()
         self._avoided_until: dict[str, float] = {}

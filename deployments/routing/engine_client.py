@@ -41,6 +41,7 @@ class EngineClient:
         choices: of the engines of that deployment.
         idle_room: what an engine takes that has nothing to do; one that has yet to speak counts for such.
         max_queue_share: of the engines' queues, what the sequences of one tenant may hold.
+        max_engines: so many there may be.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class EngineClient:
         hang_timeout_s: float = 3.0,
         idle_room: EngineLoad = _UNBOUNDED,
         max_queue_share: float = 1.0,
+        max_engines: int = 2,
     ) -> None:
         self.events = RequestEvents()
         self.metrics = IngressMetrics()
@@ -67,7 +69,7 @@ class EngineClient:
             self._on_engine_lost,
             hang_timeout_s,
         )
-        self._rooms = EngineRooms(choices, self._streams, self._submissions, idle_room, max_queue_share)
+        self._rooms = EngineRooms(choices, self._streams, self._submissions, idle_room, max_queue_share, max_engines)
         self._balancer = Balancer(self.subscriber, self._streams, choices)
         self._completion = Completion(
             Attempts(handle, choices, self._streams, self._submissions, self._departures, hang_timeout_s),
@@ -108,6 +110,8 @@ class EngineClient:
     ) -> Submission:
         """Start a sequence. The callbacks run in this event loop, never after ``cancel``."""
         submission = Submission(entry, deliver, fail)
+        # Held until one has started, and then not refused for want of room.
+        submission.is_admitted |= not self.choices.engines
         self._submissions.open(submission)
         # Of no HTTP request: Serve would cancel the calls of one whose client has gone, and a cancelled call is a lost attempt.
         submission.task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._run(submission))

@@ -12,9 +12,6 @@ from deployments.routing.place_line import PlaceLine
 from deployments.routing.submissions import Submissions
 from deployments.routing.token_streams import TokenStream, TokenStreams
 
-# While there is no engine at all, as many requests wait for one as so many take.
-_ENGINES_EXPECTED = 2
-
 
 class EngineRooms:
     """The rooms of the engines that may be chosen.
@@ -22,6 +19,7 @@ class EngineRooms:
     Args:
         idle_room: what an engine takes that has nothing to do; one that has yet to speak counts for such.
         max_queue_share: of the engines' queues, what the sequences of one tenant may hold.
+        max_engines: so many there may be. While there is none, as many requests wait as they take.
     """
 
     def __init__(
@@ -31,6 +29,7 @@ class EngineRooms:
         submissions: Submissions,
         idle_room: EngineLoad,
         max_queue_share: float,
+        max_engines: int,
     ) -> None:
         self._choices = choices
         self._streams = streams
@@ -38,12 +37,13 @@ class EngineRooms:
         self._line = PlaceLine()
         self._idle_room = idle_room
         self._max_queue_share = max_queue_share
+        self._max_engines = max_engines
 
     def check(self, num_sequences: int, tenant: str = "") -> None:
         """Raise ApiError 429 if the engines do not take so many now, or not of this tenant."""
         streams = self._usable_streams()
         ends_per_s = sum(stream.ends.per_s for stream in streams if stream is not None)
-        rooms = self._rooms(streams) or [self._idle_room] * _ENGINES_EXPECTED
+        rooms = self._rooms(streams) or [self._idle_room] * self._max_engines
         num_booked, refused = len(self._submissions.unplaced), None
         if tenant:
             live = list(self._submissions)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from cluster.outputs import ServedModel
 from cluster.request import EngineRequest
 from cluster.routing.candidates import EngineView, RequestView
 from cluster.routing.policies import POLICIES, choose
@@ -74,6 +75,7 @@ class EngineRouter(PinnedRouter):
         """The ingress hears of new engines before the first request goes there."""
         metadata = [replica.replica_metadata for replica in self.known_replicas]
         self._choices.set_engines({m["engine_id"]: m["fingerprint"] for m in metadata if "engine_id" in m})
+        self._choices.model = next(filter(None, map(ServedModel.of, metadata)), self._choices.model)
 
     def _view(self, engine_id: str, replica, near) -> EngineView:
         return EngineView(

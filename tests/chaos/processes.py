@@ -69,3 +69,11 @@ def send(pid: int, number: signal.Signals) -> None:
     """Signal a process that may be gone by now."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def title_of(pid: int) -> str:
+    """The command line of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
 import time
 
 import httpx
@@ -12,6 +15,7 @@ from ray import serve
 from cluster.client import AsyncClient
 from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
+from tests.chaos.processes import descendants, title_of
 from tests.deployments.conftest import App, wait_for
 from tests.served_device import served_on_device
 
@@ -41,15 +45,15 @@ def elastic(app: App):
     serve.delete("elastic")
 
 
-def running_engines() -> int:
-    deployment = serve.status().applications["elastic"].deployments["LLMServer"]
-    return deployment.replica_states.get("RUNNING", 0)
+def num_engines(state: str = "RUNNING", app: str = "elastic") -> int:
+    deployment = serve.status().applications[app].deployments["LLMServer"]
+    return deployment.replica_states.get(state, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 async def test_engines_scale_from_one_to_two_and_back_without_an_error(elastic: App):
-    assert running_engines() == 1
+    assert num_engines() == 1
     seen = 1
     async with AsyncClient(elastic.url, timeout=240) as client:
 
@@ -64,11 +68,99 @@ async def test_engines_scale_from_one_to_two_and_back_without_an_error(elastic: 
         deadline = time.monotonic() + 120
         clients = [asyncio.create_task(load(time.monotonic() + 5)) for _ in range(8)]
         while not all(task.done() for task in clients):
-            seen = max(seen, await asyncio.to_thread(running_engines))
+            seen = max(seen, await asyncio.to_thread(num_engines))
             assert time.monotonic() < deadline, "no second engine came"
             await asyncio.sleep(0.3)
         lengths = [length for task in clients for length in task.result()]
     assert seen == 2
     assert set(lengths) == {20}
-    await asyncio.to_thread(wait_for, lambda: running_engines() == 1, 90, "the second engine did not go")
+    await asyncio.to_thread(wait_for, lambda: num_engines() == 1, 90, "the second engine did not go")
     assert httpx.get(elastic.url + "/v1/models").status_code == 200
+
+
+SLOTS, QUEUED, MOST_ENGINES = 2, 2, 3
+
+
+@pytest.fixture
+def sleeper(app: App):
+    """An application that begins without an engine."""
+    settings = served_on_device(
+        max_num_seqs=SLOTS,
+        max_queued_requests=QUEUED,
+        num_kv_blocks=128,
+        runner_num_cpus=0.1,
+        deployment_config={
+            "autoscaling_config": {"min_replicas": 0, "max_replicas": MOST_ENGINES, "downscale_delay_s": 1}
+        },
+        ingress_config={"num_replicas": 1},
+    )
+    serve.run(build_openai_app(LLMConfig(**settings)), name="sleeper", route_prefix="/sleeper")
+    yield App(app.url + "/sleeper", serve.get_deployment_handle("LLMServer", "sleeper"))
+    serve.delete("sleeper")
+
+
+def health(app: App) -> tuple[int, str]:
+    try:
+        answer = httpx.get(app.url + "/health")
+    except httpx.HTTPError as error:
+        return 0, str(error)
+    return answer.status_code, answer.json()["status"] if answer.status_code == 200 else ""
+
+
+def ingresses(app: str) -> list[int]:
+    title = f"ray::ServeReplica:{app}:OpenAiIngress"
+    return [pid for pid in descendants() if title_of(pid).startswith(title)]
+
+
+def sleeps(app: App) -> bool:
+    states = ("STARTING", "RUNNING", "STOPPING")
+    return health(app) == (200, "asleep") and not sum(num_engines(state, "sleeper") for state in states)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_requests_wake_a_deployment_that_sleeps_and_none_is_lost(sleeper: App, capsys):
+    await asyncio.to_thread(wait_for, lambda: health(sleeper)[0] == 200, 60, "the ingress is not ready")
+    await asyncio.sleep(3)
+    assert sleeps(sleeper), "an ingress that only starts wakes nobody"
+    assert httpx.get(sleeper.url + "/v1/models").json()["data"][0]["max_model_len"] > 0
+    body = {"model": "smollm2", "prompt": "Count:", "max_tokens": 12, "ignore_eos": True, "temperature": 0}
+    body["model"] = httpx.get(sleeper.url + "/v1/models").json()["data"][0]["id"]
+    room, most = MOST_ENGINES * (SLOTS + QUEUED), 1
+
+    async with httpx.AsyncClient(timeout=200, limits=httpx.Limits(max_connections=100)) as client:
+        started = time.monotonic()
+
+        async def ask(**changes) -> tuple[int, str, float]:
+            answer = await client.post(sleeper.url + "/v1/completions", json=body | changes)
+            return answer.status_code, answer.text, time.monotonic() - started
+
+        with pytest.raises(httpx.ReadTimeout):  # who gives up does not cancel what starts for others
+            await client.post(sleeper.url + "/v1/completions", json=body, timeout=0.5)
+        asked = [asyncio.create_task(ask(stream=number % 2 == 0)) for number in range(room + 4)]
+        while not all(task.done() for task in asked):
+            states = await asyncio.to_thread(lambda: [num_engines(s, "sleeper") for s in ("STARTING", "RUNNING")])
+            most = max(most, sum(states))
+            await asyncio.sleep(0.2)
+        answers = [task.result() for task in asked]
+    refused = [one for one in answers if one[0] == 429]
+    assert len(refused) == 4 and max(seconds for _, _, seconds in refused) < 5
+    assert sorted({status for status, _, _ in answers}) == [200, 429]
+    whole = [
+        json.loads(text)["choices"][0]["text"] for status, text, _ in answers if status == 200 and "data: " not in text
+    ]
+    assert len(whole) >= room // 2 - 4 and len(set(whole)) == 1, "all the same answer"
+    assert all(text.rstrip().endswith("[DONE]") for status, text, _ in answers if status == 200 and "data: " in text)
+    assert most >= 2, "as many start as are needed"
+    with capsys.disabled():
+        first = min(seconds for status, _, seconds in answers if status == 200)
+        print(f"\nasleep: first of {len(answers)} answers after {first:.1f} s, {most} engines started")
+    await asyncio.to_thread(wait_for, lambda: sleeps(sleeper), 60, "it does not go to sleep again")
+
+    # A new ingress holds what it gets, too.
+    (pid,) = ingresses("sleeper")
+    os.kill(pid, signal.SIGKILL)
+    came_back = lambda: pid not in ingresses("sleeper") and health(sleeper)[0] == 200  # noqa: E731
+    await asyncio.to_thread(wait_for, came_back, 60, "no ingress came back")
+    assert sleeps(sleeper)
+    assert (await asyncio.to_thread(sleeper.post, "/v1/completions", body)).status_code == 200

@@ -28,7 +28,7 @@ from deployments.replica.engine_replica import RUNNER_NAME_PREFIX
 from deployments.start.cluster_secret import cluster_secret
 from deployments.start.session_logs import MAX_KEPT
 from tests.chaos.application import MODEL, Setup
-from tests.chaos.processes import descendants
+from tests.chaos.processes import descendants, title_of
 from tests.deployments.conftest import App, wait_for
 from tests.deployments.openai_api.points import point_of
 from tests.deployments.start.test_session_logs import aged
@@ -49,7 +49,7 @@ class Pair:
 
     def ingresses(self) -> list[int]:
         title = f"ray::ServeReplica:{NAME}:OpenAiIngress"
-        return [pid for pid in descendants() if _title(pid).startswith(title)]
+        return [pid for pid in descendants() if title_of(pid).startswith(title)]
 
     def engines(self) -> dict[str, Any]:
         """Runners that answer, by engine id."""
@@ -71,13 +71,6 @@ class Pair:
         except httpx.HTTPError:
             return False
         return healthy and len(self.ingresses()) == 2 and len(self.engines()) == 2
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 @pytest.fixture(scope="module")
