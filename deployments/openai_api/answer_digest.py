@@ -39,6 +39,7 @@ class AnswerDigest:
             asked.update(struct.pack("<q", len(prompt)))
             _update(asked, prompt)
         self._choices: dict[int, hashlib.blake2s] = {}
+        self._parts: dict[int, int] = {}
         # Of all choices, in any order: keyed digests, none of which leaves this object, may be added up without carry.
         self._answered = 0
         self._whole = hashlib.blake2s(asked.digest(), digest_size=CONTENT_BYTES, key=key, person=b"answer")
@@ -47,15 +48,16 @@ class AnswerDigest:
         """These tokens of a choice follow those before, and perhaps its end."""
         if not token_ids and finish_reason is None:
             return
-        digest = self._choices.get(index)
-        if digest is None:
-            digest = self._choices[index] = self._new(index)
+        digest = self._choices.get(index) or self._new(index)
+        if len(token_ids) == 1:  # as of most events, and sooner done
+            digest.update(token_ids[0].to_bytes(4, sys.byteorder))
         else:
-            self._answered ^= int.from_bytes(digest.digest(), "little")
-        _update(digest, token_ids)
+            _update(digest, token_ids)
         if finish_reason is not None:
             digest.update(_END + finish_reason.encode())
-        self._answered ^= int.from_bytes(digest.digest(), "little")
+        now = int.from_bytes(digest.digest(), "little")
+        self._answered ^= now ^ self._parts[index]
+        self._parts[index] = now
 
     def text(self, fingerprint: str) -> str:
         """The digest, of what an engine with this fingerprint has answered."""
@@ -65,12 +67,11 @@ class AnswerDigest:
 
     def _new(self, index: int) -> hashlib.blake2s:
         salt = struct.pack("<q", index)
-        return hashlib.blake2s(digest_size=_PART_BYTES, key=self._key, person=b"choice", salt=salt)
+        made = hashlib.blake2s(digest_size=_PART_BYTES, key=self._key, person=b"choice", salt=salt)
+        self._choices[index], self._parts[index] = made, 0
+        return made
 
 
 def _update(digest: hashlib.blake2s, token_ids: Sequence[int]) -> None:
-    if len(token_ids) == 1:  # as of most events, and sooner done
-        digest.update(token_ids[0].to_bytes(4, sys.byteorder))
-        return
     for begin in range(0, len(token_ids), _TOKENS_AT_ONCE):
         digest.update(array("I", token_ids[begin : begin + _TOKENS_AT_ONCE]))
