@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from actors.model_files.end_tokens import eos_token_ids
 from actors.model_files.json_file import read_json
 from actors.model_files.rope_scaling import normalise_rope_scaling
 from actors.model_files.source import ModelSource
+from actors.model_files.unread import ReadKeys, report_unread_json
 from actors.models.config import DTYPES, ModelConfig
 from actors.models.family import Family
 from actors.models.registry import family_of_json
@@ -36,13 +38,14 @@ def load_model_config(source: ModelSource) -> ModelConfig:
         ) from error
 
 
-def config_from_json(raw: dict[str, Any], where: object) -> ModelConfig:
+def config_from_json(raw: Mapping[str, Any], where: object) -> ModelConfig:
     """Normalise a Hugging Face configuration, but for the ids that end a generation.
 
     Args:
-        raw: content of config.json, of any age: rope settings are taken from rope_parameters, rope_scaling and rope_theta.
+        raw: content of config.json, of any age: rope settings are taken from rope_scaling, else rope_parameters; and rope_theta.
         where: for error messages.
     """
+    raw = ReadKeys(raw)
     family = family_of_json(raw, where)
     _refuse_unsupported(raw, where)
 
@@ -56,14 +59,17 @@ def config_from_json(raw: dict[str, Any], where: object) -> ModelConfig:
         raise ModelLoadError(
             f"{where}: hidden_size ({hidden!r}) and num_attention_heads ({heads!r}) must be positive integers.", "model"
         )
-    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    # A file of transformers 5 has rope_parameters; who adds rope_scaling to it wants that.
+    parameters = raw.get("rope_parameters") or {}
+    rope = raw.get("rope_scaling") or parameters
+    theta = rope.get("rope_theta") or raw.get("rope_theta") or parameters.get("rope_theta") or family.rope_theta
     max_positions = raw.get("max_position_embeddings", 2048)
     scaling, max_positions = normalise_rope_scaling(rope, max_positions, where)
     multipliers: dict[str, Any] = {
         name: float(raw.get(key, default)) for name, (key, default, _) in family.multipliers.items()
     }
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
-    return ModelConfig(
+    config = ModelConfig(
         architecture=family.name,
         hidden_size=hidden,
         intermediate_size=required("intermediate_size"),
@@ -72,9 +78,9 @@ def config_from_json(raw: dict[str, Any], where: object) -> ModelConfig:
         num_kv_heads=raw.get("num_key_value_heads") or heads,
         head_dim=raw.get("head_dim") or family.head_dim or hidden // heads,
         vocab_size=required("vocab_size"),
-        max_position_embeddings=_within_window(raw, family, max_positions),
+        max_position_embeddings=_within_window(raw, family, max_positions, where),
         rms_norm_eps=float(raw.get("rms_norm_eps") or family.rms_norm_eps),
-        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or family.rope_theta),
+        rope_theta=float(theta),
         rope_scaling=scaling,
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", family.tie_word_embeddings)),
         rope_interleaved=family.interleaved,
@@ -87,9 +93,11 @@ def config_from_json(raw: dict[str, Any], where: object) -> ModelConfig:
         dtype=dtype if dtype in DTYPES else "float32",
         **multipliers,
     )
+    report_unread_json(raw, where)
+    return config
 
 
-def _refuse_unsupported(raw: dict[str, Any], where: object) -> None:
+def _refuse_unsupported(raw: Mapping[str, Any], where: object) -> None:
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
         raise ModelLoadError(
@@ -97,19 +105,35 @@ def _refuse_unsupported(raw: dict[str, Any], where: object) -> None:
             "model or a GGUF file.",
             "model",
         )
-    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
+    if raw.get("hidden_act") not in (None, "silu", "swish"):
         raise ModelLoadError(f"{where}: hidden_act is {raw['hidden_act']!r}; supported: silu.", "model")
-    factor = (raw.get("rope_parameters") or {}).get("partial_rotary_factor", raw.get("partial_rotary_factor"))
-    if factor not in (None, 1, 1.0):
-        raise ModelLoadError(f"{where}: partial_rotary_factor is {factor}; supported: 1.", "model")
+    for place in (raw, raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}):
+        if place.get("partial_rotary_factor") not in (None, 1):
+            raise ModelLoadError(
+                f"{where}: partial_rotary_factor is {place['partial_rotary_factor']}; supported: 1.", "model"
+            )
     if raw.get("pretraining_tp", 1) not in (None, 0, 1):
         raise ModelLoadError(f"{where}: pretraining_tp is {raw['pretraining_tp']}; supported: 1.", "model")
 
 
-def _within_window(raw: dict[str, Any], family: Family, max_positions: int) -> int:
+def _within_window(raw: Mapping[str, Any], family: Family, max_positions: int, where: object) -> int:
     """Attention within the window is full attention, so a sequence that never outgrows it needs no window."""
-    uses_window = family.sliding_window == "always" or (
-        family.sliding_window == "if used" and raw.get("use_sliding_window", False)
-    )
-    window = raw.get("sliding_window") if uses_window else None
-    return min(max_positions, window) if window else max_positions
+    kinds = set(raw.get("layer_types") or ())
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise ModelLoadError(
+            f"{where}: layer_types has {', '.join(sorted(map(str, kinds)))}; supported: full_attention, and "
+            "sliding_attention within its window.",
+            "model",
+        )
+    window, is_used = raw.get("sliding_window"), raw.get("use_sliding_window")
+    slides = "sliding_attention" in kinds
+    if slides and not window:
+        raise ModelLoadError(f"{where}: layer_types has sliding_attention, and sliding_window is {window!r}.", "model")
+    is_on = {"always": True, "if used": is_used, "unless off": is_used is not False}[family.sliding_window]
+    if window and (slides or is_on):
+        if family.refuses_window:
+            raise ModelLoadError(
+                f"{where}: sliding_window is {window}, a variant of {family.name} that is not supported.", "model"
+            )
+        return min(max_positions, window)
+    return max_positions

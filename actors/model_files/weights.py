@@ -20,11 +20,13 @@ from actors.model_files.layout import expected_tensors, folded_factor, gguf_name
 from actors.model_files.number_types import convert
 from actors.model_files.safetensors import ITEM_BYTES, SafeTensor, read_header
 from actors.model_files.source import ModelSource
+from actors.model_files.unread import ReadKeys, report_unread_tensors
 from actors.models.config import ModelConfig
 from cluster.errors import ModelLoadError
 
 DTYPES = ("float32", "float16", "bfloat16")
 Loader = Callable[[], np.ndarray]
+_Find = Callable[[str], tuple[tuple[int, ...], Loader]]
 # A GPU is fed faster than one core reads and converts; more tensors at once would only cost memory.
 _MAX_WORKERS = 8
 
@@ -89,7 +91,7 @@ def _loaders(source: ModelSource, config: ModelConfig, dtype: str) -> list[tuple
             (name, partial(_dummy_tensor, name, shape, source.seed, folded_factor(name, config), dtype))
             for name, shape in expected.items()
         ]
-    find = _find_in_gguf(source, config) if source.kind == "gguf" else _find_in_safetensors(source)
+    find, table = _find_in_gguf(source, config) if source.kind == "gguf" else _find_in_safetensors(source)
     loaders: list[tuple[str, Loader]] = []
     for name, shape in expected.items():
         found, loader = find(name)
@@ -101,26 +103,40 @@ def _loaders(source: ModelSource, config: ModelConfig, dtype: str) -> list[tuple
             )
         heads = rotated_heads(name, config) if config.rope_interleaved else 0
         loaders.append((name, partial(_stored_tensor, loader, heads, folded_factor(name, config), dtype)))
+    unread = [name for name, tensor in table.unread.items() if not _is_zero_bias(name, tensor)]
+    report_unread_tensors(unread, config.tie_word_embeddings, source.path)
     return loaders
 
 
-def _find_in_gguf(source: ModelSource, config: ModelConfig) -> Callable[[str], tuple[tuple[int, ...], Loader]]:
+def _is_zero_bias(name: str, tensor: SafeTensor | Loader) -> bool:
+    """Some converters write a bias for every projection."""
+    if not name.endswith(".bias"):
+        return False
+    if isinstance(tensor, SafeTensor):
+        return tensor.dtype in ITEM_BYTES and not tensor.read().any()
+    return not tensor().any()
+
+
+def _find_in_gguf(source: ModelSource, config: ModelConfig) -> tuple[_Find, ReadKeys]:
     file = read_gguf(source.path)
+    table = ReadKeys({name: partial(read_tensor, file, tensor) for name, tensor in file.tensors.items()})
+    table.get("rope_freqs.weight")  # the configuration has read it
 
     def find(name: str) -> tuple[tuple[int, ...], Loader]:
         stored = gguf_name(name, config)
-        tensor = file.tensors.get(stored)
-        if tensor is None:
+        loader = table.get(stored)
+        if loader is None:
             raise _missing(source, f"{stored} ({name})")
-        return tensor.shape, partial(read_tensor, file, tensor)
+        return file.tensors[stored].shape, loader
 
-    return find
+    return find, table
 
 
-def _find_in_safetensors(source: ModelSource) -> Callable[[str], tuple[tuple[int, ...], Loader]]:
-    table: dict[str, SafeTensor] = {}
+def _find_in_safetensors(source: ModelSource) -> tuple[_Find, ReadKeys]:
+    stored: dict[str, SafeTensor] = {}
     for path in source.weight_files():
-        table.update(read_header(path))
+        stored.update(read_header(path))
+    table = ReadKeys(stored)
 
     def find(name: str) -> tuple[tuple[int, ...], Loader]:
         tensor = table.get(name) or table.get(name.removeprefix("model."))  # base models are saved without the prefix
@@ -132,7 +148,7 @@ def _find_in_safetensors(source: ModelSource) -> Callable[[str], tuple[tuple[int
             )
         return tensor.shape, tensor.read
 
-    return find
+    return find, table
 
 
 def _missing(source: ModelSource, name: str) -> ModelLoadError:

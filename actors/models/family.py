@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,9 +37,9 @@ class Family:
         interleaved, gguf_interleaved: stored rows of q and k pair neighbouring dimensions, in safetensors and in GGUF.
         qk_norm: RMSNorm of q and k, over each head or over the whole projection.
         norms: before attention and feed-forward, or behind them.
-        sliding_window: whether sliding_window of config.json holds always, if use_sliding_window says so, or never.
+        sliding_window: whether sliding_window of config.json holds always, if use_sliding_window says so, or unless it says no.
+        refuses_window: a model with a window is another one.
         multipliers: field of ModelConfig to (key of config.json, its default, key of GGUF below the architecture).
-        refused_gguf_keys: metadata of variants that are another model.
     """
 
     name: str
@@ -55,11 +56,11 @@ class Family:
     gguf_interleaved: bool = False
     qk_norm: Literal["none", "head", "projection"] = "none"
     norms: Literal["before", "behind"] = "before"
-    sliding_window: Literal["always", "if used", "never"] = "never"
+    sliding_window: Literal["always", "if used", "unless off"] = "unless off"
+    refuses_window: bool = False
     multipliers: dict[str, tuple[str, float, str]] = field(default_factory=dict)
-    refused_gguf_keys: tuple[str, ...] = ()
 
-    def has(self, bias: str | bool, raw: dict[str, Any]) -> bool:
+    def has(self, bias: str | bool, raw: Mapping[str, Any]) -> bool:
         """Whether config.json ``raw`` says that a bias is there, for one of the bias attributes."""
         return bool(raw.get(bias, False)) if isinstance(bias, str) else bias
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from actors.models.family import Family
@@ -43,13 +44,13 @@ FAMILIES = {
         Family(
             "olmo2", "Olmo2ForCausalLM",
             attention_bias="attention_bias", attention_out_bias="attention_bias", rms_norm_eps=1e-5,
-            qk_norm="projection", norms="behind", refused_gguf_keys=("attention.sliding_window",),
+            qk_norm="projection", norms="behind", refuses_window=True,
         ),
     )
 }  # fmt: skip
 
 
-def family_of_json(raw: dict[str, Any], where: object) -> Family:
+def family_of_json(raw: Mapping[str, Any], where: object) -> Family:
     """The family of a config.json: by model_type, or by the class in architectures where there is none.
 
     Raises:

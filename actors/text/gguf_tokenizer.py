@@ -34,6 +34,9 @@ _PRE_TOKENIZERS = {
 }
 
 
+_ARCHITECTURES_OF = {"llama-bpe": ("llama",), "qwen2": ("qwen2", "qwen3")}
+
+
 def build_tokenizer(metadata: dict[str, Any], where: Path) -> Tokenizer:
     """Build the tokenizer that the metadata of a GGUF file describes.
 
@@ -56,6 +59,12 @@ def build_tokenizer(metadata: dict[str, Any], where: Path) -> Tokenizer:
             "tokenizer.json instead.",
             "tokenizer",
         )
+    for key in ("remove_extra_whitespaces", "precompiled_charsmap", "add_sep_token"):
+        if metadata.get(f"tokenizer.ggml.{key}"):
+            raise ModelLoadError(
+                f"{where}: tokenizer.ggml.{key} is not supported: set tokenizer to the model's tokenizer.json.",
+                "tokenizer",
+            )
     types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
     # A template's end of turn must become the token that ends a generation, of whatever type the converter made it.
     types = [_CONTROL if token in END_OF_TURN else kind for token, kind in zip(tokens, types)]
@@ -71,7 +80,7 @@ def build_tokenizer(metadata: dict[str, Any], where: Path) -> Tokenizer:
 
 def _byte_level(metadata: dict[str, Any], tokens: list[str], where: Path) -> tuple[Tokenizer, bool]:
     """Return (byte-level BPE tokenizer, whether prompts begin with BOS unless the file says otherwise)."""
-    pre = metadata.get("tokenizer.ggml.pre", "default")
+    pre = metadata.get("tokenizer.ggml.pre") or _guessed_pre_tokenizer(metadata, tokens, where)
     if pre not in _PRE_TOKENIZERS:
         raise ModelLoadError(
             f"{where}: pre-tokenizer {pre!r} is not supported; supported: {', '.join(sorted(_PRE_TOKENIZERS))}. "
@@ -93,6 +102,20 @@ def _byte_level(metadata: dict[str, Any], tokens: list[str], where: Path) -> tup
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level]) if style == "digits" else byte_level
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer, style == "llama3"
+
+
+def _guessed_pre_tokenizer(metadata: dict[str, Any], tokens: list[str], where: Path) -> str:
+    """Of files from before converters named it: of two families that are known by their tokens."""
+    special = {"<|begin_of_text|>": "llama-bpe", "<|im_start|>": "qwen2"}
+    architecture = metadata.get("general.architecture")
+    for token, pre in special.items():
+        if token in tokens and architecture in _ARCHITECTURES_OF[pre]:
+            return pre
+    raise ModelLoadError(
+        f"{where} lacks tokenizer.ggml.pre, so nobody knows how it splits text: convert or download it again, or set "
+        "tokenizer to the model's tokenizer.json.",
+        "tokenizer",
+    )
 
 
 def _sentencepiece(metadata: dict[str, Any], tokens: list[str], where: Path) -> Tokenizer:
