@@ -211,6 +211,11 @@ class LLMConfig(EngineConfig):
         "text",
         description="What a special token written out in a chat, like <|im_end|>, is: text, its characters; or control, the token itself, with which a message can end its turn and begin one of the system. In a completion's prompt it is the token.",
     )
+    generation_config: str = Field(
+        "auto",
+        min_length=1,
+        description="Sampling parameters of requests that name none; auto: those of the model's generation_config.json or GGUF metadata; none: the API's own; or a directory with a generation_config.json.",
+    )
     max_choices: int = Field(128, ge=1, le=1024, description="Most sequences of one HTTP request (prompts times n).")
 
     @field_validator("deployment_config", "ingress_config")

@@ -97,6 +97,7 @@ def prepare(config: LLMConfig) -> None:
     from actors.model_files.config import load_model_config
     from actors.model_files.source import resolve_model
     from actors.text.tokenizer import load_tokenizer
+    from deployments.openai_api.sampling_defaults import sampling_defaults
     from deployments.start.prepare import prepare_model, prepare_ops
 
     prepare_ops(console)
@@ -105,6 +106,7 @@ def prepare(config: LLMConfig) -> None:
     source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
     load_model_config(source)
     load_tokenizer(source)
+    sampling_defaults(config, source)
 
 
 if __name__ == "__main__":

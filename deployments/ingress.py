@@ -42,6 +42,7 @@ from deployments.openai_api.answer import OpenAiResponse, model_object
 from deployments.openai_api.event_ids import LAST_EVENT_ID_HEADER
 from deployments.openai_api.resume import max_resume_bytes, wants_event_ids
 from deployments.openai_api.sampling import ModelLimits
+from deployments.openai_api.sampling_defaults import sampling_defaults
 from deployments.openai_api.service import Caller, OpenAiService
 from deployments.ray_private import by_value
 from deployments.replica.engine_replica import application_name, find_runner
@@ -86,6 +87,7 @@ class OpenAiIngress:
         try:
             source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
             self._tokenizer = load_tokenizer(source)
+            self._defaults = sampling_defaults(config, source)
             # Where there may be no engine, requests are what starts one; until then its files say what the model takes.
             self._expected = self._expected_model(source) if config.engine_counts[0] == 0 else None
             self._tokenizer.floor  # noqa: B018 (made now, when nobody waits)
@@ -160,7 +162,7 @@ class OpenAiIngress:
         """Requests are taken from now on, within the limits of ``model``."""
         limits = ModelLimits(model.max_model_len, model.vocab_size)
         if self._service is not None:
-            self._service.limits = limits
+            self._service.set_limits(limits)
             return
         self._service = OpenAiService(
             client,
@@ -169,7 +171,10 @@ class OpenAiIngress:
             limits,
             self._config.max_choices,
             special_tokens_as_text=self._config.special_tokens_in_messages == "text",
+            defaults=self._defaults,
         )
+        shown = " ".join(f"{name}={value}" for name, value in self._defaults.shown().items())
+        logger.info("sampling defaults of %s: %s (from %s)", model.model_id, shown or "none", self._defaults.where)
         terminal_logger().info(ready_line(self._service.model_id, self._keys.required))
 
     def _expected_model(self, source: ModelSource) -> ServedModel:
@@ -241,7 +246,8 @@ class OpenAiIngress:
         return self._service
 
     def _model_object(self, service: OpenAiService) -> dict:
-        return model_object(service.model_id, self._created, service.limits.max_model_len)
+        shown = service.defaults.shown()
+        return model_object(service.model_id, self._created, service.limits.max_model_len, shown)
 
 
 async def _answer(peer: Peer, generation: Generation, answer: OpenAiResponse, resumable: bool) -> Response:

@@ -19,6 +19,7 @@ from deployments.http.generation import Generation
 from deployments.openai_api.answer_digest import AnswerDigest
 from deployments.openai_api.event_ids import EventIds, ResumePoint
 from deployments.openai_api.protocol import GenerationRequest
+from deployments.openai_api.sampling_defaults import SamplingDefaults
 
 ALL = slice(0, None)
 # Text takes as long to write as so many values in its place.
@@ -26,9 +27,16 @@ _CHARS_A_VALUE = 64
 _LOWEST_LOGPROB = -9999.0  # JSON has no infinity; the value OpenAI documents for a token that is very unlikely
 
 
-def model_object(model_id: str, created: int, max_model_len: int) -> dict[str, Any]:
+def model_object(model_id: str, created: int, max_model_len: int, sampling: dict[str, Any]) -> dict[str, Any]:
     """One entry of /v1/models."""
-    return {"id": model_id, "object": "model", "created": created, "owned_by": "bireme", "max_model_len": max_model_len}
+    return {
+        "id": model_id,
+        "object": "model",
+        "created": created,
+        "owned_by": "bireme",
+        "max_model_len": max_model_len,
+        "default_sampling_params": sampling,
+    }
 
 
 class OpenAiResponse(ABC):
@@ -56,8 +64,10 @@ class OpenAiResponse(ABC):
         created: int,
         events: tuple[EventIds, AnswerDigest] | None = None,
         resumed: ResumePoint | None = None,
+        defaults: SamplingDefaults | None = None,
     ) -> None:
         self.request = request
+        self._defaults = defaults or SamplingDefaults()
         self.tokenizer = tokenizer
         self.generation = generation
         self.prompt_ids = prompt_ids
@@ -85,7 +95,7 @@ class OpenAiResponse(ABC):
             **self._head,
             "choices": list(map(self.whole_choice, self.choices)),
             "usage": self.usage(),
-            "system_fingerprint": self.generation.fingerprint,
+            "system_fingerprint": self._defaults.mark(self.generation.fingerprint),
             "seed": self.seed,
             **self.whole_extras(),
         }
@@ -125,7 +135,7 @@ class OpenAiResponse(ABC):
             **self._head,
             "object": self.chunk_name,
             "choices": [body],
-            "system_fingerprint": self.generation.fingerprint,
+            "system_fingerprint": self._defaults.mark(self.generation.fingerprint),
         }
         if self._usage_in_every_chunk:
             # As vLLM has it: that of the chunk's choice.
@@ -147,7 +157,7 @@ class OpenAiResponse(ABC):
             # A choice that has nothing yet is begun anew by who takes the answer up, and its prompt looked up again.
             self.num_cached_tokens(only_begun=True),
             max(0, int(time.time()) - created),
-            digest.text(self.generation.fingerprint),
+            digest.text(self._defaults.mark(self.generation.fingerprint)),
         )
         return ids.sign(point)
 
@@ -199,7 +209,7 @@ class OpenAiResponse(ABC):
             "object": self.chunk_name,
             "choices": [],
             "usage": self.usage(),
-            "system_fingerprint": self.generation.fingerprint,
+            "system_fingerprint": self._defaults.mark(self.generation.fingerprint),
         }
 
     def usage(self) -> dict[str, Any]:

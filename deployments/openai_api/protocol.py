@@ -5,6 +5,8 @@ Fields follow OpenAI's API reference; extensions have vLLM's names. A field that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -256,8 +258,8 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
 _Request = TypeVar("_Request", bound=GenerationRequest)
 
 
-def parse_request(kind: type[_Request], body: Any) -> _Request:
-    """Validate a decoded JSON body.
+def parse_request(kind: type[_Request], body: Any, defaults: Mapping[str, Any] = MappingProxyType({})) -> _Request:
+    """Validate a decoded JSON body; ``defaults`` are fields that it has where it names none.
 
     Raises:
         ApiError: 400 that names the field at fault and what it may be.
@@ -273,7 +275,7 @@ def parse_request(kind: type[_Request], body: Any) -> _Request:
             raise bad_request(f"{name} is not supported by this server; leave it out", name, "unsupported_parameter")
     best_of = fields.pop("best_of", None)
     try:
-        request = kind.model_validate(fields)
+        request = kind.model_validate({**defaults, **fields})
     except ValidationError as error:
         raise _as_api_error(error, kind) from None
     if best_of not in (None, request.n):

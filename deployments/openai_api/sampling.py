@@ -15,10 +15,12 @@ _SEED_RANGE = 2**63
 
 
 class ModelLimits(NamedTuple):
-    """What the loaded model allows: tokens of prompt plus output, and ids below ``vocab_size``."""
+    """What the loaded model allows: tokens of prompt plus output, and ids below ``vocab_size``; and how long an answer is where
+    its request does not say, None for as long as fits."""
 
     max_model_len: int
     vocab_size: int
+    default_max_tokens: int | None = None
 
 
 def assign_seed(request: GenerationRequest) -> int:
@@ -40,7 +42,7 @@ def sampling_params(request: GenerationRequest, prompt_len: int, seed: int, limi
     Raises:
         ApiError: prompt and output do not fit the model, or a token id is not in its vocabulary.
     """
-    max_tokens = _max_tokens(request, prompt_len, limits.max_model_len)
+    max_tokens = _max_tokens(request, prompt_len, limits)
     if request.min_tokens > max_tokens:
         raise bad_request(f"min_tokens ({request.min_tokens}) must be at most max_tokens ({max_tokens})", "min_tokens")
     _check_ids(request.stop_token_ids, "stop_token_ids", limits.vocab_size)
@@ -75,14 +77,19 @@ def asked_max_tokens(request: GenerationRequest) -> tuple[str, int | None]:
     return "max_tokens", request.max_tokens
 
 
-def _max_tokens(request: GenerationRequest, prompt_len: int, max_model_len: int) -> int:
+def _max_tokens(request: GenerationRequest, prompt_len: int, limits: ModelLimits) -> int:
+    max_model_len = limits.max_model_len
     check_prompt_len(prompt_len, "messages" if isinstance(request, ChatCompletionRequest) else "prompt", max_model_len)
     room = max_model_len - prompt_len
     name, wanted = asked_max_tokens(request)
     if isinstance(request, ChatCompletionRequest):
         default, lowest = room, 1
+        if limits.default_max_tokens is not None:
+            default = min(limits.default_max_tokens, room)
     else:
         default = min(DEFAULT_COMPLETION_TOKENS, room)
+        if limits.default_max_tokens is not None:
+            default = min(default, limits.default_max_tokens)
         lowest = 0 if isinstance(request, CompletionRequest) and request.echo else 1
     if wanted is None:
         return max(default, min(request.min_tokens, room))

@@ -40,6 +40,7 @@ from deployments.openai_api.sampling import (
     engine_seed,
     sampling_params,
 )
+from deployments.openai_api.sampling_defaults import SamplingDefaults
 from deployments.routing.engine_client import EngineClient
 
 
@@ -70,6 +71,7 @@ class OpenAiService:
         model_id: name under which clients ask for the model.
         max_choices: most sequences (prompts times n) of one request.
         special_tokens_as_text: special tokens that are written out in a chat's messages are plain text.
+        defaults: what a request has where it says nothing.
     """
 
     def __init__(
@@ -80,14 +82,20 @@ class OpenAiService:
         limits: ModelLimits,
         max_choices: int,
         special_tokens_as_text: bool = True,
+        defaults: SamplingDefaults | None = None,
     ) -> None:
         self.model_id = model_id
-        self.limits = limits
+        self.defaults = defaults or SamplingDefaults()
+        self.set_limits(limits)
         self._client = client
         self._tokenizer = tokenizer
         self._max_choices = max_choices
         self._special_tokens_as_text = special_tokens_as_text
         self._live = LiveAnswers()
+
+    def set_limits(self, limits: ModelLimits) -> None:
+        """What the model allows from now on."""
+        self.limits = limits._replace(default_max_tokens=self.defaults.max_tokens)
 
     def resume_point(self, last_event_id: str | None, tenant: Tenant = NOBODY) -> ResumePoint | None:
         """The event that a request with this header goes on after; None for one from the beginning.
@@ -133,7 +141,7 @@ class OpenAiService:
         return generation, answer
 
     def _completion(self, body: Any, caller: Caller, received: float) -> tuple[Generation, OpenAiResponse]:
-        request = parse_request(CompletionRequest, _decoded(body))
+        request = parse_request(CompletionRequest, _decoded(body), self.defaults.values)
         check_resume(request, caller.resumed, CompletionAnswer.id_prefix)
         self.check_model(request.model)
         prompts = request.prompts()
@@ -167,11 +175,12 @@ class OpenAiService:
             **options,
             created=_beginning(caller.resumed),
             prompt_texts=prompt_texts,
+            defaults=self.defaults,
         )
         return generation, answer
 
     def _chat(self, body: Any, caller: Caller, received: float) -> tuple[Generation, OpenAiResponse]:
-        request = parse_request(ChatCompletionRequest, _decoded(body))
+        request = parse_request(ChatCompletionRequest, _decoded(body), self.defaults.values)
         check_resume(request, caller.resumed, ChatAnswer.id_prefix)
         self.check_model(request.model)
         self._check_choices(request.n)
@@ -183,7 +192,10 @@ class OpenAiService:
         request.messages = []  # as above
         request.chat_template_kwargs = {}
         generation, options = self._generation(request, prompt_ids, caller, received)
-        answer = ChatAnswer(request, self.model_id, self._tokenizer, generation, prompt_ids, **options, created=created)
+        answer = ChatAnswer(
+            request, self.model_id, self._tokenizer, generation, prompt_ids, **options, created=created,
+            defaults=self.defaults,
+        )  # fmt: skip
         return generation, answer
 
     def _text_of(self, prompt_ids: list[int]) -> str:
@@ -289,7 +301,8 @@ class OpenAiService:
                 )
                 choices.append(Choice(len(choices), entry, output, SequenceTimes(self._client.metrics, received)))
         if resume is not None:
-            resume_choices(resume, choices, self.limits.vocab_size)
+            fingerprint = self.defaults.engine_fingerprint(resume.fingerprint)
+            resume_choices(resume, choices, fingerprint, self.limits.vocab_size)
         return Generation(self._client, choices), {"seed": seed, "events": events, "resumed": resumed}
 
 

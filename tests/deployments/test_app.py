@@ -182,7 +182,8 @@ def test_a_key_is_required_everywhere_but_for_health(app: App):
             response = httpx.get(app.url + path, headers=headers)
             assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
     for key in KEYS:
-        assert httpx.get(f"{app.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        answer = httpx.get(f"{app.url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+        assert answer.json()["data"][0]["default_sampling_params"] == {"temperature": 0.2, "top_p": 0.9}
 
 
 def test_keys_from_python_stand_in_no_file_of_rays(app: App):
