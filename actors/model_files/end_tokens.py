@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.model_files.gguf_file import read_gguf
+from actors.model_files.gguf_split import is_gguf
 from actors.model_files.gguf_tokens import gguf_eos_token_ids
 from actors.model_files.json_file import read_json, read_optional_json, special_tokens
 from actors.model_files.source import ModelSource
@@ -26,7 +27,7 @@ def eos_token_ids(source: ModelSource) -> tuple[int, ...]:
     tokenizer = source.tokenizer
     if tokenizer is None or (tokenizer == source.path and source.is_gguf):
         return tuple(sorted(ids))
-    if tokenizer.suffix.lower() == ".gguf":
+    if is_gguf(tokenizer):
         more = _gguf_ids(tokenizer)
     else:
         folder = tokenizer if tokenizer.is_dir() else tokenizer.parent

@@ -37,11 +37,6 @@ def config_from_gguf(path: Path) -> ModelConfig:
             raise ModelLoadError(f"{path} lacks the metadata key {arch}.{key}: convert or download it again.", "model")
         return value
 
-    if file.metadata.get("split.count", 1) > 1:
-        raise ModelLoadError(
-            f"{path} is one of {file.metadata['split.count']} parts: join them first (llama-gguf-split --merge).",
-            "model",
-        )
     if metadata.get(f"{arch}.expert_count"):
         raise ModelLoadError(
             f"{path} is a mixture of experts, which is not supported; supported: dense models.", "model"
@@ -140,7 +135,7 @@ def _rope_scaling(
         raise ModelLoadError(
             f"{file.path} has {prefix}type {kind!r} and a tensor rope_freqs.weight; supported: one of them.", "model"
         )
-    values = read_tensor(file, divisors)
+    values = read_tensor(divisors)
     if values.shape != (head_dim // 2,):
         raise ModelLoadError(
             f"{file.path}: tensor rope_freqs.weight has shape {list(values.shape)}, expected [{head_dim // 2}].",

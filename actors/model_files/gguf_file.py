@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.model_files.gguf_split import gguf_parts
 from cluster.errors import ModelLoadError
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -48,6 +49,7 @@ class GGUFTensor:
         shape: in NumPy order (rows first), the reverse of what the file stores.
         offset: of the first byte, from the beginning of the file.
         num_bytes: stored size.
+        path: of the file that has it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class GGUFTensor:
     shape: tuple[int, ...]
     offset: int
     num_bytes: int
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +75,37 @@ class GGUFFile:
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Parse the header of ``path``; a second call for the same unchanged file is free.
+    """Parse the header of ``path`` and of the files that it is a model with; a second call for unchanged files is free.
 
     Raises:
-        ModelLoadError: not a GGUF file, an unsupported version or tensor type, damaged, or shorter than its tensors.
+        ModelLoadError: not a GGUF file, an unsupported version or tensor type, damaged, shorter than its tensors, or parts of a
+            model that do not belong together.
     """
+    first, *others = map(_read_part, gguf_parts(path))
+    count = first.metadata.get("split.count", 1)
+    if count != 1 + len(others):
+        raise ModelLoadError(
+            f"{first.path} is one of {count} parts: name them as they came, NAME-00001-of-{count:05d}.gguf and so on.",
+            "model",
+        )
+    tensors = dict(first.tensors)
+    for i, part in enumerate(others, 1):
+        numbers = [part.metadata.get(f"split.{key}") for key in ("no", "count")]
+        if numbers != [i, count] or tensors.keys() & part.tensors.keys():
+            raise ModelLoadError(
+                f"{part.path} is no part {i + 1} of {count} of the model that {first.path.name} begins: copy it again.",
+                "model",
+            )
+        tensors.update(part.tensors)
+    named = first.metadata.get("split.tensors.count", len(tensors))
+    if named != len(tensors):
+        raise ModelLoadError(
+            f"{first.path}: its parts have {len(tensors)} tensors, not {named}: copy them again.", "model"
+        )
+    return first if not others else GGUFFile(first.path, first.metadata, tensors)
+
+
+def _read_part(path: Path) -> GGUFFile:
     try:
         stat = path.stat()
     except OSError as error:
@@ -84,7 +113,7 @@ def read_gguf(path: Path) -> GGUFFile:
     return _read(path, stat.st_size, stat.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)
 def _read(path: Path, size: int, mtime_ns: int) -> GGUFFile:
     try:
         with open(path, "rb") as file:
@@ -98,6 +127,15 @@ def _read(path: Path, size: int, mtime_ns: int) -> GGUFFile:
         raise ModelLoadError(f"{path} is damaged or cut off ({error}): download or copy it again.", "model") from error
     except OSError as error:
         raise ModelLoadError(f"cannot read {path}: {error.strerror}.", "model") from error
+
+
+def _type_name(type_id: int) -> str:
+    from gguf.constants import GGMLQuantizationType
+
+    try:
+        return GGMLQuantizationType(type_id).name
+    except ValueError:  # of a newer format
+        return str(type_id)
 
 
 class _Cursor:
@@ -130,7 +168,7 @@ class _Cursor:
             elements = int(np.prod(shape, dtype=object))
             if shape[-1] % block:
                 raise ValueError(f"rows of tensor {name} do not fill whole {type_name} blocks")
-            tensor = GGUFTensor(name, type_id, shape, data_start + offset, elements // block * block_bytes)
+            tensor = GGUFTensor(name, type_id, shape, data_start + offset, elements // block * block_bytes, path)
             if tensor.offset + tensor.num_bytes > self._size:
                 raise ValueError(
                     f"tensor {name} ends at byte {tensor.offset + tensor.num_bytes}, the file at {self._size}"
@@ -199,7 +237,7 @@ class _Cursor:
         if type_id not in TENSOR_TYPES:
             known = ", ".join(type_name for type_name, _, _ in TENSOR_TYPES.values())
             raise ModelLoadError(
-                f"{path}: tensor {name} has ggml type {type_id}, which is not supported; supported: {known}. "
+                f"{path}: tensor {name} has ggml type {_type_name(type_id)}, which is not supported; supported: {known}. "
                 "Use a file with another quantisation.",
                 "model",
             )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from actors.model_files.gguf_file import TENSOR_TYPES, GGUFFile, GGUFTensor
+from actors.model_files.gguf_file import TENSOR_TYPES, GGUFTensor
 
 _ROWS_BYTES = 32 << 20
 
 
-def read_tensor(file: GGUFFile, tensor: GGUFTensor) -> np.ndarray:
+def read_tensor(tensor: GGUFTensor) -> np.ndarray:
     """Return one tensor, dequantised: float32 with ``tensor.shape``.
 
     Rows are unpacked in slices, so that the scratch memory of the arithmetic stays small beside the result.
     """
     type_name, block, block_bytes = TENSOR_TYPES[tensor.type_id]
     if type_name == "F32":
-        return np.fromfile(file.path, "<f4", tensor.num_bytes // 4, offset=tensor.offset).reshape(tensor.shape)
-    raw = np.memmap(file.path, np.uint8, "r", tensor.offset, (tensor.num_bytes,))
+        return np.fromfile(tensor.path, "<f4", tensor.num_bytes // 4, offset=tensor.offset).reshape(tensor.shape)
+    raw = np.memmap(tensor.path, np.uint8, "r", tensor.offset, (tensor.num_bytes,))
     if type_name == "F16":
         return raw.view("<f2").astype(np.float32).reshape(tensor.shape)
     from gguf.constants import GGMLQuantizationType

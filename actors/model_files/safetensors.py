@@ -79,10 +79,11 @@ def read_header(path: Path) -> dict[str, SafeTensor]:
 
 def _entry(path: Path, name: str, entry: dict, data_start: int, size: int) -> SafeTensor:
     dtype, shape, (begin, end) = entry["dtype"], tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
-    if dtype not in ITEM_BYTES:
+    item_bytes = {**ITEM_BYTES, "U16": 2}.get(dtype)
+    if item_bytes is None:
         # Refused only when asked for: files may hold integer buffers that no model needs.
         return SafeTensor(path, dtype, shape, data_start + begin)
-    if end - begin != math.prod(shape) * ITEM_BYTES[dtype] or begin < 0:
+    if end - begin != math.prod(shape) * item_bytes or begin < 0:
         raise ValueError(f"tensor {name} has {end - begin} bytes for shape {list(shape)} of {dtype}")
     if data_start + end > size:
         raise ValueError(f"tensor {name} ends at byte {data_start + end}, the file at {size}")

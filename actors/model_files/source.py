@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from actors.model_files.default_model import ensure_default_model
+from actors.model_files.gguf_split import gguf_parts, is_gguf, model_name
 from actors.model_files.hub import ensure_snapshot, is_hub_id
 from cluster.cache import Progress
 from cluster.config import DEFAULT_MODEL
@@ -21,7 +22,7 @@ class ModelSource:
 
     Attributes:
         kind: 'gguf' (one file), 'safetensors' (a directory), or 'dummy' (random weights for the configuration at ``path``).
-        path: the GGUF file, or the directory with config.json.
+        path: the GGUF file (of a split model the first), or the directory with config.json.
         tokenizer: GGUF file, directory or tokenizer.json that the tokenizer is read from; None if the model has none.
         name: the name under which clients ask for the model unless they are told another.
         seed: of dummy weights; 0 otherwise.
@@ -36,13 +37,13 @@ class ModelSource:
     @property
     def is_gguf(self) -> bool:
         """Whether configuration (and, unless dummy, weights) come from a GGUF file."""
-        return self.path.suffix == ".gguf"
+        return is_gguf(self.path)
 
     def weight_files(self) -> list[Path]:
         """Return the files that hold the weights, in a fixed order; none for dummy weights."""
         if self.kind == "dummy":
             return []
-        return [self.path] if self.kind == "gguf" else safetensors_files(self.path)
+        return gguf_parts(self.path) if self.kind == "gguf" else safetensors_files(self.path)
 
 
 def resolve_model(
@@ -71,7 +72,7 @@ def resolve_model(
     kind: Literal["gguf", "safetensors"]
     own_tokenizer: Path | None
     path, name = _locate(model, dummy, progress)
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         kind, own_tokenizer = "gguf", path
     else:
         kind, own_tokenizer = "safetensors", path if (path / "tokenizer.json").is_file() else None
@@ -121,7 +122,7 @@ def _locate(model: str, dummy: bool, progress: Progress | None) -> tuple[Path, s
         return _from_file(path.resolve(), dummy)
     if model and path.is_dir():
         return _from_directory(path.resolve())
-    looks_local = model.startswith((".", "/", "~")) or path.suffix in (".gguf", ".json", ".safetensors")
+    looks_local = model.startswith((".", "/", "~")) or path.suffix.lower() in (".gguf", ".json", ".safetensors")
     if not looks_local and is_hub_id(model):
         return ensure_snapshot(model, not dummy, progress), model
     if looks_local or "/" in model:
@@ -138,8 +139,8 @@ def _locate(model: str, dummy: bool, progress: Progress | None) -> tuple[Path, s
 
 
 def _from_file(path: Path, dummy: bool) -> tuple[Path, str]:
-    if path.suffix == ".gguf":
-        return path, path.stem
+    if is_gguf(path):
+        return gguf_parts(path)[0], model_name(path)
     if path.name == "config.json" and (dummy or any(path.parent.glob("*.safetensors"))):
         return path.parent, path.parent.name
     if path.name == "config.json":
@@ -154,12 +155,12 @@ def _from_file(path: Path, dummy: bool) -> tuple[Path, str]:
 def _from_directory(folder: Path) -> tuple[Path, str]:
     if (folder / "config.json").is_file():
         return folder, folder.name
-    gguf_files = sorted(folder.glob("*.gguf"))
+    gguf_files = sorted({gguf_parts(path)[0] for path in folder.iterdir() if is_gguf(path)})
     if len(gguf_files) == 1:
-        return gguf_files[0], gguf_files[0].stem
+        return gguf_files[0], model_name(gguf_files[0])
     if gguf_files:
         raise ModelLoadError(
-            f"{folder} holds {len(gguf_files)} GGUF files: set model to one of them, e.g. {gguf_files[0]}.", "model"
+            f"{folder} holds {len(gguf_files)} GGUF models: set model to one of them, e.g. {gguf_files[0]}.", "model"
         )
     raise ModelLoadError(
         f"{folder} holds neither config.json nor a GGUF file: a model directory needs config.json, "
@@ -172,9 +173,9 @@ def _tokenizer_path(tokenizer: str, progress: Progress | None) -> Path:
     if tokenizer == DEFAULT_MODEL:
         return ensure_default_model(progress)
     path = Path(tokenizer).expanduser()
-    is_tokenizer_file = path.is_file() and path.suffix in (".json", ".gguf")
+    is_tokenizer_file = path.is_file() and path.suffix.lower() in (".json", ".gguf")
     if is_tokenizer_file or (path / "tokenizer.json").is_file():
-        return path.resolve()
+        return gguf_parts(path.resolve())[0]
     raise ModelLoadError(
         f"tokenizer {tokenizer} is no tokenizer: give a tokenizer.json, a directory that holds one, a GGUF file, or "
         f"{DEFAULT_MODEL}.",

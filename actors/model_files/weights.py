@@ -18,6 +18,7 @@ from actors.model_files.gguf_file import read_gguf
 from actors.model_files.gguf_tensors import read_tensor
 from actors.model_files.layout import expected_tensors, folded_factor, gguf_name, rotated_heads, to_half_rotation
 from actors.model_files.number_types import convert
+from actors.model_files.paddle_layout import PaddleTensor, from_paddle_layout, is_paddle_layout
 from actors.model_files.safetensors import ITEM_BYTES, SafeTensor, read_header
 from actors.model_files.source import ModelSource
 from actors.model_files.unread import ReadKeys, report_unread_tensors
@@ -91,7 +92,7 @@ def _loaders(source: ModelSource, config: ModelConfig, dtype: str) -> list[tuple
             (name, partial(_dummy_tensor, name, shape, source.seed, folded_factor(name, config), dtype))
             for name, shape in expected.items()
         ]
-    find, table = _find_in_gguf(source, config) if source.kind == "gguf" else _find_in_safetensors(source)
+    find, table = _find_in_gguf(source, config) if source.kind == "gguf" else _find_in_safetensors(source, expected)
     loaders: list[tuple[str, Loader]] = []
     for name, shape in expected.items():
         found, loader = find(name)
@@ -108,18 +109,18 @@ def _loaders(source: ModelSource, config: ModelConfig, dtype: str) -> list[tuple
     return loaders
 
 
-def _is_zero_bias(name: str, tensor: SafeTensor | Loader) -> bool:
+def _is_zero_bias(name: str, tensor: SafeTensor | PaddleTensor | Loader) -> bool:
     """Some converters write a bias for every projection."""
     if not name.endswith(".bias"):
         return False
-    if isinstance(tensor, SafeTensor):
+    if isinstance(tensor, (SafeTensor, PaddleTensor)):
         return tensor.dtype in ITEM_BYTES and not tensor.read().any()
     return not tensor().any()
 
 
 def _find_in_gguf(source: ModelSource, config: ModelConfig) -> tuple[_Find, ReadKeys]:
     file = read_gguf(source.path)
-    table = ReadKeys({name: partial(read_tensor, file, tensor) for name, tensor in file.tensors.items()})
+    table = ReadKeys({name: partial(read_tensor, tensor) for name, tensor in file.tensors.items()})
     table.get("rope_freqs.weight")  # the configuration has read it
 
     def find(name: str) -> tuple[tuple[int, ...], Loader]:
@@ -132,11 +133,11 @@ def _find_in_gguf(source: ModelSource, config: ModelConfig) -> tuple[_Find, Read
     return find, table
 
 
-def _find_in_safetensors(source: ModelSource) -> tuple[_Find, ReadKeys]:
+def _find_in_safetensors(source: ModelSource, expected: dict[str, tuple[int, ...]]) -> tuple[_Find, ReadKeys]:
     stored: dict[str, SafeTensor] = {}
     for path in source.weight_files():
         stored.update(read_header(path))
-    table = ReadKeys(stored)
+    table = ReadKeys(from_paddle_layout(stored, expected) if is_paddle_layout(stored, expected) else stored)
 
     def find(name: str) -> tuple[tuple[int, ...], Loader]:
         tensor = table.get(name) or table.get(name.removeprefix("model."))  # base models are saved without the prefix

@@ -28,7 +28,7 @@ class Family:
 
     Attributes:
         name: ``model_type`` of config.json, and ``general.architecture`` of GGUF files.
-        hf_class: the name in ``architectures`` of config.json.
+        hf_class, other_classes: names in ``architectures`` of config.json.
         in_gguf: GGUF files name this family; those of others name the family that computes the same.
         attention_bias, attention_out_bias, mlp_bias: key of config.json that says whether q/k/v, the output projection or
             gate/up/down have biases, or the answer itself. In GGUF the tensors tell.
@@ -44,6 +44,7 @@ class Family:
 
     name: str
     hf_class: str
+    other_classes: tuple[str, ...] = ()
     in_gguf: bool = True
     attention_bias: str | bool = False
     attention_out_bias: str | bool = False

@@ -25,7 +25,7 @@ FAMILIES = {
             sliding_window="if used",
         ),
         Family(
-            "ernie4_5", "Ernie4_5ForCausalLM",
+            "ernie4_5", "Ernie4_5ForCausalLM", ("Ernie4_5_ForCausalLM",),
             attention_bias="use_bias", attention_out_bias="use_bias", mlp_bias="use_bias", head_dim=128,
             rope_theta=500_000.0, rms_norm_eps=1e-5, tie_word_embeddings=True, interleaved=True, gguf_interleaved=True,
         ),
@@ -51,19 +51,18 @@ FAMILIES = {
 
 
 def family_of_json(raw: Mapping[str, Any], where: object) -> Family:
-    """The family of a config.json: by model_type, or by the class in architectures where there is none.
+    """The family of a config.json: by model_type, or by the class in architectures where that says nothing.
 
     Raises:
         ModelLoadError: no such family; the message lists those there are.
     """
-    name = raw.get("model_type")
-    if name is None:
-        classes = raw.get("architectures") or [None]
-        by_class = {family.hf_class: family for family in FAMILIES.values()}
-        if classes[0] in by_class:
-            return by_class[classes[0]]
-        name = classes[0]
+    classes = raw.get("architectures") or [None]
+    name = raw.get("model_type") or classes[0]
     if name not in FAMILIES:
+        for family in FAMILIES.values():
+            # Paddle's own files of ERNIE 4.5 may say ernie, which has been another model before.
+            if classes[0] in family.other_classes or (classes[0] == family.hf_class and raw.get("model_type") is None):
+                return family
         raise _unknown(name, where)
     return FAMILIES[name]
 

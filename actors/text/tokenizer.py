@@ -14,6 +14,7 @@ import tokenizers
 
 from actors.model_files.end_tokens import eos_token_ids
 from actors.model_files.gguf_file import read_gguf
+from actors.model_files.gguf_split import is_gguf
 from actors.model_files.gguf_tokens import special_token_text
 from actors.model_files.json_file import read_optional_json, special_tokens
 from actors.model_files.source import ModelSource
@@ -190,7 +191,7 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
         raise ModelLoadError(
             f"{source.path} has no tokenizer.json: copy it there, or set tokenizer to one.", "tokenizer"
         )
-    parts = _from_gguf(path) if path.suffix.lower() == ".gguf" else _from_json(path)
+    parts = _from_gguf(path) if is_gguf(path) else _from_json(path)
     return Tokenizer(replace(parts, eos_token_ids=eos_token_ids(source)), source.name)
 
 

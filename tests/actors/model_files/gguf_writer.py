@@ -52,9 +52,14 @@ def write_gguf(
     metadata: dict[str, Any] | None = None,
     qtype: str = "F32",
     extra: dict[str, Any] | None = None,
+    split: int = 0,
 ) -> Path:
-    """Write a file; matrices are stored as ``qtype``, vectors as float32; ``extra`` keys get no architecture prefix."""
-    writer = gguf.GGUFWriter(path, arch)
+    """Write a file; matrices are stored as ``qtype``, vectors as float32; ``extra`` keys get no architecture prefix.
+
+    Args:
+        split: most tensors of a part of a split model; 0 writes one file.
+    """
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     items = {f"{arch}.{key}": value for key, value in (METADATA if metadata is None else metadata).items()}
     for key, value in {**items, **(extra or {})}.items():
         if isinstance(value, bool):

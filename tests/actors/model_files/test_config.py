@@ -184,12 +184,6 @@ def test_gguf_variants_that_are_refused(tmp_path: Path, arch: str, metadata: dic
         load_model_config(resolve_model(str(file)))
 
 
-def test_part_of_a_split_gguf_is_refused(tmp_path: Path):
-    file = write_gguf(tmp_path / "m.gguf", random_tensors(tensor_shapes()), extra={"split.count": 3})
-    with pytest.raises(ModelLoadError, match="one of 3 parts"):
-        load_model_config(resolve_model(str(file)))
-
-
 def test_rope_table_holds_cosines_then_sines():
     table = read().rope_table(20)
     assert table.shape == (20, 16)

@@ -166,7 +166,7 @@ def test_gguf_file_and_directory_with_one(tmp_path: Path):
     for model in (file, tmp_path):
         assert resolve_model(str(model)) == ModelSource("gguf", file, file, "tiny")
     (tmp_path / "other.gguf").write_bytes(CONTENT)
-    with pytest.raises(ModelLoadError, match="2 GGUF files"):
+    with pytest.raises(ModelLoadError, match="2 GGUF models"):
         resolve_model(str(tmp_path))
 
 

@@ -68,7 +68,7 @@ def test_gguf_types_are_close_to_what_was_stored(tmp_path: Path, qtype: str):
     file = read_gguf(write_gguf(tmp_path / "m.gguf", tensors, qtype=qtype))
     kind = gguf.GGMLQuantizationType[qtype]
     for name, values in tensors.items():
-        read = read_tensor(file, file.tensors[name])
+        read = read_tensor(file.tensors[name])
         assert read.dtype == np.float32
         assert read.shape == values.shape
         stored = dequantize(quantize(values, kind), kind) if values.ndim > 1 else values
@@ -93,7 +93,7 @@ def test_k_quants_are_read_from_their_blocks(tmp_path: Path, qtype: str):
         write()
     file = read_gguf(tmp_path / "m.gguf")
     assert file.tensors["t"].shape == (5, 2 * block)
-    np.testing.assert_array_equal(read_tensor(file, file.tensors["t"]), dequantize(raw, kind))
+    np.testing.assert_array_equal(read_tensor(file.tensors["t"]), dequantize(raw, kind))
 
 
 def test_large_tensors_are_unpacked_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -101,7 +101,7 @@ def test_large_tensors_are_unpacked_in_slices(tmp_path: Path, monkeypatch: pytes
     tensors = random_tensors({"t": (10, 128)})
     file = read_gguf(write_gguf(tmp_path / "m.gguf", tensors, qtype="Q8_0"))
     kind = gguf.GGMLQuantizationType.Q8_0
-    np.testing.assert_array_equal(read_tensor(file, file.tensors["t"]), dequantize(quantize(tensors["t"], kind), kind))
+    np.testing.assert_array_equal(read_tensor(file.tensors["t"]), dequantize(quantize(tensors["t"], kind), kind))
 
 
 def test_all_supported_types_have_the_sizes_that_gguf_gives_them():
@@ -298,7 +298,7 @@ def test_gguf_type_that_cannot_be_read_is_named(tmp_path: Path):
         writer.close,
     ):
         write()
-    with pytest.raises(ModelLoadError, match=r"tensor t has ggml type 23.*supported: F32"):
+    with pytest.raises(ModelLoadError, match=r"tensor t has ggml type IQ4_XS.*supported: F32"):
         read_gguf(tmp_path / "m.gguf")
 
 
