@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from actors.device.cpu import CpuDevice
+from actors.model_files.end_tokens import eos_token_ids
 from actors.model_files.file_hash import content_id
 from actors.model_files.source import ModelSource
 from actors.model_files.weights import weights_fingerprint
@@ -49,6 +50,7 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
     from a library that chooses by chip.
     """
     parts = [__version__, weights_fingerprint(source), _tokenizer_content(source), sources_hash()]
+    parts.append(f"end={eos_token_ids(source)}")  # of more files than those above
     if config.load_format == "dummy":
         parts += [f"{name}={getattr(config, name)!r}" for name in sorted(OF_DUMMY_WEIGHTS)]
     if device.is_gpu:

@@ -94,6 +94,14 @@ def test_fingerprint_depends_on_content_not_on_place(tiny_model, tmp_path):
     assert of(tiny_model) != of(copy)
 
 
+def test_what_ends_a_generation_changes_it_wherever_it_stands(tiny_model, tmp_path):
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    (copy / "generation_config.json").write_text('{"temperature": 0.5, "eos_token_id": 2}')
+    assert of(copy) == of(tiny_model)
+    (copy / "generation_config.json").write_text('{"eos_token_id": [2, 9]}')
+    assert of(copy) != of(tiny_model)
+
+
 def test_tokenizer_and_sources_of_the_ops_change_it(tiny_model, tmp_path, monkeypatch):
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
     before = of(copy)
