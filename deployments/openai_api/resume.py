@@ -81,15 +81,15 @@ def check_content(resume: Resume, point: ResumePoint, digest: AnswerDigest) -> N
         )
 
 
-def resume_choices(resume: Resume, choices: Sequence[Choice], fingerprint: str, vocab_size: int) -> None:
-    """Bring new choices to where the client is, for engines with that fingerprint.
+def resume_choices(resume: Resume, choices: Sequence[Choice], vocab_size: int) -> None:
+    """Bring new choices to where the client is.
 
     Raises:
         ApiError: a choice cannot have been answered so.
     """
     has_begun = any(has.token_ids or has.finish_reason for has in resume.choices)
     for choice, has in zip(choices, resume.choices):
-        _resume_choice(choice, has, fingerprint, vocab_size)
+        _resume_choice(choice, has, resume.fingerprint, vocab_size)
         # Not the first attempt: an answer that has begun is not refused for a full queue; any other is.
         choice.entry.attempt = int(has_begun)
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from actors.model_files.generation_defaults import recommended_sampling
 from actors.model_files.source import ModelSource
-from cluster.api_errors import ApiError
+from cluster.api_errors import unavailable
 from cluster.config import LLMConfig
 from cluster.errors import ModelLoadError
 from deployments.openai_api.protocol import GenerationRequest
@@ -47,15 +47,13 @@ class SamplingDefaults:
         """The engine's part of what ``mark`` made.
 
         Raises:
-            ApiError: 409; other defaults, with which the same request asks for something else.
+            ApiError: 503, as for an engine that is gone; other defaults, with which the same request asks for something else.
         """
         engine, _, digest = seen.partition(_JOINT)
         if digest != self._digest():
-            raise ApiError(
-                409,
-                "resume.fingerprint is of a server with other sampling defaults (generation_config), so this answer cannot be "
-                "continued exactly; send the request again without resume",
-                param="resume.fingerprint",
+            raise unavailable(
+                f"resume.fingerprint {seen} is of a server with other sampling defaults (generation_config), so this answer "
+                "cannot be continued exactly here; send the request again",
                 code="fingerprint_mismatch",
             )
         return engine

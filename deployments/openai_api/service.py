@@ -301,8 +301,10 @@ class OpenAiService:
                 )
                 choices.append(Choice(len(choices), entry, output, SequenceTimes(self._client.metrics, received)))
         if resume is not None:
+            resume_choices(resume, choices, self.limits.vocab_size)
             fingerprint = self.defaults.engine_fingerprint(resume.fingerprint)
-            resume_choices(resume, choices, fingerprint, self.limits.vocab_size)
+            for choice in choices:
+                choice.entry.fingerprint = fingerprint
         return Generation(self._client, choices), {"seed": seed, "events": events, "resumed": resumed}
 
 

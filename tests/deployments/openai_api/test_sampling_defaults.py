@@ -124,5 +124,5 @@ async def test_an_answer_goes_on_only_where_its_defaults_hold():
     for other, fingerprint in ((service(top_k=6), seen), (service(), seen), (service(top_k=5), "bireme-1")):
         with pytest.raises(ApiError, match="other sampling defaults") as caught:
             await other.chat(resumed(fingerprint), point)
-        assert (caught.value.status, caught.value.param) == (409, "resume.fingerprint")
+        assert (caught.value.status, caught.value.code) == (503, "fingerprint_mismatch")
     assert service().defaults.mark("bireme-1") == "bireme-1"
