@@ -26,7 +26,7 @@ def load_model_config(source: ModelSource) -> ModelConfig:
     where = source.path if source.is_gguf else source.path / "config.json"
     try:
         if source.is_gguf:
-            from actors.model_files.gguf_config import config_from_gguf
+            from actors.model_files.gguf.config import config_from_gguf
 
             config = config_from_gguf(source.path)
         else:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from actors.model_files.gguf_file import read_gguf
-from actors.model_files.gguf_split import is_gguf
-from actors.model_files.gguf_tokens import gguf_eos_token_ids
+from actors.model_files.gguf.file import read_gguf
+from actors.model_files.gguf.split import is_gguf
+from actors.model_files.gguf.tokens import gguf_eos_token_ids
 from actors.model_files.json_file import read_json, read_optional_json, special_tokens
 from actors.model_files.source import ModelSource
 from cluster.errors import ModelLoadError

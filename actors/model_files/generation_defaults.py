@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from actors.model_files.gguf_file import read_gguf
+from actors.model_files.gguf.file import read_gguf
 from actors.model_files.json_file import read_json, read_optional_json
 from actors.model_files.source import ModelSource
 from cluster.config import DEFAULT_MODEL

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from actors.model_files.gguf_tokens import END_OF_TURN, special_token_text
+from actors.model_files.gguf.tokens import END_OF_TURN, special_token_text
 from cluster.errors import ModelLoadError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4

@@ -13,9 +13,9 @@ from typing import Any
 import tokenizers
 
 from actors.model_files.end_tokens import eos_token_ids
-from actors.model_files.gguf_file import read_gguf
-from actors.model_files.gguf_split import is_gguf
-from actors.model_files.gguf_tokens import special_token_text
+from actors.model_files.gguf.file import read_gguf
+from actors.model_files.gguf.split import is_gguf
+from actors.model_files.gguf.tokens import special_token_text
 from actors.model_files.json_file import read_optional_json, special_tokens
 from actors.model_files.source import ModelSource
 from actors.text.chat_template import ChatTemplate

@@ -10,7 +10,7 @@ import pytest
 
 from actors.model_files.config import load_model_config
 from actors.model_files.end_tokens import eos_token_ids
-from actors.model_files.gguf_tokens import END_OF_TURN
+from actors.model_files.gguf.tokens import END_OF_TURN
 from actors.model_files.source import ModelSource, resolve_model
 from actors.text.gguf_tokenizer import build_tokenizer
 from actors.text.tokenizer import load_tokenizer

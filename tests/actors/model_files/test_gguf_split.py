@@ -8,7 +8,7 @@ import gguf
 import pytest
 
 from actors.model_files.config import load_model_config
-from actors.model_files.gguf_file import read_gguf
+from actors.model_files.gguf.file import read_gguf
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights, weights_fingerprint
 from actors.text.tokenizer import load_tokenizer

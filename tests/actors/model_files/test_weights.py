@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from actors.model_files.config import load_model_config
 from actors.model_files.dummy import dummy_tensor
-from actors.model_files.gguf_file import TENSOR_TYPES, read_gguf
-from actors.model_files.gguf_tensors import read_tensor
+from actors.model_files.gguf.file import TENSOR_TYPES, read_gguf
+from actors.model_files.gguf.tensors import read_tensor
 from actors.model_files.layout import expected_tensors, to_half_rotation
 from actors.model_files.number_types import convert
 from actors.model_files.safetensors import read_header
@@ -97,7 +97,7 @@ def test_k_quants_are_read_from_their_blocks(tmp_path: Path, qtype: str):
 
 
 def test_large_tensors_are_unpacked_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("actors.model_files.gguf_tensors._ROWS_BYTES", 4 * 128 * 3)
+    monkeypatch.setattr("actors.model_files.gguf.tensors._ROWS_BYTES", 4 * 128 * 3)
     tensors = random_tensors({"t": (10, 128)})
     file = read_gguf(write_gguf(tmp_path / "m.gguf", tensors, qtype="Q8_0"))
     kind = gguf.GGMLQuantizationType.Q8_0

@@ -77,7 +77,7 @@ def test_sentencepiece_matches_the_sentencepiece_library(golden: Path):
 
 
 def test_decode_agrees_with_the_library(smollm2_tokenizer: Tokenizer, smollm2_source: ModelSource, reference):
-    from actors.model_files.gguf_file import read_gguf
+    from actors.model_files.gguf.file import read_gguf
 
     backend = build_tokenizer(read_gguf(smollm2_source.path).metadata, smollm2_source.path)
     for case in reference["tokenizations"] + reference["cases"]:
@@ -237,7 +237,7 @@ def test_template_processing_of_tokenizer_json_is_kept(byte_level_folder: Path):
 
 def test_loading_from_gguf_is_quick(smollm2_source: ModelSource):
     """Every ingress replica loads it; the bound is far above the usual 0.2 s, and below the seconds of a slow parser."""
-    from actors.model_files import gguf_file
+    from actors.model_files.gguf import file as gguf_file
 
     gguf_file._read.cache_clear()
     began = time.process_time()

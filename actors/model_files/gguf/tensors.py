@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from actors.model_files.gguf_file import TENSOR_TYPES, GGUFTensor
+from actors.model_files.gguf.file import TENSOR_TYPES, GGUFTensor
 
 _ROWS_BYTES = 32 << 20
 

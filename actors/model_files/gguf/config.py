@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.layers.rope import RopeScaling
-from actors.model_files.gguf_file import GGUFFile, read_gguf
-from actors.model_files.gguf_tensors import read_tensor
+from actors.model_files.gguf.file import GGUFFile, read_gguf
+from actors.model_files.gguf.tensors import read_tensor
 from actors.model_files.rope_scaling import normalise_rope_scaling
 from actors.model_files.unread import ReadKeys, report_unread_metadata
 from actors.models.config import ModelConfig

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.model_files.gguf_split import gguf_parts
+from actors.model_files.gguf.split import gguf_parts
 from cluster.errors import ModelLoadError
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
