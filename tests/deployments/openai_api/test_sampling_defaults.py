@@ -16,8 +16,9 @@ from deployments.metrics.request_events import RequestEvents
 from deployments.openai_api.protocol import ChatCompletionRequest, CompletionRequest, parse_request
 from deployments.openai_api.sampling import ModelLimits, sampling_params
 from deployments.openai_api.sampling_defaults import SamplingDefaults, sampling_defaults
-from deployments.openai_api.service import OpenAiService
+from deployments.openai_api.service import Caller, OpenAiService
 from tests.actors.model_files.gguf_writer import random_tensors, tensor_shapes, write_gguf
+from tests.deployments.openai_api.points import point_of
 from tests.deployments.openai_api.test_service import Engines, byte_tokenizer
 from tests.engines import write_tiny_model
 
@@ -118,11 +119,15 @@ async def test_an_answer_goes_on_only_where_its_defaults_hold():
     await generation.read()
     seen = answer.whole()["system_fingerprint"]
     assert seen.startswith("bireme-1+")
-    point = f"chatcmpl-{'0' * 32}:1:1:0"
-    generation, answer = await service(top_k=5).chat(resumed(seen), point)
+    prompts = answer.prompt_ids
+
+    def caller(body: dict[str, Any]) -> Caller:
+        return Caller(resumed=point_of(body, prompts)._replace(answer_id="chatcmpl-" + "0" * 32))
+
+    generation, answer = await service(top_k=5).chat(resumed(seen), caller(resumed(seen)))
     assert generation.choices[0].entry.fingerprint == "bireme-1"
     for other, fingerprint in ((service(top_k=6), seen), (service(), seen), (service(top_k=5), "bireme-1")):
         with pytest.raises(ApiError, match="other sampling defaults") as caught:
-            await other.chat(resumed(fingerprint), point)
+            await other.chat(resumed(fingerprint), caller(resumed(fingerprint)))
         assert (caught.value.status, caught.value.code) == (503, "fingerprint_mismatch")
     assert service().defaults.mark("bireme-1") == "bireme-1"
