@@ -18,7 +18,7 @@ setup: ## Python environment with the pinned dependencies
 prepare: setup ## setup, native ops and the default model
 	@$(BIN)/python -m deployments.start.prepare
 
-# bireme serve prepares what CONFIG names and becomes `serve run`. It starts a Ray of its own, even if another one happens to
+# bireme serve prepares what CONFIG names and serves it. It starts a Ray of its own, even if another one happens to
 # run here, unless RAY_ADDRESS names a cluster.
 serve: setup ## set everything up and serve the default model
 	@exec $(BIN)/bireme serve $(CONFIG)

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 _READY_TIMEOUT_S = 300.0
-BIREME_SERVE = ("-m", "deployments.cli", "serve")
+BIREME_SERVE = ("-m", "bireme", "serve")
 # Ray Serve's own command; its script's first line may name a Python of another machine.
 SERVE_RUN = ("-c", "from ray.serve.scripts import cli; cli()", "run")
 

@@ -216,6 +216,12 @@ class LLMConfig(EngineConfig):
         min_length=1,
         description="Sampling parameters of requests that name none; auto: those of the model's generation_config.json or GGUF metadata; none: the API's own; or a directory with a generation_config.json.",
     )
+    start_timeout_s: float = Field(
+        1800.0,
+        ge=1,
+        le=86_400,
+        description="Seconds, from the start of Ray on, until every model must be ready; then `bireme serve` ends and says what it waited for.",
+    )
     max_choices: int = Field(128, ge=1, le=1024, description="Most sequences of one HTTP request (prompts times n).")
 
     @field_validator("deployment_config", "ingress_config")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 from cluster.cli import app, console, errors
 from cluster.config import LLMConfig
@@ -17,7 +15,7 @@ from deployments.http.keys import ApiKeys
 from deployments.http.server.header_timeout import check_connection_limits
 from deployments.start.app_arguments import OTHER_WAYS, SettingsError
 from deployments.start.preflight import check_cluster, check_listening, check_packages, check_temporary_folder
-from deployments.start.ray_session import keep_ray_private, ray_base
+from deployments.start.ray_session import keep_ray_private, ray_base, ray_leftovers
 from deployments.start.run_folder import make_run_folder
 from deployments.start.serve_config import (
     DEFAULT_HOST,
@@ -28,6 +26,8 @@ from deployments.start.serve_config import (
     without_keys,
 )
 from deployments.start.serve_environment import LOOPBACK_CLUSTER, apply_serve_environment
+from deployments.supervision.server import run_server
+from deployments.supervision.supervisor import supervised
 from gpu_ops.build import OpBuildError
 
 LOCAL = "local"
@@ -54,6 +54,7 @@ def serve(
     ] = LOCAL,
 ) -> None:
     """Prepare ops and model, then serve in the foreground until Ctrl-C."""
+    supervisor = supervised()
     try:
         check_packages()
         check_temporary_folder()
@@ -65,6 +66,7 @@ def serve(
             raise BiremeError(f"api_keys: the nodes of a cluster would learn them from Ray Serve's logs; {OTHER_WAYS}")
         if address != LOCAL:
             check_cluster(address, model.api_keys_file is not None)
+            supervisor.uses_a_cluster()
         # A file of keys lies on the nodes of a cluster, not here.
         ApiKeys.configured(model.api_keys, model.api_keys_file if address == LOCAL else None)
         base = ray_base() if address == LOCAL else None
@@ -76,20 +78,20 @@ def serve(
             runner_num_gpus(model, ClusterGpus(gpus_of_this_machine()))
         prepare(model)
         folder = make_run_folder()
+        supervisor.leaves(glob.escape(str(folder)))
         config = without_keys(config, folder)
+        if base is not None:
+            os.environ.update(LOOPBACK_CLUSTER)
+            keep_ray_private(base)
+            # What processes of the server make among temporary files goes when it goes, and paths of sockets are short.
+            os.environ["TMPDIR"] = str(folder)
+            for pattern in ray_leftovers(base, os.getpid()):
+                supervisor.leaves(pattern)
+        apply_serve_environment(folder, host=str(config["http_options"]["host"]))
+        run_server(config, address, model.start_timeout_s, supervisor)
     except (BiremeError, SettingsError, OpBuildError) as error:
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None
-    if base is not None:
-        os.environ.update(LOOPBACK_CLUSTER)
-        keep_ray_private(base)
-    apply_serve_environment(folder, host=str(config["http_options"]["host"]))
-    file = folder / "serve.yaml"
-    file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    script = Path(sys.executable).with_name("serve")
-    # Packages that were unpacked somewhere instead of installed have no script.
-    command = [str(script)] if script.exists() else [sys.executable, "-m", "ray.serve.scripts"]
-    os.execv(command[0], [*command, "run", "--address", address, str(file)])
 
 
 def prepare(config: LLMConfig) -> None:

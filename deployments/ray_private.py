@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
@@ -15,12 +15,16 @@ from ray._private import worker
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.state import state
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.serve._private import api as serve_api
 from ray.serve._private import replica as serve_replica
+from ray.serve._private.common import ReplicaID
 from ray.serve._private.constants import RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.config import gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ServeDeploySchema
 
 # For subclasses; Serve has public names only for the pieces of it.
 __all__ = ["PowerOfTwoChoicesRequestRouter"]
@@ -40,6 +44,33 @@ def session_logs() -> str | None:
     """Folder of the logs of this process's Ray session; None where there is none."""
     node = worker._global_node
     return None if node is None else node.get_logs_dir_path()
+
+
+def deploy(config: dict[str, Any]) -> None:
+    """Start Serve on the Ray of this process and give it ``config``, without waiting, as ``serve run`` does with a file."""
+    schema = ServeDeploySchema.model_validate(config)
+    client = serve_api.serve_start(
+        http_options=schema.http_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+        controller_options=schema.controller_options,
+    )
+    client.deploy_apps(schema, _blocking=False)
+
+
+def begin_to_delete(applications: Iterable[str]) -> None:
+    """``serve.delete`` of each, without waiting for the end of its replicas."""
+    _get_global_client().delete_apps(list(applications), blocking=False)
+
+
+def replicas_by_deployment() -> dict[tuple[str, str], int]:
+    """How many replicas live, by (application, deployment); deployments without any are left out."""
+    counts: dict[tuple[str, str], int] = {}
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if ReplicaID.is_full_id_str(actor["name"]):
+            found = ReplicaID.from_full_id_str(actor["name"]).deployment_id
+            counts[found.app_name, found.name] = counts.get((found.app_name, found.name), 0) + 1
+    return counts
 
 
 def gpus_of_this_machine() -> int:

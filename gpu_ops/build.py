@@ -197,8 +197,11 @@ def _compile(target: Path, progress: Progress | None) -> None:
         _refuse_others(obj)
         if not obj.exists():
             partial = obj.with_suffix(f".{os.getpid()}.partial.o")
-            _run([*flags, *own_includes, "-c", str(source), "-o", str(partial)])
-            partial.rename(obj)
+            try:
+                _run([*flags, *own_includes, "-c", str(source), "-o", str(partial)])
+                partial.rename(obj)
+            finally:
+                partial.unlink(missing_ok=True)
         done += 1
         if progress:
             progress(source.name, done, len(sources))

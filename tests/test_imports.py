@@ -38,7 +38,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "text": {"model_files"},
     },
     "deployments": {
-        "": {"openai_api", "http", "routing", "replica", "admin", "start", "ray_private"},
+        "": {"openai_api", "http", "routing", "replica", "admin", "start", "supervision", "ray_private"},
         "admin": {"routing", "replica"},
         "openai_api": {"http", "routing", "metrics"},
         "http": {"routing", "metrics", "start"},
@@ -46,6 +46,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "replica": {"metrics", "start", "ray_private"},
         "metrics": set(),
         "start": {"ray_private"},
+        "supervision": {"ray_private"},
         "ray_private": set(),
     },
 }

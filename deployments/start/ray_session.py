@@ -6,6 +6,7 @@ and sockets in them would be any local user's to replace.
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 from collections.abc import MutableMapping
@@ -31,6 +32,13 @@ def ray_base(environment: MutableMapping[str, str] = os.environ) -> Path:
         BiremeError: as ``private_base``.
     """
     return private_base(environment.get(_TMPDIR))
+
+
+def ray_leftovers(base: Path, driver: int) -> list[str]:
+    """Patterns of what a Ray that process ``driver`` has started leaves below ``base``, but for its logs."""
+    session = f"{glob.escape(str(base))}/ray/session_*_{driver}"
+    parts = ("sockets", "metrics", "runtime_resources", "artifacts", "*.json", "*_port_*")
+    return [f"{session}/{part}" for part in parts]
 
 
 def _close_token() -> None:

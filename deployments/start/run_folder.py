@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 # HAProxy's sockets lie two levels down, in a folder named by a Ray node id, and a socket's path has at most 97 characters there.
-_LONGEST = 28
+_LONGEST = 27
 
 # Inside the folder: empty files named by the ids of processes that must not outlive this one.
 PIDS = "pids"
@@ -29,14 +29,14 @@ def make_run_folder() -> Path:
     """Make a folder that only this user may enter, and that is removed after this process ended, in whatever way it does.
 
     Processes that are listed in its PIDS and have the folder's path in their arguments are ended then, too (on Linux).
-    It also outlives ``exec``: a pipe that stays open as long as this process tells a waiting shell when it is over.
+    A pipe that stays open as long as this process tells a waiting shell when it is over.
     """
     folder = tempfile.mkdtemp(prefix="bireme-")
     if len(folder) > _LONGEST:
         os.rmdir(folder)
         folder = tempfile.mkdtemp(prefix="bireme-", dir="/tmp")
     os.mkdir(os.path.join(folder, PIDS))
-    reading, writing = os.pipe()
+    reading, _ = os.pipe()
     # A session of its own: Ctrl-C at the terminal is not for it.
     subprocess.Popen(
         ["sh", "-c", _JANITOR, "sh", folder],
@@ -46,5 +46,4 @@ def make_run_folder() -> Path:
         start_new_session=True,
     )
     os.close(reading)
-    os.set_inheritable(writing, True)
     return Path(folder)

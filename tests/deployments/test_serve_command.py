@@ -32,6 +32,7 @@ from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.conftest import App, wait_for
 from tests.deployments.http.test_slow_connections import half_open, is_closed
 from tests.deployments.strangers import files_with, opened_by_a_stranger, shown_by_ps
+from tests.deployments.supervision.signals import leftovers
 from tests.engines import TINY_CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +84,7 @@ def served(tmp_path: Path, *arguments: str, **variables: str) -> Iterator[subpro
     log = tmp_path / "serve.log"
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "deployments.cli", "serve", *arguments],
+            [sys.executable, "-m", "bireme", "serve", *arguments],
             cwd=ROOT,
             env=environment,
             stdout=output,
@@ -208,8 +209,8 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
         assert [socket for socket in found if not ipaddress.ip_address(socket[0]).is_loopback] == []
         check_that_unfinished_headers_end([door for address, door in found if is_http(door)])
         commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids if os.path.exists(f"/proc/{pid}")]
-        assert any(b"haproxy.cfg" in command for command in commands), "HAProxy is the proxy"
-        folder = Path(commands[0].split(b"\0")[-2].decode()).parent
+        (haproxy,) = {word for command in commands for word in command.split(b"\0") if word.endswith(b"/haproxy.cfg")}
+        folder = Path(haproxy.decode()).parents[1]
         (admin,) = folder.rglob("admin.sock")
         assert admin.stat().st_mode & 0o077 == 0
         base = private_base(str(temporary_folder))
@@ -218,9 +219,21 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
         check_that_no_key_is_shown(pids, [base, folder], log)
         check_that_files_are_this_users_alone([base, folder])
         assert answers(url, process, log)
+        body = {"prompt": "One, two,", "max_tokens": 300, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as begun:
+            lines = begun.iter_lines()
+            assert next(lines).startswith("data: {")
+            printed = len(log.read_bytes())
+            os.killpg(process.pid, signal.SIGINT)
+            assert [line for line in lines if line][-1] == "data: [DONE]", "answers under way end"
+        process.wait(60)
     assert process.returncode == 0
-    wait_for(lambda: not folder.exists(), 10, "its folder is still there")
-    wait_for(lambda: not any(is_running(pid) for pid in pids), 10, "a process of it still runs")
+    assert log.read_bytes()[printed:].decode() == (
+        "bireme: SIGINT: stopping, for 8 s at most; a second one ends at once\n"
+    )
+    assert not folder.exists()
+    assert not any(is_running(pid) for pid in pids)
+    assert leftovers(base.parent) == []
     assert files_with([KEY, KEY_OF_VARIABLE], [base]) == []
     assert [path.name for path in base.iterdir()] == ["ray"]
     assert list(session.glob("logs/serve/*")), "what happened can be read afterwards"
@@ -360,7 +373,7 @@ def test_a_file_that_is_no_serve_config_is_refused(tmp_path, content, message):
 
 def run_serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "deployments.cli", "serve", *arguments],
+        [sys.executable, "-m", "bireme", "serve", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "500", **environment},
         capture_output=True,

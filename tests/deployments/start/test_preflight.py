@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def serve_error(*arguments: str, **variables: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "BIREME_API"))}
     ran = subprocess.run(
-        [sys.executable, "-m", "deployments.cli", "serve", *arguments],
+        [sys.executable, "-m", "bireme", "serve", *arguments],
         cwd=ROOT,
         env={**environment, "PYTHONPATH": str(ROOT), "COLUMNS": "500", **variables},
         capture_output=True,

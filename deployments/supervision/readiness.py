@@ -1,0 +1,52 @@
+"""What an application that starts waits for, and why one has failed, in one sentence out of Ray Serve's status."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_LAST_ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Exit|Interrupt)\b(?:\(\w+\))?: .*)$")
+_MOST_CHARACTERS = 600
+
+
+def what_failed(applications: Mapping[str, Any]) -> str | None:
+    """Which applications (name: Ray Serve's overview) have failed for good, and their last errors; None if none has."""
+    faults = []
+    for name, application in applications.items():
+        if application.status == "DEPLOY_FAILED":
+            errors = [
+                f"{deployment}: {_last_error(found.message)}"
+                for deployment, found in application.deployments.items()
+                if found.status in ("DEPLOY_FAILED", "UNHEALTHY")
+            ]
+            faults.append(f"application {name} did not start: {'; '.join(errors) or _last_error(application.message)}")
+    return "; ".join(faults) or None
+
+
+def not_ready(applications: Mapping[str, Any]) -> str | None:
+    """What the applications still wait for; None once all run."""
+    if not applications:
+        return "Ray Serve has not begun with the application"
+    waiting = []
+    for name, application in applications.items():
+        if application.status == "RUNNING":
+            continue
+        states = [
+            f"{deployment}: {_replicas(found)}{f' ({_last_error(found.message)})' if found.message else ''}"
+            for deployment, found in application.deployments.items()
+            if found.status != "HEALTHY"
+        ]
+        waiting.append(f"application {name}: {'; '.join(states) or 'its code is imported and built'}")
+    return "; ".join(waiting) or None
+
+
+def _replicas(deployment: Any) -> str:
+    counts = {getattr(state, "value", state): count for state, count in deployment.replica_states.items() if count}
+    return ", ".join(f"{count} {str(state).lower()}" for state, count in counts.items()) or "no replica yet"
+
+
+def _last_error(message: str) -> str:
+    """The last error that a traceback names; a message without one as it is, in one line."""
+    found = [match.group(1) for line in message.splitlines() if (match := _LAST_ERROR.match(line.strip()))]
+    return (found[-1] if found else " ".join(message.split()))[:_MOST_CHARACTERS]
