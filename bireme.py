@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
+
+PACKAGES = ("cluster", "actors", "deployments", "gpu_ops")
+_ROOT = os.path.dirname(os.path.realpath(__file__))
 
 
 def main() -> None:
     """Run the command in ``sys.argv``. A server is watched by a process that has imported next to nothing."""
-    if sys.argv[1:2] == ["serve"]:
+    serves = sys.argv[1:2] == ["serve"]
+    fault = another_package() or (package_of_this_folder() if serves else None)
+    if fault is not None:
+        sys.exit(f"Error: {fault}")
+    if serves:
         from deployments.supervision.supervisor import supervised
 
         supervised()
     from deployments.cli import app
 
     app()
+
+
+def another_package() -> str | None:
+    """What to say where Python would import another package of one of our names; None if it finds ours."""
+    for name in PACKAGES:
+        found = importlib.util.find_spec(name)
+        places = [] if found is None else [os.path.realpath(place) for place in found.submodule_search_locations or ()]
+        if os.path.join(_ROOT, name) not in places:
+            where = places[0] if places else found.origin if found else "nowhere"
+            return _another(name, where)
+    return None
+
+
+def package_of_this_folder() -> str | None:
+    """The same of Ray's workers: they have the folder that the server is started in on their path, before all others."""
+    folder = os.path.realpath(os.getcwd())
+    if folder == _ROOT:
+        return None
+    for name in PACKAGES:
+        for path in (os.path.join(folder, name, "__init__.py"), os.path.join(folder, f"{name}.py")):
+            if os.path.isfile(path):
+                return _another(name, os.path.dirname(path) if path.endswith("__init__.py") else path)
+    return None
+
+
+def _another(name: str, where: str | None) -> str:
+    return (
+        f"Python finds another {name} in {where} before that of Bireme in {os.path.join(_ROOT, name)}; take its folder out of "
+        "PYTHONPATH, start in another folder, or use an environment of your own"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from cluster.errors import BiremeError
 from deployments.http.keys import ApiKeys
 from deployments.http.server.header_timeout import check_connection_limits
 from deployments.start.app_arguments import OTHER_WAYS, SettingsError
-from deployments.start.preflight import check_cluster, check_listening, check_packages, check_temporary_folder
+from deployments.start.preflight import check_cluster, check_listening, check_temporary_folder
 from deployments.start.ray_session import keep_ray_private, ray_base, ray_leftovers
 from deployments.start.run_folder import make_run_folder
 from deployments.start.serve_config import (
@@ -36,7 +36,11 @@ LOCAL = "local"
 @app.command()
 def serve(
     settings: Annotated[
-        list[str] | None, typer.Argument(help="A Serve config file, or settings such as model=PATH max_num_seqs=8.")
+        list[str] | None,
+        typer.Argument(
+            help="A Serve config file, the name of one that comes along (llama_8b_gpu, smollm2_cpu, smollm2_gpu), or "
+            "settings such as model=PATH max_num_seqs=8."
+        ),
     ] = None,
     host: Annotated[
         str | None,
@@ -56,7 +60,6 @@ def serve(
     """Prepare ops and model, then serve in the foreground until Ctrl-C."""
     supervisor = supervised()
     try:
-        check_packages()
         check_temporary_folder()
         config = serve_config(settings or [], host, port)
         if address == LOCAL:

@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 
 from cluster.errors import BiremeError
 
-_ROOT = Path(__file__).resolve().parents[2]
-_PACKAGES = ("cluster", "actors", "deployments", "gpu_ops")
 _CONNECT_S = 2.0
-
-
-def check_packages() -> None:
-    """Raise BiremeError where another package of one of our names is found before ours: Ray's workers would import that one."""
-    for name in _PACKAGES:
-        found = importlib.util.find_spec(name)
-        places = [] if found is None else [Path(place).resolve() for place in found.submodule_search_locations or ()]
-        if _ROOT / name not in places:
-            where = places[0] if places else found.origin if found else "nowhere"
-            raise BiremeError(
-                f"Python finds another {name} in {where} before that of Bireme in {_ROOT / name}; take its folder out of "
-                "PYTHONPATH, start in another folder, or use an environment of your own"
-            )
 
 
 def check_temporary_folder(environment: Mapping[str, str] = os.environ) -> None:

@@ -15,13 +15,14 @@ from deployments.start.key_file import write_keys
 BUILDER = "deployments.llm:build_openai_app"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
+_CONFIGS = Path(__file__).resolve().parents[2] / "ray_configs"
 
 
 def serve_config(settings: list[str], host: str | None = None, port: int | None = None) -> dict[str, Any]:
     """The config as Ray Serve reads it.
 
     Args:
-        settings: one Serve config file, or settings of the form NAME=VALUE.
+        settings: one Serve config file, the name of one in ``ray_configs``, or settings of the form NAME=VALUE.
         host, port: of the HTTP API; None leaves what the file says, else the default.
 
     Raises:
@@ -29,10 +30,15 @@ def serve_config(settings: list[str], host: str | None = None, port: int | None 
     """
     if len(settings) == 1 and Path(settings[0]).is_file():
         config = _read(Path(settings[0]))
+    elif len(settings) == 1 and settings[0] in named_configs():
+        config = _with_own_files(_read(_CONFIGS / f"{settings[0]}.yaml"))
     else:
         wrong = [item for item in settings if "=" not in item]
         if wrong:
-            raise BiremeError(f"{wrong[0]!r} is neither a file nor a setting of the form NAME=VALUE")
+            raise BiremeError(
+                f"{wrong[0]!r} is neither a file, nor the name of a config ({', '.join(named_configs())}), nor a setting of the "
+                "form NAME=VALUE"
+            )
         arguments = dict(item.split("=", 1) for item in settings)
         if "api_keys" in arguments:
             raise BiremeError(f"api_keys: every user of this machine can read a command line; {OTHER_WAYS}", "api_keys")
@@ -47,6 +53,20 @@ def serve_config(settings: list[str], host: str | None = None, port: int | None 
     if not isinstance(http["port"], int) or not 0 < http["port"] < 65536:
         raise BiremeError(f"http_options.port: got {http['port']!r}, allowed: 1 to 65535")
     return {**config, "http_options": http}
+
+
+def named_configs() -> list[str]:
+    """Names of the configs that come with the project, in a checkout or installed."""
+    return sorted(path.stem for path in _CONFIGS.glob("*.yaml"))
+
+
+def _with_own_files(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of ours, whose ``model`` is a path from the folder above, wherever this process was started."""
+    for application in config["applications"]:
+        model = _CONFIGS.parent / application["args"]["model"]
+        if model.exists():
+            application["args"]["model"] = str(model)
+    return config
 
 
 def configured_model(config: dict[str, Any]) -> LLMConfig:

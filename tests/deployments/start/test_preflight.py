@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from bireme import PACKAGES
 from cluster.errors import BiremeError
-from deployments.start.preflight import check_cluster, check_listening, check_packages, check_temporary_folder
+from deployments.start.preflight import check_cluster, check_listening, check_temporary_folder
 from deployments.start.serve_environment import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -87,19 +88,21 @@ def test_a_temporary_folder_that_is_none_is_one_line(tmp_path):
     check_temporary_folder({})
 
 
-def test_another_package_of_our_name_is_named_with_its_path(tmp_path):
-    check_packages()
-    (tmp_path / "gpu_ops").mkdir()
-    (tmp_path / "gpu_ops" / "__init__.py").touch()
-    script = "from deployments.start.preflight import check_packages; check_packages()"
+@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("way", ["PYTHONPATH", "folder"])
+def test_another_package_of_our_name_is_named_with_its_path(tmp_path, name, way):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("raise RuntimeError('a stranger was imported')")
+    path = f"{tmp_path}:{ROOT}" if way == "PYTHONPATH" else str(ROOT)
     ran = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        [sys.executable, str(ROOT / "bireme.py"), "serve", "--port", str(free_port())],
+        cwd=tmp_path if way == "folder" else ROOT,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
         capture_output=True,
         text=True,
     )
-    assert f"Python finds another gpu_ops in {tmp_path / 'gpu_ops'} before" in ran.stderr
+    start = f"Error: Python finds another {name} in {tmp_path / name} before"
+    assert (ran.returncode, ran.stderr.count("\n"), ran.stderr[: len(start)]) == (1, 1, start)
 
 
 def test_the_command_looks_before_it_starts(tmp_path):

@@ -1,0 +1,1 @@
+"""Serve configs that come with the project: ``bireme serve NAME``."""
