@@ -35,6 +35,8 @@ _LENGTH = struct.Struct(">I")
 _CREDENTIALS = struct.Struct("iII")  # process, user, group
 # A folder without a socket is about to get it, or its maker was killed in between.
 _YOUNG_S = 60.0
+# A socket's path has at most 107 characters, 22 of them below the base.
+_LONGEST_BASE = 85
 
 
 class UnusableSocketError(Exception):
@@ -102,7 +104,7 @@ class TokenSocket:
 def _socket_base() -> Path | None:
     """Where folders of sockets are made: this user's, or where another user has taken its name, that of temporary files."""
     try:
-        return private_base()
+        return private_base(longest=_LONGEST_BASE)
     except BiremeError:
         return None
 

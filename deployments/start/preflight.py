@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import tempfile
 from collections.abc import Mapping
 
 from cluster.errors import BiremeError
@@ -13,11 +14,17 @@ _CONNECT_S = 2.0
 
 
 def check_temporary_folder(environment: Mapping[str, str] = os.environ) -> None:
-    """Raise BiremeError if TMPDIR is set to what is no folder to write to."""
+    """Raise BiremeError if TMPDIR is set to what is no folder to write to, on a disk that is full or read-only, for example."""
     folder = environment.get("TMPDIR")
-    if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
-        what = "cannot be written to" if os.path.isdir(folder) else "is no folder"
-        raise BiremeError(f"TMPDIR={folder} {what}; make it, or unset TMPDIR")
+    if not folder:
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise BiremeError(
+            f"TMPDIR={folder} cannot be written to: {error.strerror}; make it writable, or unset TMPDIR"
+        ) from None
 
 
 def check_listening(host: str, port: int) -> None:

@@ -10,24 +10,25 @@ from pathlib import Path
 from cluster.errors import BiremeError
 from cluster.trusted_path import NO_OTHERS, other_writer
 
-# Below the base Ray makes ray/session_2026-11-28_12-34-56_123456_1234567/sockets/plasma_store; a socket's path has at most 107
-# characters.
-_LONGEST = 39
+# A socket's path has at most 107 characters, and below the base Ray makes
+# ray/session_2026-11-28_12-34-56_123456_1234567/sockets/dash_MetricsHead.
+_LONGEST_FOR_RAY = 35
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
-def private_base(parent: str | None = None) -> Path:
+def private_base(parent: str | None = None, longest: int = _LONGEST_FOR_RAY) -> Path:
     """The folder ``bireme-UID``, made if it is not there.
 
     Args:
         parent: where it lies; default: the folder for temporary files. /tmp if the path would be too long for sockets.
+        longest: path, in bytes, that has room for sockets.
 
     Raises:
         BiremeError: somebody else was there first, or others may enter it; one sentence that says what to do.
     """
     name = f"bireme-{os.geteuid()}"
     folder = Path(parent or tempfile.gettempdir(), name).absolute()
-    if len(str(folder)) > _LONGEST:
+    if len(os.fsencode(folder)) > longest:
         folder = Path("/tmp", name)
     try:
         folder.mkdir(mode=0o700)

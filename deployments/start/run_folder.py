@@ -7,8 +7,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from cluster.errors import BiremeError
+
 # HAProxy's sockets lie two levels down, in a folder named by a Ray node id, and a socket's path has at most 97 characters there.
 _LONGEST = 27
+_OWN_PART = len("/bireme-12345678")
 
 # Inside the folder: empty files named by the ids of processes that must not outlive this one.
 PIDS = "pids"
@@ -28,13 +31,23 @@ rm -rf -- "$1"
 def make_run_folder() -> Path:
     """Make a folder that only this user may enter, and that is removed after this process ended, in whatever way it does.
 
+    Raises:
+        BiremeError: none can be made; one sentence that says what to do.
+
     Processes that are listed in its PIDS and have the folder's path in their arguments are ended then, too (on Linux).
-    A pipe that stays open as long as this process tells a waiting shell when it is over.
+    A pipe that stays open as long as this process tells a waiting shell when it is over. It lies among temporary files, or in
+    /tmp where that path would be too long for sockets.
     """
-    folder = tempfile.mkdtemp(prefix="bireme-")
-    if len(folder) > _LONGEST:
-        os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="bireme-", dir="/tmp")
+    try:
+        folder = tempfile.mkdtemp(prefix="bireme-")
+        if len(os.fsencode(folder)) > _LONGEST:
+            os.rmdir(folder)
+            folder = tempfile.mkdtemp(prefix="bireme-", dir="/tmp")
+    except OSError as error:
+        raise BiremeError(
+            f"no folder for sockets can be made: {error.strerror or error}; set TMPDIR to a folder of your own on a path of at "
+            f"most {_LONGEST - _OWN_PART} characters, or make /tmp writable"
+        ) from None
     os.mkdir(os.path.join(folder, PIDS))
     reading, _ = os.pipe()
     # A session of its own: Ctrl-C at the terminal is not for it.

@@ -82,8 +82,12 @@ def test_a_key_that_protects_nothing_on_a_cluster_is_refused():
 
 
 def test_a_temporary_folder_that_is_none_is_one_line(tmp_path):
-    with pytest.raises(BiremeError, match=r"TMPDIR=.* is no folder; make it, or unset TMPDIR"):
+    with pytest.raises(
+        BiremeError, match=r"TMPDIR=.* cannot be written to: No such file or directory; .* unset TMPDIR"
+    ):
         check_temporary_folder({"TMPDIR": str(tmp_path / "none")})
+    with pytest.raises(BiremeError, match=r"TMPDIR=/proc/self cannot be written to: "):
+        check_temporary_folder({"TMPDIR": "/proc/self"})  # as on a disk that is read-only, to root, too
     check_temporary_folder({"TMPDIR": str(tmp_path)})
     check_temporary_folder({})
 
