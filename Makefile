@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve test chaos soak lint format lock bench bench-ops clean
+.PHONY: help setup prepare serve test versions chaos soak lint format lock bench bench-ops clean
 
 CONFIG ?= ray_configs/smollm2_cpu.yaml
 BIN := .venv/bin
@@ -25,6 +25,9 @@ serve: setup ## set everything up and serve the default model
 
 test: prepare ## set everything up and run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+versions: setup ## a short pass with Python 3.10 and NumPy 1.26, and with 3.12, where they are installed
+	@$(BIN)/python scripts/versions.py
 
 chaos: prepare ## kill and stop processes under load (FAULTS=500 SEED=1), compare every answer with its undisturbed twin
 	@scripts/chaos.sh $(or $(FAULTS),500) $(or $(SEED),1)
