@@ -14,7 +14,12 @@ from cluster.errors import BiremeError
 from deployments.http.keys import ApiKeys
 from deployments.http.server.header_timeout import check_connection_limits
 from deployments.start.app_arguments import OTHER_WAYS, SettingsError
-from deployments.start.preflight import check_cluster, check_listening, check_temporary_folder
+from deployments.start.preflight import (
+    check_cluster,
+    check_descriptors,
+    check_listening,
+    check_temporary_folder,
+)
 from deployments.start.ray_session import keep_ray_private, ray_base, ray_leftovers
 from deployments.start.run_folder import make_run_folder
 from deployments.start.serve_config import (
@@ -61,6 +66,7 @@ def serve(
     supervisor = supervised()
     try:
         check_temporary_folder()
+        check_descriptors()
         config = serve_config(settings or [], host, port)
         if address == LOCAL:
             check_listening(str(config["http_options"]["host"]), config["http_options"]["port"])

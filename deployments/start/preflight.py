@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -11,6 +12,17 @@ from collections.abc import Mapping
 from cluster.errors import BiremeError
 
 _CONNECT_S = 2.0
+_FEWEST_DESCRIPTORS = 1024
+
+
+def check_descriptors() -> None:
+    """Raise BiremeError if a process may have too few files and connections open for Ray, or for HAProxy's least."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < _FEWEST_DESCRIPTORS:
+        raise BiremeError(
+            f"a process may have {most} files and connections open (ulimit -Hn): {_FEWEST_DESCRIPTORS} are the least, 8192 "
+            "or more are better; raise it with `ulimit -n`, LimitNOFILE= or docker's --ulimit nofile="
+        )
 
 
 def check_temporary_folder(environment: Mapping[str, str] = os.environ) -> None:

@@ -109,6 +109,19 @@ def test_another_package_of_our_name_is_named_with_its_path(tmp_path, name, way)
     assert (ran.returncode, ran.stderr.count("\n"), ran.stderr[: len(start)]) == (1, 1, start)
 
 
+def test_too_few_descriptors_are_one_line_with_what_to_do():
+    script = """
+import resource, sys
+from deployments.start.preflight import check_descriptors
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+check_descriptors()
+resource.setrlimit(resource.RLIMIT_NOFILE, (1023, 1023))
+check_descriptors()
+"""
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert "a process may have 1023 files and connections open (ulimit -Hn): 1024 are the least" in ran.stderr
+
+
 def test_the_command_looks_before_it_starts(tmp_path):
     port = free_port()
     assert "'192.0.2.77' is no address of this machine" in serve_error("--host", "192.0.2.77")
