@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
 import traceback
 from collections.abc import Container, Iterable
@@ -22,8 +24,7 @@ def run_server(config: dict[str, Any], address: str, patience_s: float, supervis
     Args:
         patience_s: until all applications must be ready, from now on.
 
-    Raises:
-        BiremeError: they are not; one sentence with the reason. Nothing of the application is left then.
+    Where they are not, it leaves with status 1 after one line that has the reason.
     """
     deadline = time.monotonic() + patience_s
     supervised.enter(STARTING)
@@ -32,6 +33,7 @@ def run_server(config: dict[str, Any], address: str, patience_s: float, supervis
 
     from deployments.ray_private import deploy
 
+    is_local = address == "local"
     try:
         ray.init(address=address, namespace="serve")
         try:
@@ -40,15 +42,23 @@ def run_server(config: dict[str, Any], address: str, patience_s: float, supervis
             if not supervised.stop.is_set():
                 supervised.enter(RUNNING)
             supervised.stop.wait()
-        finally:
-            _end(address == "local")
-    except BiremeError:
-        raise
+        except BaseException:
+            if not is_local:
+                _end(is_local)
+            raise  # of a start on this machine that fails the supervisor ends all
+        _end(is_local)
+    except BiremeError as error:
+        _leave(f"Error: {error}")
     except Exception:
-        if not supervised.stop.is_set():
-            traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+        _leave(traceback.format_exc())
+    _leave("", 0)
+
+
+def _leave(last_words: str, status: int = 1) -> NoReturn:
+    """At once: Ray's own end at the end of a process prints, and takes seconds."""
+    with contextlib.suppress(OSError):
+        print(last_words, end="\n" if last_words else "", file=sys.stderr, flush=True)
+    os._exit(status)
 
 
 def _wait_until_ready(deadline: float, patience_s: float, supervised: Supervised) -> None:

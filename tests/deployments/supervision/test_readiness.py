@@ -1,0 +1,65 @@
+"""Why a start ends, out of what Ray Serve says of it; and that it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    DeploymentStatusTrigger,
+)
+
+from deployments.start.serve_environment import free_port
+from deployments.supervision.readiness import not_ready, what_failed
+from tests.deployments.supervision.signals import ROOT
+
+TRACEBACK = """The deployment failed to start 1 times in a row. Error:
+Traceback (most recent call last):
+  File "engine_replica.py", line 76, in __init__
+    raise cannot_start(str(error.cause)) from None
+RuntimeError: the model cannot be served: no config.json in /models/x"""
+
+
+def application(status: str, deployment_status: str, message: str = "", **replicas: int) -> ApplicationStatusOverview:
+    trigger = DeploymentStatusTrigger.UNSPECIFIED
+    deployment = DeploymentStatusOverview(DeploymentStatus(deployment_status), trigger, replicas, message)
+    return ApplicationStatusOverview(ApplicationStatus(status), "", 0.0, {"LLMServer": deployment})
+
+
+def test_a_failed_application_is_named_with_its_last_error():
+    failed = application("DEPLOY_FAILED", "DEPLOY_FAILED", TRACEBACK)
+    assert what_failed({"default": failed}) == (
+        "application default did not start: LLMServer: "
+        "RuntimeError: the model cannot be served: no config.json in /models/x"
+    )
+    assert what_failed({"default": application("DEPLOYING", "UPDATING")}) is None
+
+
+def test_what_is_waited_for_is_named_until_all_run():
+    waits = application("DEPLOYING", "UPDATING", "1 replicas take more than 30s\nto be scheduled.", STARTING=1)
+    assert not_ready({"default": waits, "other": application("RUNNING", "HEALTHY")}) == (
+        "application default: LLMServer: 1 starting (1 replicas take more than 30s to be scheduled.)"
+    )
+    assert not_ready({"default": application("RUNNING", "HEALTHY", RUNNING=1)}) is None
+    assert not_ready({}) == "Ray Serve has not begun with the application"
+
+
+@pytest.mark.slow
+def test_a_start_that_takes_too_long_ends_with_the_reason(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ran = subprocess.run(
+        [sys.executable, "-m", "bireme", "serve", "start_timeout_s=1", "--port", str(free_port())],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].startswith("Error: not ready after start_timeout_s=1: ")
