@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from cluster.outputs import EngineLoad, StreamItem, TokenDelta
-from cluster.silence_clock import SilenceClock
+from cluster.process.silence_clock import SilenceClock
 
 HEARTBEAT_S = 0.5
 

@@ -24,8 +24,6 @@ from actors.delta_stream import DeltaStream
 from actors.place_reservations import PlaceReservations
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, StaleAttemptError
-from cluster.freeze_gc import freeze_gc
-from cluster.logs import show_logs
 from cluster.outputs import (
     ENGINE_LEAVES,
     FINISH_HANDOVER,
@@ -39,8 +37,10 @@ from cluster.outputs import (
     StreamItem,
     TokenDelta,
 )
+from cluster.process.freeze_gc import freeze_gc
+from cluster.process.logs import show_logs
+from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.request import EngineRequest, RequestKey
-from cluster.silence_clock import TICK_S, SilenceClock
 
 if TYPE_CHECKING:
     from actors.engine.engine import Engine

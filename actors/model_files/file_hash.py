@@ -7,8 +7,8 @@ import json
 import os
 from pathlib import Path
 
-from cluster.cache import cache_dir
-from cluster.trusted_path import make_folder, other_writer
+from cluster.process.cache import cache_dir
+from cluster.process.trusted_path import make_folder, other_writer
 
 SAMPLE_ABOVE_BYTES = 2 << 30
 _CHUNK = 4 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from cluster.cache import Progress
+from cluster.process.cache import Progress
 
 POLL_SECONDS = 0.25
 

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from actors.model_files.folder_growth import FolderGrowth
-from cluster.cache import Progress
 from cluster.errors import ModelLoadError
+from cluster.process.cache import Progress
 
 WANTED = ["*.json", "*.safetensors", "*.jinja"]
 UNWANTED = ["consolidated*", "original/*", "onnx/*"]

@@ -9,9 +9,9 @@ from typing import Literal
 from actors.model_files.default_model import ensure_default_model
 from actors.model_files.gguf.split import gguf_parts, is_gguf, model_name
 from actors.model_files.hub import ensure_snapshot, is_hub_id
-from cluster.cache import Progress
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import ModelLoadError
+from cluster.process.cache import Progress
 
 LOAD_FORMATS = ("auto", "dummy")
 

@@ -20,7 +20,7 @@ from actors.models.config import ModelConfig
 from actors.models.layer import Layer
 from actors.models.post_norm_layer import PostNormLayer
 from actors.models.pre_norm_layer import PreNormLayer
-from cluster.cache import Progress
+from cluster.process.cache import Progress
 from gpu_ops import decode_ops
 from gpu_ops import forward as ops
 from gpu_ops.kernel_limits import MAX_SMALL_BATCH_ROWS

@@ -9,7 +9,7 @@ import numpy as np
 from actors.device.cpu import CpuDevice
 from actors.models.config import ModelConfig
 from actors.models.decoder import Decoder
-from cluster.cache import Progress
+from cluster.process.cache import Progress
 
 
 def load_model(

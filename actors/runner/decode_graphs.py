@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import paddle
 
 from actors.runner.sampler import SamplingGraph
-from cluster.cache import Progress
+from cluster.process.cache import Progress
 
 logger = logging.getLogger("bireme.engine")
 _T = TypeVar("_T")

@@ -25,8 +25,8 @@ from actors.runner.in_flight_step import InFlightStep
 from actors.runner.sampler import Sampler, SamplingGraph
 from actors.runner.step_executor import StepExecutor
 from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
-from cluster.cache import Progress
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, TokenLogprobs
+from cluster.process.cache import Progress
 from gpu_ops import state
 from gpu_ops.host_flag import get_stop
 from gpu_ops.share_inputs import allocate_share_inputs

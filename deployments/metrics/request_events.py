@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from cluster.logs import log_fields
 from cluster.metrics import CONTINUITY_METRICS
+from cluster.process.logs import log_fields
 from deployments.metrics.metrics_export import ray_metrics
 
 logger = logging.getLogger("ray.serve")

@@ -17,8 +17,8 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
-from cluster.logs import guard_logs
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted, ServedModel
+from cluster.process.logs import guard_logs
 from cluster.replies import EngineLost, FingerprintMismatch, RequestRefused
 from cluster.request import EngineRequest
 from deployments.metrics.engine_metrics import export_engine_metrics

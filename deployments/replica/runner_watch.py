@@ -14,8 +14,8 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from cluster.config import LLMConfig
-from cluster.process_liveness import PeerProcess
-from cluster.silence_clock import TICK_S, SilenceClock
+from cluster.process.process_liveness import PeerProcess
+from cluster.process.silence_clock import TICK_S, SilenceClock
 from deployments.ray_private import replica_is_stopping
 from deployments.replica.drain_notice import node_drain_seconds
 

@@ -13,8 +13,8 @@ import ray
 from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
-from cluster.process_liveness import PeerProcess
-from cluster.silence_clock import TICK_S, SilenceClock
+from cluster.process.process_liveness import PeerProcess
+from cluster.process.silence_clock import TICK_S, SilenceClock
 from deployments.replica.token_socket import TokenSocket
 
 logger = logging.getLogger("bireme.runner")

@@ -10,9 +10,9 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.api_errors import ApiError, unavailable
 from cluster.outputs import FINISH_ABORT, FINISH_HANDOVER, FINISH_MOVE, AttachRequired, GenerateReply, NotAdmitted
+from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, Moved, NotTaken
 from cluster.request import EngineRequest
-from cluster.silence_clock import TICK_S, SilenceClock
 from deployments.routing.delivery import ABORTED
 from deployments.routing.departures import Departures
 from deployments.routing.engine_choices import AVOID_SLOW_S, EngineChoices

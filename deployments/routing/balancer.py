@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 
-from cluster.logs import log_fields
+from cluster.process.logs import log_fields
 from cluster.scaling.balance import BalanceView, Move, moves
 from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStream, TokenStreams

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
-from cluster.logs import log_fields
 from cluster.outputs import FINISH_HANDOVER, FINISH_MOVE, FINISHES_ELSEWHERE, TokenDelta
+from cluster.process.logs import log_fields
 from cluster.replies import EngineLost, HandedOver, Moved
 from deployments.metrics.request_events import FENCED, RequestEvents
 from deployments.routing.departures import Departures

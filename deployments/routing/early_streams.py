@@ -11,7 +11,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from cluster.outputs import AttachRequired
-from cluster.silence_clock import TICK_S
+from cluster.process.silence_clock import TICK_S
 from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from cluster.journal import RequestJournal
-from cluster.logs import log_fields
+from cluster.process.logs import log_fields
 from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.submission import Submission
 from deployments.routing.token_streams import TokenStream

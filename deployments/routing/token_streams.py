@@ -12,8 +12,8 @@ import ray
 
 from cluster.journal import JournalGapError
 from cluster.outputs import AttachRequired, EngineLoad, StreamItem, TokenDelta
-from cluster.process_liveness import has_ended
-from cluster.silence_clock import TICK_S, SilenceClock
+from cluster.process.process_liveness import has_ended
+from cluster.process.silence_clock import TICK_S, SilenceClock
 from deployments.replica.token_socket import UnusableSocketError, read_messages
 from deployments.routing.admission import EndRate
 from deployments.routing.engine_choices import AVOID_REFUSING_S, EngineChoices

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from cluster.errors import BiremeError
-from cluster.trusted_path import NO_OTHERS, other_writer
+from cluster.process.trusted_path import NO_OTHERS, other_writer
 
 # A socket's path has at most 107 characters, and below the base Ray makes
 # ray/session_2026-11-28_12-34-56_123456_1234567/sockets/dash_MetricsHead.

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ray.util import placement_group_table
 
-from cluster.freeze_gc import freeze_gc
+from cluster.process.freeze_gc import freeze_gc
 from tests.chaos.application import Running, Setup, idle_stats, num_rpc_failures
 from tests.chaos.faults import ANY_PROXY, HARMLESS, Fault, KillProcess, RemoveNode, StopProcess
 from tests.chaos.ingresses import Open, open_now

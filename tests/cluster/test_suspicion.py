@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.silence_clock import SilenceClock
+from cluster.process.silence_clock import SilenceClock
 from cluster.suspicion import Suspicion, Verdict
 
 

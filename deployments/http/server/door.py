@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cluster.logs import log_value
+from cluster.process.logs import log_value
 
 # Headers with which clients name something to Serve, with "-" for "_"; the last keeps a session together.
 _NAMES = frozenset({b"x-request-id", b"serve-multiplexed-model-id", b"x-session-id"})

@@ -85,7 +85,7 @@ def serving(engines: Engines) -> OpenAiIngress:
     made._keys = ApiKeys([])
     made._config = SimpleNamespace(max_prompt_bytes=200_000, max_choices=4)
     made._service = OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), 4)
-    made._starting = None
+    made._starting = made._expected = None
     return made
 
 

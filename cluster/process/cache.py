@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.trusted_path import make_folder
+from cluster.process.trusted_path import make_folder
 
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, total)``: a sentence fragment for a person, and bytes or items; total 0 means unknown."""

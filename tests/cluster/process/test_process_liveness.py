@@ -14,10 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import process_liveness as process_end
 from cluster.config import EngineConfig, LLMConfig
 from cluster.outputs import AttachRequired
-from cluster.process_liveness import PeerProcess, has_ended
+from cluster.process import process_liveness as process_end
+from cluster.process.process_liveness import PeerProcess, has_ended
 from deployments.replica import runner_watch
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from cluster.logs import MAX_VALUE_CHARS, OneRecord, guard_logs, log_fields, log_value
+from cluster.process.logs import MAX_VALUE_CHARS, OneRecord, guard_logs, log_fields, log_value
 
 PROGRAM = """
 import logging
 before = logging.getLogger().handlers[:], logging.getLogger().level
-from cluster.logs import show_logs
+from cluster.process.logs import show_logs
 show_logs()
 show_logs()
 assert (logging.getLogger().handlers, logging.getLogger().level) == before

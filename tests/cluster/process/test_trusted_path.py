@@ -13,7 +13,7 @@ import pytest
 from actors.model_files import file_hash
 from actors.model_files.default_model import ensure_default_model
 from cluster.errors import ModelLoadError
-from cluster.trusted_path import make_folder, other_writer
+from cluster.process.trusted_path import make_folder, other_writer
 from gpu_ops import build as ops_build
 from gpu_ops.build import OpBuildError, build, library_path
 
