@@ -20,6 +20,7 @@ from deployments.http.keys import ApiKeys
 from deployments.ingress import OpenAiIngress
 from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
+from deployments.routing.engine_choices import EngineChoices
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK
 from tests.deployments.openai_api.test_service import Engines, byte_tokenizer
 from tests.waiting import until
@@ -86,6 +87,7 @@ def serving(engines: Engines) -> OpenAiIngress:
     made._config = SimpleNamespace(max_prompt_bytes=200_000, max_choices=4)
     made._service = OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), 4)
     made._starting = made._expected = None
+    made._choices = EngineChoices()
     return made
 
 
