@@ -309,12 +309,13 @@ def test_haproxy_gets_the_configuration_with_its_side_doors_closed_its_limits_an
     assert result.stdout == f"-db -f {config} -sf 1 2\n"
     assert config.read_text() == (
         "global\n    stats socket /run/a mode 600 level admin\n    maxconn 1000\n"
-        "defaults\n    mode http\n    timeout http-request 10s\n    option splice-response\n"
+        "defaults\n    mode http\n    timeout http-request 10s\n    option forwardfor\n    option splice-response\n"
         "frontend prometheus\n    bind 127.0.0.1:9101\n"
         "frontend http_frontend\n    bind *:8000\n"
         "    stick-table type ipv6 size 100k expire 10m store conn_cur\n"
         "    tcp-request connection track-sc0 src\n"
         "    tcp-request connection reject if { sc0_conn_cur gt 750 }\n"
+        "    http-request del-header X-Forwarded-For if { src 127.0.0.0/8 ::1 }\n"
         "listen stats\n  bind 127.0.0.1:8404\n"
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gpu_ops.build import KERNEL_FLAGS, compiler
-from gpu_ops.sources import CSRC
+from gpu_ops.sources import CSRC, write_generated_headers
 
 NAMES = ("linear/linear", "layers/norm", "attention/paged_attention", "attention/rotary", "device/thread_pool")
 SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in NAMES), Path(__file__).parent / "kernel_variants.cc"]
@@ -29,11 +29,12 @@ def variants(tmp_path_factory) -> dict[str, ctypes.CDLL]:
     if platform.machine() != "x86_64":
         pytest.skip("the variants are x86-64 instruction sets")
     folder = tmp_path_factory.mktemp("variants")
+    includes = write_generated_headers(folder)
 
     def build(level: str) -> Path:
         library = folder / f"{level}.so"
         flags = [f"-march={level}" if flag == "-march=native" else flag for flag in KERNEL_FLAGS]
-        subprocess.run([compiler(), *flags, "-shared", f"-I{CSRC}", *map(str, SOURCES), "-o", str(library)], check=True)
+        subprocess.run([compiler(), *flags, "-shared", *includes, *map(str, SOURCES), "-o", str(library)], check=True)
         return library
 
     levels = [level for level in LEVELS if _runs_here(level)]

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from gpu_ops.build import compiler
-from gpu_ops.sources import CSRC
+from gpu_ops.sources import CSRC, write_generated_headers
 
 _HERE = Path(__file__).parent
 # By the beginning of an asm statement: what stands for it.
@@ -35,6 +35,7 @@ def build(folder: Path) -> ctypes.CDLL:
         copy = folder / source.relative_to(CSRC)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(_without_instructions(source.read_text()))
+    write_generated_headers(folder)
     kernel = folder / "attention_decode_kernel.cc"
     kernel.write_text(_without_instructions((CSRC / "kernels/attention/cuda/attention_decode.cu").read_text()))
     library = folder / "decode_attention.so"
