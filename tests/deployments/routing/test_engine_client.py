@@ -325,11 +325,23 @@ async def test_only_the_death_of_an_engine_counts_against_a_request(error, code)
     await client.close()
 
 
+async def test_a_request_that_came_while_there_was_no_engine_waits_where_the_queue_is_full():
+    engine = Engine()
+    client = Client(engine)
+    client.start(answer(1))
+    _, refused = await engine.called(1)
+    refused.set_result(RequestRefused(OverloadedError("8 requests are waiting, the limit is 8")))
+    await engine.called(2)
+    assert not client.ended.done()
+    await client.close()
+
+
 @pytest.mark.parametrize("was_taken", [True, False])
 async def test_only_a_request_that_an_engine_had_taken_waits_where_the_queue_is_full(was_taken):
     full = RequestRefused(OverloadedError("8 requests are waiting, the limit is 8"))
     engine = Engine()
     client = Client(engine)
+    client.choices.set_engines({"e": "f"})
     client.start(answer(1))
     _, lost = await engine.called(1)
     if was_taken:
