@@ -5,8 +5,7 @@ the actor's asyncio loop and only pass messages to and from the engine loop's th
 
 A request is one pending ``generate`` call. Its tokens travel on the subscriber's stream, one message per engine step with
 the tokens of every request of that subscriber; the reply of ``generate`` only says how many there were. A stream that has
-nothing to say carries an empty message twice a second: silence means that this process or its engine hangs. Streams also say how
-much more the engine takes.
+nothing to say carries the engine's load more than twice a second: silence means that this process or its engine hangs.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from actors.arrivals import Arrivals
 from actors.delta_stream import DeltaStream
 from actors.place_reservations import PlaceReservations
 from cluster.config import EngineConfig
@@ -82,7 +82,8 @@ class RunnerActor:
         self._live: dict[RequestKey, _Live] = {}
         self._unfinished: dict[RequestKey, int] = {}  # tokens of prompt and answer so far
         self._num_tokens = 0  # of all of these
-        self._num_ended = 0
+        self._num_arrived = self._num_ended = 0
+        self._arrivals = Arrivals()
         self._attempts: dict[str, int] = {}
         self._streams: dict[str, DeltaStream] = {}
         self._reservations = PlaceReservations(self._release_reserved)
@@ -149,6 +150,7 @@ class RunnerActor:
             self._streams[request.subscriber].put([accepted])
             submitted = self._engine_loop.call(self._adding(request))
             await asyncio.wrap_future(submitted)
+            self._num_arrived += 1
             return await live.done
         except asyncio.CancelledError:
             if submitted.cancel() or submitted.exception() is not None:
@@ -299,8 +301,14 @@ class RunnerActor:
         if self._info is None:
             return {"engine_id": self._engine_id, "state": "loading", "pid": os.getpid()}
         stats = await asyncio.wrap_future(self._engine_loop.call(read))
+        load = self._load_for("")
         return {
             **stats,
+            "num_requests_arrived": load.num_arrived,
+            "num_tokens_running": load.running_tokens,
+            "num_tokens_waiting": load.waiting_tokens,
+            "longest_wait_s": load.longest_wait_s,
+            "num_kv_tokens_free": load.free_kv_tokens,
             "engine_id": self._engine_id,
             "fingerprint": self._info.fingerprint,
             "state": "draining" if self._draining is not None else "running",
@@ -430,8 +438,8 @@ class RunnerActor:
 
     def _load_for(self, subscriber: str) -> EngineLoad:
         """Room is counted here rather than in the scheduler, so that what is on its way to it has its place already."""
-        config, queue = self._config, self._engine_loop.queue
-        oldest = self._live.get(queue.oldest.get(subscriber, ("", 0)))
+        config, queue, arrivals = self._config, self._engine_loop.queue, self._arrivals
+        arrivals.seen(queue.sampled_at)
         return EngineLoad(
             free=config.max_num_seqs + config.max_queued_requests - len(self._unfinished),
             max_queued=config.max_queued_requests,
@@ -439,18 +447,35 @@ class RunnerActor:
             num_tokens=self._num_tokens,
             open_places=0 if self._draining is not None else queue.open_places,
             num_movable=queue.num_movable.get(subscriber, 0),
-            oldest_wait_s=0.0 if oldest is None else round(time.monotonic() - oldest.came_at, 3),
+            oldest_wait_s=self._wait_s(queue.oldest.get(subscriber)),
             sampled_at=time.time(),
+            num_running=queue.num_running,
+            num_waiting=queue.num_waiting + len(arrivals),
+            waiting_tokens=queue.waiting_tokens + arrivals.num_tokens,
+            longest_wait_s=round(max(self._wait_s(queue.first_come), arrivals.longest_wait_s), 3),
+            kv_tokens=queue.kv_tokens,
+            free_kv_tokens=queue.free_kv_tokens,
+            num_arrived=self._num_arrived,
+            num_prompt_tokens=queue.num_prompt_tokens,
+            num_cached_prompt_tokens=queue.num_cached_prompt_tokens,
+            num_generated_tokens=queue.num_generated_tokens,
         )
+
+    def _wait_s(self, key: RequestKey | None) -> float:
+        live = None if key is None else self._live.get(key)
+        return 0.0 if live is None else round(time.monotonic() - live.came_at, 3)
 
     def _adding(self, request: EngineRequest) -> Callable[[Engine], None]:
         """What the engine's thread is to do about a request that comes, to the place that was kept for it if there is one."""
         is_expected = request.moved and self._reservations.take(request.subscriber)
+        key = request.request_id, request.attempt
+        arrival = self._arrivals.add(key, self._unfinished[key])
 
         def run(engine) -> None:
             if is_expected:
                 engine.scheduler.release_reserved(1)
             engine.add_request(request)
+            arrival.taken_at = engine.clock.now()
 
         return run
 
@@ -464,6 +489,7 @@ class RunnerActor:
 
     def _ended(self, key: RequestKey) -> None:
         self._num_tokens -= self._unfinished.pop(key, 0)
+        self._arrivals.forget(key)
 
     def _abort_orphans(self, subscriber: str) -> None:
         """End the requests of a subscriber that did not come back."""

@@ -58,7 +58,8 @@ ENGINE_LEAVES = TokenDelta("", 0, 0, [], finish_reason=FINISH_HANDOVER)
 
 
 class EngineLoad(NamedTuple):
-    """What an engine says of itself, on every token stream: at once when it takes more or less than before, else twice a second.
+    """What an engine says of itself, on every token stream: at once when it takes more or less than before, else more than twice
+    a second.
 
     Attributes:
         free: requests that would find a slot or a place in the queue; below 0 if the engine took begun ones beyond its limit.
@@ -69,6 +70,16 @@ class EngineLoad(NamedTuple):
         num_movable: requests of the subscriber that wait, have not begun and were not moved before.
         oldest_wait_s: of these, how long the first has waited.
         sampled_at: seconds since 1970, on the engine's machine.
+        num_running: requests that own a slot.
+        num_waiting: requests that do not; also those that the engine's thread has yet to take.
+        waiting_tokens: of the prompts, and answers so far, of those that wait.
+        longest_wait_s: how long the first of them has waited, whosever it is.
+        kv_tokens: that the KV cache holds.
+        free_kv_tokens: of these, those that nobody owns, cached or not.
+        num_arrived: requests that it took since it started; this and what follows only grows.
+        num_prompt_tokens: of the prompts that began, those of the warm-up included.
+        num_cached_prompt_tokens: of these, those found in the prefix cache.
+        num_generated_tokens: of answers.
     """
 
     free: int
@@ -79,6 +90,21 @@ class EngineLoad(NamedTuple):
     num_movable: int = 0
     oldest_wait_s: float = 0.0
     sampled_at: float = 0.0
+    num_running: int = 0
+    num_waiting: int = 0
+    waiting_tokens: int = 0
+    longest_wait_s: float = 0.0
+    kv_tokens: int = 0
+    free_kv_tokens: int = 0
+    num_arrived: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+
+    @property
+    def running_tokens(self) -> int:
+        """Of the prompts, and answers so far, of those that run."""
+        return max(0, self.num_tokens - self.waiting_tokens)
 
     @property
     def room(self) -> tuple[int, ...]:

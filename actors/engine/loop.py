@@ -50,8 +50,7 @@ class EngineLoop:
     ) -> None:
         self.error: BaseException | None = None
         self.num_steps = 0
-        self.queue = queue_state(engine.scheduler)
-        self._looked_at = float("-inf")
+        self.queue = queue_state(engine.scheduler, engine.clock.now())
         self._engine = engine
         self._clock = engine.clock
         self._publish = publish
@@ -137,9 +136,9 @@ class EngineLoop:
     def _queue_differs(self) -> bool:
         """Look at it, unless that was lately; whether others act otherwise on what they see now."""
         scheduler, now = self._engine.scheduler, self._clock.now()
-        if scheduler.waiting and self.queue.num_movable and now - self._looked_at < _QUEUE_LOOK_S:
+        if scheduler.waiting and self.queue.num_waiting and now - self.queue.sampled_at < _QUEUE_LOOK_S:
             return False
-        before, self.queue, self._looked_at = self.queue, queue_state(scheduler), now
+        before, self.queue = self.queue, queue_state(scheduler, now)
         return _matters(before) != _matters(self.queue)
 
     def _is_idle_for(self, seconds: float | None) -> bool:

@@ -19,20 +19,55 @@ class QueueState:
         open_places: requests that would begin at once.
         num_movable: by subscriber, requests that wait, have not begun and were not moved before.
         oldest: by subscriber, the key of the first of these in the order of service.
+        sampled_at: of the engine's clock.
+        num_running, num_waiting: requests with a slot and without.
+        waiting_tokens: of the prompts, and answers so far, of those that wait.
+        first_come: of all that wait, the key of the one that came first; None if nobody waits.
+        kv_tokens, free_kv_tokens: that the cache holds, and of these those that nobody owns.
+        num_prompt_tokens, num_cached_prompt_tokens, num_generated_tokens: since the start.
     """
 
     open_places: int = 0
     num_movable: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     oldest: Mapping[str, RequestKey] = field(default_factory=lambda: MappingProxyType({}))
+    sampled_at: float = 0.0
+    num_running: int = 0
+    num_waiting: int = 0
+    waiting_tokens: int = 0
+    first_come: RequestKey | None = None
+    kv_tokens: int = 0
+    free_kv_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
 
 
-def queue_state(scheduler: Scheduler) -> QueueState:
+def queue_state(scheduler: Scheduler, now: float = 0.0) -> QueueState:
     """Of ``scheduler``, when a step has been planned: whoever still waits found no place in it."""
     num_movable: Counter[str] = Counter()
     oldest: dict[str, RequestKey] = {}
+    waiting_tokens, first = 0, None
     for sequence in scheduler.waiting:
+        waiting_tokens += len(sequence.token_ids)
+        if first is None or sequence.arrival < first.arrival:
+            first = sequence
         if sequence.is_movable:
             subscriber = sequence.request.subscriber
             num_movable[subscriber] += 1
             oldest.setdefault(subscriber, sequence.key)
-    return QueueState(scheduler.num_open_places, MappingProxyType(num_movable), MappingProxyType(oldest))
+    kv_cache = scheduler.kv_cache
+    return QueueState(
+        open_places=scheduler.num_open_places,
+        num_movable=MappingProxyType(num_movable),
+        oldest=MappingProxyType(oldest),
+        sampled_at=now,
+        num_running=len(scheduler.running),
+        num_waiting=len(scheduler.waiting),
+        waiting_tokens=waiting_tokens,
+        first_come=None if first is None else first.key,
+        kv_tokens=kv_cache.num_blocks * kv_cache.block_size,
+        free_kv_tokens=kv_cache.num_available * kv_cache.block_size,
+        num_prompt_tokens=scheduler.num_prompt_tokens,
+        num_cached_prompt_tokens=scheduler.num_cached_prompt_tokens,
+        num_generated_tokens=scheduler.num_generated_tokens,
+    )

@@ -21,7 +21,7 @@ logger = logging.getLogger("ray.serve")
 # While there is something to move: an engine that had no place, or nobody worth moving, is asked again.
 _LOOK_AGAIN_S = 0.2
 _CALL_TIMEOUT_S = 1.0
-# Engines speak twice a second; what is older says nothing of now.
+# Engines speak more than twice a second; what is older says nothing of now.
 _STALE_S = 1.5
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger("ray.serve")
 _MAX_BREAKS = 4
 _FIRST_BACKOFF_S = 0.05
 _RENEW_TICKS = 8
-# An engine says something twice a second. One that has been silent for so long gets nothing new, though it is not given up yet.
+# Engines speak more than twice a second. One that has been silent for so long gets nothing new, though it is not given up yet.
 _SUSPECT_S = 1.0
 # Tokens that are on their way when a request is given up come within this time; later ones say that the engine still runs it.
 _ABORT_PATIENCE_S = 1.0

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from actors import delta_stream, place_reservations
 from actors import engine_actor as runner_actor
-from actors import place_reservations
 from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError, StaleAttemptError
@@ -292,7 +292,7 @@ async def test_streams_say_with_how_many_tokens_the_engine_has_to_do(actor):
 
     calls = [asyncio.create_task(actor.generate(subscribed("a", [1, 2, 3], max_tokens=400, ignore_eos=True)))]
     # As it writes, without a request that comes or ends.
-    await until(lambda: any(3 < one < 400 for one in told()[2:]), 10)
+    await until(lambda: any(3 < one < 400 for one in told()[2:]) and len(stream.messages) > 40, 10)
     calls += [asyncio.create_task(actor.generate(subscribed(name, [1] * 50, max_tokens=400))) for name in "bcdef"]
     await until(lambda: told()[-1] > 250, 5)  # one of them waits
     for call in calls:
@@ -302,6 +302,58 @@ async def test_streams_say_with_how_many_tokens_the_engine_has_to_do(actor):
     for before, after in itertools.pairwise(_loads(stream)):
         assert before.room != after.room or after.sampled_at - before.sampled_at > 0.4
     assert not actor._unfinished
+
+
+async def test_streams_say_who_waits_and_what_the_cache_holds(actor):
+    """Also while a step takes long: who has come meanwhile waits, though the engine's thread knows nothing of it."""
+    stream = Subscriber(actor)
+    await until(lambda: _loads(stream), 5)
+    warmed_up = _loads(stream)[0]
+    began, release = threading.Event(), threading.Event()
+    model = actor._engine_loop._engine.executor.model
+    forward = model.forward
+    model.forward = lambda *args: (began.set(), release.wait(20), forward(*args))[2]
+    prompt = [3] * 40
+    calls = [asyncio.create_task(actor.generate(subscribed("a", prompt, max_tokens=300, ignore_eos=True)))]
+    await asyncio.to_thread(began.wait, 20)
+    calls += [asyncio.create_task(actor.generate(subscribed(name, prompt, ignore_eos=True))) for name in "bcdefg"]
+    await until(lambda: _loads(stream)[-1].num_waiting >= 6, 5)
+    waiting = _loads(stream)[-1]
+    assert waiting.num_waiting * 40 == waiting.waiting_tokens <= waiting.num_tokens
+    await until(lambda: _loads(stream)[-1].longest_wait_s > 0.4, 5)
+    release.set()
+    # In the queue itself, as four of the seven have slots.
+    await until(lambda: _loads(stream)[-1].num_running == 4 and _loads(stream)[-1].num_waiting == 3, 5)
+    full = _loads(stream)[-1]
+    assert full.waiting_tokens == 120 and full.running_tokens >= 160
+    assert full.longest_wait_s > 0.4 and full.num_arrived == 7
+    assert 0 < full.free_kv_tokens < full.kv_tokens == 64 * 16
+    await asyncio.gather(*calls[1:])
+    calls[0].cancel()
+    await until(lambda: _loads(stream)[-1].num_tokens == 0 and _loads(stream)[-1].num_running == 0, 10)
+    idle = _loads(stream)[-1]
+    assert (idle.num_waiting, idle.waiting_tokens, idle.longest_wait_s) == (0, 0, 0.0)
+    assert idle.free_kv_tokens == idle.kv_tokens
+    assert idle.num_prompt_tokens - warmed_up.num_prompt_tokens == 280
+    assert 0 < idle.num_cached_prompt_tokens - warmed_up.num_cached_prompt_tokens <= 6 * 32
+    stats = await actor.check_integrity()
+    assert stats["num_requests_arrived"] == 7 and stats["num_kv_tokens_free"] == 64 * 16
+    assert idle.num_generated_tokens <= stats["num_generated_tokens"]
+    assert not len(actor._arrivals)
+
+
+async def test_each_beat_of_a_stream_says_how_the_engine_is(actor, monkeypatch):
+    """Also one that comes right after something else was told: what is known is never older than a beat."""
+    monkeypatch.setattr(delta_stream, "HEARTBEAT_S", 0.2)
+    stream = Subscriber(actor)
+    await until(lambda: stream.messages, 5)
+    for name in "abc":
+        await asyncio.sleep(0.15)
+        with pytest.raises(InvalidRequestError):
+            await actor.generate(subscribed(name, []))  # comes and goes: two changes
+    await until(lambda: len(stream.messages) > 12, 10)
+    beats = [m for m in stream.messages if not any(isinstance(item, TokenDelta) for item in m)]
+    assert len(beats) > 4 and all(beats), "an empty message"
 
 
 async def test_a_leak_ends_the_engine_as_soon_as_it_is_idle(actor):
