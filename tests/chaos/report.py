@@ -29,6 +29,7 @@ class Report:
         honest: requests of clients that take nothing up which ended with an error when a process between client and engines
             was hit.
         leaks: what was left behind.
+        moves: requests that went from a full engine to one with a place, as far as ingresses that lived on have told.
         rpc_failures: calls that Ray failed on purpose; they are no part of ``faults``.
         recovery_s: of the streams that waited longer than a quarter of a second.
         late: of these, those that waited for longer than they should.
@@ -44,6 +45,7 @@ class Report:
     honest: int = 0
     refused: int = 0
     rpc_failures: int = 0
+    moves: int = 0
     leaks: list[str] = field(default_factory=list)
     recovery_s: dict[str, list[float]] = field(default_factory=dict)
     late: dict[str, list[float]] = field(default_factory=dict)
@@ -84,6 +86,7 @@ class Report:
             total.honest += one.honest
             total.refused += one.refused
             total.rpc_failures += one.rpc_failures
+            total.moves += one.moves
             for name in ("recovery_s", "late"):
                 for what, seconds in getattr(one, name).items():
                     getattr(total, name).setdefault(what, []).extend(seconds)
@@ -113,7 +116,8 @@ class Report:
             ),
             (
                 f"requests: {sum(self.ended.values())} ({ended}); lost {len(self.lost)}, changed {len(self.changed)}, plain "
-                f"clients told of a break {self.honest}, connections refused {self.refused}; leaks {len(self.leaks)}"
+                f"clients told of a break {self.honest}, connections refused {self.refused}, moved {self.moves}; "
+                f"leaks {len(self.leaks)}"
             ),
         ]
         for what, seconds in sorted(self.recovery_s.items()):
