@@ -38,9 +38,10 @@ from cluster.outputs import (
     TokenDelta,
 )
 from cluster.process.freeze_gc import freeze_gc
-from cluster.process.logs import show_logs
+from cluster.process.logs import log_fields, show_logs
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.request import EngineRequest, RequestKey
+from cluster.start_stages import StartStages, start_fields
 
 if TYPE_CHECKING:
     from actors.engine.engine import Engine
@@ -72,10 +73,13 @@ class RunnerActor:
     Args:
         config: settings of the engine.
         engine_id: name in metrics and logs.
+        stages: what of this engine's start is over; None if it begins here.
     """
 
-    def __init__(self, config: EngineConfig, engine_id: str) -> None:
+    def __init__(self, config: EngineConfig, engine_id: str, stages: StartStages | None = None) -> None:
         show_logs()
+        self._stages = stages or StartStages(time.monotonic())
+        self._stage_ended("runner")
         self._config = config
         self._engine_id = engine_id
         self._info: EngineInfo | None = None
@@ -106,7 +110,13 @@ class RunnerActor:
         self._engine_loop = _new_loop(engine, self._publish, self._on_death, self._on_queue)
         # First steps after loading are the warm-up's; they ended before the watch begins.
         self._watching = self._loop.create_task(self._watch())
+        self._stage_ended("ready")
+        start = self._stages.figures(time.monotonic())
+        logger.info("event=engine_ready %s", log_fields(engine=self._engine_id, **start_fields(start)))
         return engine.info
+
+    def _stage_ended(self, stage: str) -> None:
+        self._stages.end(stage, time.monotonic())
 
     def _load(self):
         # Imported here: Ray imports this module wherever the class is known, and only the runner's process needs Paddle.
@@ -114,7 +124,8 @@ class RunnerActor:
 
         # A thread that waits for the interpreter lock gets it after this time; steps are tens of milliseconds.
         sys.setswitchinterval(0.0005)
-        return start_engine(self._config, self._engine_id)
+        self._stage_ended("paddle")
+        return start_engine(self._config, self._engine_id, self._stage_ended)
 
     async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
         """Run one request to its end. Pending for the whole generation; cancelling it aborts the request.
@@ -180,6 +191,7 @@ class RunnerActor:
             self._streams[subscriber].close()
         stream = DeltaStream(leased)
         self._streams[subscriber] = stream
+        self._stage_ended("seen")
         for live in self._live.values():
             if live.request.subscriber == subscriber and live.request.request_id in resume:
                 wanted = resume[live.request.request_id]
@@ -280,7 +292,8 @@ class RunnerActor:
 
     async def stats(self) -> dict:
         """Counters: requests by state, tokens, blocks, steps, preemptions, times; those of the past count from the start.
-        And where the engine computes and what holds the memory there (``Engine.figures``).
+        And where the engine computes and what holds the memory there (``Engine.figures``), and what its start took
+        (``StartStages.figures``).
         """
 
         def read(engine) -> dict:
@@ -298,8 +311,9 @@ class RunnerActor:
                 **engine.figures(),
             }
 
+        start = self._stages.figures(time.monotonic())
         if self._info is None:
-            return {"engine_id": self._engine_id, "state": "loading", "pid": os.getpid()}
+            return {"engine_id": self._engine_id, "state": "loading", "pid": os.getpid(), "start": start}
         stats = await asyncio.wrap_future(self._engine_loop.call(read))
         load = self._load_for("")
         return {
@@ -315,6 +329,7 @@ class RunnerActor:
             "pid": os.getpid(),
             "num_steps": self._engine_loop.num_steps,
             "num_subscribers": len(self._streams),
+            "start": start,
         }
 
     async def check_health(self) -> None:
@@ -394,6 +409,7 @@ class RunnerActor:
             if live is None:
                 continue
             live.deltas.append(delta)
+            self._stage_ended("first_token")
             self._count_tokens((delta.request_id, delta.attempt), len(delta.token_ids))
             by_subscriber.setdefault(live.request.subscriber, []).append(delta)
             if delta.finish_reason is not None:

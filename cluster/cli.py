@@ -18,6 +18,7 @@ from cluster.client.api_types import Answer
 from cluster.client.base import API_KEY_VARIABLE, DEFAULT_URL
 from cluster.client.conversation import Conversation, Messages, answer_room
 from cluster.errors import BiremeError
+from cluster.start_stages import start_line
 
 # Local variables of a failed command are no business of the screen: an API key may be among them.
 app = typer.Typer(
@@ -153,6 +154,8 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
             console.print(f"  {deployment}: {counts}", highlight=False, markup=False)
         for engine in found["engines"]:
             console.print(f"    {_engine_line(engine)}", highlight=False, markup=False)
+            if started := start_line(engine["start"]) if "start" in engine else "":
+                console.print(f"      {started}", highlight=False, markup=False)
         for line in _event_lines(found["events"], found["recoveries"]):
             console.print(f"  {line}", highlight=False, markup=False)
 

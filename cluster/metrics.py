@@ -30,6 +30,9 @@ ENGINE_METRICS = (
     Metric("bireme_engine_steps", "counter", "Engine steps.", ("engine_id",)),
     Metric("bireme_engine_busy_seconds", "counter", "Time in which the engine had work.", ("engine_id",)),
     Metric("bireme_engine_device_seconds", "counter", "Time that its steps took on the device.", ("engine_id",)),
+    Metric(
+        "bireme_engine_start_seconds", "gauge", "What each stage of the engine's start took.", ("engine_id", "stage")
+    ),
     Metric("bireme_gpu_memory_bytes", "gauge", "GPU memory by what holds it, or is free.", ("engine_id", "use")),
 )
 

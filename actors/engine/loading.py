@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from actors.device.choice import choose_device
 from actors.device.cpu import CpuDevice
@@ -39,6 +40,7 @@ def load_engine(
     engine_id: str = "engine",
     progress: Progress | None = None,
     record: list[StepPlan] | None = None,
+    ended: Callable[[str], None] = lambda stage: None,
 ) -> Engine:
     """Build every part of an engine and put them together.
 
@@ -47,6 +49,7 @@ def load_engine(
         engine_id: name in metrics and logs.
         progress: called as ``progress(what, done, total)`` during start.
         record: a list that receives every plan, so that a run can be replayed.
+        ended: called with each of ``cluster.start_stages.STAGES`` that is over.
 
     Raises:
         ModelLoadError, ConfigError, OpBuildError: with one message that says what to do.
@@ -65,6 +68,7 @@ def load_engine(
     forward.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
     weights = iter_weights(source, model_config, device.dtype)
     model = load_model(model_config, weights, max_model_len, progress, device)
+    ended("weights")
     memory_with_weights = device.memory()
     if device.is_gpu:
         max_model_len, num_blocks = _size_kv_cache(

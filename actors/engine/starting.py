@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from actors.engine.engine import Engine
 from actors.engine.loading import load_engine
@@ -16,17 +17,22 @@ logger = logging.getLogger("bireme.runner")
 _BAR_WIDTH = 20
 
 
-def start_engine(config: EngineConfig, engine_id: str) -> Engine:
+def start_engine(config: EngineConfig, engine_id: str, ended: Callable[[str], None] = lambda stage: None) -> Engine:
     """Build the ops, load the model and run the warm-up requests.
 
+    Args:
+        ended: called with each of ``cluster.start_stages.STAGES`` that is over.
     Raises:
         ModelLoadError, ConfigError, OpBuildError: one message that says what to do.
     """
     started = time.monotonic()
     build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
+    ended("ops")
     logger.info("loading %s", config.model)
-    engine = load_engine(config, engine_id, _log_progress)
+    engine = load_engine(config, engine_id, _log_progress, ended=ended)
+    ended("buffers")
     warm_up(engine)
+    ended("warm_up")
     info = engine.info
     logger.info(
         "%s is ready after %.1f s: %d KV blocks of %d tokens, up to %d tokens a request",

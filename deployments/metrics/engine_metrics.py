@@ -27,6 +27,7 @@ _COUNTERS = {
     "bireme_engine_device_seconds": "device_seconds",
 }
 _MEMORY = "bireme_gpu_memory_bytes"
+_START = "bireme_engine_start_seconds"
 _GAUGES: dict[str, Callable[[dict[str, Any]], float]] = {
     "bireme_num_requests_running": lambda stats: stats["num_requests_running"],
     "bireme_num_requests_waiting": lambda stats: stats["num_requests_waiting"],
@@ -49,6 +50,8 @@ class EngineMetrics:
         for key, value in stats.get("memory", {}).items():
             if key.endswith("_bytes"):
                 self._metrics[_MEMORY].set(value, {**self._tags, "use": key.removesuffix("_bytes")})
+        for stage, seconds in stats["start"]["seconds"].items():
+            self._metrics[_START].set(seconds, {**self._tags, "stage": stage})
         for name, key in _COUNTERS.items():
             # Ray refuses to count nothing, so a series begins with its first event.
             if stats[key] > self._counted[name]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 import uuid
 from typing import Any
 
@@ -19,8 +20,10 @@ from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted, ServedModel
 from cluster.process.logs import guard_logs
+from cluster.process.process_age import process_age_s
 from cluster.replies import EngineLost, FingerprintMismatch, RequestRefused
 from cluster.request import EngineRequest
+from cluster.start_stages import StartStages
 from deployments.metrics.engine_metrics import export_engine_metrics
 from deployments.replica.replica_port import listen_where_the_node_does
 from deployments.replica.runner_watch import RunnerWatch
@@ -54,6 +57,8 @@ class EngineReplica:
         Raises:
             RuntimeError: the model cannot be served; one sentence that says why.
         """
+        now = time.monotonic()
+        stages = StartStages(now - process_age_s(), {"replica": now})
         listen_where_the_node_does()
         tidy_session_logs()
         guard_logs("ray.serve")
@@ -68,7 +73,7 @@ class EngineReplica:
             scheduling_strategy=_runner_bundle(),
             name=runner_names() + self._engine_id,
         )
-        self._runner: Any = runner.remote(config.engine_config(), self._engine_id)
+        self._runner: Any = runner.remote(config.engine_config(), self._engine_id, stages)
         try:
             self._info: EngineInfo = await self._runner.start.remote()
         except RayTaskError as error:

@@ -15,6 +15,7 @@ from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
 from cluster.process.process_liveness import PeerProcess
 from cluster.process.silence_clock import TICK_S, SilenceClock
+from cluster.start_stages import StartStages
 from deployments.replica.token_socket import TokenSocket
 
 logger = logging.getLogger("bireme.runner")
@@ -25,8 +26,8 @@ _EXIT_DELAY_S = 0.2
 class StreamingRunner(RunnerActor):
     """A RunnerActor with a second way to attach, for subscribers on the same machine, that lives and dies with its replica."""
 
-    def __init__(self, config: EngineConfig, engine_id: str) -> None:
-        super().__init__(config, engine_id)
+    def __init__(self, config: EngineConfig, engine_id: str, stages: StartStages | None = None) -> None:
+        super().__init__(config, engine_id, stages)
         self._socket = TokenSocket(self.attach)
         self._replica_clock = SilenceClock()
         self._replica: PeerProcess | None = None

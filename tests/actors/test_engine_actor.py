@@ -62,6 +62,19 @@ async def actor(tiny_model):
     await made.shutdown()
 
 
+async def test_stats_say_what_the_start_took(actor):
+    start = (await actor.stats())["start"]
+    assert list(start["seconds"]) == ["runner", "paddle", "ops", "weights", "buffers", "warm_up", "ready"]
+    assert start["stage"] is None
+    assert start["seconds"]["weights"] > 0
+    assert abs(sum(start["seconds"].values()) - start["total_s"]) < 0.01
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    await actor.generate(subscribed("a", [1, 2]))
+    await stream.wait_for("a", 1)
+    assert list((await actor.stats())["start"]["seconds"])[-2:] == ["seen", "first_token"]
+
+
 async def test_a_request_needs_the_subscribers_stream_first(actor):
     reply = await actor.generate(subscribed("a", [1, 2]))
     assert isinstance(reply, AttachRequired) and reply.fingerprint.startswith("bireme-")
