@@ -234,7 +234,7 @@ class OpenAiIngress:
                 body = await read_body(request, max_bytes, holding)
                 started = await start(service, body, caller)
             except (ClientDisconnect, ClientGoneError):
-                return Response(status_code=499)
+                return _error_response(_departed())
         return await _answer(peer, *started, resumable)
 
     async def _ready(self) -> OpenAiService:
@@ -263,7 +263,7 @@ async def _answer(peer: Peer, generation: Generation, answer: OpenAiResponse, re
             response = WholeAnswer(generation, answer, peer.name)
         return response
     except ClientGoneError:
-        return Response(status_code=499)
+        return _error_response(_departed())
     finally:
         if response is None:
             generation.close()
@@ -306,6 +306,11 @@ class _Authenticated:
                 return
             scope = {**scope, "state": {**scope.get("state", {}), "tenant": tenant}}
         await self._app(scope, receive, send)
+
+
+def _departed() -> ApiError:
+    """For nobody, mostly. Where a proxy lost the way to a client that is still there, it asks again: nothing was begun."""
+    return ApiError(499, "the client has left before its answer began", code="request_lost")
 
 
 def _error_response(error: ApiError) -> Response:

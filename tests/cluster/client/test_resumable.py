@@ -10,6 +10,7 @@ import pytest
 
 from cluster.client import Client
 from cluster.client.errors import (
+    ApiStatusError,
     BadRequestError,
     BrokenStreamError,
     ClientError,
@@ -87,6 +88,7 @@ def test_an_event_that_is_cut_off_behind_its_data_comes_again():
         (RateLimitError("full", None, "overloaded", 429), False, True),
         (ServerError("loading", None, "loading", 503), False, True),
         (ServerError("not whole", None, "request_lost", 503), True, True),
+        (ApiStatusError("gone", None, "request_lost", 499), True, True),
         (NotFoundError("Path '/v1/completions' not found. Ping http://.../-/routes", None, None, 404), True, True),
         (NotFoundError("there is no /v1/completion", None, None, 404), False, False),
         (BadRequestError("no", None, "invalid_value", 400), False, False),

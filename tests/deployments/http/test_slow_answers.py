@@ -224,6 +224,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error(eng
     app = serving(engines).__serve_build_asgi_app__()
     await app(connection.scope, connection.receive, connection.send)
     assert connection.events[0]["status"] == 499
+    assert json.loads(connection.body)["error"]["code"] == "request_lost"
 
 
 async def test_a_body_that_trickles_in_is_given_up():
