@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import ActorDiedError
+
 from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.outputs import AttachRequired
@@ -29,15 +31,17 @@ class RemoteMethod:
 class RemoteStream:
     """``attach`` as a streaming call."""
 
-    def __init__(self, runner: RunnerActor) -> None:
+    def __init__(self, runner: LocalRunner) -> None:
         self._runner = runner
 
     def options(self, **options: Any) -> RemoteStream:
         return self
 
     async def remote(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async for message in self._runner.attach(*args, **kwargs):
+        self._runner.check_alive()
+        async for message in self._runner.actor.attach(*args, **kwargs):
             yield asyncio.sleep(0, message)
+        self._runner.check_alive()
 
 
 class LocalRunner:
@@ -45,11 +49,30 @@ class LocalRunner:
 
     def __init__(self, actor: RunnerActor) -> None:
         self.actor = actor
-        self.attach = RemoteStream(actor)
+        self.is_dead = False
+        self.attach = RemoteStream(self)
         self.token_socket = RemoteMethod(lambda: asyncio.sleep(0, ("another node", "")))
 
     def __getattr__(self, name: str) -> RemoteMethod:
-        return RemoteMethod(getattr(self.actor, name))
+        method = getattr(self.actor, name)
+
+        async def call(*args: Any) -> Any:
+            self.check_alive()
+            answer = await method(*args)
+            self.check_alive()
+            return answer
+
+        return RemoteMethod(call)
+
+    def check_alive(self) -> None:
+        """Raise as a call to an actor whose process is gone does."""
+        if self.is_dead:
+            raise ActorDiedError
+
+    def kill(self) -> None:
+        """Its process is gone: calls fail, those under way too, and its streams end."""
+        self.is_dead = True
+        self.actor._fail_all(RuntimeError("killed"))
 
 
 async def start_runner(folder: Path, engine_id: str, step_s: float = 0.0, **settings: Any) -> LocalRunner:
@@ -66,7 +89,7 @@ async def start_runner(folder: Path, engine_id: str, step_s: float = 0.0, **sett
 
 
 class LocalHandle:
-    """The engine deployment behind one ingress: a request without a place goes to the first engine.
+    """The engine deployment behind one ingress: a request without a place goes to the first engine that lives.
 
     Attributes:
         runners: by engine id, those that the router knows.
@@ -92,10 +115,11 @@ class LocalHandle:
         return info.fingerprint
 
     async def _generate(self, request: EngineRequest, fingerprint: str, last_resort: bool) -> Any:
-        engine_id = self.choices.place(request.request_id) or next(iter(self.runners))
+        alive = [known for known, runner in self.runners.items() if not runner.is_dead]
+        engine_id = self.choices.place(request.request_id) or alive[0]
         self.choices.chose(request, engine_id)
         runner = self.runners[engine_id]
-        reply = await runner.actor.generate(request)
+        reply = await runner.generate.remote(request)
         if isinstance(reply, AttachRequired):
             return reply._replace(runner=runner)
         self.sent.append((request.request_id, request.attempt, engine_id, request.moved))

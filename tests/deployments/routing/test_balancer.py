@@ -14,7 +14,9 @@ from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
 from cluster.sampling_params import SamplingParams
+from cluster.scaling.balance import moves
 from deployments.metrics.request_events import ATTEMPTS, HANDOVERS, MOVES
+from deployments.routing import balancer
 from deployments.routing.engine_client import EngineClient
 from tests.deployments.routing.local_engines import LocalRunner, attach, local_client, start_runner
 from tests.engines import make_engine, request, write_tiny_model
@@ -71,7 +73,15 @@ def num_waiting(runner: LocalRunner) -> int:
     return len(runner.actor._engine_loop._engine.scheduler.waiting)
 
 
-async def test_a_new_engine_takes_those_who_wait_within_half_a_second(tiny_model):
+async def test_a_new_engine_takes_those_who_wait_within_half_a_second(tiny_model, monkeypatch):
+    ages: list[float] = []
+
+    def noting_ages(views):
+        loads = {stream.engine_id: stream.load for stream in client._streams}
+        ages.extend(time.time() - loads[view.engine_id].sampled_at for view in views)
+        return moves(views)
+
+    monkeypatch.setattr(balancer, "moves", noting_ages)
     first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
     client, handle = local_client({"first": first})
     answers = start_many(client, 16)
@@ -92,6 +102,8 @@ async def test_a_new_engine_takes_those_who_wait_within_half_a_second(tiny_model
     print(f"{len(sent_to)} of 12 moved; first token of a moved one {min(took):.3f} s after the engine was there")
     assert len(sent_to) >= 4
     assert max(Counter(name for name, *_, moved in handle.sent if moved).values()) == 1, "nobody moves twice"
+    assert len(ages) > 16 and max(ages) < 0.5 * 5
+    print(f"{len(ages)} loads were looked at, the oldest {max(ages):.3f} s old")
     # In the order of their arrival.
     order = [answer.first_at for answer in answers if answer.submission.entry.request_id in sent_to]
     assert order == sorted(order)
@@ -146,4 +158,37 @@ async def test_a_place_that_is_lost_on_the_way_loses_no_request(tiny_model, monk
     await client.close()
     for runner in (first, second):
         await runner.actor.check_integrity()
+        await runner.actor.shutdown()
+
+
+@pytest.mark.parametrize("killed", ["target", "source"])
+async def test_an_engine_that_dies_within_a_move_loses_no_request(tiny_model, killed):
+    """Between the promise of places and the requests that are to have them."""
+    first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
+    client, handle = local_client({"first": first})
+    answers = start_many(client, 8)
+    await until(lambda: num_waiting(first) == 4, 5)
+    await asyncio.sleep(0.15)
+    dies, stays = (second, first) if killed == "target" else (first, second)
+    granted: list[int] = []
+    reserve = second.actor.reserve
+
+    async def reserve_and_die(*args):
+        granted.append((await reserve(*args))[0])
+        # After the answer, and before the next call.
+        asyncio.get_running_loop().call_soon(dies.kill)
+        second.actor.reserve = reserve
+        return granted[0], 10_000
+
+    second.actor.reserve = reserve_and_die
+    handle.add("second", second)
+    attach(client, handle, "second")
+    assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * 8
+    assert dies.is_dead and granted[0] > 0
+    assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
+    # What was kept for requests that came in another way is given up, or in two seconds by itself.
+    await until(lambda: not stays.actor._engine_loop._engine.scheduler.num_reserved, 10)
+    await client.close()
+    await stays.actor.check_integrity()
+    for runner in (first, second):
         await runner.actor.shutdown()
