@@ -175,10 +175,16 @@ async def test_an_engine_that_dies_within_a_move_loses_no_request(tiny_model, ki
 
     async def reserve_and_die(*args):
         granted.append((await reserve(*args))[0])
-        # After the answer, and before the next call.
-        asyncio.get_running_loop().call_soon(dies.kill)
         second.actor.reserve = reserve
+        if killed == "source":
+            # After the answer, and before the next call.
+            asyncio.get_running_loop().call_soon(first.kill)
+        else:
+            second.actor.generate = die_of_it
         return granted[0], 10_000
+
+    async def die_of_it(request):
+        second.kill()
 
     second.actor.reserve = reserve_and_die
     handle.add("second", second)
