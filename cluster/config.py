@@ -222,6 +222,18 @@ class LLMConfig(EngineConfig):
         le=86_400,
         description="Seconds, from the start of Ray on, until every model must be ready; then `bireme serve` ends and says what it waited for.",
     )
+    ttft_target_s: float | None = Field(
+        None,
+        gt=0,
+        le=3600,
+        description="Target for the time to the first token, in seconds; metrics count the answers within it. Default: none.",
+    )
+    tpot_target_s: float | None = Field(
+        None,
+        gt=0,
+        le=3600,
+        description="Target for the mean time between the tokens of an answer, in seconds; metrics count the answers within it. Default: none.",
+    )
     max_choices: int = Field(128, ge=1, le=1024, description="Most sequences of one HTTP request (prompts times n).")
 
     @field_validator("deployment_config", "ingress_config")

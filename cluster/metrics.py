@@ -22,6 +22,15 @@ class Metric(NamedTuple):
 ENGINE_METRICS = (
     Metric("bireme_num_requests_running", "gauge", "Requests that own a sequence slot.", ("engine_id",)),
     Metric("bireme_num_requests_waiting", "gauge", "Requests that wait for a slot or for KV blocks.", ("engine_id",)),
+    Metric(
+        "bireme_num_tokens_running", "gauge", "Tokens of running requests: prompts, answers so far.", ("engine_id",)
+    ),
+    Metric(
+        "bireme_num_tokens_waiting", "gauge", "Tokens of waiting requests: prompts, answers so far.", ("engine_id",)
+    ),
+    Metric("bireme_longest_wait_seconds", "gauge", "Time for which the first request has waited.", ("engine_id",)),
+    Metric("bireme_kv_cache_free_tokens", "gauge", "Tokens of the KV cache that no request owns.", ("engine_id",)),
+    Metric("bireme_engine_requests", "counter", "Requests that the engine took.", ("engine_id",)),
     Metric("bireme_kv_cache_usage_perc", "gauge", "Share of KV blocks that requests own, 0 to 1.", ("engine_id",)),
     Metric("bireme_prompt_tokens", "counter", "Prompt tokens of admitted requests.", ("engine_id",)),
     Metric("bireme_cached_prompt_tokens", "counter", "Prompt tokens found in the prefix cache.", ("engine_id",)),
@@ -37,6 +46,21 @@ ENGINE_METRICS = (
 )
 
 INGRESS_METRICS = (
+    Metric("bireme_requests_received", "counter", "Sequences asked for, those that were refused too."),
+    Metric("bireme_request_arrivals_per_second", "gauge", "Sequences asked for a second, over about five seconds."),
+    Metric("bireme_num_requests_held", "gauge", "Sequences that were taken and that no engine has yet."),
+    Metric(
+        "bireme_time_to_first_token_target_requests",
+        "counter",
+        "Sequences by whether their first token came within ttft_target_s.",
+        ("met",),
+    ),
+    Metric(
+        "bireme_time_per_output_token_target_requests",
+        "counter",
+        "Sequences by whether the mean time between their tokens was within tpot_target_s.",
+        ("met",),
+    ),
     Metric("bireme_requests", "counter", "Sequences by how they ended.", ("finish_reason",)),
     Metric("bireme_request_attempts", "counter", "Submissions after the first, by cause.", ("cause",)),
     Metric("bireme_time_to_first_token_seconds", "histogram", "From receiving a request to its first token."),

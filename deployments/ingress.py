@@ -38,6 +38,7 @@ from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
 from deployments.http.server.set_up import set_up_http_servers
 from deployments.http.whole_answer import WholeAnswer
+from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.openai_api.answer import OpenAiResponse, model_object
 from deployments.openai_api.event_ids import LAST_EVENT_ID_HEADER
 from deployments.openai_api.resume import max_resume_bytes, wants_event_ids
@@ -59,6 +60,7 @@ logger = logging.getLogger("ray.serve")
 Start = Callable[[OpenAiService, Any, Caller], Awaitable[tuple[Generation, OpenAiResponse]]]
 
 _LOADING_PATIENCE_S = 30.0
+_RECORD_S = 1.0
 _STATUS_PATIENCE_S = 10.0
 # The Python clients leave a server from which nothing comes.
 _STREAM_STATUS_PATIENCE_S = 1.5
@@ -105,6 +107,7 @@ class OpenAiIngress:
         self._choices = choices_of(engines.app_name, engines.deployment_name)
         self._client: EngineClient | None = None
         self._starting: asyncio.Task | None = None
+        self._recording: asyncio.Task | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = [
@@ -139,18 +142,27 @@ class OpenAiIngress:
             idle_room,
             config.max_queue_share,
             max(1, config.engine_counts[1]),
+            IngressMetrics(config.ttft_target_s, config.tpot_target_s),
         )
         self._client.attach_early(find_runner)
         if self._expected is not None:
             self._serve(self._client, self._expected)
         self._starting = asyncio.create_task(self._connect(self._client))
+        self._recording = asyncio.create_task(self._record_load(self._client))
 
     async def stop(self) -> None:
         """Cancel what runs and detach from the engines."""
         if self._starting is not None:
             self._starting.cancel()
+        if self._recording is not None:
+            self._recording.cancel()
         if self._client is not None:
             await self._client.close()
+
+    async def _record_load(self, client: EngineClient) -> None:
+        while True:
+            client.metrics.record(client.inputs().ingress)
+            await asyncio.sleep(_RECORD_S)
 
     async def _connect(self, client: EngineClient) -> None:
         # The router hears of engines by itself; to ask one would start one.

@@ -25,7 +25,7 @@ FILE_ROOMS = {"deployments": {"ray_private"}}
 
 # For each folder, which other rooms of it a room may import; "" is what stands at the top of the folder.
 ROOMS: dict[str, dict[str, set[str]]] = {
-    "cluster": {"": {"client"}, "client": {""}, "process": set(), "routing": set(), "scaling": set()},
+    "cluster": {"": {"client"}, "client": {""}, "process": set(), "routing": set(), "scaling": {""}},
     "actors": {
         "": {"engine"},
         "engine": {"runner", "models", "model_files", "device", "scheduling"},
@@ -38,7 +38,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "text": {"model_files"},
     },
     "deployments": {
-        "": {"openai_api", "http", "routing", "replica", "admin", "start", "supervision", "ray_private"},
+        "": {"openai_api", "http", "routing", "replica", "admin", "metrics", "start", "supervision", "ray_private"},
         "admin": {"routing", "replica"},
         "openai_api": {"http", "routing", "metrics"},
         "http": {"routing", "metrics", "start"},

@@ -20,7 +20,7 @@ _LOOK_TIMEOUT_S = 5.0
 
 
 async def cluster_status(client: EngineClient) -> dict[str, Any]:
-    """Replicas by deployment and state, every engine's counters, and this ingress's events.
+    """Replicas by deployment and state, every engine's counters, and this ingress's events and load.
 
     An engine that does not answer within a second is listed as silent.
 
@@ -38,7 +38,18 @@ async def cluster_status(client: EngineClient) -> dict[str, Any]:
         "events": dict(client.events.counts),
         "recoveries": dict(client.events.recoveries),
         "running": client.num_running,
+        "load": _load(client),
     }
+
+
+def _load(client: EngineClient) -> dict[str, Any]:
+    inputs = client.inputs()
+    engines = {view.engine_id: {**view.load._asdict(), "age_s": round(view.age_s, 3)} for view in inputs.engines}
+    targets = {
+        name: found and found._asdict()
+        for name, found in (("ttft", inputs.ingress.ttft), ("tpot", inputs.ingress.tpot))
+    }
+    return {**inputs.ingress._asdict(), **targets, "engines": engines}
 
 
 def _find_replicas() -> dict[str, dict[str, int]]:

@@ -18,6 +18,7 @@ _POLL_S = 1.0
 
 # Metric to the key in the runner's ``stats``, which counts from the engine's start.
 _COUNTERS = {
+    "bireme_engine_requests": "num_requests_arrived",
     "bireme_prompt_tokens": "num_prompt_tokens",
     "bireme_cached_prompt_tokens": "num_cached_prompt_tokens",
     "bireme_generation_tokens": "num_generated_tokens",
@@ -31,6 +32,10 @@ _START = "bireme_engine_start_seconds"
 _GAUGES: dict[str, Callable[[dict[str, Any]], float]] = {
     "bireme_num_requests_running": lambda stats: stats["num_requests_running"],
     "bireme_num_requests_waiting": lambda stats: stats["num_requests_waiting"],
+    "bireme_num_tokens_running": lambda stats: stats["num_tokens_running"],
+    "bireme_num_tokens_waiting": lambda stats: stats["num_tokens_waiting"],
+    "bireme_longest_wait_seconds": lambda stats: stats["longest_wait_s"],
+    "bireme_kv_cache_free_tokens": lambda stats: stats["num_kv_tokens_free"],
     "bireme_kv_cache_usage_perc": lambda stats: 1 - stats["num_blocks_available"] / stats["num_blocks"],
 }
 

@@ -8,21 +8,66 @@ from functools import lru_cache
 
 from cluster.metrics import INGRESS_METRICS
 from cluster.outputs import FINISH_ABORT
+from cluster.scaling.inputs import IngressLoad
+from cluster.scaling.recent import RecentSum
+from deployments.metrics.latency_target import LatencyTarget
 from deployments.metrics.metrics_export import ray_metrics
 
 FINISH_ERROR = "error"
+_ARRIVALS_MEMORY_S = 5.0
 
 
 class IngressMetrics:
-    """The metrics of one ingress replica."""
+    """The metrics of one ingress replica.
 
-    def __init__(self) -> None:
+    Args:
+        ttft_target_s, tpot_target_s: within which answers are counted as in time; None: not counted.
+    """
+
+    def __init__(self, ttft_target_s: float | None = None, tpot_target_s: float | None = None) -> None:
         metrics = ray_metrics(INGRESS_METRICS)
+        self._received = metrics["bireme_requests_received"]
+        self._held = metrics["bireme_num_requests_held"]
+        self._arrival_rate = metrics["bireme_request_arrivals_per_second"]
+        self._ttft, self._tpot = (
+            None if target_s is None else LatencyTarget(target_s, metrics[name])
+            for target_s, name in (
+                (ttft_target_s, "bireme_time_to_first_token_target_requests"),
+                (tpot_target_s, "bireme_time_per_output_token_target_requests"),
+            )
+        )
+        self._num_arrived = 0
+        self._arrivals, self._arrived_tokens = RecentSum(_ARRIVALS_MEMORY_S), RecentSum(_ARRIVALS_MEMORY_S)
         self._requests = metrics["bireme_requests"]
         self._attempts = metrics["bireme_request_attempts"]
         self._first_token = metrics["bireme_time_to_first_token_seconds"]
         self._per_token = metrics["bireme_time_per_output_token_seconds"]
         self._whole = metrics["bireme_e2e_request_latency_seconds"]
+
+    def count_arrival(self, num_prompt_tokens: int) -> None:
+        """A sequence was asked for."""
+        self._num_arrived += 1
+        self._arrivals.add(1)
+        self._arrived_tokens.add(num_prompt_tokens)
+        self._received.inc()
+
+    def load(self, num_running: int, num_held: int) -> IngressLoad:
+        """At this moment, with so many sequences."""
+        return IngressLoad(
+            sampled_at=time.time(),
+            num_arrived=self._num_arrived,
+            arrivals_per_s=self._arrivals.per_s,
+            prompt_tokens_per_s=self._arrived_tokens.per_s,
+            num_running=num_running,
+            num_held=num_held,
+            ttft=None if self._ttft is None else self._ttft.found,
+            tpot=None if self._tpot is None else self._tpot.found,
+        )
+
+    def record(self, load: IngressLoad) -> None:
+        """Export what changes without an event."""
+        self._held.set(load.num_held)
+        self._arrival_rate.set(load.arrivals_per_s)
 
     def count_attempt(self, outcome: object) -> None:
         """A sequence is submitted again because of ``outcome``, whose type is the cause: EngineLost is ``engine_lost``."""
@@ -37,8 +82,18 @@ class IngressMetrics:
         self._whole.observe(last - received)
         if first is not None:
             self._first_token.observe(first - received)
+            if self._ttft is not None:
+                self._ttft.count(first - received)
             if num_tokens > 1:
-                self._per_token.observe((last - first) / (num_tokens - 1))
+                per_token_s = (last - first) / (num_tokens - 1)
+                self._per_token.observe(per_token_s)
+                if self._tpot is not None:
+                    self._tpot.count(per_token_s)
+
+    def count_without_token(self, waited_s: float, failed: bool) -> None:
+        """A sequence ended before its first token came: it failed, or its client left."""
+        if self._ttft is not None:
+            self._ttft.count_missing(waited_s, failed)
 
 
 class SequenceTimes:
@@ -46,11 +101,15 @@ class SequenceTimes:
 
     Attributes:
         received: when its request came in.
+
+    Args:
+        num_prompt_tokens: of its prompt.
     """
 
     __slots__ = ("_first", "_last", "_metrics", "_over", "received")
 
-    def __init__(self, metrics: IngressMetrics, received: float) -> None:
+    def __init__(self, metrics: IngressMetrics, received: float, num_prompt_tokens: int = 0) -> None:
+        metrics.count_arrival(num_prompt_tokens)
         self.received = received
         self._metrics = metrics
         self._first: float | None = None
@@ -75,6 +134,8 @@ class SequenceTimes:
         if not self._over:
             self._over = True
             self._metrics.count_end(FINISH_ERROR if failed else FINISH_ABORT)
+            if self._first is None:
+                self._metrics.count_without_token(time.monotonic() - self.received, failed)
 
 
 @lru_cache(maxsize=32)

@@ -299,7 +299,8 @@ class OpenAiService:
                 output = SequenceOutput(
                     detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output
                 )
-                choices.append(Choice(len(choices), entry, output, SequenceTimes(self._client.metrics, received)))
+                times = SequenceTimes(self._client.metrics, received, len(prompt_ids))
+                choices.append(Choice(len(choices), entry, output, times))
         if resume is not None:
             resume_choices(resume, choices, self.limits.vocab_size)
             fingerprint = self.defaults.engine_fingerprint(resume.fingerprint)

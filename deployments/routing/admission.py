@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cluster.api_errors import ApiError, overloaded
 from cluster.outputs import EngineLoad
+from cluster.scaling.recent import RecentSum
 
 _LONGEST_RETRY_S = 30.0
 _RATE_MEMORY_S = 10.0
@@ -89,18 +90,16 @@ class EndRate:
     """How many sequences of an engine end in a second, over about the last ten seconds."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
         self._counted: int | None = None
-        self._per_s = 0.0
-        self._at = now()
+        self._recent = RecentSum(_RATE_MEMORY_S, now)
 
     def count(self, num_ended: int) -> None:
         """So many have ended since the engine started."""
         if self._counted is not None:
-            self._per_s, self._at = self.per_s + (num_ended - self._counted) / _RATE_MEMORY_S, self._now()
+            self._recent.add(num_ended - self._counted)
         self._counted = num_ended
 
     @property
     def per_s(self) -> float:
         """Sequences a second."""
-        return self._per_s * math.exp((self._at - self._now()) / _RATE_MEMORY_S)
+        return self._recent.per_s

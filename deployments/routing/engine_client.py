@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
 from cluster.outputs import ENGINE_LEAVES, EngineLoad, StreamItem, TokenDelta
 from cluster.replies import EngineLost
+from cluster.scaling.inputs import EngineView, ScalingInputs
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import DRAINED, SILENT_ENGINES, RequestEvents
 from deployments.routing.attempts import Attempts
@@ -42,6 +44,7 @@ class EngineClient:
         idle_room: what an engine takes that has nothing to do; one that has yet to speak counts for such.
         max_queue_share: of the engines' queues, what the sequences of one tenant may hold.
         max_engines: so many there may be.
+        metrics: of the ingress; None: new ones.
     """
 
     def __init__(
@@ -53,9 +56,10 @@ class EngineClient:
         idle_room: EngineLoad = _UNBOUNDED,
         max_queue_share: float = 1.0,
         max_engines: int = 2,
+        metrics: IngressMetrics | None = None,
     ) -> None:
         self.events = RequestEvents()
-        self.metrics = IngressMetrics()
+        self.metrics = metrics or IngressMetrics()
         self.choices = choices
         self.subscriber = f"ingress-{uuid.uuid4().hex[:16]}"
         self._submissions = Submissions(choices)
@@ -94,6 +98,12 @@ class EngineClient:
     def num_running(self) -> int:
         """Sequences that are not finished."""
         return len(self._submissions)
+
+    def inputs(self) -> ScalingInputs:
+        """What this ingress knows of its own load and of the engines'."""
+        now = time.monotonic()
+        engines = (EngineView(s.engine_id, s.load, now - s.heard_at) for s in self._streams if s.load is not None)
+        return ScalingInputs(self.metrics.load(self.num_running, len(self._submissions.unplaced)), tuple(engines))
 
     @property
     def streams(self) -> list[TokenStream]:

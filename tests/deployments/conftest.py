@@ -100,6 +100,8 @@ def app(smollm2_source) -> Iterator[App]:
             api_keys=KEYS,
             max_prompt_bytes=100_000,
             max_choices=16,
+            ttft_target_s=60.0,
+            tpot_target_s=10.0,
         )
         serve.run(build_openai_app(LLMConfig(**settings)))
         url = f"http://127.0.0.1:{port}"

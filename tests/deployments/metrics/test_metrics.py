@@ -66,6 +66,13 @@ def test_metrics_count_what_was_served(app: App):
     assert 0 <= after["ray_bireme_kv_cache_usage_perc", ""] <= 1
     for metric in (*ENGINE_METRICS, *INGRESS_METRICS):
         assert any(name.startswith(f"ray_{metric.name}") for name, _ in after) or metric.name in UNEVENTFUL
+    assert after["ray_bireme_kv_cache_free_tokens", ""] > 0 == after["ray_bireme_num_tokens_waiting", ""]
+    with app.client() as client:
+        load = client.status()["load"]
+    assert load["num_arrived"] >= 1 and load["ttft"]["num_met"] >= 1 <= load["tpot"]["num_met"]
+    assert (load["num_running"], load["num_held"]) == (0, 0)
+    (engine,) = load["engines"].values()
+    assert engine["age_s"] < 0.5 * 5 and engine["num_waiting"] == 0 < engine["free_kv_tokens"] == engine["kv_tokens"]
 
 
 def test_metrics_need_a_key(app: App):
