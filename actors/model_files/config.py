@@ -62,6 +62,13 @@ def config_from_json(raw: Mapping[str, Any], where: object) -> ModelConfig:
     # A file of transformers 5 has rope_parameters; who adds rope_scaling to it wants that.
     parameters = raw.get("rope_parameters") or {}
     rope = raw.get("rope_scaling") or parameters
+    if rope is not parameters:
+        if rope.get("rope_type", rope.get("type")) is None:
+            # It names no kind: an addition to what stands there.
+            rope = {**parameters, **rope}
+        elif parameters:
+            # Overruled, and yet nothing that is not known here may stand there.
+            normalise_rope_scaling(parameters, raw.get("max_position_embeddings", 2048), where)
     theta = rope.get("rope_theta") or raw.get("rope_theta") or parameters.get("rope_theta") or family.rope_theta
     max_positions = raw.get("max_position_embeddings", 2048)
     scaling, max_positions = normalise_rope_scaling(rope, max_positions, where)

@@ -38,11 +38,16 @@ class ReadKeys(Mapping[str, Any]):
 
 # What else than null a key may be without a reader; every other key what counts as off: false, 0, empty.
 _NEUTRAL: dict[str, Collection[Any]] = {
+    "act_fn": ("silu", "swish", "swiglu"),
+    "activation": ("silu", "swish", "swiglu"),
     "activation_function": ("silu", "swish"),
     "compression_ratio": (1,),
     "hidden_activation": ("silu", "swish"),
     "is_causal": (True,),
+    "norm_type": ("rmsnorm", "RMSNorm", "rms_norm"),
     "normalization": ("rmsnorm", "RMSNorm"),
+    "position_embedding_type": ("rope", "rotary"),
+    "use_rope": (True,),
     "use_rmsnorm": (True,),
     "attention.causal": (True,),
     "rope.scaling.yarn_attn_factor": (1,),
@@ -56,6 +61,9 @@ _CHANGES_JSON = re.compile(
     | (use_)?qk_(layer_?)?norm | use_alibi | alibi | (use_)?parallel_(residual|attn) | no_rope_layers | no_rope_layer_interval
     | rotary_(pct|dim|percent) | rope_(pct|percent|ratio|dim|3d|local_base_freq) | add_tail_layers | add_cross_attention
     | (num|n)_(local_|routed_|shared_)?experts | moe_num_experts | first_k_dense_replace | layer_norm_type | kv_lora_rank
+    | act_fn | activation | norm_type | position_embedding_type | use_rope | rope_interleaved? | zero_centered_gamma
+    | dual_chunk_attention.* | sliding_window_(size|pattern) | scale_attn.* | scale_qk.*
+    | (attn|attention|embed|embedding|residual|logit|query|key)s?_scal(e|ing)(_.*)?
     | q_lora_rank | attention_(chunk_size|window_size) | window_size | compression_config | cross_layer_sharing""",
     re.VERBOSE,
 )

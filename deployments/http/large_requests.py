@@ -47,6 +47,9 @@ class Holding:
             ApiError: 429, the client's bodies together would be too large.
         """
         held, new = self._held_bytes, max(0, num_bytes - self.num_bytes)
+        if not new:
+            # What was promised room keeps it, whoever comes meanwhile.
+            return
         free = max(_MIN_BYTES_IN_FLIGHT, _LARGEST_IN_FLIGHT * max_bytes) - held.total()
         if held[self._client] + new > free - new:
             raise overloaded("large request bodies of this client take all the room that it has", _RETRY_AFTER_S)

@@ -15,6 +15,9 @@ END_OF_TURN = frozenset(
         "<|end|>",
         "<|endoftext|>",
         "<|end_of_text|>",
+        "<|return|>",
+        "<|call|>",
+        "<｜end▁of▁sentence｜>",
         "<end_of_turn>",
         "<end_of_utterance>",
         "<EOT>",
@@ -32,9 +35,11 @@ def gguf_eos_token_ids(metadata: dict[str, Any], where: object) -> tuple[int, ..
     """
     tokens = metadata.get("tokenizer.ggml.tokens") or []
     ids = {i for i, token in enumerate(tokens) if token in END_OF_TURN}
-    for name in ("eos", "eot", "eom"):
-        key = f"tokenizer.ggml.{name}_token_id"
-        value = metadata.get(key)
+    named = [(key, metadata.get(key)) for key in map("tokenizer.ggml.{}_token_id".format, ("eos", "eot", "eom"))]
+    several = "tokenizer.ggml.eos_token_ids"
+    listed = metadata.get(several)
+    named += [(several, value) for value in (listed if isinstance(listed, (list, tuple)) else [listed])]
+    for key, value in named:
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:

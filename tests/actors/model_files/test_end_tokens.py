@@ -76,6 +76,11 @@ def test_a_gguf_file_whatever_the_type_of_its_end_of_turn_token(tmp_path: Path, 
     assert tokenizer.decode([IM_END]) == ""
 
 
+def test_a_gguf_file_may_name_several_ids(tmp_path: Path):
+    source = resolve_model(str(gguf_with(tmp_path / "m.gguf", eos_token_ids=[4, 9])))
+    assert ids_of(source) == (4, 9, EOS, IM_END)
+
+
 @pytest.mark.parametrize("name", sorted(END_OF_TURN))
 def test_an_end_of_turn_token_by_name(tmp_path: Path, name: str):
     tokens = [*TOKENS[:IM_END], name]

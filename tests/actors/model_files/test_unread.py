@@ -62,6 +62,14 @@ def test_rope_scaling_beside_rope_parameters_wins(changed, kind: str):
     assert changed("llama_tied", {"rope_scaling": None, "rope_parameters": YARN}).rope_scaling.kind == "yarn"
 
 
+def test_scaling_beside_another_that_is_not_known_is_refused_and_what_names_no_kind_adds_to_it(changed):
+    for scaling in ({"rope_type": "default"}, {"rope_type": "linear", "factor": 2.0}):
+        with pytest.raises(ModelLoadError, match="'longrope' is not supported"):
+            changed("llama_tied", {"rope_scaling": scaling, "rope_parameters": {"rope_type": "longrope"}})
+    config = changed("llama_tied", {"rope_scaling": {"rope_theta": 7e4}, "rope_parameters": YARN})
+    assert (config.rope_scaling.kind, config.rope_theta) == ("yarn", 7e4)
+
+
 def test_dynamic_scaling_ends_the_context_at_the_original_one(changed):
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64}
     assert changed("llama_tied", {"rope_scaling": dynamic}).max_position_embeddings == 64
@@ -106,6 +114,20 @@ def test_scaling_that_is_not_supported_is_refused_in_either_place(changed, place
         {"is_causal": False},
         {"compression_ratio": 2.0},
         {"rotary_pct": 0.25},
+        {"position_embedding_type": "alibi"},
+        {"use_rope": False},
+        {"dual_chunk_attention_config": {"chunk_size": 262144}},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"attention_scale": 0.5},
+        {"embed_scale": 2.0},
+        {"residual_scale": 0.2},
+        {"sliding_window_size": 128},
+        {"sliding_window_pattern": 6},
+        {"rope_interleaved": True},
+        {"norm_type": "layernorm"},
+        {"activation": "gelu"},
+        {"act_fn": "relu"},
+        {"zero_centered_gamma": True},
         {"layer_types": ["full_attention", "chunked_attention"]},
         {"layer_types": ["full_attention", "sliding_attention"]},
     ],
@@ -115,6 +137,10 @@ def test_a_key_that_changes_the_arithmetic_is_refused_by_name(changed, keys: dic
         changed("llama_tied", keys)
     neutral = {
         "use_rmsnorm": True,
+        "position_embedding_type": "rope",
+        "use_rope": True,
+        "norm_type": "rmsnorm",
+        "activation": "silu",
         "is_causal": True,
         "normalization": "rmsnorm",
         "compression_ratio": 1.0,

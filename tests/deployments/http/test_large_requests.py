@@ -83,6 +83,18 @@ def test_a_client_holds_at_most_as_much_as_it_leaves_to_the_others():
     assert not work._bytes
 
 
+def test_a_body_that_was_promised_room_keeps_it_whoever_comes():
+    work, largest = LargeRequests(), 4 * 2**20
+    with ExitStack() as stack:
+        bodies = [stack.enter_context(work.holding("one")) for _ in range(8)]
+        for body in bodies:
+            body.grow_to(largest, largest)
+        stack.enter_context(work.holding("two")).grow_to(20_000, largest)
+        for body in bodies:
+            body.grow_to(largest // 2, largest)
+            body.grow_to(largest, largest)
+
+
 async def test_work_of_which_nobody_waits_for_the_outcome_is_not_done():
     work, ended, done = LargeRequests(), threading.Event(), []
     first = asyncio.ensure_future(work.prepare("one", DEAR, ended.wait, 60))
