@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from actors.device.host_tensor import HostBuffer
+from actors.device.host_tensor import HostBuffer, tensor_over, zero_pages
 from actors.device.stream import CpuStream
 
 
@@ -80,6 +80,10 @@ class CpuDevice:
         """A copy of ``array`` that ops compute with; uint16 becomes bfloat16."""
         return paddle.to_tensor(array, place=self.place)
 
+    def mapped_tensor(self, array: np.ndarray) -> paddle.Tensor:
+        """``array`` itself as what ops compute with; it is writable, and nobody writes to it."""
+        return tensor_over(array)
+
     def stage(self, array: np.ndarray) -> paddle.Tensor:
         """A copy of ``array`` that the device reads once; keep it until the device has."""
         return paddle.to_tensor(array, place=self.place)
@@ -98,7 +102,7 @@ class CpuDevice:
 
     def kv_cache(self, shape: list[int]) -> paddle.Tensor:
         """One layer's keys or values."""
-        return paddle.zeros(shape)
+        return zero_pages(shape)
 
     def copy_of(self, tensor: paddle.Tensor) -> paddle.Tensor:
         """A tensor of the same values."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 from typing import Any
 
 import numpy as np
 import paddle
+from paddle.utils.dlpack import from_dlpack
 
 _NUMPY_TYPES = {paddle.int64: np.int64, paddle.int32: np.int32, paddle.float32: np.float32, paddle.bool: np.bool_}
 
@@ -20,6 +23,20 @@ def host_view(tensor: paddle.Tensor) -> np.ndarray:
     count = int(np.prod(tensor.shape))
     address = ctypes.cast(tensor.data_ptr(), ctypes.POINTER(ctypes.c_char * (count * dtype.itemsize)))
     return np.frombuffer(memoryview(address.contents), dtype=dtype).reshape(tensor.shape)
+
+
+def tensor_over(array: np.ndarray) -> paddle.Tensor:
+    """A host tensor over the memory of a contiguous, writable array, without a copy; it keeps the array alive."""
+    return from_dlpack(array.__dlpack__())
+
+
+def zero_pages(shape: list[int]) -> paddle.Tensor:
+    """float32 zeros whose memory the system gives page by page at first touch, rather than all of it now."""
+    pages = mmap.mmap(-1, max(1, 4 * int(np.prod(shape))), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return tensor_over(np.frombuffer(pages, np.float32, int(np.prod(shape))).reshape(shape))
 
 
 def fill_with_poison(array: np.ndarray) -> None:

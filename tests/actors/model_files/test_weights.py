@@ -97,7 +97,7 @@ def test_k_quants_are_read_from_their_blocks(tmp_path: Path, qtype: str):
 
 
 def test_large_tensors_are_unpacked_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("actors.model_files.gguf.tensors._ROWS_BYTES", 4 * 128 * 3)
+    monkeypatch.setattr("actors.model_files.gguf.tensors._SLICE_BYTES", 4 * 32 * 3)
     tensors = random_tensors({"t": (10, 128)})
     file = read_gguf(write_gguf(tmp_path / "m.gguf", tensors, qtype="Q8_0"))
     kind = gguf.GGMLQuantizationType.Q8_0
