@@ -62,6 +62,12 @@ class EngineConfig(BaseModel):
         None, ge=2, le=16_777_216, description="KV blocks; default: from the memory settings below."
     )
     kv_cache_memory_gb: float = Field(1.0, gt=0, le=4096, description="Memory for the KV cache on the CPU, in GiB.")
+    ready_weights_gb: float = Field(
+        4.0,
+        ge=0,
+        le=4096,
+        description="On the CPU, weights are kept in the cache folder as the matmuls read them, of all models so many GiB on the disk, and a later start maps them. 0: none.",
+    )
     gpu_memory_utilization: float = Field(
         0.9,
         gt=0,

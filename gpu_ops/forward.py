@@ -17,6 +17,8 @@ from gpu_ops.loader import run_op
 DEFAULT_SPIN_MICROSECONDS = 50
 
 _num_threads = 1
+# Of a packed weight.
+_PANEL_COLUMNS = 32
 
 
 def set_num_threads(threads: int, spin_microseconds: int = DEFAULT_SPIN_MICROSECONDS) -> None:
@@ -49,6 +51,11 @@ def pack_weight(weight: paddle.Tensor) -> paddle.Tensor:
     if weight.place.is_gpu_place():
         return weight
     return run_op("pack_weight", weight)[0]
+
+
+def packed_shape(out_features: int, in_features: int) -> tuple[int, int, int]:
+    """Shape of a weight that ``pack_weight`` packed on the CPU."""
+    return -(-out_features // _PANEL_COLUMNS), in_features, _PANEL_COLUMNS
 
 
 def linear(

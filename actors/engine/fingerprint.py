@@ -39,6 +39,7 @@ KEEPS_BITS = frozenset(
         "num_kv_blocks",
         "num_threads",
         "oldest_first_every",
+        "ready_weights_gb",
     }
 )
 

@@ -10,13 +10,12 @@ from actors.device.cpu import CpuDevice
 from actors.engine.clock import HostClock
 from actors.engine.engine import Engine
 from actors.engine.fingerprint import fingerprint
+from actors.engine.load_weights import load_weights
 from actors.engine.memory_plan import gpu_pool_bytes, gpu_step_bytes, kv_block_bytes, size_kv_cache
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
-from actors.model_files.weights import iter_weights
 from actors.models.config import ModelConfig
 from actors.models.gpu_limits import check_gpu_model
-from actors.models.load import load_model
 from actors.runner.model_runner import ModelRunner
 from actors.scheduling.kv_cache import KVCache
 from actors.scheduling.scheduler import Scheduler
@@ -66,8 +65,7 @@ def load_engine(
     # Before the weights, so that what cannot fit is said at once.
     max_model_len, num_blocks = _size_kv_cache(config, model_config, device, budget, block_bytes)
     forward.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-    weights = iter_weights(source, model_config, device.dtype)
-    model = load_model(model_config, weights, max_model_len, progress, device)
+    model = load_weights(config, source, model_config, max_model_len, progress, device)
     ended("weights")
     memory_with_weights = device.memory()
     if device.is_gpu:

@@ -5,12 +5,14 @@ bias, tied head, multipliers) and by the kind of their layers, not by code.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
+from actors.device.host_tensor import host_view
 from actors.layers.attention import Attention, KVCache
 from actors.layers.batch_rows import BatchRows
 from actors.layers.linear import Linear
@@ -92,13 +94,83 @@ class Decoder:
                     num_left[index] -= 1
                     if progress and num_left[index] == 0:
                         progress("layers", sum(left == 0 for left in num_left), len(self.layers))
+        self._tie_head()
+
+    def ready_arrays(self) -> dict[str, np.ndarray]:
+        """On the CPU, every parameter as the ops read it: views of the model's own memory, for ``take_ready_arrays``."""
+        arrays = {}
+        for path in self._parameters():
+            parameter = self._find(path)
+            if isinstance(parameter, RMSNorm):
+                arrays[path] = host_view(parameter.weight)
+            else:
+                arrays[path] = host_view(parameter.weight.packed)
+                if parameter.bias is not None:
+                    arrays[path + ".bias"] = host_view(parameter.bias)
+        return arrays
+
+    def take_ready_arrays(self, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Instead of ``load_weights``, on the CPU: compute with the memory of ``arrays``.
+
+        Args:
+            shapes: of the model's tensors by Hugging Face name.
+        Raises:
+            ValueError: the arrays are not those of this configuration; nothing was taken.
+        """
+        expected: dict[str, tuple[int, ...]] = {}
+        rows: dict[str, int] = {}
+        for path, names in self._parameters().items():
+            matrices = [shapes[name] for name in names if len(shapes[name]) == 2]
+            num_biases = sum(shapes[name][0] for name in names if len(shapes[name]) == 1)
+            if not matrices:
+                expected[path] = shapes[names[0]]
+                continue
+            rows[path] = sum(shape[0] for shape in matrices)
+            expected[path] = ops.packed_shape(rows[path], matrices[0][1])
+            if num_biases:
+                expected[path + ".bias"] = (num_biases,)
+        if expected != {name: array.shape for name, array in arrays.items()}:
+            raise ValueError("its arrays are not those of the model")
+        tensors = {name: self.device.mapped_tensor(array) for name, array in arrays.items()}
+        for path in self._parameters():
+            if path in rows:
+                weight = DenseWeight.from_packed(self.device, tensors[path], rows[path])
+                self._set(path, Linear(weight, tensors.get(path + ".bias")))
+            else:
+                self._set(path, RMSNorm(tensors[path], self._eps(path)))
+        self._tie_head()
+
+    def _parameters(self) -> dict[str, list[str]]:
+        """Path of each parameter from here to the Hugging Face names that it is made of."""
+        found = {"embed": ["model.embed_tokens.weight"], "final_norm": ["model.norm.weight"]}
+        if not self.config.tie_word_embeddings:
+            found["lm_head"] = ["lm_head.weight"]
+        for index in range(len(self.layers)):
+            for attribute, names in self._layer_parameters(index).items():
+                found[f"layers.{index}.{attribute}"] = names
+        return found
+
+    def _find(self, path: str) -> Any:
+        owner: Any = self
+        for part in path.split("."):
+            owner = owner[int(part)] if part.isdigit() else getattr(owner, part)
+        return owner
+
+    def _set(self, path: str, parameter: Linear | RMSNorm) -> None:
+        owner, _, attribute = path.rpartition(".")
+        setattr(self._find(owner) if owner else self, attribute, parameter)
+
+    def _tie_head(self) -> None:
         if self.config.tie_word_embeddings:
             self.lm_head = self.embed
+
+    def _eps(self, path: str) -> float:
+        return self.config.rms_norm_eps if "qk_norm" in path else self.config.stream_eps
 
     def _parameter(self, attribute: str, arrays: list[np.ndarray]) -> Linear | RMSNorm:
         if arrays[0].ndim == 2:
             return self._linear(arrays)
-        return self._norm(arrays[0], self.config.rms_norm_eps if "qk_norm" in attribute else self.config.stream_eps)
+        return self._norm(arrays[0], self._eps(attribute))
 
     def _norm(self, weight: np.ndarray, eps: float) -> RMSNorm:
         return RMSNorm(self.device.tensor(weight), eps)

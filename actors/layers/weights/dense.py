@@ -18,20 +18,32 @@ class DenseWeight(Weight):
     Args:
         device: where it lies.
         array: [out_features, in_features] in the device's type.
+
+    Attributes:
+        packed: the weight as ``gpu_ops.forward.pack_weight`` returned it.
     """
 
     def __init__(self, device: CpuDevice, array: np.ndarray) -> None:
-        self.out_features, self.in_features = array.shape
-        self.num_bytes = array.nbytes
-        self._packed = ops.pack_weight(device.tensor(array))
+        self._take(device, ops.pack_weight(device.tensor(array)), array.shape[0], array.nbytes)
+
+    @classmethod
+    def from_packed(cls, device: CpuDevice, packed: paddle.Tensor, out_features: int) -> DenseWeight:
+        """Over what ``packed`` of such a weight on the CPU was."""
+        weight = cls.__new__(cls)
+        weight._take(device, packed, out_features, 4 * out_features * int(packed.shape[1]))
+        return weight
+
+    def _take(self, device: CpuDevice, packed: paddle.Tensor, out_features: int, num_bytes: int) -> None:
+        self.packed, self.out_features, self.in_features = packed, out_features, int(packed.shape[1])
+        self.num_bytes = num_bytes
         self._batch_invariant = device.batch_invariant
 
     def linear(self, x: paddle.Tensor, bias: paddle.Tensor | None, float32_output: bool) -> paddle.Tensor:
-        return ops.linear(x, self._packed, self.out_features, bias, float32_output, self._batch_invariant)
+        return ops.linear(x, self.packed, self.out_features, bias, float32_output, self._batch_invariant)
 
     @property
     def fused_block_weight(self) -> paddle.Tensor:
-        return self._packed
+        return self.packed
 
     @property
     def has_small_batch(self) -> bool:
@@ -41,10 +53,10 @@ class DenseWeight(Weight):
         self, x: paddle.Tensor, bias: paddle.Tensor | None, norm: RMSNorm | None, swiglu: bool
     ) -> paddle.Tensor:
         weight, eps = (norm.weight, norm.eps) if norm else (None, 0.0)
-        return decode_ops.small_batch_linear(x, self._packed, bias, weight, eps, swiglu)
+        return decode_ops.small_batch_linear(x, self.packed, bias, weight, eps, swiglu)
 
     def add_small_batch_linear(self, x: paddle.Tensor, residual: paddle.Tensor, bias: paddle.Tensor | None) -> None:
-        decode_ops.add_small_batch_linear(x, self._packed, residual, bias)
+        decode_ops.add_small_batch_linear(x, self.packed, residual, bias)
 
     def embedding(self, ids: paddle.Tensor) -> paddle.Tensor:
-        return ops.embedding(self._packed, ids, self.out_features)
+        return ops.embedding(self.packed, ids, self.out_features)

@@ -32,6 +32,7 @@ OTHER_VALUES = {
     "num_kv_blocks": 33,
     "num_threads": 2,
     "oldest_first_every": 1,
+    "ready_weights_gb": 0.0,
 }
 
 

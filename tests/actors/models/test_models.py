@@ -10,6 +10,7 @@ import pytest
 
 from actors.engine.loading import load_engine
 from actors.model_files.config import load_model_config
+from actors.model_files.layout import expected_tensors
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
 from actors.models.decoder import BatchRows, Decoder
@@ -64,6 +65,12 @@ def test_logits_match_transformers(name):
     assert (chunked == whole).all(), "chunks must not change a bit"
     plain = all_logits(model, token_ids, [len(token_ids)], Decoder.forward_op_by_op)
     assert (plain == whole).all(), "the fused block must not change a bit"
+    twin = Decoder(model.config, 128)
+    kept = {name: array.copy() for name, array in model.ready_arrays().items()}
+    twin.take_ready_arrays(kept, expected_tensors(model.config))
+    assert (all_logits(twin, token_ids, [len(token_ids)]) == whole).all(), "kept weights must not change a bit"
+    with pytest.raises(ValueError, match="not those of the model"):
+        twin.take_ready_arrays({**kept, "embed": kept["embed"][:1]}, expected_tensors(model.config))
 
 
 def test_untied_heads_and_biases_are_among_the_references():
