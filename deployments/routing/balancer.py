@@ -22,7 +22,7 @@ logger = logging.getLogger("ray.serve")
 _LOOK_AGAIN_S = 0.2
 _CALL_TIMEOUT_S = 1.0
 # Engines speak more than twice a second; what is older says nothing of now.
-_STALE_S = 1.5
+_STALE_S = 1.0
 
 
 class Balancer:
