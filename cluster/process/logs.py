@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from urllib.parse import quote
 
 ROOT = "bireme"
@@ -77,3 +79,19 @@ def _visible(text: str) -> str:
 
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode()
+
+
+class Seldom:
+    """For a line of which a loop might write many: true once, and again after ``seconds`` at the earliest."""
+
+    def __init__(self, seconds: float = 60.0, now: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._now = now
+        self._last = float("-inf")
+
+    def __call__(self) -> bool:
+        now = self._now()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 
-from cluster.process.logs import log_fields
+from cluster.process.logs import Seldom, log_fields
 from cluster.scaling.balance import BalanceView, Move, moves
 from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStream, TokenStreams
@@ -34,6 +34,7 @@ class Balancer:
         self._choices = choices
         self._targets: dict[str, deque[str]] = {}
         self._task: asyncio.Task | None = None
+        self._may_complain = Seldom()
 
     def changed(self) -> None:
         """An engine has said how it is."""
@@ -69,7 +70,8 @@ class Balancer:
                     await self._make(move)
                 await asyncio.sleep(_LOOK_AGAIN_S)
         except Exception:  # requests that wait go on waiting where they are
-            logger.exception("balancing failed")
+            if self._may_complain():
+                logger.exception("balancing failed")
         finally:
             self._task = None
 
@@ -77,12 +79,14 @@ class Balancer:
         source, target = self._streams.of(move.source), self._streams.of(move.target)
         if source is None or target is None:
             return
-        places, num_tokens = await _answer(target.runner.reserve.remote(self._subscriber, move.num_requests), (0, 0))
+        places, num_tokens = await self._answer(
+            target.runner.reserve.remote(self._subscriber, move.num_requests), (0, 0)
+        )
         if not places:
             return
         # Requests end their attempts there perhaps before the call is answered.
         self._targets[move.source] = deque([move.target] * places)
-        moved = await _answer(source.runner.hand_back.remote(self._subscriber, places, num_tokens), 0)
+        moved = await self._answer(source.runner.hand_back.remote(self._subscriber, places, num_tokens), 0)
         self._trim(source, target, places, moved)
         if moved:
             logger.info(log_fields(event="moved", source=move.source, target=move.target, requests=moved))
@@ -95,11 +99,12 @@ class Balancer:
         if moved < places:
             target.runner.give_back.remote(self._subscriber, places - moved)
 
-
-async def _answer(call, otherwise):
-    """Of an engine; ``otherwise`` if it has none in time, or is gone."""
-    try:
-        return await asyncio.wait_for(call, _CALL_TIMEOUT_S)
-    except Exception as error:
-        logger.warning("event=move_failed: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
-        return otherwise
+    async def _answer(self, call, otherwise):
+        """Of an engine; ``otherwise`` if it has none in time, or is gone."""
+        try:
+            return await asyncio.wait_for(call, _CALL_TIMEOUT_S)
+        except Exception as error:
+            if self._may_complain():
+                why = str(error).splitlines()[0] if str(error) else type(error).__name__
+                logger.warning("event=move_failed: %s", why)
+            return otherwise

@@ -12,6 +12,7 @@ import ray
 
 from cluster.journal import JournalGapError
 from cluster.outputs import AttachRequired, EngineLoad, StreamItem, TokenDelta
+from cluster.process.logs import Seldom
 from cluster.process.process_liveness import has_ended
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from deployments.replica.token_socket import UnusableSocketError, read_messages
@@ -124,6 +125,7 @@ class TokenStreams:
         self._hang_timeout_s = hang_timeout_s
         self._streams: dict[str, TokenStream] = {}
         self._listening: asyncio.Task | None = None
+        self._may_complain = Seldom()
 
     def __iter__(self) -> Iterator[TokenStream]:
         return iter(self._streams.values())
@@ -153,7 +155,8 @@ class TokenStreams:
                 try:
                     self._look_at(stream)
                 except Exception:  # the other streams still want to be listened to
-                    logger.exception("listening to engine %s failed", stream.engine_id)
+                    if self._may_complain():
+                        logger.exception("listening to engine %s failed", stream.engine_id)
 
     def _look_at(self, stream: TokenStream) -> None:
         if stream.pid and has_ended(stream.pid):

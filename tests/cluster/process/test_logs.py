@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from cluster.process.logs import MAX_VALUE_CHARS, OneRecord, guard_logs, log_fields, log_value
+from cluster.process.logs import MAX_VALUE_CHARS, OneRecord, Seldom, guard_logs, log_fields, log_value
 
 PROGRAM = """
 import logging
 before = logging.getLogger().handlers[:], logging.getLogger().level
-from cluster.process.logs import show_logs
+from cluster.process.logs import Seldom, show_logs
 show_logs()
 show_logs()
 assert (logging.getLogger().handlers, logging.getLogger().level) == before
@@ -97,3 +97,13 @@ def test_handlers_are_guarded_once():
     guard_logs("guarded once")
     guard_logs("guarded once")
     assert [type(each) for each in logger.handlers[0].filters] == [OneRecord]
+
+
+def test_a_loop_writes_a_line_once_and_again_after_a_while():
+    now = 0.0
+    may = Seldom(60.0, now=lambda: now)
+    told = []
+    for now in range(0, 130, 10):
+        if may():
+            told.append(now)
+    assert told == [0, 60, 120]
