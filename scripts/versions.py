@@ -44,9 +44,10 @@ print(f"{len(files)} modules compile, {imported} import without Ray and Paddle",
 
 
 def find(version: str) -> str | None:
-    """An interpreter of this version that runs: on the PATH, or among pyenv's."""
-    roots = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
-    names = [f"python{version}", *(str(path / "bin" / "python") for path in sorted(roots.glob(f"{version}.*")))]
+    """An interpreter of this version that runs: on the PATH, among pyenv's, or beside the one that runs this."""
+    roots = [Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions"), Path(sys.base_prefix).parent]
+    beside = [path / "bin" / "python" for root in roots for path in sorted(root.glob(f"{version}.*"))]
+    names = [f"python{version}", *map(str, beside)]
     for name in names:
         script = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"
         path = shutil.which(name)
