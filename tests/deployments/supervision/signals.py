@@ -21,6 +21,11 @@ ROOT = Path(__file__).resolve().parents[3]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def heed_hangups() -> None:
+    """Where the tests run under nohup, what they start is not to."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @dataclass
 class Ended:
     """What a signal led to.
@@ -53,6 +58,7 @@ def start_and_signal(moment_s: float, number: signal.Signals, to_group: bool) ->
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                preexec_fn=heed_hangups,
             )
         time.sleep(moment_s)
         started = descendants(server.pid)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployments.supervision.signals import ROOT, SIGNALS, is_running, start_and_signal
+from tests.deployments.supervision.signals import ROOT, SIGNALS, heed_hangups, is_running, start_and_signal
 
 # A server that is as bad as can be: a child in a session of its own that hears nothing but SIGKILL, and orphans of it.
 SERVER = """
@@ -58,6 +58,7 @@ class Server:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_hangups,
         )
         assert self.process.stdout is not None
         assert {self.process.stdout.readline(), self.process.stdout.readline()} == {"up\n", "deaf\n"}
@@ -131,7 +132,7 @@ def test_a_server_that_does_not_end_is_killed(folder):
 def test_a_killed_parent_takes_the_server_along(folder):
     server = Server("starting", "is left alone", str(folder))
     server.process.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 40  # eight seconds are meant
     while (folder.exists() or any(map(is_running, server.others))) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in server.others if is_running(pid)]
