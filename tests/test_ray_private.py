@@ -23,6 +23,7 @@ HOME = ROOT / "deployments" / "ray_private.py"
 # Private names of others that are looked up or called, by what they belong to.
 OF_OTHERS = {
     "_replace": "named tuples; public in spite of its name",
+    "_asdict": "named tuples; public in spite of its name",
     "_exit": "os; public in spite of its name",
     "_C_ops": "paddle: custom ops are called there",
     "_run_custom_op": "paddle: custom ops are called there",

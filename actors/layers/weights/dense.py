@@ -24,16 +24,16 @@ class DenseWeight(Weight):
     """
 
     def __init__(self, device: CpuDevice, array: np.ndarray) -> None:
-        self._take(device, ops.pack_weight(device.tensor(array)), array.shape[0], array.nbytes)
+        self.take(device, ops.pack_weight(device.tensor(array)), array.shape[0], array.nbytes)
 
     @classmethod
     def from_packed(cls, device: CpuDevice, packed: paddle.Tensor, out_features: int) -> DenseWeight:
         """Over what ``packed`` of such a weight on the CPU was."""
         weight = cls.__new__(cls)
-        weight._take(device, packed, out_features, 4 * out_features * int(packed.shape[1]))
+        weight.take(device, packed, out_features, 4 * out_features * int(packed.shape[1]))
         return weight
 
-    def _take(self, device: CpuDevice, packed: paddle.Tensor, out_features: int, num_bytes: int) -> None:
+    def take(self, device: CpuDevice, packed: paddle.Tensor, out_features: int, num_bytes: int) -> None:
         self.packed, self.out_features, self.in_features = packed, out_features, int(packed.shape[1])
         self.num_bytes = num_bytes
         self._batch_invariant = device.batch_invariant
