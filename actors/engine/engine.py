@@ -155,11 +155,13 @@ class Engine:
         scheduler, left = self.scheduler, num_tokens
         chosen: list[RequestKey] = []
         for sequence in scheduler.waiting:
+            if len(chosen) == count:
+                break
             key, size = sequence.key, len(sequence.token_ids)
-            if len(chosen) == count or sequence.request.subscriber != subscriber or size > left:
+            if sequence.request.subscriber != subscriber or not sequence.is_movable or size > left:
                 continue
-            num_cached = scheduler.num_cached_tokens(sequence)
-            if sequence.is_movable and is_worth_moving(waited_s.get(key, 0.0), num_cached, self.tokens_per_s):
+            num_cached = scheduler.num_cached_tokens(sequence)  # hashes the prompt, the first time
+            if is_worth_moving(waited_s.get(key, 0.0), num_cached, self.tokens_per_s):
                 chosen.append(key)
                 left -= size
         return chosen

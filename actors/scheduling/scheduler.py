@@ -118,7 +118,10 @@ class Scheduler:
             )
         self._arrivals += 1
         self._sequences[key] = sequence
-        self.waiting.put_back(sequence) if request.moved else self.waiting.add(sequence)
+        if request.moved:
+            self.waiting.put_back(sequence)
+        else:
+            self.waiting.add(sequence)
 
     def _check_share(self, tenant: str, more: int) -> None:
         share, held = max(1, int(self.max_queue_share * self.max_queued_requests)), self.waiting.num_of(tenant)

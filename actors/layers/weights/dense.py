@@ -34,6 +34,7 @@ class DenseWeight(Weight):
         return weight
 
     def take(self, device: CpuDevice, packed: paddle.Tensor, out_features: int, num_bytes: int) -> None:
+        """Be the weight that was packed so, of ``num_bytes`` before that."""
         self.packed, self.out_features, self.in_features = packed, out_features, int(packed.shape[1])
         self.num_bytes = num_bytes
         self._batch_invariant = device.batch_invariant
