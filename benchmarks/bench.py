@@ -25,7 +25,7 @@ from rich.table import Table
 
 from actors.model_files.source import resolve_model
 from benchmarks.in_process import InProcess
-from benchmarks.over_http import OverHttp
+from benchmarks.serving.over_http import OverHttp
 from benchmarks.workload import ANSWER_TOKENS, PROMPT_TOKENS, Timings
 from cluster.config import DEFAULT_MODEL, EngineConfig
 

@@ -48,8 +48,8 @@ from deployments.openai_api.service import Caller, OpenAiService
 from deployments.ray_private import by_value
 from deployments.replica.engine_replica import application_name, find_runner
 from deployments.replica.replica_port import listen_where_the_node_does
-from deployments.routing.engine_choices import choices_of
 from deployments.routing.engine_client import EngineClient
+from deployments.routing.router.engine_choices import choices_of
 from deployments.start.cluster_secret import cluster_secret
 from deployments.start.console import cannot_start, terminal_logger
 from deployments.start.ready_line import ready_line

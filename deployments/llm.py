@@ -45,7 +45,7 @@ def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": ENGINE_REPLICA_CPUS},
         "logging_config": {"enable_access_log": False},
         "request_router_config": {
-            "request_router_class": "deployments.routing.engine_router:EngineRouter",
+            "request_router_class": "deployments.routing.router.engine_router:EngineRouter",
             "request_router_kwargs": {"policy": config.routing_policy},
         },
         **config.deployment_config,
@@ -69,7 +69,9 @@ def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
 def ingress_options(config: LLMConfig) -> dict[str, Any]:
     """Serve options of the ingress deployment; those in ``ingress_config`` win."""
     # HAProxy chooses ingresses itself, and Serve refuses a router beside it.
-    router = {"request_router_config": {"request_router_class": "deployments.routing.ingress_router:IngressRouter"}}
+    router = {
+        "request_router_config": {"request_router_class": "deployments.routing.router.ingress_router:IngressRouter"}
+    }
     return {
         "max_ongoing_requests": _INGRESS_ONGOING_REQUESTS,
         # A leaving ingress ends the answers it has begun; nobody else can, unless the client resumes them.

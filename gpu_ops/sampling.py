@@ -9,8 +9,8 @@ import paddle
 
 from gpu_ops.in_place import require_contiguous
 from gpu_ops.loader import run_op
-from gpu_ops.share_inputs import ShareInputs
-from gpu_ops.state_op import run_state_op
+from gpu_ops.slots.share_inputs import ShareInputs
+from gpu_ops.slots.state_op import run_state_op
 
 
 def gather_last_tokens(hidden: paddle.Tensor, sample_rows: paddle.Tensor) -> paddle.Tensor:

@@ -7,7 +7,8 @@ import hashlib
 import re
 from pathlib import Path
 
-from gpu_ops import kernel_limits, slot_header
+from gpu_ops import kernel_limits
+from gpu_ops.slots import slot_header
 
 CSRC = Path(__file__).parent / "csrc"
 _INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)

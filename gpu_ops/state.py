@@ -5,16 +5,16 @@ from __future__ import annotations
 import paddle
 
 from gpu_ops.in_place import require_contiguous
-from gpu_ops.share_inputs import ShareInputs
-from gpu_ops.state_op import run_state_op
+from gpu_ops.slots.share_inputs import ShareInputs
+from gpu_ops.slots.state_op import run_state_op
 
 
 def insert_requests(state: ShareInputs, ints: paddle.Tensor, floats: paddle.Tensor, tokens: paddle.Tensor) -> None:
     """Write n new requests into their slots, every field; blocks, lengths and flags start clean.
 
     Args:
-        ints: int64 [n, NUM_INTS] and floats: float32 [n, NUM_FLOATS], columns as in ``gpu_ops.insert_columns``: first the slot,
-            then what the fields declare, among it num_computed (becomes seq_lens_decoder: a prefix-cache hit); -1 pads ids.
+        ints: int64 [n, NUM_INTS] and floats: float32 [n, NUM_FLOATS], columns as in ``gpu_ops.slots.insert_columns``: first the
+            slot, then what the fields declare, among it num_computed (becomes seq_lens_decoder: a prefix-cache hit); -1 pads ids.
         tokens: int64 [n, W]: prefill_len tokens a row, the rest is ignored.
     Raises:
         RuntimeError, ValueError, OSError: a shape or a value is out of range; the message names it. Nothing is written.

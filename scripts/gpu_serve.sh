@@ -31,7 +31,7 @@ if [[ $parts == *serving* ]]; then
     echo "== served under load"
     options=${SERVING_OPTIONS:-"--config ray_configs/llama_8b_gpu.yaml"}
     # shellcheck disable=SC2086
-    timeout "${SERVING_TIMEOUT:-120}" python3 -m benchmarks.bench_gpu_serving $options --log "$out/serve.log" \
+    timeout "${SERVING_TIMEOUT:-120}" python3 -m benchmarks.gpu.bench_serving $options --log "$out/serve.log" \
         >"$out/serving.txt" 2>&1 || status=1
     tail -12 "$out/serving.txt" | cut -c1-400
     grep -hE "ready after|GiB: weights|decode graphs|loading \[#####" "$out/serve.log" | tail -12 | cut -c1-200
@@ -39,7 +39,7 @@ fi
 if [[ $parts == *engine* ]]; then
     echo "== engine in process"
     # shellcheck disable=SC2086
-    timeout "${ENGINE_TIMEOUT:-120}" python3 -m benchmarks.bench_gpu_engine ${ENGINE_OPTIONS:---rows 8 64 256 --prefill 3500 8000} \
+    timeout "${ENGINE_TIMEOUT:-120}" python3 -m benchmarks.gpu.bench_engine ${ENGINE_OPTIONS:---rows 8 64 256 --prefill 3500 8000} \
         >"$out/engine.txt" 2>&1 || status=1
     grep -vE "^ *$|WARNING" "$out/engine.txt" | tail -16 | cut -c1-400
 fi

@@ -32,6 +32,6 @@ if [[ $parts == *sanitizers* ]]; then
 fi
 if [[ $parts == *bench* ]]; then
     echo "== benchmark"
-    timeout "${BENCH_TIMEOUT:-240}" python3 -m benchmarks.bench_gpu_ops ${BENCH_OPTIONS:-} 2>&1 | tee "$out/bench.log" || status=1
+    timeout "${BENCH_TIMEOUT:-240}" python3 -m benchmarks.gpu.bench_ops ${BENCH_OPTIONS:-} 2>&1 | tee "$out/bench.log" || status=1
 fi
 exit $status

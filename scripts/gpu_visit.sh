@@ -50,8 +50,8 @@ tests_of() { # NAME: what failed, and the last line
     say "$1" 9 '^(FAILED|ERROR|E  )|passed|failed|skipped|of [0-9]+ tokens|cosine|clock to|ready after|ended|by engine|queue:|bytes'
 }
 
-engine=("$python" -m benchmarks.bench_gpu_engine --dummy --device "$device")
-serving=("$python" -m benchmarks.bench_gpu_serving)
+engine=("$python" -m benchmarks.gpu.bench_engine --dummy --device "$device")
+serving=("$python" -m benchmarks.gpu.bench_serving)
 serving_lines='answers|tokens/s|first token|steps:|cores|memory|otherData|ratio|step / device|Error'
 [ "$device" = cpu ] && small=(--models smollm2 --rows 1 2 --context 32 --steps 24) || small=()
 
@@ -70,7 +70,7 @@ part_a() {
 
 part_b() {
     if [ "$device" = gpu ]; then
-        limited TERM 90 b-ops "$python" -m benchmarks.bench_gpu_ops --rows 1 64 --prompt 3500 || status=1
+        limited TERM 90 b-ops "$python" -m benchmarks.gpu.bench_ops --rows 1 64 --prompt 3500 || status=1
         say b-ops 24 'peaks| step |batch_invariant|decode_attention|attention|forward|matmuls|Error'
     fi
     limited TERM 100 b-engine "${engine[@]}" --rows 1 64 --steps 60 "${small[@]}" || status=1
@@ -122,7 +122,7 @@ part_g() {
         local name=$1 kernel=$2
         shift 2
         limited TERM 70 "$name" ncu --clock-control none --set full --import-source no --metrics "$stalls" -k "regex:$kernel" \
-            --launch-skip 4 -c 1 "$python" -m benchmarks.run_gpu_attention "$@" || status=1
+            --launch-skip 4 -c 1 "$python" -m benchmarks.gpu.run_attention "$@" || status=1
         WIDTH=110 say "$name" 30 'Duration|Throughput|Registers Per|Achieved Occ|Theoretical Occ|Eligible|Active Warps|Issued Warp|Executed Ipc|Hit Rate|Max Bandwidth|stalled_.*ratio|Tensor|rror'
     }
     profile g-decode decode_kernel --model smollm2 --rows 64

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from deployments import ray_private
-from deployments.routing.engine_router import EngineRouter
-from deployments.routing.ingress_router import IngressRouter
+from deployments.routing.router.engine_router import EngineRouter
+from deployments.routing.router.ingress_router import IngressRouter
 from tests.test_imports import ROOT, imported_modules, is_within, python_files
 
 PACKAGES = ("cluster", "actors", "gpu_ops", "deployments")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import actors
 from actors.device.cpu import CpuDevice
-from actors.model_files.layout import expected_tensors
+from actors.model_files.formats.layout import expected_tensors
 from actors.model_files.ready_weights import ReadyWeights
 from actors.model_files.source import ModelSource
 from actors.model_files.weights import iter_weights, weights_fingerprint

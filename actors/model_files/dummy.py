@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from actors.model_files.number_types import convert
+from actors.model_files.formats.number_types import convert
 
 # A prime: however long the rows of a matrix, no two of its first four million begin at the same place of the buffer.
 _BUFFER_LENGTH = 4_194_301

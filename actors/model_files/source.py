@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from actors.model_files.default_model import ensure_default_model
+from actors.model_files.download.default_model import ensure_default_model
+from actors.model_files.download.hub import ensure_snapshot, is_hub_id
 from actors.model_files.gguf.split import gguf_parts, is_gguf, model_name
-from actors.model_files.hub import ensure_snapshot, is_hub_id
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import ModelLoadError
 from cluster.process.cache import Progress
@@ -88,7 +88,7 @@ def safetensors_files(folder: Path) -> list[Path]:
     Raises:
         ModelLoadError: there are none, or one that the index names is missing.
     """
-    from actors.model_files.safetensors import read_index
+    from actors.model_files.formats.safetensors import read_index
 
     index = folder / "model.safetensors.index.json"
     if index.is_file():

@@ -14,12 +14,18 @@ import numpy as np
 
 from actors.model_files.dummy import dummy_tensor
 from actors.model_files.file_hash import content_id
+from actors.model_files.formats.layout import (
+    expected_tensors,
+    folded_factor,
+    gguf_name,
+    rotated_heads,
+    to_half_rotation,
+)
+from actors.model_files.formats.number_types import convert
+from actors.model_files.formats.paddle_layout import PaddleTensor, from_paddle_layout, is_paddle_layout
+from actors.model_files.formats.safetensors import ITEM_BYTES, SafeTensor, read_header
 from actors.model_files.gguf.file import read_gguf
 from actors.model_files.gguf.tensors import read_tensor
-from actors.model_files.layout import expected_tensors, folded_factor, gguf_name, rotated_heads, to_half_rotation
-from actors.model_files.number_types import convert
-from actors.model_files.paddle_layout import PaddleTensor, from_paddle_layout, is_paddle_layout
-from actors.model_files.safetensors import ITEM_BYTES, SafeTensor, read_header
 from actors.model_files.source import ModelSource
 from actors.model_files.unread import ReadKeys, report_unread_tensors
 from actors.models.config import ModelConfig

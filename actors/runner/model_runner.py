@@ -29,7 +29,7 @@ from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, Tok
 from cluster.process.cache import Progress
 from gpu_ops import state
 from gpu_ops.host_flag import get_stop
-from gpu_ops.share_inputs import allocate_share_inputs
+from gpu_ops.slots.share_inputs import allocate_share_inputs
 from gpu_ops.step_result import PackedStep, StopReason, unpack_outputs
 
 

@@ -12,7 +12,7 @@ from actors.scheduling.step_plan import PromptLogprobs, SamplingNeeds
 from cluster.outputs import TokenLogprobs
 from cluster.sampling_params import MAX_LOGPROBS
 from gpu_ops import sampling, state
-from gpu_ops.share_inputs import ShareInputs
+from gpu_ops.slots.share_inputs import ShareInputs
 
 # Rows of all-position logits computed at once: 64 rows of a 150,000-token vocabulary are 38 MB.
 _LOGITS_ROWS = 64

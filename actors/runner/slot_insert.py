@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from actors.scheduling.step_plan import SlotInsert
-from gpu_ops.insert_columns import FLOATS, INTS, NUM_FLOATS, NUM_INTS, Column
+from gpu_ops.slots.insert_columns import FLOATS, INTS, NUM_FLOATS, NUM_INTS, Column
 
 # Single values stand before rows of several, so that they are entered in one go.
 _SINGLE_INTS, _SINGLE_FLOATS = ([column for column in columns if not column.shape] for columns in (INTS, FLOATS))

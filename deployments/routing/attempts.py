@@ -15,8 +15,8 @@ from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, Moved, 
 from cluster.request import EngineRequest
 from deployments.routing.delivery import ABORTED
 from deployments.routing.departures import Departures
-from deployments.routing.engine_choices import AVOID_SLOW_S, EngineChoices
 from deployments.routing.engine_replies import reply_of
+from deployments.routing.router.engine_choices import AVOID_SLOW_S, EngineChoices
 from deployments.routing.submission import Submission
 from deployments.routing.submissions import Submissions
 from deployments.routing.token_streams import TokenStreams

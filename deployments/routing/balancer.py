@@ -13,7 +13,7 @@ from collections import deque
 
 from cluster.process.logs import Seldom, log_fields
 from cluster.scaling.balance import BalanceView, Move, moves
-from deployments.routing.engine_choices import EngineChoices
+from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStream, TokenStreams
 
 logger = logging.getLogger("ray.serve")

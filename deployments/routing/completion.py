@@ -18,9 +18,9 @@ from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import ATTEMPTS, HANDOVERS, MOVES, QUARANTINED, RequestEvents
 from deployments.routing.attempts import ADMISSION_TIMEOUT_S, Attempts
 from deployments.routing.balancer import Balancer
-from deployments.routing.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, EngineChoices
 from deployments.routing.engine_replies import gave_up
-from deployments.routing.engine_rooms import EngineRooms
+from deployments.routing.router.engine_choices import AVOID_DEAD_S, AVOID_REFUSING_S, AVOID_SLOW_S, EngineChoices
+from deployments.routing.router.engine_rooms import EngineRooms
 from deployments.routing.submission import Submission
 from deployments.routing.submissions import Submissions
 from deployments.routing.token_streams import TokenStreams

@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 
 from cluster.outputs import AttachRequired
 from cluster.process.silence_clock import TICK_S
-from deployments.routing.engine_choices import EngineChoices
+from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 
 logger = logging.getLogger("ray.serve")

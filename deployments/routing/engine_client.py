@@ -25,8 +25,8 @@ from deployments.routing.completion import Completion
 from deployments.routing.delivery import Delivery
 from deployments.routing.departures import Departures
 from deployments.routing.early_streams import keep_attached
-from deployments.routing.engine_choices import AVOID_DEAD_S, EngineChoices
-from deployments.routing.engine_rooms import EngineRooms
+from deployments.routing.router.engine_choices import AVOID_DEAD_S, EngineChoices
+from deployments.routing.router.engine_rooms import EngineRooms
 from deployments.routing.submission import Submission
 from deployments.routing.submissions import Submissions
 from deployments.routing.token_streams import TokenStream, TokenStreams

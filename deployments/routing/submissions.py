@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from cluster.journal import RequestJournal
 from cluster.process.logs import log_fields
-from deployments.routing.engine_choices import EngineChoices
+from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.submission import Submission
 from deployments.routing.token_streams import TokenStream
 

@@ -17,7 +17,7 @@ from cluster.process.process_liveness import has_ended
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from deployments.replica.token_socket import UnusableSocketError, read_messages
 from deployments.routing.admission import EndRate
-from deployments.routing.engine_choices import AVOID_REFUSING_S, EngineChoices
+from deployments.routing.router.engine_choices import AVOID_REFUSING_S, EngineChoices
 
 logger = logging.getLogger("ray.serve")
 

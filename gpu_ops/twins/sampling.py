@@ -1,4 +1,4 @@
-"""Sampling twins. `state` has the fields of `gpu_ops.slot_fields` as attributes; `sample_slots` names the slot of a row."""
+"""Sampling twins. `state` has the fields of `gpu_ops.slots.slot_fields` as attributes; `sample_slots` names the slot of a row."""
 
 from __future__ import annotations
 

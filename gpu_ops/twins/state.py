@@ -1,4 +1,4 @@
-"""State twins, one slot at a time. `state` has the fields of `gpu_ops.slot_fields` as attributes, and block_size."""
+"""State twins, one slot at a time. `state` has the fields of `gpu_ops.slots.slot_fields` as attributes, and block_size."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from gpu_ops import insert_columns
-from gpu_ops.slot_fields import FIELDS
+from gpu_ops.slots import insert_columns
+from gpu_ops.slots.slot_fields import FIELDS
 from gpu_ops.step_result import SLOT_FIELDS, StopReason
 
 
 def insert_requests(state: Any, ints: np.ndarray, floats: np.ndarray, tokens: np.ndarray) -> None:
-    """Write new requests into their slots; columns as in `gpu_ops.insert_columns`."""
+    """Write new requests into their slots; columns as in `gpu_ops.slots.insert_columns`."""
     for row, values, text in zip(ints, floats, tokens):
         slot = row[insert_columns.SLOT]
         for entry in FIELDS:

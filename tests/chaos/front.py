@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos.application import Setup, application
-from tests.chaos.faults import Fault, KillProcess, RemoveNode, StopProcess
+from tests.chaos.faults.kinds import Fault, KillProcess, RemoveNode, StopProcess
 from tests.chaos.scenario import run_scenario
+from tests.chaos.served.application import Setup, application
 
 # Shares of the possible victims: not always the same one.
 _CHOICES = (0.1, 0.5, 0.9, 0.3)

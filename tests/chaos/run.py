@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 from cluster.routing.policies import POLICIES
-from tests.chaos.application import Setup, application
-from tests.chaos.faults import HAPROXIES, PROXIES, draw_faults
+from tests.chaos.faults.kinds import HAPROXIES, PROXIES, draw_faults
 from tests.chaos.scenario import run_scenario
+from tests.chaos.served.application import Setup, application
 
 
 def main() -> None:

@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from ray.util import placement_group_table
 
 from cluster.process.freeze_gc import freeze_gc
-from tests.chaos.application import Running, Setup, idle_stats, num_rpc_failures
-from tests.chaos.faults import ANY_PROXY, HARMLESS, Fault, KillProcess, RemoveNode, StopProcess
-from tests.chaos.ingresses import Open, open_now
-from tests.chaos.injection import Moment, inject
-from tests.chaos.load import Load
-from tests.chaos.processes import pids_of
+from tests.chaos.faults.injection import Moment, inject
+from tests.chaos.faults.kinds import ANY_PROXY, HARMLESS, Fault, KillProcess, RemoveNode, StopProcess
+from tests.chaos.load.clients import Load
+from tests.chaos.load.seen import UNDER_WAY_S, Seen, Twin
 from tests.chaos.report import OVERLAPPED, Report, target_s
-from tests.chaos.residue import Held, growth, held
-from tests.chaos.seen import UNDER_WAY_S, Seen, Twin
+from tests.chaos.served.application import Running, Setup, idle_stats, num_rpc_failures
+from tests.chaos.served.ingresses import Open, open_now
+from tests.chaos.served.processes import pids_of
+from tests.chaos.served.residue import Held, growth, held
 
 # A subscriber that does not come back is forgotten after ten seconds, and what it had with it.
 SETTLE_S = 25.0

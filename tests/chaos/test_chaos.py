@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from tests.chaos.application import Setup, application
-from tests.chaos.faults import FillObjectStore, KillProcess, StallClients, StopProcess, VanishClients, draw_faults
-from tests.chaos.ingresses import Open
-from tests.chaos.injection import Moment
-from tests.chaos.load import Load
-from tests.chaos.openai_streams import OPENAI, OPENAI_WITH_IDS
+from tests.chaos.faults.injection import Moment
+from tests.chaos.faults.kinds import FillObjectStore, KillProcess, StallClients, StopProcess, VanishClients, draw_faults
+from tests.chaos.load.clients import Load
+from tests.chaos.load.openai_streams import OPENAI, OPENAI_WITH_IDS
+from tests.chaos.load.requests import NUM_REQUESTS, cut_at, has_stops, stop_string
+from tests.chaos.load.seen import Seen, SeenChoice, Twin
 from tests.chaos.report import Report
-from tests.chaos.requests import NUM_REQUESTS, cut_at, has_stops, stop_string
 from tests.chaos.scenario import ingress_leaks, judge, recoveries, run_scenario
-from tests.chaos.seen import Seen, SeenChoice, Twin
+from tests.chaos.served.application import Setup, application
+from tests.chaos.served.ingresses import Open
 
 # One of each that matters, in an order that leaves a warm engine for each next one.
 SHORT = [

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from cluster.client import AsyncClient
-from tests.chaos.application import Running, Setup, application, wait_until_healthy
-from tests.chaos.ingresses import open_now
-from tests.chaos.load import DECODING, Load
-from tests.chaos.processes import pids_of, send
-from tests.chaos.requests import number_of
-from tests.chaos.seen import Seen, Twin
+from tests.chaos.load.clients import DECODING, Load
+from tests.chaos.load.requests import number_of
+from tests.chaos.load.seen import Seen, Twin
+from tests.chaos.served.application import Running, Setup, application, wait_until_healthy
+from tests.chaos.served.ingresses import open_now
+from tests.chaos.served.processes import pids_of, send
 
 NUM_STREAMS = 8
 # At most; Serve would end its silence after 15 seconds or more.

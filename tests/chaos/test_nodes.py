@@ -9,11 +9,11 @@ import pytest
 from ray._raylet import GcsClient
 
 from cluster.client import Client
-from tests.chaos.application import Running, Setup, application, idle_stats, warm_engines
-from tests.chaos.load import Load
-from tests.chaos.nodes import lose_node, runner_places
+from tests.chaos.load.clients import Load
 from tests.chaos.report import Report
 from tests.chaos.scenario import judge, leaks
+from tests.chaos.served.application import Running, Setup, application, idle_stats, warm_engines
+from tests.chaos.served.nodes import lose_node, runner_places
 
 PREEMPTION = 2  # DrainNodeReason: a spot machine's notice
 SETUP = Setup(num_engines=2, num_ingresses=2, num_clients=5, num_nodes=2)

@@ -14,10 +14,10 @@ from ray import serve
 from cluster.client import Client
 from cluster.errors import BiremeError
 from deployments.llm import build_openai_app
-from tests.chaos.application import Setup, application, idle_stats
-from tests.chaos.load import Load
+from tests.chaos.load.clients import Load
 from tests.chaos.report import Report
 from tests.chaos.scenario import judge, leaks
+from tests.chaos.served.application import Setup, application, idle_stats
 
 SHUTDOWN_TIMEOUT_S = 3.0
 # Fewer slots in one engine than the clients have sequences: some wait when the next engine starts.

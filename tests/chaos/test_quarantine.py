@@ -12,8 +12,8 @@ import ray
 
 from cluster.client import Client
 from cluster.client.errors import ServerError
-from tests.chaos.application import Setup, application, runners
-from tests.chaos.processes import send
+from tests.chaos.served.application import Setup, application, runners
+from tests.chaos.served.processes import send
 from tests.engines import TINY_CONFIG
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.application import Setup, application
-from tests.chaos.faults import KillProcess
+from tests.chaos.faults.kinds import KillProcess
+from tests.chaos.served.application import Setup, application
 from tests.soak.growth import Record, Slope, growths, medians, slope, table
 from tests.soak.run import soak
 

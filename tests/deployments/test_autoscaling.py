@@ -15,7 +15,7 @@ from ray import serve
 from cluster.client import AsyncClient
 from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
-from tests.chaos.processes import descendants, title_of
+from tests.chaos.served.processes import descendants, title_of
 from tests.deployments.conftest import App, wait_for
 from tests.served_device import served_on_device
 

@@ -27,8 +27,8 @@ from deployments.ray_private import session_logs
 from deployments.replica.engine_replica import RUNNER_NAME_PREFIX
 from deployments.start.cluster_secret import cluster_secret
 from deployments.start.session_logs import MAX_KEPT
-from tests.chaos.application import MODEL, Setup
-from tests.chaos.processes import descendants, title_of
+from tests.chaos.served.application import MODEL, Setup
+from tests.chaos.served.processes import descendants, title_of
 from tests.deployments.conftest import App, wait_for
 from tests.deployments.openai_api.points import point_of
 from tests.deployments.start.test_session_logs import aged

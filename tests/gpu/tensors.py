@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 
-from gpu_ops.share_inputs import ShareInputs
-from tests.gpu_ops.slots import arrays
+from gpu_ops.slots.share_inputs import ShareInputs
+from tests.gpu_ops.slots.random_slots import arrays
 
 HALVES = ("bfloat16", "float16")
 # Relative error that rounding the result to the type explains, with room for the inputs' own rounding inside.

@@ -9,8 +9,8 @@ from gpu_ops import sampling as ops
 from gpu_ops.twins import sampling as twins
 from gpu_ops.twins.philox import uniform
 from tests.gpu.tensors import gpu, host, poison, state_on_gpu
-from tests.gpu_ops.slots import empty_state, put_request
-from tests.gpu_ops.test_sampling import possible_tokens, random_rows
+from tests.gpu_ops.sampling.test_sampling import possible_tokens, random_rows
+from tests.gpu_ops.slots.random_slots import empty_state, put_request
 
 SEEDS = range(40)
 

@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from benchmarks.served_app import SERVE_RUN, ServedApp
+from benchmarks.serving.served_app import SERVE_RUN, ServedApp
 
 ON_GPU = os.environ.get("BIREME_SERVING_DEVICE", "gpu") == "gpu"
 CONFIG = Path(__file__).parents[2] / "ray_configs" / ("llama_8b_gpu.yaml" if ON_GPU else "smollm2_cpu.yaml")

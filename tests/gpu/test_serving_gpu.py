@@ -22,7 +22,7 @@ from typing import Any
 import paddle
 import pytest
 
-from benchmarks.served_app import ServedApp
+from benchmarks.serving.served_app import ServedApp
 
 CONFIG = Path(__file__).parents[2] / "ray_configs" / "smollm2_gpu.yaml"
 DEVICE = os.environ.get("BIREME_SERVING_DEVICE", "gpu")

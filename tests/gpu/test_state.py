@@ -9,13 +9,13 @@ from paddle.device.cuda.graphs import CUDAGraph
 
 from gpu_ops import host_flag, sampling
 from gpu_ops import state as ops
-from gpu_ops.insert_columns import NUM_FLOATS, NUM_INTS
+from gpu_ops.slots.insert_columns import NUM_FLOATS, NUM_INTS
 from gpu_ops.step_result import landing_size, unpack_outputs
 from gpu_ops.twins import sampling as sampling_twins
 from gpu_ops.twins import state as twins
 from tests.gpu.tensors import gpu, host, pinned, state_on_gpu
-from tests.gpu_ops.request_rows import columns
-from tests.gpu_ops.slots import assert_same_state, random_state
+from tests.gpu_ops.slots.random_slots import assert_same_state, random_state
+from tests.gpu_ops.slots.request_rows import columns
 
 SEEDS = range(12)
 

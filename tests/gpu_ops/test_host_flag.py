@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from gpu_ops.host_flag import event_record, event_wait, get_stop, set_stop
-from tests.gpu_ops.slots import tensor
+from tests.gpu_ops.slots.random_slots import tensor
 
 
 def test_set_stop_and_get_stop_make_the_round_trip():

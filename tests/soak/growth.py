@@ -13,7 +13,7 @@ import numpy as np
 
 from deployments.start.serve_environment import SERVE_ENVIRONMENT
 from deployments.start.session_logs import MAX_KEPT
-from tests.chaos.residue import MORE_DESCRIPTORS, MORE_THREADS, POOL_THREADS
+from tests.chaos.served.residue import MORE_DESCRIPTORS, MORE_THREADS, POOL_THREADS
 
 # Of all looks, so many at the beginning are left out: pools and caches fill.
 WARM_UP_SHARE = 0.15

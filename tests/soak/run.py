@@ -15,11 +15,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos.application import Running, Setup, application
-from tests.chaos.faults import HAPROXIES, Fault, draw_faults
-from tests.chaos.load import Load
+from tests.chaos.faults.kinds import HAPROXIES, Fault, draw_faults
+from tests.chaos.load.clients import Load
 from tests.chaos.report import Report
 from tests.chaos.scenario import run_scenario
+from tests.chaos.served.application import Running, Setup, application
 from tests.soak.growth import Record, growths, table
 from tests.soak.samples import Looker
 

@@ -17,8 +17,8 @@ from ray._private.state import actors
 from ray.util import placement_group_table
 
 from deployments.start.private_folder import private_base
-from tests.chaos.ingresses import ask_ingresses
-from tests.chaos.processes import TITLES, descendants, state_of
+from tests.chaos.served.ingresses import ask_ingresses
+from tests.chaos.served.processes import TITLES, descendants, state_of
 
 # What Ray itself runs on a node.
 RAY_TITLES = {

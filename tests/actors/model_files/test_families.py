@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from actors.model_files.config import load_model_config
-from actors.model_files.layout import expected_tensors, gguf_name, rotated_heads
-from actors.model_files.number_types import convert
-from actors.model_files.safetensors import read_header
+from actors.model_files.formats.layout import expected_tensors, gguf_name, rotated_heads
+from actors.model_files.formats.number_types import convert
+from actors.model_files.formats.safetensors import read_header
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
 from actors.models.registry import FAMILIES, family_of_json

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from actors.model_files import default_model, file_hash, hub
+from actors.model_files import file_hash
+from actors.model_files.download import default_model, hub
 from actors.model_files.file_hash import content_id, sha256_of
 from actors.model_files.source import ModelSource, resolve_model
 from cluster.config import DEFAULT_MODEL

@@ -16,11 +16,11 @@ from safetensors.numpy import load_file, save_file
 
 from actors.model_files.config import load_model_config
 from actors.model_files.dummy import dummy_tensor
+from actors.model_files.formats.layout import expected_tensors, to_half_rotation
+from actors.model_files.formats.number_types import convert
+from actors.model_files.formats.safetensors import read_header
 from actors.model_files.gguf.file import TENSOR_TYPES, read_gguf
 from actors.model_files.gguf.tensors import read_tensor
-from actors.model_files.layout import expected_tensors, to_half_rotation
-from actors.model_files.number_types import convert
-from actors.model_files.safetensors import read_header
 from actors.model_files.source import ModelSource, resolve_model
 from actors.model_files.weights import iter_weights, weights_fingerprint
 from actors.models.config import ModelConfig

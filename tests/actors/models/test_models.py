@@ -10,7 +10,7 @@ import pytest
 
 from actors.engine.loading import load_engine
 from actors.model_files.config import load_model_config
-from actors.model_files.layout import expected_tensors
+from actors.model_files.formats.layout import expected_tensors
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
 from actors.models.decoder import BatchRows, Decoder

@@ -22,7 +22,7 @@ from deployments.replica import runner_watch
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner
 from deployments.replica.token_socket import read_messages
-from deployments.routing.engine_choices import EngineChoices
+from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 
 # A process whose sockets stay open after it was killed, as on a machine that is busy taking it down: a child has them, too.

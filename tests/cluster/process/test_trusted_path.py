@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from actors.model_files import file_hash
-from actors.model_files.default_model import ensure_default_model
+from actors.model_files.download.default_model import ensure_default_model
 from cluster.errors import ModelLoadError
 from cluster.process.trusted_path import make_folder, other_writer
 from gpu_ops import build as ops_build

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.chaos.processes import kinds
+from tests.chaos.served.processes import kinds
 from tests.deployments.conftest import KEYS, App, wait_for
 
 

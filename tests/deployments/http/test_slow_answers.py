@@ -20,7 +20,7 @@ from deployments.http.keys import ApiKeys
 from deployments.ingress import OpenAiIngress
 from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
-from deployments.routing.engine_choices import EngineChoices
+from deployments.routing.router.engine_choices import EngineChoices
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK
 from tests.deployments.openai_api.test_service import Engines, byte_tokenizer
 from tests.waiting import until

@@ -18,7 +18,7 @@ import pytest
 
 from cluster.outputs import AttachRequired, TokenDelta, TokenLogprobs
 from deployments.replica.token_socket import TokenSocket, UnusableSocketError, read_messages
-from deployments.routing.engine_choices import EngineChoices
+from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 from deployments.start.private_folder import private_base
 from tests.deployments.conftest import App

@@ -14,8 +14,8 @@ from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.outputs import AttachRequired
 from cluster.request import EngineRequest
-from deployments.routing.engine_choices import EngineChoices
 from deployments.routing.engine_client import EngineClient
+from deployments.routing.router.engine_choices import EngineChoices
 
 
 class RemoteMethod:

@@ -151,7 +151,7 @@ async def test_a_place_that_is_lost_on_the_way_loses_no_request(tiny_model, monk
     await asyncio.sleep(0.15)
     handle.add("second", second)
     attach(client, handle, "second")
-    await until(lambda: any(one[3] for one in handle.sent) or second.actor._live, 10)
+    await until(lambda: any(one[3] for one in handle.sent) or len(second.actor._live), 10)
     await second.actor.drain(0.0)
     assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * 8
     assert [answer.tokens for answer in answers] == expected(tiny_model, answers)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import pytest
+
 from deployments.routing import early_streams
-from deployments.routing.engine_choices import EngineChoices
+from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
+from tests.deployments.routing.scripted_engine import Client, Engine
 from tests.waiting import until
 
 
@@ -36,3 +39,20 @@ async def test_an_engine_that_cannot_be_attached_is_told_of_once_and_forgotten_w
 def choices_name(choices: EngineChoices) -> str:
     (name,) = choices.engines
     return name
+
+
+@pytest.mark.usefixtures("this_node")
+async def test_early_streams_go_on_after_an_error_that_nobody_expected(choices):
+    engine, calls = Engine(), []
+
+    def find_runner(engine_id: str) -> Engine:
+        calls.append(engine_id)
+        if len(calls) == 1:
+            raise ConnectionError("the cluster's store does not answer")
+        return engine
+
+    client = Client(engine, choices=choices)
+    client.attach_early(find_runner)
+    await until(lambda: client.streams, 5)
+    assert calls == ["e", "e"]
+    await client.close()

@@ -1,0 +1,1 @@
+"""Models that have to be fetched first."""

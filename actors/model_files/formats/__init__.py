@@ -1,0 +1,1 @@
+"""How files store weights: layouts, names and number types."""

@@ -1,0 +1,74 @@
+"""How long an engine's start takes, from a request that finds none to its first token, and what of it takes how long.
+
+    python -m benchmarks.serving.bench_start [--rounds 5] [--model NAME]
+
+One application that goes back to no engine after a second without a request; each round begins there.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.serving.served_app import ServedApp, settings_config
+from cluster.start_stages import STAGES
+
+_TIMEOUT_S = 300.0
+# What comes before the engine's own stages: the request, Serve's decision, and Ray's way to a process.
+_DECISION = "decision"
+_TOTAL = "request to first token"
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Starts to measure.", min=1)] = 5,
+    model: Annotated[str | None, typer.Option(help="As the setting; default: the default model.")] = None,
+) -> None:
+    """Measure, and print a column a start."""
+    autoscaling = {"min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 1}
+    settings: dict[str, Any] = {"deployment_config": {"autoscaling_config": autoscaling}}
+    app = ServedApp(settings_config(settings | ({"model": model} if model else {})), f"{tempfile.mkdtemp()}/server.log")
+    try:
+        found = [_round(app) for _ in range(rounds)]
+    finally:
+        app.close()
+    table = Table("seconds", *(str(number + 1) for number in range(rounds)), "median")
+    for stage in (_DECISION, *STAGES, _TOTAL):
+        values = [one.get(stage, 0.0) for one in found]
+        table.add_row(stage, *(f"{value:.2f}" for value in values), f"{statistics.median(values):.2f}")
+    Console(width=130).print(table)
+
+
+def _round(app: ServedApp) -> dict[str, float]:
+    _wait_until_none(app)
+    body = {"model": app.model, "prompt": "Once upon a time", "stream": True, "max_tokens": 8, "ignore_eos": True}
+    asked, first = time.monotonic(), None
+    with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=_TIMEOUT_S) as response:
+        response.raise_for_status()
+        for line in response.iter_lines():
+            if first is None and line.startswith("data: {") and json.loads(line[6:])["choices"][0].get("text"):
+                first = time.monotonic() - asked
+    assert first is not None
+    (engine,) = app.engines()
+    seconds = engine["start"]["seconds"]
+    return {**seconds, _DECISION: max(0.0, first - sum(seconds.values())), _TOTAL: first}
+
+
+def _wait_until_none(app: ServedApp) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline:
+        if app.get("/health")["status"] == "asleep" and not app.get("/v1/status")["engines"]:
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"engines do not go; the server's log is {app.log_path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

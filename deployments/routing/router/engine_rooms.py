@@ -1,0 +1,88 @@
+"""How much the engines of one ingress take, as they announced last, and who waits here until there is room."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from cluster.outputs import EngineLoad
+from deployments.routing.admission import num_booked_for, refusal, share_refusal
+from deployments.routing.place_line import PlaceLine
+from deployments.routing.router.engine_choices import EngineChoices
+from deployments.routing.submissions import Submissions
+from deployments.routing.token_streams import TokenStream, TokenStreams
+
+
+class EngineRooms:
+    """The rooms of the engines that may be chosen.
+
+    Args:
+        idle_room: what an engine takes that has nothing to do; one that has yet to speak counts for such.
+        max_queue_share: of the engines' queues, what the sequences of one tenant may hold.
+        max_engines: so many there may be. While there is none, as many requests wait as they take.
+    """
+
+    def __init__(
+        self,
+        choices: EngineChoices,
+        streams: TokenStreams,
+        submissions: Submissions,
+        idle_room: EngineLoad,
+        max_queue_share: float,
+        max_engines: int,
+    ) -> None:
+        self._choices = choices
+        self._streams = streams
+        self._submissions = submissions
+        self._line = PlaceLine()
+        self._idle_room = idle_room
+        self._max_queue_share = max_queue_share
+        self._max_engines = max_engines
+
+    def check(self, num_sequences: int, tenant: str = "") -> None:
+        """Raise ApiError 429 if the engines do not take so many now, or not of this tenant."""
+        streams = self._usable_streams()
+        ends_per_s = sum(stream.ends.per_s for stream in streams if stream is not None)
+        rooms = self._rooms(streams) or [self._idle_room] * self._max_engines
+        num_booked, refused = len(self._submissions.unplaced), None
+        if tenant:
+            live = list(self._submissions)
+            unplaced = Counter(submission.entry.tenant for submission in list(self._submissions.unplaced))
+            to_begin = Counter(submission.entry.tenant for submission in live if submission.entry.next_index == 0)
+            num_slots = len(rooms) * (self._idle_room.free - self._idle_room.max_queued)
+            free_slots = max(0, num_slots - (len(live) - to_begin.total()))
+            refused = share_refusal(to_begin[tenant], num_sequences, rooms, free_slots, self._max_queue_share)
+            if refused is None and num_sequences == 1 and streams:
+                # The engine knows exactly. What is announced counts what other keys have sent beyond their shares.
+                return
+            num_booked = num_booked_for(tenant, unplaced, to_begin - unplaced, rooms, self._max_queue_share)
+        refused = refused or refusal(rooms, num_booked, num_sequences, ends_per_s)
+        if refused is not None:
+            raise refused
+
+    async def wait(self) -> None:
+        """Return when a sequence that was refused may try again: at once if there is room for all that are on their way."""
+        if self._num_free() < 0:
+            await self._line.wait()
+
+    def changed(self) -> None:
+        """An engine has announced its room: those who wait may go as far as there is some."""
+        if len(self._line):
+            self._line.go(self._num_free())
+
+    def _usable_streams(self) -> list[TokenStream | None]:
+        """One an engine that may be chosen; None if there is no stream yet."""
+        found = []
+        for engine_id in self._choices.engines:
+            stream = self._streams.of(engine_id)
+            if not (self._choices.is_avoided(engine_id) if stream is None else stream.leaves or stream.silent):
+                found.append(stream)
+        return found
+
+    def _rooms(self, streams: Sequence[TokenStream | None]) -> list[EngineLoad]:
+        return [self._idle_room if stream is None else stream.load or self._idle_room for stream in streams]
+
+    def _num_free(self) -> int:
+        """Room for those who wait in line; below 0 if those on their way are more than it."""
+        free = sum(room.free for room in self._rooms(self._usable_streams()))
+        return free - (len(self._submissions.unplaced) - len(self._line))

@@ -1,0 +1,97 @@
+"""Serve's router for engines: asks the routing policy, with what this ingress knows of engines that are dead, hung or leaving.
+
+Serve's own router learns that a replica is gone from a call that failed, and of a hung one nothing until its health check; both
+look idle and would draw the requests that have just lost their engine.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.outputs import ServedModel
+from cluster.request import EngineRequest
+from cluster.routing.candidates import EngineView, RequestView
+from cluster.routing.policies import POLICIES, choose
+
+# Serve copies this module's classes, globals included, into the processes that route; other modules are imported there, and
+# what such a process has only one of is in them.
+from deployments.metrics import routing_errors
+from deployments.ray_private import PinnedRouter
+from deployments.routing.router import engine_choices
+
+
+class EngineRouter(PinnedRouter):
+    """Routes ``generate(request, fingerprint, ...)`` by a policy of ``cluster.routing.policies``; other calls, which have no
+    request, likewise.
+
+    The setting ``routing_policy`` names the policy: ``power_of_two``, the less busy of two engines at random; or
+    ``least_tokens``, the one whose requests, running and waiting, have the fewest tokens. Both pass over engines that are
+    avoided, as long as there are others, and send an answer that has begun to engines with its fingerprint. A policy that fails
+    is counted in ``bireme_routing_errors``, and the power of two decides.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._choices = engine_choices.choices_of(*self.deployment)
+        self._rng = random.Random()
+        self.initialize_state()
+
+    def initialize_state(self, policy: str = "power_of_two") -> None:
+        """Called by Serve with ``request_router_kwargs``.
+
+        Raises:
+            KeyError: there is no policy of this name.
+        """
+        self._policy_name, self._policy = policy, POLICIES[policy]
+
+    def ranks(self, call, near):
+        """As the policy says."""
+        by_id = {self._engine_id(replica): replica for replica in self.known_replicas}
+        views = [self._view(engine_id, replica, near) for engine_id, replica in by_id.items()]
+        request = _request(call)
+        wanted = RequestView("" if request is None else call[1])
+        chosen = choose(self._policy, wanted, views, self._rng, self.ranks_failed)
+        place = self._choices.place(request.request_id) if request is not None else ""
+        if place in by_id and not self._choices.is_avoided(place):
+            chosen = [[view for view in views if view.engine_id == place], *chosen]
+        if request is not None and chosen and len(chosen[0]) == 1:
+            # Counted now: others are routed while Serve asks the engine how busy it is.
+            self._choices.sends(request, chosen[0][0].engine_id)
+        return [[by_id[view.engine_id] for view in rank] for rank in chosen]
+
+    def ranks_failed(self, error):
+        """Count it."""
+        routing_errors.count(self._policy_name, error)
+
+    def chose(self, call, replica):
+        """The ingress waits for that engine from now on."""
+        request = _request(call)
+        if request is not None:
+            self._choices.chose(request, self._engine_id(replica))
+
+    def replicas_changed(self):
+        """The ingress hears of new engines before the first request goes there."""
+        metadata = [replica.replica_metadata for replica in self.known_replicas]
+        self._choices.set_engines({m["engine_id"]: m["fingerprint"] for m in metadata if "engine_id" in m})
+        self._choices.model = next(filter(None, map(ServedModel.of, metadata)), self._choices.model)
+
+    def _view(self, engine_id: str, replica, near) -> EngineView:
+        return EngineView(
+            engine_id,
+            fingerprint=replica.replica_metadata.get("fingerprint", ""),
+            is_avoided=self._choices.is_avoided(engine_id),
+            is_near=replica.replica_id in near,
+            num_tokens=self._choices.num_tokens(engine_id),
+        )
+
+    @staticmethod
+    def _engine_id(replica) -> str:
+        # A replica says its metadata once it has started.
+        return replica.replica_metadata.get("engine_id") or replica.replica_id.unique_id
+
+
+def _request(call: Sequence[Any]) -> EngineRequest | None:
+    """What ``generate`` is called with; other calls have none."""
+    return call[0] if len(call) > 1 and isinstance(call[0], EngineRequest) else None
