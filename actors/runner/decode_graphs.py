@@ -23,6 +23,7 @@ from cluster.process.cache import Progress
 
 logger = logging.getLogger("bireme.engine")
 _T = TypeVar("_T")
+PLAIN = SamplingGraph.PLAIN
 
 
 def decode_buckets(max_num_seqs: int) -> list[int]:
@@ -70,29 +71,25 @@ class DecodeGraphs:
         progress: Progress | None = None,
     ) -> None:
         self.buckets: list[int] = []
-        self.num_graphs = self.num_bytes = 0
         self._captured: dict[int, _Bucket] = {}
-        self._free_bytes, self._max_bytes = free_bytes, max_bytes
+        self._free_bytes = free_bytes
         self._pool_id = _shared_pool()
         order = capture_order(buckets)
         budget = _Budget(max_bytes)
+
+        def step(rows: int) -> None:
+            sample(rows, forward(rows), PLAIN)
+
         for rows in order:
-            if not budget.has_room(rows):
-                continue
-            # Not captured: the first call of an op with a new shape chooses algorithms and may allocate.
-            sample(rows, forward(rows), SamplingGraph.PLAIN)
-            bucket, taken = self._measured(functools.partial(self._capture_plain, rows, forward, sample))
-            if not budget.take(rows, taken):
-                bucket.forward.reset()
-                bucket.sampling[SamplingGraph.PLAIN].reset()
+            plain = functools.partial(self._capture_plain, rows, forward, sample)
+            bucket = self._capture_within(budget, rows, functools.partial(step, rows), plain)
+            if bucket is None:
                 continue
             self._captured[rows] = bucket
             bisect.insort(self.buckets, rows)
-            self.num_graphs += 2
             if progress:
                 free = free_bytes() / 2**30
                 progress(f"decode graphs, {rows} rows, {free:.1f} GiB free", len(self.buckets), len(buckets))
-        self.num_bytes = budget.taken
         missing = sorted(set(buckets) - set(self.buckets))
         if missing:
             logger.warning(
@@ -100,44 +97,52 @@ class DecodeGraphs:
                 ", ".join(map(str, missing)),
                 max_bytes / 2**30,
             )
-        for kind in [kind for kind in SamplingGraph if kind != SamplingGraph.PLAIN]:
-            self._capture_sampling(kind, [rows for rows in order if rows in self._captured], sample)
+        # Steps of a kind and size that has no graph are sampled op by op.
+        for kind in [kind for kind in SamplingGraph if kind != PLAIN]:
+            budget = _Budget(max_bytes, budget.taken)
+            for rows in [rows for rows in order if rows in self._captured]:
+                bucket = self._captured[rows]
+                enqueue = functools.partial(sample, rows, bucket.hidden, kind)
+                graph = self._capture_within(budget, rows, enqueue, functools.partial(self._capture_alone, enqueue))
+                if graph is not None:
+                    bucket.sampling[kind] = graph
+        self.num_bytes = budget.taken
+        self.num_graphs = sum(1 + len(bucket.sampling) for bucket in self._captured.values())
+
+    def _capture_within(
+        self, budget: _Budget, rows: int, first_call: Callable[[], object], capture: Callable[[], tuple[_T, list[Any]]]
+    ) -> _T | None:
+        """What is kept of a capture; None if the budget has no room for it.
+
+        Args:
+            first_call: not captured: the first call of an op with a new shape chooses algorithms and may allocate.
+            capture: returns what is kept, and its graphs.
+        """
+        if not budget.has_room(rows):
+            return None
+        first_call()
+        paddle.device.cuda.synchronize()
+        before = self._free_bytes()
+        kept, graphs = capture()
+        if budget.take(rows, max(0, before - self._free_bytes())):
+            return kept
+        for graph in graphs:
+            graph.reset()
+        return None
 
     def _capture_plain(
         self,
         rows: int,
         forward: Callable[[int], paddle.Tensor],
         sample: Callable[[int, paddle.Tensor, SamplingGraph], None],
-    ) -> _Bucket:
+    ) -> tuple[_Bucket, list[Any]]:
         first, hidden = self._capture(lambda: forward(rows))
-        second, _ = self._capture(lambda: sample(rows, hidden, SamplingGraph.PLAIN))
-        return _Bucket(first, hidden, {SamplingGraph.PLAIN: second})
+        second, _ = self._capture(lambda: sample(rows, hidden, PLAIN))
+        return _Bucket(first, hidden, {PLAIN: second}), [first, second]
 
-    def _capture_sampling(
-        self, kind: SamplingGraph, order: list[int], sample: Callable[[int, paddle.Tensor, SamplingGraph], None]
-    ) -> None:
-        """Steps of a kind and size that has no graph are sampled op by op."""
-        budget = _Budget(self._max_bytes, self.num_bytes)
-        for rows in order:
-            if not budget.has_room(rows):
-                continue
-            bucket = self._captured[rows]
-            enqueue = functools.partial(sample, rows, bucket.hidden, kind)
-            enqueue()
-            (graph, _), taken = self._measured(functools.partial(self._capture, enqueue))
-            if not budget.take(rows, taken):
-                graph.reset()
-                continue
-            bucket.sampling[kind] = graph
-            self.num_graphs += 1
-        self.num_bytes = budget.taken
-
-    def _measured(self, capture: Callable[[], _T]) -> tuple[_T, int]:
-        """What ``capture`` returns, and the bytes that it took."""
-        paddle.device.cuda.synchronize()
-        before = self._free_bytes()
-        captured = capture()
-        return captured, max(0, before - self._free_bytes())
+    def _capture_alone(self, work: Callable[[], object]) -> tuple[Any, list[Any]]:
+        graph, _ = self._capture(work)
+        return graph, [graph]
 
     def _capture(self, work: Callable[[], _T]) -> tuple[Any, _T]:
         graph = _new_graph(self._pool_id)
