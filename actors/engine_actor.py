@@ -16,19 +16,18 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from actors.arrivals import Arrivals
 from actors.delta_stream import DeltaStream
+from actors.live_requests import LiveRequest, LiveRequests
 from actors.place_reservations import PlaceReservations
 from cluster.config import EngineConfig
-from cluster.errors import EngineDeadError, StaleAttemptError
+from cluster.errors import EngineDeadError
 from cluster.outputs import (
     ENGINE_LEAVES,
     FINISH_HANDOVER,
     FINISH_MOVE,
-    FINISHES_ELSEWHERE,
     AttachRequired,
     EngineInfo,
     EngineLoad,
@@ -48,23 +47,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bireme.runner")
 
-# A finished answer is kept this long, so that an ingress whose stream broke can fetch the end of it.
-RETENTION_S = 60.0
 # A step with prefill may take this many times ``hang_timeout_s``: a chunk of prompt is hundreds of tokens of work.
 PREFILL_FACTOR = 10
 # A subscriber that does not come back within this time is gone, and nobody wants its tokens.
 ORPHAN_S = 10.0
-
-
-@dataclass(slots=True, eq=False)
-class _Live:
-    """A request inside this actor, or one that ended lately."""
-
-    request: EngineRequest
-    done: asyncio.Future
-    came_at: float
-    deltas: list[TokenDelta] = field(default_factory=list)
-    finished_at: float | None = None
 
 
 class RunnerActor:
@@ -83,17 +69,13 @@ class RunnerActor:
         self._config = config
         self._engine_id = engine_id
         self._info: EngineInfo | None = None
-        self._live: dict[RequestKey, _Live] = {}
-        self._unfinished: dict[RequestKey, int] = {}  # tokens of prompt and answer so far
-        self._num_tokens = 0  # of all of these
-        self._num_arrived = self._num_ended = 0
+        self._live = LiveRequests()
+        self._num_arrived = 0
         self._arrivals = Arrivals()
-        self._attempts: dict[str, int] = {}
         self._streams: dict[str, DeltaStream] = {}
         self._reservations = PlaceReservations(self._release_reserved)
         self._draining: asyncio.Task | None = None
         self._drain_until = float("inf")
-        self._idle = asyncio.Event()
         self._step_clock = SilenceClock()
         self._watching: asyncio.Task | None = None
 
@@ -143,23 +125,14 @@ class RunnerActor:
         if request.subscriber not in self._streams:
             return AttachRequired(self._engine_id, None, self._info.fingerprint)
         key = request.request_id, request.attempt
-        newest = self._attempts.get(request.request_id, -1)
-        if request.attempt < newest:
-            raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is older than attempt {newest}")
-        if newest >= 0 and newest < request.attempt:
-            await self.abort(request.request_id, newest)
-        if key in self._live:
-            raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is already here")
-        live = _Live(request, self._loop.create_future(), time.monotonic())
-        self._idle.clear()
-        self._live[key] = live
-        self._unfinished[key] = 0
-        self._count_tokens(key, len(request.prompt_token_ids) + len(request.output_token_ids))
-        self._attempts[request.request_id] = request.attempt
+        before = self._live.newest_attempt(request.request_id)
+        live = self._live.open(request, self._loop.create_future())
+        if 0 <= before < request.attempt:
+            await self.abort(request.request_id, before)
         try:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
             self._streams[request.subscriber].put([accepted])
-            submitted = self._engine_loop.call(self._adding(request))
+            submitted = self._engine_loop.call(self._adding(live))
             await asyncio.wrap_future(submitted)
             self._num_arrived += 1
             return await live.done
@@ -192,10 +165,8 @@ class RunnerActor:
         stream = DeltaStream(leased)
         self._streams[subscriber] = stream
         self._stage_ended("seen")
-        for live in self._live.values():
-            if live.request.subscriber == subscriber and live.request.request_id in resume:
-                wanted = resume[live.request.request_id]
-                stream.put([d for d in live.deltas if d.index + len(d.token_ids) > wanted or d.finish_reason])
+        for missing in self._live.missing(subscriber, resume):
+            stream.put(missing)
         try:
             async for deltas in stream.messages(self._is_well, lambda: self._load_for(subscriber)):
                 yield deltas
@@ -232,8 +203,7 @@ class RunnerActor:
         moved = await self._hand_over(
             lambda engine: [(s.request.request_id, s.request.attempt) for s in engine.scheduler.waiting]
         )
-        self._note_idle()
-        idle = self._loop.create_task(self._idle.wait())
+        idle = self._loop.create_task(self._live.idle.wait())
         while not idle.done() and time.monotonic() < self._drain_until:
             await asyncio.wait((idle,), timeout=TICK_S)
         idle.cancel()
@@ -272,7 +242,7 @@ class RunnerActor:
             How many; their last deltas say FINISH_MOVE. Those stay whose cached prompts are worth more than the time they
             are expected to wait.
         """
-        waited_s = {key: time.monotonic() - live.came_at for key, live in self._live.items() if not live.finished_at}
+        waited_s = {key: self._live.wait_s(key) for key, _ in self._live.unfinished()}
 
         def choose(engine: Engine) -> list[RequestKey]:
             return engine.requests_to_move(subscriber, count, num_tokens, waited_s)
@@ -373,7 +343,7 @@ class RunnerActor:
             await asyncio.sleep(TICK_S)
             self._step_clock.tick()
             self._end_leases()
-            self._forget_old()
+            self._live.drop_old()
             if self._engine_loop.num_steps != steps or not self._engine_loop.seconds_in_step():
                 steps = self._engine_loop.num_steps
                 self._step_clock.heard()
@@ -405,22 +375,13 @@ class RunnerActor:
     def _deliver(self, deltas: list[TokenDelta]) -> None:
         by_subscriber: dict[str, list[TokenDelta]] = {}
         for delta in deltas:
-            live = self._live.get((delta.request_id, delta.attempt))
+            live = self._live.deliver(delta)
             if live is None:
                 continue
-            live.deltas.append(delta)
             self._stage_ended("first_token")
-            self._count_tokens((delta.request_id, delta.attempt), len(delta.token_ids))
             by_subscriber.setdefault(live.request.subscriber, []).append(delta)
             if delta.finish_reason is not None:
-                live.finished_at = time.monotonic()
-                self._ended((delta.request_id, delta.attempt))
-                self._num_ended += 1
-                if not live.done.done():
-                    live.done.set_result(GenerateReply(delta.index + len(delta.token_ids), delta.finish_reason))
-                if delta.finish_reason in FINISHES_ELSEWHERE:
-                    self._drop((delta.request_id, delta.attempt))
-                self._note_idle()
+                self._arrivals.forget((delta.request_id, delta.attempt))
         for subscriber, batch in by_subscriber.items():
             if subscriber in self._streams:
                 self._streams[subscriber].put(batch)
@@ -430,9 +391,7 @@ class RunnerActor:
             stream.put([])
 
     def _fail_all(self, error: BaseException) -> None:
-        for live in self._live.values():
-            if not live.done.done():
-                live.done.set_exception(EngineDeadError(f"the engine died: {error!r}"))
+        self._live.fail_all(EngineDeadError(f"the engine died: {error!r}"))
         for stream in self._streams.values():
             stream.close()
         self._after_engine_death()
@@ -448,27 +407,23 @@ class RunnerActor:
                 del self._streams[subscriber]
                 self._abort_orphans(subscriber)
 
-    def _note_idle(self) -> None:
-        if not self._unfinished:
-            self._idle.set()
-
     def _load_for(self, subscriber: str) -> EngineLoad:
         """Room is counted here rather than in the scheduler, so that what is on its way to it has its place already."""
         config, queue, arrivals = self._config, self._engine_loop.queue, self._arrivals
         arrivals.seen(queue.sampled_at)
         return EngineLoad(
-            free=config.max_num_seqs + config.max_queued_requests - len(self._unfinished),
+            free=config.max_num_seqs + config.max_queued_requests - self._live.num_unfinished,
             max_queued=config.max_queued_requests,
-            num_ended=self._num_ended,
-            num_tokens=self._num_tokens,
+            num_ended=self._live.num_ended,
+            num_tokens=self._live.num_tokens,
             open_places=0 if self._draining is not None else queue.open_places,
             num_movable=queue.num_movable.get(subscriber, 0),
-            oldest_wait_s=self._wait_s(queue.oldest.get(subscriber)),
+            oldest_wait_s=self._live.wait_s(queue.oldest.get(subscriber)),
             sampled_at=time.time(),
             num_running=queue.num_running,
             num_waiting=queue.num_waiting + len(arrivals),
             waiting_tokens=queue.waiting_tokens + arrivals.num_tokens,
-            longest_wait_s=round(max(self._wait_s(queue.first_come), arrivals.longest_wait_s), 3),
+            longest_wait_s=round(max(self._live.wait_s(queue.first_come), arrivals.longest_wait_s), 3),
             kv_tokens=queue.kv_tokens,
             free_kv_tokens=queue.free_kv_tokens,
             num_arrived=self._num_arrived,
@@ -477,15 +432,11 @@ class RunnerActor:
             num_generated_tokens=queue.num_generated_tokens,
         )
 
-    def _wait_s(self, key: RequestKey | None) -> float:
-        live = None if key is None else self._live.get(key)
-        return 0.0 if live is None else round(time.monotonic() - live.came_at, 3)
-
-    def _adding(self, request: EngineRequest) -> Callable[[Engine], None]:
+    def _adding(self, live: LiveRequest) -> Callable[[Engine], None]:
         """What the engine's thread is to do about a request that comes, to the place that was kept for it if there is one."""
+        request = live.request
         is_expected = request.moved and self._reservations.take(request.subscriber)
-        key = request.request_id, request.attempt
-        arrival = self._arrivals.add(key, self._unfinished[key])
+        arrival = self._arrivals.add((request.request_id, request.attempt), live.num_tokens)
 
         def run(engine) -> None:
             if is_expected:
@@ -498,38 +449,17 @@ class RunnerActor:
     def _release_reserved(self, count: int) -> None:
         self._engine_loop.call(lambda engine: engine.scheduler.release_reserved(count))
 
-    def _count_tokens(self, key: RequestKey, more: int) -> None:
-        if key in self._unfinished:
-            self._unfinished[key] += more
-            self._num_tokens += more
-
-    def _ended(self, key: RequestKey) -> None:
-        self._num_tokens -= self._unfinished.pop(key, 0)
-        self._arrivals.forget(key)
-
     def _abort_orphans(self, subscriber: str) -> None:
         """End the requests of a subscriber that did not come back."""
         if subscriber in self._streams:
             return
-        orphans = [
-            k for k, live in self._live.items() if live.request.subscriber == subscriber and not live.finished_at
-        ]
-        for key in orphans:
+        for key, _ in list(self._live.unfinished(subscriber)):
             logger.warning("request %s attempt %d: its ingress is gone; aborted", *key)
             self._engine_loop.abort(*key)
 
-    def _forget_old(self) -> None:
-        """Drop answers that ended long ago; they are in order of age, because dictionaries keep insertion order."""
-        now = time.monotonic()
-        for key in [k for k, live in self._live.items() if live.finished_at and now - live.finished_at > RETENTION_S]:
-            self._drop(key)
-
     def _drop(self, key: RequestKey) -> None:
-        self._live.pop(key, None)
-        self._ended(key)
-        if self._attempts.get(key[0]) == key[1]:
-            del self._attempts[key[0]]
-        self._note_idle()
+        self._live.drop(key)
+        self._arrivals.forget(key)
 
 
 def _new_loop(engine, *callbacks):

@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-from actors import delta_stream, place_reservations
-from actors import engine_actor as runner_actor
+from actors import delta_stream, live_requests, place_reservations
 from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError, StaleAttemptError
@@ -123,7 +122,7 @@ async def test_a_call_cancelled_before_the_engine_took_it_harms_nobody(actor):
         await asyncio.sleep(0)
     assert await busy == GenerateReply(200, "length")
     assert (await actor.check_integrity())["num_requests_running"] == 0
-    left = {key for key, live in actor._live.items() if live.finished_at is None}
+    left = {key for key, _ in actor._live.unfinished()}
     assert left == set(), "what the engine never had must not be remembered"
 
 
@@ -132,9 +131,10 @@ async def test_an_answer_that_ended_long_ago_is_forgotten_though_nobody_asks_for
     await asyncio.sleep(0)
     await actor.generate(subscribed("a", [1], ignore_eos=True))
     await stream.wait_for("a", 8)
-    assert list(actor._live) == [("a", 0)], "its subscriber may yet lose the stream"
-    monkeypatch.setattr(runner_actor, "RETENTION_S", 0.2)
-    await until(lambda: not actor._live and not actor._attempts, 10)
+    assert ("a", 0) in actor._live, "its subscriber may yet lose the stream"
+    monkeypatch.setattr(live_requests, "RETENTION_S", 0.2)
+    await until(lambda: not len(actor._live), 10)
+    assert actor._live.newest_attempt("a") == -1
 
 
 async def test_a_broken_stream_resumes_from_an_index(actor):
@@ -288,7 +288,7 @@ async def test_waiting_requests_go_back_to_their_ingress_in_the_order_of_service
     assert not any(task.done() for task in running), "who has begun stays"
     for task in running:
         task.cancel()
-    await until(lambda: not actor._unfinished, 10)
+    await until(lambda: not actor._live.num_unfinished, 10)
     await actor.check_integrity()
 
 
@@ -314,7 +314,7 @@ async def test_streams_say_with_how_many_tokens_the_engine_has_to_do(actor):
     # Not in each step's message: a step is a few milliseconds.
     for before, after in itertools.pairwise(_loads(stream)):
         assert before.room != after.room or after.sampled_at - before.sampled_at > 0.4
-    assert not actor._unfinished
+    assert not actor._live.num_unfinished
 
 
 async def test_streams_say_who_waits_and_what_the_cache_holds(actor):

@@ -1,0 +1,152 @@
+"""The requests of one engine actor: those that are here, those that ended lately, and how many tokens they are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cluster.errors import StaleAttemptError
+from cluster.outputs import FINISHES_ELSEWHERE, GenerateReply, TokenDelta
+from cluster.request import EngineRequest, RequestKey
+
+# A finished answer is kept this long, so that an ingress whose stream broke can fetch the end of it.
+RETENTION_S = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class LiveRequest:
+    """A request inside the actor, or one that ended lately.
+
+    Attributes:
+        done: resolved with the reply to whoever asked.
+        came_at, finished_at: of ``time.monotonic``.
+        deltas: all that its engine said about it.
+        num_tokens: of its prompt and its answer so far.
+    """
+
+    request: EngineRequest
+    done: asyncio.Future
+    came_at: float
+    num_tokens: int
+    deltas: list[TokenDelta] = field(default_factory=list)
+    finished_at: float | None = None
+
+
+class LiveRequests:
+    """One key set: a request is opened, told of, and dropped in one place. Belongs to one event loop.
+
+    Attributes:
+        num_unfinished, num_tokens: requests that have not ended, and their tokens of prompt and answer so far.
+        num_ended: since the start.
+        idle: set while no request is unfinished.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[RequestKey, LiveRequest] = {}
+        self._attempts: dict[str, int] = {}
+        self.num_unfinished = self.num_tokens = self.num_ended = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def __contains__(self, key: RequestKey) -> bool:
+        return key in self._of
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def newest_attempt(self, request_id: str) -> int:
+        """-1 if the request is not here."""
+        return self._attempts.get(request_id, -1)
+
+    def open(self, request: EngineRequest, done: asyncio.Future) -> LiveRequest:
+        """A request comes.
+
+        Raises:
+            StaleAttemptError: this attempt or a newer one is here.
+        """
+        key = request.request_id, request.attempt
+        newest = self.newest_attempt(request.request_id)
+        if request.attempt < newest:
+            raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is older than attempt {newest}")
+        if key in self._of:
+            raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is already here")
+        num_tokens = len(request.prompt_token_ids) + len(request.output_token_ids)
+        live = self._of[key] = LiveRequest(request, done, time.monotonic(), num_tokens)
+        self._attempts[request.request_id] = request.attempt
+        self.num_unfinished += 1
+        self.num_tokens += num_tokens
+        self.idle.clear()
+        return live
+
+    def deliver(self, delta: TokenDelta) -> LiveRequest | None:
+        """The engine says something about a request; None if nobody wants to know."""
+        key = delta.request_id, delta.attempt
+        live = self._of.get(key)
+        if live is None:
+            return None
+        live.deltas.append(delta)
+        if live.finished_at is None:
+            live.num_tokens += len(delta.token_ids)
+            self.num_tokens += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            self._finish(live)
+            self.num_ended += 1
+            if not live.done.done():
+                live.done.set_result(GenerateReply(delta.index + len(delta.token_ids), delta.finish_reason))
+            if delta.finish_reason in FINISHES_ELSEWHERE:
+                self.drop(key)
+        return live
+
+    def fail_all(self, error: BaseException) -> None:
+        """Nothing more will be said about any of them."""
+        for live in self._of.values():
+            if not live.done.done():
+                live.done.set_exception(error)
+
+    def unfinished(self, subscriber: str | None = None) -> Iterable[tuple[RequestKey, LiveRequest]]:
+        """Those that have not ended, of all subscribers or of one."""
+        for key, live in self._of.items():
+            if live.finished_at is None and subscriber in (None, live.request.subscriber):
+                yield key, live
+
+    def missing(self, subscriber: str, wanted: dict[str, int]) -> Iterable[list[TokenDelta]]:
+        """What a subscriber's broken stream may have lost.
+
+        Args:
+            wanted: request id to the index of the next token wanted.
+        """
+        for live in self._of.values():
+            index = wanted.get(live.request.request_id)
+            if index is not None and live.request.subscriber == subscriber:
+                yield [d for d in live.deltas if d.index + len(d.token_ids) > index or d.finish_reason]
+
+    def wait_s(self, key: RequestKey | None) -> float:
+        """How long ago it came, in seconds; 0 if it is not here."""
+        live = None if key is None else self._of.get(key)
+        return 0.0 if live is None else round(time.monotonic() - live.came_at, 3)
+
+    def drop(self, key: RequestKey) -> None:
+        """Nobody will ask for it again."""
+        live = self._of.pop(key, None)
+        if live is None:
+            return
+        self._finish(live)
+        if self._attempts.get(key[0]) == key[1]:
+            del self._attempts[key[0]]
+
+    def drop_old(self) -> None:
+        """Drop the answers that ended more than ``RETENTION_S`` ago."""
+        before = time.monotonic() - RETENTION_S
+        for key in [k for k, live in self._of.items() if live.finished_at and live.finished_at < before]:
+            self.drop(key)
+
+    def _finish(self, live: LiveRequest) -> None:
+        if live.finished_at is not None:
+            return
+        live.finished_at = time.monotonic()
+        self.num_unfinished -= 1
+        self.num_tokens -= live.num_tokens
+        if not self.num_unfinished:
+            self.idle.set()

@@ -1,0 +1,101 @@
+"""Counts of an actor's requests are those of its requests, whatever comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors import live_requests
+from actors.live_requests import LiveRequests
+from cluster.errors import StaleAttemptError
+from cluster.outputs import FINISH_MOVE, GenerateReply, TokenDelta
+from cluster.request import EngineRequest
+from cluster.sampling_params import SamplingParams
+
+
+def request(name: str, attempt: int, num_prompt: int = 3, subscriber: str = "s") -> EngineRequest:
+    return EngineRequest(name, [1] * num_prompt, SamplingParams(), attempt=attempt, subscriber=subscriber)
+
+
+def future() -> asyncio.Future:
+    return asyncio.get_running_loop().create_future()
+
+
+NAMES = st.sampled_from("abc")
+ATTEMPTS = st.integers(0, 2)
+EVENTS = st.one_of(
+    st.tuples(st.just("open"), NAMES, ATTEMPTS, st.integers(1, 9)),
+    st.tuples(st.just("deliver"), NAMES, ATTEMPTS, st.sampled_from([None, None, "length", FINISH_MOVE])),
+    st.tuples(st.just("drop"), NAMES, ATTEMPTS, st.none()),
+)
+
+
+@given(events=st.lists(EVENTS, max_size=60))
+def test_counts_are_those_of_the_requests(events):
+    asyncio.run(_play(events))
+
+
+async def _play(events) -> None:
+    live = LiveRequests()
+    tokens: dict[tuple[str, int], int] = {}  # of those that have not ended
+    remembered: set[tuple[str, int]] = set()
+    ended = 0
+    for kind, name, attempt, value in events:
+        key = name, attempt
+        if kind == "open":
+            newest = max((a for n, a in remembered if n == name), default=-1)
+            if key in remembered or attempt < live.newest_attempt(name):
+                with pytest.raises(StaleAttemptError):
+                    live.open(request(name, attempt, value), future())
+                continue
+            assert attempt >= newest or live.newest_attempt(name) <= attempt
+            live.open(request(name, attempt, value), future())
+            tokens[key] = value
+            remembered.add(key)
+        elif kind == "deliver":
+            found = live.deliver(TokenDelta(name, attempt, 0, [7, 8], finish_reason=value))
+            assert (found is not None) == (key in remembered)
+            if key in tokens:
+                tokens[key] += 2
+            if value is not None and key in remembered:
+                ended += 1
+                tokens.pop(key, None)
+                assert found is not None
+                assert isinstance(await found.done, GenerateReply)
+                if value == FINISH_MOVE:
+                    remembered.discard(key)
+        else:
+            live.drop(key)
+            tokens.pop(key, None)
+            remembered.discard(key)
+        assert dict.fromkeys(tokens) == dict.fromkeys(key for key, _ in live.unfinished())
+        assert (live.num_unfinished, live.num_tokens, live.num_ended) == (len(tokens), sum(tokens.values()), ended)
+        assert live.idle.is_set() == (not tokens)
+        assert {key for key in remembered if key in live} == remembered
+        assert len(live) == len(remembered)
+
+
+async def test_a_stream_that_broke_is_told_what_it_missed_of_its_own_requests():
+    live = LiveRequests()
+    for name, subscriber in (("a", "s"), ("b", "other"), ("c", "s")):
+        live.open(request(name, 0, subscriber=subscriber), future())
+        for index in range(3):
+            live.deliver(TokenDelta(name, 0, index, [index]))
+    missing = list(live.missing("s", {"a": 1, "b": 0}))
+    assert [[(d.request_id, d.index) for d in deltas] for deltas in missing] == [[("a", 1), ("a", 2)]]
+
+
+async def test_only_answers_that_ended_long_ago_are_dropped(monkeypatch):
+    live = LiveRequests()
+    for name in "ab":
+        live.open(request(name, 0), future())
+    live.deliver(TokenDelta("a", 0, 0, [1], finish_reason="length"))
+    live.drop_old()
+    assert ("a", 0) in live
+    monkeypatch.setattr(live_requests, "RETENTION_S", -1.0)
+    live.drop_old()
+    assert [key for key in (("a", 0), ("b", 0)) if key in live] == [("b", 0)]
+    assert live.newest_attempt("a") == -1
