@@ -25,10 +25,10 @@ TESTS = ["tests/cluster/routing", "tests/cluster/test_journal.py", "-m", "not sl
 # Ray and Paddle are not installed: what imports them is left out, and nothing else may fail.
 IMPORTS = """
 import importlib, pathlib, sys, warnings
-packages = ["bireme.py", "cluster", "actors", "gpu_ops", "deployments"]
+packages = ["bireme", "cluster", "actors", "gpu_ops", "deployments"]
 warnings.simplefilter("error", SyntaxWarning)
 folders = [pathlib.Path(name) for name in packages]
-files = [file for path in folders for file in ([path] if path.suffix else path.rglob("*.py"))]
+files = [file for path in folders for file in path.rglob("*.py")]
 for file in files:
     compile(file.read_text(encoding="utf-8"), str(file), "exec")
 imported = 0

@@ -39,6 +39,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     },
     "deployments": {
         "": {"openai_api", "http", "routing", "replica", "admin", "metrics", "start", "supervision", "ray_private"},
+        "offline": {"openai_api", "http", "routing", "metrics", "start"},
         "admin": {"routing", "replica"},
         "openai_api": {"http", "routing", "metrics"},
         "http": {"routing", "metrics", "start"},
@@ -67,6 +68,8 @@ WITHOUT_PADDLE = (
     "deployments.llm",
     "deployments.start.prepare",
     "gpu_ops.build",
+    "bireme",
+    "deployments.offline.llm",
 )
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from cluster.api_errors import ApiError
 from cluster.outputs import TokenDelta
 from deployments.http.choice import Choice
-from deployments.routing.engine_client import EngineClient
+from deployments.routing.sequence_client import SequenceClient
 
 # Steps of sequences that are turned into text in one go: about ten microseconds each, more with stop strings.
 _READ_AT_ONCE = 512
@@ -27,7 +27,7 @@ class Generation:
         when_closed: called when it is closed.
     """
 
-    def __init__(self, client: EngineClient, choices: Sequence[Choice]) -> None:
+    def __init__(self, client: SequenceClient, choices: Sequence[Choice]) -> None:
         self.choices = choices
         self.when_closed: Callable[[], None] = _nothing
         self._client = client

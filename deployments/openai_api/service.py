@@ -41,7 +41,7 @@ from deployments.openai_api.sampling import (
     sampling_params,
 )
 from deployments.openai_api.sampling_defaults import SamplingDefaults
-from deployments.routing.engine_client import EngineClient
+from deployments.routing.sequence_client import SequenceClient
 
 
 class Caller(NamedTuple):
@@ -76,7 +76,7 @@ class OpenAiService:
 
     def __init__(
         self,
-        client: EngineClient,
+        client: SequenceClient,
         tokenizer: Tokenizer,
         model_id: str,
         limits: ModelLimits,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bireme import PACKAGES
+from bireme.__main__ import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -30,9 +30,9 @@ print(CSRC)
 def environment(tmp_path_factory) -> Path:
     """With the wheel, and the dependencies of this one, but not its project."""
     folder = tmp_path_factory.mktemp("installed")
-    for name in (*PACKAGES, "ray_configs"):
+    for name in (*PACKAGES, "bireme", "ray_configs"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("bireme.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     wheel = [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bireme import PACKAGES
+from bireme.__main__ import PACKAGES
 from cluster.errors import BiremeError
 from deployments.start.preflight import check_cluster, check_listening, check_temporary_folder
 from deployments.start.serve_environment import free_port
@@ -99,7 +99,7 @@ def test_another_package_of_our_name_is_named_with_its_path(tmp_path, name, way)
     (tmp_path / name / "__init__.py").write_text("raise RuntimeError('a stranger was imported')")
     path = f"{tmp_path}:{ROOT}" if way == "PYTHONPATH" else str(ROOT)
     ran = subprocess.run(
-        [sys.executable, str(ROOT / "bireme.py"), "serve", "--port", str(free_port())],
+        [sys.executable, str(ROOT / "bireme" / "__main__.py"), "serve", "--port", str(free_port())],
         cwd=tmp_path if way == "folder" else ROOT,
         env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
         capture_output=True,

@@ -7,7 +7,7 @@ import os
 import sys
 
 PACKAGES = ("cluster", "actors", "deployments", "gpu_ops")
-_ROOT = os.path.dirname(os.path.realpath(__file__))
+_ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 
 def main() -> None:

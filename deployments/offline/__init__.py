@@ -1,0 +1,1 @@
+"""The model in the caller's own process, without Ray and HTTP."""

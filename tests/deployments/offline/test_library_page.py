@@ -1,0 +1,44 @@
+"""The library's page and notebook run from top to bottom."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_docs import PYTHON_BLOCK, ROOT
+
+
+def page() -> str:
+    return "\n".join(code for _, code in PYTHON_BLOCK.findall((ROOT / "docs/library.md").read_text(encoding="utf-8")))
+
+
+def notebook() -> str:
+    cells = json.loads((ROOT / "docs/library.ipynb").read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [page, notebook], ids=lambda program: program.__name__)
+def test_every_block_runs(program, smollm2_source):
+    result = subprocess.run([sys.executable, "-c", program()], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="ray[data] is not installed")
+def test_a_file_is_scored_with_ray_data(tmp_path: Path, smollm2_source):
+    lines = tmp_path / "questions.jsonl"
+    lines.write_text("".join(json.dumps({"prompt": f"Number {i} is"}) + "\n" for i in range(6)))
+    script = [sys.executable, str(ROOT / "docs/examples/score_file.py"), str(lines), str(tmp_path / "answers")]
+    subprocess.run(script, cwd=ROOT, check=True, capture_output=True, timeout=240)
+    answers = [
+        json.loads(line) for path in (tmp_path / "answers").glob("*.json") for line in path.read_text().splitlines()
+    ]
+    assert {answer["prompt"] for answer in answers} == {f"Number {i} is" for i in range(6)}
+    assert all(answer["text"] for answer in answers)

@@ -1,0 +1,125 @@
+"""The library gives the server's tokens, from the caller's own process."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bireme import LLM, SamplingParams
+from cluster.errors import ConfigError, EngineDeadError, InvalidRequestError
+from tests.deployments.conftest import App
+from tests.engines import write_tiny_model
+from tests.served_device import served_on_device
+
+QUESTION = [{"role": "user", "content": "Name three colours."}]
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2_source):
+    with LLM(**served_on_device(max_num_seqs=4)) as made:
+        yield made
+
+
+def engine_is_idle(llm: LLM) -> bool:
+    def look(engine) -> bool:
+        engine.check_integrity()
+        return not engine.scheduler.running and not engine.scheduler.waiting
+
+    return llm._client._engine_loop.call(look).result(10)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_prompt_has_the_tokens_of_the_server(app: App, llm: LLM, temperature):
+    params = SamplingParams(temperature=temperature, seed=11, max_tokens=24, logprobs=2, stop=("\n\n",))
+    (output,) = llm.generate("The sea is", params, n=2)
+    body = {
+        "prompt": "The sea is",
+        "temperature": temperature,
+        "seed": 11,
+        "max_tokens": 24,
+        "n": 2,
+        "logprobs": 2,
+        "top_p": 1,
+    }
+    answer = app.post("/v1/completions", {**body, "stop": ["\n\n"], "return_token_ids": True}).json()
+    assert [(one.text, one.token_ids, one.finish_reason) for one in output.outputs] == [
+        (choice["text"], choice["token_ids"], choice["finish_reason"]) for choice in answer["choices"]
+    ]
+    assert [entry.logprob for entry in output.outputs[0].logprobs] == answer["choices"][0]["logprobs"]["token_logprobs"]
+    assert output.prompt_token_ids == answer["choices"][0]["prompt_token_ids"]
+    assert output.fingerprint == answer["system_fingerprint"].partition("+")[0]
+
+
+def test_a_chat_without_parameters_is_the_servers_with_the_seed_that_it_tells(app: App, llm: LLM):
+    (output,) = llm.chat(QUESTION)
+    answer = app.post("/v1/chat/completions", {"messages": QUESTION, "seed": output.seed, "return_token_ids": True})
+    assert output.outputs[0].token_ids == answer.json()["choices"][0]["token_ids"]
+    assert output.text == answer.json()["choices"][0]["message"]["content"]
+    assert output.prompt is None
+
+
+def test_outputs_come_in_the_order_of_their_prompts_and_each_is_its_own(llm: LLM):
+    prompts = [f"Number {i} is" for i in range(20)]
+    params = [SamplingParams(seed=i, max_tokens=1 + i % 5) for i in range(20)]
+    together = llm.generate(prompts, params)
+    assert [output.prompt for output in together] == prompts
+    for i in (0, 7, 19):
+        (alone,) = llm.generate([together[i].prompt_token_ids], params[i])
+        assert (alone.outputs, alone.prompt) == (together[i].outputs, None)
+    assert llm.generate([]) == []
+    assert engine_is_idle(llm)
+
+
+def test_conversations_are_one_or_several(llm: LLM):
+    params = SamplingParams(temperature=0.0, max_tokens=6, logprobs=0)
+    alone, several = llm.chat(QUESTION, params), llm.chat([QUESTION, QUESTION], params)
+    assert [one.outputs for one in several] == [alone[0].outputs] * 2
+    assert len(alone[0].outputs[0].logprobs) == len(alone[0].outputs[0].token_ids)
+
+
+async def test_it_works_where_an_event_loop_runs_as_in_notebooks(llm: LLM):
+    (output,) = llm.generate("a", SamplingParams(max_tokens=2))
+    assert len(output.outputs[0].token_ids) == 2
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": ["a", ""]}, r"prompts\[1\]: prompt has no tokens"),
+        ({"prompts": ["a", [10**6]]}, r"prompts\[1\]: prompt: token ids must be below 49152"),
+        ({"prompts": "a", "n": 0}, "^n: "),
+        ({"prompts": ["a", "b"], "sampling_params": [SamplingParams()]}, "1 entries for 2 prompts"),
+        ({"prompts": "a", "sampling_params": SamplingParams(temperature=-1)}, "temperature"),
+    ],
+)
+def test_what_is_at_fault_is_named_and_nothing_stays(llm: LLM, arguments, message):
+    with pytest.raises(InvalidRequestError, match=message):
+        llm.generate(**arguments)
+    assert not llm._client._open
+    assert engine_is_idle(llm)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs"),
+        ({"deployment_config": {}}, "deployment_config is a setting of the server"),
+        ({"seqs": 1}, "seqs is not a setting"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_loaded(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        LLM(**settings)
+
+
+def test_a_closed_library_says_so(tmp_path):
+    llm = LLM(str(write_tiny_model(tmp_path)), tokenizer="smollm2-135m-instruct", load_format="dummy", num_kv_blocks=16)
+    (output,) = llm.generate([[1, 2, 3]], SamplingParams(max_tokens=3, ignore_eos=True))
+    assert len(output.outputs[0].token_ids) == 3
+    llm.close()
+    llm.close()
+    with pytest.raises(EngineDeadError, match="closed"):
+        llm.generate([[1]])
+    assert not llm._thread.is_alive()
