@@ -15,7 +15,6 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from actors.engine.starting import start_engine
 from actors.model_files.source import resolve_model
 from actors.text.tokenizer import Tokenizer, load_tokenizer
 from cluster.api_errors import ApiError
@@ -56,6 +55,9 @@ class LLM:
 
     def __init__(self, model: str = DEFAULT_MODEL, **settings: Any) -> None:
         config = _config(model, settings)
+        # Here, because it loads Paddle.
+        from actors.engine.starting import start_engine
+
         source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
         self.tokenizer: Tokenizer = load_tokenizer(source)
         defaults = sampling_defaults(config, source)
@@ -163,7 +165,9 @@ class LLM:
     async def _start_chat(self, body: dict[str, Any]) -> tuple[Generation, OpenAiResponse]:
         return await self._service.chat(body)
 
-    def _run(self, start: _Start, bodies: list[dict[str, Any]], what: str, progress: bool | None) -> list[RequestOutput]:
+    def _run(
+        self, start: _Start, bodies: list[dict[str, Any]], what: str, progress: bool | None
+    ) -> list[RequestOutput]:
         if self._loop.is_closed():
             raise EngineDeadError("this LLM was closed")
         console = Console(stderr=True)
