@@ -27,17 +27,16 @@ class SamplingGraph(IntEnum):
 
     @classmethod
     def for_needs(cls, needs: SamplingNeeds) -> SamplingGraph | None:
-        """The least that serves a step; None for what is never captured."""
-        if needs.prompt_logprobs:
-            return None
-        if needs.num_logprobs >= 0:
-            return cls.LOGPROBS
-        return cls.PENALTIES if needs.penalties else cls.PLAIN
+        """The least that serves a step; None where no graph does all that it needs."""
+        return next((graph for graph, done in _DONE_BY_GRAPHS if done.covers(needs)), None)
 
     @property
     def needs(self) -> SamplingNeeds:
         """What the graph does for any step: as many alternatives as a request may ask for."""
         return SamplingNeeds(self >= self.PENALTIES, MAX_LOGPROBS if self >= self.LOGPROBS else -1)
+
+
+_DONE_BY_GRAPHS = tuple((graph, graph.needs) for graph in SamplingGraph)
 
 
 class Sampler:

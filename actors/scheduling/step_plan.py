@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -42,6 +43,13 @@ class SamplingNeeds:
     penalties: bool = False
     num_logprobs: int = -1
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+
+    def covers(self, other: SamplingNeeds) -> bool:
+        """Whether sampling that does all of this does all of ``other``: each field is at least as large."""
+        return all(map(operator.ge, _every_need(self), _every_need(other)))
+
+
+_every_need = operator.attrgetter(*SamplingNeeds.__dataclass_fields__)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import paddle
 import pytest
 
@@ -31,9 +33,18 @@ def test_what_serves_every_step_comes_first_then_what_halves_the_padding():
 )
 def test_the_graph_that_serves_a_step_does_all_that_the_step_needs(needs, graph):
     assert SamplingGraph.for_needs(needs) == graph
-    if graph is not None:
-        assert graph.needs.penalties >= needs.penalties
-        assert graph.needs.num_logprobs >= needs.num_logprobs
+    assert graph is None or graph.needs.covers(needs)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in fields(SamplingNeeds)])
+def test_the_plain_graph_serves_no_step_that_needs_more(name):
+    """Whatever there is to need: a graph that does not know of it must not be replayed in its place."""
+    nothing = SamplingNeeds()
+    some = {bool: True, int: 3, list: [PromptLogprobs(0, 0, (1,), 0)]}[type(getattr(nothing, name))]
+    needs = SamplingNeeds(**{name: some})
+    assert needs.covers(nothing)
+    assert not nothing.covers(needs)
+    assert SamplingGraph.for_needs(needs) != SamplingGraph.PLAIN
 
 
 class FakeGpu:
