@@ -46,6 +46,7 @@ FAMILIES: dict[str, dict] = {
     },
     "olmo2": {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
 }
+OTHER_FAMILIES = [family for family in FAMILIES if family != "llama"]
 
 
 def write_tiny_model(folder: Path, family: str = "llama") -> Path:

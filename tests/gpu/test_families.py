@@ -13,12 +13,11 @@ from actors.model_files.weights import iter_weights
 from actors.models.load import load_model
 from tests.actors.models.test_models import all_logits
 from tests.actors.runner.test_overlap import mixed_requests, replay
+from tests.engines import OTHER_FAMILIES
 from tests.gpu.engines import gpu_engine, write_tiny_gpu_model
 
-FAMILIES = ("granite", "olmo2")
 
-
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=OTHER_FAMILIES)
 def folder(request, tmp_path_factory):
     return write_tiny_gpu_model(tmp_path_factory.mktemp(request.param), request.param)
 

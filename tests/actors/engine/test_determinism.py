@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from actors.engine.loading import load_engine
 from cluster.config import EngineConfig
 from tests.actors.runner.test_overlap import generate, preempt_at
-from tests.engines import answer, make_engine, request, write_tiny_model
+from tests.engines import OTHER_FAMILIES, answer, make_engine, request, write_tiny_model
 
 LIMIT = 96  # tokens a request may have: six blocks
 
@@ -141,7 +141,7 @@ def test_a_continuation_on_another_engine_goes_on_exactly(tiny_model):
         assert got["a"] == (tokens[cut:], logprobs[cut:], *end)
 
 
-@pytest.mark.parametrize("family", ["granite", "olmo2"])
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
 def test_other_families_give_the_same_bits_overlapped_preempted_and_alone(tmp_path, family):
     """Beside neighbours, in chunks of other sizes, with prefixes found in the cache, on two threads, and on a pool too small."""
     folder = write_tiny_model(tmp_path, family)
