@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -66,6 +67,14 @@ def test_named_files_exist() -> None:
     named = set(re.findall(r"`((?:actors|cluster|deployments|docs|gpu_ops|tests)/[\w./]*)`", text))
     assert len(named) > 30
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_tests_that_scripts_and_pages_name_exist():
+    files = [*PAGES, *sorted((ROOT / "scripts").glob("*.sh"))]
+    named = {name for file in files for name in re.findall(r"(?<![\w/])tests/[\w./{},]*[\w}]", file.read_text("utf-8"))}
+    assert len(named) > 20
+    each = subprocess.run(["bash", "-c", f"printf '%s\\n' {' '.join(sorted(named))}"], capture_output=True, text=True)
+    assert not [name for name in each.stdout.split() if not (ROOT / name).exists()]
 
 
 def test_the_index_of_decisions_has_each_of_them_once() -> None:
