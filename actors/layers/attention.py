@@ -11,7 +11,7 @@ from actors.layers.norm import HeadNorm, ProjectionNorm
 from gpu_ops import decode_ops
 from gpu_ops import forward as ops
 
-KVCache = tuple[paddle.Tensor, paddle.Tensor]
+LayerCache = tuple[paddle.Tensor, paddle.Tensor]
 
 
 class Attention:
@@ -39,7 +39,7 @@ class Attention:
         self.heads, self.scale, self.cos_sin, self.qk_norm = heads, scale, cos_sin, qk_norm
         self._device = device
 
-    def mix(self, qkv: paddle.Tensor, rows: BatchRows, cache: KVCache) -> paddle.Tensor:
+    def mix(self, qkv: paddle.Tensor, rows: BatchRows, cache: LayerCache) -> paddle.Tensor:
         """Norm, rotate, write the cache and attend: qkv [T, (Hq + 2 Hkv) D] -> the input of ``o``, [T, Hq D].
 
         On a GPU where all rows decode, attention takes rotary embedding and cache write along.

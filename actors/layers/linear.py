@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import paddle
 
+from actors.device.cpu import CpuDevice
+from actors.device.host_tensor import host_view
 from actors.layers.norm import RMSNorm
 from actors.layers.weights.weight import Weight
+
+_BIAS = ".bias"
 
 
 class Linear:
@@ -18,6 +25,25 @@ class Linear:
 
     def __init__(self, weight: Weight, bias: paddle.Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
+
+    def ready_arrays(self) -> dict[str, np.ndarray]:
+        """On the CPU, all that it holds, by the ending of their names; for ``from_ready``."""
+        bias = {} if self.bias is None else {_BIAS: host_view(self.bias)}
+        return {**self.weight.ready_arrays(), **bias}
+
+    @staticmethod
+    def ready_shapes(
+        kind: type[Weight], out_features: int, in_features: int, num_biases: int
+    ) -> dict[str, tuple[int, ...]]:
+        """Of those arrays, of a layer with a weight of that kind."""
+        return {**kind.ready_shapes(out_features, in_features), **({_BIAS: (num_biases,)} if num_biases else {})}
+
+    @classmethod
+    def from_ready(
+        cls, device: CpuDevice, kind: type[Weight], tensors: Mapping[str, paddle.Tensor], out_features: int
+    ) -> Linear:
+        """Over the memory of what ``ready_arrays`` of such a layer were."""
+        return cls(kind.from_ready(device, tensors, out_features), tensors.get(_BIAS))
 
     def __call__(self, x: paddle.Tensor, float32_output: bool = False) -> paddle.Tensor:
         """Of any number of rows: [T, in_features] -> [T, out_features]."""

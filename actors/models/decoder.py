@@ -13,11 +13,12 @@ import paddle
 
 from actors.device.cpu import CpuDevice
 from actors.device.host_tensor import host_view
-from actors.layers.attention import Attention, KVCache
+from actors.layers.attention import Attention, LayerCache
 from actors.layers.batch_rows import BatchRows
 from actors.layers.linear import Linear
 from actors.layers.norm import HeadNorm, ProjectionNorm, RMSNorm
 from actors.layers.weights.dense import DenseWeight
+from actors.layers.weights.weight import Weight
 from actors.models.config import ModelConfig
 from actors.models.layer import Layer
 from actors.models.post_norm_layer import PostNormLayer
@@ -50,10 +51,18 @@ class Decoder:
         config: the architecture.
         max_model_len: rows of the rotary table.
         device: where it computes; default the CPU.
+        weight_kind: how the weights of its matmuls are stored.
     """
 
-    def __init__(self, config: ModelConfig, max_model_len: int, device: CpuDevice | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        max_model_len: int,
+        device: CpuDevice | None = None,
+        weight_kind: type[Weight] = DenseWeight,
+    ) -> None:
         self.config = config
+        self.weight_kind = weight_kind
         self.device = device or CpuDevice()
         self.cos_sin = self.device.tensor(config.rope_table(max_model_len))
         self.layers = [self._layer() for _ in range(config.num_layers)]
@@ -104,9 +113,7 @@ class Decoder:
             if isinstance(parameter, RMSNorm):
                 arrays[path] = host_view(parameter.weight)
             else:
-                arrays[path] = host_view(parameter.weight.packed)
-                if parameter.bias is not None:
-                    arrays[path + ".bias"] = host_view(parameter.bias)
+                arrays |= {path + ending: array for ending, array in parameter.ready_arrays().items()}
         return arrays
 
     def take_ready_arrays(self, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -118,24 +125,25 @@ class Decoder:
             ValueError: the arrays are not those of this configuration; nothing was taken.
         """
         expected: dict[str, tuple[int, ...]] = {}
-        rows: dict[str, int] = {}
+        linears: dict[str, tuple[int, list[str]]] = {}  # number of output rows, endings
         for path, names in self._parameters().items():
             matrices = [shapes[name] for name in names if len(shapes[name]) == 2]
             num_biases = sum(shapes[name][0] for name in names if len(shapes[name]) == 1)
             if not matrices:
                 expected[path] = shapes[names[0]]
                 continue
-            rows[path] = sum(shape[0] for shape in matrices)
-            expected[path] = ops.packed_shape(rows[path], matrices[0][1])
-            if num_biases:
-                expected[path + ".bias"] = (num_biases,)
+            rows = sum(shape[0] for shape in matrices)
+            wanted = Linear.ready_shapes(self.weight_kind, rows, matrices[0][1], num_biases)
+            linears[path] = rows, list(wanted)
+            expected |= {path + ending: shape for ending, shape in wanted.items()}
         if expected != {name: array.shape for name, array in arrays.items()}:
             raise ValueError("its arrays are not those of the model")
         tensors = {name: self.device.mapped_tensor(array) for name, array in arrays.items()}
         for path in self._parameters():
-            if path in rows:
-                weight = DenseWeight.from_packed(self.device, tensors[path], rows[path])
-                self._set(path, Linear(weight, tensors.get(path + ".bias")))
+            if path in linears:
+                rows, endings = linears[path]
+                own = {ending: tensors[path + ending] for ending in endings}
+                self._set(path, Linear.from_ready(self.device, self.weight_kind, own, rows))
             else:
                 self._set(path, RMSNorm(tensors[path], self._eps(path)))
         self._tie_head()
@@ -179,7 +187,7 @@ class Decoder:
         """Weights and then biases of projections that are one matmul here, in order of output rows."""
         weights = [array for array in arrays if array.ndim == 2]
         biases = [array for array in arrays if array.ndim == 1]
-        weight = DenseWeight(self.device, np.concatenate(weights) if len(weights) > 1 else weights[0])
+        weight = self.weight_kind.store(self.device, np.concatenate(weights) if len(weights) > 1 else weights[0])
         return Linear(weight, self.device.tensor(np.concatenate(biases)) if biases else None)
 
     def _layer_parameters(self, index: int) -> dict[str, list[str]]:
@@ -204,7 +212,7 @@ class Decoder:
             }
         return names
 
-    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> list[KVCache]:
+    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> list[LayerCache]:
         """One (k, v) pair of cache tensors per layer."""
         config, device = self.config, self.device
         k_shape, v_shape = ops.kv_cache_shape(
@@ -212,7 +220,7 @@ class Decoder:
         )
         return [(device.kv_cache(k_shape), device.kv_cache(v_shape)) for _ in self.layers]
 
-    def forward(self, rows: BatchRows, kv_cache: list[KVCache]) -> paddle.Tensor:
+    def forward(self, rows: BatchRows, kv_cache: list[LayerCache]) -> paddle.Tensor:
         """Hidden states after the final norm, [T, hidden_size]; keys and values of the rows enter the cache."""
         if self.device.is_gpu:
             is_small_batch = rows.positions.shape[0] <= self.max_small_batch and rows.max_rows_per_slot == 1
@@ -238,7 +246,7 @@ class Decoder:
             sum(weight.num_bytes for weight in weights), max(weight.in_features for weight in weights)
         )
 
-    def forward_fused(self, rows: BatchRows, kv_cache: list[KVCache]) -> paddle.Tensor:
+    def forward_fused(self, rows: BatchRows, kv_cache: list[LayerCache]) -> paddle.Tensor:
         """On the CPU: one op a layer."""
         residual = self.embed.weight.embedding(rows.ids)
         hidden = self._input_of_layers(residual)
@@ -246,14 +254,14 @@ class Decoder:
             hidden = layer.fused(hidden, residual, next_norm, rows, cache)
         return hidden
 
-    def forward_small_batch(self, rows: BatchRows, kv_cache: list[KVCache]) -> paddle.Tensor:
+    def forward_small_batch(self, rows: BatchRows, kv_cache: list[LayerCache]) -> paddle.Tensor:
         """A step of at most ``max_small_batch`` decoding rows on a GPU."""
         residual = self.embed.weight.embedding(rows.ids)
         for layer, cache in zip(self.layers, kv_cache, strict=True):
             layer.small_batch(residual, rows, cache)
         return self.final_norm(residual)
 
-    def forward_op_by_op(self, rows: BatchRows, kv_cache: list[KVCache]) -> paddle.Tensor:
+    def forward_op_by_op(self, rows: BatchRows, kv_cache: list[LayerCache]) -> paddle.Tensor:
         """The plain twin of the fused blocks: one op after the other, and on the CPU the same bits. On a GPU the way of prompts
         and of many rows."""
         residual = self.embed.weight.embedding(rows.ids)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import paddle
 
-from actors.layers.attention import Attention, KVCache
+from actors.layers.attention import Attention, LayerCache
 from actors.layers.batch_rows import BatchRows
 from actors.layers.linear import Linear
 from actors.layers.mlp import Mlp
@@ -43,7 +43,12 @@ class Layer(ABC):
         return False
 
     def fused(
-        self, hidden: paddle.Tensor, residual: paddle.Tensor, next_norm: RMSNorm | None, rows: BatchRows, cache: KVCache
+        self,
+        hidden: paddle.Tensor,
+        residual: paddle.Tensor,
+        next_norm: RMSNorm | None,
+        rows: BatchRows,
+        cache: LayerCache,
     ) -> paddle.Tensor:
         """One op on the CPU, with the bits of ``op_by_op``: hidden of the next layer. The residual grows in place."""
         raise NotImplementedError(f"{type(self).__name__} has no fused op")
@@ -55,7 +60,7 @@ class Layer(ABC):
         residual: paddle.Tensor,
         next_norm: RMSNorm | None,
         rows: BatchRows,
-        cache: KVCache,
+        cache: LayerCache,
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Any rows, on any device.
 
@@ -67,6 +72,6 @@ class Layer(ABC):
             Both for the next layer.
         """
 
-    def small_batch(self, residual: paddle.Tensor, rows: BatchRows, cache: KVCache) -> None:
+    def small_batch(self, residual: paddle.Tensor, rows: BatchRows, cache: LayerCache) -> None:
         """A few decoding rows on a GPU: the residual stream [T, H] passes through the layer in place."""
         raise NotImplementedError(f"{type(self).__name__} has no small-batch products")

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import paddle
 
-from actors.layers.attention import KVCache
+from actors.layers.attention import LayerCache
 from actors.layers.batch_rows import BatchRows
 from actors.layers.norm import RMSNorm
 from actors.models.layer import Layer
@@ -28,7 +28,7 @@ class PostNormLayer(Layer):
         residual: paddle.Tensor,
         next_norm: RMSNorm | None,
         rows: BatchRows,
-        cache: KVCache,
+        cache: LayerCache,
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         attention = self.attention
         attended = attention.o(attention.mix(attention.qkv(hidden), rows, cache))

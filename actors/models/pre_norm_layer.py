@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import paddle
 
-from actors.layers.attention import KVCache
+from actors.layers.attention import LayerCache
 from actors.layers.batch_rows import BatchRows
 from actors.layers.norm import HeadNorm, RMSNorm
 from actors.models.layer import Layer
@@ -38,7 +38,12 @@ class PreNormLayer(Layer):
         return all(linear.weight.has_small_batch for linear in self.linears)
 
     def fused(
-        self, hidden: paddle.Tensor, residual: paddle.Tensor, next_norm: RMSNorm | None, rows: BatchRows, cache: KVCache
+        self,
+        hidden: paddle.Tensor,
+        residual: paddle.Tensor,
+        next_norm: RMSNorm | None,
+        rows: BatchRows,
+        cache: LayerCache,
     ) -> paddle.Tensor:
         assert next_norm is not None, _FOLLOWED
         attention, mlp, norm = self.attention, self.mlp, self.attention.qk_norm
@@ -70,7 +75,12 @@ class PreNormLayer(Layer):
         )
 
     def op_by_op(
-        self, hidden: paddle.Tensor, residual: paddle.Tensor, next_norm: RMSNorm | None, rows: BatchRows, cache: KVCache
+        self,
+        hidden: paddle.Tensor,
+        residual: paddle.Tensor,
+        next_norm: RMSNorm | None,
+        rows: BatchRows,
+        cache: LayerCache,
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         assert next_norm is not None, _FOLLOWED
         attention = self.attention
@@ -78,7 +88,7 @@ class PreNormLayer(Layer):
         hidden = self.post_attention_norm.after_add(attended, residual)
         return next_norm.after_add(self.mlp(hidden), residual), residual
 
-    def small_batch(self, residual: paddle.Tensor, rows: BatchRows, cache: KVCache) -> None:
+    def small_batch(self, residual: paddle.Tensor, rows: BatchRows, cache: LayerCache) -> None:
         """Five kernels, each started while the one before it runs."""
         attention, mlp = self.attention, self.mlp
         qkv = attention.qkv.small_batch(residual, self.input_norm)

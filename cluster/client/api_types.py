@@ -33,7 +33,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AnswerChoice:
     """One answer, or in a stream the next piece of it.
 
     Attributes:
@@ -52,7 +52,7 @@ class Choice:
     logprobs: dict[str, Any] | None = None
 
     @classmethod
-    def parse(cls, raw: dict[str, Any]) -> Choice:
+    def parse(cls, raw: dict[str, Any]) -> AnswerChoice:
         message = raw.get("message") or raw.get("delta") or {}
         text = raw["text"] if "text" in raw else message.get("content") or ""
         return cls(
@@ -77,7 +77,7 @@ class Answer:
 
     id: str
     model: str
-    choices: list[Choice]
+    choices: list[AnswerChoice]
     usage: Usage | None
     seed: int | None
     fingerprint: str | None
@@ -88,7 +88,7 @@ class Answer:
         return cls(
             raw["id"],
             raw["model"],
-            [Choice.parse(choice) for choice in raw["choices"]],
+            [AnswerChoice.parse(choice) for choice in raw["choices"]],
             Usage.parse(raw.get("usage")),
             raw.get("seed"),
             raw.get("system_fingerprint"),

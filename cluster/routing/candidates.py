@@ -18,7 +18,7 @@ class RequestView:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineView:
+class EngineCandidate:
     """An engine that the router knows.
 
     Attributes:
@@ -37,7 +37,7 @@ class EngineView:
     num_tokens: int = 0
 
 
-def candidates(request: RequestView, engines: Sequence[EngineView]) -> list[EngineView]:
+def candidates(request: RequestView, engines: Sequence[EngineCandidate]) -> list[EngineCandidate]:
     """The engines that come into question; empty only if there is none at all.
 
     An answer that has begun goes to engines with its fingerprint, to others only where there is none. Of these an avoided one

@@ -10,13 +10,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from cluster.routing.candidates import EngineView, RequestView, candidates
+from cluster.routing.candidates import EngineCandidate, RequestView, candidates
 
-Ranks = Sequence[Sequence[EngineView]]
-Policy = Callable[[RequestView, Sequence[EngineView], random.Random], Ranks]
+Ranks = Sequence[Sequence[EngineCandidate]]
+Policy = Callable[[RequestView, Sequence[EngineCandidate], random.Random], Ranks]
 
 
-def power_of_two(request: RequestView, engines: Sequence[EngineView], rng: random.Random) -> Ranks:
+def power_of_two(request: RequestView, engines: Sequence[EngineCandidate], rng: random.Random) -> Ranks:
     """Two engines at random, of which the one with the shorter queue gets the request.
 
     Mitzenmacher, The power of two choices in randomized load balancing, 2001.
@@ -25,7 +25,7 @@ def power_of_two(request: RequestView, engines: Sequence[EngineView], rng: rando
     return [rng.sample(able, min(2, len(able)))] if able else []
 
 
-def least_tokens(request: RequestView, engines: Sequence[EngineView], rng: random.Random) -> Ranks:
+def least_tokens(request: RequestView, engines: Sequence[EngineCandidate], rng: random.Random) -> Ranks:
     """The engine whose requests have the fewest tokens, running and waiting; then the next. Ties are broken at random."""
     able = candidates(request, engines)
     return [[engine] for engine in sorted(able, key=lambda engine: (engine.num_tokens, rng.random()))]
@@ -38,7 +38,7 @@ POLICIES: Mapping[str, Policy] = {"power_of_two": power_of_two, "least_tokens": 
 def choose(
     policy: Policy,
     request: RequestView,
-    engines: Sequence[EngineView],
+    engines: Sequence[EngineCandidate],
     rng: random.Random,
     failed: Callable[[Exception], None],
 ) -> Ranks:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from cluster.outputs import EngineLoad
 
 
-class EngineView(NamedTuple):
+class EngineSample(NamedTuple):
     """What an engine said of itself last.
 
     Attributes:
@@ -61,4 +61,4 @@ class ScalingInputs(NamedTuple):
     """One ingress and the engines that it hears of."""
 
     ingress: IngressLoad
-    engines: tuple[EngineView, ...]
+    engines: tuple[EngineSample, ...]

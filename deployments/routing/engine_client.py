@@ -16,7 +16,7 @@ from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
 from cluster.outputs import ENGINE_LEAVES, EngineLoad, StreamItem, TokenDelta
 from cluster.replies import EngineLost
-from cluster.scaling.inputs import EngineView, ScalingInputs
+from cluster.scaling.inputs import EngineSample, ScalingInputs
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import DRAINED, SILENT_ENGINES, RequestEvents
 from deployments.routing.attempts import Attempts
@@ -102,7 +102,7 @@ class EngineClient:
     def inputs(self) -> ScalingInputs:
         """What this ingress knows of its own load and of the engines'."""
         now = time.monotonic()
-        engines = (EngineView(s.engine_id, s.load, now - s.heard_at) for s in self._streams if s.load is not None)
+        engines = (EngineSample(s.engine_id, s.load, now - s.heard_at) for s in self._streams if s.load is not None)
         return ScalingInputs(self.metrics.load(self.num_running, len(self._submissions.unplaced)), tuple(engines))
 
     @property

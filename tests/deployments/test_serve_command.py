@@ -30,7 +30,7 @@ from deployments.start.private_folder import private_base
 from deployments.start.serve_config import BUILDER, configured_model, serve_config, without_keys
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.conftest import App, wait_for
-from tests.deployments.http.test_slow_connections import half_open, is_closed
+from tests.deployments.http.server.test_slow_connections import half_open, is_closed
 from tests.deployments.strangers import files_with, opened_by_a_stranger, shown_by_ps
 from tests.deployments.supervision.signals import leftovers
 from tests.engines import TINY_CONFIG

@@ -24,7 +24,7 @@ def int_tensor(values) -> paddle.Tensor:
 
 @pytest.fixture
 def block():
-    """Arguments of the op for 23 rows: 20 of slot 1, two of slot 0, one surplus."""
+    """Arguments of the op for 23 rows: 20 of slot 1, two of slot 0, one padding."""
     rng = np.random.default_rng(0)
     k_shape, v_shape = ops.kv_cache_shape(4, 16, KV_HEADS, DIM)
     return {

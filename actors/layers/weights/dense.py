@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
+from actors.device.host_tensor import host_view
 from actors.layers.norm import RMSNorm
 from actors.layers.weights.weight import Weight
 from gpu_ops import decode_ops
@@ -17,27 +20,30 @@ class DenseWeight(Weight):
 
     Args:
         device: where it lies.
-        array: [out_features, in_features] in the device's type.
-
-    Attributes:
         packed: the weight as ``gpu_ops.forward.pack_weight`` returned it.
+        num_bytes: before that.
     """
 
-    def __init__(self, device: CpuDevice, array: np.ndarray) -> None:
-        self.take(device, ops.pack_weight(device.tensor(array)), array.shape[0], array.nbytes)
-
-    @classmethod
-    def from_packed(cls, device: CpuDevice, packed: paddle.Tensor, out_features: int) -> DenseWeight:
-        """Over what ``packed`` of such a weight on the CPU was."""
-        weight = cls.__new__(cls)
-        weight.take(device, packed, out_features, 4 * out_features * int(packed.shape[1]))
-        return weight
-
-    def take(self, device: CpuDevice, packed: paddle.Tensor, out_features: int, num_bytes: int) -> None:
-        """Be the weight that was packed so, of ``num_bytes`` before that."""
+    def __init__(self, device: CpuDevice, packed: paddle.Tensor, out_features: int, num_bytes: int) -> None:
         self.packed, self.out_features, self.in_features = packed, out_features, int(packed.shape[1])
         self.num_bytes = num_bytes
         self._batch_invariant = device.batch_invariant
+
+    @classmethod
+    def store(cls, device: CpuDevice, array: np.ndarray) -> DenseWeight:
+        return cls(device, ops.pack_weight(device.tensor(array)), array.shape[0], array.nbytes)
+
+    def ready_arrays(self) -> dict[str, np.ndarray]:
+        return {"": host_view(self.packed)}
+
+    @classmethod
+    def ready_shapes(cls, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
+        return {"": ops.packed_shape(out_features, in_features)}
+
+    @classmethod
+    def from_ready(cls, device: CpuDevice, tensors: Mapping[str, paddle.Tensor], out_features: int) -> DenseWeight:
+        packed = tensors[""]
+        return cls(device, packed, out_features, 4 * out_features * int(packed.shape[1]))
 
     def linear(self, x: paddle.Tensor, bias: paddle.Tensor | None, float32_output: bool) -> paddle.Tensor:
         return ops.linear(x, self.packed, self.out_features, bias, float32_output, self._batch_invariant)

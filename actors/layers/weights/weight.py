@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
+import numpy as np
 import paddle
 
+from actors.device.cpu import CpuDevice
 from actors.layers.norm import RMSNorm
 
 
@@ -19,6 +22,25 @@ class Weight(ABC):
     out_features: int
     in_features: int
     num_bytes: int
+
+    @classmethod
+    @abstractmethod
+    def store(cls, device: CpuDevice, array: np.ndarray) -> Weight:
+        """From W as an array of the device's type."""
+
+    @abstractmethod
+    def ready_arrays(self) -> dict[str, np.ndarray]:
+        """On the CPU, all that it holds, for ``from_ready``: views of its own memory, by the ending of their names."""
+
+    @classmethod
+    @abstractmethod
+    def ready_shapes(cls, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
+        """Of those arrays."""
+
+    @classmethod
+    @abstractmethod
+    def from_ready(cls, device: CpuDevice, tensors: Mapping[str, paddle.Tensor], out_features: int) -> Weight:
+        """Over the memory of what ``ready_arrays`` of such a weight were."""
 
     @abstractmethod
     def linear(self, x: paddle.Tensor, bias: paddle.Tensor | None, float32_output: bool) -> paddle.Tensor:

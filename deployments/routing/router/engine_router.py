@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.outputs import ServedModel
 from cluster.request import EngineRequest
-from cluster.routing.candidates import EngineView, RequestView
+from cluster.routing.candidates import EngineCandidate, RequestView
 from cluster.routing.policies import POLICIES, choose
 
 # Serve copies this module's classes, globals included, into the processes that route; other modules are imported there, and
@@ -77,8 +77,8 @@ class EngineRouter(PinnedRouter):
         self._choices.set_engines({m["engine_id"]: m["fingerprint"] for m in metadata if "engine_id" in m})
         self._choices.model = next(filter(None, map(ServedModel.of, metadata)), self._choices.model)
 
-    def _view(self, engine_id: str, replica, near) -> EngineView:
-        return EngineView(
+    def _view(self, engine_id: str, replica, near) -> EngineCandidate:
+        return EngineCandidate(
             engine_id,
             fingerprint=replica.replica_metadata.get("fingerprint", ""),
             is_avoided=self._choices.is_avoided(engine_id),

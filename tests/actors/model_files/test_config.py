@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from actors.layers.rope import RopeScaling, inverse_frequencies
+from actors.layers.rope import RopeScaling
 from actors.model_files.config import config_from_json, load_model_config
-from actors.model_files.rope_scaling import normalise_rope_scaling
-from actors.model_files.source import ModelSource, resolve_model
+from actors.model_files.source import ModelSource
 from actors.models.config import ModelConfig
 from cluster.errors import ModelLoadError
-from tests.actors.model_files.gguf_writer import METADATA, random_tensors, tensor_shapes, write_gguf
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -141,79 +136,3 @@ def test_values_of_the_wrong_type_are_refused(tmp_path: Path, changes: dict[str,
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **changes}))
     with pytest.raises(ModelLoadError, match=r"config.json holds a value of the wrong type"):
         load_model_config(ModelSource("dummy", tmp_path, None, "m"))
-
-
-def test_gguf_metadata(tmp_path: Path):
-    shapes = {**tensor_shapes(), "output.weight": (32, 64), "blk.0.attn_q.bias": (64,)}
-    scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0, "attention.key_length": 16}
-    file = write_gguf(tmp_path / "m.gguf", random_tensors(shapes), arch="qwen2", metadata={**METADATA, **scaling})
-    config = load_model_config(resolve_model(str(file)))
-    assert (config.architecture, config.vocab_size, config.head_dim) == ("qwen2", 32, 16)
-    assert config.rope_scaling == RopeScaling("linear", 2.0)
-    assert config.max_position_embeddings == 128
-    assert not config.tie_word_embeddings
-    assert config.attention_bias
-    assert not config.rope_interleaved
-
-
-def test_gguf_frequency_divisors(tmp_path: Path):
-    divisors = np.array([1, 1, 2, 2, 4, 8, 8, 8], np.float32)
-    tensors = {**random_tensors(tensor_shapes()), "rope_freqs.weight": divisors}
-    config = load_model_config(resolve_model(str(write_gguf(tmp_path / "m.gguf", tensors))))
-    plain = inverse_frequencies(10_000.0, 16, RopeScaling())
-    np.testing.assert_allclose(inverse_frequencies(10_000.0, 16, config.rope_scaling), plain / divisors)
-
-
-@pytest.mark.parametrize(
-    ("arch", "metadata", "message"),
-    [
-        ("mamba", METADATA, "architecture 'mamba' is not supported"),
-        (
-            "llama",
-            {k: v for k, v in METADATA.items() if k != "block_count"},
-            "lacks the metadata key llama.block_count",
-        ),
-        ("llama", {**METADATA, "expert_count": 8}, "mixture of experts"),
-        ("llama", {**METADATA, "rope.dimension_count": 8}, "rope.dimension_count differs"),
-        ("llama", {**METADATA, "rope.scaling.type": "longrope"}, "rope scaling 'longrope'"),
-    ],
-)
-def test_gguf_variants_that_are_refused(tmp_path: Path, arch: str, metadata: dict[str, Any], message: str):
-    file = write_gguf(tmp_path / "m.gguf", random_tensors(tensor_shapes()), arch=arch, metadata=metadata)
-    with pytest.raises(ModelLoadError, match=message):
-        load_model_config(resolve_model(str(file)))
-
-
-def test_rope_table_holds_cosines_then_sines():
-    table = read().rope_table(20)
-    assert table.shape == (20, 16)
-    assert table.dtype == np.float32
-    for position in (0, 1, 19):
-        for pair in (0, 3, 7):
-            angle = position * 10_000.0 ** (-2 * pair / 16)
-            assert table[position, pair] == pytest.approx(math.cos(angle), abs=2e-6)
-            assert table[position, 8 + pair] == pytest.approx(math.sin(angle), abs=2e-6)
-
-
-def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
-    scaling = RopeScaling("llama3", 8.0, 8192, low_freq_factor=1.0, high_freq_factor=4.0)
-    plain, scaled = (inverse_frequencies(500_000.0, 128, s) for s in (RopeScaling(), scaling))
-    waves = 2 * math.pi / plain
-    np.testing.assert_allclose(scaled[waves < 8192 / 4], plain[waves < 8192 / 4])
-    np.testing.assert_allclose(scaled[waves > 8192], plain[waves > 8192] / 8)
-    between = (waves > 8192 / 4) & (waves < 8192)
-    assert np.all((scaled[between] < plain[between]) & (scaled[between] > plain[between] / 8))
-
-
-def test_yarn_scales_the_table_by_its_attention_factor():
-    scaling, context = normalise_rope_scaling(
-        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 32768, "x"
-    )
-    assert context == 131072
-    assert scaling.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
-    config = replace(read(), rope_scaling=scaling)
-    assert config.rope_table(1)[0, 0] == pytest.approx(scaling.attention_factor)
-
-
-def test_dynamic_scaling_is_none_within_the_original_context():
-    assert normalise_rope_scaling({"type": "dynamic", "factor": 2.0}, 2048, "x") == (RopeScaling(), 2048)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import paddle
 import pytest
 
-from actors.layers.weights.weight import Weight
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
 from actors.models.decoder import Decoder
+from tests.actors.layers.transposed_weight import TransposedWeight
 from tests.actors.models.test_models import GOLDEN, all_logits, load
 from tests.actors.models.twin_gpu import TwinGpu, install
 
@@ -71,19 +70,6 @@ def test_a_layer_with_norms_behind_its_blocks_adds_them_in_place(monkeypatch):
     assert [op for op, _ in calls] == ["embedding", *layer, *layer, "rms_norm", "linear"]
 
 
-class TransposedWeight(Weight):
-    """A kind of weight that no other op knows than its own product."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.out_features, self.in_features = array.shape
-        self.num_bytes = array.nbytes
-        self._transposed = paddle.to_tensor(array.T.copy())
-
-    def linear(self, x: paddle.Tensor, bias: paddle.Tensor | None, float32_output: bool) -> paddle.Tensor:
-        y = x @ self._transposed
-        return y if bias is None else y + bias
-
-
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_a_kind_of_weight_decides_which_op_runs(monkeypatch, on_gpu):
     """One layer with another kind, and the model goes op by op with the same result."""
@@ -92,7 +78,9 @@ def test_a_kind_of_weight_decides_which_op_runs(monkeypatch, on_gpu):
     source = resolve_model(str(GOLDEN / "llama_bias"))
     arrays = dict(iter_weights(source, model.config))
     for index, layer in enumerate(model.layers):
-        layer.mlp.down.weight = TransposedWeight(arrays[f"model.layers.{index}.mlp.down_proj.weight"])
+        layer.mlp.down.weight = TransposedWeight.store(
+            model.device, arrays[f"model.layers.{index}.mlp.down_proj.weight"]
+        )
     reference = np.load(GOLDEN / "llama_bias" / "logits.npz")
     logits = all_logits(model, reference["token_ids"], CHUNKS)
     assert np.abs(logits - reference["logits"]).max() < 1e-4

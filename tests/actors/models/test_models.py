@@ -17,6 +17,7 @@ from actors.models.decoder import BatchRows, Decoder
 from actors.models.load import load_model
 from cluster.config import EngineConfig
 from gpu_ops import forward
+from tests.actors.layers.transposed_weight import TransposedWeight
 from tests.engines import request, tokens_of
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -71,6 +72,20 @@ def test_logits_match_transformers(name):
     assert (all_logits(twin, token_ids, [len(token_ids)]) == whole).all(), "kept weights must not change a bit"
     with pytest.raises(ValueError, match="not those of the model"):
         twin.take_ready_arrays({**kept, "embed": kept["embed"][:1]}, expected_tensors(model.config))
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "qwen2", "olmo2"])
+def test_a_model_of_another_kind_of_weight_is_loaded_kept_and_computed_alike(name):
+    reference = np.load(GOLDEN / name / "logits.npz")
+    source = resolve_model(str(GOLDEN / name))
+    config = load_model_config(source)
+    model, again = (Decoder(config, 128, weight_kind=TransposedWeight) for _ in range(2))
+    model.load_weights(iter_weights(source, config))
+    logits = all_logits(model, reference["token_ids"], [len(reference["token_ids"])])
+    assert np.abs(logits - reference["logits"]).max() < 1e-4
+    kept = {name: array.copy() for name, array in model.ready_arrays().items()}
+    again.take_ready_arrays(kept, expected_tensors(config))
+    assert (all_logits(again, reference["token_ids"], [len(reference["token_ids"])]) == logits).all()
 
 
 def test_untied_heads_and_biases_are_among_the_references():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from cluster.client.api_types import Answer, Choice
+from cluster.client.api_types import Answer, AnswerChoice
 from tests.chaos.load.openai_streams import OPENAI_KINDS
 
 # A fault takes effect within this time.
@@ -23,7 +23,7 @@ class SeenChoice:
     stop_reason: str | int | list[int] | None = None
     logprobs: list[float] = field(default_factory=list)
 
-    def add(self, choice: Choice) -> None:
+    def add(self, choice: AnswerChoice) -> None:
         """The next piece, or the whole."""
         self.token_ids += choice.token_ids or []
         self.text += choice.text

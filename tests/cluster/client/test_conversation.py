@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.client.api_types import Answer, Choice
+from cluster.client.api_types import Answer, AnswerChoice
 from cluster.client.conversation import CONTEXT_EXCEEDED, Conversation, answer_room
 from cluster.client.errors import BadRequestError
 
@@ -22,7 +22,7 @@ class Model:
             raise BadRequestError("too long", "messages", CONTEXT_EXCEEDED, 400)
         self.seen.append(contents)
         for letter in contents[-1].upper():
-            yield Answer("id", "m", [Choice(0, letter)], None, None, None, {})
+            yield Answer("id", "m", [AnswerChoice(0, letter)], None, None, None, {})
 
 
 def talk(conversation: Conversation, model: Model, *questions: str) -> tuple[str, int]:

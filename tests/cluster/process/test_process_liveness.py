@@ -108,7 +108,7 @@ def test_a_look_that_fails_is_no_death(monkeypatch):
     assert not has_ended(2**22 + 1)
 
 
-def test_a_companion_that_was_never_seen_from_here_has_not_ended(child):
+def test_a_peer_that_was_never_seen_from_here_has_not_ended(child):
     assert not PeerProcess(2**22 + 1).has_ended()  # an id of another container
     seen = PeerProcess(child.pid)
     assert not seen.has_ended()

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config import LLMConfig
-from cluster.routing.candidates import EngineView, RequestView, candidates
+from cluster.routing.candidates import EngineCandidate, RequestView, candidates
 from cluster.routing.policies import POLICIES, Policy, choose, least_tokens, power_of_two
 
 ENGINES = st.lists(
     st.builds(
-        EngineView,
+        EngineCandidate,
         engine_id=st.sampled_from("abcdefgh"),
         fingerprint=st.sampled_from(["f", "g"]),
         is_avoided=st.booleans(),
@@ -30,7 +30,7 @@ REQUESTS = st.builds(RequestView, st.sampled_from(["", "f", "g", "nobody's"]))
 every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
 
-def named(policy: Policy, request: RequestView, engines: list[EngineView], seed: int) -> list[EngineView]:
+def named(policy: Policy, request: RequestView, engines: list[EngineCandidate], seed: int) -> list[EngineCandidate]:
     return [engine for rank in policy(request, engines, random.Random(seed)) for engine in rank]
 
 
@@ -71,7 +71,7 @@ def test_the_same_randomness_gives_the_same_choice_and_the_engines_stay_as_they_
 
 @every_policy
 def test_every_engine_that_is_as_good_as_another_is_chosen_as_often(policy):
-    engines, rng = [EngineView(name) for name in "abc"], random.Random(1)
+    engines, rng = [EngineCandidate(name) for name in "abc"], random.Random(1)
     first = Counter(policy(RequestView(), engines, rng)[0][0].engine_id for _ in range(3000))
     assert all(900 < first[name] < 1100 for name in "abc")
 
@@ -99,7 +99,7 @@ FAULTS = {
     "raises": (broken, ZeroDivisionError),
     "returns nothing": (lambda *_: None, TypeError),
     "names no engine": (lambda *_: [[]], LookupError),
-    "names another engine": (lambda *_: [[EngineView("elsewhere")]], LookupError),
+    "names another engine": (lambda *_: [[EngineCandidate("elsewhere")]], LookupError),
     "names what is no engine": (lambda *_: [["a"]], AttributeError),
 }
 

@@ -9,7 +9,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.routing.candidates import EngineView, RequestView
+from cluster.routing.candidates import EngineCandidate, RequestView
 from cluster.routing.policies import least_tokens
 from cluster.routing.token_loads import TokenLoads
 
@@ -69,7 +69,7 @@ def test_engines_that_are_gone_are_forgotten_and_their_requests_may_end():
 def test_a_burst_between_two_announcements_is_spread(sizes, seed):
     loads, rng = TokenLoads(), random.Random(seed)
     for number, num_tokens in enumerate(sizes):
-        engines = [EngineView(name, num_tokens=loads.of(name)) for name in "abc"]
+        engines = [EngineCandidate(name, num_tokens=loads.of(name)) for name in "abc"]
         loads.open(str(number))
         loads.sent(str(number), least_tokens(RequestView(), engines, rng)[0][0].engine_id, num_tokens)
     spread = [loads.of(name) for name in "abc"]

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 from cluster.outputs import FINISH_LENGTH
 from deployments.http import event_stream
 from deployments.http.event_stream import encode_events
-from tests.deployments.http.test_http_1_0 import listening
+from tests.deployments.http.server.test_http_1_0 import listening
 from tests.deployments.http.test_slow_answers import Connection, SlowEngines, answered, serving
 from tests.deployments.openai_api.test_service import byte_tokenizer
 from tests.sse_readers import DECODERS, READERS, SPLITTERS, Reader

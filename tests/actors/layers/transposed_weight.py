@@ -1,0 +1,47 @@
+"""A second kind of weight: what whoever adds one writes, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import paddle
+
+from actors.device.cpu import CpuDevice
+from actors.device.host_tensor import host_view
+from actors.layers.weights.weight import Weight
+
+
+class TransposedWeight(Weight):
+    """A kind that no op knows but Paddle's product, and that is kept in two arrays."""
+
+    def __init__(self, device: CpuDevice, halves: list[paddle.Tensor], out_features: int) -> None:
+        self._halves = halves  # of the inputs
+        self.out_features, self.in_features = out_features, sum(half.shape[0] for half in halves)
+        self.num_bytes = 4 * out_features * self.in_features
+
+    @classmethod
+    def store(cls, device: CpuDevice, array: np.ndarray) -> TransposedWeight:
+        middle = array.shape[1] // 2
+        halves = [device.tensor(half.copy()) for half in (array.T[:middle], array.T[middle:])]
+        return cls(device, halves, array.shape[0])
+
+    def ready_arrays(self) -> dict[str, np.ndarray]:
+        return {f".half{i}": host_view(half) for i, half in enumerate(self._halves)}
+
+    @classmethod
+    def ready_shapes(cls, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
+        middle = in_features // 2
+        return {".half0": (middle, out_features), ".half1": (in_features - middle, out_features)}
+
+    @classmethod
+    def from_ready(cls, device: CpuDevice, tensors: Mapping[str, paddle.Tensor], out_features: int) -> TransposedWeight:
+        return cls(device, [tensors[".half0"], tensors[".half1"]], out_features)
+
+    def linear(self, x: paddle.Tensor, bias: paddle.Tensor | None, float32_output: bool) -> paddle.Tensor:
+        first, second = self._halves
+        y = x[:, : first.shape[0]] @ first + x[:, first.shape[0] :] @ second
+        return y if bias is None else y + bias
+
+    def embedding(self, ids: paddle.Tensor) -> paddle.Tensor:
+        return paddle.concat(self._halves).t()[ids]
