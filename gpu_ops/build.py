@@ -63,6 +63,14 @@ def cuda_home() -> Path | None:
     return None
 
 
+def cuda_compiler_version() -> str:
+    """What nvcc says of itself; empty without one."""
+    home = cuda_home()
+    if home is None:
+        return ""
+    return subprocess.run([str(home / "bin/nvcc"), "--version"], capture_output=True, text=True).stdout
+
+
 def cuda_targets() -> list[str]:
     """nvcc's target options for $BIREME_CUDA_ARCHS, by default compute capabilities 8.0, 8.9, 9.0a and PTX for later ones.
 
@@ -125,8 +133,7 @@ def environment_key() -> str:
     ]
     home = cuda_home()
     if home:
-        nvcc = subprocess.run([str(home / "bin/nvcc"), "--version"], capture_output=True, text=True).stdout
-        parts += [nvcc, *CUDA_FLAGS, *cuda_targets()]
+        parts += [cuda_compiler_version(), *CUDA_FLAGS, *cuda_targets()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -40,6 +40,7 @@ class CpuDevice:
     Attributes:
         is_gpu: ops run on a GPU.
         dtype: type of weights and KV cache.
+        math_version: of what makes the ops' bits besides their sources; on the CPU nothing does.
         batch_invariant: ops are asked for results that do not depend on the other rows; on the CPU they never do.
     """
 
@@ -47,6 +48,7 @@ class CpuDevice:
     dtype = "float32"
     batch_invariant = False
     name = "cpu"
+    math_version = ""
 
     def __init__(self) -> None:
         self.place: Any = paddle.CPUPlace()

@@ -18,6 +18,7 @@ import paddle
 from actors.device.cpu import CpuDevice
 from actors.device.gpu_clock import GpuClock, check, elapsed_seconds
 from actors.device.host_tensor import HostBuffer
+from gpu_ops.build import cuda_compiler_version
 from gpu_ops.host_flag import copy_async
 
 logger = logging.getLogger("bireme.engine")
@@ -29,6 +30,18 @@ _event_cells: list[paddle.Tensor] = []
 def has_gpu() -> bool:
     """Paddle was built with CUDA and sees a GPU."""
     return bool(paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count())
+
+
+def _cublas_lt_version() -> int:
+    """Of the library that the matmuls load; 0 if it has none of the names that they try."""
+    for name in ("libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11", "libcublasLt.so"):
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        library.cublasLtGetVersion.restype = ctypes.c_size_t
+        return library.cublasLtGetVersion()
+    return 0
 
 
 class GpuStream:
@@ -105,6 +118,7 @@ class GpuDevice(CpuDevice):
         self.place = paddle.CUDAPlace(0)
         self.name = paddle.device.cuda.get_device_name()
         self.driver = ctypes.CDLL("libcuda.so.1")
+        self.math_version = f"cuBLASLt {_cublas_lt_version()}, {cuda_compiler_version()}"
         self.clock: GpuClock | None = None
         self._packed: paddle.Tensor | None = None
         answer = float(paddle.full([1], 7.0).numpy()[0])

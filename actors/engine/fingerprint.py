@@ -48,7 +48,7 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
     """Equal for engines that continue each other's requests exactly: everything that changes bits is in it, and nothing else.
 
     On the CPU the kernels give the same bits on every instruction set, so only their sources count. A GPU's matmuls come
-    from a library that chooses by chip.
+    from a library that chooses by chip, and its other kernels from a compiler that chooses how products are joined.
     """
     parts = [__version__, weights_fingerprint(source), _tokenizer_content(source), sources_hash()]
     parts.append(f"end={eos_token_ids(source)}")  # of more files than those above
@@ -56,7 +56,7 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
         parts += [f"{name}={getattr(config, name)!r}" for name in sorted(OF_DUMMY_WEIGHTS)]
     if device.is_gpu:
         # The device knows which type auto stands for.
-        parts += [device.name, *(f"{name}={getattr(device, name)!r}" for name in sorted(ON_A_GPU))]
+        parts += [device.name, device.math_version, *(f"{name}={getattr(device, name)!r}" for name in sorted(ON_A_GPU))]
     return "bireme-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

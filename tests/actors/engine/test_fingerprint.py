@@ -41,6 +41,7 @@ class Gpu(CpuDevice):
 
     is_gpu = True
     name = "NVIDIA H200"
+    math_version = "cuBLASLt 120501"
     dtype = "bfloat16"
 
 
@@ -79,10 +80,14 @@ def test_a_setting_that_is_left_out_changes_neither_fingerprint_nor_bits(tiny_mo
     assert _answer(tiny_model, **changed) == expected
 
 
-@pytest.mark.parametrize("name", ["name", "dtype", "batch_invariant"])
-def test_card_type_and_invariance_of_a_gpu_change_it(tiny_model, name):
+@pytest.mark.parametrize("name", ["name", "dtype", "batch_invariant", "math_version"])
+def test_card_type_invariance_and_libraries_of_a_gpu_change_it(tiny_model, name):
     other = Gpu()
-    setattr(other, name, {"name": "NVIDIA H100", "dtype": "float16", "batch_invariant": True}[name])
+    setattr(
+        other,
+        name,
+        {"name": "NVIDIA H100", "dtype": "float16", "batch_invariant": True, "math_version": "cuBLASLt 130000"}[name],
+    )
     assert len({of(tiny_model), of(tiny_model, Gpu()), of(tiny_model, other)}) == 3
 
 
