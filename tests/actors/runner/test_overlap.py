@@ -12,6 +12,8 @@ from cluster.outputs import PREEMPTED
 from tests.engines import answer, make_engine, request, tokens_of
 
 PROMPT = [5, 9, 17, 33]
+# No test here needs a tenth of them; a request that never ends is noticed after them.
+MOST_STEPS = 2000
 
 
 class PreemptAt(Scheduler):
@@ -45,6 +47,20 @@ def slow_host(engine) -> None:
     engine.executor._save_output = save_late
 
 
+def generate_in_steps(engine, requests) -> dict[str, list]:
+    """As ``generate`` of the engine, and fails where that would not end."""
+    deltas: dict[str, list] = {}
+    for one in requests:
+        engine.add_request(one)
+        deltas[one.request_id] = []
+    for _ in range(MOST_STEPS):
+        for delta in engine.step():
+            deltas[delta.request_id].append(delta)
+        if not engine.has_work():
+            return deltas
+    pytest.fail(f"no end after {MOST_STEPS} steps")
+
+
 def answers(engine, requests, at=None, slow=False) -> dict[str, tuple]:
     """What an engine, which is closed then, says to requests that all come at once."""
     if at:
@@ -52,7 +68,7 @@ def answers(engine, requests, at=None, slow=False) -> dict[str, tuple]:
     if slow:
         slow_host(engine)
     try:
-        return {name: answer(deltas) for name, deltas in engine.generate(requests).items()}
+        return {name: answer(deltas) for name, deltas in generate_in_steps(engine, requests).items()}
     finally:
         engine.check_integrity()
         engine.close()
