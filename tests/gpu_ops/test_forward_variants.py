@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpu_ops.build import KERNEL_FLAGS, compiler
+from gpu_ops.build import KERNEL_FLAGS
 from gpu_ops.sources import CSRC, write_generated_headers
+from tests.gpu_ops.compiled import shared_libraries
 
 NAMES = ("linear/linear", "layers/norm", "attention/paged_attention", "attention/rotary", "device/thread_pool")
 SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in NAMES), Path(__file__).parent / "kernel_variants.cc"]
@@ -31,15 +30,14 @@ def variants(tmp_path_factory) -> dict[str, ctypes.CDLL]:
     folder = tmp_path_factory.mktemp("variants")
     includes = write_generated_headers(folder)
 
-    def build(level: str) -> Path:
-        library = folder / f"{level}.so"
-        flags = [f"-march={level}" if flag == "-march=native" else flag for flag in KERNEL_FLAGS]
-        subprocess.run([compiler(), *flags, "-shared", *includes, *map(str, SOURCES), "-o", str(library)], check=True)
-        return library
-
-    levels = [level for level in LEVELS if _runs_here(level)]
-    with ThreadPoolExecutor(2) as pool:
-        return {level: ctypes.CDLL(str(path)) for level, path in zip(levels, pool.map(build, levels))}
+    builds = {
+        folder / f"{level}.so": [f"-march={level}" if flag == "-march=native" else flag for flag in KERNEL_FLAGS]
+        + includes
+        for level in LEVELS
+        if _runs_here(level)
+    }
+    shared_libraries(builds, SOURCES)
+    return {library.stem: ctypes.CDLL(str(library)) for library in builds}
 
 
 def _call(function, *arguments):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import re
-import subprocess
 from pathlib import Path
 
-from gpu_ops.build import compiler
 from gpu_ops.sources import CSRC, write_generated_headers
+from tests.gpu_ops.compiled import shared_libraries
 
 _HERE = Path(__file__).parent
 # By the beginning of an asm statement: what stands for it.
@@ -26,7 +25,7 @@ _INSTRUCTIONS = {
     "griddepcontrol.wait;": "",
     "griddepcontrol.launch_dependents;": "",
 }
-_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
 
 
 def build(folder: Path) -> ctypes.CDLL:
@@ -39,8 +38,8 @@ def build(folder: Path) -> ctypes.CDLL:
     kernel = folder / "attention_decode_kernel.cc"
     kernel.write_text(_without_instructions((CSRC / "kernels/attention/cuda/attention_decode.cu").read_text()))
     library = folder / "decode_attention.so"
-    command = [compiler(), *_FLAGS, f"-I{folder}", f"-I{_HERE}", "-include", "instructions.h", str(kernel)]
-    subprocess.run([*command, str(_HERE / "decode_attention.cc"), "-o", str(library)], check=True)
+    flags = [*_FLAGS, f"-I{folder}", f"-I{_HERE}", "-include", "instructions.h"]
+    shared_libraries({library: flags}, [kernel, _HERE / "decode_attention.cc"])
     loaded = ctypes.CDLL(str(library))
     loaded.decode_attention.restype = ctypes.c_int64
     return loaded

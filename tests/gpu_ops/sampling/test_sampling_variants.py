@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpu_ops.build import KERNEL_FLAGS, compiler
+from gpu_ops.build import KERNEL_FLAGS
 from gpu_ops.sources import CSRC, write_generated_headers
+from tests.gpu_ops.compiled import shared_libraries
 
 NAMES = ("sampling/sample", "sampling/token_logprobs", "device/thread_pool")
 SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in NAMES), Path(__file__).parent / "sampling_variants.cc"]
@@ -26,13 +26,14 @@ def variants(tmp_path_factory) -> dict[str, ctypes.CDLL]:
     folder = tmp_path_factory.mktemp("variants")
     includes = write_generated_headers(folder)
     flags_here = Path("/proc/cpuinfo").read_text().split()
-    libraries = {}
-    for level in (level for level, flag in FLAG_OF_LEVEL.items() if flag in flags_here):
-        flags = [f"-march={level}" if flag == "-march=native" else flag for flag in KERNEL_FLAGS]
-        library = folder / f"{level}.so"
-        subprocess.run([compiler(), *flags, "-shared", *includes, *map(str, SOURCES), "-o", str(library)], check=True)
-        libraries[level] = ctypes.CDLL(str(library))
-    return libraries
+    builds = {
+        folder / f"{level}.so": [f"-march={level}" if flag == "-march=native" else flag for flag in KERNEL_FLAGS]
+        + includes
+        for level, flag_here in FLAG_OF_LEVEL.items()
+        if flag_here in flags_here
+    }
+    shared_libraries(builds, SOURCES)
+    return {library.stem: ctypes.CDLL(str(library)) for library in builds}
 
 
 def pointer(array: np.ndarray) -> ctypes.c_void_p:
