@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
+from actors.place_reservations import RESERVED_FOR_S
 from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
@@ -198,3 +199,48 @@ async def test_an_engine_that_dies_within_a_move_loses_no_request(tiny_model, ki
     await stays.actor.check_integrity()
     for runner in (first, second):
         await runner.actor.shutdown()
+
+
+async def test_an_ingress_that_dies_within_a_move_leaves_no_place_reserved(tiny_model):
+    """Between the promise of places and the call that gives requests up: nobody brings them, and nobody gives the places back."""
+    first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
+    scheduler = second.actor._engine_loop._engine.scheduler
+    (dying, handle), (other, others_handle) = [local_client({"first": first}) for _ in range(2)]
+    lost = start_many(dying, 8, "lost")
+    await until(lambda: num_waiting(first) == 4, 5)
+    died: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    answer = dying._balancer._answer
+
+    async def answer_and_die(call, otherwise):
+        granted, _ = await answer(call, otherwise)
+        end_without_a_word(dying)
+        died.set_result(granted)
+        await asyncio.Event().wait()
+
+    dying._balancer._answer = answer_and_die
+    handle.add("second", second)
+    attach(dying, handle, "second")
+    assert 0 < await asyncio.wait_for(died, 10) == scheduler.num_reserved
+    # Those of another ingress take the places as soon as they are nobody's.
+    others_handle.add("second", second)
+    others_handle.runners.pop("first")
+    attach(other, others_handle, "second")
+    answers = start_many(other, 8, "other")
+    assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * 8
+    assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
+    await until(lambda: not scheduler.num_reserved, 5 * RESERVED_FOR_S)
+    assert not any(answer.ended.done() for answer in lost)
+    await until(lambda: not any(runner.actor._engine_loop._engine.has_work() for runner in (first, second)), 30)
+    dying._balancer._task.cancel()
+    await other.close()
+    for runner in (first, second):
+        await runner.actor.check_integrity()
+        await runner.actor.shutdown()
+
+
+def end_without_a_word(client: EngineClient) -> None:
+    """What an ingress leaves whose process is gone: calls under way are cancelled and streams broken, and nobody says why."""
+    for submission in client._submissions:
+        submission.task.cancel()
+    for stream in client.streams:
+        stream.task.cancel()
