@@ -19,9 +19,9 @@ from tests.chaos.report import Report
 from tests.chaos.scenario import judge, leaks
 from tests.chaos.served.application import Setup, application, idle_stats
 
-SHUTDOWN_TIMEOUT_S = 3.0
+SHUTDOWN_TIMEOUT_S = 1.0
 # Fewer slots in one engine than the clients have sequences: some wait when the next engine starts.
-SLOTS = 3
+SLOTS = 2
 EVENTS = {"hand-overs": "bireme_request_handovers", "moves": "bireme_request_moves"}
 
 
@@ -51,8 +51,8 @@ async def settled(url: str, change: asyncio.Task, num_engines: int, timeout_s: f
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_one_to_three_to_one_engines_and_a_rolling_update_cost_nobody_anything(tmp_path, capsys):
-    setup = Setup(num_engines=1, num_ingresses=2, num_clients=6, max_tokens=1200)
+def test_one_more_engine_a_rolling_update_and_one_less_cost_nobody_anything(tmp_path, capsys):
+    setup = Setup(num_engines=1, num_ingresses=2, num_clients=5)
     folder = tmp_path / "tiny"
 
     def deploy(num_engines: int, **changes) -> None:
@@ -65,7 +65,7 @@ def test_one_to_three_to_one_engines_and_a_rolling_update_cost_nobody_anything(t
         load = Load(url, setup.num_clients, setup.max_tokens, seed=1)
         twins = await load.twins()
         running = asyncio.create_task(load.run())
-        for num_engines, changes in ((3, {}), (1, {}), (2, {}), (2, {"max_num_seqs": 6})):
+        for num_engines, changes in ((2, {}), (2, {"max_num_seqs": 4}), (1, {"max_num_seqs": 4})):
             change = asyncio.create_task(asyncio.to_thread(deploy, num_engines, **changes))
             seen = await settled(url, change, num_engines)
             report.faults["hand-overs"] += seen["hand-overs"]
@@ -73,12 +73,12 @@ def test_one_to_three_to_one_engines_and_a_rolling_update_cost_nobody_anything(t
             report.faults[f"change to {num_engines} engines {changes or ''}"] += 1
         with Client(url) as client:
             found = client.status()
-            assert len([engine for engine in found["engines"] if engine["state"] == "running"]) == 2
+            assert len([engine for engine in found["engines"] if engine["state"] == "running"]) == 1
         load.stopping = True
         await asyncio.wait_for(running, 120)
         assert max(seen.times[-1] - seen.times[0] for seen in load.seen) > 2 * SHUTDOWN_TIMEOUT_S
         judge(report, load, twins)
-        leaks(report, await asyncio.to_thread(idle_stats, 2, 60), Setup(num_engines=2))
+        leaks(report, await asyncio.to_thread(idle_stats, 1, 60), setup)
         return report
 
     with application(setup, folder, max_num_seqs=SLOTS) as running:

@@ -20,7 +20,7 @@ KILLS = [
     KillProcess(0.1, 0.5, "engine"),
     KillProcess(0.1, 0.0, "haproxy"),
 ]
-SECONDS = 60.0
+SECONDS = 45.0
 ROOT = Path(__file__).parents[2]
 
 

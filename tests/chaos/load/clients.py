@@ -24,6 +24,9 @@ REQUEST_LOST = "request_lost"
 KINDS = {"resuming": 6, "whole": 1, "slow": 1, "vanishing": 1, "plain": 1, OPENAI: 2, OPENAI_WITH_IDS: 2}
 # A connection that nobody takes is refused at once; who was waited for longer had the request.
 REFUSED_S, MAX_REFUSED_S = 3.0, 60.0
+# Undisturbed answers and stop strings of all applications in this process, by the fingerprint of their engines, which is the same
+# where the answers are, and by max_tokens.
+_known: dict[tuple[str, int], tuple[dict[int, Twin], dict[int, str]]] = {}
 DECODING = 4  # chunks after which an answer is well under way
 
 
@@ -52,28 +55,37 @@ class Load:
     stops: dict[int, str] = field(default_factory=dict)
 
     async def twins(self) -> dict[int, Twin]:
-        """The answers without any fault, by number. Where a stop string is to end one, it is taken from the answer without."""
+        """The answers without any fault, by number, asked for once; the dict is shared."""
         async with AsyncClient(self.url, timeout=120) as client:
+            key = (await client.complete("x", max_tokens=1)).fingerprint, self.max_tokens
+            if key not in _known:
+                found = await self._twins(client)
+                _known[key] = found, self.stops
+        found, self.stops = _known[key]
+        return found
 
-            async def twin(number: int) -> Seen:
-                seen = Seen(number, "resuming")
-                await self.ask(client, seen, random.Random(0))
-                assert seen.error is None, seen.error
-                assert len(seen.choices) == num_choices(number)
-                return seen
+    async def _twins(self, client: AsyncClient) -> dict[int, Twin]:
+        """Where a stop string is to end an answer, it is taken from the answer without."""
 
-            found = {}
-            for first in range(0, NUM_REQUESTS, 4):
-                for seen in await asyncio.gather(*map(twin, range(first, first + 4))):
-                    found[seen.number] = seen.answer
-            texts = {number: found[number][0][0].text for number in filter(has_stops, found)}
-            self.stops = {number: stop_string(number, text) for number, text in texts.items()}
-            for seen in await asyncio.gather(*map(twin, texts)):
-                stop, choice = self.stops[seen.number], seen.choices[0]
-                included = self.body(seen.number)["include_stop_str_in_output"]
-                assert (choice.finish_reason, choice.stop_reason) == ("stop", stop)
-                assert choice.text == cut_at(texts[seen.number], stop, included)
+        async def twin(number: int) -> Seen:
+            seen = Seen(number, "resuming")
+            await self.ask(client, seen, random.Random(0))
+            assert seen.error is None, seen.error
+            assert len(seen.choices) == num_choices(number)
+            return seen
+
+        found = {}
+        for first in range(0, NUM_REQUESTS, 4):
+            for seen in await asyncio.gather(*map(twin, range(first, first + 4))):
                 found[seen.number] = seen.answer
+        texts = {number: found[number][0][0].text for number in filter(has_stops, found)}
+        self.stops = {number: stop_string(number, text) for number, text in texts.items()}
+        for seen in await asyncio.gather(*map(twin, texts)):
+            stop, choice = self.stops[seen.number], seen.choices[0]
+            included = self.body(seen.number)["include_stop_str_in_output"]
+            assert (choice.finish_reason, choice.stop_reason) == ("stop", stop)
+            assert choice.text == cut_at(texts[seen.number], stop, included)
+            found[seen.number] = seen.answer
         return found
 
     def body(self, number: int) -> dict:
