@@ -99,7 +99,7 @@ def drive(engine, requests) -> dict:
 def test_overlapped_plain_and_solo_runs_agree_bit_for_bit(tiny_model, solo):
     seen = Counter()
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(workloads())
     def check(workload):
         requests, settings_ = workload
@@ -178,14 +178,14 @@ def test_neighbours_and_chunk_sizes_do_not_change_a_bit(tiny_model, solo):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_smollm2_preempted_at_every_token_equals_the_undisturbed_run(smollm2_source, num_threads):
-    config = EngineConfig(num_threads=num_threads, num_kv_blocks=64, max_num_batched_tokens=128, max_num_seqs=4)
+    config = EngineConfig(num_threads=num_threads, num_kv_blocks=64, max_num_batched_tokens=128, max_num_seqs=8)
     engine = load_engine(config)
     prompt = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
     base = request("base", prompt, max_tokens=33, temperature=0.8, seed=11, logprobs=2, ignore_eos=True)
     expected = answer(engine.generate([base])["base"])
     preempt_at(engine, {str(point): [point] for point in range(1, 33)})
     points = list(range(1, 33))
-    for together in (points[first :: len(points) // 4] for first in range(len(points) // 4)):
+    for together in (points[first::4] for first in range(4)):
         deltas = engine.generate([dataclasses.replace(base, request_id=str(point)) for point in together])
         for point in together:
             assert answer(deltas[str(point)]) == expected, f"preempted at token {point}"

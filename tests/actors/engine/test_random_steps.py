@@ -26,7 +26,7 @@ def make(folder, seed: int):
     return engine
 
 
-@pytest.mark.parametrize("num_steps", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_steps", [400, pytest.param(4_000, marks=pytest.mark.slow)])
 def test_random_steps_give_the_same_bits_overlapped_and_plain(tiny_model, num_steps):
     check_random_steps(lambda seed: make(tiny_model, seed), num_steps)
 
