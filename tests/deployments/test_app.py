@@ -264,10 +264,15 @@ def test_a_full_queue_refuses_at_once_with_retry_after(app: App):
 
 @pytest.mark.slow
 def test_a_killed_engine_costs_no_token(app: App):
-    options = {"temperature": 1.0, "seed": 3, "max_tokens": lasting(120), "ignore_eos": True, "return_token_ids": True}
+    options = {"temperature": 1.0, "seed": 3, "max_tokens": lasting(80), "ignore_eos": True, "return_token_ids": True}
     prompts = ["The first", "The second", "The third", "The fourth"]
-    with app.client() as client:
-        undisturbed = [client.complete(prompt, **options).choices[0].token_ids for prompt in prompts]
+
+    def complete(prompt: str) -> list[int]:
+        with app.client() as client:
+            return client.complete(prompt, **options).choices[0].token_ids
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        undisturbed = list(pool.map(complete, prompts))
 
     arrived: dict[str, list[int]] = {prompt: [] for prompt in prompts}
 

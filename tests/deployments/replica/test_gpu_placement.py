@@ -64,7 +64,6 @@ from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
 
 ray.init(address="local", num_cpus=4, num_gpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False)
-serve.start(http_options={"location": "NoServer"})
 settings = {"num_kv_blocks": 16, "max_model_len": 64, "runner_num_cpus": 0.2, "device": sys.argv[2], "num_threads": 1}
 scaling = {"min_replicas": 1, "max_replicas": 2, "initial_replicas": 2}
 try:
@@ -72,10 +71,11 @@ try:
 except SettingsError as error:
     print("answer:", json.dumps(error.message))
 else:
+    serve.start(http_options={"location": "NoServer"})
     serve.run(app)
     groups = [list(group["bundles"].values()) for group in placement_group_table().values()]
     print("answer:", json.dumps({"bundles": groups, "left": ray.available_resources().get("GPU", 0)}))
-serve.shutdown()
+    serve.shutdown()
 ray.shutdown()
 """
 
