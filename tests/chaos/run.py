@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no fault begins later than that")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json, where the default model is not at hand")
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"], help="gpu: all engines share one")
+    parser.add_argument("--slots", type=int, default=8, help="of an engine; with few, requests wait and move")
+    parser.add_argument("--scales", action="store_true", help="engines come and go, and die within moves")
     parser.add_argument("--routing-policy", default="power_of_two", choices=list(POLICIES))
     parser.add_argument("--json", type=Path, help="where the report goes, for tests.chaos.total")
     options = parser.parse_args()
@@ -42,9 +44,10 @@ def main() -> None:
         tokenizer=options.tokenizer,
         device=options.device,
         routing_policy=options.routing_policy,
+        max_num_seqs=options.slots,
     )
     count, proxies = options.faults * (100 if options.only else 1), HAPROXIES if options.haproxy else PROXIES
-    drawn = draw_faults(options.seed, count, bool(options.nodes), proxies)
+    drawn = draw_faults(options.seed, count, bool(options.nodes), proxies, options.scales)
     faults = [fault for fault in drawn if fault.label.startswith(options.only)][: options.faults]
     with tempfile.TemporaryDirectory() as folder, application(setup, Path(folder) / "tiny") as running:
         report = asyncio.run(run_scenario(running, setup, faults, options.seed, options.seconds))

@@ -10,12 +10,21 @@ from ray.util import placement_group_table
 
 from cluster.process.freeze_gc import freeze_gc
 from tests.chaos.faults.injection import Moment, inject
-from tests.chaos.faults.kinds import ANY_PROXY, HARMLESS, Fault, KillProcess, RemoveNode, StopProcess
+from tests.chaos.faults.kinds import (
+    ANY_PROXY,
+    HARMLESS,
+    Fault,
+    KillProcess,
+    RemoveNode,
+    ScaleEngines,
+    StopProcess,
+)
+from tests.chaos.faults.scaling import Scaling
 from tests.chaos.load.clients import Load
 from tests.chaos.load.seen import UNDER_WAY_S, Seen, Twin
 from tests.chaos.report import OVERLAPPED, Report, target_s
 from tests.chaos.served.application import Running, Setup, idle_stats, num_rpc_failures
-from tests.chaos.served.ingresses import Open, open_now
+from tests.chaos.served.ingresses import Open, num_moves, open_now
 from tests.chaos.served.processes import pids_of
 from tests.chaos.served.residue import Held, growth, held
 
@@ -58,17 +67,23 @@ async def run_scenario(
     loading = asyncio.create_task(load.run())
     watching = None if watch is None else asyncio.ensure_future(watch(report, load))
     moments: list[Moment] = []
+    assert running.deploy is not None
+    scaling = Scaling(running.deploy, setup.num_engines)
+    moved: dict[int, int] = {}  # ingresses die and are replaced, and what they counted goes with them
     for number, fault in enumerate(faults):
         if time.monotonic() - started > budget_s:
             break
         print(f"{time.time():.3f} fault {number + 1}/{len(faults)}: {fault}", flush=True)
-        moment = await inject(fault, running, load)
+        moment = await inject(fault, running, load, scaling)
         if moment is None:
             report.missed[fault.label] += 1
         else:
             report.faults[moment.fault.label] += 1
             moments.append(moment)
+        moved |= await asyncio.to_thread(num_moves)
+    await scaling.end_with(setup.num_engines, END_S)
     await asyncio.sleep(1.0)
+    report.moves = sum((moved | await asyncio.to_thread(num_moves)).values())
     if watching is not None:
         watching.cancel()
         await asyncio.wait((watching,))
@@ -84,6 +99,8 @@ async def run_scenario(
     recoveries(report, load.seen, moments)
     if setup.rpc_failures:
         report.rpc_failures = await asyncio.to_thread(num_rpc_failures)
+    # Serve may have noticed only now that one of them had died.
+    await scaling.end_with(setup.num_engines, END_S)
     stats = await asyncio.to_thread(idle_stats, setup.num_engines, 90)
     leaks(report, stats, setup)
     await leaks_outside(report, setup, before, {one["engine_id"] for one in stats})
@@ -119,7 +136,7 @@ def judge(report: Report, load: Load, twins: dict[int, Twin], breaks: Sequence[f
 
 def recoveries(report: Report, seen: list[Seen], moments: list[Moment]) -> None:
     """For every fault, how long the streams that ran at that moment waited for their next token; those that noticed."""
-    harmful = [m for m in moments if not isinstance(m.fault, HARMLESS)]
+    harmful = [m for m in moments if not isinstance(m.fault, (*HARMLESS, ScaleEngines))]
     for moment in harmful:
         for one in seen:
             wait = one.wait_at(moment.began) if one.kind == "resuming" else None

@@ -8,7 +8,17 @@ from dataclasses import replace
 import pytest
 
 from tests.chaos.faults.injection import Moment
-from tests.chaos.faults.kinds import FillObjectStore, KillProcess, StallClients, StopProcess, VanishClients, draw_faults
+from tests.chaos.faults.kinds import (
+    START_STAGES,
+    FillObjectStore,
+    KillProcess,
+    KillStarting,
+    ScaleEngines,
+    StallClients,
+    StopProcess,
+    VanishClients,
+    draw_faults,
+)
 from tests.chaos.load.clients import Load
 from tests.chaos.load.openai_streams import OPENAI, OPENAI_WITH_IDS
 from tests.chaos.load.requests import NUM_REQUESTS, cut_at, has_stops, stop_string
@@ -30,6 +40,11 @@ SHORT = [
     KillProcess(0.3, 0.5, "runner", "handover"),
     KillProcess(0.1, 0.5, "proxy", "decode"),
     KillProcess(0.3, 0.5, "engine", "saving"),
+    ScaleEngines(0.1, 0.0, by=1),
+    KillStarting(0.1, 0.5, "weights"),
+    KillProcess(0.1, 0.5, "ingress", "move"),
+    KillProcess(0.1, 0.5, "runner", "reserve"),
+    ScaleEngines(0.1, 0.0, by=-1),
 ]
 
 
@@ -47,6 +62,9 @@ def test_every_kind_of_process_and_phase_is_drawn():
     for kind in ("engine", "ingress", "proxy", "controller"):
         assert {f"kill {kind}", f"stop {kind}"} <= labels
     assert {"remove node", "node silent", "object store full", "clients vanish", "clients stall"} <= labels
+    scaled = {fault.label for seed in range(20) for fault in draw_faults(seed, 50, scales=True)}
+    assert {"scale up", "scale down", "kill runner in reserve", "kill runner in move", "kill ingress in move"} <= scaled
+    assert {f"kill starting engine in {stage}" for stage in START_STAGES} <= scaled
 
 
 def test_reports_are_summed_and_survive_json():
@@ -120,8 +138,8 @@ def test_what_an_ingress_keeps_is_a_leak():
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_no_request_is_lost_or_changed_by_dying_and_hanging_processes(tmp_path, capsys):
-    # The other scenarios have the default policy.
-    setup = Setup(num_engines=3, num_clients=6, routing_policy="least_tokens")
+    # The other scenarios have the default policy. More sequences than slots: requests move when an engine comes.
+    setup = Setup(num_engines=3, num_clients=8, max_num_seqs=3, routing_policy="least_tokens")
     with application(setup, tmp_path / "tiny") as running:
         report = asyncio.run(run_scenario(running, setup, SHORT, seed=1))
     with capsys.disabled():
@@ -129,4 +147,5 @@ def test_no_request_is_lost_or_changed_by_dying_and_hanging_processes(tmp_path, 
     assert sum(report.faults.values()) == len(SHORT), report.missed
     assert (report.lost, report.changed, report.leaks) == ([], [], [])
     assert report.ended["resuming"] > 0
+    assert report.moves > 0
     assert report.ended[OPENAI] + report.ended[OPENAI_WITH_IDS] > 0

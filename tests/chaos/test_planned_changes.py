@@ -17,17 +17,12 @@ from deployments.llm import build_openai_app
 from tests.chaos.load.clients import Load
 from tests.chaos.report import Report
 from tests.chaos.scenario import judge, leaks
-from tests.chaos.served.application import Setup, application, idle_stats
+from tests.chaos.served.application import Setup, application, engine_states, idle_stats
 
 SHUTDOWN_TIMEOUT_S = 1.0
 # Fewer slots in one engine than the clients have sequences: some wait when the next engine starts.
 SLOTS = 2
 EVENTS = {"hand-overs": "bireme_request_handovers", "moves": "bireme_request_moves"}
-
-
-def engine_states() -> dict[str, int]:
-    states = serve.status().applications["default"].deployments["LLMServer"].replica_states
-    return {state.name if hasattr(state, "name") else str(state): count for state, count in states.items()}
 
 
 def events(url: str) -> Counter[str]:

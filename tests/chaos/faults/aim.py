@@ -17,6 +17,8 @@ _PLACES = {
     "decode": ("executor", "execute_model_overlap", False),
     "saving": ("scheduler", "update", False),
     "handover": ("", "abort", True),
+    "reserve": ("scheduler", "reserve", True),
+    "move": ("", "requests_to_move", False),
 }
 # A drained engine takes nothing any more: one that was only stopped meanwhile ends when the longest stop is over.
 _LEAVES_AFTER_S = 7.0
@@ -51,6 +53,52 @@ def arm(actor: Any, phase: str, number: int, pid: int) -> None:
     _armed.append((owner, method))
     if phase == "handover":
         actor._loop.create_task(_hand_over(actor, number, pid))
+
+
+def arm_start(stage: str, actor: Any) -> int:
+    """Kill this runner, whose engine starts, when the stage has ended; its process id, or 0 if that stage is over."""
+    stages = actor._stages
+    if stage in stages._ends:
+        return 0
+    end = stages.end
+
+    def aimed(ended: str, now: float) -> None:
+        end(ended, now)
+        if ended == stage:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    stages.end = aimed
+    return os.getpid()
+
+
+def arm_ingress(number: int, replica: Any) -> int:
+    """Send signal ``number`` to this ingress when an engine has promised it places for requests that it is about to move."""
+    balancer = _balancer_of(replica)
+    if balancer is not None:
+        answer = balancer._answer
+
+        async def aimed(call: Any, otherwise: Any) -> Any:
+            found = await answer(call, otherwise)
+            if isinstance(found, tuple) and found[0]:
+                disarm_ingress(replica)
+                os.kill(os.getpid(), number)
+            return found
+
+        balancer._answer = aimed
+    return os.getpid()
+
+
+def disarm_ingress(replica: Any) -> None:
+    """Take that aim back."""
+    balancer = _balancer_of(replica)
+    if balancer is not None:
+        vars(balancer).pop("_answer", None)
+
+
+def _balancer_of(replica: Any) -> Any:
+    ingress = replica._replica_impl._user_callable_wrapper._callable
+    client = None if ingress is None else ingress._client
+    return None if client is None else client._balancer
 
 
 async def _hand_over(actor: Any, number: int, pid: int) -> None:

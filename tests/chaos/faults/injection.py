@@ -7,6 +7,7 @@ import contextlib
 import signal
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import ray
@@ -16,26 +17,35 @@ from tests.chaos.faults.kinds import (
     ANY_PROXY,
     ENGINE_PHASES,
     HARMLESS,
+    MOVE_PHASES,
+    OUTSIDE_STAGES,
     Fault,
     FillObjectStore,
     KillProcess,
+    KillStarting,
     RemoveNode,
+    ScaleEngines,
     StallClients,
     StopProcess,
     VanishClients,
 )
+from tests.chaos.faults.scaling import Scaling
 from tests.chaos.load.clients import Load
-from tests.chaos.served.application import Running, num_answering, warm_engines
-from tests.chaos.served.ingresses import known_engines
+from tests.chaos.served.application import Running, num_answering, runners, warm_engines
+from tests.chaos.served.ingresses import ask_ingresses, known_engines
 from tests.chaos.served.nodes import STORE_BYTES, lose_node, parts_of, runner_places
 from tests.chaos.served.processes import pids_of, send, state_of
 
 # The load reaches every phase many times a second; a phase that is not reached in this time is given up.
 PHASE_TIMEOUT_S = 10.0
+# Requests move when an engine comes back or another one comes.
+MOVE_TIMEOUT_S = 60.0
 WARM_TIMEOUT_S = 90.0
+# Until an engine that was asked for has come to a stage of its start; several compete for the cores.
+START_TIMEOUT_S = 60.0
 _LOOK_S = 0.005
 # Phases of an engine itself.
-AIMED = frozenset(ENGINE_PHASES) - {"any"}
+AIMED = frozenset(ENGINE_PHASES + MOVE_PHASES) - {"any"}
 _SPARE_ENGINES = 2
 _SPARE_INGRESSES = 2
 # Until HAProxy and the proxies know an ingress that is ready and have a connection to it.
@@ -51,7 +61,7 @@ class Moment:
     began: float
 
 
-async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
+async def inject(fault: Fault, running: Running, load: Load, scaling: Scaling) -> Moment | None:
     """Wait until the fault can be borne, then let it happen; None if its moment did not come or nothing was there to hit."""
     await asyncio.sleep(fault.pause_s)
     warm = await _warm(fault, running)
@@ -72,9 +82,15 @@ async def inject(fault: Fault, running: Running, load: Load) -> Moment | None:
         return moment
     if isinstance(fault, RemoveNode):
         return await _remove_node(fault, running, warm)
+    if isinstance(fault, ScaleEngines):
+        return Moment(fault, time.monotonic()) if await scaling.begin(fault.by) else None
+    if isinstance(fault, KillStarting):
+        return await _kill_starting(fault, scaling, warm)
     assert isinstance(fault, (KillProcess, StopProcess))
     if fault.target in ("runner", "engine") and fault.phase in AIMED:
         return await _hit_in_phase(fault, warm)
+    if fault.target == "ingress" and fault.phase in MOVE_PHASES:
+        return await _hit_ingress_in_move(fault)
     if not await _reached(load, fault.phase):
         return None
     pids = [pid for pid in pids_of(fault.target) if state_of(pid)]
@@ -153,7 +169,7 @@ async def _hit_in_phase(fault: KillProcess | StopProcess, warm: list) -> Moment 
         return None
     with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
         await asyncio.wait_for(runner.__ray_call__.remote(aim.arm, fault.phase, int(_signal_of(fault)), pid), 2.0)
-    deadline = time.monotonic() + PHASE_TIMEOUT_S
+    deadline = time.monotonic() + (MOVE_TIMEOUT_S if fault.phase in MOVE_PHASES else PHASE_TIMEOUT_S)
     while time.monotonic() < deadline:
         if state_of(pid) in ("", "T"):
             return await _began(fault, pid)
@@ -161,6 +177,59 @@ async def _hit_in_phase(fault: KillProcess | StopProcess, warm: list) -> Moment 
     with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
         await asyncio.wait_for(runner.__ray_call__.remote(aim.disarm), 2.0)
     return None
+
+
+async def _hit_ingress_in_move(fault: KillProcess | StopProcess) -> Moment | None:
+    """The first ingress that has got places for requests which it is about to move sends the signal to itself."""
+    pids = await asyncio.to_thread(ask_ingresses, partial(aim.arm_ingress, int(_signal_of(fault))))
+    deadline = time.monotonic() + MOVE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        hit = [pid for pid in pids if state_of(pid) in ("", "T")]
+        if hit:
+            moment = await _began(fault, hit[0])
+            await asyncio.to_thread(ask_ingresses, aim.disarm_ingress)
+            return moment
+        await asyncio.sleep(_LOOK_S)
+    await asyncio.to_thread(ask_ingresses, aim.disarm_ingress)
+    return None
+
+
+async def _kill_starting(fault: KillStarting, scaling: Scaling, warm: list) -> Moment | None:
+    """An engine starts, because there are to be more of them or because one died; its runner, or its replica where it has none
+    yet, is killed where its start is."""
+    is_changing = await scaling.is_changing()
+    if fault.stage in OUTSIDE_STAGES and is_changing:
+        return None  # which processes are those that start cannot be told any more
+    known = {kind: set(pids_of(kind)) for kind in ("engine", "runner")}
+    began = time.monotonic()
+    if not is_changing and not await scaling.begin(1):
+        send(warm[int(fault.choice * len(warm))][1]["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if fault.stage in OUTSIDE_STAGES:
+            kind = "engine" if fault.stage == "replica" else "runner"
+            new = [pid for pid in pids_of(kind) if pid not in known[kind]]
+            if new:
+                send(new[0], signal.SIGKILL)
+                return Moment(fault, began)
+        else:
+            for pid in await asyncio.to_thread(_arm_starting, fault.stage):
+                while time.monotonic() < deadline:
+                    if not state_of(pid):
+                        return Moment(fault, began)
+                    await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(0.05)
+    return None
+
+
+def _arm_starting(stage: str) -> list[int]:
+    """Process ids of the runners that are to die when that stage of their start ends: the first that has it before it."""
+    for runner in runners():
+        with contextlib.suppress(ray.exceptions.RayError):
+            pid = ray.get(runner.__ray_call__.remote(partial(aim.arm_start, stage)), timeout=1.0)
+            if pid:
+                return [pid]
+    return []
 
 
 async def _remove_node(fault: RemoveNode, running: Running, warm: list) -> Moment | None:

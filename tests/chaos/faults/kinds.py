@@ -6,8 +6,17 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from cluster.start_stages import READY, STAGES
+
 # Where a request is when its engine's process is hit; "any": wherever it happens to be.
 ENGINE_PHASES = ("any", "queued", "prefill", "decode", "saving", "handover")
+# Within a move: the target has promised places, the source looks for requests to give up. They come only where requests wait.
+MOVE_PHASES = ("reserve", "move")
+# Of an engine's start, up to the end of the last one; in the first two its runner does not answer yet.
+START_STAGES = STAGES[: STAGES.index(READY) + 1]
+OUTSIDE_STAGES = START_STAGES[:2]
+# Who is hit within a move: the target, the source, or the ingress that brings both together.
+MOVES = (("runner", "reserve"), ("runner", "move"), ("ingress", "move"))
 # A replica is also hit when a client has sent a request that may be on its way to it.
 REPLICA_PHASES = ("sent", *ENGINE_PHASES)
 # What a client has seen of its answer when a process in front of the engines is hit.
@@ -110,6 +119,36 @@ class FillObjectStore(Fault):
         return "object store full"
 
 
+@dataclass(frozen=True)
+class ScaleEngines(Fault):
+    """The application is deployed with one engine more or less than it has.
+
+    Attributes:
+        by: 1 or -1.
+    """
+
+    by: int = 1
+
+    @property
+    def label(self) -> str:
+        return "scale up" if self.by > 0 else "scale down"
+
+
+@dataclass(frozen=True)
+class KillStarting(Fault):
+    """SIGKILL to an engine that starts, at the end of a stage of its start.
+
+    Attributes:
+        stage: one of ``START_STAGES``.
+    """
+
+    stage: str = "weights"
+
+    @property
+    def label(self) -> str:
+        return f"kill starting engine in {self.stage}"
+
+
 # What stands before the ingresses: Serve's own proxy, or HAProxy, the actor that starts it, and Serve's own proxy beside them.
 PROXIES, HAPROXIES = ("proxy",), ("haproxy", "haproxy", "haproxy manager", "proxy")
 ANY_PROXY = frozenset(PROXIES + HAPROXIES)
@@ -117,12 +156,20 @@ ANY_PROXY = frozenset(PROXIES + HAPROXIES)
 HARMLESS = (StallClients, VanishClients, FillObjectStore)
 
 
-def draw_faults(seed: int, count: int, nodes: bool = False, proxies: tuple[str, ...] = PROXIES) -> list[Fault]:
-    """The faults of a seed; nodes vanish where the cluster has some to spare. Most faults hit what computes and answers."""
+def draw_faults(
+    seed: int, count: int, nodes: bool = False, proxies: tuple[str, ...] = PROXIES, scales: bool = False
+) -> list[Fault]:
+    """The faults of a seed; nodes vanish where the cluster has some to spare. Most faults hit what computes and answers.
+
+    Args:
+        scales: the number of engines changes, and faults happen within starts and moves.
+    """
     chance = random.Random(seed)
     kinds = {"runner": 8, "engine": 5, "ingress": 3, "proxy": 1, "controller": 1, "clients": 3, "store": 1}
     if nodes:
         kinds["node"] = 4
+    if scales:
+        kinds |= {"scale": 4, "start": 4, "move": 8}
     return [_draw(chance, kinds, proxies) for _ in range(count)]
 
 
@@ -131,6 +178,12 @@ def _draw(chance: random.Random, kinds: dict[str, int], proxies: tuple[str, ...]
     when = chance.uniform(0.05, 0.6), chance.random()
     if kind == "node":
         return RemoveNode(*when, silent_s=chance.choice([0.0, 8.0]))
+    if kind == "scale":
+        return ScaleEngines(*when, by=chance.choice([1, -1]))
+    if kind == "move":
+        return KillProcess(*when, *chance.choice(MOVES))
+    if kind == "start":
+        return KillStarting(*when, stage=chance.choice(START_STAGES))
     if kind == "store":
         return FillObjectStore(*when, held_s=chance.choice([0.5, 2.0]))
     if kind == "clients":

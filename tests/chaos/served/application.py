@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ _MORE_RUNNERS = 3
 # A replica that pings its runner does so four times a second.
 LIVELY_S = 0.75
 _DEPLOY_TRIES = 4
+CONTROLLER_BACK_S = 60.0
 RPC_FAILURES = "RAY_testing_rpc_failure"
 
 
@@ -52,6 +53,7 @@ class Setup:
         rpc_failures: percent of Ray's actor calls that fail before, during and after they are carried out.
         haproxy: requests come through HAProxy, as with ``bireme serve``; clients also know the proxy that Serve keeps beside it.
         routing_policy: the setting of that name.
+        max_num_seqs: slots of an engine.
         device: "gpu": all engines compute on one, whatever their batch neighbours with the same bits.
     """
 
@@ -65,6 +67,7 @@ class Setup:
     tokenizer: Path | None = None
     device: str = "cpu"
     routing_policy: str = "power_of_two"
+    max_num_seqs: int = 8
 
     def config(self, folder: Path, model: dict | None = None, **changes: object) -> LLMConfig:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +80,7 @@ class Setup:
             "model_id": "tiny",
             "device": self.device,
             "routing_policy": self.routing_policy,
-            "max_num_seqs": 8,
+            "max_num_seqs": self.max_num_seqs,
             "max_num_batched_tokens": 128,
             "num_kv_blocks": 256,
             "num_threads": 1,
@@ -101,6 +104,7 @@ class Running:
     Attributes:
         url: every address that it may have, the head's first.
         nodes: all but the head.
+        deploy: tells it to have so many engines, and returns at once.
         proxy_ports: where the proxies of those nodes listen, and one more, for a node that comes before another goes.
     """
 
@@ -108,6 +112,7 @@ class Running:
     cluster: Cluster | None = None
     nodes: list[Any] = field(default_factory=list)
     proxy_ports: list[int] = field(default_factory=list)
+    deploy: Callable[[int], None] | None = None
     _port_of: dict[str, int] = field(default_factory=dict)
     _ready_since: dict[int, float] = field(default_factory=dict)
 
@@ -143,6 +148,12 @@ def application(setup: Setup, folder: Path, model: dict | None = None, **changes
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         _deploy(setup.config(folder, model, **changes), _DEPLOY_TRIES if setup.rpc_failures else 1)
         wait_until_healthy(f"http://127.0.0.1:{port}", 90)
+
+        def deploy(num_engines: int) -> None:
+            settings = {**changes, "deployment_config": {"num_replicas": num_engines}}
+            _tell(setup.config(folder, model, **settings))
+
+        running.deploy = deploy
         yield running
 
 
@@ -242,6 +253,29 @@ def _deploy(config: LLMConfig, tries: int) -> None:
             serve.delete(SERVE_DEFAULT_APP_NAME)
 
 
+def _tell(config: LLMConfig) -> None:
+    """Deploy without waiting for what comes of it. The controller may be gone and come back."""
+    target = serve.RunTarget(build_openai_app(config))
+    deadline = time.monotonic() + CONTROLLER_BACK_S
+    while True:
+        try:
+            serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+            return
+        except ray.exceptions.RayError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def engine_states() -> dict[str, int]:
+    """How many replicas of the engine deployment are in which of Serve's states; empty while nobody can say."""
+    try:
+        states = serve.status().applications[SERVE_DEFAULT_APP_NAME].deployments["LLMServer"].replica_states
+    except (ray.exceptions.RayError, KeyError):
+        return {}
+    return {state.name if hasattr(state, "name") else str(state): count for state, count in states.items()}
+
+
 def num_answering(urls: str) -> int:
     """Of several addresses, those under which the application answers."""
     return sum(is_healthy(url) for url in urls.split(","))
@@ -297,14 +331,16 @@ def warm_engines() -> list[tuple[Any, dict]]:
 
 
 def idle_stats(num_engines: int, timeout_s: float) -> list[dict]:
-    """Counters of every engine, once they are as many as there should be and idle; else the last seen. An engine whose accounting
-    does not add up ends the test: it takes itself out, and its successor is clean."""
+    """Counters of every engine that does not leave, once they are as many as there should be and idle; else the last seen.
+    One whose accounting does not add up ends the test: it takes itself out, and its successor is clean."""
     deadline, stats = time.monotonic() + timeout_s, []
     while time.monotonic() < deadline:
         stats = []
         for runner in runners():
             try:
-                stats.append(ray.get(runner.check_integrity.remote(), timeout=5))
+                found = ray.get(runner.check_integrity.remote(), timeout=5)
+                if found["state"] == "running":
+                    stats.append(found)
             except ray.exceptions.RayTaskError as error:
                 # An engine that ends, or one that is still being loaded.
                 if not isinstance(error.cause, (EngineDeadError, AttributeError)):

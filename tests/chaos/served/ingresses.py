@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import ray
 
+from deployments.metrics.request_events import MOVES
+
 _NAME = "SERVE_REPLICA::default#OpenAiIngress"
 _PATIENCE_S = 0.5
 _Found = TypeVar("_Found")
@@ -39,6 +41,11 @@ def open_now() -> dict[int, Open]:
     return {pid: Open(*found) for pid, found in ask_ingresses(_pid_and_open)}
 
 
+def num_moves() -> dict[int, int]:
+    """Requests that each ingress has moved, by its process id; of those that answer at once."""
+    return dict(ask_ingresses(_pid_and_moves))
+
+
 def ask_ingresses(question: Callable[[Any], _Found]) -> list[_Found]:
     """What each replica answers; those that are gone, start or hang are left out."""
     asked = []
@@ -59,6 +66,12 @@ def _known_engines(replica: Any) -> tuple[int, set[str] | None]:
     ingress = replica._replica_impl._user_callable_wrapper._callable
     is_ready = ingress is not None and ingress._service is not None
     return os.getpid(), set(ingress._client.choices.engines) if is_ready else None
+
+
+def _pid_and_moves(replica: Any) -> tuple[int, int]:
+    ingress = replica._replica_impl._user_callable_wrapper._callable
+    client = None if ingress is None else ingress._client
+    return os.getpid(), 0 if client is None else client.events.counts[MOVES]
 
 
 def _pid_and_open(replica: Any) -> tuple[int, tuple[list[int], int, set[str]]]:
