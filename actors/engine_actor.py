@@ -21,6 +21,10 @@ from typing import TYPE_CHECKING
 from actors.arrivals import Arrivals
 from actors.delta_stream import DeltaStream
 from actors.live_requests import LiveRequest, LiveRequests
+from actors.model_files.peers.find_model import Found, find_model, model_settings
+from actors.model_files.peers.replies import Description, Peers, State
+from actors.model_files.peers.sender import FileSender
+from actors.model_files.source import ModelSource
 from actors.place_reservations import PlaceReservations
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError
@@ -43,6 +47,8 @@ from cluster.request import EngineRequest, RequestKey
 from cluster.start_stages import StartStages, start_fields
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from actors.engine.engine import Engine
 
 logger = logging.getLogger("bireme.runner")
@@ -69,6 +75,8 @@ class RunnerActor:
         self._config = config
         self._engine_id = engine_id
         self._info: EngineInfo | None = None
+        self._files = FileSender(model_settings(config))
+        self._found: Found | None = None
         self._live = LiveRequests()
         self._num_arrived = 0
         self._arrivals = Arrivals()
@@ -107,7 +115,33 @@ class RunnerActor:
         # A thread that waits for the interpreter lock gets it after this time; steps are tens of milliseconds.
         sys.setswitchinterval(0.0005)
         self._stage_ended("paddle")
-        return start_engine(self._config, self._engine_id, self._stage_ended)
+        return start_engine(self._config, self._engine_id, self._stage_ended, self._find_model)
+
+    def _peers(self) -> Peers | None:
+        """Other nodes' engines; none here."""
+        return None
+
+    def _find_model(self) -> ModelSource:
+        self._found = find_model(self._config, self._peers(), self._tell_progress, self._files.is_searching)
+        # Before the engine is ready: others can begin meanwhile.
+        if self._config.weights_from_peers:
+            self._files.offer(self._found.source)
+        return self._found.source
+
+    def _tell_progress(self, what: str, done: int, total: int) -> None:
+        self._stages.tell(f"{what}, {100 * done // total} %" if total else what)
+
+    async def describe_model_files(self, settings: tuple[str, ...]) -> Description:
+        """What this engine offers of the model that has these settings (``peers.find_model.model_settings``)."""
+        return self._files.describe(settings)
+
+    async def read_model_file(self, receiver: str, identity: str, file: int, chunk: int) -> np.ndarray | State:
+        """A chunk of a file of the manifest with this identity, for an engine or an ingress on another node."""
+        return await self._files.read(receiver, identity, file, chunk)
+
+    async def finished_model_files(self, receiver: str) -> None:
+        """``receiver`` needs no more chunks."""
+        self._files.finished(receiver)
 
     async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
         """Run one request to its end. Pending for the whole generation; cancelling it aborts the request.
@@ -284,6 +318,7 @@ class RunnerActor:
         start = self._stages.figures(time.monotonic())
         if self._info is None:
             return {"engine_id": self._engine_id, "state": "loading", "pid": os.getpid(), "start": start}
+        received = self._found.received if self._found is not None else None
         stats = await asyncio.wrap_future(self._engine_loop.call(read))
         load = self._load_for("")
         return {
@@ -300,6 +335,18 @@ class RunnerActor:
             "num_steps": self._engine_loop.num_steps,
             "num_subscribers": len(self._streams),
             "start": start,
+            "num_model_bytes_sent": self._files.num_bytes_sent,
+            **(
+                {
+                    "model_files_from": {
+                        "node": received.node,
+                        "num_bytes": received.num_bytes,
+                        "seconds": round(received.seconds, 3),
+                    }
+                }
+                if received is not None
+                else {}
+            ),
         }
 
     async def check_health(self) -> None:

@@ -68,6 +68,10 @@ class EngineConfig(BaseModel):
         le=4096,
         description="On the CPU, weights are kept in the cache folder as the matmuls read them, of all models so many GiB on the disk, and a later start maps them. 0: none.",
     )
+    weights_from_peers: bool = Field(
+        True,
+        description="A node without the model's files takes them from an engine of the application that runs on another node, before it asks the hub.",
+    )
     gpu_memory_utilization: float = Field(
         0.9,
         gt=0,

@@ -37,6 +37,10 @@ class ModelLoadError(BiremeError):
     code = "model_load_error"
 
 
+class ModelNotHereError(ModelLoadError):
+    """This node does not have the model's files; another one may."""
+
+
 class ConfigError(BiremeError):
     """Settings that are each allowed but do not fit the model, the device or each other."""
 

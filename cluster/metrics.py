@@ -42,6 +42,9 @@ ENGINE_METRICS = (
     Metric(
         "bireme_engine_start_seconds", "gauge", "What each stage of the engine's start took.", ("engine_id", "stage")
     ),
+    Metric("bireme_model_received_bytes", "gauge", "Model files that came from another node's engine.", ("engine_id",)),
+    Metric("bireme_model_received_seconds", "gauge", "What that took, from the first look on.", ("engine_id",)),
+    Metric("bireme_model_sent_bytes", "counter", "Model files that went to other nodes.", ("engine_id",)),
     Metric("bireme_gpu_memory_bytes", "gauge", "GPU memory by what holds it, or is free.", ("engine_id", "use")),
 )
 

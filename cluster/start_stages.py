@@ -41,22 +41,30 @@ class StartStages:
     def __init__(self, began_at: float, ends: Mapping[str, float] | None = None) -> None:
         self._began_at = began_at
         self._ends = dict(ends or {})
+        self._detail = ""
 
     def end(self, stage: str, now: float) -> None:
         """``stage``, one of STAGES, is over; only the first call for a stage counts."""
         if stage not in STAGES:
             raise ValueError(f"stage: got {stage!r}, allowed: {', '.join(STAGES)}")
+        self._detail = ""
         self._ends.setdefault(stage, now)
+
+    def tell(self, detail: str) -> None:
+        """What the stage that goes on does at this moment, for a person."""
+        self._detail = detail
 
     def figures(self, now: float) -> dict[str, Any]:
         """``seconds`` by stage, those until the engine was ready together (until now if it is not), the stage that goes on (None
-        once it is ready), and how long it has been ready (None if it is not)."""
+        once it is ready) and what it does (``detail``, empty where nothing was told), and how long it has been ready (None if it
+        is not)."""
         ready_at = self._ends.get(READY)
         pending = [stage for stage in _OF_EVERY_START if stage not in self._ends]
         return {
             "seconds": {stage: round(s, 3) for stage, s in durations(self._began_at, self._ends).items()},
             "total_s": round((now if ready_at is None else ready_at) - self._began_at, 3),
             "stage": None if ready_at is not None else pending[0],
+            "detail": self._detail,
             "ready_for_s": None if ready_at is None else round(now - ready_at, 3),
         }
 
@@ -73,5 +81,5 @@ def start_line(start: Mapping[str, Any]) -> str:
         return f"started in {start['total_s']:.1f} s ({took})" if start["ready_for_s"] <= _RECENT_S else ""
     filled = _BAR_WIDTH * _OF_EVERY_START.index(start["stage"]) // len(_OF_EVERY_START)
     bar = "#" * filled + "." * (_BAR_WIDTH - filled)
-    name = _NAMES.get(start["stage"], start["stage"])
+    name = start.get("detail") or _NAMES.get(start["stage"], start["stage"])
     return f"[{bar}] {name} after {start['total_s']:.1f} s" + (f" ({took})" if took else "")

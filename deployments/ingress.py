@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.engine.memory_plan import expected_max_model_len
 from actors.model_files.config import load_model_config
-from actors.model_files.source import ModelSource, resolve_model
+from actors.model_files.source import ModelSource
 from actors.text.tokenizer import load_tokenizer
 from cluster.api_errors import ApiError, unavailable
 from cluster.client.resumable import RESUMABLE_HEADER
@@ -46,7 +46,8 @@ from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.sampling_defaults import sampling_defaults
 from deployments.openai_api.service import Caller, OpenAiService
 from deployments.ray_private import by_value
-from deployments.replica.engine_replica import application_name, find_runner
+from deployments.replica.engine_replica import application_name, find_runner, runner_names
+from deployments.replica.ray_peers import RayPeers, find_beside_an_event_loop
 from deployments.replica.replica_port import listen_where_the_node_does
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.router.engine_choices import choices_of
@@ -87,7 +88,7 @@ class OpenAiIngress:
         # Where replies travel through Ray, a caller that hangs holds up the replies of its engine to everybody else, too.
         self._engines = by_value(engines)
         try:
-            source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
+            source = find_beside_an_event_loop(config, RayPeers(runner_names()))
             self._tokenizer = load_tokenizer(source)
             self._defaults = sampling_defaults(config, source)
             # Where there may be no engine, requests are what starts one; until then its files say what the model takes.

@@ -27,7 +27,7 @@ FILE_ROOMS = {"deployments": {"ray_private"}}
 ROOMS: dict[str, dict[str, set[str]]] = {
     "cluster": {"": {"client"}, "client": {""}, "process": set(), "routing": set(), "scaling": {""}},
     "actors": {
-        "": {"engine"},
+        "": {"engine", "model_files"},
         "engine": {"runner", "models", "model_files", "device", "scheduling"},
         "runner": {"models", "device", "scheduling"},
         "models": {"layers", "device"},

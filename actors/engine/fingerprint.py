@@ -40,6 +40,7 @@ KEEPS_BITS = frozenset(
         "num_threads",
         "oldest_first_every",
         "ready_weights_gb",
+        "weights_from_peers",
     }
 )
 

@@ -13,7 +13,7 @@ from actors.engine.fingerprint import fingerprint
 from actors.engine.load_weights import load_weights
 from actors.engine.memory_plan import gpu_pool_bytes, gpu_step_bytes, kv_block_bytes, size_kv_cache
 from actors.model_files.config import load_model_config
-from actors.model_files.source import resolve_model
+from actors.model_files.source import ModelSource, resolve_model
 from actors.models.config import ModelConfig
 from actors.models.gpu_limits import check_gpu_model
 from actors.runner.model_runner import ModelRunner
@@ -40,6 +40,7 @@ def load_engine(
     progress: Progress | None = None,
     record: list[StepPlan] | None = None,
     ended: Callable[[str], None] = lambda stage: None,
+    find_model: Callable[[], ModelSource] | None = None,
 ) -> Engine:
     """Build every part of an engine and put them together.
 
@@ -49,12 +50,13 @@ def load_engine(
         progress: called as ``progress(what, done, total)`` during start.
         record: a list that receives every plan, so that a run can be replayed.
         ended: called with each of ``cluster.start_stages.STAGES`` that is over.
+        find_model: finds the model's files; default: where the settings say.
 
     Raises:
         ModelLoadError, ConfigError, OpBuildError: with one message that says what to do.
     """
     device = choose_device(config)
-    source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.seed)
+    source = find_model() if find_model else _model_of(config)
     model_config = load_model_config(source)
     if device.is_gpu:
         check_gpu_model(model_config)
@@ -113,6 +115,10 @@ def load_engine(
         config.block_size,
     )
     return Engine(scheduler, runner, info, HostClock(), overlap=config.enable_overlap_schedule, record=record)
+
+
+def _model_of(config: EngineConfig) -> ModelSource:
+    return resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.seed)
 
 
 def _size_kv_cache(

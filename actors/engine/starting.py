@@ -9,6 +9,7 @@ from collections.abc import Callable
 from actors.engine.engine import Engine
 from actors.engine.loading import load_engine
 from actors.engine.warm_up import warm_up
+from actors.model_files.source import ModelSource
 from cluster.config import EngineConfig
 from gpu_ops.build import build
 
@@ -17,11 +18,17 @@ logger = logging.getLogger("bireme.runner")
 _BAR_WIDTH = 20
 
 
-def start_engine(config: EngineConfig, engine_id: str, ended: Callable[[str], None] = lambda stage: None) -> Engine:
+def start_engine(
+    config: EngineConfig,
+    engine_id: str,
+    ended: Callable[[str], None] = lambda stage: None,
+    find_model: Callable[[], ModelSource] | None = None,
+) -> Engine:
     """Build the ops, load the model and run the warm-up requests.
 
     Args:
         ended: called with each of ``cluster.start_stages.STAGES`` that is over.
+        find_model: as in ``load_engine``.
     Raises:
         ModelLoadError, ConfigError, OpBuildError: one message that says what to do.
     """
@@ -29,7 +36,7 @@ def start_engine(config: EngineConfig, engine_id: str, ended: Callable[[str], No
     build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
     ended("ops")
     logger.info("loading %s", config.model)
-    engine = load_engine(config, engine_id, _log_progress, ended=ended)
+    engine = load_engine(config, engine_id, _log_progress, ended=ended, find_model=find_model)
     ended("buffers")
     warm_up(engine)
     ended("warm_up")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from cluster.process.cache import cache_dir
 from cluster.process.trusted_path import make_folder, other_writer
 
 SAMPLE_ABOVE_BYTES = 2 << 30
+# Of a file that goes from node to node.
+CHUNK_BYTES = 8 << 20
+_CHUNKS = f"chunks of {CHUNK_BYTES}"
 _CHUNK = 4 << 20
 _SAMPLES = 256
 
@@ -30,6 +34,29 @@ def content_id(path: Path) -> str:
     Larger files give the digest of their size and of 256 evenly spaced chunks of 4 MiB, first and last included.
     """
     return sha256_of(path) if path.stat().st_size <= SAMPLE_ABOVE_BYTES else _remembered(path, "sampled", _sampled)
+
+
+def chunk_digests(path: Path, done: Callable[[int], None] = lambda num_bytes: None) -> tuple[str, ...]:
+    """Return the hex SHA-256 of every CHUNK_BYTES of the file, the last one shorter; none for an empty one.
+
+    Args:
+        done: called with the bytes of each chunk that was read; not where the hashes are remembered.
+    """
+
+    def compute(path: Path) -> str:
+        digests = []
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digests.append(hashlib.sha256(chunk).hexdigest())
+                done(len(chunk))
+        return " ".join(digests)
+
+    return tuple(_remembered(path, _CHUNKS, compute).split())
+
+
+def remember_chunk_digests(path: Path, digests: tuple[str, ...]) -> None:
+    """The chunks of ``path`` were checked before they were written: they need not be read again."""
+    _remembered(path, _CHUNKS, lambda path: " ".join(digests))
 
 
 def _full(path: Path) -> str:

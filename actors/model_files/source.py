@@ -10,7 +10,7 @@ from actors.model_files.download.default_model import ensure_default_model
 from actors.model_files.download.hub import ensure_snapshot, is_hub_id
 from actors.model_files.gguf.split import gguf_parts, is_gguf, model_name
 from cluster.config import DEFAULT_MODEL
-from cluster.errors import ModelLoadError
+from cluster.errors import ModelLoadError, ModelNotHereError
 from cluster.process.cache import Progress
 
 LOAD_FORMATS = ("auto", "dummy")
@@ -53,6 +53,7 @@ def resolve_model(
     tokenizer: str | None = None,
     progress: Progress | None = None,
     seed: int = 0,
+    download: bool = True,
 ) -> ModelSource:
     """Find the model's files, downloading them if ``model`` is the default's name or a Hugging Face id that is not cached.
 
@@ -63,7 +64,9 @@ def resolve_model(
         tokenizer: directory, tokenizer.json, GGUF file or the default model's name, to use instead of the model's own.
         progress: called as ``progress(what, bytes done, bytes in all)`` during downloads.
         seed: of dummy weights.
+        download: False looks on this machine only.
     Raises:
+        ModelNotHereError: this machine has no such files, and they are not to be downloaded or cannot be.
         ModelLoadError: with one message that says what is wrong and what to do.
     """
     if load_format not in LOAD_FORMATS:
@@ -71,14 +74,14 @@ def resolve_model(
     dummy = load_format == "dummy"
     kind: Literal["gguf", "safetensors"]
     own_tokenizer: Path | None
-    path, name = _locate(model, dummy, progress)
+    path, name = _locate(model, dummy, progress, download)
     if is_gguf(path):
         kind, own_tokenizer = "gguf", path
     else:
         kind, own_tokenizer = "safetensors", path if (path / "tokenizer.json").is_file() else None
         if not dummy:
             safetensors_files(path)
-    chosen = _tokenizer_path(tokenizer, progress) if tokenizer else own_tokenizer
+    chosen = _tokenizer_path(tokenizer, progress, download) if tokenizer else own_tokenizer
     return ModelSource("dummy" if dummy else kind, path, chosen, name, seed if dummy else 0)
 
 
@@ -113,10 +116,10 @@ def safetensors_files(folder: Path) -> list[Path]:
     return files
 
 
-def _locate(model: str, dummy: bool, progress: Progress | None) -> tuple[Path, str]:
+def _locate(model: str, dummy: bool, progress: Progress | None, download: bool) -> tuple[Path, str]:
     """Return (GGUF file or directory with config.json, name for clients)."""
     if model == DEFAULT_MODEL:
-        return ensure_default_model(progress), DEFAULT_MODEL
+        return ensure_default_model(progress, download), DEFAULT_MODEL
     path = Path(model).expanduser()
     if model and path.is_file():
         return _from_file(path.resolve(), dummy)
@@ -124,9 +127,9 @@ def _locate(model: str, dummy: bool, progress: Progress | None) -> tuple[Path, s
         return _from_directory(path.resolve())
     looks_local = model.startswith((".", "/", "~")) or path.suffix.lower() in (".gguf", ".json", ".safetensors")
     if not looks_local and is_hub_id(model):
-        return ensure_snapshot(model, not dummy, progress), model
+        return ensure_snapshot(model, not dummy, progress, download), model
     if looks_local or "/" in model:
-        raise ModelLoadError(
+        raise ModelNotHereError(
             f"model {model} does not exist: give the path of a GGUF file or of a directory with config.json "
             "and safetensors files.",
             "model",
@@ -169,14 +172,14 @@ def _from_directory(folder: Path) -> tuple[Path, str]:
     )
 
 
-def _tokenizer_path(tokenizer: str, progress: Progress | None) -> Path:
+def _tokenizer_path(tokenizer: str, progress: Progress | None, download: bool) -> Path:
     if tokenizer == DEFAULT_MODEL:
-        return ensure_default_model(progress)
+        return ensure_default_model(progress, download)
     path = Path(tokenizer).expanduser()
     is_tokenizer_file = path.is_file() and path.suffix.lower() in (".json", ".gguf")
     if is_tokenizer_file or (path / "tokenizer.json").is_file():
         return gguf_parts(path.resolve())[0]
-    raise ModelLoadError(
+    raise (ModelLoadError if path.exists() else ModelNotHereError)(
         f"tokenizer {tokenizer} is no tokenizer: give a tokenizer.json, a directory that holds one, a GGUF file, or "
         f"{DEFAULT_MODEL}.",
         "tokenizer",

@@ -26,6 +26,7 @@ _COUNTERS = {
     "bireme_engine_steps": "num_steps",
     "bireme_engine_busy_seconds": "busy_seconds",
     "bireme_engine_device_seconds": "device_seconds",
+    "bireme_model_sent_bytes": "num_model_bytes_sent",
 }
 _MEMORY = "bireme_gpu_memory_bytes"
 _START = "bireme_engine_start_seconds"
@@ -57,6 +58,9 @@ class EngineMetrics:
                 self._metrics[_MEMORY].set(value, {**self._tags, "use": key.removesuffix("_bytes")})
         for stage, seconds in stats["start"]["seconds"].items():
             self._metrics[_START].set(seconds, {**self._tags, "stage": stage})
+        if received := stats.get("model_files_from"):
+            self._metrics["bireme_model_received_bytes"].set(received["num_bytes"], self._tags)
+            self._metrics["bireme_model_received_seconds"].set(received["seconds"], self._tags)
         for name, key in _COUNTERS.items():
             # Ray refuses to count nothing, so a series begins with its first event.
             if stats[key] > self._counted[name]:

