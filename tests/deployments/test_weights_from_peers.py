@@ -1,0 +1,131 @@
+"""A node without the model, and without a way to the hub, serves it from the other node's files: same fingerprint, same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+from safetensors.numpy import save_file
+
+from actors.model_files.config import load_model_config
+from actors.model_files.source import resolve_model
+from actors.model_files.weights import iter_weights
+from cluster.config import DEFAULT_MODEL, LLMConfig
+from deployments.llm import build_openai_app
+from gpu_ops.build import build
+from tests.chaos.served.application import MODEL, runners, wait_until_healthy
+from tests.chaos.served.nodes import STORE_BYTES
+from tests.engines import write_tiny_model
+
+REPO = "owner/tiny"
+BARE, HAS_FILES = {"bare": 1}, {"has_files": 1}
+
+
+@dataclass
+class Served:
+    """The application; ``bare`` is the cache folder of the node that had nothing."""
+
+    url: str
+    bare: Path
+    stats: list[dict]
+
+
+def hub_cache(folder: Path) -> Path:
+    """A hub's cache with the model in it, as a download leaves it; random weights."""
+    write_tiny_model(folder / "shape")
+    (folder / "shape" / "config.json").write_text(json.dumps(MODEL))
+    shape = resolve_model(str(folder / "shape"), load_format="dummy", seed=5)
+    snapshot = folder / "models--owner--tiny" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    (snapshot / "config.json").write_text((folder / "shape" / "config.json").read_text())
+    (snapshot / "generation_config.json").write_text('{"top_k": 7}')
+    save_file(dict(iter_weights(shape, load_model_config(shape))), snapshot / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("peers")
+    library = build()
+    bare = folder / "bare"
+    (bare / "ops").mkdir(parents=True)
+    (bare / "ops" / library.parent.name).symlink_to(library.parent)
+    offline = {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"}
+    with_files = offline | {"HF_HUB_CACHE": str(hub_cache(folder / "hub"))}
+    without = offline | {"HF_HUB_CACHE": str(folder / "empty"), "BIREME_CACHE": str(bare)}
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 4, "include_dashboard": False, "object_store_memory": STORE_BYTES},
+    )
+    try:
+        for resources, variables in ((HAS_FILES, with_files), (BARE, without)):
+            cluster.add_node(
+                num_cpus=2,
+                resources={**resources, "accelerator_type:HERE": 1},
+                object_store_memory=STORE_BYTES,
+                env_vars=variables,
+            )
+        ray.init(address=cluster.address, log_to_driver=False)
+        serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
+        config = LLMConfig(
+            model=REPO,
+            tokenizer=DEFAULT_MODEL,
+            max_num_seqs=4,
+            num_kv_blocks=256,
+            num_threads=1,
+            runner_num_cpus=1.5,  # one engine a node
+            accelerator_type="HERE",
+            deployment_config={"num_replicas": 2},
+            ingress_config={"ray_actor_options": {"num_cpus": 0.1, "resources": BARE}},
+        )
+        serve.run(build_openai_app(config))
+        url = f"http://127.0.0.1:{port}"
+        wait_until_healthy(url, 60)
+        yield Served(url, bare, ray.get([runner.stats.remote() for runner in runners()]))
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        cluster.shutdown()
+        del os.environ["RAY_SERVE_ENABLE_HA_PROXY"]
+
+
+def test_an_engine_and_an_ingress_start_from_another_nodes_files_and_answer_with_the_same_bits(served):
+    first, second = sorted(served.stats, key=lambda stats: "model_files_from" in stats)
+    assert "model_files_from" not in first
+    received = second["model_files_from"]
+    assert first["fingerprint"] == second["fingerprint"]
+    (copy,) = (path for path in (served.bare / "peer_models").iterdir() if path.is_dir())
+    files = [path for path in copy.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert {path.name for path in files} > {"config.json", "generation_config.json", "model.safetensors"}
+    total = sum(path.stat().st_size for path in files)
+    # Whoever of engine and ingress came second found what the first one had brought.
+    assert received["num_bytes"] in (0, total)
+    assert first["num_model_bytes_sent"] == total
+
+    def ask(number: int) -> tuple:
+        body = {"model": REPO, "prompt": "Rivers", "max_tokens": 48, "seed": 3, "temperature": 1.0, "logprobs": 3}
+        answer = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()["choices"][0]
+        return answer["text"], repr(answer["logprobs"])
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(24)))
+    assert len(set(answers)) == 1
+    after = ray.get([runner.stats.remote() for runner in runners()])
+    assert all(stats["num_generated_tokens"] > 48 for stats in after), "one engine answered everything"
