@@ -60,17 +60,18 @@ class RayPeers:
         self._names = names
         self._own = own_engine_id
 
-    def find(self) -> list[Peer]:
-        """Runners on other nodes, in random order, so that many receivers do not all ask the same one first."""
+    def find(self) -> list[Peer] | None:
+        """Runners on other nodes, in random order, so that many receivers do not all ask the same one first; None where this is
+        the only node."""
         try:
             return self._find()
         except RayError as error:
             raise PeerError(f"Ray's directory does not answer: {type(error).__name__}") from None
 
-    def _find(self) -> list[Peer]:
+    def _find(self) -> list[Peer] | None:
         own_node = ray.get_runtime_context().get_node_id()
         if sum(node["Alive"] for node in ray.nodes()) < 2:
-            return []
+            return None
         named = [
             actor
             for actor in ray.util.list_named_actors(all_namespaces=True)

@@ -43,6 +43,8 @@ def test_line_is_a_bar_then_the_stages_then_nothing():
         stages.end(stage, second)
     line = start_line(stages.figures(4.5))
     assert line == "[##########..........] weights after 4.5 s (replica 1.0, runner 1.0, paddle 1.0, ops 1.0)"
+    stages.tell("model from node a, 43 %")
+    assert start_line(stages.figures(4.5)).startswith("[##########..........] model from node a, 43 % after 4.5 s (")
     for second, stage in enumerate(STAGES[4:8], 5):
         stages.end(stage, second)
     assert start_line(stages.figures(9.0)).startswith("started in 8.0 s (replica 1.0, ")

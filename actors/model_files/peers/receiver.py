@@ -32,6 +32,8 @@ _SPARE_BYTES = 256 << 20
 _LOOK_AGAIN_S = 0.5
 # No peer makes progress for so long: it hashes nothing more, and none of its places becomes free.
 _PATIENCE_S = 30.0
+# Where nodes begin together, the first engine may be there before the others are known.
+_NOBODY_S = 10.0
 _MANIFEST, _PART = "manifest.json", ".part-"
 
 
@@ -138,9 +140,15 @@ class FileReceiver:
         most_hashed, deadline, began = -1, time.monotonic() + patience_s, time.monotonic()
         try:
             while True:
-                found = [peer for peer in _found(peers) if peer.engine_id not in failed]
+                found = _found(peers)
+                if found is None:
+                    return None
                 states = set()
+                if not found and time.monotonic() < began + min(_NOBODY_S, patience_s):
+                    states.add(State.STARTING)
                 for peer in found:
+                    if peer.engine_id in failed:
+                        continue
                     try:
                         said = peer.describe(self._settings)
                         states.add(said.state)
@@ -199,7 +207,7 @@ class FileReceiver:
                         return False
                     del running[future]
                 left = sum(self._size(partial, *piece) for piece in [*partial.missing, *running.values()])
-                self._progress(f"bytes from node {peer.node}", total - left, total)
+                self._progress(f"model from node {peer.node}", total - left, total)
             return True
         finally:
             # Each of those that still run ends within the time limit of a call.
@@ -246,7 +254,7 @@ class FileReceiver:
         return manifest.source(self._folder)
 
 
-def _found(peers: Peers) -> list[Peer]:
+def _found(peers: Peers) -> list[Peer] | None:
     try:
         return peers.find()
     except PeerError as error:

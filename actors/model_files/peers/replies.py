@@ -47,5 +47,5 @@ class Peer(Protocol):
 class Peers(Protocol):
     """Finds them."""
 
-    def find(self) -> list[Peer]:
-        """Those that are there now, in the order in which to ask. Raises PeerError."""
+    def find(self) -> list[Peer] | None:
+        """Those that are there now, in the order in which to ask; None where there is no other node. Raises PeerError."""

@@ -33,6 +33,7 @@ OTHER_VALUES = {
     "num_threads": 2,
     "oldest_first_every": 1,
     "ready_weights_gb": 0.0,
+    "weights_from_peers": False,
 }
 
 

@@ -86,8 +86,8 @@ class Some:
     def __init__(self, *peers: LocalPeer) -> None:
         self.peers = peers
 
-    def find(self) -> list:
-        return list(self.peers)
+    def find(self) -> list | None:
+        return list(self.peers) or None
 
 
 NAMES = ("owner/name", "", "auto")
@@ -115,7 +115,7 @@ def test_every_file_that_is_read_arrives_bit_for_bit(model, cache):
     assert content(found.source.path) == content(model)
     assert (found.source.kind, found.source.name, found.source.tokenizer) == ("safetensors", "model", found.source.path)
     assert found.num_bytes == sum(map(len, content(model).values())) == peer.sender.num_bytes_sent
-    assert shown[-1] == ("bytes from node node-a", found.num_bytes, found.num_bytes)
+    assert shown[-1] == ("model from node node-a", found.num_bytes, found.num_bytes)
     assert remains(cache) == []
     again = receive(peer)
     assert again is not None
@@ -219,6 +219,18 @@ def test_another_model_is_not_offered_and_who_only_starts_is_waited_for(model):
     asked = 10
     assert receive(late, wait_for=frozenset({State.STARTING})) is None
     assert asked == 11
+
+
+def test_an_engine_that_is_not_known_yet_is_waited_for_where_there_are_other_nodes(model):
+    peer, looks = LocalPeer(model, NAMES), iter([[], []])
+
+    class Late(Some):
+        def find(self):
+            return next(looks, [peer])
+
+    assert receiver.FileReceiver(NAMES).receive(Late(), frozenset({State.BUSY})) is None
+    assert receiver.FileReceiver(NAMES).receive(Late(), frozenset({State.STARTING})) is not None
+    assert next(looks, None) is None
 
 
 def test_a_sender_has_so_many_receivers_and_no_more():
