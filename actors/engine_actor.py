@@ -336,17 +336,7 @@ class RunnerActor:
             "num_subscribers": len(self._streams),
             "start": start,
             "num_model_bytes_sent": self._files.num_bytes_sent,
-            **(
-                {
-                    "model_files_from": {
-                        "node": received.node,
-                        "num_bytes": received.num_bytes,
-                        "seconds": round(received.seconds, 3),
-                    }
-                }
-                if received is not None
-                else {}
-            ),
+            **({"model_files_from": received.figures()} if received is not None else {}),
         }
 
     async def check_health(self) -> None:

@@ -28,7 +28,7 @@ from tests.chaos.served.nodes import STORE_BYTES
 from tests.engines import write_tiny_model
 
 REPO = "owner/tiny"
-BARE, HAS_FILES = {"bare": 1}, {"has_files": 1}
+BARE = {"bare": 1}
 
 
 @dataclass
@@ -70,20 +70,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 4, "include_dashboard": False, "object_store_memory": STORE_BYTES},
-    )
+    node = {"num_cpus": 2, "object_store_memory": STORE_BYTES}
+    head = {"include_dashboard": False, "env_vars": with_files}
+    cluster = Cluster(initialize_head=True, head_node_args=node | head)
     try:
-        for resources, variables in ((HAS_FILES, with_files), (BARE, without)):
-            cluster.add_node(
-                num_cpus=2,
-                resources={**resources, "accelerator_type:HERE": 1},
-                object_store_memory=STORE_BYTES,
-                env_vars=variables,
-            )
+        cluster.add_node(**node, resources=BARE, env_vars=without)
         ray.init(address=cluster.address, log_to_driver=False)
-        serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
         config = LLMConfig(
             model=REPO,
             tokenizer=DEFAULT_MODEL,
@@ -91,7 +84,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             num_kv_blocks=256,
             num_threads=1,
             runner_num_cpus=1.5,  # one engine a node
-            accelerator_type="HERE",
             deployment_config={"num_replicas": 2},
             ingress_config={"ray_actor_options": {"num_cpus": 0.1, "resources": BARE}},
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from actors.model_files.file_hash import CHUNK_BYTES
-from actors.model_files.gguf.split import is_gguf
+from actors.model_files.gguf.split import gguf_parts, is_gguf
 from actors.model_files.source import ModelSource
 
 MODEL, TOKENIZER = "model", "tokenizer"
@@ -72,10 +72,8 @@ class Manifest(NamedTuple):
 
 def offered_files(source: ModelSource) -> list[tuple[str, Path]]:
     """(folder in the manifest, file) of all that is read of a model."""
-    if source.kind == "gguf":
-        found = {(MODEL, path) for path in source.weight_files()}
-    elif source.is_gguf:
-        found = {(MODEL, source.path)}
+    if source.is_gguf:
+        found = {(MODEL, path) for path in gguf_parts(source.path)}
     else:
         found = {(MODEL, path) for path in [*_small_files(source.path), *source.weight_files()]}
     tokenizer = source.tokenizer
@@ -154,8 +152,9 @@ def _is_plain(name: Any) -> bool:
 def _tokenizer_files(tokenizer: Path) -> list[Path]:
     if tokenizer.is_dir():
         return _small_files(tokenizer)
-    beside = () if is_gguf(tokenizer) else _BESIDE_TOKENIZER
-    return [tokenizer, *(path for name in beside if (path := tokenizer.parent / name).is_file())]
+    if is_gguf(tokenizer):
+        return gguf_parts(tokenizer)
+    return [tokenizer, *(path for name in _BESIDE_TOKENIZER if (path := tokenizer.parent / name).is_file())]
 
 
 def _small_files(folder: Path) -> list[Path]:

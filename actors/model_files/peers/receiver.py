@@ -45,6 +45,10 @@ class Received(NamedTuple):
     num_bytes: int
     seconds: float
 
+    def figures(self) -> dict[str, str | int | float]:
+        """For ``/v1/status``."""
+        return {"node": self.node, "num_bytes": self.num_bytes, "seconds": round(self.seconds, 3)}
+
 
 class _Partial:
     """A transfer that is not complete.

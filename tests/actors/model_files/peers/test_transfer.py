@@ -233,6 +233,20 @@ def test_an_engine_that_is_not_known_yet_is_waited_for_where_there_are_other_nod
     assert next(looks, None) is None
 
 
+def test_a_tokenizer_of_its_own_comes_with_what_is_read_beside_it(model, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "unread.json"):
+        (elsewhere / name).write_text("{}")
+    peer = LocalPeer(model, NAMES)
+    peer.sender = sender.FileSender(NAMES)
+    peer.sender.offer(resolve_model(str(model), tokenizer=str(elsewhere / "tokenizer.json")))
+    found = receive(peer)
+    assert found is not None
+    assert found.source.tokenizer == found.source.path.parent / "tokenizer" / "tokenizer.json"
+    assert sorted(content(found.source.tokenizer.parent)) == ["tokenizer.json", "tokenizer_config.json"]
+
+
 def test_a_sender_has_so_many_receivers_and_no_more():
     slots = sender.SendSlots(2, 10)
     assert [slots.take(name, 0) for name in "abc"] == [True, True, False]
