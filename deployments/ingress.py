@@ -45,7 +45,7 @@ from deployments.openai_api.resume import max_resume_bytes, wants_event_ids
 from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.sampling_defaults import sampling_defaults
 from deployments.openai_api.service import Caller, OpenAiService
-from deployments.ray_private import by_value
+from deployments.ray_private import by_value, have_controller_look
 from deployments.replica.engine_replica import application_name, find_runner, runner_names
 from deployments.replica.ray_peers import RayPeers, find_beside_an_event_loop
 from deployments.replica.replica_port import listen_where_the_node_does
@@ -144,6 +144,7 @@ class OpenAiIngress:
             config.max_queue_share,
             max(1, config.engine_counts[1]),
             IngressMetrics(config.ttft_target_s, config.tpot_target_s),
+            lambda: have_controller_look(self._engines),
         )
         self._client.attach_early(find_runner)
         if self._expected is not None:

@@ -6,6 +6,7 @@ It imports Ray Serve, which reads its environment variables then.
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -105,6 +106,22 @@ def change_replica_address(changed: Callable[[str], str]) -> None:
         return add_port(server, changed(address))
 
     serve_replica.add_port_to_grpc_server = add_other_port
+
+
+async def have_controller_look(handle: DeploymentHandle) -> None:
+    """One round of the controller's loop beside those of its own clock, once it knows how many requests wait at ``handle``.
+
+    It decides how many replicas there are to be, starts and stops them, and sees which are ready; what it decides it does in the
+    next look. Returns when it has looked.
+    """
+    router = getattr(handle, "_router", None)
+    metrics = getattr(getattr(router, "_asyncio_router", router), "_metrics_manager", None)
+    if metrics is not None and metrics.autoscaling_config is not None:
+        # Serve tells of the first request at once, but what it tells is from before.
+        metrics._add_autoscaling_metrics_point()
+        metrics.push_autoscaling_metrics_to_controller()
+    # As the loop calls it, of a controller that has nothing to recover.
+    await _get_global_client()._controller.run_control_loop_step.remote(time.time(), float("inf"), 1)
 
 
 def http_options() -> Any:

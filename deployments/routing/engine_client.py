@@ -7,7 +7,7 @@ import contextvars
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -25,6 +25,7 @@ from deployments.routing.completion import Completion
 from deployments.routing.delivery import Delivery
 from deployments.routing.departures import Departures
 from deployments.routing.early_streams import keep_attached
+from deployments.routing.prompt_start import PromptStart
 from deployments.routing.router.engine_choices import AVOID_DEAD_S, EngineChoices
 from deployments.routing.router.engine_rooms import EngineRooms
 from deployments.routing.submission import Submission
@@ -36,6 +37,10 @@ logger = logging.getLogger("ray.serve")
 _UNBOUNDED = EngineLoad(2**20, 2**20)
 
 
+async def _nobody_looks() -> None:
+    """Engines come by themselves."""
+
+
 class EngineClient:
     """Runs sequences on the engine deployment behind ``handle``; every method belongs to one event loop.
 
@@ -45,6 +50,7 @@ class EngineClient:
         max_queue_share: of the engines' queues, what the sequences of one tenant may hold.
         max_engines: so many there may be.
         metrics: of the ingress; None: new ones.
+        look: has Serve's controller look around; called while requests wait for a first engine.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class EngineClient:
         max_queue_share: float = 1.0,
         max_engines: int = 2,
         metrics: IngressMetrics | None = None,
+        look: Callable[[], Awaitable[None]] = _nobody_looks,
     ) -> None:
         self.events = RequestEvents()
         self.metrics = metrics or IngressMetrics()
@@ -87,6 +94,7 @@ class EngineClient:
             max_attempts,
         )
         self._attaching: asyncio.Task | None = None
+        self._prompt_start = PromptStart(lambda: bool(self._submissions.unplaced) and not self.choices.engines, look)
 
     def attach_early(self, find_runner: Callable[[str], Any]) -> None:
         """Open token streams to engines before they are needed; see ``keep_attached``."""
@@ -123,6 +131,7 @@ class EngineClient:
         # Held until one has started, and then not refused for want of room.
         submission.is_admitted |= not self.choices.engines
         self._submissions.open(submission)
+        self._prompt_start.hurry()
         # Of no HTTP request: Serve would cancel the calls of one whose client has gone, and a cancelled call is a lost attempt.
         submission.task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._run(submission))
         return submission
@@ -159,6 +168,7 @@ class EngineClient:
 
     async def close(self) -> None:
         """Cancel everything and detach."""
+        self._prompt_start.close()
         if self._attaching is not None:
             self._attaching.cancel()
         for submission in self._submissions:

@@ -1,0 +1,75 @@
+"""While requests wait for the first engine, the controller is asked to look around."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import logging
+import textwrap
+
+from ray.serve._private.controller import ServeController
+from ray.serve._private.router import RouterMetricsManager
+
+from deployments.routing.prompt_start import PromptStart
+from tests.waiting import until
+
+
+class Controller:
+    def __init__(self) -> None:
+        self.looks = self.at_once = self.most_at_once = 0
+        self.answers = True
+
+    async def look(self) -> None:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0)
+        self.at_once -= 1
+        if not self.answers:
+            raise RuntimeError("it is away")
+        self.looks += 1
+
+
+async def test_the_controller_is_asked_until_there_is_an_engine_and_again_when_there_is_none():
+    controller, engines = Controller(), []
+    start = PromptStart(lambda: not engines, controller.look)
+    for _ in range(20):
+        start.hurry()  # twenty requests at once ask once
+    await until(lambda: controller.looks >= 4, 10)
+    assert controller.most_at_once == 1
+    engines.append("one")
+    start.hurry()
+    await asyncio.sleep(0.3)
+    before = controller.looks
+    await asyncio.sleep(0.3)
+    assert controller.looks == before, "with an engine nobody asks"
+    engines.clear()
+    start.hurry()
+    await until(lambda: controller.looks > before, 10)
+    start.close()
+
+
+async def test_a_controller_that_is_away_is_left_alone_until_the_next_request(caplog):
+    controller = Controller()
+    controller.answers = False
+    start = PromptStart(lambda: True, controller.look)
+    with caplog.at_level(logging.WARNING, "ray.serve"):
+        start.hurry()
+        await until(lambda: "does not look around" in caplog.text, 10)
+    await asyncio.sleep(0.3)
+    assert len(caplog.records) == 1
+    controller.answers = True
+    start.hurry()
+    await until(lambda: controller.looks >= 2, 10)
+    start.close()
+
+
+def test_a_look_of_serves_controller_is_as_it_was_when_it_was_looked_into():
+    controller = ServeController
+    step = controller.__dict__["run_control_loop_step"]
+    assert list(inspect.signature(step).parameters) == ["self", "start_time", "recovering_timeout", "num_loops"]
+    body = ast.parse(textwrap.dedent(inspect.getsource(step)))
+    waits = [node for node in ast.walk(body) if isinstance(node, (ast.Await, ast.AsyncFor, ast.AsyncWith))]
+    assert not waits, "it is one piece on the controller's loop, so that two never mix"
+    assert callable(RouterMetricsManager.push_autoscaling_metrics_to_controller)
+    assert callable(RouterMetricsManager._add_autoscaling_metrics_point)
