@@ -156,6 +156,8 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
             console.print(f"    {_engine_line(engine)}", highlight=False, markup=False)
             if started := start_line(engine["start"]) if "start" in engine else "":
                 console.print(f"      {started}", highlight=False, markup=False)
+        for keeper in found.get("spares", []):
+            console.print(f"  {_spares_line(keeper)}", highlight=False, markup=False)
         for line in _event_lines(found["events"], found["recoveries"]):
             console.print(f"  {line}", highlight=False, markup=False)
 
@@ -167,6 +169,16 @@ def _event_lines(events: dict[str, int], recoveries: dict[str, float]) -> Iterat
     if recoveries["count"]:
         mean_s = recoveries["total_s"] / recoveries["count"]
         yield f"recoveries: {recoveries['count']:.0f}, {mean_s:.2f} s on average, {recoveries['longest_s']:.2f} s at most"
+
+
+def _spares_line(keeper: dict[str, Any]) -> str:
+    """The processes that wait on one node for an engine."""
+    kinds = [
+        f"{kind} {keeper[kind]['ready']} of {keeper[kind]['wanted']} ready, {keeper[kind]['adopted']} taken, "
+        f"{keeper[kind]['lost']} lost"
+        for kind in ("replica", "runner")
+    ]
+    return f"spares on node {keeper['node_id'][:12]}: {'; '.join(kinds)}"
 
 
 def _engine_line(engine: dict[str, Any]) -> str:

@@ -226,6 +226,12 @@ class LLMConfig(EngineConfig):
         min_length=1,
         description="Sampling parameters of requests that name none; auto: those of the model's generation_config.json or GGUF metadata; none: the API's own; or a directory with a generation_config.json.",
     )
+    warm_spares: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Processes for so many engines that wait on each node, with Paddle imported and kept weights mapped; they reserve memory in Ray, and no CPU or GPU. The next engine starts in them.",
+    )
     start_timeout_s: float = Field(
         1800.0,
         ge=1,

@@ -94,3 +94,9 @@ CONTINUITY_METRICS = (
     Metric("bireme_silent_engines", "counter", "Engines given up because nothing was heard from them."),
     Metric("bireme_recovery_seconds", "histogram", "From losing an attempt to the next token of the request."),
 )
+
+SPARE_METRICS = (
+    Metric(
+        "bireme_warm_spares", "gauge", "Processes that wait on the node for an engine, prepared, by kind.", ("kind",)
+    ),
+)

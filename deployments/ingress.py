@@ -51,6 +51,8 @@ from deployments.replica.ray_peers import RayPeers, find_beside_an_event_loop
 from deployments.replica.replica_port import listen_where_the_node_does
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.router.engine_choices import choices_of
+from deployments.spares.engine_processes import EngineProcesses
+from deployments.spares.keepers import SpareKeepers
 from deployments.start.cluster_secret import cluster_secret
 from deployments.start.console import cannot_start, terminal_logger
 from deployments.start.ready_line import ready_line
@@ -70,11 +72,18 @@ _STREAM_STATUS_PATIENCE_S = 1.5
 class OpenAiIngress:
     """OpenAI-compatible HTTP in front of the engines. Holds no Paddle and no weights, only the tokenizer."""
 
-    def __init__(self, config: LLMConfig, engines: DeploymentHandle, key_digests: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self,
+        config: LLMConfig,
+        engines: DeploymentHandle,
+        key_digests: Sequence[bytes] = (),
+        processes: EngineProcesses | None = None,
+    ) -> None:
         """Load the tokenizer.
 
         Args:
             key_digests: of API keys, where they came from Python.
+            processes: of the engines, for spares.
 
         Raises:
             RuntimeError: the model has none that can be loaded, or where API keys are to be found there is no usable one; one
@@ -109,6 +118,8 @@ class OpenAiIngress:
         self._client: EngineClient | None = None
         self._starting: asyncio.Task | None = None
         self._recording: asyncio.Task | None = None
+        self._spares = SpareKeepers(processes, config.warm_spares) if processes else None
+        self._keeping: asyncio.Task | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = [
@@ -145,12 +156,15 @@ class OpenAiIngress:
             max(1, config.engine_counts[1]),
             IngressMetrics(config.ttft_target_s, config.tpot_target_s),
             lambda: have_controller_look(self._engines),
+            self._spares.prepare_first if self._spares else None,
         )
         self._client.attach_early(find_runner)
         if self._expected is not None:
             self._serve(self._client, self._expected)
         self._starting = asyncio.create_task(self._connect(self._client))
         self._recording = asyncio.create_task(self._record_load(self._client))
+        if self._spares is not None:
+            self._keeping = asyncio.create_task(self._spares.keep())
 
     async def stop(self) -> None:
         """Cancel what runs and detach from the engines."""
@@ -158,6 +172,8 @@ class OpenAiIngress:
             self._starting.cancel()
         if self._recording is not None:
             self._recording.cancel()
+        if self._keeping is not None:
+            self._keeping.cancel()
         if self._client is not None:
             await self._client.close()
 
@@ -209,7 +225,7 @@ class OpenAiIngress:
     async def status(self, request: Request) -> Response:
         """Every engine of this application with what it holds, and what happened to requests in this ingress."""
         assert self._client is not None
-        return JSONResponse(await cluster_status(self._client))
+        return JSONResponse(await cluster_status(self._client, self._spares))
 
     async def timeline(self, request: Request) -> Response:
         """What an engine and its device do in the next steps, as a Chrome trace."""

@@ -14,6 +14,7 @@ from deployments.http.keys import key_digest
 from deployments.ingress import OpenAiIngress
 from deployments.replica.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, EngineReplica
 from deployments.replica.gpu_placement import cluster_gpus, runner_num_gpus, runner_resources
+from deployments.spares.engine_processes import REPLICA, EngineProcesses, engine_processes
 from deployments.start.app_arguments import AppArguments
 from deployments.start.serve_options import check_serve_options, with_options
 
@@ -31,7 +32,9 @@ _INGRESS_HEALTH_CHECK_TIMEOUT_S = 5.0
 _PROMPT_SCALING = {"upscale_delay_s": 0.5, "look_back_period_s": 2.0, "metrics_interval_s": 0.5}
 
 
-def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
+def engine_options(
+    config: LLMConfig, num_gpus: float = 0.0, processes: EngineProcesses | None = None
+) -> dict[str, Any]:
     """Serve options of the engine deployment, each runner with ``num_gpus``; those in ``deployment_config`` win."""
     # The engine's own queue is the bound, and the ingress sends it no more than it has room for (``admission``). Serve's queue
     # has none: it counts every call of an ingress, to whatever engine, until it is answered, and logs each that it drops.
@@ -57,6 +60,9 @@ def engine_options(config: LLMConfig, num_gpus: float = 0.0) -> dict[str, Any]:
             **_PROMPT_SCALING,
             **autoscaling,
         }
+    if processes is not None and "runtime_env" not in options["ray_actor_options"]:
+        runtime_env = {"env_vars": processes.variables[REPLICA]}
+        options["ray_actor_options"] = {**options["ray_actor_options"], "runtime_env": runtime_env}
     replica = {"CPU": options["ray_actor_options"].get("num_cpus", ENGINE_REPLICA_CPUS)}
     return {
         **options,
@@ -100,10 +106,14 @@ def build_openai_app(arguments: AppArguments) -> Application:
     # What is bound below is pickled and kept by Ray: of keys only their digests, and the engines want none.
     key_digests = tuple(map(key_digest, config.api_keys))
     config = config.model_copy(update={"api_keys": []})
+    processes = engine_processes(config, num_gpus)
     engines = serve.deployment(name="LLMServer")(EngineReplica)
     ingress = serve.deployment(name="OpenAiIngress")(serve.ingress()(OpenAiIngress))
     return with_options(ingress, "ingress_config", ingress_options(config)).bind(
         config,
-        with_options(engines, "deployment_config", engine_options(config, num_gpus)).bind(config, num_gpus),
+        with_options(engines, "deployment_config", engine_options(config, num_gpus, processes)).bind(
+            config, num_gpus, processes
+        ),
         key_digests,
+        processes,
     )

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The served application on a machine with a GPU, paddlepaddle-gpu, Ray and pytest; figures come last.
-#     scripts/gpu_serve.sh [tests] [serving] [engine] [replicas]     (default: the first three; replicas needs two GPUs)
+#     scripts/gpu_serve.sh [tests] [serving] [engine] [replicas] [starts]     (default: the first three; replicas needs two GPUs;
+#     starts: from no engine to the first token with the 8B sizes, without and with a warm spare)
 # Logs go to $OUT (default: a temporary folder). BIREME_CUDA_ARCHS=90a builds for one chip, which is quick.
 # DEVICE=cpu tries tests and serving where there is no GPU, with SmolLM2.
 set -uo pipefail
@@ -46,5 +47,14 @@ fi
 if [[ $parts == *replicas* ]]; then
     echo "== two replicas"
     run_tests replicas -k two_replicas
+fi
+if [[ $parts == *starts* ]]; then
+    for spares in 0 1; do
+        echo "== starts with $spares warm spares"
+        # shellcheck disable=SC2086
+        timeout "${STARTS_TIMEOUT:-240}" python3 -m benchmarks.serving.bench_start --rounds "${STARTS:-3}" --warm-spares $spares \
+            ${STARTS_OPTIONS:---config ray_configs/llama_8b_gpu.yaml} >"$out/starts-$spares.txt" 2>&1 || status=1
+        tail -18 "$out/starts-$spares.txt" | cut -c1-200
+    done
 fi
 exit $status

@@ -21,7 +21,7 @@ FORBIDDEN = {
 }
 
 # Files at the top of a folder that are rooms of their own.
-FILE_ROOMS = {"deployments": {"ray_private"}}
+FILE_ROOMS = {"deployments": {"ray_private", "ray_worker_pool"}}
 
 # For each folder, which other rooms of it a room may import; "" is what stands at the top of the folder.
 ROOMS: dict[str, dict[str, set[str]]] = {
@@ -38,17 +38,30 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "text": {"model_files"},
     },
     "deployments": {
-        "": {"openai_api", "http", "routing", "replica", "admin", "metrics", "start", "supervision", "ray_private"},
+        "": {
+            "openai_api",
+            "http",
+            "routing",
+            "replica",
+            "spares",
+            "admin",
+            "metrics",
+            "start",
+            "supervision",
+            "ray_private",
+        },
         "offline": {"openai_api", "http", "routing", "metrics", "start"},
-        "admin": {"routing", "replica"},
+        "admin": {"routing", "replica", "spares"},
         "openai_api": {"http", "routing", "metrics"},
         "http": {"routing", "metrics", "start"},
         "routing": {"replica", "metrics", "ray_private"},
-        "replica": {"metrics", "start", "ray_private"},
+        "replica": {"spares", "metrics", "start", "ray_private"},
+        "spares": {"metrics", "start", "ray_worker_pool"},
         "metrics": set(),
         "start": {"ray_private"},
         "supervision": {"ray_private"},
         "ray_private": set(),
+        "ray_worker_pool": set(),
     },
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import actors
 from actors.device.cpu import CpuDevice
+from actors.engine.prepared import take
 from actors.model_files.formats.layout import expected_tensors
 from actors.model_files.ready_weights import ReadyWeights
 from actors.model_files.source import ModelSource
@@ -39,15 +40,11 @@ def load_weights(
     Raises:
         ModelLoadError: a tensor is missing, misshapen or of an unsupported type.
     """
-    ready = None if device.is_gpu or source.kind == "dummy" else _ready_weights(config, source, model_config)
-    arrays = ready.read() if ready else None
-    if arrays is not None:
-        model = Decoder(model_config, max_model_len, device)
-        try:
-            model.take_ready_arrays(arrays, expected_tensors(model_config))
-            return model
-        except ValueError as error:
-            logger.warning("kept weights are not used: %s", error)
+    prepared = None if device.is_gpu else take(config, max_model_len)
+    model = prepared or load_kept_weights(config, source, model_config, max_model_len, device)
+    if model is not None:
+        return model
+    ready = _ready_weights(config, source, model_config, device)
     model = load_model(model_config, iter_weights(source, model_config, device.dtype), max_model_len, progress, device)
     if ready:
         # Beside the start: nobody writes to the model's memory. A process that ends meanwhile leaves a part that is never read.
@@ -55,7 +52,28 @@ def load_weights(
     return model
 
 
-def _ready_weights(config: EngineConfig, source: ModelSource, model_config: ModelConfig) -> ReadyWeights:
+def load_kept_weights(
+    config: EngineConfig, source: ModelSource, model_config: ModelConfig, max_model_len: int, device: CpuDevice
+) -> Decoder | None:
+    """The model as an earlier start left it, mapped; None where none did, or it is of no use."""
+    ready = _ready_weights(config, source, model_config, device)
+    arrays = ready.read() if ready else None
+    if arrays is None:
+        return None
+    model = Decoder(model_config, max_model_len, device)
+    try:
+        model.take_ready_arrays(arrays, expected_tensors(model_config))
+    except ValueError as error:
+        logger.warning("kept weights are not used: %s", error)
+        return None
+    return model
+
+
+def _ready_weights(
+    config: EngineConfig, source: ModelSource, model_config: ModelConfig, device: CpuDevice
+) -> ReadyWeights | None:
+    if device.is_gpu or source.kind == "dummy":
+        return None
     key = [weights_fingerprint(source), sources_hash(), _loading_code_hash(), repr(model_config)]
     return ReadyWeights("\0".join(key), int(config.ready_weights_gb * 2**30))
 

@@ -1,20 +1,24 @@
 """How long an engine's start takes, from a request that finds none to its first token, and what of it takes how long.
 
-    python -m benchmarks.serving.bench_start [--rounds 5] [--model NAME]
+    python -m benchmarks.serving.bench_start [--rounds 5] [--model NAME] [--config FILE] [--warm-spares N]
 
-One application that goes back to no engine after a second without a request; each round begins there.
+One application that goes back to no engine after a second without a request; each round begins there, once there are the warm
+spares that there are to be. ``--config ray_configs/llama_8b_gpu.yaml`` measures a GPU's.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -25,29 +29,33 @@ _TIMEOUT_S = 300.0
 # What comes before the engine's own stages: the request, Serve's decision, and Ray's way to a process.
 _DECISION = "decision"
 _TOTAL = "request to first token"
+_CPU = "CPU of both processes"
 
 
 def main(
     rounds: Annotated[int, typer.Option(help="Starts to measure.", min=1)] = 5,
     model: Annotated[str | None, typer.Option(help="As the setting; default: the default model.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A Serve config whose settings are used.", exists=True)] = None,
+    warm_spares: Annotated[int, typer.Option(help="As the setting.", min=0)] = 0,
 ) -> None:
     """Measure, and print a column a start."""
     autoscaling = {"min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 1}
-    settings: dict[str, Any] = {"deployment_config": {"autoscaling_config": autoscaling}}
+    settings: dict[str, Any] = {} if config is None else yaml.safe_load(config.read_text())["applications"][0]["args"]
+    settings |= {"deployment_config": {"autoscaling_config": autoscaling}, "warm_spares": warm_spares}
     app = ServedApp(settings_config(settings | ({"model": model} if model else {})), f"{tempfile.mkdtemp()}/server.log")
     try:
-        found = [_round(app) for _ in range(rounds)]
+        found = [_round(app, warm_spares) for _ in range(rounds)]
     finally:
         app.close()
     table = Table("seconds", *(str(number + 1) for number in range(rounds)), "median")
-    for stage in (_DECISION, *STAGES, _TOTAL):
+    for stage in (_DECISION, *STAGES, _TOTAL, _CPU):
         values = [one.get(stage, 0.0) for one in found]
         table.add_row(stage, *(f"{value:.2f}" for value in values), f"{statistics.median(values):.2f}")
     Console(width=130).print(table)
 
 
-def _round(app: ServedApp) -> dict[str, float]:
-    _wait_until_none(app)
+def _round(app: ServedApp, warm_spares: int) -> dict[str, float]:
+    _wait_until_none(app, warm_spares)
     body = {"model": app.model, "prompt": "Once upon a time", "stream": True, "max_tokens": 8, "ignore_eos": True}
     asked, first = time.monotonic(), None
     with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=_TIMEOUT_S) as response:
@@ -58,13 +66,24 @@ def _round(app: ServedApp) -> dict[str, float]:
     assert first is not None
     (engine,) = app.engines()
     seconds = engine["start"]["seconds"]
-    return {**seconds, _DECISION: max(0.0, first - sum(seconds.values())), _TOTAL: first}
+    of_processes = sum(_cpu_seconds(pid) for pid in (engine["pid"], engine["replica_pid"]))
+    return {**seconds, _DECISION: max(0.0, first - sum(seconds.values())), _TOTAL: first, _CPU: of_processes}
 
 
-def _wait_until_none(app: ServedApp) -> None:
+def _cpu_seconds(pid: int) -> float:
+    """That the process has used since it began."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _wait_until_none(app: ServedApp, warm_spares: int) -> None:
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
-        if app.get("/health")["status"] == "asleep" and not app.get("/v1/status")["engines"]:
+        status = app.get("/v1/status")
+        ready = [keeper[kind]["ready"] for keeper in status["spares"] for kind in ("replica", "runner")]
+        has_spares = not warm_spares or (bool(ready) and min(ready) >= warm_spares)
+        if app.get("/health")["status"] == "asleep" and not status["engines"] and has_spares:
+            time.sleep(1)  # whatever ended or began has settled
             return
         time.sleep(0.5)
     raise RuntimeError(f"engines do not go; the server's log is {app.log_path}")

@@ -14,13 +14,14 @@ from cluster.api_errors import unavailable
 from deployments.admin.single_flight import SingleFlight
 from deployments.replica.engine_replica import application_name, runner_names
 from deployments.routing.engine_client import EngineClient
+from deployments.spares.keepers import SpareKeepers
 
 _ANSWER_TIMEOUT_S = 1.0
 _LOOK_TIMEOUT_S = 5.0
 
 
-async def cluster_status(client: EngineClient) -> dict[str, Any]:
-    """Replicas by deployment and state, every engine's counters, and this ingress's events and load.
+async def cluster_status(client: EngineClient, spares: SpareKeepers | None = None) -> dict[str, Any]:
+    """Replicas by deployment and state, every engine's counters, spare processes, and this ingress's events and load.
 
     An engine that does not answer within a second is listed as silent.
 
@@ -35,6 +36,7 @@ async def cluster_status(client: EngineClient) -> dict[str, Any]:
     return {
         "replicas": replicas,
         "engines": engines,
+        "spares": await spares.figures() if spares else [],
         "events": dict(client.events.counts),
         "recoveries": dict(client.events.recoveries),
         "running": client.num_running,

@@ -28,6 +28,8 @@ from deployments.metrics.engine_metrics import export_engine_metrics
 from deployments.replica.replica_port import listen_where_the_node_does
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner
+from deployments.spares.engine_processes import RUNNER, EngineProcesses
+from deployments.spares.process_hook import adopted
 from deployments.start.console import cannot_start
 from deployments.start.session_logs import tidy_session_logs
 from gpu_ops.build import OpBuildError
@@ -48,17 +50,21 @@ Reply = GenerateReply | AttachRequired | NotAdmitted | RequestRefused | EngineLo
 class EngineReplica:
     """One engine: a replica and the runner actor it owns."""
 
-    async def __init__(self, config: LLMConfig, num_gpus: float = 0.0) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: LLMConfig, num_gpus: float = 0.0, processes: EngineProcesses | None = None
+    ) -> None:
         """Start the runner and load the model.
 
         Args:
             num_gpus: what the runner's bundle of the placement group holds.
+            processes: how processes of such engines are started, so that Ray finds the spare ones.
 
         Raises:
             RuntimeError: the model cannot be served; one sentence that says why.
         """
         now = time.monotonic()
-        stages = StartStages(now - process_age_s(), {"replica": now})
+        began_at = max(now - process_age_s(), adopted())
+        stages = StartStages(began_at, {"replica": now})
         listen_where_the_node_does()
         tidy_session_logs()
         guard_logs("ray.serve")
@@ -72,6 +78,7 @@ class EngineReplica:
             max_restarts=0,
             scheduling_strategy=_runner_bundle(),
             name=runner_names() + self._engine_id,
+            runtime_env={"env_vars": processes.variables[RUNNER]} if processes else None,
         )
         self._runner: Any = runner.remote(config.engine_config(), self._engine_id, stages)
         try:

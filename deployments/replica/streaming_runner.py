@@ -19,6 +19,7 @@ from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.start_stages import StartStages
 from deployments.replica.ray_peers import RayPeers
 from deployments.replica.token_socket import TokenSocket
+from deployments.spares.process_hook import adopted
 
 logger = logging.getLogger("bireme.runner")
 
@@ -29,6 +30,7 @@ class StreamingRunner(RunnerActor):
     """A RunnerActor with a second way to attach, for subscribers on the same machine, that lives and dies with its replica."""
 
     def __init__(self, config: EngineConfig, engine_id: str, stages: StartStages | None = None) -> None:
+        adopted()
         super().__init__(config, engine_id, stages)
         self._socket = TokenSocket(self.attach)
         self._replica_clock = SilenceClock()
@@ -71,8 +73,12 @@ class StreamingRunner(RunnerActor):
         self._after_engine_death()
 
     async def stats(self) -> dict:
-        """As RunnerActor; also how long the replica has been silent, in seconds."""
-        return {**await super().stats(), "replica_silent_s": self._replica_clock.silent_s}
+        """As RunnerActor; also the replica's process id, 0 before its first ping, and how long it has been silent, in seconds."""
+        replica = {
+            "replica_pid": self._replica.pid if self._replica else 0,
+            "replica_silent_s": self._replica_clock.silent_s,
+        }
+        return {**await super().stats(), **replica}
 
     async def node_id(self) -> str:
         """Ray's id of this node."""

@@ -51,6 +51,7 @@ class EngineClient:
         max_engines: so many there may be.
         metrics: of the ingress; None: new ones.
         look: has Serve's controller look around; called while requests wait for a first engine.
+        expect: called once when they begin to.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class EngineClient:
         max_engines: int = 2,
         metrics: IngressMetrics | None = None,
         look: Callable[[], Awaitable[None]] = _nobody_looks,
+        expect: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.events = RequestEvents()
         self.metrics = metrics or IngressMetrics()

@@ -23,9 +23,16 @@ class PromptStart:
     Args:
         waits: whether requests wait and there is no engine.
         look: has the controller look once, and returns when it has.
+        expect: called when they begin to wait.
     """
 
-    def __init__(self, waits: Callable[[], bool], look: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        waits: Callable[[], bool],
+        look: Callable[[], Awaitable[None]],
+        expect: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._expect = expect
         self._waits = waits
         self._look = look
         self._task: asyncio.Task | None = None
@@ -40,6 +47,10 @@ class PromptStart:
             self._task.cancel()
 
     async def _run(self) -> None:
+        expecting = self._expect() if self._expect else None
+        await asyncio.gather(self._ask(), *([expecting] if expecting else []))
+
+    async def _ask(self) -> None:
         until = asyncio.get_running_loop().time() + _LONGEST_S
         for delay in itertools.chain(_FIRST_DELAYS_S, itertools.repeat(_DELAY_S)):
             await asyncio.sleep(delay)

@@ -10,11 +10,13 @@ import time
 
 import httpx
 import pytest
+import ray
 from ray import serve
 
 from cluster.client import AsyncClient
 from cluster.config import LLMConfig
-from deployments.llm import build_openai_app
+from cluster.process.process_liveness import has_ended
+from deployments.llm import ENGINE_REPLICA_CPUS, INGRESS_CPUS, build_openai_app
 from tests.chaos.served.processes import descendants, title_of
 from tests.deployments.conftest import App, wait_for
 from tests.served_device import served_on_device
@@ -37,12 +39,37 @@ def elastic(app: App):
         num_kv_blocks=128,
         runner_num_cpus=0.2,
         deployment_config={"autoscaling_config": AUTOSCALING},
+        warm_spares=1,
     )
+    before = used_cpus()
     serve.run(build_openai_app(LLMConfig(**settings)), name="elastic", route_prefix="/elastic")
     elastic = App(app.url + "/elastic", serve.get_deployment_handle("LLMServer", "elastic"))
     wait_for(lambda: httpx.get(elastic.url + "/health").status_code == 200, 60, "the application is not ready")
+    spares = wait_for(lambda: ready_spares(elastic), 60, "no spares came")
+    # Of the ingress, the replica and its runner.
+    as_without = INGRESS_CPUS + ENGINE_REPLICA_CPUS + 0.2
+    wait_for(lambda: used_cpus() - before == pytest.approx(as_without), 10, "spares reserve CPUs")
     yield elastic
+    spares |= ready_spares(elastic) or {}
     serve.delete("elastic")
+    wait_for(lambda: all(map(has_ended, spares.values())), 30, "spares stay when their application has gone")
+    wait_for(lambda: used_cpus() == pytest.approx(before), 30, "something of the application stays reserved")
+
+
+def used_cpus() -> float:
+    return ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
+
+
+def status_of(app: App) -> dict:
+    return httpx.get(app.url + "/v1/status", timeout=30).json()
+
+
+def ready_spares(app: App) -> dict[str, int] | None:
+    """Process ids by kind; None until one of each is ready."""
+    (keeper,) = status_of(app)["spares"] or [{}]
+    if not all(keeper.get(kind, {}).get("ready") == 1 for kind in ("replica", "runner")):
+        return None
+    return {kind: keeper[kind]["pids"][0] for kind in ("replica", "runner")}
 
 
 def num_engines(state: str = "RUNNING", app: str = "elastic") -> int:
@@ -52,8 +79,12 @@ def num_engines(state: str = "RUNNING", app: str = "elastic") -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-async def test_engines_scale_from_one_to_two_and_back_without_an_error(elastic: App):
+async def test_engines_scale_from_one_to_two_and_back_without_an_error_and_the_second_takes_the_spares(elastic: App):
     assert num_engines() == 1
+    spares = ready_spares(elastic)
+    os.kill(spares["runner"], signal.SIGKILL)
+    replaced = lambda: (found := ready_spares(elastic)) and found["runner"] != spares["runner"] and found  # noqa: E731
+    spares = await asyncio.to_thread(wait_for, replaced, 60, "a dead spare is not replaced")
     seen = 1
     async with AsyncClient(elastic.url, timeout=240) as client:
 
@@ -74,6 +105,10 @@ async def test_engines_scale_from_one_to_two_and_back_without_an_error(elastic: 
         lengths = [length for task in clients for length in task.result()]
     assert seen == 2
     assert set(lengths) == {20}
+    status = await asyncio.to_thread(status_of, elastic)
+    assert spares["runner"] in [engine.get("pid") for engine in status["engines"]]
+    assert [status["spares"][0][kind]["adopted"] for kind in ("replica", "runner")] == [1, 1]
+    assert title_of(spares["replica"]).startswith("ray::ServeReplica:elastic:LLMServer")
     await asyncio.to_thread(wait_for, lambda: num_engines() == 1, 90, "the second engine did not go")
     assert httpx.get(elastic.url + "/v1/models").status_code == 200
 

@@ -9,6 +9,7 @@ import pytest
 
 from actors.engine import load_weights
 from actors.engine.loading import load_engine
+from actors.engine.prepared import prepare
 from actors.model_files import ready_weights
 from cluster.config import EngineConfig
 from tests.engines import request, tokens_of
@@ -40,6 +41,17 @@ def test_the_second_start_reads_no_weights_and_answers_the_same(golden: Path, tm
     with monkeypatch.context() as patch:
         patch.setattr(load_weights, "load_model", unreadable)
         assert answer(config) == first
+        prepare(config, on_gpu=False)
+        with monkeypatch.context() as deeper:
+            deeper.setattr(load_weights, "load_kept_weights", unreadable)
+            assert answer(config) == first, "a process that was prepared has its weights"
+            with pytest.raises(AssertionError):
+                answer(config)
+            deeper.undo()
+            prepare(config, on_gpu=False)
+            deeper.setattr(load_weights, "load_kept_weights", unreadable)
+            with pytest.raises(AssertionError):
+                answer(config.model_copy(update={"max_num_seqs": 3}))
         with pytest.raises(AssertionError):
             answer(config.model_copy(update={"ready_weights_gb": 0}))
         kept.write_bytes(kept.read_bytes()[:-1])

@@ -1,0 +1,79 @@
+"""What of an engine can be there before it has a name and a device: Paddle and, on the CPU, the ops and the mapped weights.
+
+CUDA must not begin here: a process learns of its GPU later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.config import EngineConfig
+
+if TYPE_CHECKING:
+    from actors.models.decoder import Decoder
+
+# What Paddle imports besides itself. Its own import asks the driver for GPUs, so on a GPU it comes when the device is known.
+_IMPORTED_BY_PADDLE = (
+    "numpy",
+    "httpx",
+    "setuptools",
+    "PIL.Image",
+    "networkx",
+    "decorator",
+    "google.protobuf",
+    "opt_einsum",
+)
+
+_PAGE = 4096
+
+_model: tuple[EngineConfig, int, Decoder] | None = None
+
+
+def prepare(config: EngineConfig, on_gpu: bool) -> None:
+    """Prepare this process for an engine with these settings.
+
+    Raises:
+        ModelLoadError, ConfigError, OpBuildError: what the engine's start will say, too.
+    """
+    global _model
+    if on_gpu:
+        _load_library_alone()
+        return
+    from actors.device.cpu import CpuDevice
+    from actors.engine.load_weights import load_kept_weights
+    from actors.engine.memory_plan import expected_max_model_len
+    from actors.model_files.config import load_model_config
+    from actors.model_files.source import resolve_model
+
+    importlib.import_module("actors.engine.starting")
+    source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.seed)
+    model_config = load_model_config(source)
+    max_model_len = expected_max_model_len(config, model_config.max_position_embeddings)
+    model = load_kept_weights(config, source, model_config, max_model_len, CpuDevice())
+    if model is not None:
+        for array in model.ready_arrays().values():
+            array.reshape(-1)[:: _PAGE // array.itemsize].sum()  # each page is mapped now, not in the first step
+        _model = config, max_model_len, model
+
+
+def take(config: EngineConfig, max_model_len: int) -> Decoder | None:
+    """The model that was prepared for exactly these settings, once; None if there is none."""
+    global _model
+    found, _model = _model, None
+    return found[2] if found is not None and found[:2] == (config, max_model_len) else None
+
+
+def _load_library_alone() -> None:
+    for name in _IMPORTED_BY_PADDLE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    spec = util.find_spec("paddle")
+    if spec is None or spec.origin is None:
+        return
+    with contextlib.suppress(OSError):  # its import will say what is missing
+        ctypes.CDLL(str(Path(spec.origin).parent / "base" / "libpaddle.so"))

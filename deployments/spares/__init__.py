@@ -1,0 +1,1 @@
+"""Processes of an engine that are there before the engine is."""

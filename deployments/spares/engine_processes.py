@@ -1,0 +1,53 @@
+"""The two processes of an engine, its replica and its runner, as Ray is told to start them: each prepares itself first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import NamedTuple
+
+from cluster.config import LLMConfig
+from deployments.ray_worker_pool import START_HOOK
+
+# What a process is told of itself, in JSON.
+VARIABLE = "BIREME_PROCESS"
+REPLICA, RUNNER = "replica", "runner"
+KINDS = (REPLICA, RUNNER)
+_HOOK = "deployments.spares.process_hook.begin"
+# Imported at the start of a process of the kind, so that the actor that comes later finds it there.
+_MODULES = {REPLICA: "deployments.replica.engine_replica", RUNNER: "deployments.replica.streaming_runner"}
+
+
+class EngineProcesses(NamedTuple):
+    """Of the engines of one configuration.
+
+    Attributes:
+        group: name that only they have.
+        variables: of the environment, by kind. A process that has others is no spare for these engines.
+    """
+
+    group: str
+    variables: dict[str, dict[str, str]]
+
+
+def engine_processes(config: LLMConfig, num_gpus: float) -> EngineProcesses:
+    """What is to be there before engines with these settings are, each runner with so many GPUs."""
+    engine = config.engine_config().model_dump(mode="json")
+    text = json.dumps([config.model_copy(update={"api_keys": []}).model_dump(mode="json"), num_gpus], sort_keys=True)
+    group = hashlib.sha256(text.encode()).hexdigest()[:16]
+    told: dict[str, dict[str, object]] = {
+        REPLICA: {},
+        RUNNER: {"engine": engine, "on_gpu": num_gpus > 0 or config.device == "gpu"},
+    }
+    return EngineProcesses(
+        group,
+        {
+            kind: {
+                START_HOOK: _HOOK,
+                VARIABLE: json.dumps(
+                    {"kind": kind, "group": group, "module": _MODULES[kind], **told[kind]}, sort_keys=True
+                ),
+            }
+            for kind in KINDS
+        },
+    )

@@ -1,0 +1,67 @@
+"""Who of a node's spare processes is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from deployments.spares import roster as roster_module
+from deployments.spares.roster import Roster, Spare
+
+_CHILD = """
+import sys
+from deployments.spares import roster
+roster.private_base = lambda longest: __import__("pathlib").Path(sys.argv[1])
+here = roster.Roster("group", "node")
+here.join("runner")
+here.ready("runner")
+if sys.argv[2] == "keep":
+    here.keep()
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    monkeypatch.setattr(roster_module, "private_base", lambda longest: tmp_path)
+    return tmp_path
+
+
+def child(base, what: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(base), what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "there\n"
+    return process
+
+
+def test_a_spare_is_there_from_its_start_until_it_leaves_or_dies(base):
+    roster = Roster("group", "node")
+    assert roster.spares("runner") == []
+    first, second = child(base, "join"), child(base, "join")
+    assert sorted(roster.spares("runner")) == sorted([Spare(first.pid, True), Spare(second.pid, True)])
+    assert roster.spares("replica") == [] and Roster("group", "another").spares("runner") == []
+    first.kill()
+    first.wait()
+    assert roster.spares("runner") == [Spare(second.pid, True)]
+    second.communicate()
+
+    roster.join("runner")
+    (own,) = roster.spares("runner")
+    assert not own.is_ready
+    roster.leave("runner")
+    roster.ready("runner")
+    assert roster.spares("runner") == [], "who has left does not come back by being ready"
+
+
+def test_a_keeper_counts_as_long_as_it_lives(base):
+    roster = Roster("group", "node")
+    assert roster.keeper() is None
+    keeper = child(base, "keep")
+    assert roster.keeper() == keeper.pid
+    keeper.kill()
+    keeper.wait()
+    assert roster.keeper() is None
