@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from cluster.api_key import is_api_key
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+SIMULATED = "simulated"
 
 
 class EngineConfig(BaseModel):
@@ -36,9 +37,9 @@ class EngineConfig(BaseModel):
     load_format: Literal["auto", "dummy"] = Field(
         "auto", description="dummy: random weights for the model's config.json."
     )
-    device: Literal["auto", "cpu", "gpu"] = Field(
+    device: Literal["auto", "cpu", "gpu", "simulated"] = Field(
         "auto",
-        description="Where the engine computes; auto: a GPU if there is one (in the Ray cluster; without Ray, that Paddle sees), else the CPU.",
+        description="Where the engine computes; auto: a GPU if there is one (in the Ray cluster; without Ray, that Paddle sees), else the CPU. simulated: nowhere; tokens are seeded and without sense, to measure what stands around engines.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -117,7 +118,13 @@ class EngineConfig(BaseModel):
         le=3600,
         description="Silence after which an engine counts as hung: of its process, or of one step that only decodes; a step with prefill may take ten times as long.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of dummy weights.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of dummy weights, and of simulated tokens.")
+    simulated_step_s: float = Field(
+        0.005, gt=0, le=60, description="With device simulated, seconds that a step takes, however many tokens it has."
+    )
+    simulated_token_s: float = Field(
+        0.0, ge=0, le=1, description="With device simulated, seconds that each token of a step adds."
+    )
 
     @field_validator("model_id")
     @classmethod

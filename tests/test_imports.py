@@ -28,7 +28,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "cluster": {"": {"client"}, "client": {""}, "process": set(), "routing": set(), "scaling": {""}},
     "actors": {
         "": {"engine", "model_files"},
-        "engine": {"runner", "models", "model_files", "device", "scheduling"},
+        "engine": {"runner", "models", "model_files", "device", "scheduling", "text"},
         "runner": {"models", "device", "scheduling"},
         "models": {"layers", "device"},
         "layers": {"device"},
@@ -68,8 +68,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 # What processes without a runner load, and the plain-Python half of the engine.
 WITHOUT_PADDLE = (
     "actors.engine.engine",
+    "actors.engine.load_simulated",
     "actors.engine.loop",
     "actors.engine.simulated",
+    "actors.engine.starting",
     "actors.scheduling.kv_cache",
     "actors.model_files.source",
     "actors.scheduling.scheduler",

@@ -14,6 +14,13 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> None: ...
 
 
+class WaitingClock(Clock, Protocol):
+    """One that a simulated device's steps end by."""
+
+    def wait_until(self, then: float) -> None:
+        """Nothing happens if that is past."""
+
+
 class HostClock:
     """``time.perf_counter``, which the stamps of the model runner are of, too."""
 
@@ -22,3 +29,6 @@ class HostClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def wait_until(self, then: float) -> None:
+        time.sleep(max(0.0, then - self.now()))

@@ -41,6 +41,8 @@ KEEPS_BITS = frozenset(
         "oldest_first_every",
         "ready_weights_gb",
         "weights_from_peers",
+        "simulated_step_s",
+        "simulated_token_s",
     }
 )
 

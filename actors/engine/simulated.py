@@ -1,4 +1,4 @@
-"""An executor without a device: steps take the time that a function says, on a clock that only they move.
+"""An executor without a device: steps take the time that a function says, on the host's clock or one that only they move.
 
 What a device decides about slots (which tokens a step computes, who stops and why, who pauses for a block) is decided here by the
 same rules, so the scheduler above cannot tell the two apart. Tokens come from a function: of a recording, or random. Loads no
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.engine.clock import WaitingClock
 from actors.runner.step_executor import StepExecutor
 from actors.scheduling.step_plan import SlotInsert, SlotOutput, StepPlan, StepResult
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, TokenLogprobs
@@ -75,10 +76,10 @@ class _Slot:
 
 
 class SimulatedExecutor(StepExecutor):
-    """Computes steps in virtual time.
+    """Computes steps in the time that they are said to take.
 
     Args:
-        clock: moved to the end of each step that is saved.
+        clock: at the end of each step that is saved, or moved there if it is virtual.
         step_time: seconds of the device for a plan.
         next_token: what a request's n-th sampled token is.
         max_num_seqs, max_model_len, block_size: as of the scheduler.
@@ -89,7 +90,7 @@ class SimulatedExecutor(StepExecutor):
 
     def __init__(
         self,
-        clock: VirtualClock,
+        clock: WaitingClock,
         step_time: StepTime,
         next_token: NextToken,
         *,

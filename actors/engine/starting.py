@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 
 from actors.engine.engine import Engine
-from actors.engine.loading import load_engine
 from actors.engine.warm_up import warm_up
 from actors.model_files.source import ModelSource
-from cluster.config import EngineConfig
+from cluster.config import SIMULATED, EngineConfig
 from gpu_ops.build import build
 
 logger = logging.getLogger("bireme.runner")
@@ -33,10 +32,11 @@ def start_engine(
         ModelLoadError, ConfigError, OpBuildError: one message that says what to do.
     """
     started = time.monotonic()
-    build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
+    if config.device != SIMULATED:
+        build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
     ended("ops")
     logger.info("loading %s", config.model)
-    engine = load_engine(config, engine_id, _log_progress, ended=ended, find_model=find_model)
+    engine = _load(config, engine_id, ended, find_model)
     ended("buffers")
     warm_up(engine)
     ended("warm_up")
@@ -53,6 +53,22 @@ def start_engine(
     if memory:
         logger.info("%s: %s", engine.executor.device_name, _memory_text(memory))
     return engine
+
+
+def _load(
+    config: EngineConfig,
+    engine_id: str,
+    ended: Callable[[str], None],
+    find_model: Callable[[], ModelSource] | None,
+) -> Engine:
+    # Imported here: one of them loads Paddle.
+    if config.device == SIMULATED:
+        from actors.engine.load_simulated import load_simulated_engine
+
+        return load_simulated_engine(config, engine_id, _log_progress, ended)
+    from actors.engine.loading import load_engine
+
+    return load_engine(config, engine_id, _log_progress, ended=ended, find_model=find_model)
 
 
 def _log_progress(what: str, done: int, total: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from cluster.config import LLMConfig
+from cluster.config import SIMULATED, LLMConfig
 from deployments.ray_private import gpus_of_this_machine, possible_gpus
 from deployments.start.app_arguments import SettingsError
 
@@ -53,7 +53,7 @@ def runner_num_gpus(config: LLMConfig, gpus: ClusterGpus) -> float:
     """
     if config.runner_num_gpus is not None:
         return config.runner_num_gpus
-    if config.device == "cpu":
+    if config.device in ("cpu", SIMULATED):
         return 0.0
     if gpus.present > 0 or gpus.possible > 0:
         _check_type(config, gpus)

@@ -34,6 +34,8 @@ OTHER_VALUES = {
     "oldest_first_every": 1,
     "ready_weights_gb": 0.0,
     "weights_from_peers": False,
+    "simulated_step_s": 0.5,
+    "simulated_token_s": 0.5,
 }
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from actors.engine.engine import Engine
+from actors.engine.load_simulated import load_simulated_engine
 from actors.engine.simulated import SimulatedExecutor, VirtualClock
 from actors.scheduling.kv_cache import KVCache
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import StepPlan
+from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
 from tests.engines import TINY_CONFIG, make_engine, request, tokens_of
 from tests.random_load import SMALL_ENGINE, RandomLoad, add_preemptions, record_overlapped
@@ -133,3 +135,25 @@ def test_engine_scheduling_and_simulation_load_no_paddle():
         "sys.exit('paddle' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+def loaded(**settings) -> Engine:
+    return load_simulated_engine(EngineConfig(device="simulated", max_num_seqs=4, max_model_len=256, **settings))
+
+
+def test_a_loaded_simulation_takes_its_time_and_another_one_goes_on_with_its_answers():
+    engine = loaded(simulated_step_s=0.02)
+    answers = {
+        name: tokens_of(deltas) for name, deltas in engine.generate([request("a", [5] * 20, max_tokens=8)]).items()
+    }
+    started = engine.clock.now()
+    whole = engine.generate([request("b", [5] * 20, max_tokens=8)])["b"]
+    assert engine.clock.now() - started >= 8 * 0.02
+    assert tokens_of(whole) != answers["a"], "tokens depend on the request"
+
+    begun = request("b", [5] * 20, max_tokens=8)
+    begun.output_token_ids = tokens_of(whole)[:3]
+    other = loaded(simulated_step_s=0.0001)
+    assert tokens_of(other.generate([begun])["b"]) == tokens_of(whole)[3:]
+    assert other.info.fingerprint == engine.info.fingerprint
+    assert loaded(seed=1).info.fingerprint != engine.info.fingerprint

@@ -1,0 +1,199 @@
+"""What the serving plane costs: engines that compute nothing, behind the real replicas, ingresses and proxy.
+
+    python -m benchmarks.serving.bench_plane [--streams 1 64 128 512] [--engines 1] [--ingresses 1] [--step-ms 5] [--json FILE]
+
+Clients are a closed loop. Each number of streams is measured with long and with short answers: the two tell CPU time per token
+from CPU time per request. Shared cores disturb waits, and hardly CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.serving.load_client import LoadClients
+from benchmarks.serving.process_cpu import cpu_seconds
+from benchmarks.serving.served_app import ServedApp, settings_config
+
+KINDS = ("proxy", "ingress", "replica", "runner", "client")
+_RAMP_S = 1.5
+
+
+@dataclass
+class Row:
+    """One load.
+
+    Attributes:
+        tokens_per_s, chunks_per_s, answers_per_s: what came to the clients.
+        first_ms, gap_ms: p50 and p95.
+        cpu_us: microseconds of CPU time a second, by kind of process.
+    """
+
+    streams: int
+    answer_tokens: int
+    tokens_per_s: float
+    chunks_per_s: float
+    answers_per_s: float
+    first_ms: tuple[float, float]
+    gap_ms: tuple[float, float]
+    cpu_us: dict[str, float]
+
+
+def measure(app: ServedApp, clients: LoadClients, streams: int, tokens: tuple[int, int], seconds: float) -> Row:
+    """One load, of which ``seconds`` count."""
+    begin = time.monotonic() + _RAMP_S
+    clients.start(app.port, app.model, streams, tokens, (begin, begin + seconds))
+    time.sleep(_RAMP_S)
+    before, generated, began = cpu_seconds(app.process_group), _generated(app), time.monotonic()
+    time.sleep(max(0.0, begin + seconds - time.monotonic()))
+    after, generated = cpu_seconds(app.process_group), _generated(app) - generated
+    lasted = time.monotonic() - began
+    seen = clients.result()
+    if seen.errors:
+        raise RuntimeError(f"{len(seen.errors)} of the clients failed, the first with: {seen.errors[0]}")
+    cpu = Counter({kind: after[kind] - before[kind] for kind in after})
+    cpu["client"] = seen.cpu_s
+    return Row(
+        streams, tokens[1], generated / lasted, seen.chunks / seconds, seen.answers / seconds,
+        _quantiles_ms(seen.first), _quantiles_ms(seen.gaps), {kind: 1e6 * spent / lasted for kind, spent in cpu.items()},
+    )  # fmt: skip
+
+
+def _generated(app: ServedApp) -> int:
+    return sum(engine["num_generated_tokens"] for engine in app.engines())
+
+
+def _quantiles_ms(seconds: Any) -> tuple[float, float]:
+    if not len(seconds):
+        return float("nan"), float("nan")
+    p50, p95 = np.quantile(np.frombuffer(seconds), (0.5, 0.95))
+    return 1e3 * float(p50), 1e3 * float(p95)
+
+
+def costs(long: Row, short: Row) -> dict[str, tuple[float, float]]:
+    """CPU microseconds (of a token, of a request) by kind: both loads cost the sum of the two."""
+    loads = np.array([[row.tokens_per_s, row.tokens_per_s / row.answer_tokens] for row in (long, short)])
+    found = {}
+    for kind in KINDS:
+        token_us, request_us = np.linalg.solve(loads, [row.cpu_us.get(kind, 0.0) for row in (long, short)])
+        found[kind] = float(token_us), float(request_us)
+    return found
+
+
+def report(rows: list[tuple[Row, Row]]) -> list[str]:
+    """Lines of two Markdown tables."""
+    lines = [
+        "| streams | tokens/s | tokens a chunk | first token, ms (p50, p95) | gap, ms (p50, p95) |",
+        "|" + "---|" * 5,
+    ]
+    for long, _ in rows:
+        merged = long.tokens_per_s / max(1.0, long.chunks_per_s)
+        lines.append(
+            f"| {long.streams} | {long.tokens_per_s:,.0f} | {merged:.2f} | {long.first_ms[0]:.1f}, {long.first_ms[1]:.1f} "
+            f"| {long.gap_ms[0]:.1f}, {long.gap_ms[1]:.1f} |"
+        )
+    shown = [*KINDS, "proxy + ingress"]
+    lines += ["", f"| streams | µs a token: {' | '.join(shown)} | µs a request: {' | '.join(shown)} |"]
+    lines.append("|" + "---|" * (1 + 2 * len(shown)))
+    for long, short in rows:
+        found = costs(long, short)
+        both = [*found.values(), tuple(map(sum, zip(found["proxy"], found["ingress"])))]
+        cells = [f"{value[part]:,.0f}" for part in (0, 1) for value in both]
+        lines.append(f"| {long.streams} | {' | '.join(cells)} |")
+    return lines
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Of the application that is measured."""
+    return {
+        "device": "simulated",
+        "simulated_step_s": options.step_ms / 1e3,
+        "max_num_seqs": options.slots,
+        "max_queued_requests": 4096,
+        "max_model_len": 2048,
+        "runner_num_cpus": 0.05,
+        "deployment_config": {"num_replicas": options.engines, "ray_actor_options": {"num_cpus": 0.01}},
+        "ingress_config": {"num_replicas": options.ingresses, "ray_actor_options": {"num_cpus": 0.01}},
+        **dict(options.set),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 128, 512])
+    parser.add_argument("--engines", type=int, default=1)
+    parser.add_argument("--ingresses", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=512, help="sequences of an engine at a time")
+    parser.add_argument("--step-ms", type=float, default=5.0)
+    parser.add_argument("--prompt", type=int, default=256, help="tokens")
+    parser.add_argument("--answers", type=int, nargs=2, default=[256, 16], help="tokens of long and short answers")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each load")
+    parser.add_argument(
+        "--clients", type=int, default=max(1, min(16, len(os.sched_getaffinity(0)) // 2)), help="processes"
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="of which medians are shown")
+    parser.add_argument("--set", type=_setting, nargs="*", default=[], metavar="NAME=VALUE", help="settings besides")
+    parser.add_argument("--json", type=Path, help="file for all rows")
+    parser.add_argument("--log", default=os.path.join(tempfile.gettempdir(), "bireme-plane.log"))
+    options = parser.parse_args()
+    app = ServedApp(settings_config(settings(options)), options.log)
+    clients = LoadClients(options.clients)
+    try:
+        rounds = [
+            [
+                tuple(
+                    measure(app, clients, streams, (options.prompt, answer), options.seconds)
+                    for answer in options.answers
+                )
+                for streams in options.streams
+            ]
+            for _ in range(options.rounds)
+        ]
+    finally:
+        clients.close()
+        app.close()
+    rows = [tuple(map(_median, zip(*pairs))) for pairs in zip(*rounds)]
+    print(
+        f"{len(os.sched_getaffinity(0))} cores; {options.engines} simulated engines, {options.ingresses} ingresses, "
+        f"steps of {options.step_ms:g} ms, {options.prompt} → {options.answers[0]} tokens, "
+        f"{options.rounds} rounds of {options.seconds:g} s"
+    )
+    print("\n".join(report(rows)))
+    if options.json:
+        options.json.write_text(json.dumps([[asdict(row) for row in pair] for pair in rows]))
+
+
+def _median(rows: tuple[Row, ...]) -> Row:
+    """Of each figure by itself."""
+
+    def of(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: statistics.median(value.get(key, 0.0) for value in values) for key in values[0]}
+        if isinstance(values[0], tuple):
+            return tuple(map(statistics.median, zip(*values)))
+        return statistics.median(values)
+
+    return Row(**{name: of([vars(row)[name] for row in rows]) for name in vars(rows[0])})
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+if __name__ == "__main__":
+    main()
