@@ -54,9 +54,9 @@ class JournalEntry:
         Raises:
             JournalGapError: ``delta`` starts after the next token wanted; nothing was recorded.
         """
-        if delta.attempt != self.attempt or self.finished:
+        if delta.attempt != self.attempt or self.finish_reason is not None:
             return None
-        repeated = self.next_index - delta.index
+        repeated = len(self.output_token_ids) - delta.index
         if repeated < 0:
             raise JournalGapError(
                 f"request {self.request_id}: token {delta.index} arrived, token {self.next_index} is still missing"

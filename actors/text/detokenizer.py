@@ -30,6 +30,7 @@ class IncrementalDetokenizer:
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._decoder = _UTF8("replace")
         self._strip_next = self._bytes.strips_first_space and continues is None
+        self._is_amid = False
         for token_id in (continues or ())[-_LONGEST_CHARACTER:]:
             self.push(token_id)
 
@@ -42,7 +43,10 @@ class IncrementalDetokenizer:
         """Return the text that this token completes, often '' or part of a word."""
         if token_id in self._skipped:
             return ""
+        if not self._is_amid and not self._strip_next and (plain := self._bytes.ascii_text(token_id)) is not None:
+            return plain
         text = self._decoder.decode(self._bytes[token_id])
+        self._is_amid = self.is_amid_character
         if self._strip_next and text:
             self._strip_next = False
             return text[1:] if text[0] == " " else text

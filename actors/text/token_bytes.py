@@ -34,7 +34,12 @@ class TokenBytes:
     def __init__(self, backend: tokenizers.Tokenizer, size: int, where: str) -> None:
         self._backend = backend
         self._table: list[bytes | None] = [None] * size
+        self._texts: list[str | None] = [None] * size
         self._to_bytes, self.strips_first_space = _converter(backend, where)
+
+    def ascii_text(self, token_id: int) -> str | None:
+        """The token's bytes as text if they are ASCII, and so hold whole characters; else None, as for what was never asked."""
+        return self._texts[token_id] if 0 <= token_id < len(self._texts) else None
 
     def __getitem__(self, token_id: int) -> bytes:
         if not 0 <= token_id < len(self._table):
@@ -43,6 +48,8 @@ class TokenBytes:
         if known is None:
             token = self._backend.id_to_token(token_id)
             known = self._table[token_id] = b"" if token is None else self._to_bytes(token)
+            if known.isascii():
+                self._texts[token_id] = known.decode()
         return known
 
 

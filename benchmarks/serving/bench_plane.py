@@ -54,23 +54,19 @@ def measure(app: ServedApp, clients: LoadClients, streams: int, tokens: tuple[in
     begin = time.monotonic() + _RAMP_S
     clients.start(app.port, app.model, streams, tokens, (begin, begin + seconds))
     time.sleep(_RAMP_S)
-    before, generated, began = cpu_seconds(app.process_group), _generated(app), time.monotonic()
+    before, began = cpu_seconds(app.process_group), time.monotonic()
     time.sleep(max(0.0, begin + seconds - time.monotonic()))
-    after, generated = cpu_seconds(app.process_group), _generated(app) - generated
-    lasted = time.monotonic() - began
+    after, lasted = cpu_seconds(app.process_group), time.monotonic() - began
     seen = clients.result()
     if seen.errors:
         raise RuntimeError(f"{len(seen.errors)} of the clients failed, the first with: {seen.errors[0]}")
     cpu = Counter({kind: after[kind] - before[kind] for kind in after})
     cpu["client"] = seen.cpu_s
+    tokens_a_chunk = tokens[1] * seen.whole_answers / max(1, seen.whole_chunks)
     return Row(
-        streams, tokens[1], generated / lasted, seen.chunks / seconds, seen.answers / seconds,
+        streams, tokens[1], seen.chunks * tokens_a_chunk / seconds, seen.chunks / seconds, seen.answers / seconds,
         _quantiles_ms(seen.first), _quantiles_ms(seen.gaps), {kind: 1e6 * spent / lasted for kind, spent in cpu.items()},
     )  # fmt: skip
-
-
-def _generated(app: ServedApp) -> int:
-    return sum(engine["num_generated_tokens"] for engine in app.engines())
 
 
 def _quantiles_ms(seconds: Any) -> tuple[float, float]:

@@ -52,6 +52,7 @@ class Seen:
         first: from the request to the first chunk, one an answer that began.
         gaps: between pieces of data of an answer.
         chunks, answers: how many came, and how many ended.
+        whole_chunks, whole_answers: of all answers that ended, also before and after.
         cpu_s: of the client's process.
     """
 
@@ -59,6 +60,8 @@ class Seen:
     gaps: array = field(default_factory=lambda: array("d"))
     chunks: int = 0
     answers: int = 0
+    whole_chunks: int = 0
+    whole_answers: int = 0
     cpu_s: float = 0.0
     errors: list[str] = field(default_factory=list)
 
@@ -77,6 +80,7 @@ class _Client(asyncio.Protocol):
         self._transport: Any = None
         self._asked = self._last = 0.0
         self._tail = b""
+        self._num_chunks = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -89,7 +93,7 @@ class _Client(asyncio.Protocol):
             f'"max_tokens":{load.answer_tokens},"temperature":0,"ignore_eos":true,"stream":true,'
             '"stream_options":{"include_usage":true}}'
         )
-        self._tail, self._last = b"", 0.0
+        self._tail, self._last, self._num_chunks = b"", 0.0, 0
         self._asked = time.monotonic()
         self._transport.write(
             f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -101,6 +105,7 @@ class _Client(asyncio.Protocol):
         seen, counts = self._seen, self._load.from_s <= now
         num_events = data.count(_EVENT)
         if num_events:
+            self._num_chunks += num_events
             if counts:
                 seen.chunks += num_events
                 if self._last:
@@ -121,6 +126,8 @@ class _Client(asyncio.Protocol):
             self._leave()
             return
         self._seen.answers += counts
+        self._seen.whole_answers += 1
+        self._seen.whole_chunks += self._num_chunks
         if time.monotonic() < self._load.until_s:
             self._ask()
         else:
@@ -154,7 +161,8 @@ async def _run(load: Load) -> Seen:
 
 
 def _work(connection: Any) -> None:
-    """Loads of one process, one after the other, until there is none."""
+    """Loads of one process, one after the other, until there is none; first a word that it is there."""
+    connection.send(None)
     while (load := connection.recv()) is not None:
         connection.send(uvloop.run(_run(load)) if load.streams else Seen())
 
@@ -170,6 +178,8 @@ class LoadClients:
             process = context.Process(target=_work, args=(theirs,), daemon=True)
             process.start()
             self._processes.append((process, ours))
+        for _, connection in self._processes:
+            connection.recv()
 
     def start(self, port: int, model: str, streams: int, tokens: tuple[int, int], span: tuple[float, float]) -> None:
         """Begin a load.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Generator, Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -13,6 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.api_errors import ApiError
 from cluster.client.resumable import FALLBACK_PORT_HEADER, MAX_SILENCE_HEADER
+from cluster.outputs import TokenDelta
+from deployments.http.choice import Choice
 from deployments.http.connection import ClientGoneError, while_connected
 from deployments.http.generation import Generation
 from deployments.http.json_pieces import write_json
@@ -82,6 +84,8 @@ class EventStream(Response):
         self._resumable = resumable
         self._client = client
         self._has_written = False
+        self._send: Send
+        self._sending: asyncio.Task | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -94,24 +98,56 @@ class EventStream(Response):
 
     async def _write(self, send: Send) -> None:
         texts, generation, answer = self._first, self._generation, self._answer
+        self._send = send
         keeping_alive = asyncio.ensure_future(self._keep_alive(send))
         keeping_alive.add_done_callback(self._no_longer_alive)
         try:
             while True:
-                events = await large_requests.build(self._client, answer.num_values(texts), self._events, texts)
+                if len(texts) == 1 and answer.is_plain(index := next(iter(texts))):
+                    events = self._plain_event(index, texts[index])
+                else:
+                    events = await large_requests.build(self._client, answer.num_values(texts), self._events, texts)
                 if events:
                     self._has_written = True
                     await _send_body(send, events)
                 if generation.finished:
                     break
+                generation.take = self._pass_on
                 texts = await generation.read()
+                generation.take = None
+                if self._sending is not None:
+                    await self._sending
+                    self._sending = None
             usage = answer.usage_chunk()
             tail = encode_events([usage]) if usage is not None else b""
         except ApiError as error:
             tail = encode_events([error.body()])
         finally:
+            generation.take = None
             keeping_alive.cancel()
+            if self._sending is not None:
+                self._sending.cancel()
         await send({"type": "http.response.body", "body": tail + b"data: [DONE]\n\n", "more_body": False})
+
+    def _pass_on(self, choice: Choice, delta: TokenDelta) -> bool:
+        """Write an event for tokens in the middle of a choice, at once and without waking who reads, if nothing holds it up."""
+        output = choice.output
+        if self._sending is not None or delta.finish_reason is not None or not output.is_plain:
+            return False
+        if not self._answer.is_plain(choice.index):
+            return False
+        event = self._plain_event(choice.index, output.push(delta))
+        if event:
+            self._has_written = True
+            self._sending = begin(_send_body(self._send, event))
+        return True
+
+    def _plain_event(self, index: int, text: str) -> bytes:
+        chunk = self._answer.plain_chunk(index, text)
+        if not chunk:
+            return b""
+        tail = f"\nid: {self._answer.event_ids[0]}\n\n" if self._resumable else "\n\n"
+        return _encoded(f"data: {chunk}{tail}")
 
     def _events(self, in_pieces: bool, texts: dict[int, str]) -> bytes:
         # Choice by choice, so that of a long answer little is there at once: the collector looks at all of it, and holds all up.
@@ -149,6 +185,38 @@ class EventStream(Response):
 def longer(pause_s: float) -> float:
     """How long a stream that was silent for ``pause_s`` seconds may be silent next, to a client that was promised nothing."""
     return min(pause_s * _KEEP_ALIVE_GROWTH, _LONGEST_KEEP_ALIVE_S)
+
+
+def begin(work: Awaitable[None]) -> asyncio.Task | None:
+    """Do ``work`` as far as it goes without waiting, as an eager task of Python 3.12 does; None if that is all of it. What it
+    raises, the task raises."""
+    steps = work.__await__()
+    try:
+        waits_for = next(steps)
+    except StopIteration:
+        return None
+    except Exception as error:
+        return asyncio.ensure_future(_raise(error))
+    return asyncio.ensure_future(_rest(steps, waits_for))
+
+
+async def _raise(error: Exception) -> None:
+    raise error
+
+
+async def _rest(steps: Generator[Any, None, None], waits_for: Any) -> None:
+    await _Steps(steps, waits_for)
+
+
+class _Steps:
+    """What is left of a coroutine that waits for something."""
+
+    def __init__(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
+        self._steps, self._waits_for = steps, waits_for
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield self._waits_for
+        yield from self._steps
 
 
 def _send_body(send: Send, body: bytes) -> Awaitable[None]:

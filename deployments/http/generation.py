@@ -25,11 +25,13 @@ class Generation:
     Attributes:
         choices: one a sequence.
         when_closed: called when it is closed.
+        take: asked, if it is set while ``read`` waits, whether it takes new tokens of a choice; what it takes is not read.
     """
 
     def __init__(self, client: SequenceClient, choices: Sequence[Choice]) -> None:
         self.choices = choices
         self.when_closed: Callable[[], None] = _nothing
+        self.take: Callable[[Choice, TokenDelta], bool] | None = None
         self._client = client
         self._unread: deque[tuple[Choice, TokenDelta]] = deque()
         self._has_more = False
@@ -74,9 +76,9 @@ class Generation:
         Raises:
             ApiError: a sequence cannot be completed, and what came before was read; the whole request is over.
         """
-        if self._unread and self._has_more:
+        if self._has_more and self._unread:
             await asyncio.sleep(0)
-        if not self._unread and self._error is None and not self.finished:
+        if not self._unread and self._error is None and self._num_open:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -84,20 +86,31 @@ class Generation:
                 self._waiter = None
         if self._error is not None and not self._unread:
             raise self._error
+        if len(self._unread) == 1:
+            # As below, for most reads of most answers.
+            choice, delta = self._unread[0]
+            if choice.output.finish_reason is None and delta.finish_reason is None:
+                self._unread.clear()
+                self._has_more = False
+                return {choice.index: self._push(choice, delta)}
         texts: dict[int, str] = {}
         for _ in range(min(len(self._unread), _READ_AT_ONCE)):
             choice, delta = self._unread.popleft()
-            output = choice.output
-            if output.finish_reason is not None:
+            if choice.output.finish_reason is not None:
                 continue
-            texts[choice.index] = texts.get(choice.index, "") + output.push(delta)
-            if output.finish_reason is not None:
-                self._num_open -= 1
-                choice.times.finished(output.finish_reason, len(output.token_ids))
-                if delta.finish_reason is None and choice.submission is not None:
-                    self._client.cancel(choice.submission)
+            texts[choice.index] = texts.get(choice.index, "") + self._push(choice, delta)
         self._has_more = bool(self._unread)
         return texts
+
+    def _push(self, choice: Choice, delta: TokenDelta) -> str:
+        output = choice.output
+        text = output.push(delta)
+        if output.finish_reason is not None:
+            self._num_open -= 1
+            choice.times.finished(output.finish_reason, len(output.token_ids))
+            if delta.finish_reason is None and choice.submission is not None:
+                self._client.cancel(choice.submission)
+        return text
 
     def close(self) -> None:
         """Give up what is not finished; safe to call at any time."""
@@ -117,8 +130,11 @@ class Generation:
                 self._client.cancel(choice.submission)
 
     def _put(self, choice: Choice, delta: TokenDelta) -> None:
-        self._unread.append((choice, delta))
         choice.times.arrived(bool(delta.token_ids))
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and self.take is not None and self.take(choice, delta):
+            return
+        self._unread.append((choice, delta))
         self._wake()
 
     def fail(self, error: ApiError) -> None:

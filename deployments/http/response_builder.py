@@ -33,6 +33,12 @@ class ResponseBuilder(Protocol):
     def chunks(self, texts: dict[int, str]) -> list[dict[str, Any]]:
         """Chunks for what ``Generation.read`` returned."""
 
+    def is_plain(self, index: int) -> bool:
+        """Whether the next chunk of a choice is quickly written."""
+
+    def plain_chunk(self, index: int, text: str) -> str:
+        """The JSON that ``chunks({index: text})`` comes to, where ``is_plain``; empty if there is no chunk."""
+
     def usage_chunk(self) -> dict[str, Any] | None:
         """The last chunk, if there is one behind those of the text."""
 

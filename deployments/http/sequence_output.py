@@ -26,7 +26,7 @@ class SequenceOutput:
     one have the same text. A character that an answer's end cut off is no part of the text; its tokens are in ``token_ids``.
 
     Attributes:
-        text: all text released so far.
+        is_plain: no text and no sequence of tokens is looked for, so that every token is settled at once.
         token_ids: all tokens generated so far, a stop token included; cut after the token that completed a stop string.
         logprobs: one entry a token if asked for, else empty.
         prompt_logprobs: as the engine reported them, or None.
@@ -43,15 +43,16 @@ class SequenceOutput:
         "_matcher",
         "_matches_strings",
         "_min_tokens",
+        "_pieces",
         "_pushed",
         "_stop_seqs",
         "_tail",
         "finish_reason",
+        "is_plain",
         "logprobs",
         "num_cached_tokens",
         "prompt_logprobs",
         "stop_reason",
-        "text",
         "token_ids",
     )
 
@@ -68,11 +69,12 @@ class SequenceOutput:
         self._matches_strings = bool(params.stop)
         self._stop_seqs = params.stop_token_seqs
         self._longest_seq = max(map(len, self._stop_seqs), default=0)
+        self.is_plain = not params.stop and not params.stop_token_seqs
         self._include_stop = include_stop
         self._eos = () if params.ignore_eos else tuple(eos_token_ids)
         self._tail: list[int] = []
         self._pushed = 0
-        self.text = ""
+        self._pieces: list[str] = []
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
@@ -80,11 +82,24 @@ class SequenceOutput:
         self.stop_reason: str | int | list[int] | None = None
         self.num_cached_tokens = 0
 
+    @property
+    def text(self) -> str:
+        """All text released so far."""
+        if len(self._pieces) != 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
+
     def push(self, delta: TokenDelta) -> str:
         """Take in the next tokens, return the text they release. After the end it does nothing."""
         if self.finish_reason is not None:
             return ""
         self.token_ids.extend(delta.token_ids)
+        if self.is_plain and delta.index and not (delta.finish_reason or delta.logprobs or delta.prompt_logprobs):
+            # As below, for most tokens of most answers.
+            self._pushed += len(delta.token_ids)
+            text = "".join([self._detokenizer.push(token) for token in delta.token_ids])
+            self._pieces.append(text)
+            return text
         if delta.logprobs:
             self.logprobs.extend(delta.logprobs)
         if delta.prompt_logprobs is not None:
@@ -105,7 +120,7 @@ class SequenceOutput:
             self.finish_reason = delta.finish_reason
             matched = delta.matched_stop
             self.stop_reason = None if isinstance(matched, int) and matched in self._eos else matched
-        self.text += text
+        self._pieces.append(text)
         return text
 
     def resume(self, token_ids: list[int], finish_reason: str | None, with_logprobs: bool) -> bool:

@@ -5,6 +5,7 @@ What completions and chats have in common; ``completion_answer`` and ``chat_answ
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import uuid
@@ -15,7 +16,9 @@ from typing import Any
 from actors.text.tokenizer import Tokenizer
 from cluster.outputs import TokenLogprobs
 from deployments.http.choice import Choice
+from deployments.http.chunk_template import ChunkTemplate
 from deployments.http.generation import Generation
+from deployments.http.json_pieces import write_json
 from deployments.openai_api.answer_digest import AnswerDigest
 from deployments.openai_api.event_ids import EventIds, ResumePoint
 from deployments.openai_api.protocol import GenerationRequest
@@ -24,6 +27,7 @@ from deployments.openai_api.sampling_defaults import SamplingDefaults
 ALL = slice(0, None)
 # Text takes as long to write as so many values in its place.
 _CHARS_A_VALUE = 64
+_NO_TEMPLATE: tuple[Any, Any] = (None, None)
 _LOWEST_LOGPROB = -9999.0  # JSON has no infinity; the value OpenAI documents for a token that is very unlikely
 
 
@@ -85,6 +89,8 @@ class OpenAiResponse(ABC):
         self._num_cached_before = resumed.num_cached_tokens if resumed else 0
         self.event_ids: list[str] = []
         self._events = events
+        # By choice, and for which fingerprint.
+        self._templates: dict[int, tuple[str, ChunkTemplate]] = {}
         options = request.stream_options
         self._include_usage = options is not None and options.with_usage
         self._usage_in_every_chunk = options is not None and options.with_usage_in_every_chunk
@@ -126,11 +132,51 @@ class OpenAiResponse(ABC):
                 chunks[0].update(self.first_chunk_extras(choice))
         return chunks
 
+    def is_plain(self, index: int) -> bool:
+        """Whether the next chunk of a choice begins and ends nothing and brings text and perhaps token ids, as most do."""
+        choice = self.choices[index]
+        return choice.num_sent >= 0 and choice.output.finish_reason is None and self._has_plain_chunks
+
+    def plain_chunk(self, index: int, text: str) -> str:
+        """JSON of what ``chunks`` has for this text, with ``event_ids``, where ``is_plain``; empty if that is nothing."""
+        if not text:
+            return "".join([piece for chunk in self.chunks({index: text}) for piece in write_json(chunk)])
+        choice = self.choices[index]
+        fingerprint = self.generation.fingerprint
+        known, template = self._templates.get(index, _NO_TEMPLATE)
+        if known != fingerprint:
+            template = ChunkTemplate(functools.partial(self._template_chunk, choice))
+            self._templates[index] = fingerprint, template
+        num_sent, choice.num_sent = choice.num_sent, len(choice.output.token_ids)
+        token_ids = choice.output.token_ids[num_sent:]
+        if self._events is not None:
+            self.event_ids = [self._event_id(*self._events, index, token_ids, None)]
+        return template.write(text, token_ids)
+
+    def _template_chunk(self, choice: Choice, text: str, token_ids: list[int]) -> dict[str, Any]:
+        body = self.chunk_choice(choice, text, slice(0, 0), first=False)
+        assert body is not None
+        if "token_ids" in body:
+            body["token_ids"] = token_ids
+        return self._chunk_of(choice, body)
+
+    @functools.cached_property
+    def _has_plain_chunks(self) -> bool:
+        return not self._usage_in_every_chunk and not self.adds_to_text
+
+    @property
+    @abstractmethod
+    def adds_to_text(self) -> bool:
+        """Chunks in the middle of a choice have more that changes than text and token ids, or less."""
+
     def _chunk(self, choice: Choice, body: dict[str, Any], token_ids: Sequence[int] = ()) -> dict[str, Any]:
         """A chunk with ``body``, of ``choice``, which brings ``token_ids``; and its id."""
         choice.has_ended |= body["finish_reason"] is not None
         if self._events is not None:
             self.event_ids.append(self._event_id(*self._events, choice.index, token_ids, body["finish_reason"]))
+        return self._chunk_of(choice, body)
+
+    def _chunk_of(self, choice: Choice, body: dict[str, Any]) -> dict[str, Any]:
         chunk = {
             **self._head,
             "object": self.chunk_name,

@@ -51,6 +51,10 @@ class ChatAnswer(OpenAiResponse):
             body |= {"token_ids": [], "prompt_token_ids": self.prompt_ids[0]}
         return body
 
+    @property
+    def adds_to_text(self) -> bool:
+        return bool(self.request.logprobs)
+
     def chunk_choice(self, choice: Choice, text: str, new: slice, first: bool) -> dict[str, Any] | None:
         output = choice.output
         with_tokens = self.request.return_token_ids or self.request.logprobs

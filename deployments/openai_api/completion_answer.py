@@ -44,6 +44,10 @@ class CompletionAnswer(OpenAiResponse):
     def num_generated(self, choice: Choice) -> int:
         return 0 if self._prompt_only else super().num_generated(choice)
 
+    @property
+    def adds_to_text(self) -> bool:
+        return self.request.logprobs is not None or self._prompt_only
+
     def num_echoed(self, choice: Choice) -> int:
         return len(self._prompt_text_of(choice)) if self.request.echo else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from deployments.openai_api.protocol import GenerationRequest
 _JOINT = "+"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SamplingDefaults:
     """Of one application.
 
@@ -40,7 +41,7 @@ class SamplingDefaults:
 
     def mark(self, engine_fingerprint: str) -> str:
         """The fingerprint that a client sees: of the engine, and of what its request left to the server."""
-        digest = self._digest()
+        digest = self._digest
         return engine_fingerprint + _JOINT + digest if engine_fingerprint and digest else engine_fingerprint
 
     def engine_fingerprint(self, seen: str) -> str:
@@ -50,7 +51,7 @@ class SamplingDefaults:
             ApiError: 503, as for an engine that is gone; other defaults, with which the same request asks for something else.
         """
         engine, _, digest = seen.partition(_JOINT)
-        if digest != self._digest():
+        if digest != self._digest:
             raise unavailable(
                 f"resume.fingerprint {seen} is of a server with other sampling defaults (generation_config), so this answer "
                 "cannot be continued exactly here; send the request again",
@@ -58,6 +59,7 @@ class SamplingDefaults:
             )
         return engine
 
+    @functools.cached_property
     def _digest(self) -> str:
         text = json.dumps(self.shown(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8] if self.shown() else ""

@@ -30,6 +30,13 @@ class Delivery:
     def take(self, stream: TokenStream, delta: TokenDelta) -> None:
         """``delta``, which is of a request, came on ``stream``."""
         submission = self._submissions.of(delta.request_id)
+        if submission is not None and submission.stream is stream and delta.token_ids and delta.finish_reason is None:
+            entry = submission.entry
+            if entry.fingerprint and not submission.is_troubled and entry.attempt == delta.attempt:
+                # As below, for most tokens of most answers.
+                if (new := entry.accept(delta)) is not None:
+                    submission.deliver(new)
+                return
         if delta.is_first_word and (delta.request_id, delta.attempt) in self._departures:
             stream.abort(delta.request_id, delta.attempt)
         elif submission is None or delta.attempt != submission.entry.attempt:

@@ -53,6 +53,11 @@ class Submission:
         self.lost_at: float | None = None
         self.ended: asyncio.Future[EngineLost | HandedOver | Moved | None] = asyncio.get_running_loop().create_future()
 
+    @property
+    def is_troubled(self) -> bool:
+        """An attempt was lost and no token came since, or not enough of them to be no suspect any more."""
+        return self.lost_at is not None or self.suspicion.deaths > 0
+
     def end_attempt(self, lost: EngineLost | HandedOver | Moved | None) -> None:
         """The attempt is over: finished (None), lost, or to be continued elsewhere."""
         if not self.ended.done():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from openai import AsyncOpenAI
 from cluster.outputs import FINISH_LENGTH
 from deployments.http import event_stream
 from deployments.http.event_stream import encode_events
+from deployments.http.keys import ApiKeys
+from deployments.openai_api.answer import OpenAiResponse
 from tests.deployments.http.server.test_http_1_0 import listening
 from tests.deployments.http.test_slow_answers import Connection, SlowEngines, answered, serving
 from tests.deployments.openai_api.test_service import byte_tokenizer
@@ -109,6 +113,54 @@ async def test_every_reader_reads_a_stream_that_pauses(engines, path, body, resu
     choices = [chunk["choices"][0] for chunk in expected[:-1]]
     assert "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices) == TEXT
     assert expected[-1]["usage"]["completion_tokens"] == len(tokens)
+
+
+def text_of_events(body: bytes) -> str:
+    choices = [json.loads(data)["choices"][0] for data in re.findall(rb"^data: ({.*)$", body, re.MULTILINE)]
+    return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+@pytest.mark.parametrize(("path", "body"), [CHAT, COMPLETION])
+@pytest.mark.parametrize("options", [{}, {"return_token_ids": True}, {"stop": ["zzz"]}, {"logprobs": None}])
+async def test_events_that_are_written_at_once_are_those_that_are_built_whole(
+    monkeypatch, path, body, resumable, options
+):
+    """Byte for byte, in the order of the tokens, whoever writes them; also where a client takes nothing for a while."""
+    monkeypatch.setattr("deployments.openai_api.answer.uuid.uuid4", lambda: SimpleNamespace(hex="0" * 32))
+    monkeypatch.setattr("deployments.openai_api.answer.time.time", lambda: 1e9)
+    monkeypatch.setattr("deployments.openai_api.service.time.time", lambda: 1e9)
+    # Some of these are parts of characters, which have no text of their own.
+    monkeypatch.setattr("tests.deployments.http.test_slow_answers.ApiKeys", lambda keys: keys_of_one_secret)
+    keys_of_one_secret, is_plain = ApiKeys([]), OpenAiResponse.is_plain
+    tokens, at_once, bodies = byte_tokenizer().encode(TEXT), [], []
+    for quick, congested in ((False, False), (True, False), (True, True)):
+        monkeypatch.setattr(OpenAiResponse, "is_plain", is_plain if quick else lambda self, index: False)
+        connection = Connection(path, {**body, **options, "stream": True, "max_tokens": 60, "seed": 1})
+        if resumable:
+            connection.scope["headers"].append(RESUMABLE)
+        send = connection.send
+
+        async def slowly(event, send=send):
+            await asyncio.sleep(0.001)
+            await send(event)
+
+        if congested:
+            connection.send = slowly
+        engines = SlowEngines()
+        task = await answered(engines, connection)
+        for i, token in enumerate(tokens):
+            num_events = len(connection.events)
+            engines.deliver([token], FINISH_LENGTH if i == len(tokens) - 1 else None)
+            at_once.append(quick and len(connection.events) > num_events)
+            if not congested:
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+        await task
+        bodies.append(connection.body)
+    assert bodies[1] == bodies[0]
+    assert list(map(text_of_events, bodies)) == [TEXT] * 3
+    assert any(at_once) == ("stop" not in options), "no event left with its token"
 
 
 @pytest.mark.parametrize("resumable", ["0", "1"])

@@ -35,7 +35,14 @@ class SlowEngines(Engines):
     def submit(self, entry, deliver, fail):
         self.fail = fail
         self.submission = SimpleNamespace(is_admitted=False)
-        self.deliver = lambda tokens, end=None: deliver(TokenDelta(entry.request_id, 0, 0, tokens, None, end))
+        num_delivered = 0
+
+        def deliver_next(tokens, end=None):
+            nonlocal num_delivered
+            deliver(TokenDelta(entry.request_id, 0, num_delivered, tokens, None, end))
+            num_delivered += len(tokens)
+
+        self.deliver = deliver_next
         return self.submission
 
 
