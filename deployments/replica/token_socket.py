@@ -3,8 +3,8 @@
 A Ray stream costs both processes about a millisecond a message, which matters where they share the cores that compute;
 a socket costs a twentieth of that. What travels is the same: the items of ``RunnerActor.attach``.
 
-Wire: the client sends one frame ``[subscriber, resume]``; the server answers with one frame a message, a list of deltas as
-arrays. A frame is a length (4 bytes, big endian) and JSON.
+Wire: the client sends one frame ``[subscriber, resume]``; the server answers with one frame a message, ``[deltas, load]``, with
+deltas and load as arrays. A frame is a length (4 bytes, big endian) and MessagePack.
 
 Each side talks to processes of its own user alone, whom the kernel names: whoever else gets hold of a path gains nothing.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import platform
 import shutil
@@ -26,12 +25,17 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cluster.errors import BiremeError
-from cluster.outputs import EngineLoad, StreamItem, TokenDelta, TokenLogprobs
+from cluster.outputs import EngineLoad, StreamItem, TokenDelta
 from deployments.start.private_folder import not_private, private_base
 
 Attach = Callable[[str, dict[str, int]], AsyncIterator[list[StreamItem]]]
 _LENGTH = struct.Struct(">I")
+_ENCODER = msgspec.msgpack.Encoder()
+_HELLO = msgspec.msgpack.Decoder(tuple[str, dict[str, int]])
+_MESSAGE = msgspec.msgpack.Decoder(tuple[list[TokenDelta], list[EngineLoad]])
 _CREDENTIALS = struct.Struct("iII")  # process, user, group
 # A folder without a socket is about to get it, or its maker was killed in between.
 _YOUNG_S = 60.0
@@ -76,8 +80,12 @@ class TokenSocket:
             writer.close()
             return
         try:
-            subscriber, resume = await _read_frame(reader)
-        except (asyncio.IncompleteReadError, ConnectionError):  # somebody who only looked whether this process lives
+            subscriber, resume = _HELLO.decode(await _read_frame(reader))
+        except (
+            asyncio.IncompleteReadError,
+            ConnectionError,
+            msgspec.DecodeError,
+        ):  # somebody who only looked whether this process lives
             writer.close()
             return
         messages = self._attach(subscriber, resume)
@@ -92,7 +100,10 @@ class TokenSocket:
                     message.cancel()
                     await asyncio.wait((message,))
                     break
-                _write_frame(writer, message.result())
+                items = message.result()
+                loads = [item for item in items if isinstance(item, EngineLoad)]
+                deltas = [item for item in items if isinstance(item, TokenDelta)] if loads else items
+                _write_frame(writer, (deltas, loads))
                 await writer.drain()
         except (StopAsyncIteration, ConnectionError):
             pass
@@ -165,10 +176,11 @@ async def read_messages(
         _write_frame(writer, [subscriber, resume])
         while True:
             try:
-                rows = await _read_frame(reader)
+                frame = await _read_frame(reader)
             except asyncio.IncompleteReadError:
                 return
-            yield [_item(row) for row in rows]
+            deltas, loads = _MESSAGE.decode(frame)
+            yield [*deltas, *loads]
     finally:
         writer.close()
 
@@ -189,26 +201,10 @@ def _is_ours(user: int | None) -> bool:
 
 
 def _write_frame(writer: asyncio.StreamWriter, value: Any) -> None:
-    body = json.dumps(value, separators=(",", ":")).encode()
+    body = _ENCODER.encode(value)
     writer.write(_LENGTH.pack(len(body)) + body)
 
 
-async def _read_frame(reader: asyncio.StreamReader) -> Any:
+async def _read_frame(reader: asyncio.StreamReader) -> bytes:
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    return json.loads(await reader.readexactly(length))
-
-
-def _item(row: list[Any]) -> StreamItem:
-    """A delta, or a load, which begins with a number, from its JSON array; named tuples arrive as plain lists."""
-    if not isinstance(row[0], str):
-        return EngineLoad(*row)
-    delta = TokenDelta(*row)
-    if delta.logprobs is None and delta.prompt_logprobs is None:
-        return delta
-    logprobs, prompt_logprobs = delta.logprobs, delta.prompt_logprobs
-    return delta._replace(
-        logprobs=None if logprobs is None else [TokenLogprobs(*entry) for entry in logprobs],
-        prompt_logprobs=None
-        if prompt_logprobs is None
-        else [None if entry is None else TokenLogprobs(*entry) for entry in prompt_logprobs],
-    )
+    return await reader.readexactly(length)

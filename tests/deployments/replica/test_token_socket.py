@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.outputs import AttachRequired, TokenDelta, TokenLogprobs
+from cluster.outputs import ENGINE_LEAVES, AttachRequired, EngineLoad, TokenDelta, TokenLogprobs
 from deployments.replica.token_socket import TokenSocket, UnusableSocketError, read_messages
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
@@ -48,6 +48,8 @@ MESSAGES = [
     [TokenDelta("a", 0, 0, [1]), TokenDelta("b", 2, 5, [2, 3], [ENTRY, ENTRY])],
     [TokenDelta("a", 0, 1, [4], None, "stop", [1, 4], 16, [None, ENTRY])],
     [TokenDelta("c", 0, 0, list(range(50_000)))],
+    [ENGINE_LEAVES, EngineLoad(-1, 5, sampled_at=1.5)],
+    [EngineLoad(3, 5)],
 ]
 
 
