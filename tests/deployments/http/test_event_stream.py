@@ -163,6 +163,25 @@ async def test_events_that_are_written_at_once_are_those_that_are_built_whole(
     assert any(at_once) == ("stop" not in options), "no event left with its token"
 
 
+async def test_an_event_that_is_written_at_once_costs_much_less(monkeypatch):
+    """CPU time from a delta to its ASGI message, against that of the long way, which wakes a task and builds a chunk."""
+    is_plain, token_ids = OpenAiResponse.is_plain, byte_tokenizer().encode("abc")
+    spent_s: dict[bool, list[float]] = {True: [], False: []}
+    for quick in [True, False] * 6:
+        monkeypatch.setattr(OpenAiResponse, "is_plain", is_plain if quick else lambda self, index: False)
+        engines = SlowEngines()
+        task = await answered(engines, Connection(COMPLETION[0], {**COMPLETION[1], "stream": True, "max_tokens": 60}))
+        engines.deliver(token_ids[:1])
+        await asyncio.sleep(0.01)
+        begun = time.thread_time()
+        for _ in range(40):
+            engines.deliver(token_ids[:1])
+            await asyncio.sleep(0)
+        spent_s[quick].append(time.thread_time() - begun)
+        engines.deliver(token_ids[:1], FINISH_LENGTH)
+        await task
+
+
 @pytest.mark.parametrize("resumable", ["0", "1"])
 async def test_the_openai_client_reads_a_stream_whose_engine_pauses(engines, resumable):
     tokens = byte_tokenizer().encode(TEXT)
