@@ -46,6 +46,14 @@ def test_haproxy_has_no_more_connections_than_there_are_descriptors_for(descript
     assert serve_environment.max_connections() == expected
 
 
+@pytest.mark.parametrize(("num_cores", "expected"), [(1, "1"), (2, "1"), (8, "2"), (16, "4"), (128, "4")])
+def test_haproxy_has_a_thread_for_some_cores(num_cores, expected, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(serve_environment.os, "sched_getaffinity", lambda pid: set(range(num_cores)))
+    environment: dict[str, str] = {}
+    apply_serve_environment(tmp_path, environment)
+    assert environment["RAY_SERVE_HAPROXY_NBTHREAD"] == expected
+
+
 def test_ipv6_hosts_have_serves_own_proxy_and_brackets_in_their_url(tmp_path: Path):
     for host, is_used, shown in (
         ("::", "0", "127.0.0.1"),
