@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from cluster.errors import StaleAttemptError
 from cluster.outputs import FINISHES_ELSEWHERE, GenerateReply, TokenDelta
 from cluster.request import EngineRequest, RequestKey
+from cluster.request_trace import wall_clock
 
 # A finished answer is kept this long, so that an ingress whose stream broke can fetch the end of it.
 RETENTION_S = 60.0
@@ -21,7 +22,7 @@ class LiveRequest:
 
     Attributes:
         done: resolved with the reply to whoever asked.
-        came_at, finished_at: of ``time.monotonic``.
+        came_at, first_at, finished_at: of ``time.monotonic``; ``first_at`` is of its first token.
         deltas: all that its engine said about it.
         num_tokens: of its prompt and its answer so far.
     """
@@ -31,7 +32,14 @@ class LiveRequest:
     came_at: float
     num_tokens: int
     deltas: list[TokenDelta] = field(default_factory=list)
+    first_at: float | None = None
     finished_at: float | None = None
+
+    @property
+    def marks(self) -> dict[str, float]:
+        """Of ``cluster.request_trace``, those that are passed here."""
+        marks = {"runner": wall_clock(self.came_at)}
+        return marks if self.first_at is None else {**marks, "first_step": wall_clock(self.first_at)}
 
 
 class LiveRequests:
@@ -87,6 +95,8 @@ class LiveRequests:
         if live is None:
             return None
         live.deltas.append(delta)
+        if live.first_at is None and delta.token_ids:
+            live.first_at = time.monotonic()
         if live.finished_at is None:
             live.num_tokens += len(delta.token_ids)
             self.num_tokens += len(delta.token_ids)
@@ -94,7 +104,8 @@ class LiveRequests:
             self._finish(live)
             self.num_ended += 1
             if not live.done.done():
-                live.done.set_result(GenerateReply(delta.index + len(delta.token_ids), delta.finish_reason))
+                num_tokens = delta.index + len(delta.token_ids)
+                live.done.set_result(GenerateReply(num_tokens, delta.finish_reason, marks=live.marks))
             if delta.finish_reason in FINISHES_ELSEWHERE:
                 self.drop(key)
         return live

@@ -18,6 +18,7 @@ from cluster.client.api_types import Answer
 from cluster.client.base import API_KEY_VARIABLE, DEFAULT_URL
 from cluster.client.conversation import Conversation, Messages, answer_room
 from cluster.errors import BiremeError
+from cluster.request_trace import waterfall
 from cluster.start_stages import start_line
 
 # Local variables of a failed command are no business of the screen: an API key may be among them.
@@ -216,6 +217,23 @@ def timeline(
         highlight=False,
         markup=False,
     )
+
+
+@app.command()
+def trace(
+    answer_id: Annotated[
+        str, typer.Argument(help="Id of an answer (cmpl-..., chatcmpl-...), or of a traceparent's trace.")
+    ],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Show where the time of a request went until its first token; the ingress that had it must be the one that answers."""
+    with _connected(url, None, api_key) as client:
+        found = client.trace(answer_id)
+    for sequence in found["sequences"]:
+        console.print(sequence["request"], highlight=False, markup=False)
+        for line in waterfall(sequence["hops"]):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

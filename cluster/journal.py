@@ -25,6 +25,7 @@ class JournalEntry:
         output_token_ids: tokens delivered by all attempts together.
         fingerprint: of the engine that made them; only an equal one may continue. Empty until the first token.
         finish_reason: set by the last delta.
+        marks: when it was where (``cluster.request_trace``), seconds since 1970.
     """
 
     request_id: str
@@ -38,6 +39,7 @@ class JournalEntry:
     output_token_ids: list[int] = field(default_factory=list)
     fingerprint: str = ""
     finish_reason: str | None = None
+    marks: dict[str, float] = field(default_factory=dict)
 
     @property
     def next_index(self) -> int:

@@ -118,12 +118,13 @@ StreamItem: TypeAlias = "TokenDelta | EngineLoad"
 class GenerateReply(NamedTuple):
     """Reply of the unary call: how many output tokens the stream delivers in all (earlier attempts included).
 
-    ``engine_id`` says whose stream that is.
+    ``engine_id`` says whose stream that is, ``marks`` when the request was where (``cluster.request_trace``).
     """
 
     num_tokens: int
     finish_reason: str
     engine_id: str = ""
+    marks: dict[str, float] | None = None
 
 
 class AttachRequired(NamedTuple):

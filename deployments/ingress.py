@@ -27,6 +27,7 @@ from cluster.errors import BiremeError
 from cluster.outputs import EngineLoad, ServedModel
 from cluster.process.logs import guard_logs
 from cluster.process.silence_clock import TICK_S
+from cluster.request_trace import trace_id_of
 from deployments.admin.cluster_status import cluster_status
 from deployments.admin.engine_timeline import engine_timeline
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
@@ -128,6 +129,7 @@ class OpenAiIngress:
             Route("/v1/models", self.models),
             Route("/v1/status", self.status),
             Route("/v1/timeline", self.timeline),
+            Route("/v1/traces/{id}", self.trace),
             Route("/v1/models/{model_id:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
@@ -231,6 +233,11 @@ class OpenAiIngress:
         """What an engine and its device do in the next steps, as a Chrome trace."""
         return Response(await engine_timeline(request.query_params), media_type="application/json")
 
+    async def trace(self, request: Request) -> Response:
+        """The way of a request that this ingress had lately, by the id of its answer or of its trace."""
+        service = await self._ready()
+        return JSONResponse(service.traces.of(request.path_params["id"], request.state.tenant))
+
     async def models(self, request: Request) -> Response:
         """The one model of this application."""
         service = await self._ready()
@@ -257,7 +264,8 @@ class OpenAiIngress:
         tenant, last_event_id = request.state.tenant, request.headers.get(LAST_EVENT_ID_HEADER)
         resumable = wants_event_ids(request.headers.get(RESUMABLE_HEADER), last_event_id)
         peer = Peer.of(request.scope, request.receive, tenant)
-        caller = Caller(tenant, peer, service.resume_point(last_event_id, tenant), resumable)
+        trace_id = trace_id_of(request.headers.get("traceparent"))
+        caller = Caller(tenant, peer, service.resume_point(last_event_id, tenant), resumable, trace_id)
         max_bytes += max_resume_bytes(caller.resumed, max_choices, max_model_len)
         with large_requests.holding(peer.name) as holding:
             try:

@@ -49,8 +49,17 @@ class Row:
     cpu_us: dict[str, float]
 
 
-def measure(app: ServedApp, clients: LoadClients, streams: int, tokens: tuple[int, int], seconds: float) -> Row:
-    """One load, of which ``seconds`` count."""
+def idle_cpu(app: ServedApp, seconds: float) -> Counter[str]:
+    """CPU seconds a second, by kind, while nobody asks for anything."""
+    before = cpu_seconds(app.process_group)
+    time.sleep(seconds)
+    return Counter({kind: (spent - before[kind]) / seconds for kind, spent in cpu_seconds(app.process_group).items()})
+
+
+def measure(
+    app: ServedApp, clients: LoadClients, streams: int, tokens: tuple[int, int], seconds: float, idle: Counter[str]
+) -> Row:
+    """One load, of which ``seconds`` count; what processes take while they are ``idle`` does not."""
     begin = time.monotonic() + _RAMP_S
     clients.start(app.port, app.model, streams, tokens, (begin, begin + seconds))
     time.sleep(_RAMP_S)
@@ -60,7 +69,7 @@ def measure(app: ServedApp, clients: LoadClients, streams: int, tokens: tuple[in
     seen = clients.result()
     if seen.errors:
         raise RuntimeError(f"{len(seen.errors)} of the clients failed, the first with: {seen.errors[0]}")
-    cpu = Counter({kind: after[kind] - before[kind] for kind in after})
+    cpu = Counter({kind: after[kind] - before[kind] - idle[kind] * lasted for kind in after})
     cpu["client"] = seen.cpu_s
     tokens_a_chunk = tokens[1] * seen.whole_answers / max(1, seen.whole_chunks)
     return Row(
@@ -146,10 +155,11 @@ def main() -> None:
     app = ServedApp(settings_config(settings(options)), options.log)
     clients = LoadClients(options.clients)
     try:
+        idle = idle_cpu(app, options.seconds)
         rounds = [
             [
                 tuple(
-                    measure(app, clients, streams, (options.prompt, answer), options.seconds)
+                    measure(app, clients, streams, (options.prompt, answer), options.seconds, idle)
                     for answer in options.answers
                 )
                 for streams in options.streams

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -67,6 +68,10 @@ class Client(ClientBase[httpx.Client]):
     def timeline(self, **options: Any) -> dict[str, Any]:
         """Chrome trace of an engine's next steps, as GET /v1/timeline records it; options: steps, timeout_s, engine."""
         return self._object("/v1/timeline", options)
+
+    def trace(self, answer_id: str) -> dict[str, Any]:
+        """The way of a request that the server had lately, as GET /v1/traces/ID reports it."""
+        return self._object(f"/v1/traces/{quote(answer_id, safe='')}")
 
     def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""
@@ -176,6 +181,10 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
     async def timeline(self, **options: Any) -> dict[str, Any]:
         """Chrome trace of an engine's next steps, as GET /v1/timeline records it; options: steps, timeout_s, engine."""
         return await self._object("/v1/timeline", options)
+
+    async def trace(self, answer_id: str) -> dict[str, Any]:
+        """The way of a request that the server had lately, as GET /v1/traces/ID reports it."""
+        return await self._object(f"/v1/traces/{quote(answer_id, safe='')}")
 
     async def complete(self, prompt: Prompt, **options: Any) -> Answer:
         """Continue a text, token ids, or a batch of either."""

@@ -101,40 +101,41 @@ class SequenceTimes:
 
     Attributes:
         received: when its request came in.
+        first, last: when the first token and the last delta came; ``first`` is None before.
 
     Args:
         num_prompt_tokens: of its prompt.
     """
 
-    __slots__ = ("_first", "_last", "_metrics", "_over", "received")
+    __slots__ = ("_metrics", "_over", "first", "last", "received")
 
     def __init__(self, metrics: IngressMetrics, received: float, num_prompt_tokens: int = 0) -> None:
         metrics.count_arrival(num_prompt_tokens)
         self.received = received
         self._metrics = metrics
-        self._first: float | None = None
-        self._last = received
+        self.first: float | None = None
+        self.last = received
         self._over = False
 
     def arrived(self, has_tokens: bool) -> None:
         """A delta came."""
-        self._last = time.monotonic()
-        if self._first is None and has_tokens:
-            self._first = self._last
+        self.last = time.monotonic()
+        if self.first is None and has_tokens:
+            self.first = self.last
 
     def finished(self, finish_reason: str, num_tokens: int) -> None:
         """The sequence is answered; what comes after is not counted."""
         if not self._over:
             self._over = True
             self._metrics.count_end(finish_reason)
-            self._metrics.observe(self.received, self._first, self._last, num_tokens)
+            self._metrics.observe(self.received, self.first, self.last, num_tokens)
 
     def given_up(self, failed: bool) -> None:
         """The request is over; a sequence that is not, failed or was left by its client."""
         if not self._over:
             self._over = True
             self._metrics.count_end(FINISH_ERROR if failed else FINISH_ABORT)
-            if self._first is None:
+            if self.first is None:
                 self._metrics.count_without_token(time.monotonic() - self.received, failed)
 
 

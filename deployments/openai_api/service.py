@@ -20,6 +20,7 @@ from deployments.http.connection import Peer, while_connected
 from deployments.http.generation import Generation
 from deployments.http.large_requests import SMALL_BYTES, large_requests
 from deployments.http.live_answers import LiveAnswers
+from deployments.http.request_traces import RequestTraces
 from deployments.http.sequence_output import SequenceOutput
 from deployments.metrics.ingress_metrics import SequenceTimes
 from deployments.metrics.request_events import RESUMED
@@ -52,12 +53,14 @@ class Caller(NamedTuple):
         peer: takes turns with others where the request is large.
         resumed: the event that it goes on after; None for a request from the beginning.
         resumable: events of a stream get ids.
+        trace_id: of the trace that it is part of; empty if its client has none.
     """
 
     tenant: Tenant = NOBODY
     peer: Peer = Peer()
     resumed: ResumePoint | None = None
     resumable: bool = True
+    trace_id: str = ""
 
 
 _ANYBODY = Caller()
@@ -66,6 +69,9 @@ _Prepare = Callable[[Any, Caller, float], "tuple[Generation, OpenAiResponse]"]
 
 class OpenAiService:
     """Starts generations for validated requests.
+
+    Attributes:
+        traces: of the newest requests.
 
     Args:
         model_id: name under which clients ask for the model.
@@ -92,6 +98,7 @@ class OpenAiService:
         self._max_choices = max_choices
         self._special_tokens_as_text = special_tokens_as_text
         self._live = LiveAnswers()
+        self.traces = RequestTraces()
 
     def set_limits(self, limits: ModelLimits) -> None:
         """What the model allows from now on."""
@@ -132,7 +139,11 @@ class OpenAiService:
         else:
             generation, answer = prepare(body, caller, received)
         resume, answer.request.resume = answer.request.resume, None
+        prepared = time.time()
+        for choice in generation.choices:
+            choice.entry.marks["prepared"] = prepared
         generation.start()
+        self.traces.begin((answer.id, caller.trace_id), caller.tenant, list(generation.choices))
         if answer.can_be_taken_up:
             self._live.begin(answer.id, generation)
         if resume is not None:

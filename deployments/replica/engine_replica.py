@@ -109,7 +109,7 @@ class EngineReplica:
             fingerprint: of the engine that made ``request.output_token_ids``; empty if there are none.
             last_resort: other engines did not take it; an engine whose node drains then does, as long as it serves at all.
         """
-        info = self._info
+        info, came_at = self._info, time.time()
         if fingerprint and fingerprint != info.fingerprint:
             return FingerprintMismatch(info.engine_id, info.fingerprint)
         watch = self._watch
@@ -139,7 +139,9 @@ class EngineReplica:
             return EngineLost(info.engine_id, f"{type(error).__name__}: {str(error).splitlines()[0]}")
         if isinstance(reply, AttachRequired):
             return reply._replace(runner=self._runner)
-        return reply._replace(engine_id=info.engine_id) if isinstance(reply, GenerateReply) else reply
+        if isinstance(reply, GenerateReply):
+            return reply._replace(engine_id=info.engine_id, marks={**(reply.marks or {}), "replica": came_at})
+        return reply
 
     async def _unless_dead(self, call: Any) -> Any:
         """The reply of a call on the runner; EngineDeadError as soon as this replica knows that it died, which may be sooner than

@@ -63,8 +63,11 @@ class Attempts:
         """
         self._choices.open(request.request_id, submission.place)
         submission.place = ""
+        marks = submission.entry.marks
+        marks.setdefault("sent", time.time())
         call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
         reply = asyncio.ensure_future(reply_of(call))
+        reply.add_done_callback(lambda reply: _note(reply, marks))
         submission.call = call, reply
         given_up = await self._not_taken(submission, reply)
         if given_up is not None:
@@ -134,3 +137,10 @@ class Attempts:
         silent = stream is not None and stream.silent
         may = silent or submission.times_passed_over < _MAX_PASSED_OVER
         return may and self._choices.has_other(engine_id, submission.entry.fingerprint)
+
+
+def _note(reply: asyncio.Future, marks: dict[str, float]) -> None:
+    """What an engine says of a request's way; of the first attempt that had a token."""
+    answered = None if reply.cancelled() or reply.exception() is not None else reply.result()
+    if isinstance(answered, GenerateReply) and answered.marks and "first_step" not in marks:
+        marks.update(answered.marks)

@@ -145,7 +145,7 @@ def max_connections() -> int:
 
 
 def num_proxy_threads(num_cores: int) -> int:
-    """Threads of HAProxy. Serve has four everywhere, which wake one another for every chunk: 33 µs of CPU time a token, one thread
+    """Threads of HAProxy. Serve has four everywhere, which wake one another for every chunk: 33 µs of CPU time a token, with one
     20. One passes on some ten thousand chunks a second."""
     return max(1, min(_MAX_PROXY_THREADS, num_cores // _CORES_A_PROXY_THREAD))
 

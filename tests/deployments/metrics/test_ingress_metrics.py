@@ -12,8 +12,8 @@ from deployments.metrics.ingress_metrics import IngressMetrics, SequenceTimes
 
 def answered(metrics: IngressMetrics, first_s: float, per_token_s: float, num_tokens: int = 5) -> None:
     times = SequenceTimes(metrics, 100.0, num_prompt_tokens=7)
-    times._first = 100.0 + first_s
-    times._last = times._first + per_token_s * (num_tokens - 1)
+    times.first = 100.0 + first_s
+    times.last = times.first + per_token_s * (num_tokens - 1)
     times.finished("length", num_tokens)
 
 
