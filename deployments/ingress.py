@@ -46,7 +46,7 @@ from deployments.openai_api.resume import max_resume_bytes, wants_event_ids
 from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.sampling_defaults import sampling_defaults
 from deployments.openai_api.service import Caller, OpenAiService
-from deployments.ray_private import by_value, have_controller_look
+from deployments.ray_private import by_value, have_controller_look, on_this_loop
 from deployments.replica.engine_replica import application_name, find_runner, runner_names
 from deployments.replica.ray_peers import RayPeers, find_beside_an_event_loop
 from deployments.replica.replica_port import listen_where_the_node_does
@@ -96,7 +96,7 @@ class OpenAiIngress:
         guard_logs("ray.serve")
         self._config = config
         # Where replies travel through Ray, a caller that hangs holds up the replies of its engine to everybody else, too.
-        self._engines = by_value(engines)
+        self._engines = by_value(on_this_loop(engines))
         try:
             source = find_beside_an_event_loop(config, RayPeers(runner_names()))
             self._tokenizer = load_tokenizer(source)

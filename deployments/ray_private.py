@@ -129,6 +129,13 @@ def http_options() -> Any:
     return _get_global_client().http_config
 
 
+def on_this_loop(handle: DeploymentHandle) -> DeploymentHandle:
+    """The handle, whose router works on the event loop that runs now: in a thread of its own, each call and each reply would
+    change threads and wait for the interpreter. It must not have been used, and belongs to this loop from now on."""
+    handle._init(_run_router_in_separate_loop=False)
+    return handle
+
+
 def by_value(handle: DeploymentHandle) -> DeploymentHandle:
     """The handle, whose replies come straight from the replica instead of through Ray's object store."""
     return handle.options(_by_reference=False)
