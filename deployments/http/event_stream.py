@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Awaitable, Generator, Sequence
 from typing import Any
@@ -215,8 +216,18 @@ class _Steps:
         self._steps, self._waits_for = steps, waits_for
 
     def __await__(self) -> Generator[Any, None, None]:
-        yield self._waits_for
-        yield from self._steps
+        waits_for = self._waits_for
+        while True:
+            try:
+                yield waits_for
+            except BaseException as error:  # cancelled, or what was waited for failed
+                going_on = functools.partial(self._steps.throw, error)
+            else:
+                going_on = functools.partial(next, self._steps)
+            try:
+                waits_for = going_on()
+            except StopIteration:
+                return
 
 
 def _send_body(send: Send, body: bytes) -> Awaitable[None]:

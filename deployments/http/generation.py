@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +12,8 @@ from cluster.api_errors import ApiError
 from cluster.outputs import TokenDelta
 from deployments.http.choice import Choice
 from deployments.routing.sequence_client import SequenceClient
+
+logger = logging.getLogger("ray.serve")
 
 # Steps of sequences that are turned into text in one go: about ten microseconds each, more with stop strings.
 _READ_AT_ONCE = 512
@@ -132,8 +135,14 @@ class Generation:
     def _put(self, choice: Choice, delta: TokenDelta) -> None:
         choice.times.arrived(bool(delta.token_ids))
         waiter = self._waiter
-        if waiter is not None and not waiter.done() and self.take is not None and self.take(choice, delta):
-            return
+        if waiter is not None and not waiter.done() and self.take is not None:
+            try:
+                if self.take(choice, delta):
+                    return
+            except Exception:  # the other requests of this message want their tokens
+                logger.exception("request %s failed", choice.entry.request_id)
+                self.give_up(ApiError(500, "internal error; the server's log has the details", code="internal_error"))
+                return
         self._unread.append((choice, delta))
         self._wake()
 

@@ -163,6 +163,62 @@ async def test_events_that_are_written_at_once_are_those_that_are_built_whole(
     assert any(at_once) == ("stop" not in options), "no event left with its token"
 
 
+async def test_what_fails_at_once_fails_its_own_request_alone(engines, monkeypatch):
+    """Tokens are handed out in one loop over all requests."""
+    connection = Connection(COMPLETION[0], {**COMPLETION[1], "stream": True, "max_tokens": 60})
+    task = await answered(engines, connection)
+    tokens = byte_tokenizer().encode("abc")
+    engines.deliver(tokens[:1])
+    await until(lambda: connection.body.count(b"data: ") == 1, 20)
+    await asyncio.sleep(0)
+
+    def fail(*arguments):
+        raise KeyError
+
+    monkeypatch.setattr(event_stream.EventStream, "_plain_event", fail)
+    engines.deliver(tokens[1:2])
+    await asyncio.wait_for(task, 20)
+    assert json.loads(connection.body.split(b"data: ")[-2])["error"]["code"] == "internal_error"
+    assert connection.body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_work_that_is_begun_goes_on_where_it_waits():
+    steps, go_on = [], asyncio.Event()
+
+    async def work(waits: bool, fails: bool) -> None:
+        steps.append("begun")
+        if waits:
+            await asyncio.sleep(0)
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                steps.append("cancelled")
+                raise
+        if fails:
+            raise ValueError
+        steps.append("done")
+
+    assert event_stream.begin(work(False, False)) is None
+    assert steps == ["begun", "done"]
+    for waits in (False, True):
+        go_on.clear()
+        task = event_stream.begin(work(waits, True))
+        assert task is not None
+        await asyncio.sleep(0.01)
+        assert task.done() != waits
+        go_on.set()
+        with pytest.raises(ValueError):
+            await task
+    go_on.clear()
+    task = event_stream.begin(work(True, False))
+    await asyncio.sleep(0.01)
+    assert not task.cancelled() and steps[-1] == "begun"
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps[-1] == "cancelled"
+
+
 async def test_an_event_that_is_written_at_once_costs_much_less(monkeypatch):
     """CPU time from a delta to its ASGI message, against that of the long way, which wakes a task and builds a chunk."""
     is_plain, token_ids = OpenAiResponse.is_plain, byte_tokenizer().encode("abc")
