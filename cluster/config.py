@@ -5,6 +5,7 @@ Names are vLLM's, FastDeploy's and Ray Serve LLM's where they agree. Unknown or 
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -258,6 +259,11 @@ class LLMConfig(EngineConfig):
         description="Target for the mean time between the tokens of an answer, in seconds; metrics count the answers within it. Default: none.",
     )
     max_choices: int = Field(128, ge=1, le=1024, description="Most sequences of one HTTP request (prompts times n).")
+    allowed_origins: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Origins (like https://chat.example, or * for all) whose pages a browser lets read answers, by CORS; never with its cookies. Default: none.",
+    )
 
     @field_validator("deployment_config", "ingress_config")
     @classmethod
@@ -267,6 +273,16 @@ class LLMConfig(EngineConfig):
             raise ValueError(
                 f"unknown Ray Serve option {', '.join(unknown)}; allowed: {', '.join(sorted(SERVE_OPTIONS))}"
             )
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]-]+", origin):
+                raise ValueError(
+                    f"{origin[:80]!r} is no origin: scheme://host or scheme://host:port in lower case, without a path, or *"
+                )
         return value
 
     @field_validator("api_keys")

@@ -10,16 +10,16 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from actors.engine.memory_plan import expected_max_model_len
 from actors.model_files.config import load_model_config
 from actors.model_files.source import ModelSource
 from actors.text.tokenizer import load_tokenizer
+from cluster import __version__
 from cluster.api_errors import ApiError, unavailable
 from cluster.client.resumable import RESUMABLE_HEADER
 from cluster.config import LLMConfig
@@ -33,7 +33,9 @@ from deployments.admin.engine_timeline import engine_timeline
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
 from deployments.http.body import default_body_bytes, read_body
 from deployments.http.connection import ClientGoneError, Peer, while_connected
+from deployments.http.errors import ERROR_HANDLERS, error_response
 from deployments.http.event_stream import EventStream
+from deployments.http.gate import gate
 from deployments.http.generation import Generation
 from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
@@ -42,10 +44,20 @@ from deployments.http.whole_answer import WholeAnswer
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.openai_api.answer import OpenAiResponse, model_object
 from deployments.openai_api.event_ids import LAST_EVENT_ID_HEADER
+from deployments.openai_api.openapi import PAGE_HEADERS, Endpoint, docs_page, openapi
+from deployments.openai_api.protocol import ChatCompletionRequest, CompletionRequest
 from deployments.openai_api.resume import max_resume_bytes, wants_event_ids
 from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.sampling_defaults import sampling_defaults
 from deployments.openai_api.service import Caller, OpenAiService
+from deployments.openai_api.tokenize import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeChatRequest,
+    TokenizeEndpoints,
+    TokenizePromptRequest,
+    TokenizeResponse,
+)
 from deployments.ray_private import by_value, have_controller_look, on_this_loop
 from deployments.replica.engine_replica import application_name, find_runner, runner_names
 from deployments.replica.ray_peers import RayPeers, find_beside_an_event_loop
@@ -114,6 +126,7 @@ class OpenAiIngress:
             raise cannot_start(error.message) from None
         self._created = int(time.time())
         self._metrics = NodeMetrics()
+        self._openapi: dict[str, Any] | None = None
         self._service: OpenAiService | None = None
         self._choices = choices_of(engines.app_name, engines.deployment_name)
         self._client: EngineClient | None = None
@@ -123,23 +136,42 @@ class OpenAiIngress:
         self._keeping: asyncio.Task | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        routes = [
-            Route("/health", self.health),
-            Route("/metrics", self.metrics),
-            Route("/v1/models", self.models),
-            Route("/v1/status", self.status),
-            Route("/v1/timeline", self.timeline),
-            Route("/v1/traces/{id}", self.trace),
-            Route("/v1/models/{model_id:path}", self.model),
-            Route("/v1/completions", self.completions, methods=["POST"]),
-            Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
-        ]
+        endpoints = self._endpoints
         app = Starlette(
-            routes=routes,
-            exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _crash},
+            routes=[Route(endpoint.path, endpoint.handler, methods=list(endpoint.methods)) for endpoint in endpoints],
+            exception_handlers=ERROR_HANDLERS,
             lifespan=self._lifespan,
         )
-        return _Authenticated(app, self._keys)
+        open_paths = [endpoint.path for endpoint in endpoints if not endpoint.needs_key]
+        return gate(app, self._keys, open_paths, self._config.allowed_origins)
+
+    @property
+    def _endpoints(self) -> list[Endpoint]:
+        engine = {"engine": "its id; may be left out where there is one", "steps": "so many", "timeout_s": "at most"}
+        generated = "application/json", "text/event-stream"
+        return [
+            Endpoint("/v1/completions", self.completions, ["POST"], [CompletionRequest], content=generated),
+            Endpoint(
+                "/v1/chat/completions", self.chat_completions, ["POST"], [ChatCompletionRequest], content=generated
+            ),
+            Endpoint("/v1/models", self.models),
+            Endpoint("/v1/models/{model_id:path}", self.model),
+            Endpoint(
+                "/tokenize", self.tokenize, ["POST"], [TokenizePromptRequest, TokenizeChatRequest], TokenizeResponse
+            ),
+            Endpoint("/detokenize", self.detokenize, ["POST"], [DetokenizeRequest], DetokenizeResponse),
+            Endpoint("/tokenizer_info", self.tokenizer_info),
+            Endpoint("/health", self.health, needs_key=False),
+            Endpoint("/ping", self.ping, ["GET", "POST"], needs_key=False),
+            Endpoint("/version", self.version),
+            Endpoint("/load", self.load),
+            Endpoint("/metrics", self.metrics, content=["text/plain"]),
+            Endpoint("/v1/status", self.status),
+            Endpoint("/v1/timeline", self.timeline, query=engine),
+            Endpoint("/v1/traces/{id}", self.trace),
+            Endpoint("/openapi.json", self.openapi),
+            Endpoint("/docs", self.docs, content=["text/html"]),
+        ]
 
     def _lifespan(self, app: Starlette) -> _Lifespan:
         return _Lifespan(self)
@@ -238,6 +270,57 @@ class OpenAiIngress:
         service = await self._ready()
         return JSONResponse(service.traces.of(request.path_params["id"], request.state.tenant))
 
+    async def ping(self, request: Request) -> Response:
+        """As /health."""
+        return await self.health(request)
+
+    async def version(self, request: Request) -> Response:
+        """The version of Bireme."""
+        return JSONResponse({"version": __version__})
+
+    async def load(self, request: Request) -> Response:
+        """How many sequences this ingress has under way."""
+        assert self._client is not None
+        return JSONResponse({"server_load": self._client.num_running})
+
+    async def openapi(self, request: Request) -> Response:
+        """This API for programs, in OpenAPI."""
+        return JSONResponse(self._document(request.scope.get("root_path", "")))
+
+    async def docs(self, request: Request) -> Response:
+        """This API for people, as a page that loads nothing."""
+        return HTMLResponse(docs_page(self._document(request.scope.get("root_path", ""))), headers=PAGE_HEADERS)
+
+    def _document(self, prefix: str) -> dict[str, Any]:
+        if self._openapi is None:
+            self._openapi = openapi(self._endpoints, __version__, prefix, self._keys.required)
+        return self._openapi
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """The tokenizer's configuration: special tokens, chat template, added tokens."""
+        return JSONResponse(TokenizeEndpoints(await self._ready(), self._tokenizer).info())
+
+    async def tokenize(self, request: Request) -> Response:
+        """The token ids of a prompt or of a chat's messages."""
+        return await self._transcode(request, TokenizeEndpoints.tokenize)
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of token ids."""
+        return await self._transcode(request, TokenizeEndpoints.detokenize)
+
+    async def _transcode(
+        self, request: Request, work: Callable[[TokenizeEndpoints, bytearray, Peer], Awaitable[list[str]]]
+    ) -> Response:
+        endpoints = TokenizeEndpoints(await self._ready(), self._tokenizer)
+        peer = Peer.of(request.scope, request.receive, request.state.tenant)
+        with large_requests.holding(peer.name) as holding:
+            try:
+                body = await read_body(request, self._max_body_bytes, holding)
+                pieces = await work(endpoints, body, peer)
+            except (ClientDisconnect, ClientGoneError):
+                return error_response(_departed())
+        return Response("".join(pieces).encode(), media_type="application/json")
+
     async def models(self, request: Request) -> Response:
         """The one model of this application."""
         service = await self._ready()
@@ -250,30 +333,35 @@ class OpenAiIngress:
         return JSONResponse(self._model_object(service))
 
     async def completions(self, request: Request) -> Response:
-        """POST /v1/completions."""
+        """A completion, whole or as a stream of events."""
         return await self._generate(request, OpenAiService.completion)
 
     async def chat_completions(self, request: Request) -> Response:
-        """POST /v1/chat/completions."""
+        """The next message of a chat, whole or as a stream of events."""
         return await self._generate(request, OpenAiService.chat)
 
     async def _generate(self, request: Request, start: Start) -> Response:
         service = await self._ready()
-        max_choices, max_model_len = self._config.max_choices, service.limits.max_model_len
-        max_bytes = self._config.max_prompt_bytes or default_body_bytes(max_model_len, max_choices)
+        max_bytes = self._max_body_bytes
         tenant, last_event_id = request.state.tenant, request.headers.get(LAST_EVENT_ID_HEADER)
         resumable = wants_event_ids(request.headers.get(RESUMABLE_HEADER), last_event_id)
         peer = Peer.of(request.scope, request.receive, tenant)
         trace_id = trace_id_of(request.headers.get("traceparent"))
         caller = Caller(tenant, peer, service.resume_point(last_event_id, tenant), resumable, trace_id)
-        max_bytes += max_resume_bytes(caller.resumed, max_choices, max_model_len)
+        max_bytes += max_resume_bytes(caller.resumed, self._config.max_choices, service.limits.max_model_len)
         with large_requests.holding(peer.name) as holding:
             try:
                 body = await read_body(request, max_bytes, holding)
                 started = await start(service, body, caller)
             except (ClientDisconnect, ClientGoneError):
-                return _error_response(_departed())
+                return error_response(_departed())
         return await _answer(peer, *started, resumable)
+
+    @property
+    def _max_body_bytes(self) -> int:
+        assert self._service is not None
+        max_model_len = self._service.limits.max_model_len
+        return self._config.max_prompt_bytes or default_body_bytes(max_model_len, self._config.max_choices)
 
     async def _ready(self) -> OpenAiService:
         """The service. A new ingress gets requests at once, also in an update under load, so they wait for it a while."""
@@ -301,7 +389,7 @@ async def _answer(peer: Peer, generation: Generation, answer: OpenAiResponse, re
             response = WholeAnswer(generation, answer, peer.name)
         return response
     except ClientGoneError:
-        return _error_response(_departed())
+        return error_response(_departed())
     finally:
         if response is None:
             generation.close()
@@ -327,46 +415,6 @@ class _Lifespan:
         await self._ingress.stop()
 
 
-class _Authenticated:
-    """Checks the API key before anything else looks at a request, and notes whom that belongs to; only /health is open."""
-
-    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
-        self._app = app
-        self._keys = keys
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The route prefix of the application is part of the path.
-        if scope["type"] == "http" and scope["path"] != scope.get("root_path", "") + "/health":
-            try:
-                tenant = self._keys.check(Request(scope).headers.get("authorization"))
-            except ApiError as error:
-                await _error_response(error)(scope, receive, send)
-                return
-            scope = {**scope, "state": {**scope.get("state", {}), "tenant": tenant}}
-        await self._app(scope, receive, send)
-
-
 def _departed() -> ApiError:
     """For nobody, mostly. Where a proxy lost the way to a client that is still there, it asks again: nothing was begun."""
     return ApiError(499, "the client has left before its answer began", code="request_lost")
-
-
-def _error_response(error: ApiError) -> Response:
-    return JSONResponse(error.body(), error.status, error.headers)
-
-
-async def _api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return _error_response(error)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    what = {404: f"there is no {request.url.path}", 405: f"{request.method} is not allowed on {request.url.path}"}
-    return JSONResponse(
-        ApiError(error.status_code, what.get(error.status_code, error.detail)).body(), error.status_code, error.headers
-    )
-
-
-async def _crash(request: Request, error: Exception) -> Response:
-    return _error_response(ApiError(500, "internal error; the server's log has the details", code="internal_error"))

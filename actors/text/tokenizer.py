@@ -51,6 +51,8 @@ class Tokenizer:
         bos_token_id: or None.
         eos_token_ids: ids that end a generation by default.
         special_ids: ids that decode leaves out with skip_special_tokens.
+        special_tokens: bos_token, eos_token, ... to their text.
+        chat_template: of the model, as Jinja text; None without one.
     """
 
     def __init__(self, parts: TokenizerParts, name: str) -> None:
@@ -65,7 +67,8 @@ class Tokenizer:
         self.eos_token_ids = parts.eos_token_ids
         self.token_bytes_table = TokenBytes(self._backend, self.vocab_size, name)
         self._special = SpecialTokens(self._backend)
-        template = parts.chat_template
+        self.special_tokens = dict(parts.special_tokens)
+        self.chat_template = template = parts.chat_template
         self._template = ChatTemplate(template, parts.special_tokens, name) if template is not None else None
 
     @functools.cached_property
@@ -98,6 +101,24 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """Return one token as text; parts of a character become U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def token_spelling(self, token_id: int) -> str:
+        """Return one token as the vocabulary spells it, e.g. with ``Ġ`` for a space; empty for none of it."""
+        return self._backend.id_to_token(token_id) or ""
+
+    def added_tokens(self) -> dict[int, dict[str, Any]]:
+        """Return the tokens that stand beside the vocabulary proper, by id, with how they are found in a text."""
+        return {
+            i: {
+                "content": token.content,
+                "lstrip": token.lstrip,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
+            }
+            for i, token in sorted(self._backend.get_added_tokens_decoder().items())
+        }
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes that a token stands for; those of all tokens of a text, joined, are its UTF-8."""

@@ -9,6 +9,7 @@ from ray.exceptions import RayError
 from starlette.requests import Request
 
 from cluster.api_errors import ApiError, bad_request, unavailable
+from deployments.http.content_coding import Gunzip, gunzip_of
 from deployments.http.json_pieces import read_json_text
 from deployments.http.large_requests import SMALL_BYTES, Holding
 
@@ -31,12 +32,13 @@ def default_body_bytes(max_model_len: int, max_choices: int) -> int:
 async def read_body(
     request: Request, max_bytes: int, holding: Holding | None = None, timeout_s: float | None = None
 ) -> bytearray:
-    """The body, as it came; ``parse_json`` reads it. ``holding`` counts it: from the beginning if its length is told.
+    """The body; ``parse_json`` reads it. ``holding`` counts it: from the beginning if its length is told. One that came as gzip
+    is counted and bounded by what it holds.
 
     Raises:
         ApiError: 413 as soon as it is known to exceed ``max_bytes``, 408 if it takes longer than ``timeout_s`` seconds
-            (BODY_TIMEOUT_S unless told), 400 for another content type, 429 if there is no room for it now, 503 if the proxy could
-            not hand it over.
+            (BODY_TIMEOUT_S unless told), 400 for another content type, 415 for a content encoding but gzip, 429 if there is no
+            room for it now, 503 if the proxy could not hand it over.
     """
     timeout_s = BODY_TIMEOUT_S if timeout_s is None else timeout_s
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -46,13 +48,14 @@ async def read_body(
             "with curl: -H 'Content-Type: application/json'",
             code="invalid_content_type",
         )
+    gunzip = gunzip_of(request.headers.get("content-encoding"))
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit():
         if len(length) > 18 or int(length) > max_bytes:
             raise _too_large(max_bytes)
         _count(int(length), max_bytes, holding)
     try:
-        return await asyncio.wait_for(_read(request, max_bytes, holding), timeout_s)
+        return await asyncio.wait_for(_read(request, max_bytes, holding, gunzip), timeout_s)
     except asyncio.TimeoutError:
         raise ApiError(
             408,
@@ -76,13 +79,26 @@ def parse_json(body: bytes | bytearray) -> Any:
         raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
 
 
-async def _read(request: Request, max_bytes: int, holding: Holding | None) -> bytearray:
+async def _read(request: Request, max_bytes: int, holding: Holding | None, gunzip: Gunzip | None) -> bytearray:
     body = bytearray()
-    async for piece in request.stream():
+
+    def add(piece: bytes) -> None:
+        nonlocal body
         if len(body) + len(piece) > max_bytes:
             raise _too_large(max_bytes)
         body += piece
         _count(len(body), max_bytes, holding)
+
+    async for received in request.stream():
+        if gunzip is None:
+            add(received)
+            continue
+        for piece in gunzip.pieces(received):
+            add(piece)
+            # A thousand times as much may be in what was received: others go on in between.
+            await asyncio.sleep(0)
+    if gunzip is not None:
+        gunzip.end()
     return body
 
 

@@ -74,11 +74,13 @@ def _without_nulls(value: Any) -> Any:
     return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
-class _Fields(BaseModel):
+class Fields(BaseModel):
+    """Of a request or a part of one: each is known, and of its own type."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class StreamOptions(_Fields):
+class StreamOptions(Fields):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
@@ -95,14 +97,14 @@ class StreamOptions(_Fields):
         return self.with_usage and self.continuous_usage_stats
 
 
-class ResumedChoice(_Fields):
+class ResumedChoice(Fields):
     """What a client has of one choice."""
 
     token_ids: Annotated[list[int], PlainValidator(_resumed_tokens)]
     finish_reason: Literal["stop", "length"] | None = None
 
 
-class Resume(_Fields):
+class Resume(Fields):
     """What a client has of an answer whose connection broke; it re-sends its request with it and goes on from there."""
 
     fingerprint: ShortText
@@ -113,7 +115,7 @@ class Resume(_Fields):
         return sum(len(choice.token_ids) for choice in self.choices)
 
 
-class GenerationRequest(_Fields):
+class GenerationRequest(Fields):
     """What completions and chat completions have in common."""
 
     model: ShortText | None = None
@@ -189,14 +191,14 @@ class CompletionRequest(GenerationRequest):
         return prompts
 
 
-class TextPart(_Fields):
+class TextPart(Fields):
     """A content part; text is the only type the models here read."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Fields):
+class ChatMessage(Fields):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -256,6 +258,7 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
 }
 
 _Request = TypeVar("_Request", bound=GenerationRequest)
+_Kind = TypeVar("_Kind", bound=Fields)
 
 
 def parse_request(kind: type[_Request], body: Any, defaults: Mapping[str, Any] = MappingProxyType({})) -> _Request:
@@ -289,6 +292,26 @@ def parse_request(kind: type[_Request], body: Any, defaults: Mapping[str, Any] =
     if request.stream_options is not None and not request.stream:
         raise bad_request("stream_options is only allowed with stream=true", "stream_options")
     return request
+
+
+def parse_fields(kind: type[_Kind], body: Any, harmless: Mapping[str, tuple[Any, ...]] = MappingProxyType({})) -> _Kind:
+    """Validate a decoded JSON body of an endpoint that generates nothing.
+
+    Args:
+        harmless: fields that are not supported, with the values that change nothing.
+    Raises:
+        ApiError: 400 that names the field at fault and what it may be.
+    """
+    if not isinstance(body, dict):
+        raise bad_request(f"the body must be a JSON object, got {_shown(body)}")
+    fields = _without_nulls(body)
+    for name in harmless.keys() & fields.keys():
+        if fields.pop(name) not in harmless[name]:
+            raise bad_request(f"{name} is not supported by this server; leave it out", name, "unsupported_parameter")
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise _as_api_error(error, kind) from None
 
 
 def _as_api_error(error: ValidationError, kind: type[BaseModel]) -> ApiError:

@@ -6,7 +6,7 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from actors.text.detokenizer import IncrementalDetokenizer
 from actors.text.tokenizer import Tokenizer
@@ -29,7 +29,13 @@ from deployments.openai_api.answer_digest import AnswerDigest
 from deployments.openai_api.chat_answer import ChatAnswer
 from deployments.openai_api.completion_answer import CompletionAnswer
 from deployments.openai_api.event_ids import EventIds, ResumePoint
-from deployments.openai_api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_request
+from deployments.openai_api.protocol import (
+    ChatCompletionRequest,
+    ChatMessage,
+    CompletionRequest,
+    GenerationRequest,
+    parse_request,
+)
 from deployments.openai_api.resume import check_content, check_resume, resume_choices
 from deployments.openai_api.sampling import (
     ModelLimits,
@@ -61,6 +67,15 @@ class Caller(NamedTuple):
     resumed: ResumePoint | None = None
     resumable: bool = True
     trace_id: str = ""
+
+
+class _ChatPrompt(Protocol):
+    """What a chat's prompt is rendered from."""
+
+    messages: list[ChatMessage]
+    add_special_tokens: bool
+    add_generation_prompt: bool
+    chat_template_kwargs: dict[str, Any]
 
 
 _ANYBODY = Caller()
@@ -225,26 +240,43 @@ class OpenAiService:
                 code="model_not_found",
             )
 
+    def tokenize_text(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The token ids of a completion's prompt, however long.
+
+        Raises:
+            ApiError: it is not valid Unicode.
+        """
+        return self._encode(text, add_special_tokens, "prompt", is_bounded=False)
+
+    def tokenize_chat(self, request: _ChatPrompt) -> list[int]:
+        """The token ids of a chat's prompt, however long, as a chat completion has them.
+
+        Raises:
+            ApiError: the model's template does not take the messages.
+        """
+        return self._encode_chat(request, time.time(), is_bounded=False)
+
     def _check_choices(self, count: int) -> None:
         if count > self._max_choices:
             raise bad_request(
                 f"prompts times n is {count}; at most {self._max_choices} sequences are allowed in one request", "n"
             )
 
-    def _encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
-        self._check_length(text, param)
+    def _encode(self, text: str, add_special_tokens: bool, param: str, is_bounded: bool = True) -> list[int]:
+        if is_bounded:
+            self._check_length(text, param)
         try:
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except InvalidRequestError as error:  # the tokenizer does not know where the text came from
             raise bad_request(f"{param}: {error.message}", param, error.code) from None
 
-    def _encode_chat(self, request: ChatCompletionRequest, now: float) -> list[int]:
+    def _encode_chat(self, request: _ChatPrompt, now: float, is_bounded: bool = True) -> list[int]:
         try:
             return self._tokenizer.encode_chat(
                 [message.as_template_message() for message in request.messages],
                 request.add_special_tokens,
                 self._special_tokens_as_text,
-                check=lambda text: self._check_length(text, "messages"),
+                check=(lambda text: self._check_length(text, "messages")) if is_bounded else None,
                 add_generation_prompt=request.add_generation_prompt,
                 template_kwargs=request.chat_template_kwargs,
                 now=now,

@@ -25,6 +25,7 @@ from tests.served_device import served_on_device
 
 DOOR = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 KEYS = ["first-key", "second-key"]
+ORIGIN = "https://chat.example"
 
 
 @dataclass
@@ -98,6 +99,7 @@ def app(smollm2_source) -> Iterator[App]:
             max_queued_requests=8,
             max_queue_share=0.75,
             api_keys=KEYS,
+            allowed_origins=[ORIGIN],
             max_prompt_bytes=100_000,
             max_choices=16,
             ttft_target_s=60.0,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import tracemalloc
 
 import pytest
 from ray.exceptions import ActorUnavailableError
@@ -60,3 +63,51 @@ async def test_a_body_that_the_proxy_could_not_hand_over_is_asked_for_again():
 async def test_what_json_does_not_have_is_refused_in_bodies_of_any_length(length):
     with pytest.raises(ApiError, match="NaN is not JSON"):
         parse_json(await read_body(posted(b"[" + b"1," * length + b"NaN]"), 2**25))
+
+
+def compressed(body: bytes, coding: str = "gzip", piece: int = 1000) -> Request:
+    pieces = [body[i : i + piece] for i in range(0, len(body), piece)]
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    headers = [(b"content-type", b"application/json"), (b"content-encoding", coding.encode())]
+    return Request({"type": "http", "method": "POST", "headers": headers}, receive)
+
+
+async def test_gzip_is_read_whatever_its_pieces():
+    text = json.dumps({"prompt": [os.urandom(9).hex() for _ in range(9000)]}).encode()
+    for piece in (1, 1000, 10**9):
+        text = text[:3000] if piece == 1 else text
+        assert await read_body(compressed(gzip.compress(text), piece=piece), len(text)) == text
+    assert await read_body(compressed(text, "identity"), len(text)) == text
+    assert await read_body(compressed(gzip.compress(text), "X-GZIP"), len(text)) == text
+
+
+async def test_a_small_body_that_holds_a_gigabyte_is_refused_before_it_is_held():
+    bomb = gzip.compress(bytes(2**26))
+    assert len(bomb) < 2**17
+    tracemalloc.start()
+    with pytest.raises(ApiError) as caught:
+        await read_body(compressed(bomb, piece=len(bomb)), 2**20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (caught.value.status, caught.value.code) == (413, "request_too_large")
+    assert peak < 4 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "status", "code"),
+    [
+        (b"{}", "gzip", 400, "invalid_gzip"),
+        (gzip.compress(b"{}")[:-1], "gzip", 400, "invalid_gzip"),
+        (gzip.compress(b"{}") + gzip.compress(b"{}"), "gzip", 400, "invalid_gzip"),
+        (b"{}", "br", 415, "unsupported_content_encoding"),
+        (b"{}", "gzip, gzip", 415, "unsupported_content_encoding"),
+    ],
+)
+async def test_other_codings_and_broken_gzip_are_refused(body, coding, status, code):
+    with pytest.raises(ApiError) as caught:
+        await read_body(compressed(body, coding), 1000)
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert ("Accept-Encoding" in caught.value.headers) == (status == 415)

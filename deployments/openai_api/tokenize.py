@@ -1,0 +1,155 @@
+"""Text to token ids and back over HTTP, in vLLM's shape: /tokenize, /detokenize and /tokenizer_info."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BaseModel, FailFast, Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from actors.text.tokenizer import Tokenizer
+from cluster.api_errors import bad_request
+from deployments.http.body import parse_json
+from deployments.http.connection import Peer, while_connected
+from deployments.http.json_pieces import write_json
+from deployments.http.large_requests import SMALL_BYTES, large_requests
+from deployments.openai_api.protocol import MAX_MESSAGES, ChatMessage, Fields, ShortText, parse_fields
+from deployments.openai_api.sampling import check_prompt_ids
+from deployments.openai_api.service import OpenAiService
+
+# What of vLLM's fields changes nothing, and is refused otherwise.
+_NO_OPS: dict[str, tuple[Any, ...]] = {
+    "continue_final_message": (False,),
+    "tools": ([],),
+    "chat_template": (),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+}
+
+
+def _token_ids(value: Any) -> list[int]:
+    """Up to millions, looked at in Python: pydantic would not let other threads run meanwhile."""
+    if not isinstance(value, list):
+        raise PydanticCustomError("token_ids", "must be a list of token ids")
+    for token in value:
+        if type(token) is not int or not 0 <= token < 2**31:
+            raise PydanticCustomError("token_ids", "token ids must be integers in [0, 2147483648)")
+    return value
+
+
+class TokenizePromptRequest(Fields):
+    """Body of POST /tokenize for the prompt of a completion."""
+
+    model: ShortText | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeChatRequest(Fields):
+    """Body of POST /tokenize for the messages of a chat."""
+
+    model: ShortText | None = None
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = False
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Fields):
+    """Body of POST /detokenize."""
+
+    model: ShortText | None = None
+    tokens: Annotated[
+        list[int],
+        PlainValidator(_token_ids),
+        WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}}),
+    ]
+
+
+class TokenizeResponse(BaseModel):
+    """Answer of POST /tokenize. ``token_strs`` are the vocabulary's own spellings."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeResponse(BaseModel):
+    """Answer of POST /detokenize."""
+
+    prompt: str
+
+
+class TokenizeEndpoints:
+    """The work of the endpoints. A text may be longer than the model takes: to know that is what counting is for."""
+
+    def __init__(self, service: OpenAiService, tokenizer: Tokenizer) -> None:
+        self._service = service
+        self._tokenizer = tokenizer
+
+    async def tokenize(self, body: bytearray, peer: Peer) -> list[str]:
+        """The answer's JSON, in pieces.
+
+        Raises:
+            ApiError: the request is refused.
+            ClientGoneError: nobody waits for it any more.
+        """
+        return await _answered(self._tokenize, body, peer)
+
+    async def detokenize(self, body: bytearray, peer: Peer) -> list[str]:
+        """As ``tokenize``."""
+        return await _answered(self._detokenize, body, peer)
+
+    def info(self) -> dict[str, Any]:
+        """What tokenizer_config.json of the model says, or would say."""
+        tokenizer = self._tokenizer
+        return {
+            # Loads any tokenizer.json, which is all that is read here.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self._service.limits.max_model_len,
+            **tokenizer.special_tokens,
+            "chat_template": tokenizer.chat_template,
+            "added_tokens_decoder": tokenizer.added_tokens(),
+        }
+
+    def _tokenize(self, fields: Any) -> dict[str, Any]:
+        service = self._service
+        request: TokenizePromptRequest | TokenizeChatRequest
+        if isinstance(fields, dict) and fields.get("messages") is not None:
+            if fields.get("prompt") is not None:
+                raise bad_request("prompt and messages: give one of them", "prompt")
+            request = parse_fields(TokenizeChatRequest, fields, _NO_OPS)
+            service.check_model(request.model)
+            ids = service.tokenize_chat(request)
+        else:
+            request = parse_fields(TokenizePromptRequest, fields, _NO_OPS)
+            service.check_model(request.model)
+            ids = service.tokenize_text(request.prompt, request.add_special_tokens)
+        strings = [self._tokenizer.token_spelling(i) for i in ids] if request.return_token_strs else None
+        return {
+            "count": len(ids),
+            "max_model_len": service.limits.max_model_len,
+            "tokens": ids,
+            "token_strs": strings,
+        }
+
+    def _detokenize(self, fields: Any) -> dict[str, Any]:
+        request = parse_fields(DetokenizeRequest, fields)
+        self._service.check_model(request.model)
+        check_prompt_ids(request.tokens, "tokens", self._service.limits.vocab_size)
+        return {"prompt": self._tokenizer.decode(request.tokens, skip_special_tokens=False)}
+
+
+async def _answered(work: Callable[[Any], dict[str, Any]], body: bytearray, peer: Peer) -> list[str]:
+    def answer(in_pieces: bool) -> list[str]:
+        fields = parse_json(body)
+        body.clear()
+        return write_json(work(fields), in_pieces)
+
+    if len(body) <= SMALL_BYTES:
+        return answer(False)
+    return await while_connected(peer.receive, large_requests.prepare(peer.name, len(body), answer, True))
