@@ -448,6 +448,7 @@ class RunnerActor:
         """Room is counted here rather than in the scheduler, so that what is on its way to it has its place already."""
         config, queue, arrivals = self._config, self._engine_loop.queue, self._arrivals
         arrivals.seen(queue.sampled_at)
+        queue_time_counts, queue_time_s = self._engine_loop.queue_times
         return EngineLoad(
             free=config.max_num_seqs + config.max_queued_requests - self._live.num_unfinished,
             max_queued=config.max_queued_requests,
@@ -467,6 +468,9 @@ class RunnerActor:
             num_prompt_tokens=queue.num_prompt_tokens,
             num_cached_prompt_tokens=queue.num_cached_prompt_tokens,
             num_generated_tokens=queue.num_generated_tokens,
+            num_preemptions=queue.num_preemptions,
+            queue_time_counts=queue_time_counts,
+            queue_time_s=round(queue_time_s, 3),
         )
 
     def _adding(self, live: LiveRequest) -> Callable[[Engine], None]:

@@ -80,6 +80,9 @@ class EngineLoad(NamedTuple):
         num_prompt_tokens: of the prompts that began, those of the warm-up included.
         num_cached_prompt_tokens: of these, those found in the prefix cache.
         num_generated_tokens: of answers.
+        num_preemptions: requests that lost their slot for want of memory.
+        queue_time_counts, queue_time_s: how long requests waited for their slot: how many in each of ``REQUEST_BUCKETS_S`` and
+            beyond, and the sum.
     """
 
     free: int
@@ -100,6 +103,9 @@ class EngineLoad(NamedTuple):
     num_prompt_tokens: int = 0
     num_cached_prompt_tokens: int = 0
     num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    queue_time_counts: tuple[int, ...] = ()
+    queue_time_s: float = 0.0
 
     @property
     def running_tokens(self) -> int:

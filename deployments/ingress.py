@@ -30,6 +30,7 @@ from cluster.process.silence_clock import TICK_S
 from cluster.request_trace import trace_id_of
 from deployments.admin.cluster_status import cluster_status
 from deployments.admin.engine_timeline import engine_timeline
+from deployments.admin.metrics_text import metrics_text
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
 from deployments.http.body import default_body_bytes, read_body
 from deployments.http.connection import ClientGoneError, Peer, while_connected
@@ -42,6 +43,7 @@ from deployments.http.large_requests import large_requests
 from deployments.http.server.set_up import set_up_http_servers
 from deployments.http.whole_answer import WholeAnswer
 from deployments.metrics.ingress_metrics import IngressMetrics
+from deployments.metrics.vllm_text import VllmMetrics
 from deployments.openai_api.answer import OpenAiResponse, model_object
 from deployments.openai_api.event_ids import LAST_EVENT_ID_HEADER
 from deployments.openai_api.openapi import PAGE_HEADERS, Endpoint, docs_page, openapi
@@ -148,6 +150,7 @@ class OpenAiIngress:
     @property
     def _endpoints(self) -> list[Endpoint]:
         engine = {"engine": "its id; may be left out where there is one", "steps": "so many", "timeout_s": "at most"}
+        only = {"only": "bireme, vllm or ray, or several of them with commas"}
         generated = "application/json", "text/event-stream"
         return [
             Endpoint("/v1/completions", self.completions, ["POST"], [CompletionRequest], content=generated),
@@ -165,7 +168,7 @@ class OpenAiIngress:
             Endpoint("/ping", self.ping, ["GET", "POST"], needs_key=False),
             Endpoint("/version", self.version),
             Endpoint("/load", self.load),
-            Endpoint("/metrics", self.metrics, content=["text/plain"]),
+            Endpoint("/metrics", self.metrics, content=["text/plain"], query=only),
             Endpoint("/v1/status", self.status),
             Endpoint("/v1/timeline", self.timeline, query=engine),
             Endpoint("/v1/traces/{id}", self.trace),
@@ -253,8 +256,19 @@ class OpenAiIngress:
         return JSONResponse({"status": "ok" if self._choices.engines or self._expected is None else "asleep"})
 
     async def metrics(self, request: Request) -> Response:
-        """What the processes of this node measured, as Prometheus reads it."""
-        return Response(await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        """What the engines, this ingress and the processes of this node measured, as Prometheus reads it."""
+        text = await metrics_text(self._metrics, self._vllm_text(), request.query_params.get("only"))
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
+
+    def _vllm_text(self) -> bytes:
+        client, service = self._client, self._service
+        if client is None or service is None:
+            return b""
+        inputs = client.inputs()
+        loads = {view.engine_id: view.load for view in inputs.engines}
+        totals, name = client.metrics.totals, client.subscriber
+        block_size = self._config.block_size
+        return VllmMetrics(service.model_id, loads, block_size, name, totals, inputs.ingress.num_held).text()
 
     async def status(self, request: Request) -> Response:
         """Every engine of this application with what it holds, and what happened to requests in this ingress."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from actors.engine.clock import Clock
+from actors.engine.queue_times import QueueTimes
 from actors.engine.step_clock import StepClock
 from actors.engine.timeline import Span, StepTimeline
 from actors.engine.totals import StepTotals
@@ -55,6 +56,7 @@ class Engine:
         self.record = record
         self.timeline: StepTimeline | None = None
         self.totals = StepTotals()
+        self.queue_times = QueueTimes()
         self.computes_prefill = self._launched_prefill = False
         self.clock = clock
         self._step_clock = StepClock()
@@ -66,9 +68,11 @@ class Engine:
         check_token_ids("logit_bias", request.params.logit_bias, vocab_size)
         check_token_ids("stop_token_ids", request.params.stop_token_ids, vocab_size)
         self.scheduler.add_request(request)
+        self.queue_times.came(request.request_id, self.clock.now())
 
     def abort(self, request_id: str, attempt: int = 0) -> TokenDelta | None:
         """End a request; its blocks are free at once. None if it is not here."""
+        self.queue_times.gone(request_id)
         return self.scheduler.abort(request_id, attempt)
 
     def has_work(self) -> bool:
@@ -81,6 +85,8 @@ class Engine:
         self.totals.begin(started)
         plan = self.scheduler.schedule()
         planned = self.clock.now()
+        for insert in plan.inserts if plan is not None else ():
+            self.queue_times.begun(insert.request_id, planned)
         prefills = plan is not None and plan.has_prefill
         # With overlap this pass also waits for the step before.
         self.computes_prefill, self._launched_prefill = prefills or self._launched_prefill, prefills

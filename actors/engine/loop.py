@@ -98,6 +98,11 @@ class EngineLoop:
         """The present step computes prompts, so it may take many times as long as one that only decodes."""
         return self._engine.computes_prefill
 
+    @property
+    def queue_times(self) -> tuple[tuple[int, ...], float]:
+        """``QueueTimes.found`` by now."""
+        return self._engine.queue_times.found
+
     def close(self) -> None:
         """End the thread and give the engine's device resources back. Requests still inside are dropped."""
         with self._wake:

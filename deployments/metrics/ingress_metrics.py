@@ -12,6 +12,7 @@ from cluster.scaling.inputs import IngressLoad
 from cluster.scaling.recent import RecentSum
 from deployments.metrics.latency_target import LatencyTarget
 from deployments.metrics.metrics_export import ray_metrics
+from deployments.metrics.request_totals import RequestTotals
 
 FINISH_ERROR = "error"
 _ARRIVALS_MEMORY_S = 5.0
@@ -20,12 +21,16 @@ _ARRIVALS_MEMORY_S = 5.0
 class IngressMetrics:
     """The metrics of one ingress replica.
 
+    Attributes:
+        totals: the same for vLLM's names.
+
     Args:
         ttft_target_s, tpot_target_s: within which answers are counted as in time; None: not counted.
     """
 
     def __init__(self, ttft_target_s: float | None = None, tpot_target_s: float | None = None) -> None:
         metrics = ray_metrics(INGRESS_METRICS)
+        self.totals = RequestTotals()
         self._received = metrics["bireme_requests_received"]
         self._held = metrics["bireme_num_requests_held"]
         self._arrival_rate = metrics["bireme_request_arrivals_per_second"]
@@ -76,17 +81,26 @@ class IngressMetrics:
     def count_end(self, finish_reason: str) -> None:
         """A sequence is over."""
         self._requests.inc(1, {"finish_reason": finish_reason})
+        self.totals.ended[finish_reason] += 1
 
-    def observe(self, received: float, first: float | None, last: float, num_tokens: int) -> None:
+    def observe(
+        self, received: float, first: float | None, last: float, num_tokens: int, num_prompt_tokens: int = 0
+    ) -> None:
         """A sequence was answered. Times are of ``time.monotonic``; ``first`` is None if it had no token."""
+        totals = self.totals
         self._whole.observe(last - received)
+        totals.whole.observe(last - received)
+        totals.prompt_tokens.observe(num_prompt_tokens)
+        totals.generation_tokens.observe(num_tokens)
         if first is not None:
             self._first_token.observe(first - received)
+            totals.first_token.observe(first - received)
             if self._ttft is not None:
                 self._ttft.count(first - received)
             if num_tokens > 1:
                 per_token_s = (last - first) / (num_tokens - 1)
                 self._per_token.observe(per_token_s)
+                totals.mean_between_tokens.observe(per_token_s)
                 if self._tpot is not None:
                     self._tpot.count(per_token_s)
 
@@ -107,28 +121,33 @@ class SequenceTimes:
         num_prompt_tokens: of its prompt.
     """
 
-    __slots__ = ("_metrics", "_over", "first", "last", "received")
+    __slots__ = ("_metrics", "_num_prompt_tokens", "_over", "first", "last", "received")
 
     def __init__(self, metrics: IngressMetrics, received: float, num_prompt_tokens: int = 0) -> None:
         metrics.count_arrival(num_prompt_tokens)
         self.received = received
         self._metrics = metrics
+        self._num_prompt_tokens = num_prompt_tokens
         self.first: float | None = None
         self.last = received
         self._over = False
 
     def arrived(self, has_tokens: bool) -> None:
         """A delta came."""
-        self.last = time.monotonic()
-        if self.first is None and has_tokens:
-            self.first = self.last
+        now = time.monotonic()
+        if has_tokens:
+            if self.first is None:
+                self.first = now
+            else:
+                self._metrics.totals.between_tokens.observe(now - self.last)
+        self.last = now
 
     def finished(self, finish_reason: str, num_tokens: int) -> None:
         """The sequence is answered; what comes after is not counted."""
         if not self._over:
             self._over = True
             self._metrics.count_end(finish_reason)
-            self._metrics.observe(self.received, self.first, self.last, num_tokens)
+            self._metrics.observe(self.received, self.first, self.last, num_tokens, self._num_prompt_tokens)
 
     def given_up(self, failed: bool) -> None:
         """The request is over; a sequence that is not, failed or was left by its client."""

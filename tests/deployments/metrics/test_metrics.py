@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.config import DEFAULT_MODEL
 from cluster.metrics import ENGINE_METRICS, INGRESS_METRICS
 from tests.deployments.conftest import KEYS, App, wait_for
 
@@ -73,6 +76,58 @@ def test_metrics_count_what_was_served(app: App):
     assert (load["num_running"], load["num_held"]) == (0, 0)
     (engine,) = load["engines"].values()
     assert engine["age_s"] < 0.5 * 5 and engine["num_waiting"] == 0 < engine["free_kv_tokens"] == engine["kv_tokens"]
+
+
+def vllm_samples(app: App) -> dict[str, float]:
+    """Sums by name, from a scrape that asks nobody else."""
+    response = httpx.get(f"{app.url}/metrics?only=vllm", headers={"Authorization": f"Bearer {KEYS[0]}"}, timeout=30)
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(response.text):
+        assert family.name.startswith("vllm:")
+        for sample in family.samples:
+            assert sample.labels["model_name"] == DEFAULT_MODEL
+            found[sample.name] = found.get(sample.name, 0) + sample.value
+    return found
+
+
+def test_vllms_names_count_what_was_served(app: App):
+    app.wait_until_idle()
+    time.sleep(1)  # engines tell twice a second
+    before = vllm_samples(app)
+    with app.client() as client:
+        answer = client.complete("Twice upon a time", max_tokens=8, ignore_eos=True)
+    generated = before["vllm:generation_tokens_total"] + 8
+    after = wait_for(
+        lambda: (found := vllm_samples(app))["vllm:generation_tokens_total"] >= generated and found, 10, "no tokens"
+    )
+    rises = {name: after[name] - before[name] for name in after}
+    assert rises["vllm:generation_tokens_total"] == rises["vllm:request_generation_tokens_sum"] == 8
+    assert rises["vllm:prompt_tokens_total"] == rises["vllm:request_prompt_tokens_sum"] == answer.usage.prompt_tokens
+    for name in ("e2e_request_latency", "time_to_first_token", "request_queue_time", "request_time_per_output_token"):
+        assert rises[f"vllm:{name}_seconds_count"] == 1, name
+    assert 0 <= rises["vllm:request_queue_time_seconds_sum"] <= rises["vllm:time_to_first_token_seconds_sum"] + 0.001
+    assert rises["vllm:time_to_first_token_seconds_sum"] < rises["vllm:e2e_request_latency_seconds_sum"]
+    assert 1 <= rises["vllm:inter_token_latency_seconds_count"] <= 7
+    assert rises["vllm:request_success_total"] == 1
+    assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
+    assert 0 <= after["vllm:kv_cache_usage_perc"] <= 1
+
+
+def test_parts_of_the_metrics_can_be_had_alone(app: App):
+    def names(only: str) -> set[str]:
+        headers = {"Authorization": f"Bearer {KEYS[0]}"}
+        response = httpx.get(f"{app.url}/metrics", params={"only": only} if only else {}, headers=headers, timeout=30)
+        assert response.status_code == 200, response.text
+        return {family.name for family in text_string_to_metric_families(response.text)}
+
+    parts = {only: names(only) for only in ("vllm", "bireme", "ray")}
+    assert all(name.startswith("vllm:") for name in parts["vllm"])
+    assert parts["bireme"] and all(name.startswith("ray_bireme_") for name in parts["bireme"])
+    assert parts["ray"] and not any(name.startswith(("ray_bireme_", "vllm:")) for name in parts["ray"])
+    whole = names("")
+    assert all(part & whole for part in parts.values())
+    refused = httpx.get(f"{app.url}/metrics?only=all", headers={"Authorization": f"Bearer {KEYS[0]}"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "only")
 
 
 def test_metrics_need_a_key(app: App):

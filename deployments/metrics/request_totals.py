@@ -1,0 +1,29 @@
+"""What one ingress measured of requests, as plain counters: for names that Ray's agent would change."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cluster.histogram import Histogram
+from cluster.vllm_metrics import BETWEEN_TOKENS_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, REQUEST_BUCKETS_S, TOKENS_BUCKETS
+
+
+class RequestTotals:
+    """Since the ingress began. Times in seconds.
+
+    Attributes:
+        first_token, whole: from receiving a request to its first and its last token.
+        between_tokens: between two deliveries of a request, one value a delivery.
+        mean_between_tokens: of a request's tokens.
+        prompt_tokens, generation_tokens: of a request.
+        ended: requests by how they ended.
+    """
+
+    def __init__(self) -> None:
+        self.first_token = Histogram(FIRST_TOKEN_BUCKETS_S)
+        self.between_tokens = Histogram(BETWEEN_TOKENS_BUCKETS_S)
+        self.mean_between_tokens = Histogram(BETWEEN_TOKENS_BUCKETS_S)
+        self.whole = Histogram(REQUEST_BUCKETS_S)
+        self.prompt_tokens = Histogram(TOKENS_BUCKETS)
+        self.generation_tokens = Histogram(TOKENS_BUCKETS)
+        self.ended: Counter[str] = Counter()
