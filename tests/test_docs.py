@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from cluster.config import LLMConfig
+from tests.deployments import conformance
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,6 +53,11 @@ def test_config_table_has_every_setting() -> None:
     documented = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", table, re.MULTILINE)
     assert [name for name, _ in documented] == list(LLMConfig.model_fields)
     assert all(meaning.strip() for _, meaning in documented), "a setting without a description"
+
+
+def test_the_conformance_page_is_current() -> None:
+    page = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
+    assert page == conformance.page(), "run: python docs/make_conformance_page.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

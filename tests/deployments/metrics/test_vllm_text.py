@@ -57,7 +57,7 @@ def test_requests_are_counted_where_they_were_answered():
     metrics = IngressMetrics()
     for first_s, num_tokens in ((0.07, 5), (0.3, 1)):
         times = SequenceTimes(metrics, 100.0, num_prompt_tokens=7)
-        times._first, times._last = 100.0 + first_s, 100.0 + first_s + 0.06 * (num_tokens - 1)
+        times.first, times.last = 100.0 + first_s, 100.0 + first_s + 0.06 * (num_tokens - 1)
         times.finished("length", num_tokens)
     SequenceTimes(metrics, time.monotonic()).given_up(failed=False)
     found = samples(text_of({}, metrics))

@@ -1,0 +1,190 @@
+"""What the API takes and what it refuses, as a table: tests send each row to a server, docs/conformance.md shows it.
+
+``FIELDS`` are rows of one field each; other tables of fields are rows of the same four values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+CHAT, COMPLETION, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"
+MESSAGES = [{"role": "user", "content": "Say hello."}]
+# The least that an endpoint takes.
+LEAST: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": MESSAGES, "max_tokens": 1},
+    COMPLETION: {"prompt": "Hello", "max_tokens": 1},
+    TOKENIZE: {"prompt": "Hello"},
+    DETOKENIZE: {"tokens": [1]},
+}
+
+
+class Works(NamedTuple):
+    """It is answered with 200.
+
+    Attributes:
+        shows: where in the answer it shows, with dots; for text a part of it. Empty: in the tokens alone, or nowhere.
+        note: for readers.
+    """
+
+    shows: str = ""
+    note: str = ""
+
+
+class Refused(NamedTuple):
+    """It is answered with an error.
+
+    Attributes:
+        code: of the error; None if it has none.
+        says: part of its message.
+    """
+
+    status: int
+    code: str | None
+    says: str
+
+
+class Field(NamedTuple):
+    """One field with one value; everything else in the body is the least that the endpoint takes."""
+
+    endpoint: str
+    field: str
+    value: Any
+    verdict: Works | Refused
+
+
+class Row(NamedTuple):
+    """One request."""
+
+    feature: str
+    method: str
+    path: str
+    verdict: Works | Refused
+    body: Any = None
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
+def rows_of(fields: Iterable[Field]) -> list[Row]:
+    """As requests."""
+    return [
+        Row(f"`{name}: {_shown(value)}`", "POST", endpoint, verdict, {**LEAST[endpoint], name: value})
+        for endpoint, name, value, verdict in fields
+    ]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_GONE = Refused(404, None, "there is no ")
+_NO_TYPE = Refused(400, "invalid_content_type", "must be application/json")
+_NO_CODING = Refused(415, "unsupported_content_encoding", "must be gzip or none")
+_NO_KEY = Refused(401, "invalid_api_key", "a valid API key is required")
+_NOT_SUPPORTED = Refused(400, "unsupported_parameter", "is not supported by this server")
+
+ENDPOINTS = [
+    Row("Chat completions", "POST", CHAT, Works("choices.0.message.content"), LEAST[CHAT]),
+    Row("... as a stream", "POST", CHAT, Works("data: [DONE]"), {**LEAST[CHAT], "stream": True}),
+    Row("Completions", "POST", COMPLETION, Works("choices.0.text"), LEAST[COMPLETION]),
+    Row("... as a stream", "POST", COMPLETION, Works("data: [DONE]"), {**LEAST[COMPLETION], "stream": True}),
+    Row("... of several prompts", "POST", COMPLETION, Works("choices.1.text"), {**LEAST[COMPLETION], "prompt": ["a", "b"]}),
+    Row("... of token ids", "POST", COMPLETION, Works("choices.0.text"), {**LEAST[COMPLETION], "prompt": [1, 2]}),
+    Row("List of models", "GET", "/v1/models", Works("data.0.max_model_len")),
+    Row("... with a slash", "GET", "/v1/models/", Works("data.0.id")),
+    Row("Unknown model", "GET", "/v1/models/other", Refused(404, "model_not_found", "does not exist")),
+    Row("Tokens of a prompt", "POST", TOKENIZE, Works("tokens.0"), LEAST[TOKENIZE]),
+    Row("Tokens of a chat", "POST", TOKENIZE, Works("tokens.0"), {"messages": MESSAGES}),
+    Row("Text of tokens", "POST", DETOKENIZE, Works("prompt"), LEAST[DETOKENIZE]),
+    Row("The tokenizer", "GET", "/tokenizer_info", Works("tokenizer_class")),
+    Row("Health", "GET", "/health", Works("status")),
+    Row("... as SageMaker asks", "GET", "/ping", Works("status")),
+    Row("... as SageMaker asks", "POST", "/ping", Works("status")),
+    Row("Version", "GET", "/version", Works("version")),
+    Row("Requests under way", "GET", "/load", Works("server_load")),
+    Row("Metrics", "GET", "/metrics?only=vllm", Works("vllm:num_requests_waiting")),
+    Row("OpenAPI", "GET", "/openapi.json", Works("paths")),
+    Row("... as a page", "GET", "/docs", Works("<html")),
+    Row("Head of an answer", "HEAD", "/v1/models", Works()),
+    Row("Method that a path has not", "GET", CHAT, Refused(405, None, "is not allowed on")),
+    Row("Embeddings", "POST", "/v1/embeddings", _GONE, {"input": "x"}),
+    Row("Responses API", "POST", "/v1/responses", _GONE, {"input": "x"}),
+    Row("Anthropic's messages", "POST", "/v1/messages", _GONE, {"messages": MESSAGES, "max_tokens": 1}),
+    Row("Speech", "POST", "/v1/audio/transcriptions", _GONE, {}),
+    Row("Batches", "GET", "/v1/batches", _GONE),
+    Row("Body that is no JSON", "POST", CHAT, Refused(400, "invalid_json", "not valid JSON"), b"{"),
+    Row("Body of another type", "POST", CHAT, _NO_TYPE, b"{}", {"Content-Type": "text/plain"}),
+    Row("Body in another coding", "POST", CHAT, _NO_CODING, b"{}", {"Content-Encoding": "br"}),
+    Row("No key", "GET", "/v1/models", _NO_KEY, None, {"Authorization": ""}),
+]  # fmt: skip
+
+FIELDS = [
+    Field(CHAT, "model", "other", Refused(404, "model_not_found", "does not exist")),
+    Field(CHAT, "temperature", 0.5, Works()),
+    Field(CHAT, "temperature", 9, Refused(400, "invalid_value", "temperature")),
+    Field(CHAT, "top_p", 0.5, Works()),
+    Field(CHAT, "top_k", 5, Works(note="vLLM's")),
+    Field(CHAT, "min_p", 0.1, Works(note="vLLM's")),
+    Field(CHAT, "repetition_penalty", 1.1, Works(note="vLLM's")),
+    Field(CHAT, "presence_penalty", 0.5, Works()),
+    Field(CHAT, "frequency_penalty", 0.5, Works()),
+    Field(CHAT, "logit_bias", {"5": -100}, Works()),
+    Field(CHAT, "seed", 7, Works("seed")),
+    Field(CHAT, "n", 2, Works("choices.1.message.content")),
+    Field(CHAT, "stop", ["\n"], Works()),
+    Field(CHAT, "max_completion_tokens", 1, Works("usage.completion_tokens")),
+    Field(CHAT, "max_tokens", 10**6, Refused(400, "context_length_exceeded", "tokens")),
+    Field(CHAT, "logprobs", True, Works("choices.0.logprobs.content.0.logprob")),
+    Field(CHAT, "return_token_ids", True, Works("choices.0.token_ids", "vLLM's")),
+    Field(CHAT, "messages", [{"role": "developer", "content": "Be brief."}, *MESSAGES], Works(note="is the system's")),
+    Field(CHAT, "messages", [], Refused(400, "invalid_value", "messages")),
+    Field(CHAT, "tools", [{"type": "function", "function": {"name": "f"}}], _NOT_SUPPORTED),
+    Field(CHAT, "response_format", {"type": "json_object"}, _NOT_SUPPORTED),
+    Field(CHAT, "user", "me", Works(note="changes nothing")),
+    Field(CHAT, "wat", 1, Refused(400, "unknown_parameter", "unknown field")),
+    Field(COMPLETION, "echo", True, Works("choices.0.text")),
+    Field(COMPLETION, "logprobs", 2, Works("choices.0.logprobs.top_logprobs.0")),
+    Field(COMPLETION, "prompt_logprobs", 1, Works("choices.0.prompt_logprobs", "vLLM's")),
+    Field(COMPLETION, "stop_token_ids", [2], Works(note="vLLM's")),
+    Field(COMPLETION, "min_tokens", 1, Works(note="vLLM's")),
+    Field(COMPLETION, "ignore_eos", True, Works(note="vLLM's")),
+    Field(COMPLETION, "prompt", "", Refused(400, "invalid_value", "at least one character")),
+    Field(COMPLETION, "prompt", [10**6], Refused(400, "invalid_value", "token ids must be below")),
+    Field(COMPLETION, "suffix", "x", _NOT_SUPPORTED),
+    Field(COMPLETION, "best_of", 3, Refused(400, "unsupported_parameter", "best_of must equal n")),
+    Field(TOKENIZE, "return_token_strs", True, Works("token_strs.0")),
+    Field(TOKENIZE, "add_special_tokens", False, Works("tokens.0")),
+    Field(DETOKENIZE, "tokens", [-1], Refused(400, "invalid_value", "token ids must be integers")),
+]  # fmt: skip
+
+SECTIONS = {"Endpoints": ENDPOINTS, "Fields": rows_of(FIELDS)}
+
+
+def page() -> str:
+    """The table as docs/conformance.md."""
+    lines = [
+        "# What works, and what is refused with which error",
+        "",
+        "Written by `python docs/make_conformance_page.py` from `tests/deployments/conformance.py`; a test sends each row to",
+        "a server. Fields stand beside the least that their endpoint takes. Every error has OpenAI's shape, with the field at",
+        "fault in `param`.",
+    ]
+    for title, rows in SECTIONS.items():
+        lines += ["", f"## {title}", "| feature | request | verdict |", "|---|---|---|"]
+        lines += [
+            f"| {_cell(row.feature)} | `{row.method} {row.path}` | {_cell(_verdict(row.verdict))} |" for row in rows
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _verdict(verdict: Works | Refused) -> str:
+    if isinstance(verdict, Works):
+        return "works" + (f" ({verdict.note})" if verdict.note else "")
+    code = f" `{verdict.code}`" if verdict.code else ""
+    return f'refused: {verdict.status}{code}, "... {verdict.says.strip()} ..."'
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
