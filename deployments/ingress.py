@@ -38,6 +38,7 @@ from deployments.http.errors import ERROR_HANDLERS, error_response
 from deployments.http.event_stream import EventStream
 from deployments.http.gate import gate
 from deployments.http.generation import Generation
+from deployments.http.json_response import JsonResponseInPieces
 from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
 from deployments.http.server.set_up import set_up_http_servers
@@ -312,7 +313,7 @@ class OpenAiIngress:
 
     async def tokenizer_info(self, request: Request) -> Response:
         """The tokenizer's configuration: special tokens, chat template, added tokens."""
-        return JSONResponse(TokenizeEndpoints(await self._ready(), self._tokenizer).info())
+        return JSONResponse(TokenizeEndpoints(await self._ready()).info())
 
     async def tokenize(self, request: Request) -> Response:
         """The token ids of a prompt or of a chat's messages."""
@@ -323,9 +324,9 @@ class OpenAiIngress:
         return await self._transcode(request, TokenizeEndpoints.detokenize)
 
     async def _transcode(
-        self, request: Request, work: Callable[[TokenizeEndpoints, bytearray, Peer], Awaitable[list[str]]]
+        self, request: Request, work: Callable[[TokenizeEndpoints, bytearray, Peer], Awaitable[list[bytes]]]
     ) -> Response:
-        endpoints = TokenizeEndpoints(await self._ready(), self._tokenizer)
+        endpoints = TokenizeEndpoints(await self._ready())
         peer = Peer.of(request.scope, request.receive, request.state.tenant)
         with large_requests.holding(peer.name) as holding:
             try:
@@ -333,7 +334,7 @@ class OpenAiIngress:
                 pieces = await work(endpoints, body, peer)
             except (ClientDisconnect, ClientGoneError):
                 return error_response(_departed())
-        return Response("".join(pieces).encode(), media_type="application/json")
+        return JsonResponseInPieces(pieces)
 
     async def models(self, request: Request) -> Response:
         """The one model of this application."""

@@ -115,6 +115,11 @@ class OpenAiService:
         self._live = LiveAnswers()
         self.traces = RequestTraces()
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the model."""
+        return self._tokenizer
+
     def set_limits(self, limits: ModelLimits) -> None:
         """What the model allows from now on."""
         self.limits = limits._replace(default_max_tokens=self.defaults.max_tokens)

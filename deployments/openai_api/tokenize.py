@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, FailFast, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from actors.text.tokenizer import Tokenizer
 from cluster.api_errors import bad_request
 from deployments.http.body import parse_json
 from deployments.http.connection import Peer, while_connected
@@ -87,11 +86,11 @@ class DetokenizeResponse(BaseModel):
 class TokenizeEndpoints:
     """The work of the endpoints. A text may be longer than the model takes: to know that is what counting is for."""
 
-    def __init__(self, service: OpenAiService, tokenizer: Tokenizer) -> None:
+    def __init__(self, service: OpenAiService) -> None:
         self._service = service
-        self._tokenizer = tokenizer
+        self._tokenizer = service.tokenizer
 
-    async def tokenize(self, body: bytearray, peer: Peer) -> list[str]:
+    async def tokenize(self, body: bytearray, peer: Peer) -> list[bytes]:
         """The answer's JSON, in pieces.
 
         Raises:
@@ -100,7 +99,7 @@ class TokenizeEndpoints:
         """
         return await _answered(self._tokenize, body, peer)
 
-    async def detokenize(self, body: bytearray, peer: Peer) -> list[str]:
+    async def detokenize(self, body: bytearray, peer: Peer) -> list[bytes]:
         """As ``tokenize``."""
         return await _answered(self._detokenize, body, peer)
 
@@ -144,11 +143,11 @@ class TokenizeEndpoints:
         return {"prompt": self._tokenizer.decode(request.tokens, skip_special_tokens=False)}
 
 
-async def _answered(work: Callable[[Any], dict[str, Any]], body: bytearray, peer: Peer) -> list[str]:
-    def answer(in_pieces: bool) -> list[str]:
+async def _answered(work: Callable[[Any], dict[str, Any]], body: bytearray, peer: Peer) -> list[bytes]:
+    def answer(in_pieces: bool) -> list[bytes]:
         fields = parse_json(body)
         body.clear()
-        return write_json(work(fields), in_pieces)
+        return [piece.encode() for piece in write_json(work(fields), in_pieces)]
 
     if len(body) <= SMALL_BYTES:
         return answer(False)

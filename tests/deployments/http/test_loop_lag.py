@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import gzip
 import json
 import resource
 import threading
@@ -80,7 +81,7 @@ def application(tokenizer, num_tokens: int = 2):
     engines.events = RequestEvents()
     made = object.__new__(OpenAiIngress)
     made._keys = OPEN
-    made._config = SimpleNamespace(max_prompt_bytes=None, max_choices=MAX_CHOICES)
+    made._config = SimpleNamespace(max_prompt_bytes=None, max_choices=MAX_CHOICES, allowed_origins=[])
     made._service = OpenAiService(
         engines, tokenizer, "m", ModelLimits(MAX_MODEL_LEN, tokenizer.vocab_size), MAX_CHOICES
     )
@@ -227,6 +228,14 @@ BODIES = {
         PROMPT,
         lambda: json.dumps({"prompt": TEXT, "n": 128, "logprobs": 20, "echo": True}),
     ),
+    "text to tokenize": ("/tokenize", lambda: filled('{"return_token_strs":true,"prompt":"', "hello world ", '"}')),
+    "letters to tokenize": ("/tokenize", lambda: filled('{"return_token_strs":true,"prompt":"', "qzjxkv", '"}')),
+    "messages to tokenize": (
+        "/tokenize",
+        lambda: filled('{"messages":[{"role":"user","content":"', "hello world ", '"}]}'),
+    ),
+    "tokens to detokenize": ("/detokenize", lambda: filled('{"tokens":[', "1", "]}", ",")),
+    "wrong tokens to detokenize": ("/detokenize", lambda: filled('{"tokens":[', '"1"', "]}", ",")),
     "128 echoes": (PROMPT, lambda: json.dumps({"prompt": TEXT, "n": 128, "echo": True, "return_token_ids": True})),
 }
 
@@ -245,6 +254,15 @@ async def test_others_go_on_whatever_a_large_body_holds(kind, tokenizer):
     assert status in (200, 400), answer[:300]
     assert len(answer) < 1000 or status == 200
     assert lag.own < MAX_LAG_S
+    assert large_requests.bytes_in_flight == 0
+
+
+async def test_others_go_on_while_gzip_is_read(tokenizer):
+    body = gzip.compress(filled('{"prompt":"', "hello world ", '"}', size=2**26))
+    assert len(body) < MAX_BYTES
+    async with Lag() as lag:
+        status, _ = await ask(application(tokenizer), PROMPT, body, {"content-encoding": "gzip"})
+    assert status == 413 and lag.own < MAX_LAG_S
     assert large_requests.bytes_in_flight == 0
 
 

@@ -91,7 +91,7 @@ def serving(engines: Engines) -> OpenAiIngress:
     tokenizer = byte_tokenizer()
     made = object.__new__(OpenAiIngress)
     made._keys = ApiKeys([])
-    made._config = SimpleNamespace(max_prompt_bytes=200_000, max_choices=4)
+    made._config = SimpleNamespace(max_prompt_bytes=200_000, max_choices=4, allowed_origins=[])
     made._service = OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), 4)
     made._starting = made._expected = None
     made._choices = EngineChoices()
