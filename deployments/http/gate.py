@@ -47,9 +47,9 @@ class _Authenticated:
         if scope["type"] == "http":
             # The route prefix of the application is part of the path.
             prefix = scope.get("root_path", "")
-            path = scope["path"].removeprefix(prefix).rstrip("/") or "/"
-            scope = {**scope, "path": prefix + path}
-            if path not in self._open_paths:
+            path = scope["path"].rstrip("/")
+            scope = {**scope, "path": path or "/"}
+            if not (path.startswith(prefix) and path[len(prefix) :] in self._open_paths):
                 try:
                     tenant = self._keys.check(Request(scope).headers.get("authorization"))
                 except ApiError as error:

@@ -252,16 +252,26 @@ def routes_of(app: Starlette) -> list[Route]:
 
 
 @pytest.mark.parametrize("prefix", ["", "/small"])
-async def test_every_route_but_health_asks_for_the_key(engines, prefix):
-    """Whatever routes there are; and paths that only look like the open one are not open."""
+async def test_every_route_but_health_and_ping_asks_for_the_key(engines, prefix):
+    """Whatever routes there are; and paths that only look like the open ones are not open."""
     made = serving(engines)
     made._keys = ApiKeys(["the key"])
     app = made.__serve_build_asgi_app__()
     paths = [route.path.replace("{model_id:path}", "m") for route in routes_of(app._app)]
     assert "/health" in paths
     assert len(paths) > 5
-    lookalikes = ["/health/", "//health", "/healthz", "/HEALTH", "/v1/../health", "/v1/models/health", "/health%2f", ""]
-    for path in [*paths, *lookalikes]:
+    lookalikes = [
+        "/health/x",
+        "//health",
+        "/x/ping",
+        "/healthz",
+        "/HEALTH",
+        "/v1/../health",
+        "/v1/models/health",
+        "/health%2f",
+        "",
+    ]
+    for path in [*paths, "/health/", *lookalikes]:
         for method in ("GET", "POST", "HEAD", "OPTIONS"):
             for key in (None, b"Bearer the ke", b"Bearer the key2", b"Basic the key", b"Bearer"):
                 connection = Connection(prefix + path, {})
@@ -270,4 +280,4 @@ async def test_every_route_but_health_asks_for_the_key(engines, prefix):
                     connection.scope["headers"] = [(b"authorization", key)]
                 await app(connection.scope, connection.receive, connection.send)
                 status = connection.events[0]["status"]
-                assert (status != 401) == (path == "/health"), (method, path, key, status)
+                assert (status != 401) == (path in ("/health", "/health/", "/ping")), (method, path, key, status)
