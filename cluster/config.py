@@ -229,6 +229,10 @@ class LLMConfig(EngineConfig):
         "text",
         description="What a special token written out in a chat, like <|im_end|>, is: text, its characters; or control, the token itself, with which a message can end its turn and begin one of the system. In a completion's prompt it is the token.",
     )
+    unknown_fields: Literal["refuse", "ignore"] = Field(
+        "refuse",
+        description="What happens to a field of a request that this server does not know: the request is refused, or the field left out. Fields that it knows and cannot serve are refused either way.",
+    )
     generation_config: str = Field(
         "auto",
         min_length=1,

@@ -240,6 +240,7 @@ class OpenAiIngress:
             self._config.max_choices,
             special_tokens_as_text=self._config.special_tokens_in_messages == "text",
             defaults=self._defaults,
+            unknown_fields=self._config.unknown_fields,
         )
         shown = " ".join(f"{name}={value}" for name, value in self._defaults.shown().items())
         logger.info("sampling defaults of %s: %s (from %s)", model.model_id, shown or "none", self._defaults.where)

@@ -94,8 +94,8 @@ class Scheduler:
             raise InvalidRequestError(f"max_tokens must be at least 1, got {params.max_tokens}", "max_tokens")
         if num_prompt + params.max_tokens > self.max_model_len:
             raise InvalidRequestError(
-                f"the prompt has {num_prompt} tokens and max_tokens is {params.max_tokens}, together more than this model's "
-                f"limit of {self.max_model_len}",
+                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested "
+                f"{num_prompt + params.max_tokens} tokens ({num_prompt} in the prompt, {params.max_tokens} in the completion).",
                 "max_tokens",
                 "context_length_exceeded",
             )

@@ -13,6 +13,7 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.sandbox
 
+from actors.text.tool_arguments import ToolArguments
 from cluster.errors import InvalidRequestError, ModelLoadError
 
 MAX_RENDERED_CHARS = 16 * 2**20
@@ -111,6 +112,7 @@ class ChatTemplate:
         try:
             environment = _environment()
             self._template = environment.from_string(source)
+            self._reads_tool_calls = "tool_calls" in source
             self._used = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise ModelLoadError(
@@ -134,6 +136,7 @@ class ChatTemplate:
 
         Args:
             messages: OpenAI chat messages; content is a string, None, or a list of text parts, which are joined by newlines.
+                None becomes an empty string where the template does not know tool calls, whose messages have that.
             tools: OpenAI tool definitions, passed on to the template.
             template_kwargs: further variables of the template, e.g. enable_thinking; a name that has a meaning of its own
                 there (those above, special tokens, Jinja's functions) is refused, and one that the template does not name is
@@ -152,6 +155,9 @@ class ChatTemplate:
                 "chat_template_kwargs",
             )
         plain = [_plain(m, i) for i, m in enumerate(messages)]
+        if not self._reads_tool_calls:
+            # It would write None where an assistant called tools and said nothing.
+            plain = [{**m, "content": ""} if m.get("content", "") is None else m for m in plain]
         # Others would be rewritten for nothing, however large.
         own = {name: value for name, value in (template_kwargs or {}).items() if name in self._used}
         if rewrite is not None:
@@ -190,9 +196,8 @@ class ChatTemplate:
             RecursionError,
             MemoryError,
         ) as error:
-            raise InvalidRequestError(
-                f"the model's chat template fails on these messages: {error}", "messages"
-            ) from error
+            # The error is of the template's own expressions, in words of Python.
+            raise InvalidRequestError("the model's chat template cannot render these messages", "messages") from error
         return "".join(pieces)
 
 
@@ -208,10 +213,7 @@ def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:
         elif isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         else:
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise InvalidRequestError(
-                f"messages[{index}].content has a part of type {kind!r}; allowed: text", "messages"
-            )
+            raise InvalidRequestError(f"messages.{index}.content may have parts of type text only", "messages")
     return {**message, "content": "\n".join(texts)}
 
 
@@ -233,6 +235,9 @@ def _rewritten(value: Any, rewrite: Callable[[str], str], param: str) -> Any:
 def _rewritten_strings(value: Any, rewrite: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return rewrite(value)
+    if isinstance(value, ToolArguments):
+        values = {_rewritten_strings(name, rewrite): _rewritten_strings(item, rewrite) for name, item in value.items()}
+        return ToolArguments(values, rewrite(str(value)))
     if isinstance(value, Mapping):
         return {_rewritten_strings(name, rewrite): _rewritten_strings(item, rewrite) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

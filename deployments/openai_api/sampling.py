@@ -6,9 +6,10 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cluster.api_errors import bad_request
+from cluster.api_errors import ApiError, bad_request
 from cluster.sampling_params import MAX_LOGPROBS, SamplingParams
 from deployments.openai_api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from deployments.openai_api.wording import shown
 
 DEFAULT_COMPLETION_TOKENS = 16
 _SEED_RANGE = 2**63
@@ -97,11 +98,12 @@ def _max_tokens(request: GenerationRequest, prompt_len: int, limits: ModelLimits
         exception = " (0 is allowed with echo=true)" if isinstance(request, CompletionRequest) else ""
         raise bad_request(f"{name} must be at least {lowest}, got {wanted}{exception}", name)
     if wanted > room:
-        raise bad_request(
-            f"{name} ({wanted}) and the prompt ({prompt_len} tokens) exceed the model's {max_model_len} tokens; "
-            f"at most {room} fit behind this prompt",
+        where = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
+        raise context_exceeded(
+            max_model_len,
+            f"you requested {prompt_len + wanted} tokens ({prompt_len} in the {where}, {wanted} in the completion). "
+            f"At most {room} fit behind this prompt: lower {name}, or shorten the {where}.",
             name,
-            "context_length_exceeded",
         )
     return wanted
 
@@ -122,10 +124,10 @@ def _logit_bias(request: GenerationRequest, vocab_size: int) -> dict[int, float]
     bias: dict[int, float] = {}
     for key, value in request.logit_bias.items():
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
-            raise bad_request(f"logit_bias: keys must be token ids, got {key[:40]!r}", "logit_bias")
+            raise bad_request(f"logit_bias: keys must be token ids, got {shown(key[:40])}", "logit_bias")
         if int(key) in bias:
             raise bad_request(
-                f"logit_bias: two keys name the token id {int(key)}, one of them as {key!r}", "logit_bias"
+                f"logit_bias: two keys name the token id {int(key)}, one of them as {shown(key)}", "logit_bias"
             )
         bias[int(key)] = value
     _check_ids(bias, "logit_bias", vocab_size)
@@ -135,12 +137,17 @@ def _logit_bias(request: GenerationRequest, vocab_size: int) -> dict[int, float]
 def check_prompt_len(prompt_len: int, param: str, max_model_len: int) -> None:
     """Refuse a prompt of so many tokens if no room is left behind it."""
     if prompt_len >= max_model_len:
-        raise bad_request(
-            f"{param}: the prompt has {prompt_len} tokens; this model takes at most {max_model_len - 1}, "
-            "so that one can be generated",
+        raise context_exceeded(
+            max_model_len,
+            f"your {param} resulted in {prompt_len} tokens, which leaves none for the completion. Shorten the {param}.",
             param,
-            "context_length_exceeded",
         )
+
+
+def context_exceeded(max_model_len: int, what: str, param: str) -> ApiError:
+    """For a request that is longer than the context; client libraries look for OpenAI's words."""
+    message = f"This model's maximum context length is {max_model_len} tokens. However, {what}"
+    return bad_request(message, param, "context_length_exceeded")
 
 
 def check_prompt_logprobs(prompts: Sequence[list[int]], n: int, num_top: int | None, limits: ModelLimits) -> None:
@@ -165,4 +172,5 @@ def check_prompt_ids(token_ids: list[int], param: str, vocab_size: int) -> None:
 def _check_ids(token_ids, param: str, vocab_size: int) -> None:
     worst = max(token_ids, default=-1)
     if worst >= vocab_size:
-        raise bad_request(f"{param}: token ids must be below {vocab_size}, got {worst}", param)
+        where = f"{param}.{token_ids.index(worst)}" if isinstance(token_ids, list) else param
+        raise bad_request(f"{where}: token ids of this model are below {vocab_size}, got {worst}", param)

@@ -44,10 +44,13 @@ from deployments.openai_api.sampling import (
     check_prompt_ids,
     check_prompt_len,
     check_prompt_logprobs,
+    context_exceeded,
     engine_seed,
     sampling_params,
 )
 from deployments.openai_api.sampling_defaults import SamplingDefaults
+from deployments.openai_api.validation import UnknownFields
+from deployments.openai_api.wording import shown
 from deployments.routing.sequence_client import SequenceClient
 
 
@@ -93,6 +96,7 @@ class OpenAiService:
         max_choices: most sequences (prompts times n) of one request.
         special_tokens_as_text: special tokens that are written out in a chat's messages are plain text.
         defaults: what a request has where it says nothing.
+        unknown_fields: whether a field that nobody knows is refused, or left out.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class OpenAiService:
         max_choices: int,
         special_tokens_as_text: bool = True,
         defaults: SamplingDefaults | None = None,
+        unknown_fields: UnknownFields = "refuse",
     ) -> None:
         self.model_id = model_id
         self.defaults = defaults or SamplingDefaults()
@@ -112,6 +117,7 @@ class OpenAiService:
         self._tokenizer = tokenizer
         self._max_choices = max_choices
         self._special_tokens_as_text = special_tokens_as_text
+        self._unknown_fields = unknown_fields
         self._live = LiveAnswers()
         self.traces = RequestTraces()
 
@@ -172,7 +178,7 @@ class OpenAiService:
         return generation, answer
 
     def _completion(self, body: Any, caller: Caller, received: float) -> tuple[Generation, OpenAiResponse]:
-        request = parse_request(CompletionRequest, _decoded(body), self.defaults.values)
+        request = parse_request(CompletionRequest, _decoded(body), self.defaults.values, self._unknown_fields)
         check_resume(request, caller.resumed, CompletionAnswer.id_prefix)
         self.check_model(request.model)
         prompts = request.prompts()
@@ -211,7 +217,7 @@ class OpenAiService:
         return generation, answer
 
     def _chat(self, body: Any, caller: Caller, received: float) -> tuple[Generation, OpenAiResponse]:
-        request = parse_request(ChatCompletionRequest, _decoded(body), self.defaults.values)
+        request = parse_request(ChatCompletionRequest, _decoded(body), self.defaults.values, self._unknown_fields)
         check_resume(request, caller.resumed, ChatAnswer.id_prefix)
         self.check_model(request.model)
         self._check_choices(request.n)
@@ -240,7 +246,7 @@ class OpenAiService:
         if model is not None and model != self.model_id:
             raise ApiError(
                 404,
-                f"the model {model[:80]!r} does not exist; this server has {self.model_id!r}",
+                f"the model {shown(model[:80])} does not exist; this server has {shown(self.model_id)}",
                 param="model",
                 code="model_not_found",
             )
@@ -294,11 +300,10 @@ class OpenAiService:
     def _check_length(self, text: str, param: str) -> None:
         most = self.limits.max_model_len - 1
         if self._tokenizer.floor.exceeds(text, most):
-            raise bad_request(
-                f"{param}: a text of {len(text)} characters is too long for this model, which takes at most {most} tokens, "
-                "so that one can be generated",
+            raise context_exceeded(
+                self.limits.max_model_len,
+                f"your {param} is a text of {len(text)} characters, which are more tokens than that. Shorten the {param}.",
                 param,
-                "context_length_exceeded",
             )
 
     def _generation(

@@ -13,18 +13,12 @@ from deployments.http.body import parse_json
 from deployments.http.connection import Peer, while_connected
 from deployments.http.json_pieces import write_json
 from deployments.http.large_requests import SMALL_BYTES, large_requests
-from deployments.openai_api.protocol import MAX_MESSAGES, ChatMessage, Fields, ShortText, parse_fields
+from deployments.openai_api.fields import DETOKENIZE, TOKENIZE, ShortText
+from deployments.openai_api.messages import MAX_MESSAGES, ChatMessage
+from deployments.openai_api.protocol import parse_fields
 from deployments.openai_api.sampling import check_prompt_ids
 from deployments.openai_api.service import OpenAiService
-
-# What of vLLM's fields changes nothing, and is refused otherwise.
-_NO_OPS: dict[str, tuple[Any, ...]] = {
-    "continue_final_message": (False,),
-    "tools": ([],),
-    "chat_template": (),
-    "media_io_kwargs": ({},),
-    "mm_processor_kwargs": ({},),
-}
+from deployments.openai_api.validation import RequestPart
 
 
 def _token_ids(value: Any) -> list[int]:
@@ -37,7 +31,7 @@ def _token_ids(value: Any) -> list[int]:
     return value
 
 
-class TokenizePromptRequest(Fields):
+class TokenizePromptRequest(RequestPart):
     """Body of POST /tokenize for the prompt of a completion."""
 
     model: ShortText | None = None
@@ -46,7 +40,7 @@ class TokenizePromptRequest(Fields):
     return_token_strs: bool = False
 
 
-class TokenizeChatRequest(Fields):
+class TokenizeChatRequest(RequestPart):
     """Body of POST /tokenize for the messages of a chat."""
 
     model: ShortText | None = None
@@ -57,7 +51,7 @@ class TokenizeChatRequest(Fields):
     return_token_strs: bool = False
 
 
-class DetokenizeRequest(Fields):
+class DetokenizeRequest(RequestPart):
     """Body of POST /detokenize."""
 
     model: ShortText | None = None
@@ -121,11 +115,11 @@ class TokenizeEndpoints:
         if isinstance(fields, dict) and fields.get("messages") is not None:
             if fields.get("prompt") is not None:
                 raise bad_request("prompt and messages: give one of them", "prompt")
-            request = parse_fields(TokenizeChatRequest, fields, _NO_OPS)
+            request = parse_fields(TokenizeChatRequest, fields, TOKENIZE)
             service.check_model(request.model)
             ids = service.tokenize_chat(request)
         else:
-            request = parse_fields(TokenizePromptRequest, fields, _NO_OPS)
+            request = parse_fields(TokenizePromptRequest, fields, TOKENIZE)
             service.check_model(request.model)
             ids = service.tokenize_text(request.prompt, request.add_special_tokens)
         strings = [self._tokenizer.token_spelling(i) for i in ids] if request.return_token_strs else None
@@ -137,7 +131,7 @@ class TokenizeEndpoints:
         }
 
     def _detokenize(self, fields: Any) -> dict[str, Any]:
-        request = parse_fields(DetokenizeRequest, fields)
+        request = parse_fields(DetokenizeRequest, fields, DETOKENIZE)
         self._service.check_model(request.model)
         check_prompt_ids(request.tokens, "tokens", self._service.limits.vocab_size)
         return {"prompt": self._tokenizer.decode(request.tokens, skip_special_tokens=False)}

@@ -69,14 +69,18 @@ def test_strftime_now():
 def test_text_parts_become_one_string():
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert render("{{ messages[0].content }}", [{"role": "user", "content": parts}]) == "one\ntwo"
-    assert render("{{ messages[0].content is none }}", [{"role": "assistant", "content": None}]) == "True"
+
+
+@pytest.mark.parametrize(
+    ("source", "content"), [("{{ messages[0].content }}", ""), ("{{ messages[0].content }}{# tool_calls #}", "None")]
+)
+def test_no_content_is_an_empty_one_where_the_template_knows_no_tool_calls(source, content):
+    assert render(source, [{"role": "assistant", "content": None}]) == content
 
 
 @pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {}}, {"type": "text"}, 5])
 def test_other_parts_are_refused(part: Any):
-    with pytest.raises(
-        InvalidRequestError, match=r"messages\[1\]\.content has a part of type .*; allowed: text"
-    ) as caught:
+    with pytest.raises(InvalidRequestError, match=r"messages\.1\.content may have parts of type text only") as caught:
         render("x", [*HI, {"role": "user", "content": [part]}])
     assert caught.value.param == "messages"
 
@@ -90,7 +94,7 @@ def test_refusal_by_the_template_is_the_clients_error():
     "source", ["{{ messages[5].content.x }}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ undefined_function() }}"]
 )
 def test_failures_inside_the_template_are_the_clients_error(source: str):
-    with pytest.raises(InvalidRequestError, match="fails on these messages"):
+    with pytest.raises(InvalidRequestError, match="cannot render these messages"):
         render(source)
 
 
@@ -107,7 +111,7 @@ def test_failures_inside_the_template_are_the_clients_error(source: str):
     ],
 )
 def test_sandbox(source: str):
-    with pytest.raises(InvalidRequestError, match="fails on these messages"):
+    with pytest.raises(InvalidRequestError, match="cannot render these messages"):
         render(source)
 
 

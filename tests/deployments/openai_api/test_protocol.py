@@ -133,11 +133,14 @@ def test_messages_take_text_parts_and_nulls():
 @pytest.mark.parametrize(
     ("message", "param"),
     [
-        ({"role": "tool", "content": "x"}, "messages.0.role"),
+        ({"role": "function", "content": "x"}, "messages.0.role"),
+        ({"role": "user", "content": "x", "tool_call_id": "1"}, "messages.0.tool_call_id"),
+        ({"role": "tool", "content": "x", "tool_calls": [{"id": "1"}]}, "messages.0.tool_calls"),
+        ({"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}, "messages.0.function_call"),
         ({"role": "user", "content": 5}, "messages.0.content"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}, "messages.0.content.0.type"),
         ({"role": "user", "content": "x", "foo": 1}, "messages.0.foo"),
-        ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "messages.0.tool_calls"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "messages.0.tool_calls.0.function"),
         ({"role": "assistant", "content": "x", "refusal": "no"}, "messages.0.refusal"),
         ({"content": "x"}, "messages.0.role"),
         ("x", "messages.0"),

@@ -118,7 +118,7 @@ async def test_messages_without_a_prompt_in_them_are_refused_by_name(content):
     with pytest.raises(ApiError) as caught:
         await service(Engines([0]), byte_tokenizer()).chat({"messages": [{"role": "user", "content": content}]})
     assert (caught.value.status, caught.value.param) == (400, "messages")
-    assert caught.value.message.startswith("messages")
+    assert "messages" in caught.value.message
 
 
 async def test_a_prompt_that_is_no_unicode_is_named_with_its_index():

@@ -1,0 +1,221 @@
+"""Every field of a request that OpenAI's or vLLM's clients send, and what this server makes of it: one row each.
+
+The checks of ``protocol`` and the tables of the docs derive from it. A value of null counts as absent everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+MAX_SHORT_TEXT = 1024
+ShortText = Annotated[str, StringConstraints(max_length=MAX_SHORT_TEXT)]
+
+# Where a field stands in a request.
+COMPLETION = "completion"
+CHAT = "chat"
+MESSAGE = "messages"
+CONTENT_PART = "messages.content"
+STREAM_OPTIONS = "stream_options"
+TOKENIZE = "tokenize"
+DETOKENIZE = "detokenize"
+_BOTH = (COMPLETION, CHAT)
+
+
+class Verdict(Enum):
+    """What becomes of a field."""
+
+    WORKS = "works"
+    NO_OP = "no-op"  # its values are checked, and change nothing
+    REFUSED = "refused"  # any value that asks for something
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FieldRow:
+    """One field.
+
+    Attributes:
+        places: where it may stand.
+        reason: what it does, why it changes nothing, or what the server cannot do; half a sentence.
+        takes: of a no-op, the type of its values.
+        harmless: of a refused field, values that ask for nothing and are accepted.
+    """
+
+    places: tuple[str, ...]
+    name: str
+    verdict: Verdict
+    reason: str
+    takes: Any = None
+    harmless: tuple[Any, ...] = ()
+
+
+def _works(places: Iterable[str], **reasons: str) -> list[FieldRow]:
+    return [FieldRow(tuple(places), name, Verdict.WORKS, reason) for name, reason in reasons.items()]
+
+
+def _no_op(places: Iterable[str], takes: Any, reason: str, *names: str) -> list[FieldRow]:
+    return [FieldRow(tuple(places), name, Verdict.NO_OP, reason, takes) for name in names]
+
+
+def _refused(places: Iterable[str], reason: str, **harmless: tuple[Any, ...]) -> list[FieldRow]:
+    return [FieldRow(tuple(places), name, Verdict.REFUSED, reason, None, values) for name, values in harmless.items()]
+
+
+_STRUCTURED = "this server does not constrain answers to a format"
+_TOOLS = "this server does not make tool calls"
+_TEXT_ONLY = "this model takes and writes text only"
+_REASONING = "this server does not part reasoning from answers"
+# What OpenAI's client has in an answer's message, and sends back with it.
+_EMPTY: tuple[Any, ...] = ([], {}, "")
+_ONE_SERVER = "requests are not split between servers"
+
+FIELDS: tuple[FieldRow, ...] = (
+    *_works(
+        _BOTH,
+        model="name of the model; may be left out",
+        max_tokens="most tokens of the answer",
+        min_tokens="fewest tokens of the answer",
+        temperature="0 takes the most likely token",
+        top_p="share of the probability to draw from",
+        top_k="number of most likely tokens to draw from; 0 or -1: all",
+        min_p="least share of the best probability to draw from",
+        presence_penalty="of tokens that were generated",
+        frequency_penalty="of tokens that were generated, for each time",
+        repetition_penalty="of tokens of prompt and answer",
+        logit_bias="token id to what its logit gets",
+        seed="fixes every random draw; an answer tells the seed that it had",
+        n="choices of each prompt",
+        best_of="must equal n: all choices are returned",
+        stop="strings that end the answer",
+        include_stop_str_in_output="the answer ends with the stop string",
+        stop_token_ids="tokens that end the answer",
+        stop_token_seqs="sequences of tokens that end the answer",
+        ignore_eos="the model's own end does not end the answer",
+        stream="answer in chunks",
+        stream_options="usage in chunks",
+        logprobs="log-probabilities of the tokens; a number of alternatives for completions, true for chats",
+        prompt_logprobs="the same for the prompt, by token id",
+        return_token_ids="token ids of prompt and answer",
+        skip_special_tokens="false: special tokens are part of the text",
+        priority="lower ones go first",
+        cache_salt="keeps cached prefixes apart from those of requests with another one",
+        add_special_tokens="what the tokenizer puts around a prompt, BOS for one",
+        resume="what a client has of an answer whose connection broke",
+    ),
+    *_works([COMPLETION], prompt="text, token ids, or a list of either", echo="the answer begins with the prompt"),
+    *_works(
+        [CHAT],
+        messages="the conversation, rendered through the model's chat template",
+        max_completion_tokens="OpenAI's newer name of max_tokens",
+        top_logprobs="number of alternatives",
+        add_generation_prompt="the prompt ends where the assistant's turn begins",
+        chat_template_kwargs="variables of the chat template",
+    ),
+    *_no_op(
+        _BOTH, ShortText, "names somebody or something of the client's",
+        "user", "safety_identifier", "session_id", "prompt_cache_key", "request_id",
+    ),
+    *_no_op(_BOTH, Annotated[dict[ShortText, ShortText], Field(max_length=16)], "nothing is kept of a request", "metadata"),
+    *_no_op(_BOTH, bool, "nothing is kept of a request", "store"),
+    *_no_op(
+        _BOTH, Literal["auto", "default", "flex", "scale", "priority", "fast"],
+        "there is one tier; the field priority orders requests", "service_tier",
+    ),
+    *_no_op(_BOTH, bool, "prefixes are cached wherever the setting enable_prefix_caching allows it", "cache_prompt"),
+    *_no_op(_BOTH, ShortText, "cached prefixes stay as long as there is room", "prompt_cache_retention"),
+    *_no_op(_BOTH, dict[str, Any], "prefixes are cached without breakpoints", "prompt_cache_options"),
+    *_no_op(_BOTH, bool, "the text is that of the tokens, with the spaces that they have", "spaces_between_special_tokens"),
+    *_no_op(_BOTH, bool, "of answers that have no such part", "include_reasoning", "separate_reasoning", "stream_reasoning"),
+    *_no_op(_BOTH, bool, "of other endpoints", "return_token_offsets", "return_mm_kwargs"),
+    *_no_op(_BOTH, Annotated[int, Field(ge=0)], "of answers that have no such part", "routed_experts_prompt_start"),
+    *_no_op(_BOTH, Annotated[int, Field(ge=1)], "chunks come as tokens do", "stream_interval"),
+    *_no_op(_BOTH, Annotated[int, Field(ge=-1, le=-1)], "there is no reasoning to bound", "thinking_token_budget"),
+    *_no_op([CHAT], bool, "there are no tool calls", "parallel_tool_calls"),
+    *_refused(
+        _BOTH, _STRUCTURED,
+        response_format=({"type": "text"},), structured_outputs=({},), guided_json=(), guided_regex=(), guided_choice=(),
+        guided_grammar=(), guided_decoding_backend=(), guided_whitespace_pattern=(), structural_tag=(), grammar=("",),
+        json_schema=(), regex=(), ebnf=(),
+    ),
+    *_refused(_BOTH, _TOOLS, tools=([],), tool_choice=("none", "auto"), functions=([],), function_call=("none", "auto")),
+    *_refused(_BOTH, _TEXT_ONLY, modalities=(["text"],), audio=(), media_io_kwargs=({},), mm_processor_kwargs=({},)),
+    *_refused(_BOTH, "this server does not search beams", use_beam_search=(False,), length_penalty=(1,), early_stopping=(False,)),
+    *_refused(_BOTH, "this server runs one decoder, without a predicted output", prediction=()),
+    *_refused(_BOTH, "this server does not search the web", web_search_options=()),
+    *_refused(_BOTH, "this server does not moderate", moderation=()),
+    *_refused(_BOTH, "this model has no measure of its length", verbosity=("medium",)),
+    *_refused(_BOTH, _REASONING, reasoning_effort=("none",), reasoning=({"effort": "none"}, {"enabled": False}),
+              thinking=({"type": "disabled"},), enable_thinking=(False,)),
+    *_refused(_BOTH, "this server does not watermark", watermarking=(False,)),
+    *_refused(
+        _BOTH, "this server does not look for repetitions; there are repetition_penalty and stop", repetition_detection=(),
+    ),
+    *_refused(_BOTH, "this server reports the most likely tokens, not chosen ones", logprob_token_ids=()),
+    *_refused(_BOTH, _ONE_SERVER, kv_transfer_params=({},), ec_transfer_params=({},)),
+    *_refused(_BOTH, "this server has no extensions", vllm_xargs=({},)),
+    *_refused(
+        _BOTH, "answers are tokens and their log-probabilities", return_hidden_states=(False,), return_routed_experts=(False,),
+    ),
+    *_refused(_BOTH, "this server has no adapters", lora_path=(), lora_request=()),
+    *_refused([COMPLETION], "this model does not fill gaps", suffix=("",)),
+    *_refused([COMPLETION], "prompts are text or token ids", prompt_embeds=()),
+    *_refused([COMPLETION], "a completion takes the number of alternatives as logprobs", top_logprobs=(0,)),
+    *_works([STREAM_OPTIONS], include_usage="a last chunk has the usage", continuous_usage_stats="every chunk has its choice's"),
+    *_no_op([STREAM_OPTIONS], bool, "chunks are not padded", "include_obfuscation"),
+    *_works(
+        [MESSAGE],
+        role="system or developer, user, assistant, tool",
+        content="text, or a list of text parts",
+        name="of who writes, where the chat template has a place for it",
+        tool_calls="calls of an assistant, where the chat template has a place for them; arguments are an object or its JSON",
+        tool_call_id="of the call that a tool answers, where the chat template has a place for it",
+        reasoning_content="of an assistant, where the chat template has a place for it",
+        reasoning="the same under vLLM's newer name",
+    ),
+    *_no_op(
+        [MESSAGE, CONTENT_PART], dict[str, Any], "prefixes are cached without breakpoints",
+        "cache_control", "prompt_cache_breakpoint",
+    ),
+    *_no_op([MESSAGE], Any, "no model reads them", "annotations"),
+    *_refused([MESSAGE], _TEXT_ONLY, audio=_EMPTY),
+    *_refused([MESSAGE], "what an assistant said goes into its content", refusal=_EMPTY),
+    *_refused([MESSAGE], "OpenAI's older form of tool_calls", function_call=_EMPTY),
+    *_works([CONTENT_PART], type="text, the only one that the models here read", text="the text"),
+)  # fmt: skip
+
+# Those of the endpoints that generate nothing.
+FIELDS += (
+    *_works((TOKENIZE, DETOKENIZE), model="name of the model; may be left out"),
+    *_works(
+        (TOKENIZE,),
+        prompt="text",
+        messages="a chat, in place of a prompt",
+        add_special_tokens="those that the tokenizer puts around a text",
+        add_generation_prompt="the template's beginning of an answer",
+        chat_template_kwargs="further variables of the template",
+        return_token_strs="the tokens as the vocabulary spells them",
+    ),
+    *_works((DETOKENIZE,), tokens="token ids"),
+    *_refused((TOKENIZE,), "this endpoint ends a chat where a new answer begins", continue_final_message=(False,)),
+    *_refused((TOKENIZE,), "the model's own template is used", chat_template=()),
+    *_refused((TOKENIZE,), _TOOLS, tools=([],)),
+    *_refused((TOKENIZE,), _TEXT_ONLY, media_io_kwargs=({},), mm_processor_kwargs=({},)),
+)
+
+
+def _by_place() -> dict[str, MappingProxyType[str, FieldRow]]:
+    tables: dict[str, dict[str, FieldRow]] = {}
+    for row in FIELDS:
+        for place in row.places:
+            table = tables.setdefault(place, {})
+            assert row.name not in table, f"{place}: {row.name} has two rows"
+            table[row.name] = row
+    return {place: MappingProxyType(table) for place, table in tables.items()}
+
+
+ROWS = _by_place()

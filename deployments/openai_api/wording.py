@@ -1,0 +1,77 @@
+"""What is wrong with a value, in words of JSON."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+MAX_SHOWN = 80
+_MAX_ITEMS_SHOWN = 16
+
+# Kind of a validation error to its sentence, with the names of what that kind tells.
+_SENTENCES = {
+    "missing": "is required",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "literal_error": "must be {expected}",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_unicode": "must be valid Unicode",
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
+}
+
+
+def sentence(kind: str, context: Mapping[str, Any], own: str) -> str:
+    """What a validation error of ``kind`` says; ``own`` is the sentence of kinds that this project made."""
+    text = _SENTENCES.get(kind)
+    if text is None:
+        return own if kind in OWN_KINDS else "is not a value that this field may have"
+    values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
+    if kind == "literal_error":
+        values["expected"] = str(context.get("expected", "")).replace("'", '"')
+    text = text.format_map(values)
+    return text.replace("least 1 characters", "least 1 character").replace("least 1 items", "least 1 item")
+
+
+OWN_KINDS = frozenset({"field_value"})
+
+
+def shown(value: Any) -> str:
+    """A value in an error message as JSON, cut to a length that no client can abuse."""
+    if isinstance(value, (list, dict)):
+        parts = value if isinstance(value, list) else [*value, *value.values()]
+        if len(value) > _MAX_ITEMS_SHOWN or any(
+            isinstance(part, (list, dict)) or len(str(part)) > MAX_SHOWN for part in parts
+        ):
+            return f"a{' list' if isinstance(value, list) else 'n object'} of {len(value)} items"
+    if isinstance(value, str):
+        value = value[: MAX_SHOWN + 1]
+    text = json.dumps(value, ensure_ascii=False)
+    if not text.isprintable():
+        text = json.dumps(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def field_name(name: Any) -> str:
+    """A field's name in an error's path."""
+    text = str(name)[:MAX_SHOWN]
+    return text if text.isprintable() else json.dumps(text)[1:-1]
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that somebody may have meant."""
+    found = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75) if len(name) <= MAX_SHOWN else []
+    return found[0] if found else None
