@@ -233,6 +233,10 @@ class LLMConfig(EngineConfig):
         "refuse",
         description="What happens to a field of a request that this server does not know: the request is refused, or the field left out. Fields that it knows and cannot serve are refused either way.",
     )
+    trust_request_chat_template: bool = Field(
+        False,
+        description="Let requests bring a chat_template instead of the model's. It runs in a sandbox, but may keep an ingress busy.",
+    )
     generation_config: str = Field(
         "auto",
         min_length=1,

@@ -46,6 +46,7 @@ from deployments.http.whole_answer import WholeAnswer
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.vllm_text import VllmMetrics
 from deployments.openai_api.answer import OpenAiResponse, model_object
+from deployments.openai_api.chat_prompt import ChatPrompts
 from deployments.openai_api.event_ids import LAST_EVENT_ID_HEADER
 from deployments.openai_api.openapi import PAGE_HEADERS, Endpoint, docs_page, openapi
 from deployments.openai_api.protocol import ChatCompletionRequest, CompletionRequest
@@ -238,7 +239,11 @@ class OpenAiIngress:
             model.model_id,
             limits,
             self._config.max_choices,
-            special_tokens_as_text=self._config.special_tokens_in_messages == "text",
+            ChatPrompts(
+                self._tokenizer,
+                self._config.special_tokens_in_messages == "text",
+                self._config.trust_request_chat_template,
+            ),
             defaults=self._defaults,
             unknown_fields=self._config.unknown_fields,
         )

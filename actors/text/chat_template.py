@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -104,6 +105,8 @@ class ChatTemplate:
         source: Jinja text.
         special_tokens: bos_token, eos_token and the like, visible to the template.
         where: names the model in errors.
+    Attributes:
+        variables: names that it reads and does not set.
     Raises:
         ModelLoadError: the text is not valid Jinja.
     """
@@ -114,11 +117,14 @@ class ChatTemplate:
             self._template = environment.from_string(source)
             self._reads_tool_calls = "tool_calls" in source
             self._used = jinja2.meta.find_undeclared_variables(environment.parse(source))
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError) as error:
             raise ModelLoadError(
                 f"the chat template of {where} is not valid ({error}): mend or remove it.", "tokenizer"
             ) from error
         self._special_tokens = special_tokens
+        # Nobody outside this process can write it, and it holds nothing that special tokens are made of.
+        self._end = f"{secrets.token_hex(16)} "
+        self.variables = frozenset(self._used)
         self._reserved = _OWN_VARIABLES | special_tokens.keys() | self._template.globals.keys()
 
     def render(
@@ -126,6 +132,7 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: list[dict[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         rewrite: Callable[[str], str] | None = None,
@@ -137,6 +144,7 @@ class ChatTemplate:
         Args:
             messages: OpenAI chat messages; content is a string, None, or a list of text parts, which are joined by newlines.
                 None becomes an empty string where the template does not know tool calls, whose messages have that.
+            continue_final_message: end where the content of the last message ends.
             tools: OpenAI tool definitions, passed on to the template.
             template_kwargs: further variables of the template, e.g. enable_thinking; a name that has a meaning of its own
                 there (those above, special tokens, Jinja's functions) is refused, and one that the template does not name is
@@ -164,6 +172,8 @@ class ChatTemplate:
             plain = [_rewritten_message(message, rewrite) for message in plain]
             tools = _rewritten(tools, rewrite, "tools")
             own = {name: _rewritten(value, rewrite, "chat_template_kwargs") for name, value in own.items()}
+        if continue_final_message:
+            plain[-1] = {**plain[-1], "content": (plain[-1].get("content") or "") + self._end}
         variables = {
             **own,
             **self._special_tokens,
@@ -198,7 +208,18 @@ class ChatTemplate:
         ) as error:
             # The error is of the template's own expressions, in words of Python.
             raise InvalidRequestError("the model's chat template cannot render these messages", "messages") from error
-        return "".join(pieces)
+        text = "".join(pieces)
+        return self._cut(text) if continue_final_message else text
+
+    def _cut(self, text: str) -> str:
+        """What stands before the end of the final message's content; without the white space there if the template trims."""
+        end = text.rfind(self._end.rstrip())
+        if end < 0:
+            raise InvalidRequestError(
+                "continue_final_message: the chat template does not write the last message's content as it is",
+                "continue_final_message",
+            )
+        return text[:end] if text.startswith(self._end, end) else text[:end].rstrip()
 
 
 def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Tokenizer:
         self.token_bytes_table = TokenBytes(self._backend, self.vocab_size, name)
         self._special = SpecialTokens(self._backend)
         self.special_tokens = dict(parts.special_tokens)
-        self.chat_template = template = parts.chat_template
+        self.chat_template_source = template = parts.chat_template
         self._template = ChatTemplate(template, parts.special_tokens, name) if template is not None else None
 
     @functools.cached_property
@@ -124,13 +124,28 @@ class Tokenizer:
         """Return the bytes that a token stands for; those of all tokens of a text, joined, are its UTF-8."""
         return self.token_bytes_table[token_id]
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        """Render the model's chat template with ``options`` of ``ChatTemplate.render``; encode the result with
-        ``add_special_tokens=False``.
+    def apply_chat_template(
+        self, messages: list[dict[str, Any]], template: ChatTemplate | None = None, **options: Any
+    ) -> str:
+        """Render the model's chat template, or ``template``, with ``options`` of ``ChatTemplate.render``; encode the result
+        with ``add_special_tokens=False``.
 
         Raises:
             InvalidRequestError: the model has no template, or it does not take these messages or variables.
         """
+        return (template or self.chat_template()).render(messages, **options)
+
+    def chat_template(self, source: str | None = None) -> ChatTemplate:
+        """The model's chat template, or one of a request's.
+
+        Raises:
+            InvalidRequestError: the model has none, or ``source`` is not valid.
+        """
+        if source is not None:
+            try:
+                return ChatTemplate(source, self.special_tokens, "this request")
+            except ModelLoadError as error:
+                raise InvalidRequestError(f"chat_template: {error.message}", "chat_template") from None
         if self._template is None:
             raise InvalidRequestError(
                 f"model {self._name} has no chat template: use completions, or put a chat_template.jinja beside its "
@@ -138,7 +153,7 @@ class Tokenizer:
                 "messages",
                 "no_chat_template",
             )
-        return self._template.render(messages, **options)
+        return self._template
 
     def encode_chat(
         self,

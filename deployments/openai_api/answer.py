@@ -76,8 +76,10 @@ class OpenAiResponse(ABC):
         self.generation = generation
         self.prompt_ids = prompt_ids
         self.seed = seed
+        # Who knows the id of a stream that can be taken up must not be able to choose it.
+        own_id = request.request_id if events is None else None
         self._head: dict[str, Any] = {
-            "id": resumed.answer_id if resumed else f"{self.id_prefix}-{uuid.uuid4().hex}",
+            "id": resumed.answer_id if resumed else f"{self.id_prefix}-{own_id or uuid.uuid4().hex}",
             "object": self.object_name,
             "created": created,
             "model": model_id,
@@ -232,6 +234,12 @@ class OpenAiResponse(ABC):
             if first and self.request.return_token_ids:
                 count += len(self.prompt_of(choice))
         return count
+
+    def token_name(self, token_id: int) -> str:
+        """How log-probabilities name a token."""
+        return (
+            f"token_id:{token_id}" if self.request.return_tokens_as_token_ids else self.tokenizer.token_text(token_id)
+        )
 
     def prompt_of(self, choice: Choice) -> list[int]:
         """Token ids of the prompt that a choice answers."""

@@ -11,18 +11,25 @@ from deployments.openai_api.protocol import ChatCompletionRequest
 
 
 class ChatAnswer(OpenAiResponse):
-    """Answer to a chat completion."""
+    """Answer to a chat completion; ``echo`` is the text that each choice begins with."""
 
     id_prefix = "chatcmpl"
     object_name = "chat.completion"
     chunk_name = "chat.completion.chunk"
     request: ChatCompletionRequest
 
+    def __init__(self, *args: Any, echo: str = "", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._echo = echo
+
+    def num_echoed(self, choice: Choice) -> int:
+        return len(self._echo)
+
     def whole_choice(self, choice: Choice) -> dict[str, Any]:
         output = choice.output
         body = {
             "index": choice.index,
-            "message": {"role": "assistant", "content": output.text, "refusal": None},
+            "message": {"role": "assistant", "content": self._echo + output.text, "refusal": None},
             "logprobs": self._logprobs(output, ALL),
             "finish_reason": output.finish_reason,
             "stop_reason": output.stop_reason,
@@ -44,8 +51,8 @@ class ChatAnswer(OpenAiResponse):
         return {"prompt_logprobs": self.prompt_logprobs(choice)}
 
     def opening_choice(self, choice: Choice) -> dict[str, Any]:
-        # As OpenAI has it: clients take the role from a chunk of its own, whose content is empty.
-        delta = {"role": "assistant", "content": "", "refusal": None}
+        # As OpenAI has it: clients take the role from a chunk of its own, whose content is empty, or what is echoed.
+        delta = {"role": "assistant", "content": self._echo, "refusal": None}
         body: dict[str, Any] = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
         if self.request.return_token_ids:
             body |= {"token_ids": [], "prompt_token_ids": self.prompt_ids[0]}
@@ -83,7 +90,7 @@ class ChatAnswer(OpenAiResponse):
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         return {
-            "token": self.tokenizer.token_text(token),
+            "token": self.token_name(token),
             "logprob": finite(logprob),
             "bytes": list(self.tokenizer.token_bytes(token)),
         }

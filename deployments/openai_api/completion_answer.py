@@ -94,7 +94,7 @@ class CompletionAnswer(OpenAiResponse):
             tokens = [*prompt, *tokens]
             entries = [*output.prompt_logprobs, *entries]
             offsets = prompt_offsets(self.tokenizer, prompt, self._prompt_text_of(choice)) + offsets
-        texts = [self.tokenizer.token_text(token) for token in tokens]
+        texts = [self.token_name(token) for token in tokens]
         return {
             "tokens": texts,
             "token_logprobs": [None if entry is None else finite(entry.logprob) for entry in entries],
@@ -107,6 +107,6 @@ class CompletionAnswer(OpenAiResponse):
         tops: dict[str, float] = {}
         # Tokens that are parts of characters share one text; the likeliest comes first and keeps it.
         for token, logprob in zip(entry.top_ids[:limit], entry.top_logprobs):
-            tops.setdefault(self.tokenizer.token_text(token), finite(logprob))
+            tops.setdefault(self.token_name(token), finite(logprob))
         tops.setdefault(text, finite(entry.logprob))
         return tops

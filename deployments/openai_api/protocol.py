@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, FailFast, Field, PlainValidator, StringConstraints
+from pydantic import BeforeValidator, FailFast, Field, PlainValidator, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from cluster.api_errors import bad_request
@@ -25,6 +25,8 @@ MAX_N = 128
 MAX_FIELDS = 256
 MAX_RESUMED_TOKENS = 2**20
 MAX_RESUMED_CHOICES = 1024
+MAX_DOCUMENTS = 1024
+MAX_TEMPLATE_CHARS = 2**16
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 
@@ -124,6 +126,10 @@ class GenerationRequest(RequestPart):
     stream_options: StreamOptions | None = None
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    truncate_prompt_tokens: int | None = Field(None, ge=-1, lt=2**31)
+    truncation_side: Literal["left", "right"] = "left"
+    request_id: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,256}$")] | None = None
     skip_special_tokens: bool = True
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     cache_salt: ShortText = ""
@@ -160,6 +166,12 @@ class CompletionRequest(GenerationRequest):
         return prompts
 
 
+class Thinking(RequestPart):
+    """Whether the model is to reason, in words of Anthropic's and DeepSeek's clients."""
+
+    type: Literal["enabled", "disabled"]
+
+
 class ChatCompletionRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
@@ -169,7 +181,21 @@ class ChatCompletionRequest(GenerationRequest):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     add_generation_prompt: bool = True
     add_special_tokens: bool = False
+    continue_final_message: bool = False
+    echo: bool = False
+    documents: list[dict[str, str]] = Field(default_factory=list, max_length=MAX_DOCUMENTS)
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    enable_thinking: bool | None = None
+    thinking: Thinking | None = None
+    chat_template: Annotated[str, StringConstraints(max_length=MAX_TEMPLATE_CHARS)] | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
+
+    @model_validator(mode="after")
+    def _one_end(self) -> ChatCompletionRequest:
+        # Whose last message goes on has no turn to begin, unless the request insists on both.
+        if self.continue_final_message and "add_generation_prompt" not in self.model_fields_set:
+            self.add_generation_prompt = False
+        return self
 
 
 _Request = TypeVar("_Request", bound=GenerationRequest)

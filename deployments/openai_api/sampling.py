@@ -144,6 +144,24 @@ def check_prompt_len(prompt_len: int, param: str, max_model_len: int) -> None:
         )
 
 
+def truncated(token_ids: list[int], request: GenerationRequest, limits: ModelLimits) -> list[int]:
+    """As much of a prompt as the request wants; the very list if that is all of it.
+
+    Raises:
+        ApiError: that is nothing.
+    """
+    most = request.truncate_prompt_tokens
+    if most is None:
+        return token_ids
+    if most == 0:
+        raise bad_request("truncate_prompt_tokens: must be at least 1, or -1, got 0", "truncate_prompt_tokens")
+    if most < 0:
+        most = max(1, limits.max_model_len - max(asked_max_tokens(request)[1] or 1, 1))
+    if len(token_ids) <= most:
+        return token_ids
+    return token_ids[-most:] if request.truncation_side == "left" else token_ids[:most]
+
+
 def context_exceeded(max_model_len: int, what: str, param: str) -> ApiError:
     """For a request that is longer than the context; client libraries look for OpenAI's words."""
     message = f"This model's maximum context length is {max_model_len} tokens. However, {what}"

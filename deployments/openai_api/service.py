@@ -6,12 +6,12 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from actors.text.detokenizer import IncrementalDetokenizer
 from actors.text.tokenizer import Tokenizer
-from cluster.api_errors import ApiError, bad_request, from_engine
-from cluster.errors import BiremeError, InvalidRequestError
+from cluster.api_errors import ApiError, bad_request
+from cluster.errors import InvalidRequestError
 from cluster.journal import JournalEntry
 from cluster.tenant import NOBODY, Tenant
 from deployments.http.body import parse_json
@@ -27,11 +27,11 @@ from deployments.metrics.request_events import RESUMED
 from deployments.openai_api.answer import OpenAiResponse
 from deployments.openai_api.answer_digest import AnswerDigest
 from deployments.openai_api.chat_answer import ChatAnswer
+from deployments.openai_api.chat_prompt import ChatPrompts, echoed
 from deployments.openai_api.completion_answer import CompletionAnswer
 from deployments.openai_api.event_ids import EventIds, ResumePoint
 from deployments.openai_api.protocol import (
     ChatCompletionRequest,
-    ChatMessage,
     CompletionRequest,
     GenerationRequest,
     parse_request,
@@ -47,6 +47,7 @@ from deployments.openai_api.sampling import (
     context_exceeded,
     engine_seed,
     sampling_params,
+    truncated,
 )
 from deployments.openai_api.sampling_defaults import SamplingDefaults
 from deployments.openai_api.validation import UnknownFields
@@ -72,15 +73,6 @@ class Caller(NamedTuple):
     trace_id: str = ""
 
 
-class _ChatPrompt(Protocol):
-    """What a chat's prompt is rendered from."""
-
-    messages: list[ChatMessage]
-    add_special_tokens: bool
-    add_generation_prompt: bool
-    chat_template_kwargs: dict[str, Any]
-
-
 _ANYBODY = Caller()
 _Prepare = Callable[[Any, Caller, float], "tuple[Generation, OpenAiResponse]"]
 
@@ -94,7 +86,7 @@ class OpenAiService:
     Args:
         model_id: name under which clients ask for the model.
         max_choices: most sequences (prompts times n) of one request.
-        special_tokens_as_text: special tokens that are written out in a chat's messages are plain text.
+        chats: renders and encodes chats; by default with nothing but the model's own template.
         defaults: what a request has where it says nothing.
         unknown_fields: whether a field that nobody knows is refused, or left out.
     """
@@ -106,7 +98,7 @@ class OpenAiService:
         model_id: str,
         limits: ModelLimits,
         max_choices: int,
-        special_tokens_as_text: bool = True,
+        chats: ChatPrompts | None = None,
         defaults: SamplingDefaults | None = None,
         unknown_fields: UnknownFields = "refuse",
     ) -> None:
@@ -116,7 +108,7 @@ class OpenAiService:
         self._client = client
         self._tokenizer = tokenizer
         self._max_choices = max_choices
-        self._special_tokens_as_text = special_tokens_as_text
+        self._chats = chats or ChatPrompts(tokenizer)
         self._unknown_fields = unknown_fields
         self._live = LiveAnswers()
         self.traces = RequestTraces()
@@ -189,18 +181,21 @@ class OpenAiService:
         for i, prompt in enumerate(prompts):
             param = "prompt" if len(prompts) == 1 else f"prompt.{i}"
             if isinstance(prompt, str):
-                ids = self._encode(prompt, request.add_special_tokens, param)
+                encoded = self._encode(prompt, request, param)
+                ids = truncated(encoded, request, self.limits)
+                is_whole = ids is encoded
                 if not ids:
                     raise bad_request(f"{param} has no tokens; write at least one character", param)
             else:
-                ids = prompt
+                ids, is_whole = prompt, False
+                ids = truncated(ids, request, self.limits)
                 check_prompt_len(len(ids), param, self.limits.max_model_len)
                 check_prompt_ids(ids, param, self.limits.vocab_size)
             prompt_ids.append(ids)
             if not shows_prompt:
                 prompt_texts.append("")
             else:
-                prompt_texts.append(prompt if isinstance(prompt, str) else self._text_of(ids))
+                prompt_texts.append(prompt if isinstance(prompt, str) and is_whole else self._text_of(ids))
         request.prompt = None  # the answer keeps the request, and has no use for it
         generation, options = self._generation(request, prompt_ids, caller, received)
         answer = CompletionAnswer(
@@ -223,15 +218,18 @@ class OpenAiService:
         self._check_choices(request.n)
         # A template may write the date, which must not be another one when the answer is taken up.
         created = _beginning(caller.resumed)
-        prompt_ids = [self._encode_chat(request, created)]
+        encoded = self._chats.encode(request, created, lambda text: self._check_length(text, request, "messages"))
+        prompt_ids = [truncated(encoded, request, self.limits)]
         if not prompt_ids[0]:
             raise bad_request("messages make a prompt without tokens; write at least one character", "messages")
-        request.messages = []  # as above
-        request.chat_template_kwargs = {}
+        echo = echoed(request.messages) if request.echo else ""
+        # As above.
+        request.messages, request.documents = [], []
+        request.chat_template_kwargs, request.chat_template = {}, None
         generation, options = self._generation(request, prompt_ids, caller, received)
         answer = ChatAnswer(
             request, self.model_id, self._tokenizer, generation, prompt_ids, **options, created=created,
-            defaults=self.defaults,
+            defaults=self.defaults, echo=echo,
         )  # fmt: skip
         return generation, answer
 
@@ -257,15 +255,15 @@ class OpenAiService:
         Raises:
             ApiError: it is not valid Unicode.
         """
-        return self._encode(text, add_special_tokens, "prompt", is_bounded=False)
+        return self._ids_of(text, add_special_tokens, "prompt")
 
-    def tokenize_chat(self, request: _ChatPrompt) -> list[int]:
+    def tokenize_chat(self, request: ChatCompletionRequest) -> list[int]:
         """The token ids of a chat's prompt, however long, as a chat completion has them.
 
         Raises:
             ApiError: the model's template does not take the messages.
         """
-        return self._encode_chat(request, time.time(), is_bounded=False)
+        return self._chats.encode(request, time.time(), check=lambda text: None)
 
     def _check_choices(self, count: int) -> None:
         if count > self._max_choices:
@@ -273,31 +271,19 @@ class OpenAiService:
                 f"prompts times n is {count}; at most {self._max_choices} sequences are allowed in one request", "n"
             )
 
-    def _encode(self, text: str, add_special_tokens: bool, param: str, is_bounded: bool = True) -> list[int]:
-        if is_bounded:
-            self._check_length(text, param)
+    def _encode(self, text: str, request: CompletionRequest, param: str) -> list[int]:
+        self._check_length(text, request, param)
+        return self._ids_of(text, request.add_special_tokens, param)
+
+    def _ids_of(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
         try:
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except InvalidRequestError as error:  # the tokenizer does not know where the text came from
             raise bad_request(f"{param}: {error.message}", param, error.code) from None
 
-    def _encode_chat(self, request: _ChatPrompt, now: float, is_bounded: bool = True) -> list[int]:
-        try:
-            return self._tokenizer.encode_chat(
-                [message.as_template_message() for message in request.messages],
-                request.add_special_tokens,
-                self._special_tokens_as_text,
-                check=(lambda text: self._check_length(text, "messages")) if is_bounded else None,
-                add_generation_prompt=request.add_generation_prompt,
-                template_kwargs=request.chat_template_kwargs,
-                now=now,
-            )
-        except BiremeError as error:
-            if error.param == "prompt":  # the tokenizer does not know where the text came from
-                raise bad_request(f"messages: {error.message}", "messages", error.code) from None
-            raise from_engine(error) from None
-
-    def _check_length(self, text: str, param: str) -> None:
+    def _check_length(self, text: str, request: GenerationRequest, param: str) -> None:
+        if request.truncate_prompt_tokens is not None:
+            return
         most = self.limits.max_model_len - 1
         if self._tokenizer.floor.exceeds(text, most):
             raise context_exceeded(
@@ -346,8 +332,11 @@ class OpenAiService:
                     cache_salt=cache_salt,
                     tenant=tenant.id,
                 )
-                # A completion goes on with the prompt's text; a chat's answer is a text of its own.
-                continues = prompt_ids if isinstance(request, CompletionRequest) else None
+                # A completion goes on with the prompt's text; a chat's answer is a text of its own, unless it is to go on.
+                goes_on = isinstance(request, CompletionRequest) or (
+                    isinstance(request, ChatCompletionRequest) and request.continue_final_message
+                )
+                continues = prompt_ids if goes_on else None
                 detokenizer = IncrementalDetokenizer(self._tokenizer, request.skip_special_tokens, continues=continues)
                 output = SequenceOutput(
                     detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output

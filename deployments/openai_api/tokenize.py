@@ -15,7 +15,7 @@ from deployments.http.json_pieces import write_json
 from deployments.http.large_requests import SMALL_BYTES, large_requests
 from deployments.openai_api.fields import DETOKENIZE, TOKENIZE, ShortText
 from deployments.openai_api.messages import MAX_MESSAGES, ChatMessage
-from deployments.openai_api.protocol import parse_fields
+from deployments.openai_api.protocol import ChatCompletionRequest, parse_fields
 from deployments.openai_api.sampling import check_prompt_ids
 from deployments.openai_api.service import OpenAiService
 from deployments.openai_api.validation import RequestPart
@@ -49,6 +49,15 @@ class TokenizeChatRequest(RequestPart):
     add_special_tokens: bool = False
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
     return_token_strs: bool = False
+
+    def as_chat(self) -> ChatCompletionRequest:
+        """The chat whose prompt is asked for."""
+        return ChatCompletionRequest(
+            messages=self.messages,
+            add_generation_prompt=self.add_generation_prompt,
+            add_special_tokens=self.add_special_tokens,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
 
 
 class DetokenizeRequest(RequestPart):
@@ -105,7 +114,7 @@ class TokenizeEndpoints:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self._service.limits.max_model_len,
             **tokenizer.special_tokens,
-            "chat_template": tokenizer.chat_template,
+            "chat_template": tokenizer.chat_template_source,
             "added_tokens_decoder": tokenizer.added_tokens(),
         }
 
@@ -117,7 +126,7 @@ class TokenizeEndpoints:
                 raise bad_request("prompt and messages: give one of them", "prompt")
             request = parse_fields(TokenizeChatRequest, fields, TOKENIZE)
             service.check_model(request.model)
-            ids = service.tokenize_chat(request)
+            ids = service.tokenize_chat(request.as_chat())
         else:
             request = parse_fields(TokenizePromptRequest, fields, TOKENIZE)
             service.check_model(request.model)

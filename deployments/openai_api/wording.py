@@ -28,6 +28,7 @@ _SENTENCES = {
     "less_than_equal": "must be at most {le}",
     "string_too_short": "must have at least {min_length} characters",
     "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must be at most 256 visible ASCII characters without spaces",
     "string_unicode": "must be valid Unicode",
     "too_short": "must have at least {min_length} items",
     "too_long": "must have at most {max_length} items",

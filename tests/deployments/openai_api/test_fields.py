@@ -44,8 +44,7 @@ VLLM = {
         media_io_kwargs mm_processor_kwargs return_prompt_text""",
 }
 PENDING = {
-    "truncate_prompt_tokens", "truncation_side", "allowed_token_ids", "bad_words", "echo", "return_tokens_as_token_ids",
-    "continue_final_message", "documents", "chat_template", "return_prompt_text",
+    "allowed_token_ids", "bad_words",
 }  # fmt: skip
 OPENAI = {
     COMPLETION: completion_params.CompletionCreateParamsBase,

@@ -15,6 +15,7 @@ from cluster.api_errors import ApiError
 from cluster.outputs import FINISH_LENGTH, TokenDelta, TokenLogprobs
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import RequestEvents
+from deployments.openai_api.chat_prompt import ChatPrompts
 from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.service import Caller, OpenAiService
 from deployments.openai_api.text_offsets import prompt_offsets
@@ -100,7 +101,7 @@ async def test_a_reserved_template_variable_is_refused_by_name(name):
 async def test_special_tokens_in_what_a_client_says_are_text_unless_the_setting_says_otherwise(body, as_text, length):
     tokenizer = byte_tokenizer("{{ messages[0].content }}{{ documents | join if documents }}")
     limits = ModelLimits(64, tokenizer.vocab_size)
-    service = OpenAiService(Engines([0]), tokenizer, "m", limits, 4, special_tokens_as_text=as_text)
+    service = OpenAiService(Engines([0]), tokenizer, "m", limits, 4, ChatPrompts(tokenizer, as_text))
     _, answer = await service.chat(body)
     assert len(answer.prompt_ids[0]) == length
     assert tokenizer.decode(answer.prompt_ids[0], skip_special_tokens=False) == "<|im_end|>"
