@@ -113,6 +113,10 @@ class EngineConfig(BaseModel):
         le=1,
         description="Share of max_queued_requests that requests of one API key may hold, where several are configured; more get 429. Within a priority, keys take turns.",
     )
+    logprobs_mode: Literal["raw", "processed"] = Field(
+        "raw",
+        description="Log-probabilities of generated tokens; raw: of the model's own distribution; processed: after penalties, biases, forbidden tokens and temperature, but with what top_k, top_p and min_p leave out. Those of prompts are raw.",
+    )
     hang_timeout_s: float = Field(
         3.0,
         ge=0.5,

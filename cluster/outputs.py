@@ -18,7 +18,7 @@ FINISHES_ELSEWHERE = frozenset({FINISH_ABORT, FINISH_HANDOVER, FINISH_MOVE})
 
 
 class TokenLogprobs(NamedTuple):
-    """Log-probabilities of one position, from the model's raw distribution (before penalties and temperature).
+    """Log-probabilities of one position, from the distribution that the setting ``logprobs_mode`` names.
 
     ``top_ids``/``top_logprobs`` are the most likely tokens, best first; ``rank`` of the token itself starts at 1.
     """

@@ -10,6 +10,9 @@ MAX_EOS_TOKEN_IDS = 32
 MAX_STOP_TOKEN_IDS = 32
 MAX_STOP_SEQS = 8
 MAX_STOP_SEQ_LEN = 16
+MAX_ALLOWED_TOKEN_IDS = 1024
+MAX_BAD_SEQS = 128
+MAX_BAD_SEQ_LEN = 8
 MAX_LOGPROBS = 20
 
 
@@ -25,6 +28,9 @@ class SamplingParams:
         presence_penalty, frequency_penalty: over generated tokens, [-2, 2].
         repetition_penalty: over prompt and generated tokens, (0, inf), 1 is off.
         logit_bias: token id to additive bias, at most MAX_LOGIT_BIAS entries.
+        allowed_token_ids: the only tokens that may be sampled, at most MAX_ALLOWED_TOKEN_IDS; empty allows all.
+        bad_token_seqs: token sequences that may not be generated: the last token of one is out of the question where those
+            before it have just been generated. At most MAX_BAD_SEQS of at most MAX_BAD_SEQ_LEN tokens.
         seed: always assigned by the ingress; with the absolute position it fixes every random draw.
         max_tokens, min_tokens: bounds of the generated length; no kind of stop takes effect on the first min_tokens tokens.
         stop: stop strings, matched on text by the ingress.
@@ -43,6 +49,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_token_seqs: tuple[tuple[int, ...], ...] = ()
     seed: int = 0
     max_tokens: int = 16
     min_tokens: int = 0

@@ -21,7 +21,8 @@ def gather_last_tokens(hidden: paddle.Tensor, sample_rows: paddle.Tensor) -> pad
 
 
 def apply_penalties(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tensor) -> None:
-    """Change `logits` float32 [R, V] in place: bias, minimum length, repetition, then frequency and presence.
+    """Change `logits` float32 [R, V] in place: bias, minimum length, allowed tokens, bad sequences, repetition, then frequency
+    and presence.
 
     Args:
         sample_slots: int32 [R or more], slot of each row; rows with slot -1 stay as they are.
@@ -32,6 +33,19 @@ def apply_penalties(logits: paddle.Tensor, state: ShareInputs, sample_slots: pad
     if not logits.shape[0]:
         return
     run_state_op("apply_penalties", state, logits, sample_slots)
+
+
+def apply_temperature(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tensor) -> None:
+    """Divide `logits` float32 [R, V] in place by the temperatures of their slots; rows that take the largest value, and those
+    with slot -1, stay as they are.
+
+    Raises:
+        ValueError: `logits` is not contiguous.
+    """
+    require_contiguous(logits, "logits")
+    if not logits.shape[0]:
+        return
+    run_state_op("apply_temperature", state, logits, sample_slots)
 
 
 def sample(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tensor) -> paddle.Tensor:

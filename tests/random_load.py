@@ -67,7 +67,8 @@ class RandomLoad:
                 {"presence_penalty": 1.0, "frequency_penalty": 0.3},
                 {"logit_bias": {17: 2.0, 40: -1.0}},
                 {"min_tokens": params["max_tokens"] // 2},
-            ][int(rng.integers(4))]
+                {"allowed_token_ids": tuple(range(20, 60)), "bad_token_seqs": ((21,), (22, 23), (30, 31, 32))},
+            ][int(rng.integers(5))]
         if rng.random() < 0.3:
             params["logprobs"] = int(rng.integers(0, 5))
         if rng.random() < 0.05:

@@ -24,7 +24,11 @@ PYTHON_BLOCK = re.compile(r"(<!-- runnable -->\n)?```python\n(.*?)```", re.DOTAL
 
 
 def config_table_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_config_table", ROOT / "docs" / "make_config_table.py")
+    return docs_script("make_config_table")
+
+
+def docs_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -95,3 +99,11 @@ def test_named_make_targets_exist() -> None:
     named = {name for page in PAGES for name in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE)}
     assert named
     assert named <= targets
+
+
+def test_the_page_of_fields_matches_the_table_that_the_checks_read():
+    page = (ROOT / "docs" / "fields.md").read_text(encoding="utf-8")
+    script = docs_script("make_field_table")
+    assert script.page() == page, "run: python docs/make_field_table.py"
+    names = {row.name for rows in script.ROWS.values() for row in rows.values()}
+    assert all(f"`{name}`" in page for name in names)

@@ -16,6 +16,7 @@ from gpu_ops.sources import sources_hash
 # Settings whose value can change the bits of an answer, where it counts. What ``model``, ``tokenizer`` and ``load_format`` stand
 # for is content, which is hashed itself.
 CONTENT = frozenset({"model", "tokenizer", "load_format"})
+OF_ANSWERS = frozenset({"logprobs_mode"})
 OF_DUMMY_WEIGHTS = frozenset({"seed"})
 ON_A_GPU = frozenset({"dtype", "batch_invariant"})
 # Settings that change when and where something is computed, and how much fits. A new setting belongs into one of these.
@@ -55,6 +56,7 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
     """
     parts = [__version__, weights_fingerprint(source), _tokenizer_content(source), sources_hash()]
     parts.append(f"end={eos_token_ids(source)}")  # of more files than those above
+    parts += [f"{name}={getattr(config, name)!r}" for name in sorted(OF_ANSWERS)]
     if config.load_format == "dummy":
         parts += [f"{name}={getattr(config, name)!r}" for name in sorted(OF_DUMMY_WEIGHTS)]
     if device.is_gpu:

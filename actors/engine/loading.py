@@ -91,6 +91,7 @@ def load_engine(
         num_blocks=num_blocks,
         block_size=config.block_size,
         eos_token_ids=tuple(model_config.eos_token_ids),
+        processed_logprobs=config.logprobs_mode == "processed",
     )
     if device.is_gpu:
         if not config.enforce_eager:

@@ -43,6 +43,7 @@ class ModelRunner(StepExecutor):
         max_num_batched_tokens: most tokens in a step.
         num_blocks, block_size: KV cache.
         eos_token_ids: the model's end-of-sequence tokens.
+        processed_logprobs: as of ``Sampler``.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ModelRunner(StepExecutor):
         num_blocks: int,
         block_size: int,
         eos_token_ids: tuple[int, ...],
+        processed_logprobs: bool = False,
     ) -> None:
         self.model = model
         self.eos_token_ids = eos_token_ids
@@ -70,7 +72,7 @@ class ModelRunner(StepExecutor):
         self.sample_rows = device.tensor(np.zeros(max_num_seqs, np.int32))
         self.sample_slots = device.tensor(np.zeros(max_num_seqs, np.int32))
         self.counts = device.tensor(np.zeros(2, np.int32))
-        self.sampler = Sampler(model, self.share_inputs, self.sample_rows, self.sample_slots)
+        self.sampler = Sampler(model, self.share_inputs, self.sample_rows, self.sample_slots, processed_logprobs)
         # The step that carries a slot's PREEMPTED marker. A number, not a flag: the previous step's real token may still
         # be in flight when the marker is set.
         self.preempted_idx = np.full(max_num_seqs, -1, np.int64)

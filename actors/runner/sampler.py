@@ -43,17 +43,25 @@ class Sampler:
     """Changes ``share_inputs`` from one step to the next.
 
     Args:
+        processed_logprobs: log-probabilities are of what is drawn from, less what top_k, top_p and min_p leave out, rather than
+            of the model's raw distribution; those of prompts are always raw.
         sample_rows, sample_slots: int32 [B], which ``pack_tokens`` fills: last row and slot of each slot that samples.
     """
 
     def __init__(
-        self, model: Decoder, share_inputs: ShareInputs, sample_rows: paddle.Tensor, sample_slots: paddle.Tensor
+        self,
+        model: Decoder,
+        share_inputs: ShareInputs,
+        sample_rows: paddle.Tensor,
+        sample_slots: paddle.Tensor,
+        processed_logprobs: bool = False,
     ) -> None:
         self._model = model
         self._device = model.device
         self._share = share_inputs
         self._rows = sample_rows
         self._slots = sample_slots
+        self._processed_logprobs = processed_logprobs
         self._no_tokens = paddle.to_tensor(np.zeros(0, np.int64), place=paddle.CPUPlace())
 
     def run(self, hidden: paddle.Tensor | None, num_samples: int, needs: SamplingNeeds, packed: paddle.Tensor) -> None:
@@ -69,12 +77,16 @@ class Sampler:
         if num_samples:
             logits = self._model.compute_logits(sampling.gather_last_tokens(hidden, self._rows[:num_samples]))
             wants_logprobs = needs.num_logprobs >= 0
-            raw_logits = self._device.copy_of(logits) if wants_logprobs and needs.penalties else logits
+            of_raw = wants_logprobs and not self._processed_logprobs
+            shown = self._device.copy_of(logits) if of_raw and needs.penalties else logits
             if needs.penalties:
                 sampling.apply_penalties(logits, share, slots)
+            if wants_logprobs and self._processed_logprobs:
+                shown = self._device.copy_of(logits)
+                sampling.apply_temperature(shown, share, slots)
             tokens = sampling.sample(logits, share, slots)
             if wants_logprobs:
-                logprobs = sampling.token_logprobs(raw_logits, tokens, needs.num_logprobs)
+                logprobs = sampling.token_logprobs(shown, tokens, needs.num_logprobs)
         state.detect_stop(share, tokens, slots)
         state.update_inputs(share, tokens, slots)
         if logprobs is None:

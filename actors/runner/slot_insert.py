@@ -56,6 +56,7 @@ class _Values:
             "num_computed": insert.num_computed_tokens,
             "eos_token_ids": () if params.ignore_eos else eos_token_ids,
             "stop_seq_lens": [len(sequence) for sequence in params.stop_token_seqs],
+            "bad_seq_lens": [len(sequence) for sequence in params.bad_token_seqs],
             "logit_bias_ids": list(params.logit_bias),
             "logit_bias_values": list(params.logit_bias.values()),
         }

@@ -364,6 +364,8 @@ class Scheduler:
                 plan.needs.num_logprobs = max(plan.needs.num_logprobs, params.logprobs)
             plan.needs.penalties |= bool(
                 params.logit_bias
+                or params.allowed_token_ids
+                or params.bad_token_seqs
                 or params.presence_penalty
                 or params.frequency_penalty
                 or params.repetition_penalty != 1

@@ -35,7 +35,7 @@ class SamplingNeeds:
     """What a step's sampling does besides drawing a token for each sampling slot.
 
     Attributes:
-        penalties: some sampling request has penalties, a bias, or a minimum length not yet reached.
+        penalties: some sampling request has penalties, a bias, forbidden tokens, or a minimum length not yet reached.
         num_logprobs: most alternatives any sampling request wants, -1 for none.
         prompt_logprobs: prompt positions to score.
     """

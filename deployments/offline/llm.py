@@ -25,6 +25,7 @@ from deployments.http.generation import Generation
 from deployments.offline.local_client import LocalClient
 from deployments.offline.outputs import CompletionOutput, RequestOutput
 from deployments.openai_api.answer import OpenAiResponse
+from deployments.openai_api.chat_prompt import ChatPrompts
 from deployments.openai_api.sampling import ModelLimits
 from deployments.openai_api.sampling_defaults import sampling_defaults
 from deployments.openai_api.service import OpenAiService
@@ -76,8 +77,8 @@ class LLM:
             self.model_id,
             ModelLimits(engine.info.max_model_len, engine.info.vocab_size),
             config.max_choices,
-            config.special_tokens_in_messages == "text",
-            defaults,
+            chats=ChatPrompts(self.tokenizer, config.special_tokens_in_messages == "text"),
+            defaults=defaults,
         )
 
     def generate(

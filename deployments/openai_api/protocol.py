@@ -13,7 +13,15 @@ from pydantic import BeforeValidator, FailFast, Field, PlainValidator, StringCon
 from pydantic_core import PydanticCustomError
 
 from cluster.api_errors import bad_request
-from cluster.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_SEQ_LEN, MAX_STOP_SEQS, MAX_STOP_TOKEN_IDS
+from cluster.sampling_params import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_SEQS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_STOP_SEQ_LEN,
+    MAX_STOP_SEQS,
+    MAX_STOP_TOKEN_IDS,
+)
 from deployments.openai_api.fields import CHAT, COMPLETION, STREAM_OPTIONS, ShortText
 from deployments.openai_api.messages import MAX_MESSAGES, ChatMessage, settled_messages
 from deployments.openai_api.validation import RequestPart, TokenId, UnknownFields, settled, validated, whole
@@ -28,6 +36,7 @@ MAX_RESUMED_CHOICES = 1024
 MAX_DOCUMENTS = 1024
 MAX_TEMPLATE_CHARS = 2**16
 
+BadWord = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 
 
@@ -121,6 +130,8 @@ class GenerationRequest(RequestPart):
     stop_token_seqs: list[Annotated[list[TokenId], Field(min_length=1, max_length=MAX_STOP_SEQ_LEN)]] = Field(
         default_factory=list, max_length=MAX_STOP_SEQS
     )
+    allowed_token_ids: list[TokenId] | None = Field(None, min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)
+    bad_words: list[BadWord] = Field(default_factory=list, max_length=MAX_BAD_SEQS // 2)
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None

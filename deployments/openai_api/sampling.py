@@ -6,8 +6,9 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from actors.text.tokenizer import Tokenizer
 from cluster.api_errors import ApiError, bad_request
-from cluster.sampling_params import MAX_LOGPROBS, SamplingParams
+from cluster.sampling_params import MAX_BAD_SEQ_LEN, MAX_LOGPROBS, SamplingParams
 from deployments.openai_api.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from deployments.openai_api.wording import shown
 
@@ -37,8 +38,14 @@ def engine_seed(seed: int) -> int:
     return seed % _SEED_RANGE
 
 
-def sampling_params(request: GenerationRequest, prompt_len: int, seed: int, limits: ModelLimits) -> SamplingParams:
-    """Parameters of one sequence behind a prompt of ``prompt_len`` tokens.
+def sampling_params(
+    request: GenerationRequest,
+    prompt_len: int,
+    seed: int,
+    limits: ModelLimits,
+    bad_token_seqs: tuple[tuple[int, ...], ...] = (),
+) -> SamplingParams:
+    """Parameters of one sequence behind a prompt of ``prompt_len`` tokens; ``bad_token_seqs`` are those of bad_words.
 
     Raises:
         ApiError: prompt and output do not fit the model, or a token id is not in its vocabulary.
@@ -49,6 +56,8 @@ def sampling_params(request: GenerationRequest, prompt_len: int, seed: int, limi
     _check_ids(request.stop_token_ids, "stop_token_ids", limits.vocab_size)
     for i, sequence in enumerate(request.stop_token_seqs):
         _check_ids(sequence, f"stop_token_seqs.{i}", limits.vocab_size)
+    allowed = request.allowed_token_ids or []
+    _check_ids(allowed, "allowed_token_ids", limits.vocab_size)
     logprobs, prompt_logprobs = _logprobs(request)
     return SamplingParams(
         temperature=request.temperature,
@@ -59,6 +68,8 @@ def sampling_params(request: GenerationRequest, prompt_len: int, seed: int, limi
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,
         logit_bias=_logit_bias(request, limits.vocab_size),
+        allowed_token_ids=tuple(allowed),
+        bad_token_seqs=bad_token_seqs,
         seed=engine_seed(seed),
         max_tokens=max(max_tokens, 1),
         min_tokens=request.min_tokens,
@@ -69,6 +80,25 @@ def sampling_params(request: GenerationRequest, prompt_len: int, seed: int, limi
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+
+
+def bad_token_seqs(bad_words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The tokens of words that may not be generated, each as it is and behind a space, where a tokenizer writes it otherwise.
+
+    Raises:
+        ApiError: a word has no tokens, or too many.
+    """
+    sequences: dict[tuple[int, ...], None] = {}
+    for i, word in enumerate(bad_words):
+        for text in (word.lstrip(), " " + word.lstrip()):
+            ids = tuple(tokenizer.encode(text, add_special_tokens=False)) if text.strip() else ()
+            if not 0 < len(ids) <= MAX_BAD_SEQ_LEN:
+                raise bad_request(
+                    f"bad_words.{i}: must have 1 to {MAX_BAD_SEQ_LEN} tokens, {shown(text)} has {len(ids)}",
+                    f"bad_words.{i}",
+                )
+            sequences[ids] = None
+    return tuple(sequences)
 
 
 def asked_max_tokens(request: GenerationRequest) -> tuple[str, int | None]:

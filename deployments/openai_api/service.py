@@ -41,6 +41,7 @@ from deployments.openai_api.sampling import (
     ModelLimits,
     asked_max_tokens,
     assign_seed,
+    bad_token_seqs,
     check_prompt_ids,
     check_prompt_len,
     check_prompt_logprobs,
@@ -318,8 +319,9 @@ class OpenAiService:
             # until then others may come, as this runs on another thread for large requests. What is refused now costs no work.
             self._client.check_room(len(prompts) * request.n, tenant.id)
         choices: list[Choice] = []
+        bad_seqs = bad_token_seqs(request.bad_words, self._tokenizer)
         for prompt_ids in prompts:
-            first = sampling_params(request, len(prompt_ids), seed, self.limits)
+            first = sampling_params(request, len(prompt_ids), seed, self.limits, bad_seqs)
             check_prompt_logprobs(prompts, request.n, first.prompt_logprobs, self.limits)
             for i in range(request.n):
                 params = dataclasses.replace(first, seed=engine_seed(seed + i))

@@ -52,12 +52,8 @@ class TokenizeChatRequest(RequestPart):
 
     def as_chat(self) -> ChatCompletionRequest:
         """The chat whose prompt is asked for."""
-        return ChatCompletionRequest(
-            messages=self.messages,
-            add_generation_prompt=self.add_generation_prompt,
-            add_special_tokens=self.add_special_tokens,
-            chat_template_kwargs=self.chat_template_kwargs,
-        )
+        names = "messages", "add_generation_prompt", "add_special_tokens", "chat_template_kwargs"
+        return ChatCompletionRequest.model_validate({name: getattr(self, name) for name in names})
 
 
 class DetokenizeRequest(RequestPart):

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from cluster.sampling_params import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_SEQ_LEN,
+    MAX_BAD_SEQS,
     MAX_EOS_TOKEN_IDS,
     MAX_LOGIT_BIAS,
     MAX_STOP_SEQ_LEN,
@@ -23,6 +26,9 @@ FIXED_SIZES = {
     "num_stop_seqs": MAX_STOP_SEQS,
     "stop_seq_len": MAX_STOP_SEQ_LEN,
     "biases": MAX_LOGIT_BIAS,
+    "allowed_ids": MAX_ALLOWED_TOKEN_IDS,
+    "num_bad_seqs": MAX_BAD_SEQS,
+    "bad_seq_len": MAX_BAD_SEQ_LEN,
 }
 # The request value that is too long for a column: it comes as an array of its own, which the kernels copy.
 TOKENS = "token_ids"
@@ -140,6 +146,22 @@ class SlotFields:
     seeds: Tensor = _slot("int64", request="seed", doc="with the absolute position it fixes a random draw")
     logit_bias_ids: Tensor = _slot("int64", "biases", empty=-1, request="logit_bias_ids", doc="tokens with a bias")
     logit_bias_values: Tensor = _slot("float32", "biases", request="logit_bias_values", doc="what their logits get")
+    allowed_token_ids: Tensor = _slot(
+        "int64",
+        "allowed_ids",
+        empty=-1,
+        request="allowed_token_ids",
+        doc="the only tokens to sample; the first is -1: all may be",
+    )
+    bad_seqs_len: Tensor = _slot("int32", "num_bad_seqs", request="bad_seq_lens", doc="lengths of bad_seqs; 0 = unused")
+    bad_seqs: Tensor = _slot(
+        "int64",
+        "num_bad_seqs",
+        "bad_seq_len",
+        empty=-1,
+        request="bad_token_seqs",
+        doc="token sequences that are not generated",
+    )
     num_logprobs: Tensor = _slot(
         "int32", empty=-1, request="logprobs", doc="alternatives reported with each token, -1 for no log-probabilities"
     )
@@ -197,7 +219,8 @@ STATE_OPS = (
     _op(
         "apply_penalties",
         reads="token_ids_all prompt_lens step_idx eos_token_id stop_token_ids min_dec_len penalty_score presence_score "
-        "frequency_score logit_bias_ids logit_bias_values",
+        "frequency_score logit_bias_ids logit_bias_values allowed_token_ids bad_seqs_len bad_seqs",
     ),
+    _op("apply_temperature", reads="temperature"),
     _op("sample", reads="prompt_lens step_idx temperature top_p min_p top_k seeds"),
 )

@@ -20,7 +20,8 @@ def gather_last_tokens(hidden: np.ndarray, sample_rows: np.ndarray) -> np.ndarra
 
 
 def apply_penalties(logits: np.ndarray, state: Any, sample_slots: np.ndarray) -> None:
-    """Bias, minimum length, repetition, then frequency and presence; in place, float32, in this order."""
+    """Bias, minimum length, allowed tokens, bad sequences, repetition, then frequency and presence; in place, float32, in this
+    order."""
     vocab = logits.shape[1]
 
     def known(ids: np.ndarray) -> np.ndarray:
@@ -35,14 +36,30 @@ def apply_penalties(logits: np.ndarray, state: Any, sample_slots: np.ndarray) ->
         if state.step_idx[slot] < state.min_dec_len[slot]:
             row[known(state.eos_token_id[slot])] = -np.inf
             row[known(state.stop_token_ids[slot])] = -np.inf
-
         prompt, total = state.prompt_lens[slot], state.prompt_lens[slot] + state.step_idx[slot]
+        if state.allowed_token_ids[slot, 0] >= 0:
+            forbidden = np.ones(vocab, bool)
+            forbidden[known(state.allowed_token_ids[slot])] = False
+            row[forbidden] = -np.inf
+        generated = state.token_ids_all[slot, prompt:total]
+        for length, sequence in zip(state.bad_seqs_len[slot], state.bad_seqs[slot]):
+            before = length - 1
+            if 0 <= before <= len(generated) and (generated[len(generated) - before :] == sequence[:before]).all():
+                row[known(sequence[before:length])] = -np.inf
+
         seen = np.unique(known(state.token_ids_all[slot, :total]))
         penalty = state.penalty_score[slot]
         row[seen] = np.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
         tokens, counts = np.unique(known(state.token_ids_all[slot, prompt:total]), return_counts=True)
         row[tokens] = row[tokens] - state.frequency_score[slot] * counts.astype(np.float32)
         row[tokens] = row[tokens] - state.presence_score[slot]
+
+
+def apply_temperature(logits: np.ndarray, state: Any, sample_slots: np.ndarray) -> None:
+    """Divide the rows of slots that sample; in place, float32."""
+    for row, slot in zip(logits, sample_slots):
+        if slot >= 0 and state.temperature[slot] > GREEDY_TEMPERATURE:
+            row /= state.temperature[slot]
 
 
 def argmax(row: np.ndarray) -> int:

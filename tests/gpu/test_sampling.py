@@ -27,6 +27,17 @@ def test_apply_penalties_equals_twin(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_apply_temperature_equals_twin(seed):
+    _, state, slots, logits = random_rows(
+        int(np.random.default_rng().integers(2**31)), max_vocab=20_000 if seed % 2 else 60
+    )
+    logits_gpu = gpu(logits)
+    ops.apply_temperature(logits_gpu, state_on_gpu(state), gpu(slots))
+    twins.apply_temperature(logits, state, slots)
+    np.testing.assert_array_equal(logits_gpu.numpy(), logits)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_sample_equals_twin(seed):
     _, state, slots, logits = random_rows(int(np.random.default_rng().integers(2**31)))
     device_state, logits_gpu, slots_gpu = state_on_gpu(state), gpu(logits), gpu(slots)

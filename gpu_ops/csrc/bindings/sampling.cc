@@ -1,4 +1,4 @@
-// Sampling ops: gather_last_tokens, apply_penalties, sample, token_logprobs.
+// Sampling ops: gather_last_tokens, apply_penalties, apply_temperature, sample, token_logprobs.
 #include "kernels/layers/cuda/layers.h"
 #include "kernels/sampling/cuda/sampling.h"
 #include "kernels/layers/gather_rows.h"
@@ -59,6 +59,22 @@ void ApplyPenalties(const Slots<bireme::ApplyPenaltiesState>& slots, const Tenso
                               logits.shape()[0]);
 }
 
+void ApplyTemperature(const Slots<bireme::ApplyTemperatureState>& slots, const Tensor& logits, const Tensor& sample_slots) {
+  check_logits(logits);
+  check_slots(sample_slots, logits.shape()[0], slots.state.slots, logits.is_gpu());
+  check_same_place(logits, "logits", slots.first, "state");
+  if constexpr (kWithCuda) {
+    if (logits.is_gpu()) {
+      return on_device([&] {
+        bireme::apply_temperature_cuda(slots.state, mutable_data<float>(logits), logits.shape()[1],
+                                       sample_slots.data<int32_t>(), logits.shape()[0], slots.stream());
+      });
+    }
+  }
+  bireme::apply_temperature_cpu(slots.state, data_or_null<float>(logits), logits.shape()[1],
+                                data_or_null<int32_t>(sample_slots), logits.shape()[0]);
+}
+
 std::vector<Tensor> Sample(const Slots<bireme::SampleState>& slots, const Tensor& logits, const Tensor& sample_slots) {
   check_logits(logits);
   const int64_t rows = logits.shape()[0];
@@ -111,6 +127,11 @@ PD_BUILD_OP(bireme_apply_penalties)
     .Outputs({"logits_out"})
     .SetInplaceMap({{"logits", "logits_out"}})
     .SetKernelFn(PD_KERNEL(StateOp<bireme::ApplyPenaltiesState, ApplyPenalties>::run));
+PD_BUILD_OP(bireme_apply_temperature)
+    .Inputs(state_inputs<bireme::ApplyTemperatureState>({"logits", "sample_slots"}))
+    .Outputs({"logits_out"})
+    .SetInplaceMap({{"logits", "logits_out"}})
+    .SetKernelFn(PD_KERNEL(StateOp<bireme::ApplyTemperatureState, ApplyTemperature>::run));
 PD_BUILD_OP(bireme_sample)
     .Inputs(state_inputs<bireme::SampleState>({"logits", "sample_slots"}))
     .Outputs({"tokens"})

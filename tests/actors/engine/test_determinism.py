@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,12 +134,81 @@ def test_a_continuation_on_another_engine_goes_on_exactly(tiny_model):
         "max_tokens": 16,
         "logprobs": 1,
     }
-    whole, _ = generate(tiny_model, [request("a", [3, 4, 5], **params)])
+    _continue_everywhere(tiny_model, params)
+
+
+def _continue_everywhere(folder, params) -> list[int]:
+    """The tokens of an answer, after a look whether it goes on exactly from each of them."""
+    whole, _ = generate(folder, [request("a", [3, 4, 5], **params)])
     tokens, logprobs, *end = whole["a"]
-    for cut in range(1, 16):
+    for cut in range(1, len(tokens)):
         resumed = request("a", [3, 4, 5], attempt=1, output_token_ids=tokens[:cut], **params)
-        got, _ = generate(tiny_model, [resumed])
+        got, _ = generate(folder, [resumed])
         assert got["a"] == (tokens[cut:], logprobs[cut:], *end)
+    return tokens
+
+
+# Of few tokens, so that what is forbidden would come soon.
+FEW = {"temperature": 2.0, "seed": 3, "max_tokens": 40, "ignore_eos": True, "allowed_token_ids": (40, 41, 42, 43)}
+BAD = ((43,), (40, 41), (41, 42, 42), (42, 40, 42, 41))
+
+
+def pieces_of(tokens: list[int]) -> set[tuple[int, ...]]:
+    return {tuple(tokens[i : i + n]) for n in (1, 2, 3, 4) for i in range(len(tokens) - n + 1)}
+
+
+def test_bounded_answers_keep_their_bounds_beside_others_preempted_and_continued(tiny_model, solo):
+    free, _ = generate(tiny_model, [request("a", [3, 4, 5], **FEW)])
+    assert set(free["a"][0]) == set(FEW["allowed_token_ids"])
+    assert len(pieces_of(free["a"][0]) & set(BAD)) >= 3
+    params = {**FEW, "bad_token_seqs": BAD, "max_tokens": 16, "logprobs": 1}
+    tokens = _continue_everywhere(tiny_model, params)
+    assert set(tokens) <= {40, 41, 42} and not pieces_of(tokens) & set(BAD)
+    requests = [request(f"r{i}", [3, 4, 5 + i], **{**params, "seed": i, "max_tokens": 40}) for i in range(3)]
+    plain = [request(f"p{i}", [7 + i] * 9, max_tokens=40, ignore_eos=True, temperature=1.0, seed=i) for i in range(2)]
+    for overlap in (True, False):
+        got, scheduler = generate(
+            tiny_model, [*requests, *plain], num_kv_blocks=11, max_model_len=LIMIT, enable_overlap_schedule=overlap,
+            max_num_seqs=5,
+        )  # fmt: skip
+        assert scheduler.num_preemptions > 0
+        for i, r in enumerate(requests):
+            assert got[r.request_id] == solo(r.prompt_token_ids, {**params, "seed": i, "max_tokens": 40})
+            assert not pieces_of(got[r.request_id][0]) & set(BAD)
+        for i, r in enumerate(plain):
+            alone = {"max_tokens": 40, "ignore_eos": True, "temperature": 1.0, "seed": i}
+            assert got[r.request_id] == solo(r.prompt_token_ids, alone)
+
+
+def test_each_bound_works_alone(tiny_model):
+    free, _ = generate(tiny_model, [request("a", [3, 4, 5], max_tokens=4)])
+    first, second, *_ = free["a"][0]
+    bounds = {"bad_token_seqs": ((first, second),)}, {"bad_token_seqs": ((first,),)}, {"allowed_token_ids": (second,)}
+    after, before, only = (
+        generate(tiny_model, [request("a", [3, 4, 5], max_tokens=4, **bound)])[0]["a"][0] for bound in bounds
+    )
+    assert after[0] == first and after[1] != second
+    assert before[0] != first and first not in before
+    assert only == [second] * 4
+
+
+def test_processed_logprobs_are_of_what_is_drawn_from(tiny_model):
+    params = {**FEW, "bad_token_seqs": ((43,),), "logprobs": 4, "max_tokens": 12, "presence_penalty": 1.0}
+    drawn, greedy = request("a", [3, 4], **params), request("b", [3, 4], **{**params, "temperature": 0.0})
+    raw, _ = generate(tiny_model, [drawn, greedy])
+    got, _ = generate(tiny_model, [drawn, greedy], logprobs_mode="processed")
+    plain, _ = generate(tiny_model, [drawn, greedy], logprobs_mode="processed", enable_overlap_schedule=False)
+    assert got == plain
+    for name in ("a", "b"):
+        assert got[name][0] == raw[name][0]
+        for entry in got[name][1]:
+            likely = [value for value in entry.top_logprobs if np.isfinite(value)]
+            assert set(entry.top_ids[: len(likely)]) == {40, 41, 42}
+            assert np.exp(likely).sum() == pytest.approx(1, abs=1e-5)
+        assert all(np.exp(entry.top_logprobs).sum() < 0.9 for entry in raw[name][1])
+    # Twice the temperature halves what parts two tokens.
+    first, greedy_first = got["a"][1][0].top_logprobs, got["b"][1][0].top_logprobs
+    assert first[0] - first[2] == pytest.approx((greedy_first[0] - greedy_first[2]) / 2, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", OTHER_FAMILIES)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from actors.device.cpu import CpuDevice
-from actors.engine.fingerprint import CONTENT, KEEPS_BITS, OF_DUMMY_WEIGHTS, ON_A_GPU, fingerprint
+from actors.engine.fingerprint import CONTENT, KEEPS_BITS, OF_ANSWERS, OF_DUMMY_WEIGHTS, ON_A_GPU, fingerprint
 from actors.model_files.source import resolve_model
 from cluster.config import EngineConfig
 from tests.engines import answer, make_engine, request
@@ -55,10 +55,14 @@ def of(folder, on=None, **settings) -> str:
 
 
 def test_every_setting_is_one_that_changes_bits_or_one_that_keeps_them():
-    kinds = [CONTENT, OF_DUMMY_WEIGHTS, ON_A_GPU, KEEPS_BITS]
+    kinds = [CONTENT, OF_ANSWERS, OF_DUMMY_WEIGHTS, ON_A_GPU, KEEPS_BITS]
     assert sum(map(len, kinds)) == len(frozenset().union(*kinds)), "a setting is of two kinds"
     assert frozenset().union(*kinds) == set(EngineConfig.model_fields)
     assert set(OTHER_VALUES) == KEEPS_BITS
+
+
+def test_engines_that_report_other_logprobs_do_not_continue_each_others_answers(tiny_model):
+    assert of(tiny_model, logprobs_mode="processed") != of(tiny_model)
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,17 @@ def mixed_requests():
         ),
         request("short", [7], max_tokens=1),
         request("biased", list(range(40)), logit_bias={11: 4.0}, min_tokens=6, max_tokens=12),
+        request(
+            "bounded",
+            [9, 8],
+            temperature=1.0,
+            seed=5,
+            max_tokens=24,
+            ignore_eos=True,
+            logprobs=1,
+            allowed_token_ids=tuple(range(20, 26)),
+            bad_token_seqs=((20,), (21, 22), (23, 23, 24), (25, 21)),
+        ),
         request("scored", list(range(50, 90)), prompt_logprobs=2, max_tokens=3),
     ]
 

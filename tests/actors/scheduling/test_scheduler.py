@@ -206,7 +206,9 @@ def test_admission_leaves_every_running_sequence_a_block():
 
 def test_what_could_never_fit_is_refused_at_the_door():
     scheduler = make_scheduler(num_blocks=4)
-    with pytest.raises(InvalidRequestError, match=r"60 tokens and max_tokens is 5.*limit of 64") as refused:
+    with pytest.raises(
+        InvalidRequestError, match=r"context length is 64 tokens. .* 65 tokens \(60 in the prompt, 5 in"
+    ) as refused:
         scheduler.add_request(request("a", 60, 5))
     assert refused.value.param == "max_tokens"
     with pytest.raises(InvalidRequestError, match="at least one token"):

@@ -202,3 +202,42 @@ async def test_prompt_logprobs_of_a_chat():
     whole = json.loads(json.dumps(answer.whole()))
     assert whole["prompt_logprobs"][0] is None
     assert whole["prompt_logprobs"][1].keys() >= {"0"}
+
+
+class Params(Engines):
+    """Keeps the parameters of what is submitted."""
+
+    def submit(self, entry, deliver, fail):
+        self.params = entry.params
+        super().submit(entry, deliver, fail)
+
+
+async def test_words_are_forbidden_with_and_without_a_space():
+    tokenizer = byte_tokenizer()
+    engines = Params(tokenizer.encode("a"))
+    service = OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), 4)
+    generation, _ = await service.completion(
+        {"prompt": "x", "bad_words": ["hello", " ab", "ab"], "allowed_token_ids": [3.0, 1]}
+    )
+    await generation.read()
+    texts = ["hello", " hello", "ab", " ab"]
+    assert engines.params.bad_token_seqs == tuple(tuple(tokenizer.encode(text)) for text in texts)
+    assert engines.params.allowed_token_ids == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"bad_words": ["ok", "abcdefghi"]}, "bad_words.1"),
+        ({"bad_words": ["ok", " "]}, "bad_words.1"),
+        ({"bad_words": ["ok", ""]}, "bad_words.1"),
+        ({"bad_words": "ok"}, "bad_words"),
+        ({"bad_words": ["x"] * 65}, "bad_words"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [1, -1]}, "allowed_token_ids.1"),
+        ({"allowed_token_ids": [1, 10**6]}, "allowed_token_ids"),
+        ({"allowed_token_ids": [1] * 1025}, "allowed_token_ids"),
+    ],
+)
+async def test_bounds_that_cannot_be_kept_are_refused_by_name(body, param):
+    await refused(body, param)

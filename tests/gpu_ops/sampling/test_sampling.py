@@ -95,6 +95,16 @@ def test_apply_penalties_equals_twin(seed):
     np.testing.assert_array_equal(device_logits.numpy(), logits)
 
 
+@many
+@given(seeds)
+def test_apply_temperature_equals_twin(seed):
+    _, state, slots, logits = random_rows(seed)
+    device_logits = tensor(logits, "float32")
+    ops.apply_temperature(device_logits, on_device(state), tensor(slots, "int32"))
+    twins.apply_temperature(logits, state, slots)
+    np.testing.assert_array_equal(device_logits.numpy(), logits)
+
+
 @settings(max_examples=200, deadline=None)
 @given(seeds)
 def test_sample_equals_twin(seed):

@@ -7,7 +7,7 @@ import pytest
 
 from gpu_ops import sampling as ops
 from tests.gpu_ops.sampling.sample_one import sample_one
-from tests.gpu_ops.slots.random_slots import empty_state, on_device, put_request, tensor
+from tests.gpu_ops.slots.random_slots import empty_state, on_device, put_bad_seq, put_request, tensor
 
 NAN, INF = np.nan, np.inf
 
@@ -109,6 +109,31 @@ def test_bias_comes_before_minimum_length_and_penalties():
         logit_bias_ids=[0, 1, 3], logit_bias_values=[-2.0, 100.0, 5.0], penalty_score=2.0,
     )  # fmt: skip
     np.testing.assert_array_equal(row, [-2.0, -INF, -INF, 6.0])
+
+
+def test_only_allowed_tokens_keep_their_logits():
+    row = penalised(
+        [1.0, 2.0, 3.0, 4.0], prompt=[0], generated=[], allowed_token_ids=[3, 1, 3, 9], logit_bias_ids=[1],
+        logit_bias_values=[0.5], penalty_score=2.0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(row, [-INF, 2.5, -INF, 4.0])
+
+
+def forbidden_after(prompt, generated, *sequences) -> list[int]:
+    state = empty_state(slots=2)
+    put_request(state, 1, prompt, generated)
+    for index, sequence in enumerate(sequences):
+        put_bad_seq(state, 1, index, sequence)
+    logits = tensor(np.ones((1, 6), np.float32), "float32")
+    ops.apply_penalties(logits, on_device(state), tensor([1], "int32"))
+    return np.flatnonzero(logits.numpy()[0] == -INF).tolist()
+
+
+def test_the_last_token_of_a_bad_sequence_is_masked_where_the_others_were_generated():
+    assert forbidden_after([1], [2, 3], [5], [3, 4], [2, 3, 1], [1, 2, 3, 0], [2, 2]) == [1, 4, 5]
+    assert forbidden_after([2, 3], [], [3, 4], [1]) == [1]
+    assert forbidden_after([0], [4] * 7, [4] * 8) == [4]
+    assert forbidden_after([0], [4] * 6, [4] * 8) == []
 
 
 def test_end_tokens_are_free_once_the_minimum_is_reached():

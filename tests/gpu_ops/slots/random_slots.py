@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 
-from cluster.sampling_params import MAX_STOP_SEQS
+from cluster.sampling_params import MAX_BAD_SEQS, MAX_STOP_SEQS
 from gpu_ops.slots.share_inputs import ShareInputs, field_arrays
 
 
@@ -80,6 +80,7 @@ def random_state(
             stop_token_ids=rng.integers(0, vocab, rng.integers(0, 3)),
             logit_bias_ids=rng.integers(-1, vocab + 3, 5),
             logit_bias_values=rng.normal(size=5) * 3,
+            allowed_token_ids=rng.integers(0, vocab + 3, rng.choice([0, 0, 1, 12])),
         )
         state.block_tables[slot] = np.where(rng.random(state.block_tables.shape[1]) < 0.8, state.block_tables[slot], -1)
         for index in range(MAX_STOP_SEQS):
@@ -87,7 +88,17 @@ def random_state(
                 length = int(rng.integers(1, 5))
                 state.stop_seqs[slot, index, :length] = rng.integers(0, vocab, length)
                 state.stop_seqs_len[slot, index] = length
+        # Often the tokens that were generated last, so that there is something to find.
+        tail = tokens[prompt:][-3:].tolist()
+        for index in rng.choice(MAX_BAD_SEQS, 12, replace=False):
+            put_bad_seq(state, slot, int(index), [*tail[int(rng.integers(0, 4)) :], int(rng.integers(0, vocab + 3))])
     return state
+
+
+def put_bad_seq(state: SimpleNamespace, slot: int, index: int, sequence: list[int]) -> None:
+    """One sequence that the slot may not generate."""
+    state.bad_seqs[slot, index, : len(sequence)] = sequence
+    state.bad_seqs_len[slot, index] = len(sequence)
 
 
 def on_device(state: SimpleNamespace) -> ShareInputs:

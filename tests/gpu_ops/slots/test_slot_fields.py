@@ -126,6 +126,7 @@ int main(int, char** text) {
   state.slots = 2; state.max_model_len = 8; state.blocks = 4;
   state.eos_ids = EOS_IDS; state.stop_ids = STOP_IDS; state.num_stop_seqs = NUM_STOP_SEQS;
   state.stop_seq_len = STOP_SEQ_LEN; state.biases = BIASES;
+  state.allowed_ids = ALLOWED_IDS; state.num_bad_seqs = NUM_BAD_SEQS; state.bad_seq_len = BAD_SEQ_LEN;
   std::vector<char> memory(1 << 20);
   Allocate allocate{memory.data()};
   state.visit_fields(allocate);

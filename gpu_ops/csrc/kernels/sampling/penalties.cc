@@ -1,6 +1,9 @@
 #include "kernels/sampling/penalties.h"
+#include "kernels/sampling/sample.h"
 
+#include <algorithm>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace bireme {
@@ -43,6 +46,30 @@ void mask(const int64_t* ids, int64_t count, float* logits, int64_t vocab) {
   }
 }
 
+void keep_allowed(const ApplyPenaltiesState& state, int64_t slot, float* logits, int64_t vocab) {
+  const int64_t* ids = state.allowed_token_ids + slot * state.allowed_ids;
+  if (ids[0] < 0) return;
+  static thread_local std::vector<std::pair<int64_t, float>> kept;
+  kept.clear();
+  for (int64_t i = 0; i < state.allowed_ids; ++i) {
+    if (ids[i] >= 0 && ids[i] < vocab) kept.emplace_back(ids[i], logits[ids[i]]);
+  }
+  std::fill(logits, logits + vocab, -std::numeric_limits<float>::infinity());
+  for (const auto& [token, value] : kept) logits[token] = value;
+}
+
+// Masks the last token of each sequence whose others end what was generated.
+void mask_bad_seqs(const ApplyPenaltiesState& state, int64_t slot, float* logits, int64_t vocab) {
+  const int64_t generated = state.step_idx[slot];
+  const int64_t* end = state.token_ids_all + slot * state.max_model_len + state.prompt_lens[slot] + generated;
+  for (int64_t i = slot * state.num_bad_seqs; i < (slot + 1) * state.num_bad_seqs; ++i) {
+    const int64_t before = state.bad_seqs_len[i] - 1;
+    if (before < 0 || before > generated) continue;
+    const int64_t* sequence = state.bad_seqs + i * state.bad_seq_len;
+    if (std::equal(sequence, sequence + before, end - before)) mask(sequence + before, 1, logits, vocab);
+  }
+}
+
 void penalise_history(const ApplyPenaltiesState& state, int64_t slot, float* logits, int64_t vocab) {
   const float repetition = state.penalty_score[slot], presence = state.presence_score[slot];
   const float frequency = state.frequency_score[slot];
@@ -81,7 +108,18 @@ void apply_penalties_cpu(const ApplyPenaltiesState& state, float* logits, int64_
       mask(state.eos_token_id + slot * state.eos_ids, state.eos_ids, logits, vocab);
       mask(state.stop_token_ids + slot * state.stop_ids, state.stop_ids, logits, vocab);
     }
+    keep_allowed(state, slot, logits, vocab);
+    mask_bad_seqs(state, slot, logits, vocab);
     penalise_history(state, slot, logits, vocab);
+  }
+}
+
+void apply_temperature_cpu(const ApplyTemperatureState& state, float* logits, int64_t vocab, const int32_t* sample_slots,
+                           int64_t rows) {
+  for (int64_t row = 0; row < rows; ++row, logits += vocab) {
+    const int64_t slot = sample_slots[row];
+    if (slot < 0 || !(state.temperature[slot] > kGreedyTemperature)) continue;
+    for (int64_t i = 0; i < vocab; ++i) logits[i] /= state.temperature[slot];
   }
 }
 

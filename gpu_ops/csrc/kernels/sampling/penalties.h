@@ -8,4 +8,8 @@ namespace bireme {
 void apply_penalties_cpu(const ApplyPenaltiesState& state, float* logits, int64_t vocab, const int32_t* sample_slots,
                          int64_t rows);
 
+// Divides the rows of slots that sample by their temperature; those that take the largest value stay as they are.
+void apply_temperature_cpu(const ApplyTemperatureState& state, float* logits, int64_t vocab, const int32_t* sample_slots,
+                           int64_t rows);
+
 }  // namespace bireme

@@ -42,13 +42,36 @@ __global__ void penalties_kernel(ApplyPenaltiesState state, float* logits, int64
       if (mine(token)) row[token] = -INFINITY;
     }
   }
+  const int64_t* history = state.token_ids_all + slot * state.max_model_len;
+  const int64_t* allowed = state.allowed_token_ids + slot * state.allowed_ids;
+  if (allowed[0] >= 0) {
+    for (int i = threadIdx.x; i < kSlice; i += blockDim.x) counts[i] = 0;
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < state.allowed_ids; i += blockDim.x) {
+      if (mine(allowed[i])) counts[allowed[i] - first] = 1;
+    }
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < kSlice && first + i < vocab; i += blockDim.x) {
+      if (!counts[i]) row[first + i] = -INFINITY;
+    }
+    __syncthreads();
+  }
+  // The last token of each sequence whose others end what was generated.
+  for (int64_t i = threadIdx.x; i < state.num_bad_seqs; i += blockDim.x) {
+    const int64_t before = state.bad_seqs_len[slot * state.num_bad_seqs + i] - 1;
+    if (before < 0 || before > step) continue;
+    const int64_t* sequence = state.bad_seqs + (slot * state.num_bad_seqs + i) * state.bad_seq_len;
+    if (!mine(sequence[before])) continue;
+    bool matches = true;
+    for (int64_t j = 0; j < before && matches; ++j) matches = sequence[j] == history[prompt + step - before + j];
+    if (matches) row[sequence[before]] = -INFINITY;
+  }
   const float repetition = state.penalty_score[slot], presence = state.presence_score[slot];
   const float frequency = state.frequency_score[slot];
   if (repetition == 1.0f && presence == 0.0f && frequency == 0.0f) return;
 
   for (int i = threadIdx.x; i < kSlice; i += blockDim.x) counts[i] = 0;
   __syncthreads();
-  const int64_t* history = state.token_ids_all + slot * state.max_model_len;
   const int64_t total = min(prompt + step, state.max_model_len);
   for (int64_t i = threadIdx.x; i < total; i += blockDim.x) {
     const int64_t token = history[i];
@@ -71,6 +94,15 @@ __global__ void penalties_kernel(ApplyPenaltiesState state, float* logits, int64
   }
 }
 
+__global__ void temperature_kernel(ApplyTemperatureState state, float* logits, int64_t vocab, const int32_t* sample_slots) {
+  const int64_t slot = sample_slots[blockIdx.y], first = int64_t{blockIdx.x} * kSlice;
+  if (slot < 0 || slot >= state.slots || !(state.temperature[slot] > kGreedyTemperature)) return;
+  const float temperature = state.temperature[slot];
+  float* row = logits + blockIdx.y * vocab;
+  const int64_t end = min(first + kSlice, vocab);
+  for (int64_t i = first + threadIdx.x; i < end; i += blockDim.x) row[i] = __fdiv_rn(row[i], temperature);
+}
+
 }  // namespace
 
 void apply_penalties_cuda(const ApplyPenaltiesState& state, float* logits, int64_t vocab, const int32_t* sample_slots,
@@ -79,6 +111,14 @@ void apply_penalties_cuda(const ApplyPenaltiesState& state, float* logits, int64
   const dim3 grid(static_cast<unsigned>((vocab + kSlice - 1) / kSlice), static_cast<unsigned>(rows));
   penalties_kernel<<<grid, kThreads, 0, stream>>>(state, logits, vocab, sample_slots);
   check_launch("apply_penalties");
+}
+
+void apply_temperature_cuda(const ApplyTemperatureState& state, float* logits, int64_t vocab, const int32_t* sample_slots,
+                            int64_t rows, Stream stream) {
+  if (rows == 0) return;
+  const dim3 grid(static_cast<unsigned>((vocab + kSlice - 1) / kSlice), static_cast<unsigned>(rows));
+  temperature_kernel<<<grid, kThreads, 0, stream>>>(state, logits, vocab, sample_slots);
+  check_launch("apply_temperature");
 }
 
 }  // namespace bireme

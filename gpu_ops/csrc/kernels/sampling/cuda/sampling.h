@@ -10,6 +10,9 @@ namespace bireme {
 void apply_penalties_cuda(const ApplyPenaltiesState& state, float* logits, int64_t vocab, const int32_t* sample_slots,
                           int64_t rows, Stream stream);
 
+void apply_temperature_cuda(const ApplyTemperatureState& state, float* logits, int64_t vocab, const int32_t* sample_slots,
+                            int64_t rows, Stream stream);
+
 void sample_cuda(const SampleState& state, const float* logits, int64_t rows, int64_t vocab,
                  const int32_t* sample_slots, int64_t* tokens, Stream stream);
 
