@@ -10,11 +10,12 @@ from starlette.responses import Response
 
 from cluster.api_errors import ApiError
 from deployments.openai_api.openapi import Endpoint, docs_page, openapi
-from deployments.openai_api.protocol import ChatCompletionRequest, Fields
+from deployments.openai_api.protocol import ChatCompletionRequest
 from deployments.openai_api.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizePromptRequest
+from deployments.openai_api.validation import RequestPart
 
 
-class Odd(Fields):
+class Odd(RequestPart):
     """Takes <b>odd</b> things."""
 
     oddity: int = Field(3, ge=1, le=9)
