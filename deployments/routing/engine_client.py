@@ -96,7 +96,9 @@ class EngineClient:
             max_attempts,
         )
         self._attaching: asyncio.Task | None = None
-        self._prompt_start = PromptStart(lambda: bool(self._submissions.unplaced) and not self.choices.engines, look)
+        self._prompt_start = PromptStart(
+            lambda: bool(self._submissions.unplaced) and not self.choices.engines, look, expect
+        )
 
     def attach_early(self, find_runner: Callable[[str], Any]) -> None:
         """Open token streams to engines before they are needed; see ``keep_attached``."""

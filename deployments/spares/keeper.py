@@ -61,7 +61,7 @@ class _Kind:
                 self.not_before = now + self.backoff_s
                 self.backoff_s = min(_MAX_BACKOFF_S, 2 * self.backoff_s)
             else:
-                self.adopted += 1
+                self.adopted += self.known[pid].is_ready  # else it was started for the engine that has it
                 self.not_before = now + _SETTLE_S
                 self.backoff_s = _FIRST_BACKOFF_S
         self.known = found

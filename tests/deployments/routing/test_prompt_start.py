@@ -12,6 +12,7 @@ from ray.serve._private.controller import ServeController
 from ray.serve._private.router import RouterMetricsManager
 
 from deployments.routing.prompt_start import PromptStart
+from tests.deployments.routing.scripted_engine import Client, Engine
 from tests.waiting import until
 
 
@@ -32,11 +33,16 @@ class Controller:
 
 async def test_the_controller_is_asked_until_there_is_an_engine_and_again_when_there_is_none():
     controller, engines = Controller(), []
-    start = PromptStart(lambda: not engines, controller.look)
+    expected = []
+
+    async def expect() -> None:
+        expected.append(len(engines))
+
+    start = PromptStart(lambda: not engines, controller.look, expect)
     for _ in range(20):
         start.hurry()  # twenty requests at once ask once
     await until(lambda: controller.looks >= 4, 10)
-    assert controller.most_at_once == 1
+    assert controller.most_at_once == 1 and expected == [0]
     engines.append("one")
     start.hurry()
     await asyncio.sleep(0.3)
@@ -46,6 +52,7 @@ async def test_the_controller_is_asked_until_there_is_an_engine_and_again_when_t
     engines.clear()
     start.hurry()
     await until(lambda: controller.looks > before, 10)
+    assert expected == [0, 0]
     start.close()
 
 
@@ -62,6 +69,22 @@ async def test_a_controller_that_is_away_is_left_alone_until_the_next_request(ca
     start.hurry()
     await until(lambda: controller.looks >= 2, 10)
     start.close()
+
+
+async def test_a_client_hurries_while_a_request_has_no_engine_to_go_to():
+    controller, expected = Controller(), []
+
+    async def expect() -> None:
+        expected.append(1)
+
+    client = Client(Engine(), look=controller.look, expect=expect)
+    client._submissions.unplaced.add("a request")
+    client._prompt_start.hurry()
+    await until(lambda: controller.looks > 1 and expected == [1], 10)
+    client.choices.set_engines({"e": "f"})
+    await until(lambda: client._prompt_start._task.done(), 10)
+    client._prompt_start.hurry()
+    assert client._prompt_start._task.done() and expected == [1]
 
 
 def test_a_look_of_serves_controller_is_as_it_was_when_it_was_looked_into():

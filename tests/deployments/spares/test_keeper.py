@@ -46,6 +46,7 @@ def test_a_place_that_an_engine_took_stays_empty_while_it_starts_and_one_of_a_de
     kind.look([Spare(1, True)], 0.0)
     kind.look([], 10.0)
     assert (kind.adopted, kind.lost, kind.missing(1, 11.0), kind.missing(1, 16.0)) == (1, 0, 0, 1)
+    kind.look([Spare(3, False)], 18.0)
     kind.look([Spare(2, True)], 20.0)
     kind.look([], 30.0)
-    assert (kind.adopted, kind.lost, kind.missing(1, 31.5)) == (1, 1, 1)
+    assert (kind.adopted, kind.lost, kind.missing(1, 31.5)) == (1, 1, 1), "what was never ready was no spare"
