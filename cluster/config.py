@@ -123,7 +123,9 @@ class EngineConfig(BaseModel):
         le=3600,
         description="Silence after which an engine counts as hung: of its process, or of one step that only decodes; a step with prefill may take ten times as long.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of dummy weights, and of simulated tokens.")
+    dummy_seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the random weights of load_format dummy, and of simulated tokens."
+    )
     simulated_step_s: float = Field(
         0.005, gt=0, le=60, description="With device simulated, seconds that a step takes, however many tokens it has."
     )

@@ -17,7 +17,7 @@ from gpu_ops.sources import sources_hash
 # for is content, which is hashed itself.
 CONTENT = frozenset({"model", "tokenizer", "load_format"})
 OF_ANSWERS = frozenset({"logprobs_mode"})
-OF_DUMMY_WEIGHTS = frozenset({"seed"})
+OF_DUMMY_WEIGHTS = frozenset({"dummy_seed"})
 ON_A_GPU = frozenset({"dtype", "batch_invariant"})
 # Settings that change when and where something is computed, and how much fits. A new setting belongs into one of these.
 KEEPS_BITS = frozenset(

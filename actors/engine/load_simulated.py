@@ -35,7 +35,9 @@ def load_simulated_engine(
     ended: Callable[[str], None] = lambda stage: None,
 ) -> Engine:
     """As ``actors.engine.loading.load_engine``; of the model only configuration and tokenizer are read."""
-    source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.seed)
+    source = resolve_model(
+        config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.dummy_seed
+    )
     model, tokenizer = load_model_config(source), load_tokenizer(source)
     max_model_len = expected_max_model_len(config, model.max_position_embeddings)
     num_blocks = config.num_kv_blocks or config.max_num_seqs * -(-max_model_len // config.block_size) + 1
@@ -45,7 +47,7 @@ def load_simulated_engine(
     executor = SimulatedExecutor(
         clock,
         lambda plan: config.simulated_step_s + plan.num_tokens * config.simulated_token_s,
-        seeded_tokens([token for token in range(model.vocab_size) if token not in skipped], config.seed),
+        seeded_tokens([token for token in range(model.vocab_size) if token not in skipped], config.dummy_seed),
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
         block_size=config.block_size,
@@ -61,7 +63,7 @@ def load_simulated_engine(
         config.max_queue_share,
     )
     name = config.model_id or source.name
-    digest = hashlib.sha256(f"{__version__}\0{model.vocab_size}\0{config.seed}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{__version__}\0{model.vocab_size}\0{config.dummy_seed}".encode()).hexdigest()[:16]
     info = EngineInfo(
         engine_id, f"simulated-{digest}", name, max_model_len, model.vocab_size, num_blocks, config.block_size
     )

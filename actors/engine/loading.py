@@ -119,7 +119,9 @@ def load_engine(
 
 
 def _model_of(config: EngineConfig) -> ModelSource:
-    return resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.seed)
+    return resolve_model(
+        config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.dummy_seed
+    )
 
 
 def _size_kv_cache(

@@ -51,7 +51,9 @@ def prepare(config: EngineConfig, on_gpu: bool) -> None:
     from actors.model_files.source import resolve_model
 
     importlib.import_module("actors.engine.starting")
-    source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.seed)
+    source = resolve_model(
+        config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.dummy_seed
+    )
     model_config = load_model_config(source)
     max_model_len = expected_max_model_len(config, model_config.max_position_embeddings)
     model = load_kept_weights(config, source, model_config, max_model_len, CpuDevice())

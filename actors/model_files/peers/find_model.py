@@ -79,7 +79,7 @@ def _resolve(config: EngineConfig, progress: Progress | None, download: bool = T
         load_format=config.load_format,
         tokenizer=config.tokenizer,
         progress=progress,
-        seed=config.seed,
+        seed=config.dummy_seed,
         download=download,
     )
 
@@ -105,4 +105,4 @@ def _is_wanted(config: EngineConfig, source: ModelSource) -> bool:
 
 
 def _with_seed(config: EngineConfig, source: ModelSource) -> ModelSource:
-    return replace(source, seed=config.seed) if source.kind == "dummy" else source
+    return replace(source, seed=config.dummy_seed) if source.kind == "dummy" else source

@@ -50,7 +50,7 @@ class Gpu(CpuDevice):
 
 def of(folder, on=None, **settings) -> str:
     config = EngineConfig(model=str(folder), load_format="dummy", **settings)
-    source = resolve_model(str(folder), load_format="dummy", seed=config.seed)
+    source = resolve_model(str(folder), load_format="dummy", seed=config.dummy_seed)
     return fingerprint(config, source, on or CpuDevice())
 
 
@@ -102,7 +102,7 @@ def test_fingerprint_depends_on_content_not_on_place(tiny_model, tmp_path):
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
     assert of(tiny_model) == of(copy)
     assert of(tiny_model, num_kv_blocks=99, max_num_seqs=3) == of(tiny_model)
-    assert of(tiny_model, seed=1) != of(tiny_model)
+    assert of(tiny_model, dummy_seed=1) != of(tiny_model)
     (copy / "config.json").write_text((copy / "config.json").read_text().replace("10000.0", "20000.0"))
     assert of(tiny_model) != of(copy)
 

@@ -79,7 +79,7 @@ def test_other_text_of_a_command_line():
         "block_size": "32",
         "api_keys": '["k"]',
         "deployment_config": '{"num_replicas": 2}',
-        "seed": "7",
+        "dummy_seed": "7",
     }
     config = AppArguments.with_keys(settings)
     assert (config.enable_prefix_caching, config.kv_cache_memory_gb, config.model_id) == (False, 2.0, "5")
