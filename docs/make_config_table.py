@@ -1,6 +1,6 @@
-"""Write the configuration table of README.md from ``cluster.config.LLMConfig``, so that the two cannot differ.
+"""Write the configuration table of docs/configure.md from ``cluster.config.LLMConfig``, so that the two cannot differ.
 
-``python docs/make_config_table.py`` rewrites the part of the README between the two markers.
+``python docs/make_config_table.py`` rewrites the part of that page between the two markers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from cluster.config import LLMConfig  # noqa: E402 (the script runs without an installed package)
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "configure.md"
 START = "<!-- config table: written by docs/make_config_table.py -->"
 END = "<!-- end of config table -->"
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -71,12 +71,12 @@ def config_table() -> str:
     return "\n".join(rows)
 
 
-def with_table(readme: str) -> str:
-    """``readme`` with the part between the markers replaced by the present table."""
-    before, rest = readme.split(START, 1)
+def with_table(page: str) -> str:
+    """``page`` with the part between the markers replaced by the present table."""
+    before, rest = page.split(START, 1)
     _, after = rest.split(END, 1)
     return f"{before}{START}\n{config_table()}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

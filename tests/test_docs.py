@@ -1,6 +1,6 @@
 """What the documentation says is so: its tables match the code, its files and commands exist.
 
-Its Python blocks run in tests/deployments/test_readme.py, where there is a server.
+Blocks that need a server run in tests/deployments/test_readme.py.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from cluster.config import LLMConfig
 from tests.deployments import conformance
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "DECISIONS.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGURE = (ROOT / "docs/configure.md").read_text(encoding="utf-8")
+# What people read to use it; lab notes stand apart, and their commands need other machines.
+BY_TASK = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*BY_TASK, ROOT / "CONTRIBUTING.md", ROOT / "DECISIONS.md", *sorted((ROOT / "docs/lab").glob("*.md"))]
 
 PYTHON_BLOCK = re.compile(r"(<!-- runnable -->\n)?```python\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# Which marks say that a block of a language is held by a test; "not run: REASON" goes with any.
+RUN_AS = {"python": {"runnable"}, "bash": {"served"}, "yaml": {"config"}}
 
 
 def config_table_script() -> ModuleType:
@@ -36,24 +42,44 @@ def docs_script(name: str) -> ModuleType:
     return module
 
 
-def runnable_blocks() -> list[str]:
-    return [code for mark, code in PYTHON_BLOCK.findall(README) if mark]
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """(mark, language, text) of each fenced block."""
+    return [(mark, language, text) for mark, language, text in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
-def test_every_python_block_is_marked_runnable() -> None:
-    blocks = PYTHON_BLOCK.findall(README)
-    assert blocks
-    unmarked = [code for mark, code in blocks if not mark]
-    assert not unmarked, f"python blocks that no test runs: {unmarked}"
+def blocks_marked(wanted: str) -> list[str]:
+    """Blocks of all pages with a mark; library.md has a test of its own, because its blocks go together."""
+    pages = [page for page in BY_TASK if page.name != "library.md"]
+    return [text for page in pages for mark, _, text in blocks(page) if mark == wanted]
+
+
+@pytest.mark.parametrize("page", BY_TASK, ids=lambda page: page.name)
+def test_every_block_runs_or_says_why_not(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert len(blocks(page)) * 2 == len(re.findall(r"^ *```", text, re.MULTILINE)), "a block that is not recognised"
+    unheld = [
+        code
+        for mark, language, code in blocks(page)
+        if mark not in RUN_AS.get(language, set()) and not re.fullmatch(r"not run: .{8,}", mark)
+    ]
+    assert not unheld, f"neither run nor marked <!-- not run: REASON -->: {unheld}"
+
+
+@pytest.mark.parametrize("text", blocks_marked("config"), ids=lambda text: text.splitlines()[0])
+def test_config_blocks_are_valid(text: str) -> None:
+    config = yaml.safe_load(text)
+    # A whole file of Serve, or settings alone.
+    for args in [app["args"] for app in config["applications"]] if "applications" in config else [config]:
+        LLMConfig(**args)
 
 
 def test_config_table_is_current() -> None:
-    assert config_table_script().with_table(README) == README, "run: python docs/make_config_table.py"
+    assert config_table_script().with_table(CONFIGURE) == CONFIGURE, "run: python docs/make_config_table.py"
 
 
 def test_config_table_has_every_setting() -> None:
     script = config_table_script()
-    table = README.split(script.START, 1)[1].split(script.END, 1)[0]
+    table = CONFIGURE.split(script.START, 1)[1].split(script.END, 1)[0]
     documented = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", table, re.MULTILINE)
     assert [name for name, _ in documented] == list(LLMConfig.model_fields)
     assert all(meaning.strip() for _, meaning in documented), "a setting without a description"

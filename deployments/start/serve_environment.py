@@ -1,5 +1,5 @@
 """Ray Serve's own switches for this application. They are environment variables, read when Serve is imported, by every process
-of the cluster; ``docs/serving.md`` has the figures behind them."""
+of the cluster; ``docs/lab/serving.md`` has the figures behind them."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_a_count_that_rises_all_the_time_has_grown(name):
 )
 def test_a_steady_leak_is_seen_among_the_noise_of_a_real_soak_though_no_third_is_much_higher(name, an_hour):
     """The record of ten minutes of faults, and a leak in it that is smaller than any step which a fault may leave."""
-    record = Record.from_json((ROOT / "docs" / "soak.json").read_text())
+    record = Record.from_json((ROOT / "docs/lab/soak.json").read_text())
     assert growths(record) == []
     leaking = [
         None if value is None else value + int(an_hour * second / 3600)

@@ -1,9 +1,10 @@
-"""The README's Python blocks, against a served model without API keys."""
+"""The blocks of README and pages, against a served model without API keys."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
 from tests.deployments.conftest import App, wait_for
 from tests.served_device import served_on_device
-from tests.test_docs import ROOT, runnable_blocks
+from tests.test_docs import ROOT, blocks_marked
 
 URL_IN_README = "http://127.0.0.1:8000"
 
@@ -30,10 +31,25 @@ def open_url(app: App):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", runnable_blocks(), ids=lambda code: code.strip().splitlines()[0])
+@pytest.mark.parametrize("code", blocks_marked("runnable"), ids=lambda code: code.strip().splitlines()[0])
 def test_python_block_runs(code: str, open_url: str):
-    assert URL_IN_README in code
     program = code.replace(URL_IN_README, open_url)
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip(), "the block printed nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", blocks_marked("served"), ids=lambda code: code.strip().splitlines()[0])
+def test_shell_block_runs(code: str, open_url: str):
+    assert URL_IN_README in code
+    script = code.replace(URL_IN_README, open_url).replace(".venv/bin/", str(Path(sys.executable).parent) + "/")
+    result = subprocess.run(
+        ["bash", "-euc", script.replace("curl http", "curl -sf http")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip(), "the block printed nothing"

@@ -34,7 +34,7 @@ class Bound:
         more: by how much the later median may exceed the earlier one; what a fault leaves until its successor has started.
         share: of the earlier median, besides.
         ceiling: up to which it may grow in any case.
-        per_hour: how much it may grow in an hour of faults, steadily; about twice what ``docs/soak.json`` shows for certain.
+        per_hour: how much it may grow in an hour of faults, steadily; about twice what ``docs/lab/soak.json`` shows for certain.
     """
 
     names: str

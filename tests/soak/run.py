@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--engines", type=int, default=3)
     parser.add_argument("--clients", type=int, default=6)
-    parser.add_argument("--json", type=Path, help="where the record goes, for docs/draw_soak.py")
+    parser.add_argument("--json", type=Path, help="where the record goes, for docs/lab/draw_soak.py")
     options = parser.parse_args()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     setup = Setup(num_engines=options.engines, num_clients=options.clients, max_tokens=200, haproxy=True)

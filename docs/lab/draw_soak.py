@@ -1,6 +1,6 @@
 """Draw what a soak saw: memory, descriptors, threads, files and metrics over time, with the faults.
 
-    python docs/draw_soak.py PICTURE.svg RECORD.json
+    python docs/lab/draw_soak.py PICTURE.svg RECORD.json
 
 The record comes from ``python -m tests.soak.run --json``; run this from the project's root.
 """
@@ -12,7 +12,7 @@ import sys
 from html import escape
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.soak.growth import Record
 

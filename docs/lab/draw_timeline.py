@@ -1,6 +1,6 @@
 """Draw some steps of a recorded timeline as a picture: all of them, and below the moment between two steps enlarged.
 
-    python docs/draw_timeline.py TRACE.json PICTURE.svg [--first 10] [--steps 3] [--around 1.0]
+    python docs/lab/draw_timeline.py TRACE.json PICTURE.svg [--first 10] [--steps 3] [--around 1.0]
 
 TRACE.json comes from ``bireme timeline`` or a benchmark's ``--trace``. Python's standard library is enough.
 """

@@ -1,6 +1,6 @@
 """Draw how long streams waited after each kind of fault, from reports of the chaos suite.
 
-    python docs/draw_recovery.py PICTURE.svg REPORT.json [REPORT.json ...]
+    python docs/lab/draw_recovery.py PICTURE.svg REPORT.json [REPORT.json ...]
 
 Reports come from ``python -m tests.chaos.run --json``; run this from the project's root.
 """
@@ -11,7 +11,7 @@ import sys
 from html import escape
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.chaos.report import DEATH_TARGET_S, HANG_TARGET_S, Report, target_s, waits_by_kind
 
