@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 import yaml
 
+from cluster import __version__
 from cluster.config import LLMConfig
 from tests.deployments import conformance
 
@@ -21,7 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGURE = (ROOT / "docs/configure.md").read_text(encoding="utf-8")
 # What people read to use it; lab notes stand apart, and their commands need other machines.
 BY_TASK = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES = [*BY_TASK, ROOT / "CONTRIBUTING.md", ROOT / "DECISIONS.md", *sorted((ROOT / "docs/lab").glob("*.md"))]
+PAGES = [
+    *BY_TASK,
+    ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "DECISIONS.md",
+    *sorted((ROOT / "docs/lab").glob("*.md")),
+]
 
 PYTHON_BLOCK = re.compile(r"(<!-- runnable -->\n)?```python\n(.*?)```", re.DOTALL)
 BLOCK = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -133,3 +141,13 @@ def test_the_page_of_fields_matches_the_table_that_the_checks_read():
     assert script.page() == page, "run: python docs/make_field_table.py"
     names = {row.name for rows in script.ROWS.values() for row in rows.values()}
     assert all(f"`{name}`" in page for name in names)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    versions = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert citation["version"] == versions[0] == __version__
+
+
+def test_the_readme_is_a_front_door() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 170
