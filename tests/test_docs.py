@@ -106,6 +106,19 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
+def anchors(page: Path) -> set[str]:
+    """The names under which GitHub links the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_headings(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    local = [(page.parent / path if path else page, anchor) for path, anchor in targets if "://" not in path]
+    assert not [f"{path}#{anchor}" for path, anchor in local if path.suffix == ".md" and anchor not in anchors(path)]
+
+
 def test_named_files_exist() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:actors|cluster|deployments|docs|gpu_ops|tests)/[\w./]*)`", text))
