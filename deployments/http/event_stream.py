@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Generator, Sequence
@@ -86,6 +85,8 @@ class EventStream(Response):
         self._client = client
         self._has_written = False
         self._send: Send
+        self._timer: asyncio.TimerHandle
+        self._showing: asyncio.Task | None = None
         self._sending: asyncio.Task | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,8 +101,7 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         texts, generation, answer = self._first, self._generation, self._answer
         self._send = send
-        keeping_alive = asyncio.ensure_future(self._keep_alive(send))
-        keeping_alive.add_done_callback(self._no_longer_alive)
+        self._timer = asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._look, _KEEP_ALIVE_S)
         try:
             while True:
                 if len(texts) == 1 and answer.is_plain(index := next(iter(texts))):
@@ -125,9 +125,9 @@ class EventStream(Response):
             tail = encode_events([error.body()])
         finally:
             generation.take = None
-            keeping_alive.cancel()
-            if self._sending is not None:
-                self._sending.cancel()
+            self._timer.cancel()
+            for task in filter(None, (self._sending, self._showing)):
+                task.cancel()
         await send({"type": "http.response.body", "body": tail + b"data: [DONE]\n\n", "more_body": False})
 
     def _pass_on(self, choice: Choice, delta: TokenDelta) -> bool:
@@ -159,24 +159,23 @@ class EventStream(Response):
         chunks = self._answer.chunks(texts)
         return encode_events(chunks, self._answer.event_ids if self._resumable else (), in_pieces)
 
-    async def _keep_alive(self, send: Send) -> None:
-        keep_alive = _COMMENT if self._resumable else _BLANK
-        pause_s = _KEEP_ALIVE_S
-        with contextlib.suppress(OSError):
-            while True:
-                await asyncio.sleep(pause_s)
-                if self._has_written:
-                    pause_s = _KEEP_ALIVE_S
-                else:
-                    await _send_body(send, keep_alive)
-                    pause_s = pause_s if self._resumable else longer(pause_s)
-                self._has_written = False
+    def _look(self, pause_s: float) -> None:
+        """Show that the stream is alive if nothing was written for ``pause_s`` seconds, and look again."""
+        if self._has_written:
+            pause_s = _KEEP_ALIVE_S
+        elif self._showing is None or self._showing.done():
+            self._showing = begin(_send_body(self._send, _COMMENT if self._resumable else _BLANK))
+            if self._showing is not None:
+                self._showing.add_done_callback(self._shown)
+            pause_s = pause_s if self._resumable else longer(pause_s)
+        self._has_written = False
+        self._timer = asyncio.get_running_loop().call_later(pause_s, self._look, pause_s)
 
-    def _no_longer_alive(self, keeping_alive: asyncio.Task) -> None:
+    def _shown(self, showing: asyncio.Task) -> None:
         """Without signs of life a stream may fall silent, and its promise is broken: it ends instead."""
-        error = None if keeping_alive.cancelled() else keeping_alive.exception()
-        if error is None:
-            # The answer or the client is gone.
+        error = None if showing.cancelled() else showing.exception()
+        if error is None or isinstance(error, OSError):
+            # The client is gone, or has it.
             return
         logger.error("the signs of life of a stream ended", exc_info=error)
         why = "internal error: the stream could not be kept alive"
