@@ -77,7 +77,11 @@ def test_the_way_of_a_request_is_shown_to_whom_it_belongs(app: App):
     result = CliRunner().invoke(command, ["trace", answer["id"], "--url", app.url, "--api-key", KEYS[0]])
     assert result.exit_code == 0, result.output
     assert result.output.count("the ingress has the first token") == 2
-    for name, key, status in ((answer["id"], KEYS[1], 404), ("cmpl-none", KEYS[0], 404), (trace_id, "", 401)):
+    for name, key, status in (
+        (answer["id"], KEYS[1], 404),
+        ("cmpl-none", KEYS[0], 404),
+        (trace_id, "unknown-key", 401),
+    ):
         response = httpx.get(f"{app.url}/v1/traces/{name}", headers={"Authorization": f"Bearer {key}"})
         assert response.status_code == status, response.text
 
