@@ -40,6 +40,11 @@ BadWord = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_STR
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 
 
+def _none_if_false(value: Any) -> Any:
+    """A client of both endpoints may write a chat's false."""
+    return None if value is False else value
+
+
 def _one_or_many(value: Any) -> Any:
     if isinstance(value, str):
         return [value]
@@ -152,7 +157,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Any
     echo: bool = False
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_none_if_false)] = None
     add_special_tokens: bool = True
 
     def prompts(self) -> list[str | list[int]]:

@@ -110,7 +110,7 @@ def test_a_no_op_changes_nothing_but_is_checked(place):
     [
         (CHAT, {"logprobs": False, "top_logprobs": 0, "include_reasoning": True, "reasoning_effort": "none"}),
         (CHAT, {"thinking": {"type": "disabled"}, "cache_prompt": True, "prompt_cache_retention": "24h"}),
-        (COMPLETION, {"spaces_between_special_tokens": True, "logprobs": None, "cache_prompt": False}),
+        (COMPLETION, {"spaces_between_special_tokens": True, "logprobs": False, "top_logprobs": 0, "cache_prompt": False}),
         (COMPLETION, {"max_tokens": 3.0, "n": 1.0, "stop_token_ids": [2.0], "seed": -4.0, "stream": False}),
         (CHAT, {"messages": [{**USER, "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]}]}),
         (CHAT, {"messages": [USER, {"role": "assistant", "content": "x", "reasoning_content": "hm"}, USER]}),
