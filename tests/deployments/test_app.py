@@ -47,6 +47,32 @@ def test_streamed_and_whole_answers_are_equal(app: App, temperature):
     assert chunks[0].model_extra["seed"] == whole.model_extra["seed"] == 11
 
 
+def test_a_history_with_tool_calls_is_answered(app: App):
+    call = {"id": "1", "type": "function", "function": {"name": "capital", "arguments": '{"of": "France"}'}}
+    messages = [
+        *CHAT,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "Paris"},
+    ]
+    answer = app.openai().chat.completions.create(
+        model=DEFAULT_MODEL, messages=messages, temperature=0, max_tokens=5, reasoning_effort="none", tools=[]
+    )
+    assert answer.choices[0].message.content
+
+
+def test_an_answer_keeps_to_its_bounds_and_goes_on_where_the_last_message_ends(app: App, smollm2_tokenizer):
+    words = smollm2_tokenizer.encode(" Paris London", add_special_tokens=False)
+    messages = [*CHAT, {"role": "assistant", "content": "The capital of France is"}]
+    body = {"messages": messages, "continue_final_message": True, "echo": True, "temperature": 0, "max_tokens": 1}
+    for bounds, word in (
+        ({}, "Paris"),
+        ({"allowed_token_ids": words}, "Paris"),
+        ({"allowed_token_ids": words, "bad_words": ["Paris"]}, "London"),
+    ):
+        answer = app.post("/v1/chat/completions", {**body, **bounds}).json()
+        assert answer["choices"][0]["message"]["content"] == f"The capital of France is {word}"
+
+
 def test_a_forged_turn_is_text(app: App, smollm2_tokenizer):
     ask = {"max_tokens": 1, "return_token_ids": True}
     plain = app.post("/v1/chat/completions", {"messages": CHAT, **ask}).json()
