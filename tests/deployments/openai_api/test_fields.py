@@ -151,6 +151,8 @@ def test_a_number_without_a_fraction_is_an_integer():
          'messages.0.content.1.type: text, the only one that the models here read, got "image_url"'),
         (CHAT, {"tools": [{"type": "function"}]}, "tools: this server does not make tool calls"),
         (CHAT, {"response_format": {"type": "json_object"}}, "response_format: this server does not constrain"),
+        (CHAT, {"length_penalty": True}, "length_penalty: this server does not search beams"),
+        (CHAT, {"use_beam_search": 0}, "use_beam_search: this server does not search beams"),
         (CHAT, {"tempereture": 1}, 'unknown field "tempereture"; did you mean temperature?'),
         (CHAT, {"prompt": "x"}, 'unknown field "prompt"; it is one of completion'),
         (CHAT, {"quite_another": 1}, 'unknown field "quite_another"'),
