@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from actors.device.cpu import CpuDevice
 from actors.engine.engine import Engine
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
@@ -13,7 +12,7 @@ _PROMPT_TOKENS, _CPU_PROMPT_TOKENS = 32, 4
 
 def warm_up(engine: Engine) -> None:
     """Run two short requests, one greedy and one sampled with log-probabilities, and forget their cached blocks."""
-    on_cpu = engine.executor.device_name == CpuDevice.name
+    on_cpu = engine.executor.device_name == "cpu"
     length = min(_CPU_PROMPT_TOKENS if on_cpu else _PROMPT_TOKENS, engine.info.max_model_len // 2)
     prompt = [i % engine.info.vocab_size for i in range(length)]
     engine.generate(

@@ -34,7 +34,7 @@ listening.listen()
 connection, _ = listening.accept()
 if os.fork():
     connection.recv(1000)
-    connection.sendall(bytes([0, 0, 0, 2]) + b"[]")
+    connection.sendall(bytes([0, 0, 0, 3]) + b"\\x92\\x90\\x90")
     print(os.getpid(), flush=True)
 time.sleep(60)
 """
