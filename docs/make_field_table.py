@@ -16,9 +16,11 @@ from deployments.openai_api.fields import (  # noqa: E402 (the script runs witho
     CHAT,
     COMPLETION,
     CONTENT_PART,
+    DETOKENIZE,
     MESSAGE,
     ROWS,
     STREAM_OPTIONS,
+    TOKENIZE,
     FieldRow,
     Verdict,
 )
@@ -39,6 +41,9 @@ TITLES = {
     (MESSAGE,): "Messages of a chat",
     (CONTENT_PART,): "Parts of a message's content",
     (STREAM_OPTIONS,): "stream_options",
+    (TOKENIZE, DETOKENIZE): "/tokenize and /detokenize",
+    (TOKENIZE,): "/tokenize",
+    (DETOKENIZE,): "/detokenize",
 }
 
 

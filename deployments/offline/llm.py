@@ -87,6 +87,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         n: int = 1,
+        bad_words: Sequence[str] = (),
         progress: bool | None = None,
     ) -> list[RequestOutput]:
         """Complete each prompt.
@@ -95,6 +96,7 @@ class LLM:
             prompts: texts or lists of token ids; one, or several.
             sampling_params: for all, or one a prompt; None: what the model recommends, with random seeds.
             n: sequences a prompt; the i-th has the seed of the first plus i.
+            bad_words: texts that no answer has.
             progress: show how far it is; None: on a terminal.
 
         Returns:
@@ -107,7 +109,12 @@ class LLM:
         listed: list[Any] = list(prompts) if several else [prompts]
         params = _one_each(sampling_params, len(listed))
         bodies = [
-            {"prompt": prompt if isinstance(prompt, str) else list(prompt), "n": n, **_fields(one)}
+            {
+                "prompt": prompt if isinstance(prompt, str) else list(prompt),
+                "n": n,
+                "bad_words": list(bad_words),
+                **_fields(one),
+            }
             for prompt, one in zip(listed, params)
         ]
         return self._run(self._start_completion, bodies, "prompts", progress)
@@ -118,6 +125,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         n: int = 1,
+        bad_words: Sequence[str] = (),
         chat_template_kwargs: dict[str, Any] | None = None,
         progress: bool | None = None,
     ) -> list[RequestOutput]:
@@ -126,7 +134,7 @@ class LLM:
         Args:
             conversations: messages with ``role`` and ``content``; one conversation, or several.
             chat_template_kwargs: further variables of the template.
-            sampling_params, n, progress: as for ``generate``.
+            sampling_params, n, bad_words, progress: as for ``generate``.
 
         Raises:
             InvalidRequestError: as for ``generate``.
@@ -137,6 +145,7 @@ class LLM:
             {
                 "messages": [dict(message) for message in messages],
                 "n": n,
+                "bad_words": list(bad_words),
                 "chat_template_kwargs": chat_template_kwargs or {},
                 **_chat_fields(params),
             }
@@ -274,6 +283,9 @@ def _fields(params: SamplingParams | None) -> dict[str, Any]:
     fields["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
     fields["stop"], fields["stop_token_ids"] = list(params.stop), list(params.stop_token_ids)
     fields["stop_token_seqs"] = [list(sequence) for sequence in params.stop_token_seqs]
+    fields["allowed_token_ids"] = list(params.allowed_token_ids) or None
+    if fields.pop("bad_token_seqs"):
+        raise InvalidRequestError("bad_token_seqs is made by the tokenizer: give the texts as bad_words", "bad_words")
     return fields
 
 

@@ -71,6 +71,15 @@ def test_outputs_come_in_the_order_of_their_prompts_and_each_is_its_own(llm: LLM
     assert engine_is_idle(llm)
 
 
+def test_bad_words_and_allowed_tokens_bind_answers_here_as_over_http(llm: LLM):
+    params = SamplingParams(temperature=0.0, max_tokens=8)
+    (free,), (bound,) = llm.generate("The sea is", params), llm.generate("The sea is", params, bad_words=[" a"])
+    assert " a " in free.text
+    assert " a " not in bound.text
+    (few,) = llm.generate("The sea is", SamplingParams(max_tokens=8, allowed_token_ids=(40, 41), ignore_eos=True))
+    assert set(few.outputs[0].token_ids) <= {40, 41}
+
+
 def test_conversations_are_one_or_several(llm: LLM):
     params = SamplingParams(temperature=0.0, max_tokens=6, logprobs=0)
     alone, several = llm.chat(QUESTION, params), llm.chat([QUESTION, QUESTION], params)
@@ -88,7 +97,7 @@ async def test_it_works_where_an_event_loop_runs_as_in_notebooks(llm: LLM):
     ("arguments", "message"),
     [
         ({"prompts": ["a", ""]}, r"prompts\[1\]: prompt has no tokens"),
-        ({"prompts": ["a", [10**6]]}, r"prompts\[1\]: prompt: token ids must be below 49152"),
+        ({"prompts": ["a", [10**6]]}, r"prompts\[1\]: prompt.0: token ids of this model are below 49152"),
         ({"prompts": "a", "n": 0}, "^n: "),
         ({"prompts": ["a", "b"], "sampling_params": [SamplingParams()]}, "1 entries for 2 prompts"),
         ({"prompts": "a", "sampling_params": SamplingParams(temperature=-1)}, "temperature"),
