@@ -25,7 +25,14 @@ FILE_ROOMS = {"deployments": {"ray_private", "ray_worker_pool"}}
 
 # For each folder, which other rooms of it a room may import; "" is what stands at the top of the folder.
 ROOMS: dict[str, dict[str, set[str]]] = {
-    "cluster": {"": {"client"}, "client": {""}, "process": set(), "routing": set(), "scaling": {""}},
+    "cluster": {
+        "": {"terminal"},
+        "client": {""},
+        "terminal": {"", "client"},
+        "process": set(),
+        "routing": set(),
+        "scaling": {""},
+    },
     "actors": {
         "": {"engine", "model_files"},
         "engine": {"runner", "models", "model_files", "device", "scheduling", "text"},
@@ -39,6 +46,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     },
     "deployments": {
         "": {
+            "commands",
             "openai_api",
             "http",
             "routing",
@@ -47,9 +55,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             "admin",
             "metrics",
             "start",
-            "supervision",
             "ray_private",
         },
+        "commands": {"openai_api", "http", "replica", "start", "supervision", "ray_private"},
         "offline": {"openai_api", "http", "routing", "metrics", "start"},
         "admin": {"routing", "replica", "spares"},
         "openai_api": {"http", "routing", "metrics"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from typing import Any
 
@@ -74,7 +75,10 @@ def settings_message(error: ValidationError) -> str:
     for fault in error.errors(include_url=False):
         name = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            lines.append(f"unknown setting {name}; allowed: {', '.join(sorted(LLMConfig.model_fields))}")
+            allowed = sorted(LLMConfig.model_fields)
+            near = difflib.get_close_matches(name, allowed, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            lines.append(f"unknown setting {name}{meant}; allowed: {', '.join(allowed)}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             is_secret = fault["loc"][:1] == ("api_keys",)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cluster.config import LLMConfig
+from cluster.config import DEFAULT_MODEL, LLMConfig
 from cluster.errors import BiremeError
-from deployments.start.app_arguments import OTHER_WAYS, AppArguments, SettingsError, hold_keys
+from deployments.start.app_arguments import AppArguments, SettingsError, hold_keys
 from deployments.start.key_file import write_keys
+from deployments.start.settings_names import NUM_REPLICAS, nearest, split_settings
 
 BUILDER = "deployments.llm:build_openai_app"
 DEFAULT_HOST = "127.0.0.1"
@@ -22,37 +24,89 @@ def serve_config(settings: list[str], host: str | None = None, port: int | None 
     """The config as Ray Serve reads it.
 
     Args:
-        settings: one Serve config file, the name of one in ``ray_configs``, or settings of the form NAME=VALUE.
+        settings: a Serve config file, the name of one in ``ray_configs``, or a model; and settings, NAME=VALUE or --name
+            value, which come before what a file says.
         host, port: of the HTTP API; None leaves what the file says, else the default.
 
     Raises:
         BiremeError: neither; one sentence that says why.
     """
-    if len(settings) == 1 and Path(settings[0]).is_file():
-        config = _read(Path(settings[0]))
-    elif len(settings) == 1 and settings[0] in named_configs():
-        config = _with_own_files(_read(_CONFIGS / f"{settings[0]}.yaml"))
+    words, arguments = split_settings(settings)
+    if len(words) > 1:
+        raise BiremeError(f"{words[1]!r} is no setting of the form NAME=VALUE; one model or file is served")
+    what = words[0] if words else None
+    if what is not None and _is_config_file(what):
+        config = _read(Path(what))
+    elif what in named_configs():
+        config = _with_own_files(_read(_CONFIGS / f"{what}.yaml"))
     else:
-        wrong = [item for item in settings if "=" not in item]
-        if wrong:
-            raise BiremeError(
-                f"{wrong[0]!r} is neither a file, nor the name of a config ({', '.join(named_configs())}), nor a setting of the "
-                "form NAME=VALUE"
-            )
-        arguments = dict(item.split("=", 1) for item in settings)
-        if "api_keys" in arguments:
-            raise BiremeError(f"api_keys: every user of this machine can read a command line; {OTHER_WAYS}", "api_keys")
-        config = {
-            "proxy_location": "HeadOnly",
-            "applications": [
-                {"name": "default", "route_prefix": "/", "import_path": BUILDER, "args": arguments},
-            ],
-        }
+        if what is not None:
+            arguments = {"model": _checked_model(what), **arguments}
+        config = _application({})
+    if arguments:
+        config = _with_settings(config, arguments)
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     http = {"host": DEFAULT_HOST, "port": DEFAULT_PORT, **(config.get("http_options") or {}), **given}
     if not isinstance(http["port"], int) or not 0 < http["port"] < 65536:
         raise BiremeError(f"http_options.port: got {http['port']!r}, allowed: 1 to 65535")
     return {**config, "http_options": http}
+
+
+def _is_config_file(what: str) -> bool:
+    path = Path(what)
+    is_model = path.suffix.lower() in (".gguf", ".json", ".safetensors")
+    return path.is_file() and not is_model
+
+
+def _checked_model(model: str) -> str:
+    """``model``, unless it is nothing that could be one."""
+    path = Path(model).expanduser()
+    looks_local = model.startswith((".", "/", "~")) or path.suffix.lower() in (".gguf", ".yaml", ".yml", ".json")
+    if path.exists() or model == DEFAULT_MODEL or ("/" in model and not looks_local):
+        return model
+    if looks_local and path.parent.is_dir():
+        near = nearest(path.name, (found.name for found in path.parent.iterdir()))
+        raise BiremeError(f"{model} does not exist{near}", "model")
+    near = nearest(model, [DEFAULT_MODEL, *named_configs()])
+    raise BiremeError(
+        f"{model!r} is neither a file, nor the name of a config ({', '.join(named_configs())}), nor a model ({DEFAULT_MODEL}, a "
+        f"GGUF file, a directory, a Hugging Face id), nor a setting of the form NAME=VALUE{near}",
+        "model",
+    )
+
+
+def _application(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "proxy_location": "HeadOnly",
+        "applications": [{"name": "default", "route_prefix": "/", "import_path": BUILDER, "args": arguments}],
+    }
+
+
+def _with_settings(config: dict[str, Any], settings: dict[str, str]) -> dict[str, Any]:
+    """``config`` with ``settings`` in place of its application's."""
+    applications = config["applications"]
+    if len(applications) != 1:
+        raise BiremeError(
+            f"there are {len(applications)} applications in the file: settings on the command line fit one"
+        )
+    arguments: dict[str, Any] = dict(applications[0].get("args") or {})
+    arguments |= {name: value for name, value in settings.items() if name != NUM_REPLICAS}
+    if NUM_REPLICAS in settings:
+        count = settings[NUM_REPLICAS]
+        options = arguments.get("deployment_config") or {}
+        if isinstance(options, str):
+            try:
+                options = json.loads(options)
+            except ValueError:
+                options = None
+        if not isinstance(options, dict):
+            raise BiremeError(
+                "deployment_config: needs a mapping, to which num_replicas can be added", "deployment_config"
+            )
+        if not count.isdecimal() or int(count) < 1:
+            raise BiremeError(f"num_replicas: got {count!r}, allowed: 1 and more", NUM_REPLICAS)
+        arguments["deployment_config"] = {**options, NUM_REPLICAS: int(count)}
+    return {**config, "applications": [{**applications[0], "args": arguments}]}
 
 
 def named_configs() -> list[str]:

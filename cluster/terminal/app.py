@@ -1,0 +1,92 @@
+"""The command ``bireme``, which others register with, and what its commands have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cluster import __version__
+from cluster.client import Client
+from cluster.client.api_types import Answer
+from cluster.client.base import API_KEY_VARIABLE
+from cluster.errors import BiremeError
+
+# Local variables of a failed command are no business of the screen: an API key may be among them.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Bireme: large language models on Paddle and Ray.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+Url = Annotated[str, typer.Option(help="Server; several addresses have commas between them.", envvar="BIREME_URL")]
+Model = Annotated[str | None, typer.Option(help="Model name; default: the one the server has.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        help="Bearer token; on the command line other users see it, in the variable not.",
+        envvar=API_KEY_VARIABLE,
+    ),
+]
+Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 takes the most likely token each time.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Makes an answer repeatable.")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@contextmanager
+def connected(url: str, model: str | None, api_key: str | None) -> Iterator[Client]:
+    """A client whose errors end the command with one line."""
+    try:
+        with Client(url, model=model, api_key=api_key) as client:
+            yield client
+    except BiremeError as error:
+        show_error(error)
+        raise typer.Exit(1) from None
+
+
+def show_error(error: BiremeError) -> None:
+    """One line."""
+    errors.print(f"Error: {error.message}", style="red", highlight=False, markup=False)
+
+
+def print_stream(chunks: Iterator[Answer]) -> str:
+    """Print chunks as they come; the whole text."""
+    pieces = []
+    for chunk in chunks:
+        pieces.append(chunk.text)
+        console.print(chunk.text, end="", markup=False, highlight=False, soft_wrap=True)
+    console.print()
+    return "".join(pieces)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def bireme(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Bireme: large language models on Paddle and Ray."""
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    _show_version(True)

@@ -1,0 +1,123 @@
+"""``bireme serve``."""
+
+from __future__ import annotations
+
+import glob
+import os
+from typing import Annotated
+
+import typer
+
+from cluster.config import LLMConfig
+from cluster.errors import BiremeError
+from cluster.terminal.app import app, console, errors
+from deployments.commands.setting_flags import TAKES_SETTINGS, with_setting_flags
+from deployments.http.keys import ApiKeys
+from deployments.http.server.header_timeout import check_connection_limits
+from deployments.start.app_arguments import OTHER_WAYS, SettingsError
+from deployments.start.preflight import (
+    check_cluster,
+    check_descriptors,
+    check_listening,
+    check_temporary_folder,
+)
+from deployments.start.ray_session import keep_ray_private, ray_base, ray_leftovers
+from deployments.start.run_folder import make_run_folder
+from deployments.start.serve_config import (
+    DEFAULT_HOST,
+    DEFAULT_PORT,
+    configured_model,
+    has_keys,
+    serve_config,
+    without_keys,
+)
+from deployments.start.serve_environment import LOOPBACK_CLUSTER, apply_serve_environment
+from deployments.supervision.server import run_server
+from deployments.supervision.supervisor import supervised
+from gpu_ops.build import OpBuildError
+
+LOCAL = "local"
+
+
+@app.command(context_settings=TAKES_SETTINGS)
+@with_setting_flags
+def serve(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL|FILE.gguf|DIR|FILE.yaml] [NAME=VALUE]...",
+            help="A model (a GGUF file, a directory, a Hugging Face id), a Serve config file or the name of one that comes along "
+            "(llama_8b_gpu, smollm2_cpu, smollm2_gpu); and settings such as max_num_seqs=8.",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Address the API listens on; default: what the file says, else {DEFAULT_HOST}, this machine alone. "
+            "0.0.0.0 is every network: set API keys."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help=f"Port of the API; default: what the file says, else {DEFAULT_PORT}."),
+    ] = None,
+    address: Annotated[
+        str, typer.Option(help="Ray cluster; local starts one on this machine.", envvar="RAY_ADDRESS")
+    ] = LOCAL,
+) -> None:
+    """Prepare ops and model, then serve in the foreground until Ctrl-C."""
+    supervisor = supervised()
+    try:
+        check_temporary_folder()
+        check_descriptors()
+        config = serve_config(settings or [], host, port)
+        model = configured_model(config)
+        if address == LOCAL:
+            check_listening(str(config["http_options"]["host"]), config["http_options"]["port"])
+        if address != LOCAL and any(map(has_keys, config["applications"])):
+            raise BiremeError(f"api_keys: the nodes of a cluster would learn them from Ray Serve's logs; {OTHER_WAYS}")
+        if address != LOCAL:
+            check_cluster(address, model.api_keys_file is not None)
+            supervisor.uses_a_cluster()
+        # A file of keys lies on the nodes of a cluster, not here.
+        ApiKeys.configured(model.api_keys, model.api_keys_file if address == LOCAL else None)
+        base = ray_base() if address == LOCAL else None
+        check_connection_limits()
+        if address == LOCAL and model.device == "gpu":
+            from deployments.ray_private import gpus_of_this_machine
+            from deployments.replica.gpu_placement import ClusterGpus, runner_num_gpus
+
+            runner_num_gpus(model, ClusterGpus(gpus_of_this_machine()))
+        prepare(model)
+        folder = make_run_folder()
+        supervisor.leaves(glob.escape(str(folder)))
+        config = without_keys(config, folder)
+        if base is not None:
+            os.environ.update(LOOPBACK_CLUSTER)
+            keep_ray_private(base)
+            # What processes of the server make among temporary files goes when it goes, and paths of sockets are short.
+            os.environ["TMPDIR"] = str(folder)
+            for pattern in ray_leftovers(base, os.getpid()):
+                supervisor.leaves(pattern)
+        apply_serve_environment(folder, host=str(config["http_options"]["host"]))
+        run_server(config, address, model.start_timeout_s, supervisor)
+    except (BiremeError, SettingsError, OpBuildError) as error:
+        errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from None
+
+
+def prepare(config: LLMConfig) -> None:
+    """Build the ops, fetch the model and look into it, where a person can watch and an error is one line."""
+    from actors.model_files.config import load_model_config
+    from actors.model_files.source import resolve_model
+    from actors.text.tokenizer import load_tokenizer
+    from deployments.openai_api.sampling_defaults import sampling_defaults
+    from deployments.start.prepare import prepare_model, prepare_ops
+
+    prepare_ops(console)
+    if config.load_format == "auto":
+        prepare_model(console, config.model)
+    source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
+    load_model_config(source)
+    load_tokenizer(source)
+    sampling_defaults(config, source)

@@ -1,0 +1,82 @@
+"""Settings as they are typed: dashes, vLLM's names, files and models, and what is said of those that are not known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.config import LLMConfig
+from cluster.errors import BiremeError
+from deployments.start.serve_config import BUILDER, configured_model, serve_config
+from deployments.start.settings_names import ALIASES, NOT_SUPPORTED, known_names, split_settings
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "value"),
+    [
+        (["--max-num-seqs", "8"], "max_num_seqs", 8),
+        (["--max-num-seqs=8"], "max_num_seqs", 8),
+        (["max-num-seqs=8"], "max_num_seqs", 8),
+        (["--served-model-name", "m"], "model_id", "m"),
+        (["served_model_name=m"], "model_id", "m"),
+        (["--num-gpu-blocks-override", "64"], "num_kv_blocks", 64),
+        (["--dtype", "half"], "dtype", "float16"),
+        (["--enforce-eager"], "enforce_eager", True),
+        (["--no-enable-prefix-caching"], "enable_prefix_caching", False),
+        (["--gpu-memory-utilization", "0.5", "--tensor-parallel-size", "1"], "gpu_memory_utilization", 0.5),
+        (["--data-parallel-size", "2"], "deployment_config", {"num_replicas": 2}),
+    ],
+)
+def test_flags_and_names_of_vllm_are_settings(typed, name, value):
+    assert getattr(configured_model(serve_config(typed)), name) == value
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["max_num_seq=8"], "unknown setting max_num_seq; did you mean max_num_seqs?"),
+        (["--max-model-length", "8"], "unknown setting --max-model-length; did you mean max_model_len?"),
+        (["--tensor-parallel-size", "2"], "--tensor-parallel-size is not supported: .* num_replicas"),
+        (["--quantization=awq"], "--quantization is not supported: the nearest is a GGUF file"),
+        (["--trust-remote-code"], "--trust-remote-code is not supported: "),
+        (["--api-key", "secret"], "--api-key is not supported: .*api_keys_file"),
+        (["--max-num-seqs"], "--max-num-seqs needs a value"),
+        (["--max-num-seqs", "--dtype", "half"], "--max-num-seqs needs a value"),
+        (["smollm2", "max_num_seqs=8", "more"], "'more' is no setting"),
+        (["smollm2-135m-instrct"], "did you mean smollm2-135m-instruct?"),
+        (["num_replicas=0"], "num_replicas: got '0', allowed: 1 and more"),
+    ],
+)
+def test_what_is_not_known_is_refused_with_what_is_near(typed, message):
+    with pytest.raises(BiremeError, match=message) as raised:
+        serve_config(typed)
+    assert "secret" not in raised.value.message
+
+
+def test_a_model_or_a_file_comes_first_and_settings_before_what_it_says(tmp_path: Path):
+    model = tmp_path / "a=b.gguf"
+    model.write_bytes(b"")
+    assert configured_model(serve_config([str(model), "max_num_seqs=2"])).model == str(model)
+    assert configured_model(serve_config(["--max-num-seqs", "2", str(tmp_path)])).model == str(tmp_path)
+    assert configured_model(serve_config(["owner/name"])).model == "owner/name"
+    with pytest.raises(BiremeError, match=r"did you mean a=b.gguf"):
+        serve_config([str(tmp_path / "ab.gguf")])
+    file = tmp_path / "serve.yaml"
+    arguments = {"max_num_seqs": 3, "block_size": 32, "deployment_config": {"max_ongoing_requests": 5}}
+    application = {"import_path": BUILDER, "args": arguments}
+    file.write_text(yaml.safe_dump({"applications": [application]}))
+    found = configured_model(serve_config([str(file), "max_num_seqs=4", "--num-replicas", "2"]))
+    assert (found.max_num_seqs, found.block_size) == (4, 32)
+    assert found.deployment_config == {"max_ongoing_requests": 5, "num_replicas": 2}
+    file.write_text(yaml.safe_dump({"applications": [application, application]}))
+    with pytest.raises(BiremeError, match="2 applications"):
+        serve_config([str(file), "max_num_seqs=4"])
+
+
+def test_names_that_stand_for_others_are_none_of_ours():
+    assert not set(ALIASES) & set(LLMConfig.model_fields)
+    assert set(ALIASES.values()) <= set(known_names())
+    assert not set(NOT_SUPPORTED) & set(known_names())
+    assert split_settings([f"{name}=1" for name in known_names()]) == ([], dict.fromkeys(known_names(), "1"))
