@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cluster.cli import app
-from deployments.commands import serve
+from deployments.commands import config, models, serve
 
-__all__ = ["app", "serve"]
+__all__ = ["app", "config", "models", "serve"]
 
 if __name__ == "__main__":
     app()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from actors.model_files.weights import num_weight_elements
 from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
@@ -16,6 +18,13 @@ _GPU_RESERVED_BYTES = 2 << 30
 # of random length: 1.4 times what the largest step computes, and the CUDA context. Twice that and more is kept.
 _ACTIVATIONS_KEPT = 4
 _LOGITS_ROWS = 64
+# More tokens a step hardly raise a CPU's throughput (it is bound by arithmetic from about 16 rows on), but everyone
+# waits for the step: at 512 the first tokens of a burst came twice as late (DECISIONS.md).
+CPU_MAX_NUM_BATCHED_TOKENS = 64
+# Prefill keeps at least this share of a step when every other slot decodes.
+MIN_PREFILL_TOKENS = 48
+# A GPU's matmuls reach their peak from about a thousand rows on.
+GPU_MAX_NUM_BATCHED_TOKENS = 2048
 
 
 def kv_block_bytes(model: ModelConfig, block_size: int, item_bytes: int) -> int:
@@ -99,3 +108,59 @@ def size_kv_cache(
             "max_model_len",
         )
     return config.max_model_len, num_blocks
+
+
+class MemoryPlan(NamedTuple):
+    """What one engine takes.
+
+    Attributes:
+        budget: most tokens of a step.
+        num_blocks: of the KV pool; ``block_bytes`` is the size of one, over all layers.
+        step_bytes: kept for what steps compute; 0 on the CPU, where nothing is set aside.
+        graph_bytes: kept for CUDA graphs.
+    """
+
+    max_model_len: int
+    budget: int
+    num_blocks: int
+    block_bytes: int
+    weight_bytes: int
+    step_bytes: int
+    graph_bytes: int
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+    def num_streams(self, config: EngineConfig, num_tokens: int) -> int:
+        """How many sequences of ``num_tokens`` run at the same time without one being put off for want of KV blocks."""
+        return min(config.max_num_seqs, self.num_blocks // -(-num_tokens // config.block_size))
+
+
+def plan_memory(
+    config: EngineConfig, model: ModelConfig, is_gpu: bool, free: int, total: int, weights_loaded: bool = False
+) -> MemoryPlan:
+    """The plan for a device of which ``free`` of ``total`` bytes are free now.
+
+    Args:
+        weights_loaded: ``free`` no longer holds the room for them.
+    Raises:
+        ConfigError: settings, model and memory do not fit each other.
+    """
+    default_budget = GPU_MAX_NUM_BATCHED_TOKENS if is_gpu else CPU_MAX_NUM_BATCHED_TOKENS
+    budget = config.max_num_batched_tokens or max(default_budget, config.max_num_seqs + MIN_PREFILL_TOKENS)
+    item_bytes = 2 if is_gpu else 4
+    block_bytes = kv_block_bytes(model, config.block_size, item_bytes)
+    pool_bytes = int(config.kv_cache_memory_gb * 2**30)
+    if is_gpu:
+        pool_bytes = gpu_pool_bytes(config, model, budget, free, total, weights_loaded)
+    max_model_len, num_blocks = size_kv_cache(config, model.max_position_embeddings, block_bytes, pool_bytes, total)
+    return MemoryPlan(
+        max_model_len,
+        budget,
+        num_blocks,
+        block_bytes,
+        item_bytes * num_weight_elements(model),
+        gpu_step_bytes(config, model, budget) if is_gpu else 0,
+        int(config.decode_graph_memory_gb * 2**30) if is_gpu and not config.enforce_eager else 0,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def folder_bytes(folder: Path) -> int:
     size = 0
     for path in folder.rglob("*") if folder.exists() else ():
         try:
-            size += 0 if path.is_symlink() else path.stat().st_size
+            found = path.lstat()
+            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
         except OSError:
             continue
     return size

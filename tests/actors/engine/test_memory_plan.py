@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.engine.memory_plan import gpu_pool_bytes, gpu_step_bytes
+from actors.engine.memory_plan import gpu_pool_bytes, gpu_step_bytes, plan_memory
 from actors.model_files.config import config_from_json
 from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
@@ -37,3 +37,20 @@ def test_what_steps_need_is_not_given_to_the_cache(model):
 def test_a_gpu_without_room_for_a_cache_is_refused(model):
     with pytest.raises(ConfigError, match=r"gpu_memory_utilization is 0\.1"):
         gpu_pool_bytes(EngineConfig(gpu_memory_utilization=0.1), model, 2048, free=10 * GIB, total=10 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("num_kv_blocks", "num_tokens", "streams"), [(8, 16, 8), (8, 17, 4), (8, 129, 0), (64, 16, 16)]
+)
+def test_streams_are_what_blocks_and_slots_hold(model, num_kv_blocks, num_tokens, streams):
+    config = EngineConfig(max_num_seqs=16, num_kv_blocks=num_kv_blocks)
+    plan = plan_memory(config, model, is_gpu=False, free=GIB, total=GIB)
+    assert plan.num_streams(config, num_tokens) == streams
+    assert (plan.num_blocks, plan.step_bytes, plan.graph_bytes) == (num_kv_blocks, 0, 0)
+
+
+def test_the_shares_of_a_gpu_are_within_what_may_be_used(model):
+    config = EngineConfig(gpu_memory_utilization=0.5, decode_graph_memory_gb=1)
+    plan = plan_memory(config, model, is_gpu=True, free=20 * GIB, total=20 * GIB)
+    shares = plan.weight_bytes + plan.kv_cache_bytes + plan.step_bytes + plan.graph_bytes
+    assert 10 * GIB - plan.block_bytes <= shares <= 10 * GIB

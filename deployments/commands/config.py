@@ -1,0 +1,119 @@
+"""``bireme config check``: settings, and what they make of the memory, without a server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Annotated
+
+import typer
+
+from actors.engine.memory_plan import MemoryPlan, plan_memory
+from actors.model_files.config import load_model_config
+from actors.model_files.source import resolve_model
+from actors.models.config import ModelConfig
+from actors.models.gpu_limits import check_gpu_model
+from cluster.config import LLMConfig
+from cluster.errors import BiremeError
+from cluster.terminal.app import app, console, errors
+from deployments.commands.setting_flags import TAKES_SETTINGS, with_setting_flags
+from deployments.http.keys import ApiKeys
+from deployments.start.app_arguments import SettingsError
+from deployments.start.serve_config import configured_model, serve_config
+
+config_app = typer.Typer(no_args_is_help=True, help="Look at settings without starting a server.")
+app.add_typer(config_app, name="config")
+_GIB = 2**30
+_SHORT_STREAM = 1024
+
+
+@config_app.callback()
+def config() -> None:
+    """Look at settings without starting a server."""
+
+
+@config_app.command(context_settings=TAKES_SETTINGS)
+@with_setting_flags
+def check(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL|FILE.gguf|DIR|FILE.yaml] [NAME=VALUE]...", help="As for bireme serve."),
+    ] = None,
+    gpu_gib: Annotated[
+        float | None,
+        typer.Option(min=1, max=4096, help="Plan for a GPU of so much memory instead of this machine's device."),
+    ] = None,
+) -> None:
+    """Check settings and model files, and show how the memory would be divided. Weights are neither fetched nor read."""
+    try:
+        model = configured_model(serve_config(settings or []))
+        ApiKeys.configured(model.api_keys, model.api_keys_file)
+        # As dummy weights: of a model that is not here yet, its configuration is all that is fetched.
+        source = resolve_model(model.model, load_format="dummy", tokenizer=model.tokenizer)
+        found = load_model_config(source)
+        gpu = _gpu(model, gpu_gib)
+        if gpu is not None:
+            check_gpu_model(found)
+        free, total = gpu or _host_memory()
+        plan = plan_memory(model, found, gpu is not None, free, total)
+    except (BiremeError, SettingsError) as error:
+        errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from None
+    for line in plan_lines(model, found, plan, "GPU" if gpu else "CPU", total):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def plan_lines(config: LLMConfig, model: ModelConfig, plan: MemoryPlan, device: str, total: int) -> list[str]:
+    """A plan for a person, one line a share."""
+    short = min(_SHORT_STREAM, plan.max_model_len)
+    streams = f"{plan.num_streams(config, plan.max_model_len)} × {plan.max_model_len:,} tokens"
+    if short < plan.max_model_len:
+        streams += f", or {plan.num_streams(config, short)} × {short:,}"
+    engines = "-".join(str(count) for count in sorted(set(config.engine_counts)))
+    lines = [
+        f"model      {config.model} ({model.architecture}, up to {model.max_position_embeddings:,} tokens)",
+        f"engines    {engines}, each on one {device} of {total / _GIB:.1f} GiB",
+        f"weights    {plan.weight_bytes / _GIB:.2f} GiB",
+        (
+            f"KV cache   {plan.kv_cache_bytes / _GIB:.2f} GiB: {plan.num_blocks:,} blocks of {config.block_size} tokens, "
+            f"{plan.block_bytes / 1024:.0f} KiB each"
+        ),
+    ]
+    if plan.step_bytes:
+        lines.append(f"steps      {plan.step_bytes / _GIB:.2f} GiB, of at most {plan.budget:,} tokens")
+    if plan.graph_bytes:
+        lines.append(f"graphs     {plan.graph_bytes / _GIB:.2f} GiB at most")
+    lines.append(f"streams    {streams}, of at most {config.max_num_seqs} at once")
+    if device == "CPU" and plan.weight_bytes + plan.kv_cache_bytes > total:
+        lines.append("warning    weights and KV cache are more than this machine's memory; lower kv_cache_memory_gb")
+    return lines
+
+
+def _gpu(config: LLMConfig, gpu_gib: float | None) -> tuple[int, int] | None:
+    """(free, total) bytes of the GPU that an engine would get; None for the CPU."""
+    if gpu_gib is not None:
+        if config.device == "cpu":
+            raise BiremeError("--gpu-gib: device is cpu", "device")
+        return int(gpu_gib * _GIB), int(gpu_gib * _GIB)
+    gpus = [] if config.device == "cpu" else gpu_memory()
+    if config.device == "gpu" and not gpus:
+        raise BiremeError(
+            "device is gpu, and nvidia-smi shows none here; --gpu-gib plans for another machine's", "device"
+        )
+    return gpus[0] if gpus else None
+
+
+def gpu_memory() -> list[tuple[int, int]]:
+    """(free, total) bytes of each GPU that nvidia-smi shows; none if it cannot be run."""
+    command = ["nvidia-smi", "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        rows = [[int(part) << 20 for part in line.split(",")] for line in shown.splitlines()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+    return [(free, total) for free, total in rows]
+
+
+def _host_memory() -> tuple[int, int]:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total, total

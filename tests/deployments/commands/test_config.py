@@ -1,0 +1,42 @@
+"""``bireme config check``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from deployments.cli import app
+from tests.engines import TINY_CONFIG
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(TINY_CONFIG))
+    return str(tmp_path)
+
+
+def test_a_plan_is_shown_without_weights_or_a_server(folder):
+    settings = [
+        "num_kv_blocks=64",
+        "max_model_len=64",
+        "--max-num-seqs",
+        "4",
+        "--data-parallel-size",
+        "3",
+        "device=cpu",
+    ]
+    shown = CliRunner().invoke(app, ["config", "check", folder, *settings])
+    assert shown.exit_code == 0, shown.output
+    assert "engines    3, each on one CPU" in shown.output
+    assert ": 64 blocks of 16 tokens" in shown.output
+    assert "streams    4 × 64 tokens, of at most 4 at once" in shown.output
+
+
+def test_settings_that_do_not_fit_the_model_are_refused_in_one_line(folder):
+    shown = CliRunner().invoke(app, ["config", "check", folder, "--max-model-len", "1000000", "device=cpu"])
+    assert shown.exit_code == 1
+    assert shown.stderr.startswith("Error: max_model_len is 1000000, this model allows at most ")
+    shown = CliRunner().invoke(app, ["config", "check", folder, "--device", "cpu", "--gpu-gib", "80"])
+    assert (shown.exit_code, shown.stderr) == (1, "Error: --gpu-gib: device is cpu\n")
