@@ -2,40 +2,60 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from cluster.client.addresses import without_password
+from cluster.client.api_types import Model
 from cluster.client.base import DEFAULT_URL
 from cluster.start_stages import start_line
 from cluster.terminal.app import ApiKey, Url, app, connected, console
 
 
 @app.command()
-def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+def status(
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object for programs.")] = False,
+) -> None:
     """Show whether the server is ready, its models, its engines and what they hold. Exit code 1 if it is not ready."""
     with connected(url, None, api_key) as client:
-        if not client.health():
-            console.print(f"{without_password(client.url)}: loading", highlight=False)
-            raise typer.Exit(1)
-        console.print(f"{without_password(client.url)}: ready", highlight=False)
-        for model in client.models():
-            console.print(f"  {model.id} (up to {model.max_model_len} tokens)", highlight=False, markup=False)
-        found = client.status()
-        for deployment, states in found["replicas"].items():
-            counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items())
-            console.print(f"  {deployment}: {counts}", highlight=False, markup=False)
-        for engine in found["engines"]:
-            console.print(f"    {_engine_line(engine)}", highlight=False, markup=False)
-            if started := start_line(engine["start"]) if "start" in engine else "":
-                console.print(f"      {started}", highlight=False, markup=False)
-        for line in _event_lines(found["events"], found["recoveries"]):
-            console.print(f"  {line}", highlight=False, markup=False)
+        where = without_password(client.url)
+        is_ready = client.health()
+        models = client.models() if is_ready else []
+        found = client.status() if is_ready else {}
+    if as_json:
+        rows = [{"id": model.id, "max_model_len": model.max_model_len} for model in models]
+        shown = {"url": where, "ready": is_ready, "models": rows, **found}
+        console.print(json.dumps(shown, indent=2), highlight=False, markup=False, soft_wrap=True)
+    else:
+        for line in _lines(where, is_ready, models, found):
+            console.print(line, highlight=False, markup=False)
+    if not is_ready:
+        raise typer.Exit(1)
 
 
-def _event_lines(events: dict[str, int], recoveries: dict[str, float]) -> Iterator[str]:
+def _lines(where: str, is_ready: bool, models: list[Model], found: dict[str, Any]) -> Iterator[str]:
+    yield f"{where}: {'ready' if is_ready else 'loading'}"
+    if not is_ready:
+        return
+    for model in models:
+        yield f"  {model.id} (up to {model.max_model_len} tokens)"
+    for deployment, states in found["replicas"].items():
+        counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items())
+        yield f"  {deployment}: {counts}"
+    for engine in found["engines"]:
+        yield f"    {_engine_line(engine)}"
+        if started := start_line(engine["start"]) if "start" in engine else "":
+            yield f"      {started}"
+    for line in event_lines(found["events"], found["recoveries"]):
+        yield f"  {line}"
+
+
+def event_lines(events: dict[str, int], recoveries: dict[str, float]) -> Iterator[str]:
     """What happened to requests in the ingress that answered, since it started."""
     for event, count in sorted(events.items()):
         yield f"{event.removeprefix('bireme_')}: {count}"

@@ -1,0 +1,48 @@
+"""``bireme dashboard``: where Ray's dashboard is and how to get in."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import typer
+
+from cluster.errors import BiremeError
+from cluster.terminal.app import app, console, show_error
+from deployments.start.past_sessions import dashboard_address, sessions
+from deployments.start.ray_session import ray_base
+
+_CONNECT_S = 2.0
+
+
+@app.command()
+def dashboard() -> None:
+    """Show the address of the dashboard of the server that was started last here, and how to get in."""
+    try:
+        address = _answering_address()
+    except BiremeError as error:
+        show_error(error)
+        raise typer.Exit(1) from None
+    token = Path.home() / ".ray" / "auth_token"
+    port = address.rpartition(":")[2]
+    lines = [
+        f"http://{address}",
+        f"It asks for a token: `cat {token}` shows it. Whoever has it may run anything in the cluster as you.",
+        f"From another machine: ssh -L {port}:{address} USER@{socket.gethostname()}, then http://127.0.0.1:{port}",
+    ]
+    for line in lines if token.is_file() else [lines[0], lines[2]]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _answering_address() -> str:
+    for session in sessions(ray_base()):
+        address = dashboard_address(session)
+        if address is None:
+            continue
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        except (OSError, ValueError):
+            continue
+        return address
+    raise BiremeError("no server of yours with a dashboard runs on this machine; bireme serve starts one")

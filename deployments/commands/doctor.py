@@ -1,0 +1,183 @@
+"""``bireme doctor``: whether this machine can serve, and what to do where it cannot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+import typer
+
+from actors.model_files.kept import kept_models
+from cluster.client.proxies import proxy_note
+from cluster.errors import BiremeError
+from cluster.process.cache import cache_dir
+from cluster.process.trusted_path import other_writer
+from cluster.terminal.app import app, console
+from deployments.commands.config import gpu_memory
+from deployments.commands.models import size_text
+from deployments.start.preflight import check_descriptors, check_listening, check_temporary_folder
+from deployments.start.ray_session import ray_base
+from deployments.start.serve_config import DEFAULT_HOST, DEFAULT_PORT
+from gpu_ops.build import OpBuildError, library_path
+
+_RAY = "2.60"
+_LEAST_FREE_BYTES = 2_000_000_000
+_LEAST_SHARED_BYTES = 256 << 20
+# Paddle says in its own process what it thinks of the GPU: a driver that does not fit ends the process that asks.
+_PADDLE = """
+import paddle
+print(paddle.__version__)
+if paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count():
+    paddle.set_device("gpu")
+    x = paddle.ones([64, 64], dtype="bfloat16")
+    assert float(paddle.matmul(x, x).astype("float32")[0, 0]) == 64
+    print("gpu " + paddle.device.cuda.get_device_name())
+else:
+    print("cuda" if paddle.is_compiled_with_cuda() else "cpu")
+"""
+
+
+class Finding(NamedTuple):
+    """One line of the report; ``is_fault``: a server would not start, or not do what it should."""
+
+    what: str
+    found: str
+    is_fault: bool = False
+
+
+def findings(host: str, port: int) -> list[Finding]:
+    """A finding for everything that is looked at, in the order in which it matters."""
+    looks: list[tuple[str, Callable[[], str]]] = [
+        ("Python", _python),
+        ("Ray", _ray),
+        ("Paddle", _paddle),
+        ("native ops", _ops),
+        ("port", lambda: _port(host, port)),
+        ("open files", _descriptors),
+        ("temporary files", _temporary),
+        ("Ray's folder", lambda: str(ray_base())),
+        ("shared memory", _shared_memory),
+        ("cache", _cache),
+        ("proxies", lambda: _proxies(f"http://{host}:{port}")),
+    ]
+    found = []
+    for what, look in looks:
+        try:
+            found.append(Finding(what, look()))
+        except (BiremeError, OpBuildError) as error:
+            found.append(Finding(what, str(error), True))
+    return found
+
+
+@app.command()
+def doctor(
+    host: Annotated[str, typer.Option(help="Address that a server would listen on.")] = DEFAULT_HOST,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Its port.")] = DEFAULT_PORT,
+) -> None:
+    """Look at everything that a server needs here. Exit code 1 if something is wrong; its line says what to do."""
+    found = findings(host, port)
+    for finding in found:
+        sign, style = ("FAULT", "red") if finding.is_fault else ("ok", "green")
+        console.print(f"{sign:5}", style=style, end=" ", highlight=False)
+        console.print(f"{finding.what}: {finding.found}", highlight=False, markup=False, soft_wrap=True)
+    if any(finding.is_fault for finding in found):
+        raise typer.Exit(1)
+
+
+def _python() -> str:
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        raise BiremeError(f"{platform.python_version()} is not supported; make the environment with 3.10, 3.11 or 3.12")
+    return f"{platform.python_version()} in {sys.prefix}"
+
+
+def _ray() -> str:
+    version = importlib.metadata.version("ray")
+    if version.split(".")[:2] != _RAY.split("."):
+        raise BiremeError(
+            f"{version} is installed and {_RAY} is what this was made for; pip install 'ray[serve]=={_RAY}.*'"
+        )
+    return version
+
+
+def _paddle() -> str:
+    try:
+        ran = subprocess.run([sys.executable, "-c", _PADDLE], capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        raise BiremeError("did nothing for 300 s; look at the GPU with nvidia-smi, or serve with device=cpu") from None
+    lines = ran.stdout.split("\n")
+    if ran.returncode or len(lines) < 2:
+        last = (ran.stderr.strip() or f"it ended with {ran.returncode}").splitlines()[-1]
+        if "No module named 'paddle'" in last:
+            raise BiremeError("is not installed; install the extra cpu or gpu (docs: README.md)")
+        raise BiremeError(
+            f"its kernels do not run here ({last}); install the paddlepaddle-gpu for this driver, or device=cpu"
+        )
+    version, device = lines[:2]
+    if device.startswith("gpu "):
+        return f"{version}, its kernels run on {device.removeprefix('gpu ')}"
+    gpus = gpu_memory()
+    if gpus:
+        why = "sees none" if device == "cuda" else "is the package for CPUs"
+        raise BiremeError(
+            f"{version} {why}, and nvidia-smi shows {len(gpus)} GPU; install paddlepaddle-gpu, or serve with device=cpu"
+        )
+    return f"{version}, on the CPU; there is no GPU"
+
+
+def _ops() -> str:
+    if library_path().exists():
+        return f"built, in {library_path().parent}"
+    compiler = os.environ.get("CXX", "g++")
+    where = shutil.which(compiler)
+    if where is None:
+        raise BiremeError(
+            f"not built, and there is no compiler {compiler}; install g++ (apt-get install g++), or set CXX"
+        )
+    return f"not built yet, which takes a minute, with {where}"
+
+
+def _port(host: str, port: int) -> str:
+    check_listening(host, port)
+    return f"{port} of {host} is free"
+
+
+def _descriptors() -> str:
+    check_descriptors()
+    return "enough"
+
+
+def _temporary() -> str:
+    check_temporary_folder()
+    return os.environ.get("TMPDIR", "/tmp")
+
+
+def _shared_memory() -> str:
+    if not os.path.isdir("/dev/shm"):
+        return "there is no /dev/shm; Ray takes temporary files"
+    total = shutil.disk_usage("/dev/shm").total
+    if total < _LEAST_SHARED_BYTES:
+        raise BiremeError(f"/dev/shm has {size_text(total)}; start the container with --shm-size=2g")
+    return size_text(total)
+
+
+def _cache() -> str:
+    folder = cache_dir()
+    if (fault := other_writer(folder)) is not None:
+        raise BiremeError(f"{fault}; take that away, or set BIREME_CACHE to a folder of your own")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < _LEAST_FREE_BYTES:
+        raise BiremeError(
+            f"{folder}: {size_text(free)} are free on its disk; make room (bireme rm), or set BIREME_CACHE"
+        )
+    return f"{folder}, {len(kept_models())} entries, {size_text(free)} free"
+
+
+def _proxies(url: str) -> str:
+    return proxy_note(url).lstrip("; ") or "none that clients of this machine would go through"

@@ -1,0 +1,51 @@
+"""``bireme logs``: what servers of this user wrote, also after they ended."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cluster.errors import BiremeError
+from cluster.terminal.app import app, console, show_error
+from deployments.start.past_sessions import FollowedLogs, follow, log_files, sessions
+from deployments.start.ray_session import ray_base
+
+
+@app.command()
+def logs(
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Only files in which this engine (bireme status) is named: its runner's, its replica's."),
+    ] = None,
+    follow_on: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more until Ctrl-C.")] = False,
+    back: Annotated[int, typer.Option(min=0, help="So many servers back; 0: the one that was started last.")] = 0,
+    files: Annotated[bool, typer.Option("--files", help="Paths instead of lines.")] = False,
+) -> None:
+    """Show what the server that was started last on this machine wrote, file by file."""
+    try:
+        base = ray_base()
+        found = sessions(base)
+        if back >= len(found):
+            raise BiremeError(f"{base}/ray has the logs of {len(found)} servers; it is set by RAY_TMPDIR and TMPDIR")
+        session = found[back]
+        if not (paths := log_files(session, engine)) and not follow_on:
+            what = f"names engine {engine!r}" if engine else "is there"
+            raise BiremeError(f"no log {what} in {session}/logs; --back 1 looks at the server before")
+    except BiremeError as error:
+        show_error(error)
+        raise typer.Exit(1) from None
+    if files:
+        for path in paths:
+            console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+        return
+    reader = FollowedLogs()
+    shown = None
+    try:
+        for path, line in follow(session, engine, reader) if follow_on else reader.new_lines(paths):
+            if path != shown:
+                console.print(f"==> {path}", style="dim", highlight=False, markup=False, soft_wrap=True)
+                shown = path
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        raise typer.Exit from None

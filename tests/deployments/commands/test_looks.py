@@ -1,0 +1,85 @@
+"""``bireme doctor``, ``logs`` and ``dashboard``: what they say of a machine and of sessions that are over."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deployments.cli import app
+from deployments.commands import doctor
+from deployments.start.past_sessions import FollowedLogs, visible
+
+ENGINE = "engine-0123456789ab"
+
+
+def run(*arguments: str):
+    return CliRunner(env={"COLUMNS": "500"}).invoke(app, list(arguments))
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch) -> Path:
+    base = tmp_path / "base"
+    monkeypatch.setattr("deployments.commands.logs.ray_base", lambda: base)
+    monkeypatch.setattr("deployments.commands.dashboard.ray_base", lambda: base)
+    logs = base / "ray" / "session_2026-01-01_00-00-00_000000_1" / "logs"
+    (logs / "serve").mkdir(parents=True)
+    (logs / "serve" / "controller_1.log").write_text("controller\n")
+    (logs / "worker-a-1.err").write_text(f"event=engine_ready engine={ENGINE}\n\x1b[2Jof the runner\n")
+    (logs / "raylet.out").write_text("Ray's own\n")
+    return logs.parent
+
+
+def test_logs_are_those_of_the_servers_own_processes_and_cannot_command_the_terminal(session):
+    shown = run("logs").output
+    assert "controller\n" in shown
+    assert "of the runner\n" in shown
+    assert "Ray's own" not in shown
+    assert "\x1b[2J" not in shown
+    of_engine = run("logs", "--engine", ENGINE).output
+    assert "of the runner\n" in of_engine
+    assert "controller\n" not in of_engine
+    none = run("logs", "--engine", "engine-x")
+    assert (none.exit_code, none.stderr.startswith("Error: no log names engine 'engine-x'")) == (1, True)
+    assert run("logs", "--back", "1").exit_code == 1
+
+
+def test_followed_logs_give_each_whole_line_once(tmp_path):
+    file, reader = tmp_path / "log", FollowedLogs()
+    seen = []
+    for text in ("one\ntw", "o\n", "", "three"):
+        with open(file, "a") as opened:
+            opened.write(text)
+        seen.append([line for _, line in reader.new_lines([file, tmp_path / "none"])])
+    assert seen == [["one"], ["two"], [], []]
+    file.write_text("new\n")
+    assert [line for _, line in reader.new_lines([file])] == ["new"]
+    assert visible("a\tb\x1b]0;c\x07\r") == "a\tb\ufffd]0;c\ufffd"
+
+
+def test_the_dashboard_is_one_that_answers(session):
+    log = session / "logs" / "dashboard.log"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        log.write_text(f"INFO -- Dashboard head http address: {address}\n")
+        assert run("dashboard").output.startswith(f"http://{address}\n")
+    assert run("dashboard").exit_code == 1
+
+
+def test_doctor_names_every_fault_and_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_PADDLE", "print('3.0\\ncpu')")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+        ill = run("doctor", "--port", port)
+    assert ill.exit_code == 1
+    faults = [line for line in ill.output.splitlines() if line.startswith("FAULT")]
+    assert f"FAULT port: port {port} is taken on this machine; choose another with --port" in faults
+    assert any(line.startswith("FAULT temporary files: TMPDIR=") for line in faults)
+    monkeypatch.setattr(doctor, "_PADDLE", "raise SystemExit('no kernel image for this device')")
+    assert any(
+        "its kernels do not run here (no kernel image for this device)" in line
+        for line in run("doctor").output.splitlines()
+    )
