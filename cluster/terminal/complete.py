@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from cluster.client.base import DEFAULT_URL
-from cluster.terminal.app import ApiKey, MaxTokens, Model, Seed, Temperature, Url, app, connected, given, print_stream
+from cluster.errors import BiremeError
+from cluster.terminal.app import (
+    ApiKey,
+    MaxTokens,
+    Model,
+    Seed,
+    Temperature,
+    Url,
+    app,
+    connected,
+    given,
+    print_stream,
+    show_error,
+)
 
 
 @app.command()
 def complete(
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text to continue; without it, or -, what comes in a pipe.")
+    ] = None,
     url: Url = DEFAULT_URL,
     model: Model = None,
     temperature: Temperature = None,
@@ -22,6 +38,21 @@ def complete(
     api_key: ApiKey = None,
 ) -> None:
     """Continue a text."""
+    if prompt in (None, "-"):
+        prompt = _piped()
     options = given(temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop or None)
     with connected(url, model, api_key) as client:
         print_stream(client.stream_complete(prompt, **options))
+
+
+def _piped() -> str:
+    """What stdin holds, without the end of its last line."""
+    if sys.stdin.isatty():
+        show_error(BiremeError("there is no prompt; give it as an argument, or in a pipe"))
+        raise typer.Exit(2)
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        show_error(BiremeError(f"the prompt is not UTF-8: byte {error.start}"))
+        raise typer.Exit(2) from None
+    return text.removesuffix("\n").removesuffix("\r")
