@@ -27,9 +27,13 @@ class Conversation:
     """
 
     def __init__(self, system: str | None = None) -> None:
-        self._system: Messages = [{"role": "system", "content": system}] if system else []
         self._turns: list[Messages] = []
-        self.num_forgotten = 0
+        self.set_system(system)
+
+    def set_system(self, system: str | None) -> None:
+        """Start over with another system message, or none."""
+        self._system: Messages = [{"role": "system", "content": system}] if system else []
+        self.clear()
 
     def clear(self) -> None:
         """Start over; the system message stays."""

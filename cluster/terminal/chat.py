@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cluster.client import Client
 from cluster.client.api_types import Answer
 from cluster.client.base import DEFAULT_URL
 from cluster.client.conversation import Conversation, Messages, answer_room
@@ -25,6 +28,8 @@ from cluster.terminal.app import (
     print_stream,
     show_error,
 )
+from cluster.terminal.chat_commands import ChatCommands
+from cluster.terminal.wrapped_text import WrappedText
 
 
 @app.command()
@@ -53,26 +58,85 @@ def chat(
         served = ", ".join(item.id for item in models)
         if max_tokens is None and models:
             options |= given(max_tokens=answer_room(models[0].max_model_len))
-        console.print(f"Chatting with {served}. Ctrl-C stops an answer, Ctrl-D leaves, /new starts over.", style="dim")
-        _converse(conversation, lambda messages: client.stream_chat(messages, **options))
+        console.print(f"Chatting with {served}. Ctrl-C stops an answer, Ctrl-D leaves, /help shows more.", style="dim")
+        _converse(client, conversation, options)
 
 
-def _converse(conversation: Conversation, send: Callable[[Messages], Iterator[Answer]]) -> None:
-    while True:
+def _converse(client: Client, conversation: Conversation, options: dict[str, Any]) -> None:
+    commands = ChatCommands(conversation, options)
+    read = _line_reader()
+    while not commands.wants_exit:
         try:
-            text = console.input("[bold cyan]> [/]").strip()
+            text = read().strip()
         except (EOFError, KeyboardInterrupt):
             console.print()
             return
-        if text == "/new":
-            conversation.clear()
+        if text.startswith("/") and "\n" not in text:
+            if said := commands.run(text):
+                console.print(said, style="dim", highlight=False, markup=False)
         elif text:
             try:
-                print_stream(conversation.ask(text, send, _say_forgotten))
+                _answer(
+                    conversation.ask(text, lambda messages: _send(client, messages, commands.options), _say_forgotten)
+                )
             except KeyboardInterrupt:
                 console.print("\n(stopped)", style="dim")
             except BiremeError as error:
                 show_error(error)
+
+
+def _send(client: Client, messages: Messages, options: dict[str, Any]) -> Iterator[Answer]:
+    return client.stream_chat(messages, **options)
+
+
+def _line_reader() -> Callable[[], str]:
+    """Asks for a line: with editing, history and paste at a terminal. What is typed is kept in memory alone."""
+    if not (sys.stdin.isatty() and console.is_terminal):
+        return lambda: console.input("[bold cyan]> [/]")
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.formatted_text import HTML
+
+    session: PromptSession[str] = PromptSession(
+        HTML("<b><ansicyan>&gt; </ansicyan></b>"),
+        completer=WordCompleter(ChatCommands.names(), sentence=True),
+        complete_while_typing=False,
+    )
+    return session.prompt
+
+
+def _answer(chunks: Iterator[Answer]) -> None:
+    """Show an answer as it comes, and how fast it was."""
+    if not console.is_terminal:
+        print_stream(chunks)
+        return
+    shown = WrappedText(lambda: console.width, lambda text: _write(text))
+    seed, num_tokens, first, last = None, 0, 0.0, 0.0
+    try:
+        for chunk in chunks:
+            seed = chunk.seed if seed is None else seed
+            num_new = sum(len(choice.token_ids or ()) for choice in chunk.choices)
+            if num_new:
+                last = time.perf_counter()
+                first = first or last
+                num_tokens += num_new
+            if chunk.choices:
+                shown.add(chunk.text)
+    finally:
+        shown.end_word()
+    console.print()
+    notes = [f"{num_tokens} tokens"] if num_tokens else []
+    if num_tokens > 1 and last > first:
+        notes.append(f"{(num_tokens - 1) / (last - first):.1f} tokens/s")
+    if seed is not None:
+        notes.append(f"seed {seed}")
+    if notes:
+        console.print(", ".join(notes), style="dim", highlight=False)
+
+
+def _write(text: str) -> None:
+    console.file.write(text)
+    console.file.flush()
 
 
 def _say_forgotten() -> None:

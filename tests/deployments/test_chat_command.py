@@ -1,8 +1,9 @@
-"""``bireme chat`` at a terminal."""
+"""Commands that talk to a server: ``bireme chat`` at a terminal, and those that read and write files and pipes."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployments.conftest import KEYS, App
+from tests.deployments.conftest import KEYS, App, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+SEQUENCES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
@@ -29,7 +30,7 @@ class Terminal:
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", **environment},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **environment},
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -43,7 +44,7 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def read_until(self, text: str, timeout_s: float = 60) -> str:
-        """What is shown from now on until ``text``, without colours."""
+        """What is shown from now on until ``text``, without colours and moves of the cursor."""
         shown = ""
         deadline = time.monotonic() + timeout_s
         while text not in shown:
@@ -53,7 +54,7 @@ class Terminal:
                 self._received += os.read(self._master, 65536)
             except OSError:  # what Linux says when nobody holds the other end any more
                 pytest.fail(f"the command ended with {self.process.wait(10)} before {text!r}, after {shown!r}")
-            shown = COLOURS.sub("", self._received.decode(errors="replace"))
+            shown = SEQUENCES.sub("", self._received.decode(errors="replace"))
         self._received = b""
         return shown
 
@@ -75,16 +76,81 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(app: App):
     try:
         terminal.read_until("> ")
         terminal.type("Tell me a very long story about the sea.\n")
-        terminal.read_until("sea.")
-        terminal.read_until("the")
-        assert app.stats()["num_requests_running"] == 1
+        wait_for(lambda: app.stats()["num_requests_running"] == 1, 60, "the request does not run")
         terminal.type("\x03")
-        terminal.read_until("(stopped)\r\n> ")
+        terminal.read_until("(stopped)")
+        terminal.read_until("> ")
         app.wait_until_idle()
         terminal.type("What is the capital of France?\n")
         assert "The capital of France is Paris." in terminal.read_until("Paris.")
+        assert re.search(r"\d+ tokens, [\d.]+ tokens/s, seed \d+", terminal.read_until("> "))
+        terminal.type("/set max_tokens=1\r")
+        terminal.read_until("(max_tokens=1)")
+        # A letter is put in before the last one; the line before is fetched again; two lines that are pasted are one message.
+        for typed in ("/hep\x1b[Dl\r", "\x1b[A\r"):
+            terminal.type(typed)
+            terminal.read_until("another system message")
+            terminal.read_until("> ")
+        terminal.type("\x1b[200~first line\nsecond line\x1b[201~\r")
+        terminal.read_until("1 tokens, seed")
+        terminal.type("/bye\r")
+        assert "seed" not in terminal.read_until("/bye is no command")
         terminal.read_until("> ")
         terminal.type("\x04")
         assert terminal.process.wait(10) == 0
     finally:
         terminal.close()
+
+
+def run(app: App, *arguments: str, piped: bytes = b"") -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "deployments.cli", *arguments, "--url", app.url],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "BIREME_API_KEY": KEYS[0]},
+        input=piped,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+def test_a_prompt_may_come_in_a_pipe_and_status_be_for_programs(app: App):
+    options = ["--temperature", "0", "--max-tokens", "8"]
+    piped = run(app, "complete", *options, piped=b"One, two, three,\n")
+    assert piped.stdout == run(app, "complete", "One, two, three,", *options).stdout != b""
+    assert run(app, "complete", piped=b"\xff").stderr.startswith(b"Error: the prompt is not UTF-8")
+    found = json.loads(run(app, "status", "--json").stdout)
+    assert (found["ready"], len(found["engines"]) > 0, len(found["models"])) == (True, True, 1)
+
+
+def test_a_batch_file_is_answered_line_by_line_and_gone_on_with(app: App, tmp_path):
+    file, results = tmp_path / "batch.jsonl", tmp_path / "batch.results.jsonl"
+    body = {"max_tokens": 4, "temperature": 0, "ignore_eos": True}
+    requests = [
+        ("/v1/completions", {"prompt": "One, two,", **body}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}], **body}),
+        ("/v1/completions", {"prompt": "x", "max_tokens": -1}),
+        ("/v1/completions", {"prompt": "Three, four,", **body}),
+    ]
+    file.write_text(
+        "\n".join(
+            json.dumps({"custom_id": str(i), "method": "POST", "url": url, "body": body})
+            for i, (url, body) in enumerate(requests)
+        )
+    )
+    ran = run(app, "run-batch", str(file))
+    assert (ran.returncode, b"4 results, 1 errors, 12 tokens" in ran.stdout.replace(b"\n", b" ")) == (1, True), ran
+    whole = results.read_bytes().splitlines(keepends=True)
+    rows = [json.loads(line) for line in whole]
+    assert [(row["custom_id"], row["response"]["status_code"]) for row in rows] == [
+        ("0", 200),
+        ("1", 200),
+        ("2", 400),
+        ("3", 200),
+    ]
+    assert rows[1]["response"]["body"]["choices"][0]["message"]["content"]
+    results.write_bytes(b"".join(whole[:2]) + whole[2][:9])
+    run(app, "run-batch", str(file))
+    again = [json.loads(line) for line in results.read_bytes().splitlines()]
+    assert again[:2] == rows[:2]
+    texts = [[row["response"]["body"].get("choices") for row in found] for found in (rows, again)]
+    assert texts[0] == texts[1]

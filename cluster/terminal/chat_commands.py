@@ -1,0 +1,77 @@
+"""What a line of a chat that begins with a slash does."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any
+
+from cluster.client.conversation import Conversation
+
+_COMMANDS = {
+    "/help": "this list",
+    "/new": "start over; the system message stays",
+    "/system": "TEXT: another system message, none without a text; starts over",
+    "/set": "NAME=VALUE: a field of the requests (temperature, top_p, max_tokens, seed, stop, ...); NAME= takes it back",
+    "/exit": "leave, as Ctrl-D does",
+}
+# They belong to the chat.
+_NOT_SET = frozenset({"messages", "stream", "stream_options", "n", "model", "return_token_ids", "self"})
+
+
+class ChatCommands:
+    """The commands of one chat.
+
+    Attributes:
+        options: fields of the requests, which ``/set`` changes.
+        wants_exit: ``/exit`` was given.
+    """
+
+    def __init__(self, conversation: Conversation, options: dict[str, Any]) -> None:
+        self._conversation, self.options = conversation, options
+        self.wants_exit = False
+
+    @staticmethod
+    def names() -> list[str]:
+        return list(_COMMANDS)
+
+    def run(self, line: str) -> str:
+        """Do what ``line`` says; what to show for it."""
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if name == "/help":
+            return "\n".join(f"{command:8} {text}" for command, text in _COMMANDS.items())
+        if name == "/exit":
+            self.wants_exit = True
+            return ""
+        if name == "/new":
+            self._conversation.clear()
+            return "(a new conversation)"
+        if name == "/system":
+            self._conversation.set_system(rest or None)
+            return (
+                "(a new conversation, with this system message)"
+                if rest
+                else "(a new conversation, without system message)"
+            )
+        if name == "/set":
+            return self._set(rest)
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        return f"{name} is no command{f'; did you mean {near[0]}?' if near else ''}; /help shows them"
+
+    def _set(self, text: str) -> str:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not text:
+            return (
+                ", ".join(f"{name}={json.dumps(value)}" for name, value in self.options.items()) or "(nothing is set)"
+            )
+        if not equals or not name.isidentifier() or name in _NOT_SET:
+            return f"/set needs NAME=VALUE, a name other than {', '.join(sorted(_NOT_SET - {'self'}))}"
+        self.options.pop(name, None)
+        if not value:
+            return f"({name} is the server's)"
+        try:
+            self.options[name] = json.loads(value)
+        except ValueError:
+            self.options[name] = value
+        return f"({name}={json.dumps(self.options[name])})"

@@ -1,0 +1,53 @@
+"""Lines of a chat that begin with a slash."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.client.conversation import Conversation
+from cluster.terminal.chat_commands import ChatCommands
+
+
+def asked(conversation: Conversation) -> list[dict[str, str]]:
+    seen = []
+    list(conversation.ask("q", lambda messages: seen.extend(messages) or iter(()), lambda: None))
+    return seen
+
+
+def test_system_new_and_exit():
+    conversation = Conversation("old")
+    commands = ChatCommands(conversation, {})
+    asked(conversation)
+    commands.run("/new")
+    assert [message["content"] for message in asked(conversation)] == ["old", "q"]
+    commands.run("/system be brief")
+    assert [message["content"] for message in asked(conversation)] == ["be brief", "q"]
+    commands.run("/system")
+    assert [message["content"] for message in asked(conversation)] == ["q"]
+    assert not commands.wants_exit
+    commands.run("/exit")
+    assert commands.wants_exit
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("/set temperature=0.5", {"seed": 1, "temperature": 0.5}),
+        ("/set seed =", {}),
+        ('/set stop=["x"]', {"seed": 1, "stop": ["x"]}),
+        ("/set stop=x=y", {"seed": 1, "stop": "x=y"}),
+        ("/set stream=false", {"seed": 1}),
+        ("/set nothing", {"seed": 1}),
+        ("/set", {"seed": 1}),
+    ],
+)
+def test_set_changes_fields_of_the_requests(line, options):
+    commands = ChatCommands(Conversation(), {"seed": 1})
+    assert commands.run(line)
+    assert commands.options == options
+
+
+def test_what_is_no_command_is_said():
+    commands = ChatCommands(Conversation(), {})
+    assert "did you mean /help?" in commands.run("/hlep")
+    assert all(name in commands.run("/help") for name in commands.names())
