@@ -120,6 +120,8 @@ def test_a_prompt_may_come_in_a_pipe_and_status_be_for_programs(app: App):
     assert run(app, "complete", piped=b"\xff").stderr.startswith(b"Error: the prompt is not UTF-8")
     found = json.loads(run(app, "status", "--json").stdout)
     assert (found["ready"], len(found["engines"]) > 0, len(found["models"])) == (True, True, 1)
+    top = run(app, "top", "--once").stdout.decode()
+    assert found["engines"][0]["engine_id"].removeprefix("engine-") in top
 
 
 def test_a_batch_file_is_answered_line_by_line_and_gone_on_with(app: App, tmp_path):
