@@ -18,7 +18,7 @@ from cluster.errors import BiremeError
 # Local variables of a failed command are no business of the screen: an API key may be among them.
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Bireme: large language models on Paddle and Ray.",
