@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
+from actors.model_files.kept import KeptModel, remove
 from cluster.config import DEFAULT_MODEL
+from cluster.errors import BiremeError
 from deployments.cli import app
+from tests.terminal import Terminal
 
 
 @pytest.fixture
@@ -55,6 +59,20 @@ def test_rm_asks_removes_what_it_names_and_nothing_else(cache):
     assert (near.exit_code, "did you mean owner/some--name?" in near.stderr.replace("\n", " ")) == (1, True)
 
 
+def test_at_a_terminal_rm_waits_for_an_answer(cache):
+    command = [sys.executable, "-m", "deployments.cli", "rm", "ready-weights"]
+    for answer, is_there in (("n", True), ("y", False)):
+        terminal = Terminal(*command, BIREME_CACHE=str(cache), COLUMNS="500")
+        try:
+            terminal.read_until("(2.0 MB)? [y/N]: ")
+            assert (cache / "ready_weights" / "file").exists()
+            terminal.type(answer + "\r")
+            terminal.process.wait(30)
+        finally:
+            terminal.close()
+        assert (cache / "ready_weights").exists() == is_there
+
+
 @pytest.mark.parametrize("name", ["..", "../..", "/etc", ".", ""])
 def test_rm_removes_nothing_outside_the_cache(cache, tmp_path, name):
     before = sorted(tmp_path.rglob("*"))
@@ -74,3 +92,14 @@ def test_pull_says_that_a_model_is_here_or_why_not(cache, tmp_path):
     failed = run("pull", str(model))
     assert failed.exit_code == 1
     assert "neither config.json nor a GGUF file" in failed.stderr.replace("\n", " ")
+
+
+def test_a_path_that_leads_out_of_its_cache_is_not_removed(cache, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (cache / "models" / "link").symlink_to(elsewhere)
+    for path in (cache / "models" / "link", cache / "models" / "..", cache / "models" / ".." / ".." / "elsewhere"):
+        with pytest.raises(BiremeError, match="is a link out of the cache"):
+            remove(KeptModel("x", 0, path, cache / "models"))
+    assert elsewhere.is_dir()
+    assert cache.is_dir()
