@@ -51,6 +51,8 @@ def _lines(where: str, is_ready: bool, models: list[Model], found: dict[str, Any
         yield f"    {_engine_line(engine)}"
         if started := start_line(engine["start"]) if "start" in engine else "":
             yield f"      {started}"
+    for keeper in found.get("spares", []):
+        yield f"  {_spares_line(keeper)}"
     for line in event_lines(found["events"], found["recoveries"]):
         yield f"  {line}"
 
@@ -62,6 +64,16 @@ def event_lines(events: dict[str, int], recoveries: dict[str, float]) -> Iterato
     if recoveries["count"]:
         mean_s = recoveries["total_s"] / recoveries["count"]
         yield f"recoveries: {recoveries['count']:.0f}, {mean_s:.2f} s on average, {recoveries['longest_s']:.2f} s at most"
+
+
+def _spares_line(keeper: dict[str, Any]) -> str:
+    """The processes that wait on one node for an engine."""
+    kinds = [
+        f"{kind} {keeper[kind]['ready']} of {keeper[kind]['wanted']} ready, {keeper[kind]['adopted']} taken, "
+        f"{keeper[kind]['lost']} lost"
+        for kind in ("replica", "runner")
+    ]
+    return f"spares on node {keeper['node_id'][:12]}: {'; '.join(kinds)}"
 
 
 def _engine_line(engine: dict[str, Any]) -> str:
