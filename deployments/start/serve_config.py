@@ -54,8 +54,10 @@ def serve_config(settings: list[str], host: str | None = None, port: int | None 
 
 def _is_config_file(what: str) -> bool:
     path = Path(what)
-    is_model = path.suffix.lower() in (".gguf", ".json", ".safetensors")
-    return path.is_file() and not is_model
+    if not path.is_file() or path.suffix.lower() in (".gguf", ".safetensors"):
+        return False
+    # A model's hyperparameters are JSON, and so may a Serve config be, which is YAML then.
+    return path.suffix.lower() != ".json" or '"applications"' in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _checked_model(model: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,11 @@ def test_a_model_or_a_file_comes_first_and_settings_before_what_it_says(tmp_path
     found = configured_model(serve_config([str(file), "max_num_seqs=4", "--num-replicas", "2"]))
     assert (found.max_num_seqs, found.block_size) == (4, 32)
     assert found.deployment_config == {"max_ongoing_requests": 5, "num_replicas": 2}
+    (tmp_path / "serve.json").write_text(json.dumps({"applications": [application]}))
+    assert configured_model(serve_config([str(tmp_path / "serve.json")])).block_size == 32
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    hyperparameters = str(tmp_path / "config.json")
+    assert configured_model(serve_config([hyperparameters, "load_format=dummy"])).model == hyperparameters
     file.write_text(yaml.safe_dump({"applications": [application, application]}))
     with pytest.raises(BiremeError, match="2 applications"):
         serve_config([str(file), "max_num_seqs=4"])
