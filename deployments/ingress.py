@@ -62,7 +62,7 @@ from deployments.openai_api.tokenize import (
     TokenizePromptRequest,
     TokenizeResponse,
 )
-from deployments.ray_private import by_value, have_controller_look, on_this_loop
+from deployments.ray_private.serve import by_value, have_controller_look, on_this_loop
 from deployments.replica.engine_replica import application_name, find_runner, runner_names
 from deployments.replica.ray_peers import RayPeers, find_beside_an_event_loop
 from deployments.replica.replica_port import listen_where_the_node_does

@@ -20,9 +20,6 @@ FORBIDDEN = {
     "deployments": ("paddle",),
 }
 
-# Files at the top of a folder that are rooms of their own.
-FILE_ROOMS = {"deployments": {"ray_private", "ray_worker_pool"}}
-
 # For each folder, which other rooms of it a room may import; "" is what stands at the top of the folder.
 ROOMS: dict[str, dict[str, set[str]]] = {
     "cluster": {
@@ -64,12 +61,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "http": {"routing", "metrics", "start"},
         "routing": {"replica", "metrics", "ray_private"},
         "replica": {"spares", "metrics", "start", "ray_private"},
-        "spares": {"metrics", "start", "ray_worker_pool"},
+        "spares": {"metrics", "start", "ray_private"},
         "metrics": set(),
         "start": {"ray_private"},
         "supervision": {"ray_private"},
         "ray_private": set(),
-        "ray_worker_pool": set(),
     },
 }
 
@@ -151,7 +147,7 @@ def room_of(module: str) -> tuple[str, str]:
     folder, _, rest = module.partition(".")
     parts = rest.split(".")
     path = ROOT / folder / parts[0]
-    return folder, parts[0] if path.is_dir() or parts[0] in FILE_ROOMS.get(folder, ()) else ""
+    return folder, parts[0] if path.is_dir() else ""
 
 
 @pytest.mark.parametrize("folder", ROOMS)

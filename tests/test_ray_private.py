@@ -1,5 +1,4 @@
-"""Private names of Ray and Ray Serve are used in ``deployments/ray_private.py`` alone, and those of Ray's worker pool, for which
-no Serve is imported, in ``deployments/ray_worker_pool.py``.
+"""Private names of Ray and Ray Serve are used in the room ``deployments/ray_private`` alone.
 
 Tests and benchmarks are not looked into: they see into Ray's processes on purpose, and nobody is served by them.
 """
@@ -13,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from deployments import ray_private
+from deployments.ray_private import serve
 from deployments.routing.router.engine_router import EngineRouter
 from deployments.routing.router.ingress_router import IngressRouter
 from tests.test_imports import ROOT, imported_modules, is_within, python_files
 
 PACKAGES = ("cluster", "actors", "gpu_ops", "deployments")
-HOME = ROOT / "deployments" / "ray_private.py"
-HOMES = (HOME, ROOT / "deployments" / "ray_worker_pool.py")
+HOME = ROOT / "deployments" / "ray_private"
 
 # Private names of others that are looked up or called, by what they belong to.
 OF_OTHERS = {
@@ -54,16 +52,16 @@ def private_uses(path: Path) -> Iterator[str]:
                 yield ast.unparse(node)
 
 
-def test_private_names_of_ray_are_used_in_two_modules_alone():
+def test_private_names_of_ray_are_used_in_one_room_alone():
     wrong = [
         f"{path.relative_to(ROOT)}: {use}"
         for package in PACKAGES
         for path in python_files(package)
-        if path not in HOMES
+        if path.parent != HOME
         for use in private_uses(path)
     ]
     assert not wrong, "\n".join(wrong)
-    assert {use.split(".")[0] for use in private_uses(HOME)} >= {"ray", "worker", "super()"}
+    assert {use.split(".")[0] for use in private_uses(HOME / "serve.py")} >= {"ray", "worker", "super()"}
 
 
 def test_the_search_sees_every_form_of_use(tmp_path, monkeypatch):
@@ -95,7 +93,9 @@ def private_names(source: str) -> set[str]:
 @pytest.mark.parametrize("router", [EngineRouter, IngressRouter])
 def test_routers_use_no_private_name_of_serves_router(router):
     of_serve = set().union(
-        *(private_names(inspect.getsource(base)) for base in ray_private.PowerOfTwoChoicesRequestRouter.__mro__[:-2])
+        *(private_names(inspect.getsource(base)) for base in serve.PowerOfTwoChoicesRequestRouter.__mro__[:-2])
     )
     assert {"_replicas", "_fulfill_next_pending_request"} <= of_serve
-    assert private_names(inspect.getsource(router)) & (of_serve | private_names(HOME.read_text())) == set()
+    assert (
+        private_names(inspect.getsource(router)) & (of_serve | private_names((HOME / "serve.py").read_text())) == set()
+    )

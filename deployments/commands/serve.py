@@ -84,7 +84,7 @@ def serve(
         base = ray_base() if address == LOCAL else None
         check_connection_limits()
         if address == LOCAL and model.device == "gpu":
-            from deployments.ray_private import gpus_of_this_machine
+            from deployments.ray_private.serve import gpus_of_this_machine
             from deployments.replica.gpu_placement import ClusterGpus, runner_num_gpus
 
             runner_num_gpus(model, ClusterGpus(gpus_of_this_machine()))

@@ -6,7 +6,7 @@ import time
 
 import ray
 
-from deployments.ray_private import gcs_client
+from deployments.ray_private.serve import gcs_client
 
 _RPC_TIMEOUT_S = 1.0
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ray
 
 from cluster.config import SIMULATED, LLMConfig
-from deployments.ray_private import gpus_of_this_machine, possible_gpus
+from deployments.ray_private.serve import gpus_of_this_machine, possible_gpus
 from deployments.start.app_arguments import SettingsError
 
 logger = logging.getLogger("ray.serve")

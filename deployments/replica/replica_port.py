@@ -6,7 +6,7 @@ import ipaddress
 
 import ray
 
-from deployments.ray_private import change_replica_address
+from deployments.ray_private.serve import change_replica_address
 
 
 def listen_where_the_node_does() -> None:

@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from cluster.config import LLMConfig
 from cluster.process.process_liveness import PeerProcess
 from cluster.process.silence_clock import TICK_S, SilenceClock
-from deployments.ray_private import replica_is_stopping
+from deployments.ray_private.serve import replica_is_stopping
 from deployments.replica.drain_notice import node_drain_seconds
 
 logger = logging.getLogger("ray.serve")

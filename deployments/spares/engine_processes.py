@@ -7,7 +7,7 @@ import json
 from typing import NamedTuple
 
 from cluster.config import LLMConfig
-from deployments.ray_worker_pool import START_HOOK
+from deployments.ray_private.worker_pool import START_HOOK
 
 # What a process is told of itself, in JSON.
 VARIABLE = "BIREME_PROCESS"

@@ -14,7 +14,7 @@ from cluster.metrics import SPARE_METRICS
 from cluster.process.logs import guard_logs, log_fields
 from cluster.process.process_liveness import has_ended
 from deployments.metrics.metrics_export import ray_metrics
-from deployments.ray_worker_pool import prestart
+from deployments.ray_private.worker_pool import prestart
 from deployments.spares.engine_processes import KINDS, REPLICA, EngineProcesses
 from deployments.spares.roster import Roster, Spare
 

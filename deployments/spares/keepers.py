@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import BiremeError
-from deployments.ray_worker_pool import prestart
+from deployments.ray_private.worker_pool import prestart
 from deployments.spares.engine_processes import RUNNER, EngineProcesses
 from deployments.spares.keeper import SpareKeeper
 from deployments.spares.process_hook import UNKEPT_S

@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import Future
 
 from cluster.tenant import SECRET_BYTES, own_secret
-from deployments.ray_private import gcs_client
+from deployments.ray_private.serve import gcs_client
 
 logger = logging.getLogger("ray.serve")
 

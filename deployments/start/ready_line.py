@@ -6,7 +6,7 @@ import json
 
 from ray import serve
 
-from deployments.ray_private import http_options
+from deployments.ray_private.serve import http_options
 
 
 def base_url() -> str:

@@ -154,7 +154,7 @@ def fallback_port() -> int | None:
     """Where Serve keeps a proxy of its own beside HAProxy, asked in a process of the cluster; None without HAProxy."""
     if not haproxy_is_used():
         return None
-    from deployments.ray_private import FALLBACK_PROXY_PORT
+    from deployments.ray_private.serve import FALLBACK_PROXY_PORT
 
     return FALLBACK_PROXY_PORT
 

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from deployments.ray_private import session_logs
+from deployments.ray_private.serve import session_logs
 
 # Of processes that ended, the newest so many files stay to be read; each process has three or four.
 MAX_KEPT = 200

@@ -31,7 +31,7 @@ def run_server(config: dict[str, Any], address: str, patience_s: float, supervis
     # Ray Serve reads its environment when it is imported.
     import ray
 
-    from deployments.ray_private import deploy
+    from deployments.ray_private.serve import deploy
 
     is_local = address == "local"
     try:
@@ -80,7 +80,7 @@ def _end(is_local: bool) -> None:
     import ray
     from ray import serve
 
-    from deployments.ray_private import begin_to_delete, replicas_by_deployment
+    from deployments.ray_private.serve import begin_to_delete, replicas_by_deployment
 
     if not is_local:
         serve.shutdown()

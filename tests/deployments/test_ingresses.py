@@ -23,7 +23,7 @@ from cluster.client.errors import ServerError
 from cluster.tenant import nobody_of
 from deployments.llm import build_openai_app
 from deployments.openai_api.event_ids import EventIds
-from deployments.ray_private import session_logs
+from deployments.ray_private.serve import session_logs
 from deployments.replica.engine_replica import RUNNER_NAME_PREFIX
 from deployments.start.cluster_secret import cluster_secret
 from deployments.start.session_logs import MAX_KEPT

@@ -18,7 +18,7 @@ from cluster.routing.policies import POLICIES, choose
 # Serve copies this module's classes, globals included, into the processes that route; other modules are imported there, and
 # what such a process has only one of is in them.
 from deployments.metrics import routing_errors
-from deployments.ray_private import PinnedRouter
+from deployments.ray_private.serve import PinnedRouter
 from deployments.routing.router import engine_choices
 
 

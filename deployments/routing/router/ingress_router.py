@@ -6,7 +6,7 @@ checks of its own and does not use this.
 
 from __future__ import annotations
 
-from deployments.ray_private import PowerOfTwoChoicesRequestRouter
+from deployments.ray_private.serve import PowerOfTwoChoicesRequestRouter
 
 
 class IngressRouter(PowerOfTwoChoicesRequestRouter):
