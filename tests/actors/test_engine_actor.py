@@ -175,7 +175,7 @@ async def test_a_newer_attempt_ends_the_older_one_and_the_older_is_fenced(actor)
 async def test_a_refusal_reaches_the_caller_and_leaves_nothing_behind(actor):
     Subscriber(actor)
     await asyncio.sleep(0)
-    with pytest.raises(InvalidRequestError, match="limit of 512"):
+    with pytest.raises(InvalidRequestError, match="maximum context length is 512 tokens"):
         await actor.generate(subscribed("a", [1] * 20, max_tokens=500))
     assert (await actor.generate(subscribed("a", [1]))).num_tokens == 8
 

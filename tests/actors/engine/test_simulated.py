@@ -156,4 +156,4 @@ def test_a_loaded_simulation_takes_its_time_and_another_one_goes_on_with_its_ans
     other = loaded(simulated_step_s=0.0001)
     assert tokens_of(other.generate([begun])["b"]) == tokens_of(whole)[3:]
     assert other.info.fingerprint == engine.info.fingerprint
-    assert loaded(seed=1).info.fingerprint != engine.info.fingerprint
+    assert loaded(dummy_seed=1).info.fingerprint != engine.info.fingerprint
