@@ -12,12 +12,15 @@ from cluster.metrics import ENGINE_METRICS, INGRESS_METRICS
 from tests.deployments.conftest import KEYS, App, wait_for
 
 # Ray exports a counter from its first event on, and here nothing is preempted, found in the cache or submitted twice; nor is
-# there a GPU.
+# there a GPU, or another node.
 UNEVENTFUL = {
     "bireme_num_preemptions",
     "bireme_cached_prompt_tokens",
     "bireme_request_attempts",
     "bireme_gpu_memory_bytes",
+    "bireme_model_received_bytes",
+    "bireme_model_received_seconds",
+    "bireme_model_sent_bytes",
 }
 
 
