@@ -68,7 +68,7 @@ def _refused(places: Iterable[str], reason: str, **harmless: tuple[Any, ...]) ->
 
 _STRUCTURED = "this server does not constrain answers to a format"
 _TOOLS = "this server does not make tool calls"
-_TEXT_ONLY = "this model takes and writes text only"
+TEXT_ONLY = "this model takes and writes text only"
 _REASONING = "this server does not part reasoning from answers"
 # What OpenAI's client has in an answer's message, and sends back with it.
 _EMPTY: tuple[Any, ...] = ([], {}, "")
@@ -140,7 +140,10 @@ FIELDS: tuple[FieldRow, ...] = (
         "there is one tier; the field priority orders requests", "service_tier",
     ),
     *_no_op(_BOTH, bool, "prefixes are cached wherever the setting enable_prefix_caching allows it", "cache_prompt"),
-    *_no_op(_BOTH, ShortText, "cached prefixes stay as long as there is room", "prompt_cache_retention"),
+    *_no_op(
+        _BOTH, Literal["in-memory", "in_memory", "24h"], "cached prefixes stay as long as there is room",
+        "prompt_cache_retention",
+    ),
     *_no_op(_BOTH, dict[str, Any], "prefixes are cached without breakpoints", "prompt_cache_options"),
     *_no_op(_BOTH, bool, "the text is that of the tokens, with the spaces that they have", "spaces_between_special_tokens"),
     *_no_op(_BOTH, bool, "of answers that have no such part", "include_reasoning", "separate_reasoning", "stream_reasoning"),
@@ -156,7 +159,7 @@ FIELDS: tuple[FieldRow, ...] = (
         json_schema=(), regex=(), ebnf=(),
     ),
     *_refused(_BOTH, _TOOLS, tools=([],), tool_choice=("none", "auto"), functions=([],), function_call=("none", "auto")),
-    *_refused(_BOTH, _TEXT_ONLY, modalities=(["text"],), audio=(), media_io_kwargs=({},), mm_processor_kwargs=({},)),
+    *_refused(_BOTH, TEXT_ONLY, modalities=(["text"],), audio=(), media_io_kwargs=({},), mm_processor_kwargs=({},)),
     *_refused(_BOTH, "this server does not search beams", use_beam_search=(False,), length_penalty=(1,), early_stopping=(False,)),
     *_refused(_BOTH, "this server runs one decoder, without a predicted output", prediction=()),
     *_refused(_BOTH, "this server does not search the web", web_search_options=()),
@@ -199,7 +202,7 @@ FIELDS: tuple[FieldRow, ...] = (
         "cache_control", "prompt_cache_breakpoint",
     ),
     *_no_op([MESSAGE], Any, "no model reads them", "annotations"),
-    *_refused([MESSAGE], _TEXT_ONLY, audio=_EMPTY),
+    *_refused([MESSAGE], TEXT_ONLY, audio=_EMPTY),
     *_refused([MESSAGE], "what an assistant said goes into its content", refusal=_EMPTY),
     *_refused([MESSAGE], "OpenAI's older form of tool_calls", function_call=_EMPTY),
     *_works([CONTENT_PART], type="text, the only one that the models here read", text="the text"),
@@ -221,7 +224,7 @@ FIELDS += (
     *_refused((TOKENIZE,), "this endpoint ends a chat where a new answer begins", continue_final_message=(False,)),
     *_refused((TOKENIZE,), "the model's own template is used", chat_template=()),
     *_refused((TOKENIZE,), _TOOLS, tools=([],)),
-    *_refused((TOKENIZE,), _TEXT_ONLY, media_io_kwargs=({},), mm_processor_kwargs=({},)),
+    *_refused((TOKENIZE,), TEXT_ONLY, media_io_kwargs=({},), mm_processor_kwargs=({},)),
 )
 
 

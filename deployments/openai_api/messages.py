@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from actors.text.tool_arguments import ToolArguments
 from cluster.api_errors import bad_request
-from deployments.openai_api.fields import CONTENT_PART, MESSAGE, ROWS, ShortText
+from deployments.openai_api.fields import CONTENT_PART, MESSAGE, TEXT_ONLY, ShortText
 from deployments.openai_api.validation import RequestPart, settled
 from deployments.openai_api.wording import shown
 
@@ -131,6 +131,5 @@ def _settled_message(message: dict[str, Any], path: str, ignore_unknown: bool) -
 def _settled_part(part: dict[str, Any], path: str, ignore_unknown: bool) -> dict[str, Any]:
     kind = part.get("type")
     if isinstance(kind, str) and kind != "text":
-        reason = ROWS[CONTENT_PART]["type"].reason
-        raise bad_request(f"{path}.type: {reason}, got {shown(kind)}", f"{path}.type", "unsupported_value")
+        raise bad_request(f"{path}.type: {TEXT_ONLY}, got {shown(kind)}", f"{path}.type", "unsupported_value")
     return settled(part, CONTENT_PART, path, ignore_unknown)

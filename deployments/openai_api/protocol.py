@@ -65,10 +65,15 @@ def _resumed_tokens(value: Any) -> list[int]:
     return value
 
 
-def _token_ids(ids: list[Any], where: str) -> list[int]:
+def token_ids(ids: list[Any], where: str) -> list[int]:
+    """``ids``, which may be millions: looked at in Python, as pydantic would not let other threads run meanwhile.
+
+    Raises:
+        ApiError: 400 that names the first that is no token id.
+    """
     for j, token in enumerate(ids):
         if type(token) is float and token.is_integer():
-            return _token_ids(list(map(whole, ids)), where)
+            return token_ids(list(map(whole, ids)), where)
         if type(token) is not int or not 0 <= token < 2**31:
             raise bad_request(f"{where}.{j}: token ids must be integers in [0, 2147483648), got {shown(token)}", where)
     return ids
@@ -172,7 +177,7 @@ class CompletionRequest(GenerationRequest):
         for i, item in enumerate(prompts):
             where = f"prompt.{i}" if several else "prompt"
             if isinstance(item, list):
-                prompts[i] = _token_ids(item, where)
+                prompts[i] = token_ids(item, where)
             elif not isinstance(item, str):
                 raise bad_request(
                     f"{where} must be a string, a list of token ids, or a list of either; got {shown(item)}", where

@@ -140,7 +140,7 @@ def _max_tokens(request: GenerationRequest, prompt_len: int, limits: ModelLimits
 
 def _logprobs(request: GenerationRequest) -> tuple[int | None, int | None]:
     if isinstance(request, ChatCompletionRequest):
-        if request.top_logprobs is not None and not request.logprobs:
+        if request.top_logprobs and not request.logprobs:
             raise bad_request("top_logprobs is only allowed with logprobs=true", "top_logprobs")
         return (request.top_logprobs or 0) if request.logprobs else None, request.prompt_logprobs
     assert isinstance(request, CompletionRequest)

@@ -110,7 +110,7 @@ class OpenAiService:
         self._tokenizer = tokenizer
         self._max_choices = max_choices
         self._chats = chats or ChatPrompts(tokenizer)
-        self._unknown_fields = unknown_fields
+        self.unknown_fields = unknown_fields
         self._live = LiveAnswers()
         self.traces = RequestTraces()
 
@@ -171,7 +171,7 @@ class OpenAiService:
         return generation, answer
 
     def _completion(self, body: Any, caller: Caller, received: float) -> tuple[Generation, OpenAiResponse]:
-        request = parse_request(CompletionRequest, _decoded(body), self.defaults.values, self._unknown_fields)
+        request = parse_request(CompletionRequest, _decoded(body), self.defaults.values, self.unknown_fields)
         check_resume(request, caller.resumed, CompletionAnswer.id_prefix)
         self.check_model(request.model)
         prompts = request.prompts()
@@ -213,7 +213,7 @@ class OpenAiService:
         return generation, answer
 
     def _chat(self, body: Any, caller: Caller, received: float) -> tuple[Generation, OpenAiResponse]:
-        request = parse_request(ChatCompletionRequest, _decoded(body), self.defaults.values, self._unknown_fields)
+        request = parse_request(ChatCompletionRequest, _decoded(body), self.defaults.values, self.unknown_fields)
         check_resume(request, caller.resumed, ChatAnswer.id_prefix)
         self.check_model(request.model)
         self._check_choices(request.n)

@@ -15,20 +15,16 @@ from deployments.http.json_pieces import write_json
 from deployments.http.large_requests import SMALL_BYTES, large_requests
 from deployments.openai_api.fields import DETOKENIZE, TOKENIZE, ShortText
 from deployments.openai_api.messages import MAX_MESSAGES, ChatMessage
-from deployments.openai_api.protocol import ChatCompletionRequest, parse_fields
+from deployments.openai_api.protocol import ChatCompletionRequest, parse_fields, token_ids
 from deployments.openai_api.sampling import check_prompt_ids
 from deployments.openai_api.service import OpenAiService
 from deployments.openai_api.validation import RequestPart
 
 
-def _token_ids(value: Any) -> list[int]:
-    """Up to millions, looked at in Python: pydantic would not let other threads run meanwhile."""
+def _tokens(value: Any) -> list[int]:
     if not isinstance(value, list):
-        raise PydanticCustomError("token_ids", "must be a list of token ids")
-    for token in value:
-        if type(token) is not int or not 0 <= token < 2**31:
-            raise PydanticCustomError("token_ids", "token ids must be integers in [0, 2147483648)")
-    return value
+        raise PydanticCustomError("field_value", "must be a list of token ids")
+    return token_ids(value, "tokens")
 
 
 class TokenizePromptRequest(RequestPart):
@@ -62,7 +58,7 @@ class DetokenizeRequest(RequestPart):
     model: ShortText | None = None
     tokens: Annotated[
         list[int],
-        PlainValidator(_token_ids),
+        PlainValidator(_tokens),
         WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}}),
     ]
 
@@ -120,11 +116,11 @@ class TokenizeEndpoints:
         if isinstance(fields, dict) and fields.get("messages") is not None:
             if fields.get("prompt") is not None:
                 raise bad_request("prompt and messages: give one of them", "prompt")
-            request = parse_fields(TokenizeChatRequest, fields, TOKENIZE)
+            request = parse_fields(TokenizeChatRequest, fields, TOKENIZE, service.unknown_fields)
             service.check_model(request.model)
             ids = service.tokenize_chat(request.as_chat())
         else:
-            request = parse_fields(TokenizePromptRequest, fields, TOKENIZE)
+            request = parse_fields(TokenizePromptRequest, fields, TOKENIZE, service.unknown_fields)
             service.check_model(request.model)
             ids = service.tokenize_text(request.prompt, request.add_special_tokens)
         strings = [self._tokenizer.token_spelling(i) for i in ids] if request.return_token_strs else None
@@ -136,7 +132,7 @@ class TokenizeEndpoints:
         }
 
     def _detokenize(self, fields: Any) -> dict[str, Any]:
-        request = parse_fields(DetokenizeRequest, fields, DETOKENIZE)
+        request = parse_fields(DetokenizeRequest, fields, DETOKENIZE, self._service.unknown_fields)
         self._service.check_model(request.model)
         check_prompt_ids(request.tokens, "tokens", self._service.limits.vocab_size)
         return {"prompt": self._tokenizer.decode(request.tokens, skip_special_tokens=False)}

@@ -79,7 +79,7 @@ def settled(fields: Mapping[str, Any], place: str, path: str = "", ignore_unknow
 
 def _unknown(name: str, place: str, path: str) -> ApiError:
     param = _joined(path, field_name(name))
-    message = f"unknown field {shown(name)}"
+    message = f"unknown field {shown(name)}" + (f" in {path}" if path else "")
     elsewhere = [other for other, rows in ROWS.items() if name in rows]
     if elsewhere:
         message += f"; it is one of {' and of '.join(elsewhere)}"

@@ -83,7 +83,7 @@ _GONE = Refused(404, None, "there is no ")
 _NO_TYPE = Refused(400, "invalid_content_type", "must be application/json")
 _NO_CODING = Refused(415, "unsupported_content_encoding", "must be gzip or none")
 _NO_KEY = Refused(401, "invalid_api_key", "a valid API key is required")
-_NOT_SUPPORTED = Refused(400, "unsupported_parameter", "is not supported by this server")
+_NOT_SUPPORTED = Refused(400, "unsupported_parameter", "leave it out")
 
 ENDPOINTS = [
     Row("Chat completions", "POST", CHAT, Works("choices.0.message.content"), LEAST[CHAT]),
@@ -151,7 +151,7 @@ FIELDS = [
     Field(COMPLETION, "min_tokens", 1, Works(note="vLLM's")),
     Field(COMPLETION, "ignore_eos", True, Works(note="vLLM's")),
     Field(COMPLETION, "prompt", "", Refused(400, "invalid_value", "at least one character")),
-    Field(COMPLETION, "prompt", [10**6], Refused(400, "invalid_value", "token ids must be below")),
+    Field(COMPLETION, "prompt", [10**6], Refused(400, "invalid_value", "are below")),
     Field(COMPLETION, "suffix", "x", _NOT_SUPPORTED),
     Field(COMPLETION, "best_of", 3, Refused(400, "unsupported_parameter", "best_of must equal n")),
     Field(TOKENIZE, "return_token_strs", True, Works("token_strs.0")),

@@ -148,7 +148,7 @@ def test_a_number_without_a_fraction_is_an_integer():
         (CHAT, {"messages": [{"role": "narrator", "content": "x"}]},
          'messages.0.role: must be "system", "developer", "user", "assistant" or "tool", got "narrator"'),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}]},
-         'messages.0.content.1.type: text, the only one that the models here read, got "image_url"'),
+         'messages.0.content.1.type: this model takes and writes text only, got "image_url"'),
         (CHAT, {"tools": [{"type": "function"}]}, "tools: this server does not make tool calls"),
         (CHAT, {"response_format": {"type": "json_object"}}, "response_format: this server does not constrain"),
         (CHAT, {"length_penalty": True}, "length_penalty: this server does not search beams"),
