@@ -93,10 +93,12 @@ def test_the_servers_description_names_what_it_has(app: App):
     assert document["info"]["version"] == __version__
     for path, operations in document["paths"].items():
         for method in operations:
-            answer = (
-                get(app, path.replace("{model_id}", DEFAULT_MODEL), method.upper()) if "timeline" not in path else None
-            )
-            assert answer is None or answer.status_code not in (401, 404, 405, 500), path
+            if "timeline" in path:
+                continue
+            answer = get(app, path.replace("{model_id}", DEFAULT_MODEL), method.upper())
+            # No request has the id {id}, which is said in the shape of the API's errors.
+            is_there = answer.status_code != 404 or ("{id}" in path and answer.json()["error"]["code"])
+            assert is_there and answer.status_code not in (401, 405, 500), path
     page = get(app, "/docs")
     assert (
         page.headers["Content-Type"].startswith("text/html")
