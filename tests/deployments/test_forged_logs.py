@@ -50,7 +50,7 @@ def test_no_line_of_any_log_holds_a_forged_field(app: App):
         "stream": True,
         "return_token_ids": True,
         "seed": 1,
-        **dict.fromkeys(("request_id", "user", "cache_salt", "safety_identifier", "prompt_cache_key"), TEXT),
+        **dict.fromkeys(("user", "cache_salt", "safety_identifier", "prompt_cache_key"), TEXT),
         "metadata": {"a": TEXT},
     }
     seen = events(app, "/v1/completions", body)
@@ -72,6 +72,7 @@ def test_no_line_of_any_log_holds_a_forged_field(app: App):
             ("GET", f"/{TEXT}?{TEXT}", "", {"Host": f"{TEXT}.x"}),
             ("GET", f"/v1/timeline?steps={TEXT}", "", {}),
             ("POST", "/v1/completions", json.dumps({"prompt": "x", "model": TEXT}), {}),
+            ("POST", "/v1/completions", json.dumps({"prompt": "x", "request_id": TEXT}), {}),
             ("POST", "/v1/completions", json.dumps({"prompt": "x", TEXT: 1, "max_tokens": f"\n{TEXT}"}), {}),
             ("POST", "/v1/chat/completions", json.dumps({"messages": [{"role": TEXT, "content": TEXT}]}), {}),
             ("POST", "/v1/completions", f"\n{TEXT}", {}),
@@ -79,7 +80,7 @@ def test_no_line_of_any_log_holds_a_forged_field(app: App):
             ("GET", "/v1/models", "", {"Authorization": f"Bearer {TEXT}"}),
         ]
     ]
-    assert statuses == [404, 404, 400, 404, 400, 400, 400, 400, 401]
+    assert statuses == [404, 404, 400, 404, 400, 400, 400, 400, 400, 401]
     for value in (b"\x1b[31m" + TEXT.encode(), b"\xff" + TEXT.encode(), "\u2028".encode() + TEXT.encode(), b"\t", b""):
         head = b"GET /health HTTP/1.1\r\nHost: x\r\nX-Request-ID: " + value + b"\r\nX-Session-ID: " + value
         head += (

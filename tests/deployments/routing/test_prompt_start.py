@@ -90,7 +90,9 @@ async def test_a_client_hurries_while_a_request_has_no_engine_to_go_to():
 def test_a_look_of_serves_controller_is_as_it_was_when_it_was_looked_into():
     controller = ServeController
     step = controller.__dict__["run_control_loop_step"]
-    assert list(inspect.signature(step).parameters) == ["self", "start_time", "recovering_timeout", "num_loops"]
+    # Where Ray traces calls, it adds one of its own.
+    names = [name for name in inspect.signature(step).parameters if not name.startswith("_ray_")]
+    assert names == ["self", "start_time", "recovering_timeout", "num_loops"]
     body = ast.parse(textwrap.dedent(inspect.getsource(step)))
     waits = [node for node in ast.walk(body) if isinstance(node, (ast.Await, ast.AsyncFor, ast.AsyncWith))]
     assert not waits, "it is one piece on the controller's loop, so that two never mix"
