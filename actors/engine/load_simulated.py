@@ -14,7 +14,7 @@ from actors.engine.engine import Engine
 from actors.engine.memory_plan import expected_max_model_len
 from actors.engine.simulated import NextToken, SimulatedExecutor
 from actors.model_files.config import load_model_config
-from actors.model_files.source import resolve_model
+from actors.model_files.source import model_of
 from actors.scheduling.kv_cache import KVCache
 from actors.scheduling.scheduler import Scheduler
 from actors.text.tokenizer import load_tokenizer
@@ -35,9 +35,7 @@ def load_simulated_engine(
     ended: Callable[[str], None] = lambda stage: None,
 ) -> Engine:
     """As ``actors.engine.loading.load_engine``; of the model only configuration and tokenizer are read."""
-    source = resolve_model(
-        config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.dummy_seed
-    )
+    source = model_of(config)
     model, tokenizer = load_model_config(source), load_tokenizer(source)
     max_model_len = expected_max_model_len(config, model.max_position_embeddings)
     num_blocks = config.num_kv_blocks or config.max_num_seqs * -(-max_model_len // config.block_size) + 1

@@ -12,7 +12,7 @@ from actors.engine.fingerprint import fingerprint
 from actors.engine.load_weights import load_weights
 from actors.engine.memory_plan import plan_memory
 from actors.model_files.config import load_model_config
-from actors.model_files.source import ModelSource, resolve_model
+from actors.model_files.source import ModelSource, model_of
 from actors.models.gpu_limits import check_gpu_model
 from actors.runner.model_runner import ModelRunner
 from actors.scheduling.kv_cache import KVCache
@@ -46,7 +46,7 @@ def load_engine(
         ModelLoadError, ConfigError, OpBuildError: with one message that says what to do.
     """
     device = choose_device(config)
-    source = find_model() if find_model else _model_of(config)
+    source = find_model() if find_model else model_of(config)
     model_config = load_model_config(source)
     if device.is_gpu:
         check_gpu_model(model_config)
@@ -101,9 +101,3 @@ def load_engine(
         config.block_size,
     )
     return Engine(scheduler, runner, info, HostClock(), overlap=config.enable_overlap_schedule, record=record)
-
-
-def _model_of(config: EngineConfig) -> ModelSource:
-    return resolve_model(
-        config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.dummy_seed
-    )

@@ -48,12 +48,10 @@ def prepare(config: EngineConfig, on_gpu: bool) -> None:
     from actors.engine.load_weights import load_kept_weights
     from actors.engine.memory_plan import expected_max_model_len
     from actors.model_files.config import load_model_config
-    from actors.model_files.source import resolve_model
+    from actors.model_files.source import model_of
 
     importlib.import_module("actors.engine.starting")
-    source = resolve_model(
-        config.model, load_format=config.load_format, tokenizer=config.tokenizer, seed=config.dummy_seed
-    )
+    source = model_of(config)
     model_config = load_model_config(source)
     max_model_len = expected_max_model_len(config, model_config.max_position_embeddings)
     model = load_kept_weights(config, source, model_config, max_model_len, CpuDevice())

@@ -9,7 +9,7 @@ from typing import Literal
 from actors.model_files.download.default_model import ensure_default_model
 from actors.model_files.download.hub import ensure_snapshot, is_hub_id
 from actors.model_files.gguf.split import gguf_parts, is_gguf, model_name
-from cluster.config import DEFAULT_MODEL
+from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.errors import ModelLoadError, ModelNotHereError
 from cluster.process.cache import Progress
 
@@ -44,6 +44,18 @@ class ModelSource:
         if self.kind == "dummy":
             return []
         return gguf_parts(self.path) if self.kind == "gguf" else safetensors_files(self.path)
+
+
+def model_of(config: EngineConfig, progress: Progress | None = None, download: bool = True) -> ModelSource:
+    """``resolve_model`` of an engine's settings."""
+    return resolve_model(
+        config.model,
+        load_format=config.load_format,
+        tokenizer=config.tokenizer,
+        progress=progress,
+        seed=config.dummy_seed,
+        download=download,
+    )
 
 
 def resolve_model(

@@ -109,7 +109,7 @@ def serve(
 def prepare(config: LLMConfig) -> None:
     """Build the ops, fetch the model and look into it, where a person can watch and an error is one line."""
     from actors.model_files.config import load_model_config
-    from actors.model_files.source import resolve_model
+    from actors.model_files.source import model_of
     from actors.text.tokenizer import load_tokenizer
     from deployments.openai_api.sampling_defaults import sampling_defaults
     from deployments.start.prepare import prepare_model, prepare_ops
@@ -117,7 +117,7 @@ def prepare(config: LLMConfig) -> None:
     prepare_ops(console)
     if config.load_format == "auto":
         prepare_model(console, config.model)
-    source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
+    source = model_of(config)
     load_model_config(source)
     load_tokenizer(source)
     sampling_defaults(config, source)

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.api_errors import ApiError
 from deployments.http.connection import ClientGoneError, may_leave_unnoticed, while_connected
+from deployments.http.errors import error_response
 from deployments.http.generation import Generation
 from deployments.http.json_pieces import write_json
 from deployments.http.large_requests import large_requests
@@ -65,7 +66,7 @@ class WholeAnswer(Response):
             if started:
                 await send({"type": "http.response.body", "body": JSONResponse(error.body()).body, "more_body": True})
                 raise
-            await JSONResponse(error.body(), error.status, error.headers)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
             return
         finally:
             reading.cancel()

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from actors.model_files.source import resolve_model
+from actors.model_files.source import model_of
 from actors.text.tokenizer import Tokenizer, load_tokenizer
 from cluster.api_errors import ApiError
 from cluster.config import DEFAULT_MODEL, EngineConfig, LLMConfig
@@ -59,7 +59,7 @@ class LLM:
         # Here, because it loads Paddle.
         from actors.engine.starting import start_engine
 
-        source = resolve_model(config.model, load_format=config.load_format, tokenizer=config.tokenizer)
+        source = model_of(config)
         self.tokenizer: Tokenizer = load_tokenizer(source)
         defaults = sampling_defaults(config, source)
         # Nobody else asks this engine, and ``_run`` bounds what waits.

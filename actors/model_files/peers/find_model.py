@@ -10,7 +10,7 @@ from typing import NamedTuple
 from actors.model_files.download.default_model import is_default_model
 from actors.model_files.peers.receiver import FileReceiver, Received
 from actors.model_files.peers.replies import Peers, State
-from actors.model_files.source import ModelSource, resolve_model
+from actors.model_files.source import ModelSource, model_of
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.errors import ModelNotHereError
 from cluster.process.cache import Progress
@@ -51,37 +51,26 @@ def find_model(
         ModelLoadError: with one message that says what is wrong and what to do.
     """
     if peers is None or not config.weights_from_peers:
-        return Found(_resolve(config, progress))
+        return Found(model_of(config, progress))
     try:
-        return Found(_resolve(config, None, download=False))
+        return Found(model_of(config, None, download=False))
     except ModelNotHereError:
         searching()
     receiver = FileReceiver(model_settings(config), progress)
     if not receiver.may_be_used:
         logger.warning("nothing is taken from other nodes: other users may write to this one's cache folder")
-        return Found(_resolve(config, progress))
+        return Found(model_of(config, progress))
     if (received := _receive(config, receiver, peers, _FIRST)) is not None:
         return received
     kept = receiver.kept()
     if kept is not None and _is_wanted(config, kept[1]):
         return Found(_with_seed(config, kept[1]))
     try:
-        return Found(_resolve(config, progress))
+        return Found(model_of(config, progress))
     except ModelNotHereError:
         if (received := _receive(config, receiver, peers, _LAST)) is not None:
             return received
         raise
-
-
-def _resolve(config: EngineConfig, progress: Progress | None, download: bool = True) -> ModelSource:
-    return resolve_model(
-        config.model,
-        load_format=config.load_format,
-        tokenizer=config.tokenizer,
-        progress=progress,
-        seed=config.dummy_seed,
-        download=download,
-    )
 
 
 def _receive(config: EngineConfig, receiver: FileReceiver, peers: Peers, wait_for: frozenset[State]) -> Found | None:

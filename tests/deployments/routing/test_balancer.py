@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
-import ray
 
 from actors.place_reservations import RESERVED_FOR_S
 from cluster.api_errors import ApiError
@@ -26,10 +24,7 @@ from tests.waiting import until
 MAX_TOKENS, STEP_S = 30, 0.01
 
 
-@pytest.fixture(autouse=True)
-def _node(monkeypatch):
-    """Where this process is, which Ray knows only of a cluster."""
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "this node"))
+pytestmark = pytest.mark.usefixtures("this_node")
 
 
 @pytest.fixture(scope="module")

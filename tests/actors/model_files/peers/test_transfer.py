@@ -341,13 +341,13 @@ def test_the_default_model_is_the_published_file_or_not_taken(model, monkeypatch
     config = EngineConfig()
     peer = LocalPeer(model, finding.model_settings(config))
     hub = ModelNotHereError("the hub was asked", "model")
-    real = finding._resolve
+    real = finding.model_of
 
     def resolve(config, progress, download=True):
         if download:
             raise hub
         return real(config, progress, download)
 
-    monkeypatch.setattr(finding, "_resolve", resolve)
+    monkeypatch.setattr(finding, "model_of", resolve)
     with pytest.raises(ModelNotHereError, match="the hub was asked"):
         finding.find_model(config, Some(peer))
