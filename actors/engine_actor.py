@@ -28,6 +28,7 @@ from actors.model_files.source import ModelSource
 from actors.place_reservations import PlaceReservations
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError
+from cluster.observability.start_stages import StartStages, start_fields
 from cluster.outputs import (
     ENGINE_LEAVES,
     FINISH_HANDOVER,
@@ -44,7 +45,6 @@ from cluster.process.freeze_gc import freeze_gc
 from cluster.process.logs import log_fields, show_logs
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.request import EngineRequest, RequestKey
-from cluster.start_stages import StartStages, start_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -354,7 +354,7 @@ class RunnerActor:
         return await self.stats()
 
     async def record_timeline(self, num_steps: int, timeout_s: float) -> bytes:
-        """The next ``num_steps`` steps as a Chrome trace in JSON (``actors.engine.timeline``); fewer if they take longer.
+        """The next ``num_steps`` steps as a Chrome trace in JSON (``actors.engine.stats.timeline``); fewer if they take longer.
 
         Raises:
             InvalidRequestError: the number is out of range, or another recording is under way.

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cluster.errors import StaleAttemptError
+from cluster.observability.request_trace import wall_clock
 from cluster.outputs import FINISHES_ELSEWHERE, GenerateReply, TokenDelta
 from cluster.request import EngineRequest, RequestKey
-from cluster.request_trace import wall_clock
 
 # A finished answer is kept this long, so that an ingress whose stream broke can fetch the end of it.
 RETENTION_S = 60.0
@@ -37,7 +37,7 @@ class LiveRequest:
 
     @property
     def marks(self) -> dict[str, float]:
-        """Of ``cluster.request_trace``, those that are passed here."""
+        """Of ``cluster.observability.request_trace``, those that are passed here."""
         marks = {"runner": wall_clock(self.came_at)}
         return marks if self.first_at is None else {**marks, "first_step": wall_clock(self.first_at)}
 

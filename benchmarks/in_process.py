@@ -60,7 +60,7 @@ class InProcess:
         return timings
 
     def record(self, concurrency: int, steps: int) -> dict[str, Any]:
-        """Chrome trace of the first ``steps`` steps of a run (``actors.engine.timeline``)."""
+        """Chrome trace of the first ``steps`` steps of a run (``actors.engine.stats.timeline``)."""
         timeline = self._loop.call(lambda engine: engine.start_timeline(steps)).result()
         self.run(concurrency, concurrency)
         self._loop.call(lambda engine: engine.stop_timeline(timeline)).result()

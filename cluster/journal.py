@@ -25,7 +25,7 @@ class JournalEntry:
         output_token_ids: tokens delivered by all attempts together.
         fingerprint: of the engine that made them; only an equal one may continue. Empty until the first token.
         finish_reason: set by the last delta.
-        marks: when it was where (``cluster.request_trace``), seconds since 1970.
+        marks: when it was where (``cluster.observability.request_trace``), seconds since 1970.
     """
 
     request_id: str

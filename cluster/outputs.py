@@ -124,7 +124,7 @@ StreamItem: TypeAlias = "TokenDelta | EngineLoad"
 class GenerateReply(NamedTuple):
     """Reply of the unary call: how many output tokens the stream delivers in all (earlier attempts included).
 
-    ``engine_id`` says whose stream that is, ``marks`` when the request was where (``cluster.request_trace``).
+    ``engine_id`` says whose stream that is, ``marks`` when the request was where (``cluster.observability.request_trace``).
     """
 
     num_tokens: int

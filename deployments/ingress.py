@@ -24,35 +24,35 @@ from cluster.api_errors import ApiError, unavailable
 from cluster.client.resumable import RESUMABLE_HEADER
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
+from cluster.observability.request_trace import trace_id_of
 from cluster.outputs import EngineLoad, ServedModel
 from cluster.process.logs import guard_logs
 from cluster.process.silence_clock import TICK_S
-from cluster.request_trace import trace_id_of
 from deployments.admin.cluster_status import cluster_status
 from deployments.admin.engine_timeline import engine_timeline
 from deployments.admin.metrics_text import metrics_text
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
+from deployments.answers.event_stream import EventStream
+from deployments.answers.generation import Generation
+from deployments.answers.whole_answer import WholeAnswer
 from deployments.http.body import default_body_bytes, read_body
 from deployments.http.connection import ClientGoneError, Peer, while_connected
 from deployments.http.errors import ERROR_HANDLERS, error_response
-from deployments.http.event_stream import EventStream
 from deployments.http.gate import gate
-from deployments.http.generation import Generation
 from deployments.http.json_response import JsonResponseInPieces
 from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
 from deployments.http.server.set_up import set_up_http_servers
-from deployments.http.whole_answer import WholeAnswer
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.vllm_text import VllmMetrics
-from deployments.openai_api.answer import OpenAiResponse, model_object
-from deployments.openai_api.chat_prompt import ChatPrompts
-from deployments.openai_api.event_ids import LAST_EVENT_ID_HEADER
+from deployments.openai_api.answers.answer import OpenAiResponse, model_object
+from deployments.openai_api.answers.event_ids import LAST_EVENT_ID_HEADER
 from deployments.openai_api.openapi import PAGE_HEADERS, Endpoint, docs_page, openapi
-from deployments.openai_api.protocol import ChatCompletionRequest, CompletionRequest
+from deployments.openai_api.requests.chat_prompt import ChatPrompts
+from deployments.openai_api.requests.protocol import ChatCompletionRequest, CompletionRequest
+from deployments.openai_api.requests.sampling import ModelLimits
+from deployments.openai_api.requests.sampling_defaults import sampling_defaults
 from deployments.openai_api.resume import max_resume_bytes, wants_event_ids
-from deployments.openai_api.sampling import ModelLimits
-from deployments.openai_api.sampling_defaults import sampling_defaults
 from deployments.openai_api.service import Caller, OpenAiService
 from deployments.openai_api.tokenize import (
     DetokenizeRequest,
@@ -70,10 +70,10 @@ from deployments.routing.engine_client import EngineClient
 from deployments.routing.router.engine_choices import choices_of
 from deployments.spares.engine_processes import EngineProcesses
 from deployments.spares.keepers import SpareKeepers
-from deployments.start.cluster_secret import cluster_secret
 from deployments.start.console import cannot_start, terminal_logger
 from deployments.start.ready_line import ready_line
-from deployments.start.session_logs import tidy_session_logs
+from deployments.start.run_files.cluster_secret import cluster_secret
+from deployments.start.run_files.session_logs import tidy_session_logs
 
 logger = logging.getLogger("ray.serve")
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/fields.md from ``deployments.openai_api.fields``, which the checks of requests read.
+"""Write the tables of docs/fields.md from ``deployments.openai_api.requests.fields``, which the checks of requests read.
 
 ``python docs/make_field_table.py`` writes the page.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from deployments.openai_api.fields import (  # noqa: E402 (the script runs without an installed package)
+from deployments.openai_api.requests.fields import (  # noqa: E402 (the script runs without an installed package)
     CHAT,
     COMPLETION,
     CONTENT_PART,
@@ -32,7 +32,7 @@ Every field of the request models of OpenAI and vLLM, and what this server makes
 change nothing; or it is refused, but for values that ask for nothing. Null counts as absent, and 3.0 as an integer. A field that
 is not here is refused with the nearest name that is, or left out with the setting `unknown_fields: ignore`.
 
-Written by `docs/make_field_table.py` from `deployments/openai_api/fields.py`, which the checks read.
+Written by `docs/make_field_table.py` from `deployments/openai_api/requests/fields.py`, which the checks read.
 """
 TITLES = {
     (COMPLETION, CHAT): "Completions and chats",

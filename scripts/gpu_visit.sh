@@ -151,7 +151,7 @@ part_j() {
     for tool in memcheck racecheck; do
         # API errors are left out: a Paddle build without code for this chip makes one, on purpose, when an engine starts.
         limited TERM 150 "j-$tool" compute-sanitizer --tool $tool --report-api-errors no --error-exitcode 9 --print-limit 5 \
-            "$python" -m tests.gpu.small_ops &
+            "$python" -m tests.gpu.parts.small_ops &
     done
     for job in $(jobs -p); do wait "$job" || status=1; done
     for tool in memcheck racecheck; do say "j-$tool" 8 'Invalid|ERROR SUMMARY|RACECHECK SUMMARY|all equal|Error|hazard'; done

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from actors.engine.clock import Clock
-from actors.engine.queue_times import QueueTimes
-from actors.engine.step_clock import StepClock
-from actors.engine.timeline import Span, StepTimeline
-from actors.engine.totals import StepTotals
+from actors.engine.stats.queue_times import QueueTimes
+from actors.engine.stats.step_clock import StepClock
+from actors.engine.stats.timeline import Span, StepTimeline
+from actors.engine.stats.totals import StepTotals
 from actors.runner.step_executor import StepExecutor
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import StepPlan

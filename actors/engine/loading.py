@@ -39,7 +39,7 @@ def load_engine(
         engine_id: name in metrics and logs.
         progress: called as ``progress(what, done, total)`` during start.
         record: a list that receives every plan, so that a run can be replayed.
-        ended: called with each of ``cluster.start_stages.STAGES`` that is over.
+        ended: called with each of ``cluster.observability.start_stages.STAGES`` that is over.
         find_model: finds the model's files; default: where the settings say.
 
     Raises:

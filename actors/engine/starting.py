@@ -26,7 +26,7 @@ def start_engine(
     """Build the ops, load the model and run the warm-up requests.
 
     Args:
-        ended: called with each of ``cluster.start_stages.STAGES`` that is over.
+        ended: called with each of ``cluster.observability.start_stages.STAGES`` that is over.
         find_model: as in ``load_engine``.
     Raises:
         ModelLoadError, ConfigError, OpBuildError: one message that says what to do.

@@ -26,7 +26,7 @@ from rich.console import Console
 from actors.engine.engine import Engine
 from actors.engine.loading import load_engine
 from actors.engine.memory_plan import GPU_MAX_NUM_BATCHED_TOKENS
-from actors.engine.timeline import StepTimeline
+from actors.engine.stats.timeline import StepTimeline
 from actors.model_files.weights import num_weight_elements
 from benchmarks.gpu import targets as gpu_targets
 from benchmarks.gpu.memory import memory_text

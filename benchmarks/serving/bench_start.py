@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.serving.served_app import ServedApp, settings_config
-from cluster.start_stages import STAGES
+from cluster.observability.start_stages import STAGES
 
 _TIMEOUT_S = 300.0
 # What comes before the engine's own stages: the request, Serve's decision, and Ray's way to a process.

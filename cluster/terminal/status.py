@@ -11,7 +11,7 @@ import typer
 from cluster.client.addresses import without_password
 from cluster.client.api_types import Model
 from cluster.client.base import DEFAULT_URL
-from cluster.start_stages import start_line
+from cluster.observability.start_stages import start_line
 from cluster.terminal.app import ApiKey, Url, app, connected, console
 
 

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cluster.start_stages import start_line
+from cluster.observability.start_stages import start_line
 
 _MAX_EVENTS = 5
 _BAR = 10

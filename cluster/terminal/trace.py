@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cluster.client.base import DEFAULT_URL
-from cluster.request_trace import waterfall
+from cluster.observability.request_trace import waterfall
 from cluster.terminal.app import ApiKey, Url, app, connected, console
 
 

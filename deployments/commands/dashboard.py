@@ -9,8 +9,8 @@ import typer
 
 from cluster.errors import BiremeError
 from cluster.terminal.app import app, console, show_error
-from deployments.start.past_sessions import dashboard_address, sessions
 from deployments.start.ray_session import ray_base
+from deployments.start.run_files.past_sessions import dashboard_address, sessions
 
 _CONNECT_S = 2.0
 

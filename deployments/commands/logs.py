@@ -8,8 +8,8 @@ import typer
 
 from cluster.errors import BiremeError
 from cluster.terminal.app import app, console, show_error
-from deployments.start.past_sessions import FollowedLogs, follow, log_files, sessions
 from deployments.start.ray_session import ray_base
+from deployments.start.run_files.past_sessions import FollowedLogs, follow, log_files, sessions
 
 
 @app.command()

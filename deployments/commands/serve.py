@@ -22,7 +22,7 @@ from deployments.start.preflight import (
     check_temporary_folder,
 )
 from deployments.start.ray_session import keep_ray_private, ray_base, ray_leftovers
-from deployments.start.run_folder import make_run_folder
+from deployments.start.run_files.run_folder import make_run_folder
 from deployments.start.serve_config import (
     DEFAULT_HOST,
     DEFAULT_PORT,
@@ -111,7 +111,7 @@ def prepare(config: LLMConfig) -> None:
     from actors.model_files.config import load_model_config
     from actors.model_files.source import model_of
     from actors.text.tokenizer import load_tokenizer
-    from deployments.openai_api.sampling_defaults import sampling_defaults
+    from deployments.openai_api.requests.sampling_defaults import sampling_defaults
     from deployments.start.prepare import prepare_model, prepare_ops
 
     prepare_ops(console)

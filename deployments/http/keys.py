@@ -12,7 +12,7 @@ from cluster.api_errors import ApiError
 from cluster.api_key import is_api_key
 from cluster.errors import BiremeError
 from cluster.tenant import Tenant, nobody_of, own_secret, tenant_of
-from deployments.start.key_file import read_keys
+from deployments.start.run_files.key_file import read_keys
 
 API_KEY_VARIABLE = "BIREME_API_KEY"
 

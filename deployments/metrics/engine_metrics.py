@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, RayError
 
-from cluster.metrics import ENGINE_METRICS
+from cluster.observability.metrics import ENGINE_METRICS
 from deployments.metrics.metrics_export import ray_metrics
 
 logger = logging.getLogger("ray.serve")

@@ -6,7 +6,7 @@ import re
 import time
 from functools import lru_cache
 
-from cluster.metrics import INGRESS_METRICS
+from cluster.observability.metrics import INGRESS_METRICS
 from cluster.outputs import FINISH_ABORT
 from cluster.scaling.inputs import IngressLoad
 from cluster.scaling.recent import RecentSum

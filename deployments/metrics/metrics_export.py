@@ -1,4 +1,4 @@
-"""Ray's metric objects for the metrics that ``cluster.metrics`` names."""
+"""Ray's metric objects for the metrics that ``cluster.observability.metrics`` names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from cluster.metrics import LATENCY_BUCKETS_S, Metric
+from cluster.observability.metrics import LATENCY_BUCKETS_S, Metric
 
 
 def ray_metrics(metrics: Iterable[Metric]) -> dict[str, Counter | Gauge | Histogram]:

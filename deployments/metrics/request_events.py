@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from cluster.metrics import CONTINUITY_METRICS
+from cluster.observability.metrics import CONTINUITY_METRICS
 from cluster.process.logs import log_fields
 from deployments.metrics.metrics_export import ray_metrics
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cluster.histogram import Histogram
-from cluster.vllm_metrics import BETWEEN_TOKENS_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, REQUEST_BUCKETS_S, TOKENS_BUCKETS
+from cluster.observability.histogram import Histogram
+from cluster.observability.vllm_metrics import (
+    BETWEEN_TOKENS_BUCKETS_S,
+    FIRST_TOKEN_BUCKETS_S,
+    REQUEST_BUCKETS_S,
+    TOKENS_BUCKETS,
+)
 
 
 class RequestTotals:

@@ -6,7 +6,7 @@ import functools
 import logging
 from typing import Any
 
-from cluster.metrics import ROUTING_METRICS
+from cluster.observability.metrics import ROUTING_METRICS
 from deployments.metrics.metrics_export import ray_metrics
 
 logger = logging.getLogger("ray.serve")

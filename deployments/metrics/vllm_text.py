@@ -11,8 +11,7 @@ from typing import NamedTuple
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from cluster.outputs import EngineLoad
-from cluster.vllm_metrics import (
+from cluster.observability.vllm_metrics import (
     CACHE_CONFIG,
     COUNTERS,
     FINISHED_REASONS,
@@ -22,6 +21,7 @@ from cluster.vllm_metrics import (
     REQUEST_BUCKETS_S,
     SUCCESS,
 )
+from cluster.outputs import EngineLoad
 from deployments.metrics.request_totals import RequestTotals
 
 

@@ -21,13 +21,13 @@ from cluster.api_errors import ApiError
 from cluster.config import DEFAULT_MODEL, EngineConfig, LLMConfig
 from cluster.errors import BiremeError, ConfigError, EngineDeadError, InvalidRequestError
 from cluster.sampling_params import SamplingParams
-from deployments.http.generation import Generation
+from deployments.answers.generation import Generation
 from deployments.offline.local_client import LocalClient
 from deployments.offline.outputs import CompletionOutput, RequestOutput
-from deployments.openai_api.answer import OpenAiResponse
-from deployments.openai_api.chat_prompt import ChatPrompts
-from deployments.openai_api.sampling import ModelLimits
-from deployments.openai_api.sampling_defaults import sampling_defaults
+from deployments.openai_api.answers.answer import OpenAiResponse
+from deployments.openai_api.requests.chat_prompt import ChatPrompts
+from deployments.openai_api.requests.sampling import ModelLimits
+from deployments.openai_api.requests.sampling_defaults import sampling_defaults
 from deployments.openai_api.service import OpenAiService
 from deployments.start.app_arguments import settings_message
 from deployments.start.prepare import progress_bar

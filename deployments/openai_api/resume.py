@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from cluster.api_errors import bad_request
 from cluster.client.resumable import RESUMABLE_HEADER
-from deployments.http.choice import Choice
-from deployments.openai_api.answer_digest import AnswerDigest
-from deployments.openai_api.event_ids import LAST_EVENT_ID_HEADER, ResumePoint
-from deployments.openai_api.protocol import GenerationRequest, Resume, ResumedChoice
-from deployments.openai_api.sampling import check_prompt_ids
+from deployments.answers.choice import Choice
+from deployments.openai_api.answers.answer_digest import AnswerDigest
+from deployments.openai_api.answers.event_ids import LAST_EVENT_ID_HEADER, ResumePoint
+from deployments.openai_api.requests.protocol import GenerationRequest, Resume, ResumedChoice
+from deployments.openai_api.requests.sampling import check_prompt_ids
 
 # With separators, more than the digits of any vocabulary's ids.
 _BYTES_A_TOKEN = 12

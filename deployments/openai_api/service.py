@@ -14,30 +14,29 @@ from cluster.api_errors import ApiError, bad_request
 from cluster.errors import InvalidRequestError
 from cluster.journal import JournalEntry
 from cluster.tenant import NOBODY, Tenant
+from deployments.answers.choice import Choice
+from deployments.answers.generation import Generation
+from deployments.answers.live_answers import LiveAnswers
+from deployments.answers.request_traces import RequestTraces
+from deployments.answers.sequence_output import SequenceOutput
 from deployments.http.body import parse_json
-from deployments.http.choice import Choice
 from deployments.http.connection import Peer, while_connected
-from deployments.http.generation import Generation
 from deployments.http.large_requests import SMALL_BYTES, large_requests
-from deployments.http.live_answers import LiveAnswers
-from deployments.http.request_traces import RequestTraces
-from deployments.http.sequence_output import SequenceOutput
 from deployments.metrics.ingress_metrics import SequenceTimes
 from deployments.metrics.request_events import RESUMED
-from deployments.openai_api.answer import OpenAiResponse
-from deployments.openai_api.answer_digest import AnswerDigest
-from deployments.openai_api.chat_answer import ChatAnswer
-from deployments.openai_api.chat_prompt import ChatPrompts, echoed
-from deployments.openai_api.completion_answer import CompletionAnswer
-from deployments.openai_api.event_ids import EventIds, ResumePoint
-from deployments.openai_api.protocol import (
+from deployments.openai_api.answers.answer import OpenAiResponse
+from deployments.openai_api.answers.answer_digest import AnswerDigest
+from deployments.openai_api.answers.chat_answer import ChatAnswer
+from deployments.openai_api.answers.completion_answer import CompletionAnswer
+from deployments.openai_api.answers.event_ids import EventIds, ResumePoint
+from deployments.openai_api.requests.chat_prompt import ChatPrompts, echoed
+from deployments.openai_api.requests.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerationRequest,
     parse_request,
 )
-from deployments.openai_api.resume import check_content, check_resume, resume_choices
-from deployments.openai_api.sampling import (
+from deployments.openai_api.requests.sampling import (
     ModelLimits,
     asked_max_tokens,
     assign_seed,
@@ -50,9 +49,10 @@ from deployments.openai_api.sampling import (
     sampling_params,
     truncated,
 )
-from deployments.openai_api.sampling_defaults import SamplingDefaults
-from deployments.openai_api.validation import UnknownFields
-from deployments.openai_api.wording import shown
+from deployments.openai_api.requests.sampling_defaults import SamplingDefaults
+from deployments.openai_api.requests.validation import UnknownFields
+from deployments.openai_api.requests.wording import shown
+from deployments.openai_api.resume import check_content, check_resume, resume_choices
 from deployments.routing.sequence_client import SequenceClient
 
 

@@ -13,12 +13,12 @@ from deployments.http.body import parse_json
 from deployments.http.connection import Peer, while_connected
 from deployments.http.json_pieces import write_json
 from deployments.http.large_requests import SMALL_BYTES, large_requests
-from deployments.openai_api.fields import DETOKENIZE, TOKENIZE, ShortText
-from deployments.openai_api.messages import MAX_MESSAGES, ChatMessage
-from deployments.openai_api.protocol import ChatCompletionRequest, parse_fields, token_ids
-from deployments.openai_api.sampling import check_prompt_ids
+from deployments.openai_api.requests.fields import DETOKENIZE, TOKENIZE, ShortText
+from deployments.openai_api.requests.messages import MAX_MESSAGES, ChatMessage
+from deployments.openai_api.requests.protocol import ChatCompletionRequest, parse_fields, token_ids
+from deployments.openai_api.requests.sampling import check_prompt_ids
+from deployments.openai_api.requests.validation import RequestPart
 from deployments.openai_api.service import OpenAiService
-from deployments.openai_api.validation import RequestPart
 
 
 def _tokens(value: Any) -> list[int]:

@@ -18,12 +18,12 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
+from cluster.observability.start_stages import StartStages
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted, ServedModel
 from cluster.process.logs import guard_logs
 from cluster.process.process_age import process_age_s
 from cluster.replies import EngineLost, FingerprintMismatch, RequestRefused
 from cluster.request import EngineRequest
-from cluster.start_stages import StartStages
 from deployments.metrics.engine_metrics import export_engine_metrics
 from deployments.replica.replica_port import listen_where_the_node_does
 from deployments.replica.runner_watch import RunnerWatch
@@ -31,7 +31,7 @@ from deployments.replica.streaming_runner import StreamingRunner
 from deployments.spares.engine_processes import RUNNER, EngineProcesses
 from deployments.spares.process_hook import adopted
 from deployments.start.console import cannot_start
-from deployments.start.session_logs import tidy_session_logs
+from deployments.start.run_files.session_logs import tidy_session_logs
 from gpu_ops.build import OpBuildError
 
 logger = logging.getLogger("ray.serve")

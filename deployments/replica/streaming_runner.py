@@ -13,10 +13,10 @@ import ray
 from actors.engine_actor import RunnerActor
 from actors.model_files.peers.replies import Peers
 from cluster.config import EngineConfig
+from cluster.observability.start_stages import StartStages
 from cluster.outputs import EngineInfo
 from cluster.process.process_liveness import PeerProcess
 from cluster.process.silence_clock import TICK_S, SilenceClock
-from cluster.start_stages import StartStages
 from deployments.replica.ray_peers import RayPeers
 from deployments.replica.token_socket import TokenSocket
 from deployments.spares.process_hook import adopted

@@ -29,7 +29,7 @@ import msgspec
 
 from cluster.errors import BiremeError
 from cluster.outputs import EngineLoad, StreamItem, TokenDelta
-from deployments.start.private_folder import not_private, private_base
+from deployments.start.run_files.private_folder import not_private, private_base
 
 Attach = Callable[[str, dict[str, int]], AsyncIterator[list[StreamItem]]]
 _LENGTH = struct.Struct(">I")

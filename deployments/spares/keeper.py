@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from cluster.metrics import SPARE_METRICS
+from cluster.observability.metrics import SPARE_METRICS
 from cluster.process.logs import guard_logs, log_fields
 from cluster.process.process_liveness import has_ended
 from deployments.metrics.metrics_export import ray_metrics

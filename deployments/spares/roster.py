@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.process.process_liveness import has_ended
-from deployments.start.private_folder import private_base
+from deployments.start.run_files.private_folder import private_base
 
 _KEEPER = "keeper"
 _READY, _PREPARING = "ready", "preparing"

@@ -12,7 +12,7 @@ import stat
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from deployments.start.private_folder import private_base
+from deployments.start.run_files.private_folder import private_base
 
 # Ray's own name for the folder below which it makes ``ray/session_...``; every process of the cluster reads it.
 _TMPDIR = "RAY_TMPDIR"

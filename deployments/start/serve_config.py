@@ -11,7 +11,7 @@ import yaml
 from cluster.config import DEFAULT_MODEL, LLMConfig
 from cluster.errors import BiremeError
 from deployments.start.app_arguments import AppArguments, SettingsError, hold_keys
-from deployments.start.key_file import write_keys
+from deployments.start.run_files.key_file import write_keys
 from deployments.start.settings_names import NUM_REPLICAS, nearest, split_settings
 
 BUILDER = "deployments.llm:build_openai_app"

@@ -11,7 +11,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from deployments.start.direct_addresses import keep_addresses_direct
-from deployments.start.run_folder import PIDS
+from deployments.start.run_files.run_folder import PIDS
 
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 HAPROXY_ON_LOOPBACK = Path(__file__).parents[1] / "haproxy_on_loopback.sh"

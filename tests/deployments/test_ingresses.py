@@ -22,16 +22,16 @@ from cluster.client.api_types import Answer
 from cluster.client.errors import ServerError
 from cluster.tenant import nobody_of
 from deployments.llm import build_openai_app
-from deployments.openai_api.event_ids import EventIds
+from deployments.openai_api.answers.event_ids import EventIds
 from deployments.ray_private.serve import session_logs
 from deployments.replica.engine_replica import RUNNER_NAME_PREFIX
-from deployments.start.cluster_secret import cluster_secret
-from deployments.start.session_logs import MAX_KEPT
+from deployments.start.run_files.cluster_secret import cluster_secret
+from deployments.start.run_files.session_logs import MAX_KEPT
 from tests.chaos.served.application import MODEL, Setup
 from tests.chaos.served.processes import descendants, title_of
 from tests.deployments.conftest import App, wait_for
 from tests.deployments.openai_api.points import point_of
-from tests.deployments.start.test_session_logs import aged
+from tests.deployments.start.run_files.test_session_logs import aged
 
 NAME = "pair"
 HARD = {"frequency_penalty": 0.4, "presence_penalty": 0.2, "repetition_penalty": 1.2, "min_tokens": 100}

@@ -26,7 +26,7 @@ from ray.serve.scripts import cli as serve_cli
 
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import BiremeError
-from deployments.start.private_folder import private_base
+from deployments.start.run_files.private_folder import private_base
 from deployments.start.serve_config import BUILDER, configured_model, serve_config, without_keys
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.conftest import App, wait_for

@@ -17,7 +17,7 @@ collect_ignore = (
 @pytest.fixture(scope="session")
 def tiny_gpu_model(tmp_path_factory):
     """Folder of the random two-layer model with heads that the GPU kernels have."""
-    from tests.gpu.engines import write_tiny_gpu_model
+    from tests.gpu.parts.engines import write_tiny_gpu_model
 
     return write_tiny_gpu_model(tmp_path_factory.mktemp("tiny-gpu-model"))
 

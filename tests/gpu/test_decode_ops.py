@@ -10,7 +10,7 @@ from paddle.device.cuda.graphs import CUDAGraph
 from gpu_ops import decode_ops, forward
 from gpu_ops.kernel_limits import MAX_SMALL_BATCH_ROWS
 from gpu_ops.twins import decode_ops as twins
-from tests.gpu.tensors import HALVES, TOLERANCE, gpu, host, poison, relative_error, round_to
+from tests.gpu.parts.tensors import HALVES, TOLERANCE, gpu, host, poison, relative_error, round_to
 from tests.gpu.test_attention import SHAPES, Case
 from tests.gpu.test_layers import normal
 

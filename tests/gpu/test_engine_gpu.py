@@ -25,7 +25,7 @@ from cluster.errors import ModelLoadError
 from tests.actors.models.test_models import all_logits
 from tests.actors.runner.test_overlap import PROMPT, answers, mixed_requests, replay
 from tests.engines import request, tokens_of
-from tests.gpu.engines import gpu_engine
+from tests.gpu.parts.engines import gpu_engine
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # What the type may move the difference of two logits by: weights, activations and cache carry 8 or 11 bits of mantissa.

@@ -14,7 +14,7 @@ from actors.models.load import load_model
 from tests.actors.models.test_models import all_logits
 from tests.actors.runner.test_overlap import mixed_requests, replay
 from tests.engines import OTHER_FAMILIES
-from tests.gpu.engines import gpu_engine, write_tiny_gpu_model
+from tests.gpu.parts.engines import gpu_engine, write_tiny_gpu_model
 
 
 @pytest.fixture(scope="module", params=OTHER_FAMILIES)

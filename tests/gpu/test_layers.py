@@ -8,7 +8,7 @@ import pytest
 from gpu_ops import forward as ops
 from gpu_ops import sampling
 from gpu_ops.twins import forward as twins
-from tests.gpu.tensors import HALVES, TOLERANCE, gpu, host, poison, relative_error, round_to
+from tests.gpu.parts.tensors import HALVES, TOLERANCE, gpu, host, poison, relative_error, round_to
 
 SHAPES = [(1, 8), (3, 576), (5, 4096), (17, 5120), (2, 18432)]
 

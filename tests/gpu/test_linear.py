@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpu_ops import forward as ops
-from tests.gpu.tensors import HALVES, TOLERANCE, gpu, host, poison, relative_error, round_to
+from tests.gpu.parts.tensors import HALVES, TOLERANCE, gpu, host, poison, relative_error, round_to
 
 
 @pytest.mark.parametrize("dtype", HALVES)

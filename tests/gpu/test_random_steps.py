@@ -10,7 +10,7 @@ import pytest
 
 from gpu_ops.host_flag import copy_async
 from tests.actors.runner.test_overlap import answers
-from tests.gpu.engines import gpu_engine
+from tests.gpu.parts.engines import gpu_engine
 from tests.random_load import (
     LIMIT,
     SMALL_ENGINE,

@@ -8,7 +8,7 @@ import pytest
 from gpu_ops import sampling as ops
 from gpu_ops.twins import sampling as twins
 from gpu_ops.twins.philox import uniform
-from tests.gpu.tensors import gpu, host, poison, state_on_gpu
+from tests.gpu.parts.tensors import gpu, host, poison, state_on_gpu
 from tests.gpu_ops.sampling.test_sampling import possible_tokens, random_rows
 from tests.gpu_ops.slots.random_slots import empty_state, put_request
 

@@ -13,7 +13,7 @@ from gpu_ops.slots.insert_columns import NUM_FLOATS, NUM_INTS
 from gpu_ops.step_result import landing_size, unpack_outputs
 from gpu_ops.twins import sampling as sampling_twins
 from gpu_ops.twins import state as twins
-from tests.gpu.tensors import gpu, host, pinned, state_on_gpu
+from tests.gpu.parts.tensors import gpu, host, pinned, state_on_gpu
 from tests.gpu_ops.slots.random_slots import assert_same_state, random_state
 from tests.gpu_ops.slots.request_rows import columns
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpu_ops.twins import decode_ops as twins
-from tests.gpu.tensors import TOLERANCE, relative_error, round_to
+from tests.gpu.parts.tensors import TOLERANCE, relative_error, round_to
 from tests.gpu.test_attention import Case
 from tests.gpu_ops import cuda_on_cpu
 

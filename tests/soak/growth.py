@@ -11,8 +11,8 @@ from statistics import median
 
 import numpy as np
 
+from deployments.start.run_files.session_logs import MAX_KEPT
 from deployments.start.serve_environment import SERVE_ENVIRONMENT
-from deployments.start.session_logs import MAX_KEPT
 from tests.chaos.served.residue import MORE_DESCRIPTORS, MORE_THREADS, POOL_THREADS
 
 # Of all looks, so many at the beginning are left out: pools and caches fill.

@@ -16,7 +16,7 @@ from ray._private import worker
 from ray._private.state import actors
 from ray.util import placement_group_table
 
-from deployments.start.private_folder import private_base
+from deployments.start.run_files.private_folder import private_base
 from tests.chaos.served.ingresses import ask_ingresses
 from tests.chaos.served.processes import TITLES, descendants, state_of
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from actors.engine.step_clock import StepClock
+from actors.engine.stats.step_clock import StepClock
 from cluster.errors import ConfigError
 from tests.engines import make_engine, request
 

@@ -6,7 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from cluster.start_stages import READY, STAGES
+from cluster.observability.start_stages import READY, STAGES
 
 # Where a request is when its engine's process is hit; "any": wherever it happens to be.
 ENGINE_PHASES = ("any", "queued", "prefill", "decode", "saving", "handover")

@@ -25,7 +25,7 @@ from cluster.config import DEFAULT_MODEL, LLMConfig
 from cluster.errors import EngineDeadError
 from deployments.llm import build_openai_app
 from deployments.replica.engine_replica import RUNNER_NAME_PREFIX
-from deployments.start.run_folder import make_run_folder
+from deployments.start.run_files.run_folder import make_run_folder
 from deployments.start.serve_environment import SERVE_ENVIRONMENT, WITHOUT_HAPROXY, apply_serve_environment
 from tests.chaos.served.nodes import INGRESS_PLACE, STORE_BYTES, add_node
 from tests.engines import TINY_CONFIG

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from deployments.cli import app
 from deployments.commands import doctor
-from deployments.start.past_sessions import FollowedLogs, visible
+from deployments.start.run_files.past_sessions import FollowedLogs, visible
 
 ENGINE = "engine-0123456789ab"
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from cluster.api_errors import ApiError
 from deployments.http.body import parse_json, read_body
-from deployments.openai_api.event_ids import ResumePoint
+from deployments.openai_api.answers.event_ids import ResumePoint
 from deployments.openai_api.resume import max_resume_bytes
 
 TOKENS = [1_000_000_000 + i for i in range(2**20)]

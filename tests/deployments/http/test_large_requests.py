@@ -13,9 +13,9 @@ from cluster.api_errors import ApiError
 from cluster.tenant import NOBODY, Tenant
 from deployments.http.connection import ClientGoneError, Peer
 from deployments.http.large_requests import LargeRequests, large_requests
-from deployments.openai_api.sampling import ModelLimits
+from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import Caller, OpenAiService
-from tests.deployments.http.test_slow_answers import Connection, serving
+from tests.deployments.answers.test_slow_answers import Connection, serving
 from tests.deployments.openai_api.test_service import Engines, byte_tokenizer
 
 DEAR = 10**6

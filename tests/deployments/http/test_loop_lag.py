@@ -22,15 +22,15 @@ import pytest
 
 from actors.text.chat_template import ChatTemplate
 from cluster.outputs import FINISH_LENGTH, TokenDelta, TokenLogprobs
+from deployments.answers.event_stream import EventStream
+from deployments.answers.whole_answer import WholeAnswer
 from deployments.http.body import default_body_bytes
-from deployments.http.event_stream import EventStream
 from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
-from deployments.http.whole_answer import WholeAnswer
 from deployments.ingress import OpenAiIngress
 from deployments.metrics.request_events import RequestEvents
-from deployments.openai_api.event_ids import EventIds, ResumePoint
-from deployments.openai_api.sampling import ModelLimits
+from deployments.openai_api.answers.event_ids import EventIds, ResumePoint
+from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
 from tests.deployments.openai_api.points import point_of
 from tests.deployments.openai_api.test_service import Engines

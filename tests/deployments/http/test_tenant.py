@@ -14,7 +14,7 @@ from cluster.config import LLMConfig
 from cluster.tenant import NOBODY, own_secret, tenant_of
 from deployments.http.keys import ApiKeys, key_digest
 from deployments.llm import build_openai_app
-from tests.deployments.http.test_slow_answers import Connection, serving
+from tests.deployments.answers.test_slow_answers import Connection, serving
 from tests.deployments.openai_api.test_service import Engines
 
 SECRET = b"s" * 32

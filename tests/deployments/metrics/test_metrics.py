@@ -8,7 +8,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.config import DEFAULT_MODEL
-from cluster.metrics import ENGINE_METRICS, INGRESS_METRICS
+from cluster.observability.metrics import ENGINE_METRICS, INGRESS_METRICS
 from tests.deployments.conftest import KEYS, App, wait_for
 
 # Ray exports a counter from its first event on, and here nothing is preempted, found in the cache or submitted twice; nor is

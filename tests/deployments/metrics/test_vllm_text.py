@@ -7,9 +7,9 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.histogram import Histogram
+from cluster.observability.histogram import Histogram
+from cluster.observability.vllm_metrics import COUNTERS, GAUGES, HISTOGRAMS, REQUEST_BUCKETS_S
 from cluster.outputs import EngineLoad
-from cluster.vllm_metrics import COUNTERS, GAUGES, HISTOGRAMS, REQUEST_BUCKETS_S
 from deployments.metrics.ingress_metrics import IngressMetrics, SequenceTimes
 from deployments.metrics.vllm_text import VllmMetrics
 

@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from cluster.tenant import NOBODY, Tenant
-from deployments.openai_api.answer_digest import AnswerDigest
-from deployments.openai_api.event_ids import ResumePoint
+from deployments.openai_api.answers.answer_digest import AnswerDigest
+from deployments.openai_api.answers.event_ids import ResumePoint
 
 ANSWER = "cmpl-" + "0" * 32
 

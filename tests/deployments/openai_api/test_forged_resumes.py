@@ -13,8 +13,8 @@ from cluster.api_errors import overloaded
 from cluster.outputs import TokenDelta
 from deployments.http.keys import ApiKeys
 from deployments.metrics.request_events import RequestEvents
-from deployments.openai_api.event_ids import EventIds, ResumePoint
-from tests.deployments.http.test_slow_answers import Connection, serving
+from deployments.openai_api.answers.event_ids import EventIds, ResumePoint
+from tests.deployments.answers.test_slow_answers import Connection, serving
 from tests.deployments.openai_api.test_service import Engines
 from tests.waiting import until
 

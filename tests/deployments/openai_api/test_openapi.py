@@ -10,9 +10,9 @@ from starlette.responses import Response
 
 from cluster.api_errors import ApiError
 from deployments.openai_api.openapi import Endpoint, docs_page, openapi
-from deployments.openai_api.protocol import ChatCompletionRequest
+from deployments.openai_api.requests.protocol import ChatCompletionRequest
+from deployments.openai_api.requests.validation import RequestPart
 from deployments.openai_api.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizePromptRequest
-from deployments.openai_api.validation import RequestPart
 
 
 class Odd(RequestPart):

@@ -15,10 +15,10 @@ from cluster.api_errors import ApiError
 from cluster.outputs import FINISH_LENGTH, TokenDelta, TokenLogprobs
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import RequestEvents
-from deployments.openai_api.chat_prompt import ChatPrompts
-from deployments.openai_api.sampling import ModelLimits
+from deployments.openai_api.answers.text_offsets import prompt_offsets
+from deployments.openai_api.requests.chat_prompt import ChatPrompts
+from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import Caller, OpenAiService
-from deployments.openai_api.text_offsets import prompt_offsets
 from tests.actors.text.tiny_tokenizer import byte_level_metadata
 from tests.conftest import GOLDEN
 from tests.deployments.openai_api.points import point_of

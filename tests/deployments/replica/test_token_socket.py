@@ -20,7 +20,7 @@ from cluster.outputs import ENGINE_LEAVES, AttachRequired, EngineLoad, TokenDelt
 from deployments.replica.token_socket import TokenSocket, UnusableSocketError, read_messages
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
-from deployments.start.private_folder import private_base
+from deployments.start.run_files.private_folder import private_base
 from tests.deployments.conftest import App
 
 NOBODY = 65534

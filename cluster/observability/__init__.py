@@ -1,0 +1,1 @@
+"""Metrics, stages of a start, and the trace of a request."""

@@ -1,0 +1,1 @@
+"""An answer, whole or as a stream of events, made from tokens."""

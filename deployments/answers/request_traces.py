@@ -1,0 +1,68 @@
+"""The ways of the newest requests of one ingress, by answer and by trace."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+from cluster.api_errors import ApiError
+from cluster.observability.request_trace import hops, wall_clock
+from cluster.tenant import Tenant
+from deployments.answers.choice import Choice
+from deployments.metrics.ingress_metrics import SequenceTimes
+
+_MOST = 1024
+
+
+class _Traced(NamedTuple):
+    """One sequence. Holds nothing of what was asked or answered."""
+
+    request_id: str
+    marks: dict[str, float]
+    times: SequenceTimes
+
+
+class _Trace(NamedTuple):
+    tenant: Tenant
+    sequences: list[_Traced]
+
+
+class RequestTraces:
+    """Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._traces: OrderedDict[str, _Trace] = OrderedDict()
+
+    def begin(self, names: tuple[str, ...], tenant: Tenant, choices: list[Choice]) -> None:
+        """A request goes to the engines; ``names`` are the ids under which it is asked for, empty ones aside."""
+        traced = [_Traced(choice.entry.request_id, choice.entry.marks, choice.times) for choice in choices]
+        for name in filter(None, names):
+            self._traces[name] = _Trace(tenant, traced)
+            self._traces.move_to_end(name)
+        while len(self._traces) > _MOST:
+            self._traces.popitem(last=False)
+
+    def of(self, name: str, tenant: Tenant) -> dict[str, Any]:
+        """What is known by now, a list of ``hops`` each sequence.
+
+        Raises:
+            ApiError: 404, ``tenant`` has asked this ingress for none of that name lately.
+        """
+        trace = self._traces.get(name)
+        if trace is None or trace.tenant != tenant:
+            why = f"this ingress knows no request {name[:80]!r} of this API key; it remembers the last {_MOST}"
+            raise ApiError(404, why, param="id", code="trace_not_found")
+        return {
+            "id": name,
+            "sequences": [
+                {"request": traced.request_id, "hops": hops({**traced.marks, **_of_tokens(traced.times)})}
+                for traced in trace.sequences
+            ],
+        }
+
+
+def _of_tokens(times: SequenceTimes) -> dict[str, float]:
+    marks = {"received": wall_clock(times.received)}
+    if times.first is not None:
+        marks |= {"first_token": wall_clock(times.first), "last_token": wall_clock(times.last)}
+    return marks

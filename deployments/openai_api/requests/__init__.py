@@ -1,0 +1,1 @@
+"""What a request of OpenAI's API may say: its fields, their checks, and the prompt."""

@@ -1,0 +1,205 @@
+"""The table of fields: it knows what clients send, agrees with the models that validate, and is what the checks do."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from openai.types import completion_create_params as completion_params
+from openai.types.chat import ChatCompletionStreamOptionsParam
+from openai.types.chat import completion_create_params as chat_params
+
+from cluster.api_errors import ApiError
+from deployments.openai_api.requests.fields import (
+    CHAT,
+    COMPLETION,
+    CONTENT_PART,
+    FIELDS,
+    MESSAGE,
+    ROWS,
+    STREAM_OPTIONS,
+    Verdict,
+)
+from deployments.openai_api.requests.messages import ChatMessage, TextPart
+from deployments.openai_api.requests.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    StreamOptions,
+    parse_request,
+)
+
+USER = {"role": "user", "content": "hi"}
+BODIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    COMPLETION: (CompletionRequest, {"prompt": "x"}),
+    CHAT: (ChatCompletionRequest, {"messages": [USER]}),
+}
+MODELS = {
+    COMPLETION: CompletionRequest,
+    CHAT: ChatCompletionRequest,
+    MESSAGE: ChatMessage,
+    CONTENT_PART: TextPart,
+    STREAM_OPTIONS: StreamOptions,
+}
+# vLLM's request models, of which this is a copy of the names; they are no dependency.
+VLLM_BOTH = """
+    model frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop stream stream_options temperature top_p
+    user use_beam_search top_k min_p repetition_penalty watermarking length_penalty stop_token_ids include_stop_str_in_output
+    ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens truncation_side
+    allowed_token_ids prompt_logprobs logprob_token_ids bad_words echo add_special_tokens response_format structured_outputs
+    priority request_id session_id return_tokens_as_token_ids return_token_ids routed_experts_prompt_start return_token_offsets
+    return_mm_kwargs cache_salt kv_transfer_params ec_transfer_params vllm_xargs repetition_detection thinking_token_budget
+    stream_interval
+"""
+VLLM = {
+    COMPLETION: f"{VLLM_BOTH} prompt suffix prompt_embeds",
+    CHAT: f"""{VLLM_BOTH} messages top_logprobs max_completion_tokens tools tool_choice reasoning_effort include_reasoning
+        parallel_tool_calls add_generation_prompt continue_final_message documents chat_template chat_template_kwargs
+        media_io_kwargs mm_processor_kwargs return_prompt_text""",
+}
+OPENAI = {
+    COMPLETION: completion_params.CompletionCreateParamsBase,
+    CHAT: chat_params.CompletionCreateParamsBase,
+    STREAM_OPTIONS: ChatCompletionStreamOptionsParam,
+}
+
+
+def refusal(place: str, fields: dict[str, Any]) -> dict[str, Any]:
+    kind, body = BODIES[place]
+    with pytest.raises(ApiError) as caught:
+        parse_request(kind, {**body, **fields})
+    assert caught.value.status == 400
+    return caught.value.body()["error"]
+
+
+@pytest.mark.parametrize("place", MODELS)
+def test_the_models_have_the_fields_that_work(place):
+    assert set(MODELS[place].model_fields) == {
+        name for name, row in ROWS[place].items() if row.verdict is Verdict.WORKS
+    }
+
+
+@pytest.mark.parametrize("place", OPENAI)
+def test_every_field_of_openais_client_is_decided(place):
+    assert set(OPENAI[place].__annotations__) - ROWS[place].keys() == set()
+
+
+@pytest.mark.parametrize("place", VLLM)
+def test_every_field_of_vllm_is_decided(place):
+    assert set(VLLM[place].split()) - ROWS[place].keys() == set()
+
+
+@pytest.mark.parametrize("place", BODIES)
+def test_what_is_refused_says_what_the_server_cannot_do_and_takes_what_asks_for_nothing(place):
+    kind, body = BODIES[place]
+    for name, row in ROWS[place].items():
+        if row.verdict is Verdict.REFUSED:
+            error = refusal(place, {name: {"asks": "for something"}})
+            assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+            assert row.reason in error["message"]
+            for value in (None, *row.harmless):
+                parse_request(kind, {**body, name: value})
+
+
+@pytest.mark.parametrize("place", BODIES)
+def test_a_no_op_changes_nothing_but_is_checked(place):
+    kind, body = BODIES[place]
+    plain = parse_request(kind, body)
+    values = ["x", "auto", "24h", True, False, -1, 0, 1, 3.0, {"a": "b"}]
+    for name, row in ROWS[place].items():
+        if row.verdict is Verdict.NO_OP:
+            taken = []
+            for value in values:
+                try:
+                    assert parse_request(kind, {**body, name: value}) == plain
+                    taken.append(value)
+                except ApiError as error:
+                    refused = (error.param, error.code)
+                    assert refused == (name, "invalid_value")
+            assert 0 < len(taken) < len(values), name
+
+
+@pytest.mark.parametrize(
+    ("place", "fields"),
+    [
+        (CHAT, {"logprobs": False, "top_logprobs": 0, "include_reasoning": True, "reasoning_effort": "none"}),
+        (CHAT, {"thinking": {"type": "disabled"}, "cache_prompt": True, "prompt_cache_retention": "24h"}),
+        (COMPLETION, {"spaces_between_special_tokens": True, "logprobs": False, "top_logprobs": 0, "cache_prompt": False}),
+        (COMPLETION, {"max_tokens": 3.0, "n": 1.0, "stop_token_ids": [2.0], "seed": -4.0, "stream": False}),
+        (CHAT, {"messages": [{**USER, "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]}]}),
+        (CHAT, {"messages": [USER, {"role": "assistant", "content": "x", "reasoning_content": "hm"}, USER]}),
+        (CHAT, {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": True}}),
+    ],
+)  # fmt: skip
+def test_what_asks_for_nothing_is_accepted(place, fields):
+    kind, body = BODIES[place]
+    parse_request(kind, {**body, **fields})
+
+
+def test_a_number_without_a_fraction_is_an_integer():
+    request = parse_request(CompletionRequest, {"prompt": [1, 2.0], "max_tokens": 3.0, "stop_token_ids": [2.0]})
+    assert (request.max_tokens, request.stop_token_ids, request.prompts()) == (3, [2], [[1, 2]])
+    assert type(request.max_tokens) is int and all(type(token) is int for token in request.prompts()[0])
+    assert "must be an integer, got 3.5" in refusal(COMPLETION, {"max_tokens": 3.5})["message"]
+
+
+@pytest.mark.parametrize(
+    ("place", "fields", "message"),
+    [
+        (COMPLETION, {"stream": "yes"}, 'stream: must be true or false, got "yes"'),
+        (COMPLETION, {"temperature": True}, "temperature: must be a number, got true"),
+        (COMPLETION, {"temperature": 2.5}, "temperature: must be at most 2, got 2.5"),
+        (COMPLETION, {"n": 0}, "n: must be at least 1, got 0"),
+        (COMPLETION, {"stop": ["a", 5]}, "stop.1: must be a string, got 5"),
+        (COMPLETION, {"stop": ["a", ""]}, 'stop.1: must have at least 1 character, got ""'),
+        (COMPLETION, {"stop_token_ids": [1, "2"]}, 'stop_token_ids.1: must be an integer, got "2"'),
+        (COMPLETION, {"logit_bias": {"7": None}}, "logit_bias.7: must be a number, got null"),
+        (COMPLETION, {"logit_bias": []}, "logit_bias: must be an object, got []"),
+        (COMPLETION, {"service_tier": "gold"}, 'service_tier: must be "auto", "default", "flex", "scale", "priority" or "fast"'),
+        (CHAT, {"messages": {}}, "messages: must be a list, got {}"),
+        (CHAT, {"messages": [USER, 5]}, "messages.1: must be an object, got 5"),
+        (CHAT, {"messages": [{"content": "x"}]}, "messages.0.role is required"),
+        (CHAT, {"messages": [{"role": "narrator", "content": "x"}]},
+         'messages.0.role: must be "system", "developer", "user", "assistant" or "tool", got "narrator"'),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}]},
+         'messages.0.content.1.type: this model takes and writes text only, got "image_url"'),
+        (CHAT, {"tools": [{"type": "function"}]}, "tools: this server does not make tool calls"),
+        (CHAT, {"response_format": {"type": "json_object"}}, "response_format: this server does not constrain"),
+        (CHAT, {"length_penalty": True}, "length_penalty: this server does not search beams"),
+        (CHAT, {"use_beam_search": 0}, "use_beam_search: this server does not search beams"),
+        (CHAT, {"tempereture": 1}, 'unknown field "tempereture"; did you mean temperature?'),
+        (CHAT, {"prompt": "x"}, 'unknown field "prompt"; it is one of completion'),
+        (CHAT, {"quite_another": 1}, 'unknown field "quite_another"'),
+    ],
+)  # fmt: skip
+def test_errors_are_in_words_of_json_and_name_the_item(place, fields, message):
+    assert refusal(place, fields)["message"].startswith(message)
+
+
+@pytest.mark.parametrize("place", BODIES)
+def test_no_error_has_words_of_python_or_pydantic(place):
+    for name in ROWS[place]:
+        for value in (True, "x", 1.5, -(2**70), [], [[]], {"a": 1}, [None], {"a": None}, [{"a": 1}], "\ud800"):
+            try:
+                parse_request(BODIES[place][0], {**BODIES[place][1], name: value})
+            except ApiError as error:
+                text = error.message
+                assert not re.search(r"\b(None|True|False|dict|Input|pydantic|Python|tuple|str)\b", text)
+                text.encode()
+                assert len(text) < 400
+
+
+@pytest.mark.parametrize("name", ["wat", "\ud800", "a" * 5000])
+def test_unknown_fields_are_refused_or_left_out(name):
+    assert refusal(CHAT, {name: 1})["code"] == "unknown_parameter"
+    message = {**USER, name: 1, "content": [{"type": "text", "text": "x", name: 1}]}
+    body = {"messages": [message], name: 1, "stream": True, "stream_options": {name: 1}}
+    assert parse_request(ChatCompletionRequest, body, unknown_fields="ignore").messages[0].content[0].text == "x"
+    with pytest.raises(ApiError, match="tool calls"):
+        parse_request(ChatCompletionRequest, {**body, "tools": [{}]}, unknown_fields="ignore")
+
+
+def test_every_row_says_why():
+    for row in FIELDS:
+        assert row.reason and not row.reason.endswith("."), row.name
+        assert (row.takes is not None) == (row.verdict is Verdict.NO_OP), row.name
