@@ -162,7 +162,7 @@ def test_imports_point_one_way(package: str) -> None:
 
 
 def room_of(module: str, folder: str) -> str | None:
-    """The room of a module in a folder, "" for what stands at its top, None if the module is not in it; an unknown room stands for
+    """The room of a module in a folder, "" for what stands at its top, None if it is not in it; an unknown room stands for
     itself, so that nobody may import it unseen."""
     package = folder.replace("/", ".")
     if module == package or not is_within(module, package):

@@ -95,7 +95,7 @@ async def run_scenario(
         task.cancel()
         report.lost.append(f"request {seen.number} ({seen.kind}) hangs after {seen.num_tokens} tokens")
     await loading
-    judge(report, load, twins, [moment.began for moment in moments if _breaks_connections(moment.fault, setup)])
+    judge(report, load, twins, [one.when for one in moments if _breaks_connections(one.fault, setup)])
     recoveries(report, load.seen, moments)
     if setup.rpc_failures:
         report.rpc_failures = await asyncio.to_thread(num_rpc_failures)
@@ -114,11 +114,12 @@ def _breaks_connections(fault: Fault, setup: Setup) -> bool:
     return isinstance(fault, RemoveNode) or setup.rpc_failures > 0
 
 
-def judge(report: Report, load: Load, twins: dict[int, Twin], breaks: Sequence[float] = ()) -> None:
+def judge(report: Report, load: Load, twins: dict[int, Twin], breaks: Sequence[tuple[float, float]] = ()) -> None:
     """Compare every answer with its undisturbed twin.
 
     Args:
-        breaks: when clients' connections were broken, of ``time.monotonic``; only then may a plain client see an error.
+        breaks: between which moments of ``time.monotonic`` each break of clients' connections happened; only then and in its
+            aftermath may a plain client see an error.
     """
     report.refused = load.refused
     for seen in load.seen:
@@ -126,7 +127,7 @@ def judge(report: Report, load: Load, twins: dict[int, Twin], breaks: Sequence[f
         twin = twins[seen.number]
         if not seen.begins(twin):
             report.changed.append(f"request {seen.number} ({seen.kind}) has other tokens or another text")
-        elif seen.is_break and not seen.takes_up and any(map(seen.might_feel, breaks)):
+        elif seen.is_break and not seen.takes_up and any(seen.might_feel(*one) for one in breaks):
             report.honest += 1
         elif seen.error is not None:
             report.lost.append(f"request {seen.number} ({seen.kind}) after {seen.num_tokens} tokens: {seen.error}")

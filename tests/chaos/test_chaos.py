@@ -121,6 +121,18 @@ def test_every_choice_is_judged_by_tokens_text_reason_and_log_probabilities():
     assert (len(report.changed), report.lost) == (len(wrong) + 2, [])
 
 
+def test_a_client_may_see_a_break_before_the_process_that_hit_itself_is_seen_dead():
+    load = Load("", 0, 0, 0)
+    load.seen = [
+        Seen(0, "openai", [99.0, 100.1], {0: SeenChoice([1])}, error="Connection error.", is_break=True, ended=ended)
+        for ended in (99.9, 100.2)
+    ]
+    moments = [Moment(KillProcess(0.0, 0.0, "ingress", "move"), 100.5, aimed=100.0)]
+    report = Report([1])
+    judge(report, load, {0: ([SeenChoice([1, 2])], None)}, [one.when for one in moments])
+    assert (report.honest, len(report.lost)) == (1, 1)
+
+
 def test_a_stop_string_ends_late_where_it_comes_for_the_first_time():
     text = "".join(chr(97 + i % 7) for i in range(60)) + "xyz" * 20
     for number in filter(has_stops, range(NUM_REQUESTS)):

@@ -50,11 +50,11 @@ def test_a_drained_and_a_vanished_node_cost_no_token(tmp_path, capsys):
         assert bystanders
         assert bystanders <= set(runner_places()), "an engine on another node went with the one that drained"
         # Clients of its proxy, if Serve still has one there, are cut off like those of a node that vanishes.
-        breaks = [time.monotonic()]
+        removed = time.monotonic()
         running.nodes.remove(first)
         await asyncio.to_thread(cluster.remove_node, first)
         await asyncio.to_thread(running.add_node)
-        breaks.append(time.monotonic())
+        lost = time.monotonic()
         running.nodes.remove(second)
         await asyncio.to_thread(lose_node, cluster, second)
         report.faults["node removed"] += 1
@@ -63,7 +63,7 @@ def test_a_drained_and_a_vanished_node_cost_no_token(tmp_path, capsys):
             report.faults["hand-overs"] = client.status()["events"].get("bireme_request_handovers", 0)
         load.stopping = True
         await asyncio.wait_for(loading, 60)
-        judge(report, load, twins, breaks)
+        judge(report, load, twins, [(removed, removed), (lost, lost)])
         leaks(report, await asyncio.to_thread(idle_stats, 2, 60), SETUP)
         return report
 

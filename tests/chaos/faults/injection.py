@@ -55,10 +55,22 @@ _SPARE_ADDRESSES = 2
 
 @dataclass(frozen=True)
 class Moment:
-    """When a fault began, of ``time.monotonic``."""
+    """When a fault began, of ``time.monotonic``.
+
+    Attributes:
+        began: when it was seen to have happened.
+        aimed: from when on it may have happened. A process that hits itself in a phase does so before anybody here sees it, and
+            its clients may have seen it first. None: it began at that moment.
+    """
 
     fault: Fault
     began: float
+    aimed: float | None = None
+
+    @property
+    def when(self) -> tuple[float, float]:
+        """Between which moments it happened."""
+        return self.began if self.aimed is None else self.aimed, self.began
 
 
 async def inject(fault: Fault, running: Running, load: Load, scaling: Scaling) -> Moment | None:
@@ -148,9 +160,9 @@ def _signal_of(fault: KillProcess | StopProcess) -> signal.Signals:
     return signal.SIGKILL if isinstance(fault, KillProcess) else signal.SIGSTOP
 
 
-async def _began(fault: Fault, pid: int) -> Moment:
+async def _began(fault: Fault, pid: int, aimed: float | None = None) -> Moment:
     """The signal was sent; one that stops is followed by one that lets go on."""
-    moment = Moment(fault, time.monotonic())
+    moment = Moment(fault, time.monotonic(), aimed)
     if isinstance(fault, StopProcess):
         await asyncio.sleep(fault.stopped_s)
         send(pid, signal.SIGCONT)
@@ -163,6 +175,7 @@ async def _hit_in_phase(fault: KillProcess | StopProcess, warm: list) -> Moment 
     if not busy:
         return None
     runner, _ = busy[int(fault.choice * len(busy))]
+    aimed = time.monotonic()
     try:
         pid = await asyncio.wait_for(runner.__ray_call__.remote(aim.pid_of, fault.target), 2.0)
     except (ray.exceptions.RayError, asyncio.TimeoutError):
@@ -172,7 +185,7 @@ async def _hit_in_phase(fault: KillProcess | StopProcess, warm: list) -> Moment 
     deadline = time.monotonic() + (MOVE_TIMEOUT_S if fault.phase in MOVE_PHASES else PHASE_TIMEOUT_S)
     while time.monotonic() < deadline:
         if state_of(pid) in ("", "T"):
-            return await _began(fault, pid)
+            return await _began(fault, pid, aimed)
         await asyncio.sleep(_LOOK_S)
     with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
         await asyncio.wait_for(runner.__ray_call__.remote(aim.disarm), 2.0)
@@ -181,12 +194,13 @@ async def _hit_in_phase(fault: KillProcess | StopProcess, warm: list) -> Moment 
 
 async def _hit_ingress_in_move(fault: KillProcess | StopProcess) -> Moment | None:
     """The first ingress that has got places for requests which it is about to move sends the signal to itself."""
+    aimed = time.monotonic()
     pids = await asyncio.to_thread(ask_ingresses, partial(aim.arm_ingress, int(_signal_of(fault))))
     deadline = time.monotonic() + MOVE_TIMEOUT_S
     while time.monotonic() < deadline:
         hit = [pid for pid in pids if state_of(pid) in ("", "T")]
         if hit:
-            moment = await _began(fault, hit[0])
+            moment = await _began(fault, hit[0], aimed)
             await asyncio.to_thread(ask_ingresses, aim.disarm_ingress)
             return moment
         await asyncio.sleep(_LOOK_S)

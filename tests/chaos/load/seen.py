@@ -94,9 +94,9 @@ class Seen:
         """Whether all that came so far is how ``twin`` begins."""
         return all(index < len(twin[0]) and choice.begins(twin[0][index]) for index, choice in self.choices.items())
 
-    def might_feel(self, moment: float) -> bool:
-        """Whether a connection that broke at ``moment``, or in its aftermath, may have been this one's."""
-        return moment <= self.ended and moment + AFTERMATH_S >= self.times[0]
+    def might_feel(self, earliest: float, latest: float) -> bool:
+        """Whether a connection that broke between these moments, or in the aftermath, may have been this one's."""
+        return earliest <= self.ended and latest + AFTERMATH_S >= self.times[0]
 
     def wait_at(self, moment: float) -> tuple[float, float] | None:
         """Begin and end of the longest wait for a chunk that began before ``moment`` or soon after, when chunks that were under
