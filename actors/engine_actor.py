@@ -5,7 +5,7 @@ the actor's asyncio loop and only pass messages to and from the engine loop's th
 
 A request is one pending ``generate`` call. Its tokens travel on the subscriber's stream, one message per engine step with
 the tokens of every request of that subscriber; the reply of ``generate`` only says how many there were. A stream that has
-nothing to say carries the engine's load more than twice a second: silence means that this process or its engine hangs.
+nothing to say carries the engine's load four times a second: silence means that this process or its engine hangs.
 """
 
 from __future__ import annotations

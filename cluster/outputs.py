@@ -58,8 +58,8 @@ ENGINE_LEAVES = TokenDelta("", 0, 0, [], finish_reason=FINISH_HANDOVER)
 
 
 class EngineLoad(NamedTuple):
-    """What an engine says of itself, on every token stream: at once when it takes more or less than before, else more than twice
-    a second.
+    """What an engine says of itself, on every token stream: at once when it takes more or less than before, else four times a
+    second.
 
     Attributes:
         free: requests that would find a slot or a place in the queue; below 0 if the engine took begun ones beyond its limit.

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from cluster.outputs import EngineLoad
 
+# Nothing is decided from what an engine said longer ago.
+MAX_LOAD_AGE_S = 0.5
+
 
 class EngineSample(NamedTuple):
     """What an engine said of itself last.
@@ -13,7 +16,7 @@ class EngineSample(NamedTuple):
     Attributes:
         engine_id: unique among them.
         load: as it was told; ``load.sampled_at`` is of the engine's machine.
-        age_s: how long ago this ingress heard it.
+        age_s: how long ago it was so, as well as this ingress can tell.
     """
 
     engine_id: str

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 
 from cluster.process.logs import Seldom, log_fields
 from cluster.scaling.balance import BalanceView, Move, moves
+from cluster.scaling.inputs import MAX_LOAD_AGE_S
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStream, TokenStreams
 
@@ -21,8 +21,6 @@ logger = logging.getLogger("ray.serve")
 # While there is something to move: an engine that had no place, or nobody worth moving, is asked again.
 _LOOK_AGAIN_S = 0.2
 _CALL_TIMEOUT_S = 1.0
-# Engines speak more than twice a second; what is older says nothing of now.
-_STALE_S = 1.0
 
 
 class Balancer:
@@ -53,11 +51,11 @@ class Balancer:
             await asyncio.wait((self._task,))
 
     def _views(self) -> list[BalanceView]:
-        now, views = time.monotonic(), []
+        views = []
         for stream in self._streams:
             load = stream.load
             usable = stream.alive and not stream.silent and not stream.leaves
-            if load is not None and usable and now - stream.heard_at < _STALE_S:
+            if load is not None and usable and stream.load_age_s <= MAX_LOAD_AGE_S:
                 is_target = stream.engine_id in self._choices.engines and not self._choices.is_avoided(stream.engine_id)
                 places = load.open_places if is_target else 0
                 views.append(BalanceView(stream.engine_id, load.num_movable, load.oldest_wait_s, places))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -113,8 +112,7 @@ class EngineClient:
 
     def inputs(self) -> ScalingInputs:
         """What this ingress knows of its own load and of the engines'."""
-        now = time.monotonic()
-        engines = (EngineSample(s.engine_id, s.load, now - s.heard_at) for s in self._streams if s.load is not None)
+        engines = (EngineSample(s.engine_id, s.load, s.load_age_s) for s in self._streams if s.load is not None)
         return ScalingInputs(self.metrics.load(self.num_running, len(self._submissions.unplaced)), tuple(engines))
 
     @property

@@ -24,7 +24,7 @@ logger = logging.getLogger("ray.serve")
 _MAX_BREAKS = 4
 _FIRST_BACKOFF_S = 0.05
 _RENEW_TICKS = 8
-# Engines speak more than twice a second. One that has been silent for so long gets nothing new, though it is not given up yet.
+# Engines speak four times a second. One that has been silent for so long gets nothing new, though it is not given up yet.
 _SUSPECT_S = 1.0
 # Tokens that are on their way when a request is given up come within this time; later ones say that the engine still runs it.
 _ABORT_PATIENCE_S = 1.0
@@ -44,7 +44,6 @@ class TokenStream:
         socket: node id and path, as the runner gave them.
         pid: of the runner, if it is on this machine and was reached; else 0.
         load: what the engine said of itself last; None before its first word.
-        heard_at: when that was, of ``time.monotonic``.
         ends: how many requests end there.
         leaves: it said that it takes nothing new.
         silent: nothing was heard for ``hang_timeout_s``: the engine counts as gone until it speaks again.
@@ -56,7 +55,7 @@ class TokenStream:
         self.runner: Any = reply.runner
         self.alive = True
         self.load: EngineLoad | None = None
-        self.heard_at = 0.0
+        self._heard_at = 0.0
         self.ends = EndRate()
         self.leaves = False
         self.silent = False
@@ -74,8 +73,17 @@ class TokenStream:
 
     def announced(self, load: EngineLoad) -> None:
         """The engine says how much it takes."""
-        self.load, self.heard_at = load, time.monotonic()
+        self.load, self._heard_at = load, time.monotonic()
         self.ends.count(load.num_ended)
+
+    @property
+    def load_age_s(self) -> float:
+        """How long ago ``load`` was so: by the clock that engine and ingress share on one machine, else since it was heard."""
+        if self.load is None:
+            return float("inf")
+        if self.pid:
+            return max(0.0, time.time() - self.load.sampled_at)
+        return time.monotonic() - self._heard_at
 
     def abort(self, request_id: str, attempt: int) -> None:
         """Tell the engine to give up a request; not waited for."""

@@ -331,12 +331,13 @@ def warm_engines() -> list[tuple[Any, dict]]:
 
 
 def idle_stats(num_engines: int, timeout_s: float) -> list[dict]:
-    """Counters of every engine that does not leave, once they are as many as there should be and idle; else the last seen.
-    One whose accounting does not add up ends the test: it takes itself out, and its successor is clean."""
+    """Counters of every engine that does not leave, once there are as many as there should be, idle, and none that starts or
+    leaves beside them; else the last seen. One whose accounting does not add up ends the test: it takes itself out, and its
+    successor is clean."""
     deadline, stats = time.monotonic() + timeout_s, []
     while time.monotonic() < deadline:
-        stats = []
-        for runner in runners():
+        stats, known = [], runners()
+        for runner in known:
             try:
                 found = ray.get(runner.check_integrity.remote(), timeout=5)
                 if found["state"] == "running":
@@ -347,7 +348,8 @@ def idle_stats(num_engines: int, timeout_s: float) -> list[dict]:
                     raise
             except ray.exceptions.RayError:
                 continue
-        if len(stats) == num_engines and not any(s["num_requests_running"] + s["num_requests_waiting"] for s in stats):
+        is_settled = len(known) == len(stats) == num_engines
+        if is_settled and not any(s["num_requests_running"] + s["num_requests_waiting"] for s in stats):
             break
         time.sleep(0.5)
     return stats

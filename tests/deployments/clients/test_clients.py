@@ -55,7 +55,7 @@ def busy(app: App) -> Iterator[None]:
     thread.start()
     try:
         wait_for(lambda: app.stats()["num_requests_waiting"] == 2, 20, "no requests wait")
-        time.sleep(0.6)  # engines tell their room twice a second
+        time.sleep(0.6)  # engines tell their room four times a second
         yield
     finally:
         over.set()

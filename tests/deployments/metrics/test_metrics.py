@@ -95,7 +95,7 @@ def vllm_samples(app: App) -> dict[str, float]:
 
 def test_vllms_names_count_what_was_served(app: App):
     app.wait_until_idle()
-    time.sleep(1)  # engines tell twice a second
+    time.sleep(1)  # engines tell four times a second
     before = vllm_samples(app)
     with app.client() as client:
         answer = client.complete("Twice upon a time", max_tokens=8, ignore_eos=True)

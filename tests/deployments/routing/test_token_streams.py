@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
-from cluster.outputs import AttachRequired
+from cluster.outputs import AttachRequired, EngineLoad
 from deployments.routing import token_streams
 from deployments.routing.router.engine_choices import EngineChoices
-from deployments.routing.token_streams import TokenStreams
+from deployments.routing.token_streams import TokenStream, TokenStreams
 from tests.deployments.routing.scripted_engine import Engine
 from tests.waiting import until
 
@@ -44,3 +45,14 @@ async def _speak(engine: Engine) -> None:
     while True:
         engine.messages.put_nowait([])
         await asyncio.sleep(0.05)
+
+
+async def test_on_one_machine_what_an_engine_says_is_as_old_as_its_sample(monkeypatch):
+    """A message may have lain in the socket for a while."""
+    stream = TokenStream(AttachRequired("e", None, "f"))
+    assert stream.load_age_s == float("inf")
+    load = EngineLoad(free=1, max_queued=0, sampled_at=time.time() - 7)
+    stream.announced(load)
+    assert stream.load_age_s < 5, "clocks of two machines are not compared"
+    stream.reached(1)
+    assert 7 <= stream.load_age_s < 7 + 5
