@@ -324,6 +324,20 @@ class LLMConfig(EngineConfig):
             return count, count
         return scaling.get("min_replicas", 1), scaling.get("max_replicas", 1)
 
+    def for_engines(self) -> LLMConfig:
+        """What an engine replica is told: nothing of how many there are, so that a change of it replaces none."""
+        counts = ("num_replicas", "autoscaling_config")
+        kept = {name: value for name, value in self.deployment_config.items() if name not in counts}
+        return self.model_copy(update={"deployment_config": kept, "ingress_config": {}})
+
+    def for_ingress(self) -> LLMConfig:
+        """What an ingress is told: of the engines' options only the bounds of their number, where Serve changes it by itself."""
+        scaling = self.deployment_config.get("autoscaling_config")
+        minimum, maximum = self.engine_counts
+        bounds = {"min_replicas": minimum, "max_replicas": maximum}
+        kept = {} if scaling is None else {"autoscaling_config": bounds}
+        return self.model_copy(update={"deployment_config": kept, "ingress_config": {}})
+
     def engine_config(self) -> EngineConfig:
         """The part that an engine needs."""
         return EngineConfig(**{name: getattr(self, name) for name in EngineConfig.model_fields})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# How the reason begins why a replica cannot start, where another try would fail, too.
+CANNOT_SERVE = "the model cannot be served: "
+
 
 class BiremeError(Exception):
     """Base of every error the project raises on purpose.

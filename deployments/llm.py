@@ -27,6 +27,9 @@ _HEALTH_CHECK_PERIOD_S = 2.0
 _INGRESS_HEALTH_CHECK_TIMEOUT_S = 5.0
 
 
+# A version of which none has started yet, and one that takes another's place, is given up by Serve after so many deaths at its
+# start: from then on whoever dies is replaced no more, until the next deployment.
+_START_TRIES = 5
 # Serve looks back half a minute and waits another before it starts anything. Requests that are held want their engines now, and
 # as many as they need: the first is started by Serve's own rule, the others a tick later.
 _PROMPT_SCALING = {"upscale_delay_s": 0.5, "look_back_period_s": 2.0, "metrics_interval_s": 0.5}
@@ -68,7 +71,7 @@ def engine_options(
         **options,
         "placement_group_bundles": [replica, runner_resources(config, num_gpus)],
         "placement_group_strategy": "STRICT_PACK",
-        "max_constructor_retry_count": 1,
+        "max_constructor_retry_count": _START_TRIES,
     }
 
 
@@ -89,7 +92,7 @@ def ingress_options(config: LLMConfig) -> dict[str, Any]:
         "logging_config": {"enable_access_log": False},
         **({} if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else router),
         **config.ingress_config,
-        "max_constructor_retry_count": 1,
+        "max_constructor_retry_count": _START_TRIES,
     }
 
 
@@ -106,13 +109,15 @@ def build_openai_app(arguments: AppArguments) -> Application:
     # What is bound below is pickled and kept by Ray: of keys only their digests, and the engines want none.
     key_digests = tuple(map(key_digest, config.api_keys))
     config = config.model_copy(update={"api_keys": []})
-    processes = engine_processes(config, num_gpus)
+    # Serve starts a replica anew when what it is bound with changes.
+    for_engines, for_ingress = config.for_engines(), config.for_ingress()
+    processes = engine_processes(for_engines, num_gpus)
     engines = serve.deployment(name="LLMServer")(EngineReplica)
     ingress = serve.deployment(name="OpenAiIngress")(serve.ingress()(OpenAiIngress))
     return with_options(ingress, "ingress_config", ingress_options(config)).bind(
-        config,
+        for_ingress,
         with_options(engines, "deployment_config", engine_options(config, num_gpus, processes)).bind(
-            config, num_gpus, processes
+            for_engines, num_gpus, processes
         ),
         key_digests,
         processes,

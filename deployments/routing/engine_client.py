@@ -47,7 +47,7 @@ class EngineClient:
         choices: of the engines of that deployment.
         idle_room: what an engine takes that has nothing to do; one that has yet to speak counts for such.
         max_queue_share: of the engines' queues, what the sequences of one tenant may hold.
-        max_engines: so many there may be.
+        max_engines: so many there may be at least.
         metrics: of the ingress; None: new ones.
         look: has Serve's controller look around; called while requests wait for a first engine.
         expect: called once when they begin to.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from cluster.errors import CANNOT_SERVE
+
 
 def terminal_logger() -> logging.Logger:
     """A logger of plain lines. Serve's own log is full of other things and may be turned off at the terminal."""
@@ -21,6 +23,6 @@ def cannot_start(reason: str) -> RuntimeError:
 
     Serve wraps whatever a constructor raises in tracebacks of several processes, in which the reason is hard to find.
     """
-    message = f"the model cannot be served: {reason}"
+    message = CANNOT_SERVE + reason
     terminal_logger().error("ERROR: %s", message)
     return RuntimeError(message)

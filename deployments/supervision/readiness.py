@@ -6,20 +6,26 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.errors import CANNOT_SERVE
+
 _LAST_ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Exit|Interrupt)\b(?:\(\w+\))?: .*)$")
 _MOST_CHARACTERS = 600
 
 
 def what_failed(applications: Mapping[str, Any]) -> str | None:
-    """Which applications (name: Ray Serve's overview) have failed for good, and their last errors; None if none has."""
+    """Which applications (name: Ray Serve's overview) have failed for good, or would again if Serve tries once more, and their
+    last errors; None if none has."""
     faults = []
     for name, application in applications.items():
-        if application.status == "DEPLOY_FAILED":
-            errors = [
-                f"{deployment}: {_last_error(found.message)}"
-                for deployment, found in application.deployments.items()
-                if found.status in ("DEPLOY_FAILED", "UNHEALTHY")
-            ]
+        errors = [
+            f"{deployment}: {_last_error(found.message)}"
+            for deployment, found in application.deployments.items()
+            if found.status in ("DEPLOY_FAILED", "UNHEALTHY") or CANNOT_SERVE in found.message
+        ]
+        is_hopeless = application.status == "DEPLOYING" and any(
+            CANNOT_SERVE in found.message for found in application.deployments.values()
+        )
+        if application.status == "DEPLOY_FAILED" or is_hopeless:
             faults.append(f"application {name} did not start: {'; '.join(errors) or _last_error(application.message)}")
     return "; ".join(faults) or None
 

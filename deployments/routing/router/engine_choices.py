@@ -24,11 +24,13 @@ class EngineChoices:
 
     Attributes:
         model: what the engines serve, as one of them said; None until one did.
+        most_engines: that the router has known at once.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self.model: ServedModel | None = None
+        self.most_engines = 0
         self._engines: dict[str, str] = {}
         self._none_since: float | None = now()
         self._avoided_until: dict[str, float] = {}
@@ -70,6 +72,7 @@ class EngineChoices:
     def set_engines(self, fingerprints: dict[str, str]) -> None:
         """The engines that the router may choose from now on, as in ``engines``."""
         self._engines = fingerprints
+        self.most_engines = max(self.most_engines, len(fingerprints))
         self._loads.keep(fingerprints)
         now = self._now()
         if fingerprints:

@@ -19,7 +19,8 @@ class EngineRooms:
     Args:
         idle_room: what an engine takes that has nothing to do; one that has yet to speak counts for such.
         max_queue_share: of the engines' queues, what the sequences of one tenant may hold.
-        max_engines: so many there may be. While there is none, as many requests wait as they take.
+        max_engines: so many there may be at least. While there is none, as many requests wait as they take, or as those took that
+            were there.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class EngineRooms:
         """Raise ApiError 429 if the engines do not take so many now, or not of this tenant."""
         streams = self._usable_streams()
         ends_per_s = sum(stream.ends.per_s for stream in streams if stream is not None)
-        rooms = self._rooms(streams) or [self._idle_room] * self._max_engines
+        rooms = self._rooms(streams) or [self._idle_room] * max(self._max_engines, self._choices.most_engines)
         num_booked, refused = len(self._submissions.unplaced), None
         if tenant:
             live = list(self._submissions)

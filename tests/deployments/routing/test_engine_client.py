@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from types import SimpleNamespace
 
@@ -139,3 +140,21 @@ async def test_what_engines_announce_and_take_is_told_to_the_router(choices):
     await until(lambda: client.stream.load == EngineLoad(3, 8, 0, 101), 5)
     assert choices.num_tokens("e") == 101
     await client.close()
+
+
+async def test_while_all_engines_are_gone_as_many_requests_wait_as_they_took():
+    choices = EngineChoices()
+    client = Client(Engine(), choices=choices, idle_room=EngineLoad(free=2, max_queued=2), max_engines=1)
+
+    def num_taken() -> int:
+        client._submissions.unplaced.clear()
+        with contextlib.suppress(ApiError):
+            while len(client._submissions.unplaced) < 100:
+                client.check_room(1)
+                client._submissions.unplaced.add(len(client._submissions.unplaced))
+        return len(client._submissions.unplaced)
+
+    assert num_taken() == 2
+    choices.set_engines({"a": "f", "b": "f", "c": "f"})
+    choices.set_engines({})
+    assert num_taken() == 6

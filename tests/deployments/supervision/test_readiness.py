@@ -39,6 +39,14 @@ def test_a_failed_application_is_named_with_its_last_error():
         "RuntimeError: the model cannot be served: no config.json in /models/x"
     )
     assert what_failed({"default": application("DEPLOYING", "UPDATING")}) is None
+    # Serve tries again, to no end.
+    assert "no config.json in /models/x" in str(
+        what_failed({"default": application("DEPLOYING", "UPDATING", TRACEBACK)})
+    )
+    # A process died, and another one may not.
+    died = "A replica failed to start with exception. Retrying 2 more time(s). Error:\nray.exceptions.ActorDiedError: killed"
+    assert what_failed({"default": application("DEPLOYING", "UPDATING", died)}) is None
+    assert what_failed({"default": application("RUNNING", "HEALTHY", TRACEBACK)}) is None
 
 
 def test_what_is_waited_for_is_named_until_all_run():
