@@ -3,15 +3,19 @@
 Annotations here are evaluated, because Ray Serve reads the builder's parameter type to validate its arguments.
 """
 
+import hashlib
+import json
 import os
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
 
+from cluster import __version__
 from cluster.config import LLMConfig
 from deployments.http.keys import key_digest
 from deployments.ingress import OpenAiIngress
+from deployments.ray_private.serve import with_version
 from deployments.replica.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, EngineReplica
 from deployments.replica.gpu_placement import cluster_gpus, runner_num_gpus, runner_resources
 from deployments.spares.engine_processes import REPLICA, EngineProcesses, engine_processes
@@ -109,16 +113,19 @@ def build_openai_app(arguments: AppArguments) -> Application:
     # What is bound below is pickled and kept by Ray: of keys only their digests, and the engines want none.
     key_digests = tuple(map(key_digest, config.api_keys))
     config = config.model_copy(update={"api_keys": []})
-    # Serve starts a replica anew when what it is bound with changes.
+    # Replicas are bound with nothing of how many there are, so that another number of them replaces none.
     for_engines, for_ingress = config.for_engines(), config.for_ingress()
     processes = engine_processes(for_engines, num_gpus)
     engines = serve.deployment(name="LLMServer")(EngineReplica)
+    engines = with_options(engines, "deployment_config", engine_options(config, num_gpus, processes))
+    engines = with_version(engines, _version(for_engines, num_gpus, *processes.variables.values()))
     ingress = serve.deployment(name="OpenAiIngress")(serve.ingress()(OpenAiIngress))
-    return with_options(ingress, "ingress_config", ingress_options(config)).bind(
-        for_ingress,
-        with_options(engines, "deployment_config", engine_options(config, num_gpus, processes)).bind(
-            for_engines, num_gpus, processes
-        ),
-        key_digests,
-        processes,
-    )
+    ingress = with_options(ingress, "ingress_config", ingress_options(config))
+    ingress = with_version(ingress, _version(for_ingress, [digest.hex() for digest in key_digests], processes.group))
+    return ingress.bind(for_ingress, engines.bind(for_engines, num_gpus, processes), key_digests, processes)
+
+
+def _version(config: LLMConfig, *others: Any) -> str:
+    """Of what replicas are bound with, and of this project."""
+    text = json.dumps([__version__, config.model_dump(mode="json"), *others], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from ray._private import worker
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.state import state
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.serve import Deployment
 from ray.serve._private import api as serve_api
 from ray.serve._private import replica as serve_replica
 from ray.serve._private.common import ReplicaID
@@ -57,6 +58,13 @@ def deploy(config: dict[str, Any]) -> None:
         controller_options=schema.controller_options,
     )
     client.deploy_apps(schema, _blocking=False)
+
+
+def with_version(deployment: Deployment, version: str) -> Deployment:
+    """The deployment, whose replicas Serve leaves alone when it is run from Python once more with the same version and other
+    numbers. Without one each run is another version, which replaces them all. Of a file Serve makes versions itself."""
+    deployment._version = version
+    return deployment
 
 
 def begin_to_delete(applications: Iterable[str]) -> None:

@@ -20,8 +20,8 @@ def bound(monkeypatch):
         config, engines, *others = ingress.init_args
         engines = engines._bound_deployment
         return (
-            cloudpickle.dumps((config, others, ingress.ray_actor_options)),
-            cloudpickle.dumps((engines.init_args, engines.ray_actor_options)),
+            (cloudpickle.dumps((config, others, ingress.ray_actor_options)), ingress.version),
+            (cloudpickle.dumps((engines.init_args, engines.ray_actor_options)), engines.version),
         )
 
     return of
@@ -37,7 +37,11 @@ def test_another_number_of_engines_or_ingresses_replaces_none(bound):
     assert bound(deployment_config={"autoscaling_config": slower}) == (ingress, engine)
     more = {**scaling, "max_replicas": 8}
     assert bound(deployment_config={"autoscaling_config": more})[1] == engine
-    assert bound(deployment_config={"num_replicas": 2}, max_num_seqs=3)[1] != before[1]
+    ingress, engine = bound()
+    for changed in (bound(max_num_seqs=3), bound(api_keys=["another-key"])):
+        assert all(new != old for new, old in zip(changed[0], ingress, strict=True))
+    assert all(new != old for new, old in zip(bound(max_num_seqs=3)[1], engine, strict=True))
+    assert bound(api_keys=["another-key"])[1] == engine
 
 
 def test_an_ingress_knows_how_many_engines_serve_may_start():
