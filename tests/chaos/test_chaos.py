@@ -29,11 +29,10 @@ from tests.chaos.served.application import Setup, application
 from tests.chaos.served.ingresses import Open
 
 # One of each that matters, in an order that leaves a warm engine for each next one.
+# Plain kills of runners, engines, ingresses and HAProxies, and that they cost nobody anything: test_soak.py.
 SHORT = [
-    KillProcess(0.3, 0.0, "runner", "prefill"),
     StallClients(0.1, 0.0, count=2, stalled_s=1.0),
     StopProcess(0.3, 0.9, "runner", "decode", stopped_s=5.0),
-    KillProcess(0.3, 0.5, "ingress", "decode"),
     VanishClients(0.1, 0.0, "sent", count=2),
     FillObjectStore(0.1, 0.0, held_s=0.5),
     KillProcess(0.1, 0.5, "controller"),

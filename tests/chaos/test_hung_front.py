@@ -31,7 +31,7 @@ PROMISED_S, BORNE_S = 1.5, 2.5
 WAY_BACK_S = 10.0
 TRIES = 5
 # The shortest answer has a third of it: seconds of decoding, so that all streams run at the same time.
-SETUP = Setup(num_engines=2, num_ingresses=2, max_tokens=800, haproxy=True)
+SETUP = Setup(num_engines=2, num_ingresses=2, max_tokens=560, haproxy=True)
 
 
 @dataclass

@@ -15,8 +15,8 @@ from tests.soak.run import soak
 # Each leaves something behind that somebody has to remove.
 KILLS = [
     KillProcess(0.1, 0.2, "runner", "decode"),
-    KillProcess(0.1, 0.8, "runner", "decode"),
-    KillProcess(0.1, 0.5, "ingress"),
+    KillProcess(0.1, 0.8, "runner", "prefill"),
+    KillProcess(0.1, 0.5, "ingress", "decode"),
     KillProcess(0.1, 0.5, "engine"),
     KillProcess(0.1, 0.0, "haproxy"),
 ]
@@ -98,6 +98,7 @@ def test_nothing_grows_with_deaths(tmp_path, capsys):
     with capsys.disabled():
         print(f"\n{report}\nfaults by look: {record.faults}\n{table(record)}")
     assert sum(report.faults.values()) >= 5, "too few deaths to tell"
+    assert (report.lost, report.changed, report.leaks) == ([], [], [])
     seen = {name for name in record.counts if medians(record.counts[name]) is not None}
     assert {
         "token sockets",

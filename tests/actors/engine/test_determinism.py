@@ -251,14 +251,14 @@ def test_smollm2_preempted_at_every_token_equals_the_undisturbed_run(smollm2_sou
     config = EngineConfig(num_threads=num_threads, num_kv_blocks=64, max_num_batched_tokens=128, max_num_seqs=8)
     engine = load_engine(config)
     prompt = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
-    base = request("base", prompt, max_tokens=33, temperature=0.8, seed=11, logprobs=2, ignore_eos=True)
+    base = request("base", prompt, max_tokens=21, temperature=0.8, seed=11, logprobs=2, ignore_eos=True)
     expected = answer(engine.generate([base])["base"])
-    preempt_at(engine, {str(point): [point] for point in range(1, 33)})
-    points = list(range(1, 33))
+    preempt_at(engine, {str(point): [point] for point in range(1, 21)})
+    points = list(range(1, 21))
     for together in (points[first::4] for first in range(4)):
         deltas = engine.generate([dataclasses.replace(base, request_id=str(point)) for point in together])
         for point in together:
             assert answer(deltas[str(point)]) == expected, f"preempted at token {point}"
-    assert engine.scheduler.num_preemptions == 32
+    assert engine.scheduler.num_preemptions == 20
     engine.check_integrity()
     engine.close()
