@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.terminal import chat, complete, run_batch, status, timeline, top, trace
+from cluster.terminal import bench, chat, complete, run_batch, status, timeline, top, trace
 from cluster.terminal.app import app, console, errors
 
-__all__ = ["app", "chat", "complete", "console", "errors", "run_batch", "status", "timeline", "top", "trace"]
+__all__ = ["app", "bench", "chat", "complete", "console", "errors", "run_batch", "status", "timeline", "top", "trace"]

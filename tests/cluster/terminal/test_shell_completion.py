@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"), [("bireme run", "run-batch"), ("bireme serve --max-num-s", "--max-num-seqs")]
+    ("typed", "offered"),
+    [
+        ("bireme run", "run-batch"),
+        ("bireme ben", "bench"),
+        ("bireme serve --max-num-s", "--max-num-seqs"),
+        ("bireme bench --request-r", "--request-rate"),
+    ],
 )
 def test_commands_and_settings_are_offered(typed, offered):
     environment = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_BIREME_COMPLETE": "complete_bash"}
