@@ -7,21 +7,22 @@ The default model, one engine that Serve may scale to two, as `bireme serve` sta
 
 from __future__ import annotations
 
-import asyncio
-import json
 import statistics
 import tempfile
 import time
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.serving.loads import checked, closed_loop
 from benchmarks.serving.served_app import ServedApp, settings_config
+from cluster.bench.driver import Progress
+from cluster.bench.processes import LoadProcesses
 
 _ROUND_TIMEOUT_S = 300.0
+_PROMPT_TOKENS = 6
 
 
 def main(
@@ -49,21 +50,23 @@ def main(
         "round", "second engine after", "first token p50", "p95", "all answered", "tokens of each engine", "moved"
     )
     app = ServedApp(settings_config(settings), f"{tempfile.mkdtemp()}/server.log")
+    clients = LoadProcesses(1)
     try:
         for number in range(rounds):
-            table.add_row(str(number + 1), *_round(app, streams, max_tokens))
+            table.add_row(str(number + 1), *_round(app, clients, streams, max_tokens, number))
     finally:
+        clients.close()
         app.close()
     Console(width=130).print(table)
 
 
-def _round(app: ServedApp, streams: int, max_tokens: int) -> list[str]:
+def _round(app: ServedApp, clients: LoadProcesses, streams: int, max_tokens: int, number: int) -> list[str]:
     deadline = time.monotonic() + _ROUND_TIMEOUT_S
     while len(app.engines()) != 1 and time.monotonic() < deadline:
         time.sleep(0.5)
     before = {engine["engine_id"]: engine["num_generated_tokens"] for engine in app.engines()}
     moved = _moves(app)
-    first, seconds, second_engine_s = asyncio.run(_load(app, streams, max_tokens))
+    first, seconds, second_engine_s = _load(app, clients, streams, max_tokens, number)
     made = [e["num_generated_tokens"] - before.get(e["engine_id"], 0) for e in app.engines()]
     first.sort()
     return [
@@ -80,36 +83,20 @@ def _moves(app: ServedApp) -> int:
     return app.get("/v1/status")["events"].get("bireme_request_moves", 0)
 
 
-async def _load(app: ServedApp, streams: int, max_tokens: int) -> tuple[list[float], float, float | None]:
-    started = time.monotonic()
-    async with httpx.AsyncClient(base_url=app.url, timeout=_ROUND_TIMEOUT_S) as client:
-        watching = asyncio.create_task(_second_engine(client, started))
-        first = await asyncio.gather(*(_first_token(client, app.model, n, max_tokens) for n in range(streams)))
-        seconds = time.monotonic() - started
-        watching.cancel()
-        await asyncio.wait((watching,))
-        return list(first), seconds, None if watching.cancelled() else watching.result()
+def _load(
+    app: ServedApp, clients: LoadProcesses, streams: int, max_tokens: int, seed: int
+) -> tuple[list[float], float, float | None]:
+    """(seconds to the first token of each request, until all were answered, until there was a second engine)."""
+    load = closed_loop(app, streams, (_PROMPT_TOKENS, max_tokens), seed, requests=streams, seconds=_ROUND_TIMEOUT_S)
+    begin, second_engine_s = clients.start(load), None
 
+    def look(_: Progress) -> None:
+        nonlocal second_engine_s
+        if second_engine_s is None and len(app.get("/v1/status")["engines"]) > 1:
+            second_engine_s = time.perf_counter() - begin
 
-async def _first_token(client: httpx.AsyncClient, model: str, number: int, max_tokens: int) -> float:
-    body = {
-        "model": model, "prompt": f"{number}. Once upon a time", "stream": True, "temperature": 0, "max_tokens": max_tokens,
-        "ignore_eos": True,
-    }  # fmt: skip
-    started, first = time.monotonic(), None
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if first is None and line.startswith("data: {") and json.loads(line[6:])["choices"][0].get("text"):
-                first = time.monotonic() - started
-    assert first is not None
-    return first
-
-
-async def _second_engine(client: httpx.AsyncClient, started: float) -> float:
-    while len((await client.get("/v1/status")).json()["engines"]) < 2:
-        await asyncio.sleep(0.25)
-    return time.monotonic() - started
+    result = checked(clients.result(look))
+    return [sample.ttft for sample in result.samples], result.seconds, second_engine_s
 
 
 if __name__ == "__main__":

@@ -21,12 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serving.load_client import LoadClients
+from benchmarks.serving.loads import checked, closed_loop
 from benchmarks.serving.process_cpu import cpu_seconds
 from benchmarks.serving.served_app import ServedApp, settings_config
+from cluster.bench.processes import LoadProcesses, Result
 
 KINDS = ("proxy", "ingress", "replica", "runner", "client")
 _RAMP_S = 1.5
+# No load repeats the prompts of another.
+_seeds: list[int] = []
 
 
 @dataclass
@@ -57,31 +60,46 @@ def idle_cpu(app: ServedApp, seconds: float) -> Counter[str]:
 
 
 def measure(
-    app: ServedApp, clients: LoadClients, streams: int, tokens: tuple[int, int], seconds: float, idle: Counter[str]
+    app: ServedApp, clients: LoadProcesses, streams: int, tokens: tuple[int, int], seconds: float, idle: Counter[str]
 ) -> Row:
     """One load, of which ``seconds`` count; what processes take while they are ``idle`` does not."""
-    begin = time.monotonic() + _RAMP_S
-    clients.start(app.port, app.model, streams, tokens, (begin, begin + seconds))
+    _seeds.append(len(_seeds))
+    clients.start(closed_loop(app, streams, tokens, seed=_seeds[-1], seconds=_RAMP_S + seconds))
     time.sleep(_RAMP_S)
-    before, began = cpu_seconds(app.process_group), time.monotonic()
-    time.sleep(max(0.0, begin + seconds - time.monotonic()))
-    after, lasted = cpu_seconds(app.process_group), time.monotonic() - began
-    seen = clients.result()
-    if seen.errors:
-        raise RuntimeError(f"{len(seen.errors)} of the clients failed, the first with: {seen.errors[0]}")
+    before, begin = cpu_seconds(app.process_group), time.perf_counter()
+    time.sleep(seconds)
+    after, end = cpu_seconds(app.process_group), time.perf_counter()
+    result, lasted = checked(clients.result()), end - begin
     cpu = Counter({kind: after[kind] - before[kind] - idle[kind] * lasted for kind in after})
-    cpu["client"] = seen.cpu_s
-    tokens_a_chunk = tokens[1] * seen.whole_answers / max(1, seen.whole_chunks)
+    cpu["client"] = sum(result.cpu_shares) * lasted
+    first, gaps, chunks, answers = _between(result, begin, end)
+    whole = [sample for sample in result.samples if sample.is_whole]
+    tokens_a_chunk = sum(s.output_tokens for s in whole) / max(1, sum(len(s.arrivals) for s in whole))
     return Row(
-        streams, tokens[1], seen.chunks * tokens_a_chunk / seconds, seen.chunks / seconds, seen.answers / seconds,
-        _quantiles_ms(seen.first), _quantiles_ms(seen.gaps), {kind: 1e6 * spent / lasted for kind, spent in cpu.items()},
+        streams, tokens[1], chunks * tokens_a_chunk / lasted, chunks / lasted, answers / lasted,
+        _quantiles_ms(first), _quantiles_ms(gaps), {kind: 1e6 * spent / lasted for kind, spent in cpu.items()},
     )  # fmt: skip
 
 
-def _quantiles_ms(seconds: Any) -> tuple[float, float]:
+def _between(result: Result, begin: float, end: float) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """What came between two moments: seconds to first tokens, seconds between reads of an answer, events, ends of answers."""
+    first: list[float] = []
+    gaps, chunks, answers = [np.array([])], 0, 0
+    for sample in result.samples:
+        came = np.frombuffer(sample.arrivals)
+        counted = came[(came >= begin) & (came < end)]
+        chunks += len(counted)
+        gaps.append(np.diff(np.unique(counted)))
+        if len(came) and begin <= sample.asked and came[0] < end:
+            first.append(came[0] - sample.asked)
+        answers += sample.is_whole and begin <= sample.end < end
+    return np.array(first), np.concatenate(gaps), chunks, answers
+
+
+def _quantiles_ms(seconds: np.ndarray) -> tuple[float, float]:
     if not len(seconds):
         return float("nan"), float("nan")
-    p50, p95 = np.quantile(np.frombuffer(seconds), (0.5, 0.95))
+    p50, p95 = np.quantile(seconds, (0.5, 0.95))
     return 1e3 * float(p50), 1e3 * float(p95)
 
 
@@ -153,7 +171,7 @@ def main() -> None:
     parser.add_argument("--log", default=os.path.join(tempfile.gettempdir(), "bireme-plane.log"))
     options = parser.parse_args()
     app = ServedApp(settings_config(settings(options)), options.log)
-    clients = LoadClients(options.clients)
+    clients = LoadProcesses(options.clients)
     try:
         idle = idle_cpu(app, options.seconds)
         rounds = [

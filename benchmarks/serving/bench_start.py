@@ -8,7 +8,6 @@ spares that there are to be. ``--config ray_configs/llama_8b_gpu.yaml`` measures
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -16,16 +15,18 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.serving.loads import checked, closed_loop
 from benchmarks.serving.served_app import ServedApp, settings_config
+from cluster.bench.processes import LoadProcesses
 from cluster.observability.start_stages import STAGES
 
 _TIMEOUT_S = 300.0
+_PROMPT_TOKENS, _ANSWER_TOKENS = 4, 8
 # What comes before the engine's own stages: the request, Serve's decision, and Ray's way to a process.
 _DECISION = "decision"
 _TOTAL = "request to first token"
@@ -43,9 +44,11 @@ def main(
     settings: dict[str, Any] = {} if config is None else yaml.safe_load(config.read_text())["applications"][0]["args"]
     settings |= {"deployment_config": {"autoscaling_config": autoscaling}, "warm_spares": warm_spares}
     app = ServedApp(settings_config(settings | ({"model": model} if model else {})), f"{tempfile.mkdtemp()}/server.log")
+    clients = LoadProcesses(1)
     try:
-        found = [_round(app, warm_spares) for _ in range(rounds)]
+        found = [_round(app, clients, warm_spares, number) for number in range(rounds)]
     finally:
+        clients.close()
         app.close()
     table = Table("seconds", *(str(number + 1) for number in range(rounds)), "median")
     for stage in (_DECISION, *STAGES, _TOTAL, _CPU):
@@ -54,16 +57,10 @@ def main(
     Console(width=130).print(table)
 
 
-def _round(app: ServedApp, warm_spares: int) -> dict[str, float]:
+def _round(app: ServedApp, clients: LoadProcesses, warm_spares: int, number: int) -> dict[str, float]:
     _wait_until_none(app, warm_spares)
-    body = {"model": app.model, "prompt": "Once upon a time", "stream": True, "max_tokens": 8, "ignore_eos": True}
-    asked, first = time.monotonic(), None
-    with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=_TIMEOUT_S) as response:
-        response.raise_for_status()
-        for line in response.iter_lines():
-            if first is None and line.startswith("data: {") and json.loads(line[6:])["choices"][0].get("text"):
-                first = time.monotonic() - asked
-    assert first is not None
+    clients.start(closed_loop(app, 1, (_PROMPT_TOKENS, _ANSWER_TOKENS), seed=number, requests=1))
+    first = checked(clients.result()).samples[0].ttft
     (engine,) = app.engines()
     seconds = engine["start"]["seconds"]
     of_processes = sum(_cpu_seconds(pid) for pid in (engine["pid"], engine["replica_pid"]))

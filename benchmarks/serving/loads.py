@@ -1,0 +1,57 @@
+"""Closed loops of the project's own load client against a served application: token-id prompts, greedy answers of one length."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from benchmarks.serving.served_app import ServedApp
+from cluster.bench.connection import Target
+from cluster.bench.lengths import Lengths
+from cluster.bench.load import Load
+from cluster.bench.plan import Shape, make_requests
+from cluster.bench.processes import Result
+from cluster.bench.prompts import PromptKind
+
+_FOREVER_S = 600.0
+
+
+def closed_loop(
+    app: ServedApp,
+    streams: int,
+    tokens: tuple[int, int],
+    seed: int,
+    requests: int | None = None,
+    seconds: float = _FOREVER_S,
+) -> Load:
+    """A load of ``streams`` that ask again when they are answered.
+
+    Args:
+        tokens: of a prompt, and of its answer.
+        seed: loads of different seeds have no prompt in common.
+        requests: how many; None: until ``seconds`` are over.
+    """
+    prompt, answer = (Lengths("fixed", (float(count),)) for count in tokens)
+    fields: dict[str, Any] = {
+        "model": app.model,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    return Load(
+        Target(app.url, "/v1/completions"), json.dumps(fields)[1:-1], False, PromptKind(False, seed),
+        make_requests(Shape(seed, prompt, answer, requests), seconds, 2 * streams), streams, seconds, requests is None,
+    )  # fmt: skip
+
+
+def checked(result: Result) -> Result:
+    """``result``, of which nothing failed.
+
+    Raises:
+        RuntimeError: something did; the first reason.
+    """
+    errors = [sample.error for sample in result.samples if sample.error is not None]
+    if errors:
+        raise RuntimeError(f"{len(errors)} requests failed, the first with: {errors[0]}")
+    return result
