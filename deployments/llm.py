@@ -19,7 +19,8 @@ from deployments.ray_private.serve import with_version
 from deployments.replica.engine_replica import GRACEFUL_SHUTDOWN_TIMEOUT_S, EngineReplica
 from deployments.replica.gpu_placement import cluster_gpus, runner_num_gpus, runner_resources
 from deployments.spares.engine_processes import REPLICA, EngineProcesses, engine_processes
-from deployments.start.app_arguments import AppArguments
+from deployments.start.app_arguments import AppArguments, SettingsError
+from deployments.start.ray_llm_config import LLM_CONFIGS
 from deployments.start.serve_options import check_serve_options, with_options
 
 INGRESS_CPUS = 0.2
@@ -101,11 +102,14 @@ def ingress_options(config: LLMConfig) -> dict[str, Any]:
 
 
 def build_openai_app(arguments: AppArguments) -> Application:
-    """The Serve application: one ingress, and the engines behind it. From Python, an ``LLMConfig`` will do.
+    """The Serve application: one ingress, and the engines behind it. From Python, an ``LLMConfig`` will do, or what
+    Ray Serve LLM's builder of this name takes.
 
     Raises:
         SettingsError: Ray Serve refuses deployment_config or ingress_config, or a GPU is asked for that the cluster lacks.
     """
+    if not isinstance(arguments, LLMConfig):
+        arguments = AppArguments.model_validate(_as_mapping(arguments))
     config = LLMConfig(**{name: getattr(arguments, name) for name in LLMConfig.model_fields})
     check_serve_options("deployment_config", config.deployment_config)
     check_serve_options("ingress_config", config.ingress_config)
@@ -129,3 +133,35 @@ def _version(config: LLMConfig, *others: Any) -> str:
     """Of what replicas are bound with, and of this project."""
     text = json.dumps([__version__, config.model_dump(mode="json"), *others], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def build_llm_deployment(
+    llm_config: Any,
+    *,
+    name_prefix: str | None = None,
+    bind_kwargs: dict[str, Any] | None = None,
+    override_serve_options: dict[str, Any] | None = None,
+    deployment_cls: Any = None,
+) -> Application:
+    """The application of one of Ray Serve LLM's ``LLMConfig``, as its builder of this name takes it.
+
+    It has its ingress with it: engines here are asked by an ingress, which keeps what they answered, and not through a handle.
+
+    Args:
+        override_serve_options: options of the engines that win over its ``deployment_config``.
+    Raises:
+        SettingsError: as ``build_openai_app``, or one of the other arguments is given.
+    """
+    given = {"name_prefix": name_prefix, "bind_kwargs": bind_kwargs, "deployment_cls": deployment_cls}
+    refused = [name for name, value in given.items() if value]
+    if refused:
+        raise SettingsError(f"{', '.join(refused)}: deployments keep their names and classes here; leave it out")
+    arguments: dict[str, Any] = {LLM_CONFIGS: [llm_config]}
+    if override_serve_options:
+        arguments["deployment_config"] = override_serve_options
+    return build_openai_app(arguments)  # type: ignore[arg-type]
+
+
+def _as_mapping(arguments: Any) -> Any:
+    """What Ray Serve LLM calls ``LLMServingArgs`` as a mapping."""
+    return arguments.model_dump(exclude_unset=True) if hasattr(arguments, "model_dump") else arguments

@@ -16,6 +16,7 @@ import yaml
 
 from cluster import __version__
 from cluster.config import LLMConfig
+from deployments.start.app_arguments import AppArguments
 from tests.deployments import conformance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +79,7 @@ def test_config_blocks_are_valid(text: str) -> None:
     config = yaml.safe_load(text)
     # A whole file of Serve, or settings alone.
     for args in [app["args"] for app in config["applications"]] if "applications" in config else [config]:
-        LLMConfig(**args)
+        AppArguments.with_keys(args)
 
 
 def test_config_table_is_current() -> None:

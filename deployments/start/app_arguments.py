@@ -10,11 +10,11 @@ import click
 from pydantic import ValidationError, model_validator
 
 from cluster.config import LLMConfig
+from cluster.errors import BiremeError
+from deployments.start.ray_llm_config import is_ray_llm_config, settings_of
+from deployments.start.settings_names import OTHER_WAYS
 
 _TEXT_FIELDS = frozenset({"model", "model_id", "tokenizer", "accelerator_type"})
-
-
-OTHER_WAYS = "name a file that holds them in api_keys_file, or set BIREME_API_KEY where Ray is started"
 
 
 class SettingsError(click.ClickException):
@@ -22,7 +22,8 @@ class SettingsError(click.ClickException):
 
 
 class AppArguments(LLMConfig):
-    """``LLMConfig`` that also takes its values as text: ``max_num_seqs=8``, ``deployment_config={"num_replicas": 2}``.
+    """``LLMConfig`` that also takes its values as text: ``max_num_seqs=8``, ``deployment_config={"num_replicas": 2}``; and a
+    configuration of Ray Serve LLM in their place.
 
     Ray Serve writes an application's arguments into logs that others may read, and shows them to whoever asks: there are no keys
     among them.
@@ -33,6 +34,11 @@ class AppArguments(LLMConfig):
     def _decode_text(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        if is_ray_llm_config(values):
+            try:
+                values = settings_of(values)
+            except BiremeError as error:
+                raise ValueError(error.message) from None
         return {name: _decoded(value) if name not in _TEXT_FIELDS else value for name, value in values.items()}
 
     @classmethod

@@ -10,8 +10,8 @@ from types import MappingProxyType
 
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
-from deployments.start.app_arguments import OTHER_WAYS
 
+OTHER_WAYS = "name a file that holds them in api_keys_file, or set BIREME_API_KEY where Ray is started"
 _KEYS_ELSEWHERE = f"every user of this machine can read a command line; {OTHER_WAYS}"
 # vLLM's names for what has another one here.
 ALIASES: Mapping[str, str] = MappingProxyType(

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from ray import serve
 
-from cluster.config import LLMConfig
+from cluster.config import DEFAULT_MODEL
 from deployments.llm import build_openai_app
 from tests.deployments.conftest import App, wait_for
 from tests.served_device import served_on_device
@@ -22,8 +22,14 @@ URL_IN_README = "http://127.0.0.1:8000"
 @pytest.fixture(scope="module")
 def open_url(app: App):
     """Where a second application answers without a key."""
-    config = LLMConfig(**served_on_device(max_num_seqs=4, num_kv_blocks=128, runner_num_cpus=0.3))
-    serve.run(build_openai_app(config), name="open", route_prefix="/open")
+    # As Ray Serve LLM has it, which is to run, too.
+    config = {
+        "model_loading_config": {"model_id": DEFAULT_MODEL},
+        "engine_kwargs": {"max_num_seqs": 4, "num_kv_blocks": 128, "tensor_parallel_size": 1},
+        "experimental_configs": {"num_ingress_replicas": 1},
+    }
+    arguments = {"llm_configs": [config], **served_on_device(runner_num_cpus=0.3)}
+    serve.run(build_openai_app(arguments), name="open", route_prefix="/open")
     url = app.url + "/open"
     wait_for(lambda: httpx.get(url + "/health").status_code == 200, 60, "the application is not ready")
     yield url
