@@ -80,6 +80,8 @@ def bench(
     url: Annotated[
         str, _load("Server", "--url", "--base-url", envvar="BIREME_URL", help="Server, with or without /v1.")
     ] = DEFAULT_URL,
+    host: Annotated[str | None, _load("Server", help="With --port, in place of --url; default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, _load("Server", min=1, max=65535, help="In place of --url.")] = None,
     model: Annotated[
         str | None, _load("Server", "--model", "--served-model-name", help="Default: the server's first.")
     ] = None,
@@ -224,6 +226,10 @@ def bench(
         if max_concurrency is not None and processes > max_concurrency:
             raise BiremeError(f"--processes: got {processes}, allowed: up to --max-concurrency, {max_concurrency}")
         fields, headers = _fields(extra_body, temperature, ignore_eos), _headers(header, api_key)
+        if host is not None and port is None:
+            raise BiremeError("--host: needs --port, too; or give --url http://HOST:PORT")
+        if port is not None:
+            url = f"http://{host or '127.0.0.1'}:{port}"
         server = url.split(",")[0].rstrip("/").removesuffix("/v1")
         if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).hostname:
             raise BiremeError(f"--url: got {url!r}, allowed: http://HOST:PORT or https://HOST")

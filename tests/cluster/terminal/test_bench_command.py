@@ -92,7 +92,7 @@ def test_ctrl_c_shows_what_there_is_so_far(tmp_path: Path):
 
 def test_errors_are_told_and_are_no_samples():
     with serving(lambda body: [text(), usage(1)]) as server:
-        ran = bench("--url", server.url, "--num-prompts", "3", "--num-warmups", "0")
+        ran = bench("--port", str(server.port), "--num-prompts", "3", "--num-warmups", "0")
     assert ran.returncode == 1
     assert "0 requests in" in ran.stdout
     assert "3 × the stream ended before [DONE]" in ran.stderr
@@ -109,6 +109,7 @@ def test_errors_are_told_and_are_no_samples():
         (["--prompts", "ids", "--backend", "openai-chat"], "--prompts ids: chat takes text"),
         (["--extra-body", "[]"], "--extra-body: got '[]', allowed: a JSON object"),
         (["--extra-body", '{"n": 2}'], "--extra-body: n cannot be set"),
+        (["--host", "there"], "--host: needs --port"),
         (["--header", "x"], "--header: got 'x', allowed: NAME=VALUE"),
         (["--json", "/nowhere/run.json"], "--json: /nowhere/run.json cannot be written"),
         (["--processes", "9", "--max-concurrency", "2"], "--processes: got 9, allowed: up to --max-concurrency, 2"),
