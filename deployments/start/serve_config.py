@@ -182,6 +182,13 @@ def _read(path: Path) -> dict[str, Any]:
     applications = config.get("applications") if isinstance(config, dict) else None
     if not isinstance(applications, list) or not applications or not isinstance(applications[0], dict):
         raise BiremeError(f"{path} is not a Serve config: it has no list named applications")
+    for application in applications:
+        builder = str(application.get("import_path")) if isinstance(application, dict) else ""
+        if builder.startswith("ray.serve.llm"):
+            raise BiremeError(
+                f"{path}: import_path is {builder}, Ray Serve LLM's own; with {BUILDER} in its place llm_configs are read here",
+                "import_path",
+            )
     if not isinstance(config.get("http_options") or {}, dict):
         raise BiremeError(f"{path}: http_options: got {config['http_options']!r}, needs a mapping")
     return config

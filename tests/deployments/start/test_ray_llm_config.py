@@ -11,6 +11,7 @@ import ray
 import yaml
 
 from cluster.config import LLMConfig
+from cluster.errors import BiremeError
 from deployments.llm import build_llm_deployment, build_openai_app
 from deployments.start.app_arguments import AppArguments, SettingsError
 from deployments.start.ray_llm_config import settings_of
@@ -92,6 +93,13 @@ def test_the_quick_start_runs_after_its_import_path_is_changed(tmp_path: Path):
         device="gpu",
         deployment_config={"autoscaling_config": {"min_replicas": 1, "max_replicas": 2}},
     )
+
+
+def test_an_import_path_that_is_still_rays_is_told(tmp_path: Path):
+    with pytest.raises(
+        BiremeError, match=r"import_path is ray.serve.llm:build_openai_app.*deployments.llm:build_openai_app"
+    ):
+        serve_config([file_of(tmp_path, QUICK.replace("deployments.llm", "ray.serve.llm"))])
 
 
 def test_what_has_another_name_here_gets_it_and_the_command_line_wins(tmp_path: Path):
