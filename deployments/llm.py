@@ -36,8 +36,9 @@ _INGRESS_HEALTH_CHECK_TIMEOUT_S = 5.0
 # start: from then on whoever dies is replaced no more, until the next deployment.
 _START_TRIES = 5
 # Serve looks back half a minute and waits another before it starts anything. Requests that are held want their engines now, and
-# as many as they need: the first is started by Serve's own rule, the others a tick later.
-_PROMPT_SCALING = {"upscale_delay_s": 0.5, "look_back_period_s": 2.0, "metrics_interval_s": 0.5}
+# as many as they need: the first is started by Serve's own rule, the others when they have been wanted for half a second. A mean
+# over a longer time would see a burst late, and in parts.
+_PROMPT_SCALING = {"upscale_delay_s": 0.5, "look_back_period_s": 0.6, "metrics_interval_s": 0.5}
 
 
 def engine_options(

@@ -96,7 +96,10 @@ class EngineClient:
         )
         self._attaching: asyncio.Task | None = None
         self._prompt_start = PromptStart(
-            lambda: bool(self._submissions.unplaced) and not self.choices.engines, look, expect
+            lambda: bool(self._submissions.unplaced) and not self.choices.engines,
+            look,
+            expect,
+            self._rooms.num_too_few,
         )
 
     def attach_early(self, find_runner: Callable[[str], Any]) -> None:
@@ -186,6 +189,7 @@ class EngineClient:
                 self.choices.announced(stream.engine_id, item.num_tokens)
                 self._rooms.changed()
                 self._balancer.changed()
+                self._prompt_start.hurry()
             elif item.request_id:
                 self._delivery.take(stream, item)
             elif item == ENGINE_LEAVES:

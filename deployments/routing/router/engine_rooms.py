@@ -61,6 +61,16 @@ class EngineRooms:
         if refused is not None:
             raise refused
 
+    def num_too_few(self) -> int:
+        """How many engines there are, where requests wait that another one would take and there may be one; else 0."""
+        num_engines = len(self._choices.engines)
+        if not 0 < num_engines < self._max_engines:
+            return 0
+        num_slots = num_engines * (self._idle_room.free - self._idle_room.max_queued)
+        loads = (stream.load for stream in self._streams if stream.load is not None)
+        is_full = len(self._submissions) > num_slots or any(load.num_waiting for load in loads)
+        return num_engines if is_full else 0
+
     async def wait(self) -> None:
         """Return when a sequence that was refused may try again: at once if there is room for all that are on their way."""
         if self._num_free() < 0:

@@ -8,12 +8,18 @@ import inspect
 import logging
 import textwrap
 
+import pytest
 from ray.serve._private.controller import ServeController
 from ray.serve._private.router import RouterMetricsManager
 
+from cluster.outputs import AttachRequired, EngineLoad
+from deployments.routing import prompt_start
 from deployments.routing.prompt_start import PromptStart
+from deployments.routing.router.engine_choices import EngineChoices
 from tests.deployments.routing.scripted_engine import Client, Engine
 from tests.waiting import until
+
+pytestmark = pytest.mark.usefixtures("this_node")
 
 
 class Controller:
@@ -54,6 +60,45 @@ async def test_the_controller_is_asked_until_there_is_an_engine_and_again_when_t
     await until(lambda: controller.looks > before, 10)
     assert expected == [0, 0]
     start.close()
+
+
+async def test_the_controller_is_asked_for_one_more_engine_and_for_a_while(monkeypatch):
+    monkeypatch.setattr(prompt_start, "_DECIDED_S", 0.3)
+    controller, too_few = Controller(), 1
+    start = PromptStart(lambda: False, controller.look, too_few=lambda: too_few)
+    start.hurry()
+    await until(lambda: start._task.done(), 10)
+    assert controller.looks >= 3, "two looks, one that decides and one that starts, and a first one that is too early"
+    before = controller.looks
+    start.hurry()
+    assert start._task.done(), "it does not want another engine"
+    too_few = 2  # one came, and still
+    start.hurry()
+    await until(lambda: start._task.done(), 10)
+    assert controller.looks > before
+    too_few = 0
+    start.hurry()
+    assert start._task.done()
+    start.close()
+
+
+async def test_engines_are_too_few_where_one_more_would_take_who_waits():
+    controller, choices = Controller(), EngineChoices()
+    idle_room = EngineLoad(free=4, max_queued=2)
+    client = Client(Engine(), choices=choices, idle_room=idle_room, max_engines=3, look=controller.look)
+    num_too_few = client._rooms.num_too_few
+    assert num_too_few() == 0, "the first one is waited for otherwise"
+    choices.set_engines({"a": "f"})
+    assert num_too_few() == 0
+    client._streams.attach(AttachRequired("a", Engine("a"), "f"))
+    client._on_deltas(client.stream, [idle_room._replace(num_waiting=1)])
+    assert num_too_few() == 1
+    await until(lambda: controller.looks > 1, 10)
+    choices.set_engines({"a": "f", "b": "f"})
+    assert num_too_few() == 2
+    choices.set_engines({"a": "f", "b": "f", "c": "f"})
+    assert num_too_few() == 0, "there may be no more"
+    await client.close()
 
 
 async def test_a_controller_that_is_away_is_left_alone_until_the_next_request(caplog):
