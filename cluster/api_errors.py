@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from cluster.errors import BiremeError, InvalidRequestError, OverloadedError
 
+MAX_SHOWN = 80
+_MAX_ITEMS_SHOWN = 16
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -81,3 +86,19 @@ def from_engine(error: BiremeError) -> ApiError:
     if isinstance(error, OverloadedError):
         return overloaded(error.message)
     return ApiError(500, error.message, param=error.param, code=error.code)
+
+
+def shown(value: Any) -> str:
+    """A value in an error message as JSON, cut to a length that no client can abuse."""
+    if isinstance(value, (list, dict)):
+        parts = value if isinstance(value, list) else [*value, *value.values()]
+        if len(value) > _MAX_ITEMS_SHOWN or any(
+            isinstance(part, (list, dict)) or len(str(part)) > MAX_SHOWN for part in parts
+        ):
+            return f"a{' list' if isinstance(value, list) else 'n object'} of {len(value)} items"
+    if isinstance(value, str):
+        value = value[: MAX_SHOWN + 1]
+    text = json.dumps(value, ensure_ascii=False)
+    if not text.isprintable():
+        text = json.dumps(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

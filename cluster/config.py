@@ -243,6 +243,10 @@ class LLMConfig(EngineConfig):
         False,
         description="Let requests bring a chat_template instead of the model's. It runs in a sandbox, but may keep an ingress busy.",
     )
+    trust_request_documents: bool = Field(
+        False,
+        description="Let requests bring documents for the model's chat template, which may put them where it trusts what it reads.",
+    )
     generation_config: str = Field(
         "auto",
         min_length=1,

@@ -243,6 +243,7 @@ class OpenAiIngress:
                 self._tokenizer,
                 self._config.special_tokens_in_messages == "text",
                 self._config.trust_request_chat_template,
+                self._config.trust_request_documents,
             ),
             defaults=self._defaults,
             unknown_fields=self._config.unknown_fields,
@@ -314,7 +315,8 @@ class OpenAiIngress:
 
     def _document(self, prefix: str) -> dict[str, Any]:
         if self._openapi is None:
-            self._openapi = openapi(self._endpoints, __version__, prefix, self._keys.required)
+            unknown_fields = self._config.unknown_fields
+            self._openapi = openapi(self._endpoints, __version__, prefix, self._keys.required, unknown_fields)
         return self._openapi
 
     async def tokenizer_info(self, request: Request) -> Response:

@@ -13,14 +13,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from deployments.openai_api.requests.fields import (  # noqa: E402 (the script runs without an installed package)
+    CALLED_FUNCTION,
     CHAT,
     COMPLETION,
     CONTENT_PART,
     DETOKENIZE,
     MESSAGE,
+    RESUME,
+    RESUMED_CHOICE,
     ROWS,
     STREAM_OPTIONS,
+    THINKING,
     TOKENIZE,
+    TOKENIZE_CHAT,
+    TOOL_CALL,
     FieldRow,
     Verdict,
 )
@@ -29,8 +35,9 @@ PAGE = ROOT / "docs" / "fields.md"
 HEAD = """# Fields of a request
 
 Every field of the request models of OpenAI and vLLM, and what this server makes of it: it works; its values are checked and
-change nothing; or it is refused, but for values that ask for nothing. Null counts as absent, and 3.0 as an integer. A field that
-is not here is refused with the nearest name that is, or left out with the setting `unknown_fields: ignore`.
+change nothing; or it is refused, but for values that ask for nothing. A field that is null counts as absent, in every object, and
+3.0 as an integer. A field that is not here is refused with the nearest name that is, or left out with the setting
+`unknown_fields: ignore`.
 
 Written by `docs/make_field_table.py` from `deployments/openai_api/requests/fields.py`, which the checks read.
 """
@@ -40,9 +47,14 @@ TITLES = {
     (CHAT,): "Chats",
     (MESSAGE,): "Messages of a chat",
     (CONTENT_PART,): "Parts of a message's content",
+    (TOOL_CALL,): "Tool calls of an assistant's message",
+    (CALLED_FUNCTION,): "function of a tool call",
     (STREAM_OPTIONS,): "stream_options",
-    (TOKENIZE, DETOKENIZE): "/tokenize and /detokenize",
-    (TOKENIZE,): "/tokenize",
+    (THINKING,): "thinking",
+    (RESUME,): "resume",
+    (RESUMED_CHOICE,): "choices of resume",
+    (TOKENIZE,): "/tokenize with a prompt",
+    (TOKENIZE_CHAT,): "/tokenize with messages",
     (DETOKENIZE,): "/detokenize",
 }
 
@@ -69,9 +81,9 @@ def page() -> str:
 
 
 def _is_of(row: FieldRow, places: tuple[str, ...]) -> bool:
-    """Whether the row belongs under these places: those of messages and of their parts are told apart."""
+    """Whether the row belongs under these places; only completions and chats have a table of what they share."""
     return row.places == places or (
-        len(places) == 1 and places[0] in (MESSAGE, CONTENT_PART) and places[0] in row.places
+        len(places) == 1 and places[0] not in (COMPLETION, CHAT) and places[0] in row.places
     )
 
 

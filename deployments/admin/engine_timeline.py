@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.api_errors import bad_request, from_engine, unavailable
+from cluster.api_errors import bad_request, from_engine, shown, unavailable
 from cluster.errors import BiremeError
 from deployments.admin.cluster_status import RUNNERS
 
@@ -37,7 +37,7 @@ async def engine_timeline(query: Mapping[str, str]) -> bytes:
     engine = query.get("engine") or (next(iter(runners)) if len(runners) == 1 else "")
     if engine not in runners:
         raise bad_request(
-            f"engine: got {engine[:_SHOWN_CHARS] or 'none'}, there are {', '.join(sorted(runners))}", "engine"
+            f"engine: got {shown(engine) if engine else 'none'}, there are {', '.join(sorted(runners))}", "engine"
         )
     try:
         return await runners[engine].record_timeline.remote(steps, timeout_s)
@@ -57,4 +57,4 @@ def _number(query: Mapping[str, str], name: str, default: float, kind: type) -> 
         # The engine's own error shows the whole number.
         if len(text) <= _SHOWN_CHARS:
             return kind(text)
-    raise bad_request(f"{name}: got {text[:_SHOWN_CHARS]!r}, needs a number", name)
+    raise bad_request(f"{name}: got {shown(text)}, needs a number", name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cluster.api_errors import ApiError, bad_request
+from cluster.api_errors import ApiError, bad_request, shown
 from deployments.admin.node_metrics import NodeMetrics
 
 PARTS = ("vllm", "bireme", "ray")
@@ -21,7 +21,7 @@ def wanted_parts(only: str | None) -> tuple[str, ...]:
         return PARTS
     wanted = tuple(only.split(","))
     if not set(wanted) <= set(PARTS):
-        raise bad_request(f"only: got {only[:80]!r}, allowed are {', '.join(PARTS)}, several with commas", "only")
+        raise bad_request(f"only: got {shown(only)}, allowed are {', '.join(PARTS)}, several with commas", "only")
     return wanted
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
-from cluster.api_errors import ApiError
+from cluster.api_errors import ApiError, shown
 from cluster.observability.request_trace import hops, wall_clock
 from cluster.tenant import Tenant
 from deployments.answers.choice import Choice
@@ -50,7 +50,7 @@ class RequestTraces:
         """
         trace = self._traces.get(name)
         if trace is None or trace.tenant != tenant:
-            why = f"this ingress knows no request {name[:80]!r} of this API key; it remembers the last {_MOST}"
+            why = f"this ingress knows no request {shown(name)} of this API key; it remembers the last {_MOST}"
             raise ApiError(404, why, param="id", code="trace_not_found")
         return {
             "id": name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from json import JSONDecodeError
 from typing import Any
 
 from ray.exceptions import RayError
@@ -45,7 +46,7 @@ async def read_body(
     if content_type != "application/json":
         raise bad_request(
             f"the content type must be application/json, got {content_type[:80] or 'none'}; "
-            "with curl: -H 'Content-Type: application/json'",
+            'with curl: -H "Content-Type: application/json"',
             code="invalid_content_type",
         )
     gunzip = gunzip_of(request.headers.get("content-encoding"))
@@ -75,6 +76,10 @@ def parse_json(body: bytes | bytearray) -> Any:
     """
     try:
         return read_json_text(body)
+    except JSONDecodeError as error:
+        what = error.msg.replace("'", '"').removesuffix(" at")
+        where = f"line {error.lineno}, column {error.colno}"
+        raise bad_request(f"the body is not valid JSON: {what} at {where}", code="invalid_json") from None
     except ValueError as error:
         raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
 

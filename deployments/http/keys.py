@@ -88,7 +88,7 @@ class ApiKeys:
         if scheme.lower() != "bearer" or not any(matches):
             raise ApiError(
                 401,
-                "a valid API key is required: send it as 'Authorization: Bearer KEY'",
+                "a valid API key is required: send it in the header Authorization: Bearer KEY",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from html import escape
+from json import dumps
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
+
+from deployments.openai_api.requests.validation import UnknownFields
 
 _REFERENCE = "#/components/schemas/{model}"
 _ERROR = {
@@ -67,18 +71,25 @@ class Endpoint(NamedTuple):
         return (self.handler.__doc__ or "").strip().splitlines()[0]
 
 
-def openapi(endpoints: Iterable[Endpoint], version: str, prefix: str, needs_key: bool) -> dict[str, Any]:
+def openapi(
+    endpoints: Iterable[Endpoint], version: str, prefix: str, needs_key: bool, unknown_fields: UnknownFields = "refuse"
+) -> dict[str, Any]:
     """The OpenAPI 3.1 document of ``endpoints``; schemas are those of the models that validate.
 
     Args:
         prefix: of all paths.
         needs_key: whether requests need an API key.
+        unknown_fields: what becomes of fields that no schema has.
     """
     endpoints = list(endpoints)
     models = [model for endpoint in endpoints for model in (*endpoint.bodies, *filter(None, [endpoint.answer]))]
     pairs = [(model, "validation") for model in dict.fromkeys(models)]
     references, definitions = models_json_schema(pairs, ref_template=_REFERENCE)  # type: ignore[arg-type]
     schema_of: dict[Any, Any] = {model: schema for (model, _), schema in references.items()}
+    schemas = deepcopy(definitions.get("$defs", {}))
+    for schema in schemas.values() if unknown_fields == "ignore" else ():
+        # Models say so at their own level alone: maps and values that ask for nothing are further down.
+        schema.pop("additionalProperties", None)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -95,7 +106,7 @@ def openapi(endpoints: Iterable[Endpoint], version: str, prefix: str, needs_key:
             for endpoint in endpoints
         },
         "components": {
-            "schemas": {**definitions.get("$defs", {}), "Error": _ERROR},
+            "schemas": {**schemas, "Error": _ERROR},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -155,12 +166,18 @@ def docs_page(document: Mapping[str, Any]) -> str:
         required = schema.get("required", [])
         for field, about in schema.get("properties", {}).items():
             must = " (required)" if field in required else ""
-            default = f" = {about['default']!r}" if about.get("default") is not None else ""
+            default = f" = {_json(about['default'])}" if about.get("default") is not None else ""
+            meaning = escape(about.get("description", ""))
             parts.append(
-                f"<tr><td><code>{escape(field)}</code>{must}</td><td>{_type_text(about)}{escape(default)}</td></tr>"
+                f"<tr><td><code>{escape(field)}</code>{must}</td><td>{_type_text(about)}{escape(default)}</td>"
+                f"<td>{meaning}</td></tr>"
             )
         parts.append("</table>")
     return "\n".join([*parts, "</body></html>\n"])
+
+
+def _json(value: Any) -> str:
+    return dumps(value, ensure_ascii=False)
 
 
 _BOUNDS = {
@@ -179,9 +196,9 @@ def _type_text(schema: Mapping[str, Any]) -> str:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f'<a href="#{name}">{name}</a>'
     if "anyOf" in schema:
-        return " or ".join(_type_text(part) for part in schema["anyOf"] if part.get("type") != "null")
+        return " or ".join(_type_text(part) for part in schema["anyOf"] if part.get("type") != "null") or "nothing"
     if "enum" in schema or "const" in schema:
-        return escape(", ".join(repr(value) for value in schema.get("enum", [schema.get("const")])))
+        return escape(", ".join(_json(value) for value in schema.get("enum", [schema.get("const")])))
     kind = schema.get("type", "anything")
     text = escape(" or ".join(kind) if isinstance(kind, list) else kind)
     if kind == "array":

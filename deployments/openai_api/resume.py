@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.api_errors import bad_request
+from cluster.api_errors import bad_request, shown
 from cluster.client.resumable import RESUMABLE_HEADER
 from deployments.answers.choice import Choice
 from deployments.openai_api.answers.answer_digest import AnswerDigest
@@ -27,7 +27,7 @@ def wants_event_ids(header: str | None, last_event_id: str | None) -> bool:
         ApiError: the header ``RESUMABLE_HEADER`` is neither 0 nor 1.
     """
     if header not in (None, "0", "1"):
-        raise bad_request(f"the header {RESUMABLE_HEADER} must be 0 or 1, got {header[:80]!r}", RESUMABLE_HEADER)
+        raise bad_request(f"the header {RESUMABLE_HEADER} must be 0 or 1, got {shown(header)}", RESUMABLE_HEADER)
     return header == "1" or last_event_id is not None
 
 

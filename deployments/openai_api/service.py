@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from actors.text.detokenizer import IncrementalDetokenizer
 from actors.text.tokenizer import Tokenizer
-from cluster.api_errors import ApiError, bad_request
+from cluster.api_errors import ApiError, bad_request, shown
 from cluster.errors import InvalidRequestError
 from cluster.journal import JournalEntry
 from cluster.tenant import NOBODY, Tenant
@@ -30,6 +30,7 @@ from deployments.openai_api.answers.chat_answer import ChatAnswer
 from deployments.openai_api.answers.completion_answer import CompletionAnswer
 from deployments.openai_api.answers.event_ids import EventIds, ResumePoint
 from deployments.openai_api.requests.chat_prompt import ChatPrompts, echoed
+from deployments.openai_api.requests.messages import TemplatedChat
 from deployments.openai_api.requests.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -51,7 +52,6 @@ from deployments.openai_api.requests.sampling import (
 )
 from deployments.openai_api.requests.sampling_defaults import SamplingDefaults
 from deployments.openai_api.requests.validation import UnknownFields
-from deployments.openai_api.requests.wording import shown
 from deployments.openai_api.resume import check_content, check_resume, resume_choices
 from deployments.routing.sequence_client import SequenceClient
 
@@ -174,13 +174,13 @@ class OpenAiService:
         request = parse_request(CompletionRequest, _decoded(body), self.defaults.values, self.unknown_fields)
         check_resume(request, caller.resumed, CompletionAnswer.id_prefix)
         self.check_model(request.model)
-        prompts = request.prompts()
+        prompts = request.prompt.items
         self._check_choices(len(prompts) * request.n)
         # Echo repeats it, and text offsets count from its beginning.
         shows_prompt = request.echo or request.logprobs is not None
         prompt_ids, prompt_texts = [], []
         for i, prompt in enumerate(prompts):
-            param = "prompt" if len(prompts) == 1 else f"prompt.{i}"
+            param = request.prompt.name(i)
             if isinstance(prompt, str):
                 encoded = self._encode(prompt, request, param)
                 ids = truncated(encoded, request, self.limits)
@@ -258,7 +258,7 @@ class OpenAiService:
         """
         return self._ids_of(text, add_special_tokens, "prompt")
 
-    def tokenize_chat(self, request: ChatCompletionRequest) -> list[int]:
+    def tokenize_chat(self, request: TemplatedChat) -> list[int]:
         """The token ids of a chat's prompt, however long, as a chat completion has them.
 
         Raises:

@@ -5,62 +5,50 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, FailFast, Field, PlainValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel
 
 from cluster.api_errors import bad_request
 from deployments.http.body import parse_json
 from deployments.http.connection import Peer, while_connected
 from deployments.http.json_pieces import write_json
 from deployments.http.large_requests import SMALL_BYTES, large_requests
-from deployments.openai_api.requests.fields import DETOKENIZE, TOKENIZE, ShortText
-from deployments.openai_api.requests.messages import MAX_MESSAGES, ChatMessage
-from deployments.openai_api.requests.protocol import ChatCompletionRequest, parse_fields, token_ids
+from deployments.openai_api.requests.fields import DETOKENIZE, TOKENIZE, TOKENIZE_CHAT, ShortText
+from deployments.openai_api.requests.messages import TemplatedChat
+from deployments.openai_api.requests.protocol import parse_fields
 from deployments.openai_api.requests.sampling import check_prompt_ids
+from deployments.openai_api.requests.schemas import Text
+from deployments.openai_api.requests.token_lists import TokenIdList
 from deployments.openai_api.requests.validation import RequestPart
 from deployments.openai_api.service import OpenAiService
-
-
-def _tokens(value: Any) -> list[int]:
-    if not isinstance(value, list):
-        raise PydanticCustomError("field_value", "must be a list of token ids")
-    return token_ids(value, "tokens")
 
 
 class TokenizePromptRequest(RequestPart):
     """Body of POST /tokenize for the prompt of a completion."""
 
+    place = TOKENIZE
+
     model: ShortText | None = None
-    prompt: str
+    prompt: Text
     add_special_tokens: bool = True
     return_token_strs: bool = False
 
 
-class TokenizeChatRequest(RequestPart):
+class TokenizeChatRequest(TemplatedChat):
     """Body of POST /tokenize for the messages of a chat."""
 
-    model: ShortText | None = None
-    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
-    add_generation_prompt: bool = True
-    add_special_tokens: bool = False
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
-    return_token_strs: bool = False
+    place = TOKENIZE_CHAT
 
-    def as_chat(self) -> ChatCompletionRequest:
-        """The chat whose prompt is asked for."""
-        names = "messages", "add_generation_prompt", "add_special_tokens", "chat_template_kwargs"
-        return ChatCompletionRequest.model_validate({name: getattr(self, name) for name in names})
+    model: ShortText | None = None
+    return_token_strs: bool = False
 
 
 class DetokenizeRequest(RequestPart):
     """Body of POST /detokenize."""
 
+    place = DETOKENIZE
+
     model: ShortText | None = None
-    tokens: Annotated[
-        list[int],
-        PlainValidator(_tokens),
-        WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}}),
-    ]
+    tokens: Annotated[list[int], TokenIdList()]
 
 
 class TokenizeResponse(BaseModel):
@@ -116,11 +104,11 @@ class TokenizeEndpoints:
         if isinstance(fields, dict) and fields.get("messages") is not None:
             if fields.get("prompt") is not None:
                 raise bad_request("prompt and messages: give one of them", "prompt")
-            request = parse_fields(TokenizeChatRequest, fields, TOKENIZE, service.unknown_fields)
+            request = parse_fields(TokenizeChatRequest, fields, service.unknown_fields)
             service.check_model(request.model)
-            ids = service.tokenize_chat(request.as_chat())
+            ids = service.tokenize_chat(request)
         else:
-            request = parse_fields(TokenizePromptRequest, fields, TOKENIZE, service.unknown_fields)
+            request = parse_fields(TokenizePromptRequest, fields, service.unknown_fields)
             service.check_model(request.model)
             ids = service.tokenize_text(request.prompt, request.add_special_tokens)
         strings = [self._tokenizer.token_spelling(i) for i in ids] if request.return_token_strs else None
@@ -132,7 +120,7 @@ class TokenizeEndpoints:
         }
 
     def _detokenize(self, fields: Any) -> dict[str, Any]:
-        request = parse_fields(DetokenizeRequest, fields, DETOKENIZE, self._service.unknown_fields)
+        request = parse_fields(DetokenizeRequest, fields, self._service.unknown_fields)
         self._service.check_model(request.model)
         check_prompt_ids(request.tokens, "tokens", self._service.limits.vocab_size)
         return {"prompt": self._tokenizer.decode(request.tokens, skip_special_tokens=False)}

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from cluster.client.resumable import RESUMABLE_HEADER
+
 CHAT, COMPLETION, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 # The least that an endpoint takes.
@@ -82,6 +84,9 @@ def _shown(value: Any) -> str:
 _GONE = Refused(404, None, "there is no ")
 _NO_TYPE = Refused(400, "invalid_content_type", "must be application/json")
 _NO_CODING = Refused(415, "unsupported_content_encoding", "must be gzip or none")
+_NO_GZIP = Refused(400, "invalid_gzip", "not valid gzip")
+_ODD_RESUMABLE = {RESUMABLE_HEADER: "'x'"}
+_ODD_EVENT = {"Last-Event-ID": "'x'"}
 _NO_KEY = Refused(401, "invalid_api_key", "a valid API key is required")
 _NOT_SUPPORTED = Refused(400, "unsupported_parameter", "leave it out")
 
@@ -117,6 +122,14 @@ ENDPOINTS = [
     Row("Body that is no JSON", "POST", CHAT, Refused(400, "invalid_json", "not valid JSON"), b"{"),
     Row("Body of another type", "POST", CHAT, _NO_TYPE, b"{}", {"Content-Type": "text/plain"}),
     Row("Body in another coding", "POST", CHAT, _NO_CODING, b"{}", {"Content-Encoding": "br"}),
+    Row("Body in broken gzip", "POST", CHAT, _NO_GZIP, b"{}", {"Content-Encoding": "gzip"}),
+    Row("Body that is no Unicode", "POST", CHAT, Refused(400, "invalid_json", "not valid JSON"), b'{"model": "\xff"}'),
+    Row("Other metrics", "GET", "/metrics?only='wat'", Refused(400, "invalid_value", "allowed are vllm, bireme, ray")),
+    Row("Recording of so many steps", "GET", "/v1/timeline?steps='x'", Refused(400, "invalid_value", "needs a number")),
+    Row("Recording of another engine", "GET", "/v1/timeline?engine='x'", Refused(400, "invalid_value", "there are ")),
+    Row("Way of an unknown request", "GET", "/v1/traces/'x'", Refused(404, "trace_not_found", "knows no request")),
+    Row("Event ids or none", "POST", CHAT, Refused(400, "invalid_value", "must be 0 or 1"), LEAST[CHAT], _ODD_RESUMABLE),
+    Row("Event id of nobody's", "POST", CHAT, Refused(400, "invalid_event_id", "is no event id"), LEAST[CHAT], _ODD_EVENT),
     Row("No key", "GET", "/v1/models", _NO_KEY, None, {"Authorization": ""}),
 ]  # fmt: skip
 
@@ -143,6 +156,17 @@ FIELDS = [
     Field(CHAT, "tools", [{"type": "function", "function": {"name": "f"}}], _NOT_SUPPORTED),
     Field(CHAT, "response_format", {"type": "json_object"}, _NOT_SUPPORTED),
     Field(CHAT, "user", "me", Works(note="changes nothing")),
+    Field(CHAT, "response_format", {"type": "text", "json_schema": None}, Works(note="nulls are absent in every object")),
+    Field(CHAT, "stop", ["a", 5], Refused(400, "invalid_value", "stop.1: must be a string")),
+    Field(CHAT, "stream_options", {}, Works(note="asks for nothing")),
+    Field(CHAT, "stream_options", {"include_usage": True}, Refused(400, "invalid_value", "only allowed with stream=true")),
+    Field(CHAT, "thinking", {"type": "disabled", "budget_tokens": 0}, Works()),
+    Field(CHAT, "thinking_token_budget", 100, _NOT_SUPPORTED),
+    Field(CHAT, "logits_processors", [], Works(note="asks for nothing")),
+    Field(CHAT, "documents", [{"text": "x"}], Refused(400, "unsupported_parameter", "setting trust_request_documents")),
+    Field(CHAT, "chat_template", "x", Refused(400, "unsupported_parameter", "setting trust_request_chat_template")),
+    Field(CHAT, "logit_bias", {"'x'": 1}, Refused(400, "invalid_value", "keys must be token ids")),
+    Field(CHAT, "wat'", 1, Refused(400, "unknown_parameter", "unknown field")),
     Field(CHAT, "wat", 1, Refused(400, "unknown_parameter", "unknown field")),
     Field(COMPLETION, "echo", True, Works("choices.0.text")),
     Field(COMPLETION, "logprobs", 2, Works("choices.0.logprobs.top_logprobs.0")),
@@ -156,6 +180,7 @@ FIELDS = [
     Field(COMPLETION, "best_of", 3, Refused(400, "unsupported_parameter", "best_of must equal n")),
     Field(TOKENIZE, "return_token_strs", True, Works("token_strs.0")),
     Field(TOKENIZE, "add_special_tokens", False, Works("tokens.0")),
+    Field(TOKENIZE, "continue_final_message", True, Refused(400, "unknown_parameter", "it is one of")),
     Field(DETOKENIZE, "tokens", [-1], Refused(400, "invalid_value", "token ids must be integers")),
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ import time
 from binascii import b2a_base64
 from typing import NamedTuple
 
-from cluster.api_errors import bad_request
+from cluster.api_errors import bad_request, shown
 
 LAST_EVENT_ID_HEADER = "Last-Event-ID"
 # Clients take their streams up within seconds. Who keeps ids must not gather ever more answers that are taken past full queues.
@@ -67,7 +67,7 @@ class EventIds:
         text, _, signature = event_id.rpartition(":")
         if match is None or not hmac.compare_digest(signature, self._signature(text)):
             raise bad_request(
-                f"the header {LAST_EVENT_ID_HEADER} is no event id of this server's for this API key: {event_id[:80]!r}; "
+                f"the header {LAST_EVENT_ID_HEADER} is no event id of this server's for this API key: {shown(event_id)}; "
                 "send the id of the last event as it came, or begin anew without the header and the field resume",
                 LAST_EVENT_ID_HEADER,
                 "invalid_event_id",

@@ -8,8 +8,7 @@ from typing import Any
 from actors.text.tokenizer import Tokenizer
 from cluster.api_errors import bad_request, from_engine
 from cluster.errors import BiremeError
-from deployments.openai_api.requests.messages import ChatMessage
-from deployments.openai_api.requests.protocol import ChatCompletionRequest
+from deployments.openai_api.requests.messages import ChatMessage, TemplatedChat
 
 
 class ChatPrompts:
@@ -18,16 +17,22 @@ class ChatPrompts:
     Args:
         special_tokens_as_text: special tokens that are written out in messages are plain text.
         trust_request_chat_template: requests may bring a template of their own.
+        trust_request_documents: requests may bring documents for the template.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, special_tokens_as_text: bool = True, trust_request_chat_template: bool = False
+        self,
+        tokenizer: Tokenizer,
+        special_tokens_as_text: bool = True,
+        trust_request_chat_template: bool = False,
+        trust_request_documents: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._special_tokens_as_text = special_tokens_as_text
         self._trusts_templates = trust_request_chat_template
+        self._trusts_documents = trust_request_documents
 
-    def encode(self, request: ChatCompletionRequest, now: float, check: Callable[[str], None]) -> list[int]:
+    def encode(self, request: TemplatedChat, now: float, check: Callable[[str], None]) -> list[int]:
         """Token ids of the prompt.
 
         Args:
@@ -42,9 +47,12 @@ class ChatPrompts:
                 "chat_template",
                 "unsupported_parameter",
             )
-        if request.continue_final_message and request.add_generation_prompt:
+        if not self._trusts_documents and (request.documents or request.chat_template_kwargs.get("documents")):
+            name = "documents" if request.documents else "chat_template_kwargs.documents"
             raise bad_request(
-                "continue_final_message is only allowed without add_generation_prompt", "continue_final_message"
+                f"{name}: this server takes no documents from requests (setting trust_request_documents)",
+                name,
+                "unsupported_parameter",
             )
         try:
             template = self._tokenizer.chat_template(request.chat_template)
@@ -71,7 +79,7 @@ def echoed(messages: list[ChatMessage]) -> str:
     return "\n".join(part.text for part in last.content) if last.role == "assistant" else ""
 
 
-def _variables(request: ChatCompletionRequest, known: frozenset[str]) -> dict[str, Any]:
+def _variables(request: TemplatedChat, known: frozenset[str]) -> dict[str, Any]:
     """Variables of the template: those that the client names, and fields for which it may have one."""
     own: dict[str, Any] = {}
     if request.documents:

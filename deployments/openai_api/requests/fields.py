@@ -1,6 +1,7 @@
 """Every field of a request that OpenAI's or vLLM's clients send, and what this server makes of it: one row each.
 
-The checks of ``protocol`` and the tables of the docs derive from it. A value of null counts as absent everywhere.
+The checks of ``protocol``, /openapi.json and the tables of the docs derive from it. A field that is null counts as absent, in
+every object.
 """
 
 from __future__ import annotations
@@ -21,8 +22,14 @@ COMPLETION = "completion"
 CHAT = "chat"
 MESSAGE = "messages"
 CONTENT_PART = "messages.content"
+TOOL_CALL = "messages.tool_calls"
+CALLED_FUNCTION = "messages.tool_calls.function"
 STREAM_OPTIONS = "stream_options"
+THINKING = "thinking"
+RESUME = "resume"
+RESUMED_CHOICE = "resume.choices"
 TOKENIZE = "tokenize"
+TOKENIZE_CHAT = "tokenize of messages"
 DETOKENIZE = "detokenize"
 _BOTH = (COMPLETION, CHAT)
 
@@ -43,7 +50,7 @@ class FieldRow:
         places: where it may stand.
         reason: what it does, why it changes nothing, or what the server cannot do; half a sentence.
         takes: of a no-op, the type of its values.
-        harmless: of a refused field, values that ask for nothing and are accepted.
+        harmless: values that ask for nothing: those of a refused field that are accepted, of another one that have not its type.
     """
 
     places: tuple[str, ...]
@@ -54,8 +61,8 @@ class FieldRow:
     harmless: tuple[Any, ...] = ()
 
 
-def _works(places: Iterable[str], **reasons: str) -> list[FieldRow]:
-    return [FieldRow(tuple(places), name, Verdict.WORKS, reason) for name, reason in reasons.items()]
+def _works(places: Iterable[str], empty: tuple[Any, ...] = (), /, **reasons: str) -> list[FieldRow]:
+    return [FieldRow(tuple(places), name, Verdict.WORKS, reason, None, empty) for name, reason in reasons.items()]
 
 
 def _no_op(places: Iterable[str], takes: Any, reason: str, *names: str) -> list[FieldRow]:
@@ -122,7 +129,7 @@ FIELDS: tuple[FieldRow, ...] = (
         add_generation_prompt="the prompt ends where the assistant's turn begins",
         continue_final_message="the answer goes on with the last message",
         echo="the answer begins with the last message, if that is the assistant's",
-        documents="variable of the chat template; refused where it has no place for it",
+        documents="variable of the chat template, where the setting trust_request_documents allows it",
         reasoning_effort="variable of the chat template; none where it has no place for it",
         enable_thinking="variable of the chat template; false where it has no place for it",
         thinking="the same in other words: type enabled or disabled",
@@ -150,16 +157,15 @@ FIELDS: tuple[FieldRow, ...] = (
     *_no_op(_BOTH, bool, "of other endpoints", "return_token_offsets", "return_mm_kwargs"),
     *_no_op(_BOTH, Annotated[int, Field(ge=0)], "of answers that have no such part", "routed_experts_prompt_start"),
     *_no_op(_BOTH, Annotated[int, Field(ge=1)], "chunks come as tokens do", "stream_interval"),
-    *_no_op(_BOTH, Annotated[int, Field(ge=-1, le=-1)], "there is no reasoning to bound", "thinking_token_budget"),
     *_no_op([CHAT], bool, "there are no tool calls", "parallel_tool_calls"),
     *_refused(
         _BOTH, _STRUCTURED,
         response_format=({"type": "text"},), structured_outputs=({},), guided_json=(), guided_regex=(), guided_choice=(),
-        guided_grammar=(), guided_decoding_backend=(), guided_whitespace_pattern=(), structural_tag=(), grammar=("",),
+        guided_grammar=(), guided_decoding_backend=("auto",), guided_whitespace_pattern=(), structural_tag=(), grammar=("",),
         json_schema=(), regex=(), ebnf=(),
     ),
     *_refused(_BOTH, _TOOLS, tools=([],), tool_choice=("none", "auto"), functions=([],), function_call=("none", "auto")),
-    *_refused(_BOTH, TEXT_ONLY, modalities=(["text"],), audio=(), media_io_kwargs=({},), mm_processor_kwargs=({},)),
+    *_refused(_BOTH, TEXT_ONLY, modalities=(["text"], []), audio=(), media_io_kwargs=({},), mm_processor_kwargs=({},)),
     *_refused(_BOTH, "this server does not search beams", use_beam_search=(False,), length_penalty=(1,), early_stopping=(False,)),
     *_refused(_BOTH, "this server runs one decoder, without a predicted output", prediction=()),
     *_refused(_BOTH, "this server does not search the web", web_search_options=()),
@@ -167,15 +173,19 @@ FIELDS: tuple[FieldRow, ...] = (
     *_refused(_BOTH, "this model has no measure of its length", verbosity=("medium",)),
     *_refused(
         [COMPLETION], _REASONING,
-        reasoning_effort=("none",), thinking=({"type": "disabled"},), enable_thinking=(False,),
+        reasoning_effort=("none",), thinking=({"type": "disabled"}, {"type": "disabled", "budget_tokens": 0}),
+        enable_thinking=(False,),
     ),
+    *_refused(_BOTH, "this server does not bound how long a model reasons", thinking_token_budget=(-1,)),
+    *_refused(_BOTH, "this server runs no code of its clients", logits_processors=([],)),
     *_refused(_BOTH, _REASONING, reasoning=({"effort": "none"}, {"enabled": False})),
     *_refused([CHAT], "return_token_ids brings the tokens of the prompt", return_prompt_text=(False,)),
     *_refused(_BOTH, "this server does not watermark", watermarking=(False,)),
     *_refused(
-        _BOTH, "this server does not look for repetitions; there are repetition_penalty and stop", repetition_detection=(),
+        _BOTH, "this server does not look for repetitions; there are repetition_penalty and stop",
+        repetition_detection=({}, {"max_pattern_size": 0}),
     ),
-    *_refused(_BOTH, "this server reports the most likely tokens, not chosen ones", logprob_token_ids=()),
+    *_refused(_BOTH, "this server reports the most likely tokens, not chosen ones", logprob_token_ids=([],)),
     *_refused(_BOTH, _ONE_SERVER, kv_transfer_params=({},), ec_transfer_params=({},)),
     *_refused(_BOTH, "this server has no extensions", vllm_xargs=({},)),
     *_refused(
@@ -192,6 +202,10 @@ FIELDS: tuple[FieldRow, ...] = (
         role="system or developer, user, assistant, tool",
         content="text, or a list of text parts",
         name="of who writes, where the chat template has a place for it",
+    ),
+    *_works(
+        [MESSAGE],
+        _EMPTY,
         tool_calls="calls of an assistant, where the chat template has a place for them; arguments are an object or its JSON",
         tool_call_id="of the call that a tool answers, where the chat template has a place for it",
         reasoning_content="of an assistant, where the chat template has a place for it",
@@ -206,25 +220,41 @@ FIELDS: tuple[FieldRow, ...] = (
     *_refused([MESSAGE], "what an assistant said goes into its content", refusal=_EMPTY),
     *_refused([MESSAGE], "OpenAI's older form of tool_calls", function_call=_EMPTY),
     *_works([CONTENT_PART], type="text, the only one that the models here read", text="the text"),
+    *_works(
+        [TOOL_CALL],
+        id="by which the tool's answer names the call",
+        type="function",
+        function="what was called",
+        index="place in a stream's answer; clients send it back",
+    ),
+    *_works([CALLED_FUNCTION], name="of the function", arguments="an object, or its JSON"),
+    *_works([THINKING], type="enabled or disabled"),
+    *_refused([THINKING], "this server does not bound how long a model reasons", budget_tokens=(0,)),
+    *_works([RESUME], fingerprint="system_fingerprint of the chunks", choices="one entry a choice"),
+    *_works([RESUMED_CHOICE], token_ids="of the choice, so far", finish_reason="if it has ended"),
 )  # fmt: skip
 
 # Those of the endpoints that generate nothing.
+_BOTH_TOKENIZE = TOKENIZE, TOKENIZE_CHAT
+_TEMPLATE_FIELDS = (
+    "messages", "add_generation_prompt", "continue_final_message", "documents", "reasoning_effort", "enable_thinking", "thinking",
+    "chat_template", "chat_template_kwargs",
+)  # fmt: skip
 FIELDS += (
-    *_works((TOKENIZE, DETOKENIZE), model="name of the model; may be left out"),
+    *_works((*_BOTH_TOKENIZE, DETOKENIZE), model="name of the model; may be left out"),
+    *_works((TOKENIZE,), prompt="text; messages may stand in its place"),
     *_works(
-        (TOKENIZE,),
-        prompt="text",
-        messages="a chat, in place of a prompt",
+        (TOKENIZE_CHAT,),
+        **{row.name: row.reason for row in FIELDS if CHAT in row.places and row.name in _TEMPLATE_FIELDS},
+    ),
+    *_works(
+        _BOTH_TOKENIZE,
         add_special_tokens="those that the tokenizer puts around a text",
-        add_generation_prompt="the template's beginning of an answer",
-        chat_template_kwargs="further variables of the template",
         return_token_strs="the tokens as the vocabulary spells them",
     ),
     *_works((DETOKENIZE,), tokens="token ids"),
-    *_refused((TOKENIZE,), "this endpoint ends a chat where a new answer begins", continue_final_message=(False,)),
-    *_refused((TOKENIZE,), "the model's own template is used", chat_template=()),
-    *_refused((TOKENIZE,), _TOOLS, tools=([],)),
-    *_refused((TOKENIZE,), TEXT_ONLY, media_io_kwargs=({},), mm_processor_kwargs=({},)),
+    *_refused(_BOTH_TOKENIZE, _TOOLS, tools=([],)),
+    *_refused(_BOTH_TOKENIZE, TEXT_ONLY, media_io_kwargs=({},), mm_processor_kwargs=({},)),
 )
 
 

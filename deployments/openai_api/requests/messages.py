@@ -2,53 +2,85 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, FailFast, Field
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    FailFast,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from actors.text.tool_arguments import ToolArguments
-from cluster.api_errors import bad_request
-from deployments.openai_api.requests.fields import CONTENT_PART, MESSAGE, TEXT_ONLY, ShortText
-from deployments.openai_api.requests.validation import RequestPart, settled
-from deployments.openai_api.requests.wording import shown
+from cluster.api_errors import shown
+from deployments.openai_api.requests.fields import (
+    CALLED_FUNCTION,
+    CONTENT_PART,
+    MESSAGE,
+    TEXT_ONLY,
+    THINKING,
+    TOOL_CALL,
+    ShortText,
+)
+from deployments.openai_api.requests.schemas import WITHOUT_NULLS, OrText, Text
+from deployments.openai_api.requests.validation import RequestPart, field_error
 
 MAX_MESSAGES = 4096
 MAX_TOOL_CALLS = 256
+MAX_DOCUMENTS = 1024
+MAX_TEMPLATE_CHARS = 2**16
 
 
-def _text_parts(value: Any) -> Any:
-    if isinstance(value, str):
-        return [{"type": "text", "text": value}]
-    if not isinstance(value, list):
-        raise PydanticCustomError("field_value", "must be a string or a list of parts")
+def _valid_unicode(value: Any) -> Any:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("field_value", "must be valid Unicode") from None
     return value
 
 
 def _arguments(value: Any) -> Any:
-    if value is None:
-        return ""
     if not isinstance(value, (str, dict)):
         raise PydanticCustomError("field_value", "must be an object, or a string that holds one as JSON")
-    return value
+    return _valid_unicode(value)
 
 
 class TextPart(RequestPart):
     """A content part; text is the only type the models here read."""
 
+    place = CONTENT_PART
+
     type: Literal["text"]
-    text: str
+    text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        # Other types have other fields, of which nothing need be said.
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise field_error(("type",), kind, f"{TEXT_ONLY}, got {shown(kind)}", "unsupported_value")
+        return value
 
 
 class CalledFunction(RequestPart):
     """Which function an assistant called, and with what."""
 
+    place = CALLED_FUNCTION
+
     name: ShortText
-    arguments: Annotated[Any, BeforeValidator(_arguments)] = ""
+    arguments: Annotated[Any, BeforeValidator(_arguments), WithJsonSchema({"type": ["string", "object"]})] = ""
 
 
 class ToolCall(RequestPart):
     """A call that an assistant made. ``index`` is of a stream's chunks, which clients send back as they came."""
+
+    place = TOOL_CALL
 
     id: ShortText | None = None
     type: Literal["function"] = "function"
@@ -74,15 +106,27 @@ _ONLY_OF = {
 class ChatMessage(RequestPart):
     """One message of a conversation."""
 
+    place = MESSAGE
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[list[TextPart], FailFast(), Field(max_length=MAX_MESSAGES), BeforeValidator(_text_parts)] = (
-        Field(default_factory=list)
-    )
+    content: Annotated[
+        list[TextPart],
+        FailFast(),
+        Field(max_length=MAX_MESSAGES),
+        OrText(lambda text: {"type": "text", "text": text}, "parts"),
+    ] = Field(default_factory=list)
     name: ShortText | None = None
     tool_calls: Annotated[list[ToolCall], FailFast()] = Field(default_factory=list, max_length=MAX_TOOL_CALLS)
     tool_call_id: ShortText | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
+
+    @model_validator(mode="after")
+    def _of_its_role(self) -> ChatMessage:
+        for name, role in _ONLY_OF.items():
+            if (value := getattr(self, name)) and self.role != role:
+                raise field_error((name,), value, f"only a message of role {role} has it")
+        return self
 
     def as_template_message(self) -> dict[str, Any]:
         """The message as chat templates read it; ``developer`` is OpenAI's newer word for ``system``."""
@@ -91,45 +135,45 @@ class ChatMessage(RequestPart):
         content = None if self.tool_calls and "content" not in self.model_fields_set else text
         message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
         for name in ("name", "tool_call_id", "reasoning_content", "reasoning"):
-            if (value := getattr(self, name)) is not None:
+            if value := getattr(self, name):
                 message[name] = value
         if self.tool_calls:
             message["tool_calls"] = [call.as_template_call() for call in self.tool_calls]
         return message
 
 
-def settled_messages(messages: list[Any], ignore_unknown: bool) -> list[Any]:
-    """``messages`` without what changes nothing; what is no object is left for the validation.
+class Thinking(RequestPart):
+    """Whether the model is to reason, in words of Anthropic's and DeepSeek's clients."""
 
-    Raises:
-        ApiError: 400, a message has a field, or a part of a kind, that nothing can be done with.
-    """
-    if len(messages) > MAX_MESSAGES:
-        return messages
-    return [
-        _settled_message(message, f"messages.{i}", ignore_unknown) if isinstance(message, dict) else message
-        for i, message in enumerate(messages)
-    ]
+    place = THINKING
+
+    type: Literal["enabled", "disabled"]
 
 
-def _settled_message(message: dict[str, Any], path: str, ignore_unknown: bool) -> dict[str, Any]:
-    kept = settled(message, MESSAGE, path, ignore_unknown)
-    for name in _ONLY_OF.keys() & kept.keys():
-        if not kept[name]:
-            del kept[name]
-        elif kept.get("role") != (role := _ONLY_OF[name]):
-            raise bad_request(f"{path}.{name}: only a message of role {role} has it", f"{path}.{name}")
-    parts = kept.get("content")
-    if isinstance(parts, list) and len(parts) <= MAX_MESSAGES:
-        kept["content"] = [
-            _settled_part(part, f"{path}.content.{i}", ignore_unknown) if isinstance(part, dict) else part
-            for i, part in enumerate(parts)
-        ]
-    return kept
+class TemplatedChat(RequestPart):
+    """A conversation and what its template makes of it: the prompt of a chat."""
 
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = False
+    continue_final_message: bool = False
+    documents: list[Annotated[dict[Text, Text | None], WITHOUT_NULLS]] = Field(
+        default_factory=list, max_length=MAX_DOCUMENTS
+    )
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    enable_thinking: bool | None = None
+    thinking: Thinking | None = None
+    chat_template: Annotated[str, StringConstraints(max_length=MAX_TEMPLATE_CHARS)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_valid_unicode)] = Field(
+        default_factory=dict, max_length=32
+    )
 
-def _settled_part(part: dict[str, Any], path: str, ignore_unknown: bool) -> dict[str, Any]:
-    kind = part.get("type")
-    if isinstance(kind, str) and kind != "text":
-        raise bad_request(f"{path}.type: {TEXT_ONLY}, got {shown(kind)}", f"{path}.type", "unsupported_value")
-    return settled(part, CONTENT_PART, path, ignore_unknown)
+    @model_validator(mode="after")
+    def _one_end(self) -> TemplatedChat:
+        # Whose last message goes on has no turn to begin.
+        if self.continue_final_message:
+            if self.add_generation_prompt and "add_generation_prompt" in self.model_fields_set:
+                says = "cannot be true together with add_generation_prompt"
+                raise field_error(("continue_final_message",), True, says)
+            self.add_generation_prompt = False
+        return self

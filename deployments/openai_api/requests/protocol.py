@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, FailFast, Field, PlainValidator, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, FailFast, Field, StringConstraints
 
-from cluster.api_errors import bad_request
+from cluster.api_errors import bad_request, shown
 from cluster.sampling_params import (
     MAX_ALLOWED_TOKEN_IDS,
     MAX_BAD_SEQS,
@@ -22,10 +21,18 @@ from cluster.sampling_params import (
     MAX_STOP_SEQS,
     MAX_STOP_TOKEN_IDS,
 )
-from deployments.openai_api.requests.fields import CHAT, COMPLETION, STREAM_OPTIONS, ShortText
-from deployments.openai_api.requests.messages import MAX_MESSAGES, ChatMessage, settled_messages
-from deployments.openai_api.requests.validation import RequestPart, TokenId, UnknownFields, settled, validated, whole
-from deployments.openai_api.requests.wording import shown
+from deployments.openai_api.requests.fields import (
+    CHAT,
+    COMPLETION,
+    RESUME,
+    RESUMED_CHOICE,
+    STREAM_OPTIONS,
+    ShortText,
+)
+from deployments.openai_api.requests.messages import TemplatedChat
+from deployments.openai_api.requests.schemas import WITHOUT_NULLS, OrText
+from deployments.openai_api.requests.token_lists import PromptField, TokenIdList
+from deployments.openai_api.requests.validation import RequestPart, TokenId, UnknownFields, validated
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
@@ -33,11 +40,12 @@ MAX_N = 128
 MAX_FIELDS = 256
 MAX_RESUMED_TOKENS = 2**20
 MAX_RESUMED_CHOICES = 1024
-MAX_DOCUMENTS = 1024
-MAX_TEMPLATE_CHARS = 2**16
 
 BadWord = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
+
+
+_NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 
 def _none_if_false(value: Any) -> Any:
@@ -45,42 +53,10 @@ def _none_if_false(value: Any) -> Any:
     return None if value is False else value
 
 
-def _one_or_many(value: Any) -> Any:
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        raise PydanticCustomError("field_value", "must be a string or a list of strings")
-    return value
-
-
-def _resumed_tokens(value: Any) -> list[int]:
-    """Up to a million, looked at in Python: pydantic would not let other threads run meanwhile."""
-    if not isinstance(value, list) or len(value) > MAX_RESUMED_TOKENS:
-        raise PydanticCustomError(
-            "field_value", "must be a list of at most {most} token ids", {"most": MAX_RESUMED_TOKENS}
-        )
-    for token in value:
-        if type(token) is not int or not 0 <= token < 2**31:
-            raise PydanticCustomError("field_value", "token ids must be integers in [0, 2147483648)")
-    return value
-
-
-def token_ids(ids: list[Any], where: str) -> list[int]:
-    """``ids``, which may be millions: looked at in Python, as pydantic would not let other threads run meanwhile.
-
-    Raises:
-        ApiError: 400 that names the first that is no token id.
-    """
-    for j, token in enumerate(ids):
-        if type(token) is float and token.is_integer():
-            return token_ids(list(map(whole, ids)), where)
-        if type(token) is not int or not 0 <= token < 2**31:
-            raise bad_request(f"{where}.{j}: token ids must be integers in [0, 2147483648), got {shown(token)}", where)
-    return ids
-
-
 class StreamOptions(RequestPart):
     """Options of a streamed answer."""
+
+    place = STREAM_OPTIONS
 
     include_usage: bool | None = None
     continuous_usage_stats: bool = False
@@ -98,12 +74,16 @@ class StreamOptions(RequestPart):
 class ResumedChoice(RequestPart):
     """What a client has of one choice."""
 
-    token_ids: Annotated[list[int], PlainValidator(_resumed_tokens)]
+    place = RESUMED_CHOICE
+
+    token_ids: Annotated[list[int], TokenIdList(MAX_RESUMED_TOKENS)]
     finish_reason: Literal["stop", "length"] | None = None
 
 
 class Resume(RequestPart):
     """What a client has of an answer whose connection broke; it re-sends its request with it and goes on from there."""
+
+    place = RESUME
 
     fingerprint: ShortText
     choices: Annotated[list[ResumedChoice], FailFast()] = Field(min_length=1, max_length=MAX_RESUMED_CHOICES)
@@ -126,13 +106,13 @@ class GenerationRequest(RequestPart):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)] | None], WITHOUT_NULLS] = Field(
         default_factory=dict, max_length=MAX_LOGIT_BIAS
     )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int = Field(1, ge=1, le=MAX_N)
     best_of: int | None = None
-    stop: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), BeforeValidator(_one_or_many)] = Field(
+    stop: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), OrText(str, "strings")] = Field(
         default_factory=list
     )
     include_stop_str_in_output: bool = False
@@ -160,63 +140,27 @@ class GenerationRequest(RequestPart):
 class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
-    prompt: Any
+    place = COMPLETION
+
+    prompt: PromptField
     echo: bool = False
-    logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_none_if_false)] = None
+    logprobs: Annotated[
+        int | None,
+        Field(ge=0, le=MAX_LOGPROBS),
+        BeforeValidator(_none_if_false, json_schema_input_type=_NumLogprobs | Literal[False]),
+    ] = None
     add_special_tokens: bool = True
 
-    def prompts(self) -> list[str | list[int]]:
-        """The prompts in order, whichever of the four forms they came in.
 
-        Raises:
-            ApiError: not a string, a list of token ids, or a list of either; or an empty one.
-        """
-        prompt = self.prompt
-        several = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], (str, list))
-        prompts = list(prompt) if several else [prompt]
-        for i, item in enumerate(prompts):
-            where = f"prompt.{i}" if several else "prompt"
-            if isinstance(item, list):
-                prompts[i] = token_ids(item, where)
-            elif not isinstance(item, str):
-                raise bad_request(
-                    f"{where} must be a string, a list of token ids, or a list of either; got {shown(item)}", where
-                )
-            if not item and isinstance(item, list):
-                raise bad_request(f"{where} must not be an empty list", where)
-        return prompts
-
-
-class Thinking(RequestPart):
-    """Whether the model is to reason, in words of Anthropic's and DeepSeek's clients."""
-
-    type: Literal["enabled", "disabled"]
-
-
-class ChatCompletionRequest(GenerationRequest):
+class ChatCompletionRequest(GenerationRequest, TemplatedChat):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
+    place = CHAT
+
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    add_generation_prompt: bool = True
-    add_special_tokens: bool = False
-    continue_final_message: bool = False
     echo: bool = False
-    documents: list[dict[str, str]] = Field(default_factory=list, max_length=MAX_DOCUMENTS)
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    enable_thinking: bool | None = None
-    thinking: Thinking | None = None
-    chat_template: Annotated[str, StringConstraints(max_length=MAX_TEMPLATE_CHARS)] | None = None
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
-
-    @model_validator(mode="after")
-    def _one_end(self) -> ChatCompletionRequest:
-        # Whose last message goes on has no turn to begin, unless the request insists on both.
-        if self.continue_final_message and "add_generation_prompt" not in self.model_fields_set:
-            self.add_generation_prompt = False
-        return self
 
 
 _Request = TypeVar("_Request", bound=GenerationRequest)
@@ -234,13 +178,8 @@ def parse_request(
     Raises:
         ApiError: 400 that names the field at fault and what it may be.
     """
-    ignore = unknown_fields == "ignore"
-    fields = settled(_object(body), COMPLETION if kind is CompletionRequest else CHAT, ignore_unknown=ignore)
-    if isinstance(fields.get("stream_options"), dict):
-        fields["stream_options"] = settled(fields["stream_options"], STREAM_OPTIONS, "stream_options", ignore)
-    if kind is ChatCompletionRequest and isinstance(fields.get("messages"), list):
-        fields["messages"] = settled_messages(fields["messages"], ignore)
-    request = validated(kind, {**defaults, **fields})
+    fields = {name: value for name, value in _object(body).items() if value is not None}
+    request = validated(kind, {**defaults, **fields}, unknown_fields)
     if request.best_of not in (None, request.n):
         raise bad_request(
             f"best_of must equal n ({request.n}), got {request.best_of}: all choices are returned",
@@ -251,22 +190,19 @@ def parse_request(
         raise bad_request(
             "resume is only allowed with stream=true, return_token_ids=true and the answer's seed", "resume"
         )
-    if request.stream_options is not None and not request.stream:
+    options = request.stream_options
+    if options is not None and options.with_usage and not request.stream:
         raise bad_request("stream_options is only allowed with stream=true", "stream_options")
     return request
 
 
-def parse_fields(kind: type[_Part], body: Any, place: str, unknown_fields: UnknownFields = "refuse") -> _Part:
-    """Validate a decoded JSON body of an endpoint that generates nothing; ``place`` is that of its fields in ``fields.ROWS``.
+def parse_fields(kind: type[_Part], body: Any, unknown_fields: UnknownFields = "refuse") -> _Part:
+    """Validate a decoded JSON body of an endpoint that generates nothing.
 
     Raises:
         ApiError: as ``parse_request``.
     """
-    ignore = unknown_fields == "ignore"
-    fields = settled(_object(body), place, ignore_unknown=ignore)
-    if isinstance(fields.get("messages"), list):
-        fields["messages"] = settled_messages(fields["messages"], ignore)
-    return validated(kind, fields)
+    return validated(kind, _object(body), unknown_fields)
 
 
 def _object(body: Any) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from actors.text.tokenizer import Tokenizer
-from cluster.api_errors import ApiError, bad_request
+from cluster.api_errors import ApiError, bad_request, shown
 from cluster.sampling_params import MAX_BAD_SEQ_LEN, MAX_LOGPROBS, SamplingParams
 from deployments.openai_api.requests.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
-from deployments.openai_api.requests.wording import shown
 
 DEFAULT_COMPLETION_TOKENS = 16
 _SEED_RANGE = 2**63
@@ -159,7 +158,7 @@ def _logit_bias(request: GenerationRequest, vocab_size: int) -> dict[int, float]
             raise bad_request(
                 f"logit_bias: two keys name the token id {int(key)}, one of them as {shown(key)}", "logit_bias"
             )
-        bias[int(key)] = value
+        bias[int(key)] = value or 0.0
     _check_ids(bias, "logit_bias", vocab_size)
     return bias
 
@@ -221,4 +220,4 @@ def _check_ids(token_ids, param: str, vocab_size: int) -> None:
     worst = max(token_ids, default=-1)
     if worst >= vocab_size:
         where = f"{param}.{token_ids.index(worst)}" if isinstance(token_ids, list) else param
-        raise bad_request(f"{where}: token ids of this model are below {vocab_size}, got {worst}", param)
+        raise bad_request(f"{where}: token ids of this model are below {vocab_size}, got {worst}", where)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from actors.model_files.generation_defaults import recommended_sampling
 from actors.model_files.source import ModelSource
-from cluster.api_errors import unavailable
+from cluster.api_errors import shown, unavailable
 from cluster.config import LLMConfig
 from cluster.errors import ModelLoadError
 from deployments.openai_api.requests.protocol import GenerationRequest
@@ -83,7 +83,7 @@ def sampling_defaults(config: LLMConfig, source: ModelSource) -> SamplingDefault
     except (ValidationError, ValueError) as error:
         name = str(error.errors()[0]["loc"][0]) if isinstance(error, ValidationError) else "max_tokens"
         raise ModelLoadError(
-            f"{where}: {name} is {values[name]!r}, which no request may have; mend it, or set generation_config to none.",
+            f"{where}: {name} is {shown(values[name])}, which no request may have; mend it, or set generation_config to none.",
             "generation_config",
         ) from None
     max_tokens = whole.pop("max_tokens", None)

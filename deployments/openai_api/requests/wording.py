@@ -7,8 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-MAX_SHOWN = 80
-_MAX_ITEMS_SHOWN = 16
+from cluster.api_errors import MAX_SHOWN
 
 # Kind of a validation error to its sentence, with the names of what that kind tells.
 _SENTENCES = {
@@ -48,22 +47,6 @@ def sentence(kind: str, context: Mapping[str, Any], own: str) -> str:
 
 
 OWN_KINDS = frozenset({"field_value"})
-
-
-def shown(value: Any) -> str:
-    """A value in an error message as JSON, cut to a length that no client can abuse."""
-    if isinstance(value, (list, dict)):
-        parts = value if isinstance(value, list) else [*value, *value.values()]
-        if len(value) > _MAX_ITEMS_SHOWN or any(
-            isinstance(part, (list, dict)) or len(str(part)) > MAX_SHOWN for part in parts
-        ):
-            return f"a{' list' if isinstance(value, list) else 'n object'} of {len(value)} items"
-    if isinstance(value, str):
-        value = value[: MAX_SHOWN + 1]
-    text = json.dumps(value, ensure_ascii=False)
-    if not text.isprintable():
-        text = json.dumps(value)
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 def field_name(name: Any) -> str:

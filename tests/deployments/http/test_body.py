@@ -65,6 +65,12 @@ async def test_what_json_does_not_have_is_refused_in_bodies_of_any_length(length
         parse_json(await read_body(posted(b"[" + b"1," * length + b"NaN]"), 2**25))
 
 
+async def test_where_a_body_is_no_json_is_said_in_words_of_json():
+    with pytest.raises(ApiError) as caught:
+        parse_json(b'{"a": [1 2]}')
+    assert caught.value.message == 'the body is not valid JSON: Expecting "," delimiter at line 1, column 10'
+
+
 def compressed(body: bytes, coding: str = "gzip", piece: int = 1000) -> Request:
     pieces = [body[i : i + piece] for i in range(0, len(body), piece)]
 
@@ -84,6 +90,16 @@ async def test_gzip_is_read_whatever_its_pieces():
     assert await read_body(compressed(gzip.compress(text), "X-GZIP"), len(text)) == text
 
 
+@pytest.mark.parametrize("piece", [1, 7, 10**9])
+async def test_gzip_may_have_several_members(piece):
+    text = json.dumps({"prompt": "a " * 500}).encode()
+    members = [text[:10], b"", text[10:11], text[11:]]
+    body = b"".join(map(gzip.compress, members))
+    assert await read_body(compressed(body, piece=piece), len(text)) == text
+    with pytest.raises(ApiError, match="exceeds"):
+        await read_body(compressed(body * 2, piece=piece), len(text))
+
+
 async def test_a_small_body_that_holds_a_gigabyte_is_refused_before_it_is_held():
     bomb = gzip.compress(bytes(2**26))
     assert len(bomb) < 2**17
@@ -101,7 +117,9 @@ async def test_a_small_body_that_holds_a_gigabyte_is_refused_before_it_is_held()
     [
         (b"{}", "gzip", 400, "invalid_gzip"),
         (gzip.compress(b"{}")[:-1], "gzip", 400, "invalid_gzip"),
-        (gzip.compress(b"{}") + gzip.compress(b"{}"), "gzip", 400, "invalid_gzip"),
+        (gzip.compress(b"{}") + b"{}", "gzip", 400, "invalid_gzip"),
+        (gzip.compress(b"{}") + gzip.compress(b"{}")[:-1], "gzip", 400, "invalid_gzip"),
+        (gzip.compress(b"{}") + gzip.compress(b"") * 100, "gzip", 400, "invalid_gzip"),
         (b"{}", "br", 415, "unsupported_content_encoding"),
         (b"{}", "gzip, gzip", 415, "unsupported_content_encoding"),
     ],

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from cluster.api_errors import ApiError
 from deployments.openai_api.openapi import Endpoint, docs_page, openapi
+from deployments.openai_api.requests.fields import ROWS
 from deployments.openai_api.requests.protocol import ChatCompletionRequest
 from deployments.openai_api.requests.validation import RequestPart
 from deployments.openai_api.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizePromptRequest
@@ -41,9 +42,12 @@ def test_every_field_of_every_model_that_validates_is_described():
     document = openapi(ENDPOINTS, "1.2.3", "/prefix", needs_key=True)
     schemas = document["components"]["schemas"]
     for model in (Odd, ChatCompletionRequest, TokenizePromptRequest, TokenizeChatRequest, DetokenizeRequest):
-        assert list(schemas[model.__name__]["properties"]) == list(model.model_fields)
+        fields = [*model.model_fields, *(name for name in ROWS.get(model.place, ()) if name not in model.model_fields)]
+        assert list(schemas[model.__name__]["properties"]) == fields
+        for name, row in ROWS.get(model.place, {}).items():
+            assert schemas[model.__name__]["properties"][name]["description"] == row.reason
     assert schemas["Odd"]["properties"]["oddity"] == {
-        "default": 3, "maximum": 9, "minimum": 1, "title": "Oddity", "type": "integer"
+        "anyOf": [{"maximum": 9, "minimum": 1, "type": "integer"}, {"type": "null"}], "default": 3, "title": "Oddity"
     }  # fmt: skip
     named = set(re.findall(r"#/components/schemas/(\w+)", str(document)))
     assert named <= set(schemas)
@@ -66,5 +70,6 @@ def test_the_page_has_every_endpoint_and_field_and_loads_nothing():
     assert "Takes &lt;b&gt;odd&lt;/b&gt; things." in page and "Not shown" not in page
     assert all(f"<code>{name}</code>" in page for name in ChatCompletionRequest.model_fields)
     assert not re.findall(r"src=|url\(|@import|<script|<link|https?://", page)
+    assert not re.search(r"\b(True|False|None)\b|'", page.partition("</style>")[2])
     targets = set(re.findall(r'href="#(\w+)"', page))
     assert targets and targets <= set(re.findall(r'id="(\w+)"', page))

@@ -101,7 +101,7 @@ async def test_a_reserved_template_variable_is_refused_by_name(name):
 async def test_special_tokens_in_what_a_client_says_are_text_unless_the_setting_says_otherwise(body, as_text, length):
     tokenizer = byte_tokenizer("{{ messages[0].content }}{{ documents | join if documents }}")
     limits = ModelLimits(64, tokenizer.vocab_size)
-    service = OpenAiService(Engines([0]), tokenizer, "m", limits, 4, ChatPrompts(tokenizer, as_text))
+    service = OpenAiService(Engines([0]), tokenizer, "m", limits, 4, ChatPrompts(tokenizer, as_text, False, True))
     _, answer = await service.chat(body)
     assert len(answer.prompt_ids[0]) == length
     assert tokenizer.decode(answer.prompt_ids[0], skip_special_tokens=False) == "<|im_end|>"
@@ -114,11 +114,14 @@ async def test_template_variables_reach_the_template():
     assert answer.prompt_ids == [tokenizer.encode("ab")]
 
 
-@pytest.mark.parametrize("content", ["half \ud800", "\ud800" * 5000, ""])
-async def test_messages_without_a_prompt_in_them_are_refused_by_name(content):
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [("half \ud800", "messages.0.content.0.text"), ("\ud800" * 5000, "messages.0.content.0.text"), ("", "messages")],
+)
+async def test_messages_without_a_prompt_in_them_are_refused_by_name(content, param):
     with pytest.raises(ApiError) as caught:
         await service(Engines([0]), byte_tokenizer()).chat({"messages": [{"role": "user", "content": content}]})
-    assert (caught.value.status, caught.value.param) == (400, "messages")
+    assert (caught.value.status, caught.value.param) == (400, param)
     assert "messages" in caught.value.message
 
 

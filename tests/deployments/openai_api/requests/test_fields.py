@@ -12,22 +12,33 @@ from openai.types.chat import completion_create_params as chat_params
 
 from cluster.api_errors import ApiError
 from deployments.openai_api.requests.fields import (
+    CALLED_FUNCTION,
     CHAT,
     COMPLETION,
     CONTENT_PART,
+    DETOKENIZE,
     FIELDS,
     MESSAGE,
+    RESUME,
+    RESUMED_CHOICE,
     ROWS,
     STREAM_OPTIONS,
+    THINKING,
+    TOKENIZE,
+    TOKENIZE_CHAT,
+    TOOL_CALL,
     Verdict,
 )
-from deployments.openai_api.requests.messages import ChatMessage, TextPart
+from deployments.openai_api.requests.messages import CalledFunction, ChatMessage, TextPart, Thinking, ToolCall
 from deployments.openai_api.requests.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
+    Resume,
+    ResumedChoice,
     StreamOptions,
     parse_request,
 )
+from deployments.openai_api.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizePromptRequest
 
 USER = {"role": "user", "content": "hi"}
 BODIES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -40,6 +51,14 @@ MODELS = {
     MESSAGE: ChatMessage,
     CONTENT_PART: TextPart,
     STREAM_OPTIONS: StreamOptions,
+    TOOL_CALL: ToolCall,
+    CALLED_FUNCTION: CalledFunction,
+    THINKING: Thinking,
+    RESUME: Resume,
+    RESUMED_CHOICE: ResumedChoice,
+    TOKENIZE: TokenizePromptRequest,
+    TOKENIZE_CHAT: TokenizeChatRequest,
+    DETOKENIZE: DetokenizeRequest,
 }
 # vLLM's request models, of which this is a copy of the names; they are no dependency.
 VLLM_BOTH = """
@@ -74,6 +93,7 @@ def refusal(place: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("place", MODELS)
 def test_the_models_have_the_fields_that_work(place):
+    assert MODELS.keys() == ROWS.keys() and MODELS[place].place == place
     assert set(MODELS[place].model_fields) == {
         name for name, row in ROWS[place].items() if row.verdict is Verdict.WORKS
     }
@@ -128,6 +148,12 @@ def test_a_no_op_changes_nothing_but_is_checked(place):
         (COMPLETION, {"max_tokens": 3.0, "n": 1.0, "stop_token_ids": [2.0], "seed": -4.0, "stream": False}),
         (CHAT, {"messages": [{**USER, "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]}]}),
         (CHAT, {"messages": [USER, {"role": "assistant", "content": "x", "reasoning_content": "hm"}, USER]}),
+        (CHAT, {"thinking": {"type": "disabled", "budget_tokens": 0}, "logits_processors": [], "modalities": []}),
+        (COMPLETION, {"thinking": {"type": "disabled", "budget_tokens": 0}, "thinking_token_budget": -1}),
+        (COMPLETION, {"stream_options": {}, "repetition_detection": {"max_pattern_size": 0}, "logprob_token_ids": []}),
+        (CHAT, {"stream_options": {"include_usage": False, "continuous_usage_stats": None}, "stream": False}),
+        (CHAT, {"continue_final_message": True, "add_generation_prompt": False}),
+        (CHAT, {"continue_final_message": False, "add_generation_prompt": True}),
         (CHAT, {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": True}}),
     ],
 )  # fmt: skip
@@ -138,8 +164,8 @@ def test_what_asks_for_nothing_is_accepted(place, fields):
 
 def test_a_number_without_a_fraction_is_an_integer():
     request = parse_request(CompletionRequest, {"prompt": [1, 2.0], "max_tokens": 3.0, "stop_token_ids": [2.0]})
-    assert (request.max_tokens, request.stop_token_ids, request.prompts()) == (3, [2], [[1, 2]])
-    assert type(request.max_tokens) is int and all(type(token) is int for token in request.prompts()[0])
+    assert (request.max_tokens, request.stop_token_ids, request.prompt.items) == (3, [2], [[1, 2]])
+    assert type(request.max_tokens) is int and all(type(token) is int for token in request.prompt.items[0])
     assert "must be an integer, got 3.5" in refusal(COMPLETION, {"max_tokens": 3.5})["message"]
 
 
@@ -153,7 +179,7 @@ def test_a_number_without_a_fraction_is_an_integer():
         (COMPLETION, {"stop": ["a", 5]}, "stop.1: must be a string, got 5"),
         (COMPLETION, {"stop": ["a", ""]}, 'stop.1: must have at least 1 character, got ""'),
         (COMPLETION, {"stop_token_ids": [1, "2"]}, 'stop_token_ids.1: must be an integer, got "2"'),
-        (COMPLETION, {"logit_bias": {"7": None}}, "logit_bias.7: must be a number, got null"),
+        (COMPLETION, {"logit_bias": {"7": "x"}}, 'logit_bias.7: must be a number, got "x"'),
         (COMPLETION, {"logit_bias": []}, "logit_bias: must be an object, got []"),
         (COMPLETION, {"service_tier": "gold"}, 'service_tier: must be "auto", "default", "flex", "scale", "priority" or "fast"'),
         (CHAT, {"messages": {}}, "messages: must be a list, got {}"),
@@ -167,6 +193,10 @@ def test_a_number_without_a_fraction_is_an_integer():
         (CHAT, {"response_format": {"type": "json_object"}}, "response_format: this server does not constrain"),
         (CHAT, {"length_penalty": True}, "length_penalty: this server does not search beams"),
         (CHAT, {"use_beam_search": 0}, "use_beam_search: this server does not search beams"),
+        (CHAT, {"thinking_token_budget": 100}, "thinking_token_budget: this server does not bound how long a model reasons"),
+        (CHAT, {"thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking.budget_tokens: this server does not bound"),
+        (CHAT, {"continue_final_message": True, "add_generation_prompt": True},
+         "continue_final_message: cannot be true together with add_generation_prompt"),
         (CHAT, {"tempereture": 1}, 'unknown field "tempereture"; did you mean temperature?'),
         (CHAT, {"prompt": "x"}, 'unknown field "prompt"; it is one of completion'),
         (CHAT, {"quite_another": 1}, 'unknown field "quite_another"'),
@@ -174,6 +204,65 @@ def test_a_number_without_a_fraction_is_an_integer():
 )  # fmt: skip
 def test_errors_are_in_words_of_json_and_name_the_item(place, fields, message):
     assert refusal(place, fields)["message"].startswith(message)
+
+
+LONE = "\ud800"
+CALL = {"function": {"name": "f", "arguments": {}}}
+
+
+@pytest.mark.parametrize(
+    ("place", "fields", "param"),
+    [
+        (CHAT, {"messages": [USER, {"role": "user", "content": LONE}]}, "messages.1.content.0.text"),
+        (CHAT, {"messages": [{**USER, "name": LONE}]}, "messages.0.name"),
+        (CHAT, {"messages": [{**USER, "role": "assistant", "reasoning": LONE}]}, "messages.0.reasoning"),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [CALL, {"function": {"name": "f", "arguments": LONE}}]}]},
+         "messages.0.tool_calls.1.function.arguments"),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": [LONE]}}}]}]},
+         "messages.0.tool_calls.0.function.arguments"),
+        (CHAT, {"documents": [{}, {"text": LONE}]}, "documents.1.text"),
+        (CHAT, {"chat_template_kwargs": {"a": LONE}}, "chat_template_kwargs"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, None]}]}, "messages.0.content.1"),
+        (COMPLETION, {"prompt": [1, -1]}, "prompt.1"),
+        (COMPLETION, {"prompt": ["a", [1, "b"]]}, "prompt.1.1"),
+        (COMPLETION, {"prompt": ["a", []]}, "prompt.1"),
+        (COMPLETION, {"prompt": ["a", None]}, "prompt.1"),
+        (COMPLETION, {"resume": {"fingerprint": "f", "choices": [{"token_ids": [1, True]}]}}, "resume.choices.0.token_ids.1"),
+        (COMPLETION, {"resume": {"fingerprint": "f", "choices": [{"token_ids": []}, {"token_ids": 5}]}},
+         "resume.choices.1.token_ids"),
+        (COMPLETION, {"stop_token_ids": [1, -1]}, "stop_token_ids.1"),
+        (COMPLETION, {"stop_token_seqs": [[1], [1, 2.5]]}, "stop_token_seqs.1.1"),
+        (COMPLETION, {"allowed_token_ids": [1, None]}, "allowed_token_ids.1"),
+        (COMPLETION, {"bad_words": ["a", LONE]}, "bad_words.1"),
+        (COMPLETION, {"stop": ["a", LONE]}, "stop.1"),
+    ],
+)  # fmt: skip
+def test_a_bad_item_is_named_with_its_index(place, fields, param):
+    error = refusal(place, fields)
+    assert error["param"] == param and error["message"].startswith(param)
+
+
+def test_objects_inside_a_request_have_nulls_and_unknown_fields_as_the_request_has():
+    call = {"id": None, "type": None, "function": {"name": "f", "arguments": None, "strict": None}, "wat": None}
+    message = {
+        "role": "assistant",
+        "content": [{"type": "text", "text": "x", "cache_control": None}],
+        "tool_calls": [call],
+    }
+    body = {
+        "messages": [message], "documents": [{"title": None, "text": "x"}], "logit_bias": {"7": None}, "metadata": {"a": "b"},
+        "thinking": {"type": "disabled", "budget_tokens": None}, "response_format": {"type": "text", "json_schema": None},
+        "structured_outputs": {"json": None}, "reasoning": {"effort": "none", "summary": None}, "stream_options": {"wat": None},
+    }  # fmt: skip
+    request = parse_request(ChatCompletionRequest, body)
+    assert (request.documents, request.logit_bias) == ([{"text": "x"}], {})
+    called = {**call, "wat": 1, "function": {"name": "f", "wat": 1}}
+    body = {
+        "messages": [{**message, "tool_calls": [called]}], "thinking": {"type": "enabled", "wat": 1}, "stream": True, "seed": 1,
+        "return_token_ids": True, "resume": {"fingerprint": "f", "wat": 1, "choices": [{"token_ids": [], "wat": 1}]},
+    }  # fmt: skip
+    parse_request(ChatCompletionRequest, body, unknown_fields="ignore")
+    assert refusal(CHAT, body)["code"] == "unknown_parameter"
 
 
 @pytest.mark.parametrize("place", BODIES)

@@ -98,7 +98,7 @@ def test_harmless_fields_are_accepted(fields):
     ],
 )
 def test_the_four_forms_of_a_prompt(prompt, prompts):
-    assert parse_request(CompletionRequest, {"prompt": prompt}).prompts() == prompts
+    assert parse_request(CompletionRequest, {"prompt": prompt}).prompt.items == prompts
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_four_forms_of_a_prompt(prompt, prompts):
 )
 def test_a_prompt_of_no_form_is_refused(prompt):
     with pytest.raises(ApiError) as caught:
-        parse_request(CompletionRequest, {"prompt": prompt}).prompts()
+        parse_request(CompletionRequest, {"prompt": prompt})
     assert caught.value.status == 400
     assert caught.value.param.startswith("prompt")
 
@@ -135,7 +135,7 @@ def test_messages_take_text_parts_and_nulls():
     [
         ({"role": "function", "content": "x"}, "messages.0.role"),
         ({"role": "user", "content": "x", "tool_call_id": "1"}, "messages.0.tool_call_id"),
-        ({"role": "tool", "content": "x", "tool_calls": [{"id": "1"}]}, "messages.0.tool_calls"),
+        ({"role": "tool", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}, "messages.0.tool_calls"),
         ({"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}, "messages.0.function_call"),
         ({"role": "user", "content": 5}, "messages.0.content"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}, "messages.0.content.0.type"),
@@ -205,8 +205,8 @@ def test_default_lengths_follow_openai():
         ({"logit_bias": {"100": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"1": 1, "01": 2}}, "logit_bias", "invalid_value"),
-        ({"stop_token_ids": [100]}, "stop_token_ids", "invalid_value"),
-        ({"stop_token_seqs": [[1], [2, 100]]}, "stop_token_seqs.1", "invalid_value"),
+        ({"stop_token_ids": [1, 100]}, "stop_token_ids.1", "invalid_value"),
+        ({"stop_token_seqs": [[1], [2, 100]]}, "stop_token_seqs.1.1", "invalid_value"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_by_name(fields, param, code):

@@ -138,8 +138,11 @@ async def test_the_answers_id_ends_with_the_requests():
 async def test_documents_go_where_the_template_has_a_place_for_them():
     template = "{{ documents | map(attribute='text') | join(',') if documents }}"
     documents = [{"title": "t", "text": "one"}, {"title": "u", "text": "two"}]
-    assert await prompt({"documents": documents}, template) == "one,two"
-    assert "no place for it" in await refused({"documents": documents}, "documents")
+    assert await prompt({"documents": documents}, template, trust_request_documents=True) == "one,two"
+    assert "trust_request_documents" in await refused({"documents": documents}, "documents", template)
+    hidden = {"chat_template_kwargs": {"documents": documents}}
+    assert "trust_request_documents" in await refused(hidden, "chat_template_kwargs.documents", template)
+    assert "no place for it" in await refused({"documents": documents}, "documents", trust_request_documents=True)
     assert await prompt({"documents": []}) == await prompt({})
     assert "documents.1.text: must be a string" in await refused(
         {"documents": [{}, {"text": 5}]}, "documents.1.text", template
@@ -235,7 +238,7 @@ async def test_words_are_forbidden_with_and_without_a_space():
         ({"bad_words": ["x"] * 65}, "bad_words"),
         ({"allowed_token_ids": []}, "allowed_token_ids"),
         ({"allowed_token_ids": [1, -1]}, "allowed_token_ids.1"),
-        ({"allowed_token_ids": [1, 10**6]}, "allowed_token_ids"),
+        ({"allowed_token_ids": [1, 10**6]}, "allowed_token_ids.1"),
         ({"allowed_token_ids": [1] * 1025}, "allowed_token_ids"),
     ],
 )

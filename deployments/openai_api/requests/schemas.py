@@ -1,0 +1,77 @@
+"""Types of requests whose JSON has more than one form, and the JSON Schema that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+NULL = {"type": "null"}
+# What a value can never be.
+NOTHING: dict[str, Any] = {"not": {}}
+_ABOUT = ("title", "description", "default")
+
+
+def or_nothing(schema: dict[str, Any], harmless: Iterable[Any] = ()) -> dict[str, Any]:
+    """``schema``, or one of the values that ask for nothing, as null does. Objects of these may have more fields of null."""
+    about = {name: schema[name] for name in _ABOUT if name in schema}
+    own = {name: value for name, value in schema.items() if name not in about}
+    forms = own["anyOf"] if own.keys() == {"anyOf"} else [own] if own != NOTHING else []
+    more = [form for form in (*map(_schema_of, harmless), NULL) if form not in forms]
+    return {"anyOf": [*forms, *more], **about} if own else dict(schema)
+
+
+def _schema_of(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {"const": value}
+    fields = {name: _schema_of(item) for name, item in value.items()}
+    return {"type": "object", "properties": fields, "required": list(value), "additionalProperties": NULL}
+
+
+@dataclass(frozen=True)
+class OrText:
+    """Marks a list that may be written as a text, which stands for its one item.
+
+    Args:
+        item: of a text.
+        what: the list's items, in errors.
+    """
+
+    item: Callable[[str], Any]
+    what: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._as_list, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        many = handler(core)
+        one = many["items"] if many["items"].get("type") == "string" else {"type": "string"}
+        return {"anyOf": [one, many]}
+
+    def _as_list(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return [self.item(value)]
+        if not isinstance(value, list):
+            raise PydanticCustomError("field_value", "must be a string or a list of {what}", {"what": self.what})
+        return value
+
+
+def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in value.items() if item is not None}
+
+
+def _valid_unicode(value: str) -> str:
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise PydanticCustomError("field_value", "must be valid Unicode") from None
+    return value
+
+
+WITHOUT_NULLS = AfterValidator(_without_nulls)
+# Pydantic looks at a text of any length only where it has bounds.
+Text = Annotated[str, AfterValidator(_valid_unicode)]
