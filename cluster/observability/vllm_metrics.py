@@ -15,6 +15,7 @@ REQUEST_BUCKETS_S = (
 )  # fmt: skip
 # vLLM's end with the model's length.
 TOKENS_BUCKETS = tuple(m * 10**e for e in range(7) for m in (1, 2, 5) if m * 10**e <= 10**6)
+CHOICES_BUCKETS = (1, 2, 5, 10, 20)
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 GAUGES = {
@@ -39,6 +40,9 @@ HISTOGRAMS = {
         BETWEEN_TOKENS_BUCKETS_S,
     ),
     "vllm:e2e_request_latency_seconds": ("From receiving a request to its last token.", REQUEST_BUCKETS_S),
+    "vllm:request_decode_time_seconds": ("From a request's first token to its last.", REQUEST_BUCKETS_S),
+    "vllm:request_params_max_tokens": ("Most tokens that a request may have.", TOKENS_BUCKETS),
+    "vllm:request_params_n": ("Choices of each prompt of a request.", CHOICES_BUCKETS),
     "vllm:request_prompt_tokens": ("Prompt tokens of a request.", TOKENS_BUCKETS),
     "vllm:request_generation_tokens": ("Tokens generated for a request.", TOKENS_BUCKETS),
 }

@@ -56,6 +56,11 @@ class IngressMetrics:
         self._arrived_tokens.add(num_prompt_tokens)
         self._received.inc()
 
+    def count_params(self, max_tokens: int, num_choices: int) -> None:
+        """A prompt came, with what its request asks for."""
+        self.totals.max_tokens.observe(max_tokens)
+        self.totals.num_choices.observe(num_choices)
+
     def load(self, num_running: int, num_held: int) -> IngressLoad:
         """At this moment, with so many sequences."""
         return IngressLoad(
@@ -95,6 +100,7 @@ class IngressMetrics:
         if first is not None:
             self._first_token.observe(first - received)
             totals.first_token.observe(first - received)
+            totals.decode.observe(last - first)
             if self._ttft is not None:
                 self._ttft.count(first - received)
             if num_tokens > 1:

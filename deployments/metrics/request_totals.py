@@ -7,6 +7,7 @@ from collections import Counter
 from cluster.observability.histogram import Histogram
 from cluster.observability.vllm_metrics import (
     BETWEEN_TOKENS_BUCKETS_S,
+    CHOICES_BUCKETS,
     FIRST_TOKEN_BUCKETS_S,
     REQUEST_BUCKETS_S,
     TOKENS_BUCKETS,
@@ -20,7 +21,9 @@ class RequestTotals:
         first_token, whole: from receiving a request to its first and its last token.
         between_tokens: between two deliveries of a request, one value a delivery.
         mean_between_tokens: of a request's tokens.
+        decode: from the first token of a request to its last.
         prompt_tokens, generation_tokens: of a request.
+        max_tokens, num_choices: what requests ask for.
         ended: requests by how they ended.
     """
 
@@ -29,6 +32,9 @@ class RequestTotals:
         self.between_tokens = Histogram(BETWEEN_TOKENS_BUCKETS_S)
         self.mean_between_tokens = Histogram(BETWEEN_TOKENS_BUCKETS_S)
         self.whole = Histogram(REQUEST_BUCKETS_S)
+        self.decode = Histogram(REQUEST_BUCKETS_S)
+        self.max_tokens = Histogram(TOKENS_BUCKETS)
+        self.num_choices = Histogram(CHOICES_BUCKETS)
         self.prompt_tokens = Histogram(TOKENS_BUCKETS)
         self.generation_tokens = Histogram(TOKENS_BUCKETS)
         self.ended: Counter[str] = Counter()

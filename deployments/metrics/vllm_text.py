@@ -90,6 +90,9 @@ class VllmMetrics(NamedTuple):
             "vllm:time_per_output_token_seconds": totals.between_tokens,
             "vllm:request_time_per_output_token_seconds": totals.mean_between_tokens,
             "vllm:e2e_request_latency_seconds": totals.whole,
+            "vllm:request_decode_time_seconds": totals.decode,
+            "vllm:request_params_max_tokens": totals.max_tokens,
+            "vllm:request_params_n": totals.num_choices,
             "vllm:request_prompt_tokens": totals.prompt_tokens,
             "vllm:request_generation_tokens": totals.generation_tokens,
         }

@@ -323,6 +323,7 @@ class OpenAiService:
         for prompt_ids in prompts:
             first = sampling_params(request, len(prompt_ids), seed, self.limits, bad_seqs)
             check_prompt_logprobs(prompts, request.n, first.prompt_logprobs, self.limits)
+            self._client.metrics.count_params(first.max_tokens, request.n)
             for i in range(request.n):
                 params = dataclasses.replace(first, seed=engine_seed(seed + i))
                 entry = JournalEntry(
