@@ -35,6 +35,28 @@ def apply_penalties(logits: paddle.Tensor, state: ShareInputs, sample_slots: pad
     run_state_op("apply_penalties", state, logits, sample_slots)
 
 
+def mask_words(vocab_size: int) -> int:
+    """int32 words of a slot's mask: one that says whether there is one, then a bit for each token."""
+    return 1 + (vocab_size + 31) // 32
+
+
+def apply_token_masks(logits: paddle.Tensor, masks: paddle.Tensor, sample_slots: paddle.Tensor) -> None:
+    """Change `logits` float32 [R, V] in place: tokens that the mask of a row's slot does not allow get -inf. Where nothing that
+    it allows is left (-inf or NaN, because something else forbids it), what it allows gets 0.
+
+    Args:
+        masks: int32 [slots, mask_words(V)]; a first word of 0 leaves the slot's row as it is, then bit i % 32 of word 1 + i / 32
+            allows token i.
+        sample_slots: int32 [R or more], slot of each row; rows with slot -1 stay as they are.
+    Raises:
+        ValueError: `logits` is not contiguous.
+    """
+    require_contiguous(logits, "logits")
+    if not logits.shape[0]:
+        return
+    run_op("apply_token_masks", logits, masks, sample_slots)
+
+
 def apply_temperature(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tensor) -> None:
     """Divide `logits` float32 [R, V] in place by the temperatures of their slots; rows that take the largest value, and those
     with slot -1, stay as they are.

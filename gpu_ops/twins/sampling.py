@@ -55,6 +55,17 @@ def apply_penalties(logits: np.ndarray, state: Any, sample_slots: np.ndarray) ->
         row[tokens] = row[tokens] - state.presence_score[slot]
 
 
+def apply_token_masks(logits: np.ndarray, masks: np.ndarray, sample_slots: np.ndarray) -> None:
+    """Keep what the masks int32 [slots, 1 + words] of the rows' slots allow; in place, float32."""
+    for row, slot in zip(logits, sample_slots):
+        if slot < 0 or not masks[slot, 0]:
+            continue
+        allowed = np.unpackbits(masks[slot, 1:].view(np.uint8), bitorder="little")[: len(row)].astype(bool)
+        row[~allowed] = -np.inf
+        if not (row > -np.inf).any():
+            row[allowed] = 0
+
+
 def apply_temperature(logits: np.ndarray, state: Any, sample_slots: np.ndarray) -> None:
     """Divide the rows of slots that sample; in place, float32."""
     for row, slot in zip(logits, sample_slots):

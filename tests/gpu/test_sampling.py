@@ -9,7 +9,7 @@ from gpu_ops import sampling as ops
 from gpu_ops.twins import sampling as twins
 from gpu_ops.twins.philox import uniform
 from tests.gpu.parts.tensors import gpu, host, poison, state_on_gpu
-from tests.gpu_ops.sampling.test_sampling import possible_tokens, random_rows
+from tests.gpu_ops.sampling.test_sampling import possible_tokens, random_masks, random_rows
 from tests.gpu_ops.slots.random_slots import empty_state, put_request
 
 SEEDS = range(40)
@@ -24,6 +24,18 @@ def test_apply_penalties_equals_twin(seed):
     ops.apply_penalties(logits_gpu, state_on_gpu(state), gpu(slots))
     twins.apply_penalties(logits, state, slots)
     np.testing.assert_allclose(logits_gpu.numpy(), logits, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_apply_token_masks_equals_twin(seed):
+    rng, state, slots, logits = random_rows(
+        int(np.random.default_rng().integers(2**31)), max_vocab=20_000 if seed % 2 else 60
+    )
+    masks = random_masks(rng, len(state.prompt_lens), logits.shape[1])
+    logits_gpu = gpu(logits)
+    ops.apply_token_masks(logits_gpu, gpu(masks), gpu(slots))
+    twins.apply_token_masks(logits, masks, slots)
+    np.testing.assert_array_equal(logits_gpu.numpy(), logits)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

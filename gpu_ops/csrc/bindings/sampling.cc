@@ -1,10 +1,11 @@
-// Sampling ops: gather_last_tokens, apply_penalties, apply_temperature, sample, token_logprobs.
+// Sampling ops: gather_last_tokens, apply_penalties, apply_token_masks, apply_temperature, sample, token_logprobs.
 #include "kernels/layers/cuda/layers.h"
 #include "kernels/sampling/cuda/sampling.h"
 #include "kernels/layers/gather_rows.h"
 #include "kernels/sampling/penalties.h"
 #include "kernels/sampling/sample.h"
 #include "kernels/sampling/token_logprobs.h"
+#include "kernels/sampling/token_masks.h"
 #include "bindings/slot_tensors.h"
 
 using paddle::DataType;
@@ -57,6 +58,24 @@ void ApplyPenalties(const Slots<bireme::ApplyPenaltiesState>& slots, const Tenso
   }
   bireme::apply_penalties_cpu(slots.state, data_or_null<float>(logits), logits.shape()[1], data_or_null<int32_t>(sample_slots),
                               logits.shape()[0]);
+}
+
+void ApplyTokenMasks(const Tensor& logits, const Tensor& masks, const Tensor& sample_slots) {
+  check_logits(logits);
+  const int64_t rows = logits.shape()[0], vocab = logits.shape()[1];
+  check_shape(masks, "masks", DataType::INT32, {kAnySize, bireme::mask_words(vocab)});
+  check_slots(sample_slots, rows, masks.shape()[0], logits.is_gpu());
+  check_same_place(logits, "logits", masks, "masks");
+  if constexpr (kWithCuda) {
+    if (logits.is_gpu()) {
+      return on_device([&] {
+        bireme::apply_token_masks_cuda(mutable_data<float>(logits), vocab, masks.data<int32_t>(), masks.shape()[0],
+                                       sample_slots.data<int32_t>(), rows, stream_of(logits));
+      });
+    }
+  }
+  bireme::apply_token_masks_cpu(data_or_null<float>(logits), vocab, data_or_null<int32_t>(masks),
+                                data_or_null<int32_t>(sample_slots), rows);
 }
 
 void ApplyTemperature(const Slots<bireme::ApplyTemperatureState>& slots, const Tensor& logits, const Tensor& sample_slots) {
@@ -127,6 +146,11 @@ PD_BUILD_OP(bireme_apply_penalties)
     .Outputs({"logits_out"})
     .SetInplaceMap({{"logits", "logits_out"}})
     .SetKernelFn(PD_KERNEL(StateOp<bireme::ApplyPenaltiesState, ApplyPenalties>::run));
+PD_BUILD_OP(bireme_apply_token_masks)
+    .Inputs({"logits", "masks", "sample_slots"})
+    .Outputs({"logits_out"})
+    .SetInplaceMap({{"logits", "logits_out"}})
+    .SetKernelFn(PD_KERNEL(ApplyTokenMasks));
 PD_BUILD_OP(bireme_apply_temperature)
     .Inputs(state_inputs<bireme::ApplyTemperatureState>({"logits", "sample_slots"}))
     .Outputs({"logits_out"})

@@ -38,6 +38,7 @@ def main() -> None:
         test_state.test_step_end_equals_twins(seed)
     for seed in range(6):
         test_sampling.test_apply_penalties_equals_twin(seed)
+        test_sampling.test_apply_token_masks_equals_twin(seed)
         test_sampling.test_apply_temperature_equals_twin(seed)
         test_sampling.test_sample_equals_twin(seed)
         test_sampling.test_token_logprobs_equal_twin(seed)

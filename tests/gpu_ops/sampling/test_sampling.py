@@ -36,6 +36,19 @@ def random_rows(seed: int, max_vocab: int = 200):
     return rng, state, slots, logits
 
 
+def random_masks(rng: np.random.Generator, num_slots: int, vocab: int) -> np.ndarray:
+    """Masks of slots: none, of most tokens, of few, of one, of all, of nothing."""
+    masks = np.zeros((num_slots, ops.mask_words(vocab)), np.int32)
+    for mask in masks:
+        mask[0] = rng.random() < 0.8
+        share = rng.choice([0.0, 0.03, 0.5, 0.97, 1.0])
+        allowed = rng.random(32 * (len(mask) - 1)) < share
+        if rng.random() < 0.2:
+            allowed[int(rng.integers(vocab))] = True
+        mask[1:] = np.packbits(allowed, bitorder="little").view(np.int32)
+    return masks
+
+
 def possible_tokens(row, state, slot: int) -> set[int]:
     """What the twin samples with every parameter moved by a rounding error."""
     temperature, u = (
@@ -93,6 +106,21 @@ def test_apply_penalties_equals_twin(seed):
     ops.apply_penalties(device_logits, on_device(state), tensor(slots, "int32"))
     twins.apply_penalties(logits, state, slots)
     np.testing.assert_array_equal(device_logits.numpy(), logits)
+
+
+@many
+@given(seeds)
+def test_apply_token_masks_equals_twin(seed):
+    rng, state, slots, logits = random_rows(seed)
+    if rng.random() < 0.3:
+        logits[rng.random(logits.shape) < 0.5] = np.nan
+    masks = random_masks(rng, len(state.prompt_lens), logits.shape[1])
+    before, device_logits = logits.copy(), tensor(logits, "float32")
+    ops.apply_token_masks(device_logits, tensor(masks, "int32"), tensor(slots, "int32"))
+    twins.apply_token_masks(logits, masks, slots)
+    np.testing.assert_array_equal(device_logits.numpy(), logits)
+    plain = [row for row, slot in enumerate(slots) if slot < 0 or not masks[slot, 0]]
+    assert device_logits.numpy()[plain].tobytes() == before[plain].tobytes()
 
 
 @many

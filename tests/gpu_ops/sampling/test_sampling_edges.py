@@ -8,6 +8,7 @@ import pytest
 from gpu_ops import sampling as ops
 from tests.gpu_ops.sampling.sample_one import sample_one
 from tests.gpu_ops.slots.random_slots import empty_state, on_device, put_bad_seq, put_request, tensor
+from tests.gpu_ops.tensors import REFUSED
 
 NAN, INF = np.nan, np.inf
 
@@ -81,6 +82,7 @@ def test_no_rows_give_no_tokens():
     state = on_device(empty_state())
     logits, slots = tensor(np.zeros((0, 50)), "float32"), tensor([], "int32")
     ops.apply_penalties(logits, state, slots)
+    ops.apply_token_masks(logits, tensor(np.zeros((1, 3)), "int32"), slots)
     assert ops.sample(logits, state, slots).shape == [0]
     assert [result.shape for result in ops.token_logprobs(logits, tensor([], "int64"), 3)] == [[0, 4], [0, 4], [0]]
     assert ops.gather_last_tokens(tensor(np.zeros((4, 8)), "float32"), slots).shape == [0, 8]
@@ -117,6 +119,33 @@ def test_only_allowed_tokens_keep_their_logits():
         logit_bias_values=[0.5], penalty_score=2.0,
     )  # fmt: skip
     np.testing.assert_array_equal(row, [-INF, 2.5, -INF, 4.0])
+
+
+def masked(row, *allowed) -> list[float]:
+    """A row of logits under a mask of these tokens."""
+    words = np.zeros(32 * (ops.mask_words(len(row)) - 1), bool)
+    words[list(allowed)] = True
+    mask = np.concatenate([[1], np.packbits(words, bitorder="little").view(np.int32)])
+    logits = tensor(np.asarray([row], np.float32), "float32")
+    ops.apply_token_masks(logits, tensor(mask[None], "int32"), tensor([0], "int32"))
+    return logits.numpy()[0].tolist()
+
+
+def test_a_mask_keeps_what_it_allows_and_goes_before_what_else_forbids():
+    assert masked([1.0, 2.0, 3.0], 0, 2) == [1.0, -INF, 3.0]
+    assert masked([1.0, -INF, 3.0], 0, 1) == [1.0, -INF, -INF]
+    assert masked([1.0, -INF, -INF], 1, 2) == [-INF, 0.0, 0.0]
+    assert masked([1.0, NAN, 3.0], 1) == [-INF, 0.0, -INF]
+    long = masked([1.0] * 70, 31, 32, 69)
+    assert np.flatnonzero(np.isfinite(long)).tolist() == [31, 32, 69]
+
+
+def test_masks_of_another_vocabulary_or_too_few_slots_are_refused():
+    logits, slots = tensor(np.zeros((1, 64)), "float32"), tensor([1], "int32")
+    with pytest.raises(REFUSED, match=r"masks: has shape \[2, 4\], needs \[any, 3\]"):
+        ops.apply_token_masks(logits, tensor(np.zeros((2, 4)), "int32"), slots)
+    with pytest.raises(REFUSED, match="row 0 names slot 1"):
+        ops.apply_token_masks(logits, tensor(np.zeros((1, 3)), "int32"), slots)
 
 
 def forbidden_after(prompt, generated, *sequences) -> list[int]:

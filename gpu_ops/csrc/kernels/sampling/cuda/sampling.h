@@ -3,6 +3,7 @@
 #pragma once
 #include "kernels/sampling/penalties.h"
 #include "kernels/sampling/sample.h"
+#include "kernels/sampling/token_masks.h"
 #include "kernels/device/cuda/device.h"
 
 namespace bireme {
@@ -11,6 +12,9 @@ void apply_penalties_cuda(const ApplyPenaltiesState& state, float* logits, int64
                           int64_t rows, Stream stream);
 
 void apply_temperature_cuda(const ApplyTemperatureState& state, float* logits, int64_t vocab, const int32_t* sample_slots,
+                            int64_t rows, Stream stream);
+
+void apply_token_masks_cuda(float* logits, int64_t vocab, const int32_t* masks, int64_t slots, const int32_t* sample_slots,
                             int64_t rows, Stream stream);
 
 void sample_cuda(const SampleState& state, const float* logits, int64_t rows, int64_t vocab,
