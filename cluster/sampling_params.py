@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cluster.grammar import Grammar
+
 MAX_LOGIT_BIAS = 300
 # Of the model; 32 are one look of a warp.
 MAX_EOS_TOKEN_IDS = 32
@@ -37,6 +39,8 @@ class SamplingParams:
         stop_token_ids: ids that end generation, reported as matched_stop.
         stop_token_seqs: token sequences that end generation, matched on the device.
         ignore_eos: do not end at the model's end-of-sequence tokens.
+        grammar: what the text of the answer must be like; the end of its structure ends the answer. It goes before all that
+            forbids tokens: where nothing that it allows is left, one of what it allows is taken.
         logprobs: number of alternatives reported with each token, None for no log-probabilities.
         prompt_logprobs: the same for prompt tokens.
     """
@@ -58,5 +62,6 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     stop_token_seqs: tuple[tuple[int, ...], ...] = ()
     ignore_eos: bool = False
+    grammar: Grammar | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None

@@ -20,6 +20,10 @@ FORBIDDEN = {
     "deployments": ("paddle",),
 }
 
+# Follows the runner as Paddle does, and one room of it knows the library.
+GRAMMAR_LIBRARY = "llguidance"
+GRAMMAR_ROOM = "actors/structured_output"
+
 # For each folder, which other rooms of it a room may import; "" is what stands at the top of the folder.
 ROOMS: dict[str, dict[str, set[str]]] = {
     "cluster": {
@@ -34,13 +38,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     },
     "actors": {
         "": {"engine", "model_files"},
-        "engine": {"runner", "models", "model_files", "device", "scheduling", "text"},
-        "runner": {"models", "device", "scheduling"},
+        "engine": {"runner", "models", "model_files", "device", "scheduling", "structured_output", "text"},
+        "runner": {"models", "device", "scheduling", "structured_output"},
         "models": {"layers", "device"},
         "layers": {"device"},
         "device": set(),
         "scheduling": set(),
         "model_files": {"models", "layers"},
+        "structured_output": {"text"},
         "text": {"model_files"},
     },
     "deployments": {
@@ -164,6 +169,16 @@ def test_imports_point_one_way(package: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_one_room_knows_the_grammar_library() -> None:
+    users = {
+        path.parent.relative_to(ROOT).as_posix()
+        for package in FORBIDDEN
+        for path in python_files(package)
+        if any(is_within(module, GRAMMAR_LIBRARY) for module in imported_modules(path))
+    }
+    assert users == {GRAMMAR_ROOM}
+
+
 def room_of(module: str, folder: str) -> str | None:
     """The room of a module in a folder, "" for what stands at its top, None if it is not in it; an unknown room stands for
     itself, so that nobody may import it unseen."""
@@ -227,7 +242,7 @@ def test_kernels_include_no_paddle_header() -> None:
 def test_module_loads_without_paddle(module: str) -> None:
     program = (
         f"import sys, {module}\n"
-        f"unwanted = {('paddle', 'ray') if is_within(module, 'cluster') else ('paddle',)}\n"
+        f"unwanted = {('paddle', GRAMMAR_LIBRARY, *(['ray'] if is_within(module, 'cluster') else []))}\n"
         "found = sorted(name for name in sys.modules if name.split('.')[0] in unwanted)\n"
         "sys.exit('imported ' + ', '.join(found[:5]) if found else 0)"
     )

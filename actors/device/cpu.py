@@ -102,6 +102,11 @@ class CpuDevice:
         """Where a step packs its outputs before they land: here the landing buffer itself."""
         return landing.tensor
 
+    def input_block(self, staged: HostBuffer) -> paddle.Tensor:
+        """Where a step's ops read what the host has staged, at an address that is the same for all steps where a graph has it:
+        here the staging buffer itself."""
+        return staged.tensor
+
     def kv_cache(self, shape: list[int]) -> paddle.Tensor:
         """One layer's keys or values."""
         return zero_pages(shape)

@@ -121,6 +121,7 @@ class GpuDevice(CpuDevice):
         self.math_version = f"cuBLASLt {_cublas_lt_version()}, {cuda_compiler_version()}"
         self.clock: GpuClock | None = None
         self._packed: paddle.Tensor | None = None
+        self._input: paddle.Tensor | None = None
         answer = float(paddle.full([1], 7.0).numpy()[0])
         if answer == 7.0:
             logger.info("%s: Paddle's own kernels run", self.name)
@@ -175,6 +176,12 @@ class GpuDevice(CpuDevice):
         if self._packed is None or self._packed.shape != landing.tensor.shape:
             self._packed = self.tensor(np.zeros(landing.tensor.shape, np.int64))
         return self._packed
+
+    def input_block(self, staged: HostBuffer) -> paddle.Tensor:
+        """One block on the GPU for all steps: the copy of a step's input comes after the step before on the stream."""
+        if self._input is None or self._input.shape != staged.tensor.shape:
+            self._input = self.tensor(np.zeros(staged.tensor.shape, np.int32))
+        return self._input
 
     def kv_cache(self, shape: list[int]) -> paddle.Tensor:
         # Uninitialised: attention reads no position that was not written.

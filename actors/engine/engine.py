@@ -7,7 +7,7 @@ runner on a device (``actors.engine.loading``) or a simulation (``actors.engine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.engine.clock import Clock
 from actors.engine.stats.queue_times import QueueTimes
@@ -21,6 +21,9 @@ from cluster.errors import InvalidRequestError
 from cluster.outputs import EngineInfo, TokenDelta
 from cluster.request import EngineRequest, RequestKey
 from cluster.scaling.balance import is_worth_moving
+
+if TYPE_CHECKING:
+    from actors.structured_output.grammars import CompiledGrammar, Grammars
 
 
 class Engine:
@@ -37,6 +40,7 @@ class Engine:
         clock: whose time stamps and waits are of.
         overlap: launch step N before step N-1 is saved.
         record: a list that receives every plan, so that a run can be replayed.
+        grammars: compiles those of requests; None where none can be followed.
     """
 
     def __init__(
@@ -48,12 +52,14 @@ class Engine:
         *,
         overlap: bool = True,
         record: list[StepPlan] | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.info = info
         self.overlap = overlap
         self.record = record
+        self.grammars = grammars
         self.timeline: StepTimeline | None = None
         self.totals = StepTotals()
         self.queue_times = QueueTimes()
@@ -62,13 +68,33 @@ class Engine:
         self._step_clock = StepClock()
 
     def add_request(self, request: EngineRequest) -> None:
-        """Queue a request; raises InvalidRequestError or OverloadedError (see ``Scheduler.add_request``)."""
+        """Queue a request; raises InvalidRequestError or OverloadedError (see ``Scheduler.add_request``).
+
+        A grammar that nobody has compiled yet (``compile_grammar``) is compiled now.
+        """
         vocab_size = self.info.vocab_size
         check_token_ids("prompt", request.prompt_token_ids, vocab_size)
         check_token_ids("logit_bias", request.params.logit_bias, vocab_size)
         check_token_ids("stop_token_ids", request.params.stop_token_ids, vocab_size)
+        self.compile_grammar(request)
         self.scheduler.add_request(request)
         self.queue_times.came(request.request_id, self.clock.now())
+
+    def compile_grammar(self, request: EngineRequest) -> CompiledGrammar | None:
+        """What the caller holds until the request has ended, so that its grammar stays compiled; None without one. Any thread may
+        call it.
+
+        Raises:
+            InvalidRequestError: the grammar is not valid, or no grammar can be followed here.
+        """
+        grammar = request.params.grammar
+        if grammar is None:
+            return None
+        if self.grammars is None:
+            raise InvalidRequestError(
+                f"{grammar.param}: this engine ({self.executor.device_name}) follows no grammar", grammar.param
+            )
+        return self.grammars.compile(grammar)
 
     def abort(self, request_id: str, attempt: int = 0) -> TokenDelta | None:
         """End a request; its blocks are free at once. None if it is not here."""

@@ -18,6 +18,8 @@ from actors.runner.model_runner import ModelRunner
 from actors.scheduling.kv_cache import KVCache
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import StepPlan
+from actors.structured_output.grammars import Grammars
+from actors.text.tokenizer import load_tokenizer
 from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
 from cluster.process.cache import Progress
@@ -68,6 +70,8 @@ def load_engine(
         config.oldest_first_every,
         config.max_queue_share,
     )
+    eos_token_ids = tuple(model_config.eos_token_ids)
+    grammars = Grammars(lambda: load_tokenizer(source), model_config.vocab_size, eos_token_ids)
     runner = ModelRunner(
         model,
         max_num_seqs=config.max_num_seqs,
@@ -75,8 +79,9 @@ def load_engine(
         max_num_batched_tokens=plan.budget,
         num_blocks=plan.num_blocks,
         block_size=config.block_size,
-        eos_token_ids=tuple(model_config.eos_token_ids),
+        eos_token_ids=eos_token_ids,
         processed_logprobs=config.logprobs_mode == "processed",
+        grammars=grammars,
     )
     if device.is_gpu:
         if not config.enforce_eager:
@@ -100,4 +105,5 @@ def load_engine(
         plan.num_blocks,
         config.block_size,
     )
-    return Engine(scheduler, runner, info, HostClock(), overlap=config.enable_overlap_schedule, record=record)
+    overlap = config.enable_overlap_schedule
+    return Engine(scheduler, runner, info, HostClock(), overlap=overlap, record=record, grammars=grammars)

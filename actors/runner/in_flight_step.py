@@ -16,9 +16,11 @@ from actors.device.cpu import CpuDevice
 from actors.device.host_tensor import fill_with_poison, host_view
 from actors.runner.slot_insert import pack_inserts
 from actors.scheduling.step_plan import StepPlan
+from actors.structured_output.matcher import TokenMatcher
 from cluster.outputs import TokenLogprobs
 from cluster.sampling_params import MAX_LOGPROBS
 from gpu_ops.host_flag import copy_async, event_record, event_wait
+from gpu_ops.sampling import mask_words
 from gpu_ops.step_result import landing_size
 
 
@@ -31,6 +33,11 @@ class InFlightStep:
         num_rows, num_samples: what its forward computed, for its sampling; known on the device stream alone.
         scheduled, cleared: int32 [B] staging buffers.
         block_updates, insert_ints, insert_floats, insert_tokens: staging tensors of this step's own size.
+        token_masks: int32 [B, 1 + words], which tokens the slots with a grammar may take; the host writes it between launching
+            the forward and the sampling.
+        mask_tensor: where the device reads them.
+        matchers: slots that sample under a grammar in this step, with where in it they stand; the step's tokens are told to them
+            when it is saved.
         packed: int64 block that the device packs its results into.
         landing: where the host reads them; the same memory on the CPU.
         prompt_logprobs: slot to scored prompt positions, filled by the device stream.
@@ -40,13 +47,16 @@ class InFlightStep:
         timer: the device's own stamps.
     """
 
-    def __init__(self, max_num_seqs: int, device: CpuDevice) -> None:
+    def __init__(self, max_num_seqs: int, vocab_size: int, device: CpuDevice) -> None:
         self._device = device
         self.plan: StepPlan | None = None
         self.num_tokens = 0
         self.num_rows = self.num_samples = 0
         self.scheduled = device.host_buffer([max_num_seqs], "int32")
         self.cleared = device.host_buffer([max_num_seqs], "int32")
+        self.token_masks = device.host_buffer([max_num_seqs, mask_words(vocab_size)], "int32")
+        self.mask_tensor = device.input_block(self.token_masks)
+        self.matchers: dict[int, TokenMatcher] = {}
         self.landing = device.host_buffer([landing_size(max_num_seqs, MAX_LOGPROBS)], "int64")
         self.packed = device.packed_outputs(self.landing)
         self._no_updates = paddle.to_tensor(np.zeros((0, 3), np.int32), place=paddle.CPUPlace())
@@ -63,7 +73,7 @@ class InFlightStep:
         self._event = device.event_cell()
         self._ticket = 0
 
-    def begin(self, plan: StepPlan, eos_token_ids: tuple[int, ...]) -> None:
+    def begin(self, plan: StepPlan, eos_token_ids: tuple[int, ...], matchers: dict[int, TokenMatcher]) -> None:
         """Take a plan and stage what the device needs of it."""
         if self.plan is not None:
             raise RuntimeError(f"step {self.plan.step} has not been saved yet")
@@ -72,6 +82,8 @@ class InFlightStep:
         self.num_tokens = plan.num_tokens
         self.timer.reset()
         self.prompt_logprobs = {}
+        self.matchers = matchers
+        self.token_masks.array[:, 0] = 0
         self.error = None
         self._ticket += 1
         self.scheduled.array[:] = 0
@@ -88,6 +100,16 @@ class InFlightStep:
             staged = pack_inserts(plan.inserts, eos_token_ids)
             self.insert_ints, self.insert_floats, self.insert_tokens = map(self._device.stage, staged)
             self._staged += self.insert_ints, self.insert_floats, self.insert_tokens
+
+    def fill_masks(self) -> None:
+        """On the host, once the matchers know every token before this step."""
+        for slot, matcher in self.matchers.items():
+            matcher.fill(self.token_masks.array[slot])
+
+    def send_masks(self) -> None:
+        """On the device stream."""
+        if self.mask_tensor is not self.token_masks.tensor:
+            copy_async(self.mask_tensor, self.token_masks.tensor)
 
     @property
     def device_start(self) -> float:
@@ -109,8 +131,9 @@ class InFlightStep:
     def release(self, poison: bool) -> None:
         """The step was saved or dropped: its buffers belong to the next one. ``poison`` makes a late reader notice."""
         self.plan = None
+        self.matchers = {}
         if poison:
-            for buffer in (self.scheduled, self.cleared, self.landing):
+            for buffer in (self.scheduled, self.cleared, self.landing, self.token_masks):
                 fill_with_poison(buffer.array)
             for tensor in self._staged:
                 fill_with_poison(host_view(tensor))

@@ -25,6 +25,8 @@ from actors.runner.in_flight_step import InFlightStep
 from actors.runner.sampler import Sampler, SamplingGraph
 from actors.runner.step_executor import StepExecutor
 from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
+from actors.structured_output.grammars import Grammars
+from actors.structured_output.matcher import TokenMatcher
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, TokenLogprobs
 from cluster.process.cache import Progress
 from gpu_ops import state
@@ -44,6 +46,7 @@ class ModelRunner(StepExecutor):
         num_blocks, block_size: KV cache.
         eos_token_ids: the model's end-of-sequence tokens.
         processed_logprobs: as of ``Sampler``.
+        grammars: compiles those of requests; None: no request has one.
     """
 
     def __init__(
@@ -57,8 +60,12 @@ class ModelRunner(StepExecutor):
         block_size: int,
         eos_token_ids: tuple[int, ...],
         processed_logprobs: bool = False,
+        grammars: Grammars | None = None,
     ) -> None:
         self.model = model
+        self.grammars = grammars
+        # Where in its grammar the request stands that is in a slot; follows from the tokens alone.
+        self._matchers: dict[int, TokenMatcher] = {}
         self.eos_token_ids = eos_token_ids
         self.device = device = model.device
         self.stream = device.make_stream()
@@ -76,7 +83,7 @@ class ModelRunner(StepExecutor):
         # The step that carries a slot's PREEMPTED marker. A number, not a flag: the previous step's real token may still
         # be in flight when the marker is set.
         self.preempted_idx = np.full(max_num_seqs, -1, np.int64)
-        self._free_outputs = [InFlightStep(max_num_seqs, device), InFlightStep(max_num_seqs, device)]
+        self._free_outputs = [InFlightStep(max_num_seqs, model.config.vocab_size, device) for _ in range(2)]
         self._in_flight: list[InFlightStep] = []
         self._hidden: paddle.Tensor | None = None
         self.decode_graphs: DecodeGraphs | None = None
@@ -146,7 +153,9 @@ class ModelRunner(StepExecutor):
 
     def launch_forward(self, plan: StepPlan) -> None:
         out = self._free_outputs.pop()
-        out.begin(plan, self.eos_token_ids)
+        self._enter_grammars(plan)
+        matchers = {slot: self._matchers[slot] for slot in plan.sampling if slot in self._matchers}
+        out.begin(plan, self.eos_token_ids, matchers)
         self.preempted_idx[plan.preempted] = plan.step
         self._in_flight.append(out)
         out.launched_at = time.perf_counter()
@@ -154,8 +163,18 @@ class ModelRunner(StepExecutor):
 
     def launch_sampling(self) -> None:
         out = self._in_flight[-1]
+        out.fill_masks()
         self.stream.run(lambda: self._run_sampling(out))
         out.enqueued_at = time.perf_counter()
+
+    def _enter_grammars(self, plan: StepPlan) -> None:
+        for insert in plan.inserts:
+            self._matchers.pop(insert.slot, None)
+            if (grammar := insert.params.grammar) is not None:
+                if self.grammars is None:
+                    raise RuntimeError(f"request {insert.request_id} has a grammar, and nothing here compiles it")
+                outputs = insert.token_ids[insert.num_prompt_tokens :]
+                self._matchers[insert.slot] = self.grammars.matcher(grammar, outputs)
 
     def _run_forward(self, out: InFlightStep) -> None:
         out.timer.mark_start()
@@ -232,17 +251,20 @@ class ModelRunner(StepExecutor):
         plan = out.plan
         assert plan is not None
         graph = None if self._bucket(plan) is None else SamplingGraph.for_needs(plan.needs)
+        # A graph may look at the masks where no request has one.
+        if plan.needs.grammar or (graph is not None and graph.needs.grammar):
+            out.send_masks()
         if graph is not None and self.decode_graphs.sample(num_rows, graph):  # type: ignore[union-attr]
             return
         for wanted in plan.needs.prompt_logprobs:
             assert self._hidden is not None
             first_row = int(self.cu_seqlens_q.numpy()[wanted.slot])
             out.prompt_logprobs[wanted.slot] = self.sampler.score_prompt(self._hidden, first_row, wanted)
-        self.sampler.run(self._hidden, num_samples, plan.needs, out.packed)
+        self.sampler.run(self._hidden, num_samples, plan.needs, out.mask_tensor, out.packed)
 
     def _capture(self, progress: Progress | None, max_bytes: int) -> None:
         """With every slot empty, what runs before a capture computes padding rows alone and changes nothing."""
-        packed = self._free_outputs[0].packed
+        packed, masks = self._free_outputs[0].packed, self._free_outputs[0].mask_tensor
         buckets = decode_buckets(self.max_num_seqs)
         rows = {bucket: self._batch_rows(bucket) for bucket in buckets}
 
@@ -251,7 +273,7 @@ class ModelRunner(StepExecutor):
             return self.model.forward(rows[bucket], self.kv_cache)
 
         def sample(bucket: int, hidden: paddle.Tensor, graph: SamplingGraph) -> None:
-            self.sampler.run(hidden, bucket, graph.needs, packed)
+            self.sampler.run(hidden, bucket, graph.needs, masks, packed)
 
         self.decode_graphs = DecodeGraphs(buckets, forward, sample, self.device.free_bytes, max_bytes, progress)
 
@@ -285,10 +307,14 @@ class ModelRunner(StepExecutor):
 
 
 def _slot_output(slot: int, request_id: str, packed: PackedStep, out: InFlightStep) -> SlotOutput:
-    prompt_logprobs = out.prompt_logprobs.get(slot)
+    prompt_logprobs, matcher = out.prompt_logprobs.get(slot), out.matchers.get(slot)
     if packed.num_sampled[slot] == 0:
         return SlotOutput(slot, request_id, NO_TOKEN, prompt_logprobs=prompt_logprobs)
-    reason = int(packed.stop_reason[slot])
+    token, reason = int(packed.tokens[slot]), int(packed.stop_reason[slot])
+    if matcher is not None:
+        matcher.accept(token)
+        if matcher.has_failed and reason == StopReason.EOS:
+            reason = StopReason.LENGTH  # a limit ended the answer, not its structure
     finish_reason = None
     if reason != StopReason.NONE:
         finish_reason = FINISH_LENGTH if reason == StopReason.LENGTH else FINISH_STOP
@@ -306,7 +332,7 @@ def _slot_output(slot: int, request_id: str, packed: PackedStep, out: InFlightSt
     return SlotOutput(
         slot,
         request_id,
-        int(packed.tokens[slot]),
+        token,
         finish_reason,
         matched,
         reason == StopReason.STOP_SEQUENCE,

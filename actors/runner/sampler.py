@@ -23,7 +23,8 @@ class SamplingGraph(IntEnum):
 
     PLAIN = 0
     PENALTIES = 1
-    LOGPROBS = 2
+    GRAMMAR = 2
+    LOGPROBS = 3
 
     @classmethod
     def for_needs(cls, needs: SamplingNeeds) -> SamplingGraph | None:
@@ -33,7 +34,8 @@ class SamplingGraph(IntEnum):
     @property
     def needs(self) -> SamplingNeeds:
         """What the graph does for any step: as many alternatives as a request may ask for."""
-        return SamplingNeeds(self >= self.PENALTIES, MAX_LOGPROBS if self >= self.LOGPROBS else -1)
+        num_logprobs = MAX_LOGPROBS if self >= self.LOGPROBS else -1
+        return SamplingNeeds(self >= self.PENALTIES, self >= self.GRAMMAR, num_logprobs)
 
 
 _DONE_BY_GRAPHS = tuple((graph, graph.needs) for graph in SamplingGraph)
@@ -64,12 +66,20 @@ class Sampler:
         self._processed_logprobs = processed_logprobs
         self._no_tokens = paddle.to_tensor(np.zeros(0, np.int64), place=paddle.CPUPlace())
 
-    def run(self, hidden: paddle.Tensor | None, num_samples: int, needs: SamplingNeeds, packed: paddle.Tensor) -> None:
+    def run(
+        self,
+        hidden: paddle.Tensor | None,
+        num_samples: int,
+        needs: SamplingNeeds,
+        token_masks: paddle.Tensor,
+        packed: paddle.Tensor,
+    ) -> None:
         """Sample, detect stops, advance the slots and pack the outputs; prompts are scored apart.
 
         Args:
             hidden: of the forward, [T, H]; not looked at if no row samples.
             num_samples: rows that sample, an upper bound on a GPU.
+            token_masks: int32 [B, 1 + words] as in ``gpu_ops.sampling.apply_token_masks``; not looked at without a grammar.
             packed: int64 block for the outputs, as in ``gpu_ops.step_result``.
         """
         share, slots = self._share, self._slots
@@ -78,9 +88,11 @@ class Sampler:
             logits = self._model.compute_logits(sampling.gather_last_tokens(hidden, self._rows[:num_samples]))
             wants_logprobs = needs.num_logprobs >= 0
             of_raw = wants_logprobs and not self._processed_logprobs
-            shown = self._device.copy_of(logits) if of_raw and needs.penalties else logits
+            shown = self._device.copy_of(logits) if of_raw and needs.changes_logits else logits
             if needs.penalties:
                 sampling.apply_penalties(logits, share, slots)
+            if needs.grammar:
+                sampling.apply_token_masks(logits, token_masks, slots)
             if wants_logprobs and self._processed_logprobs:
                 shown = self._device.copy_of(logits)
                 sampling.apply_temperature(shown, share, slots)

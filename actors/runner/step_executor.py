@@ -57,11 +57,20 @@ class StepExecutor(ABC):
         return self.save_output()
 
     def execute_model_overlap(self, plan: StepPlan | None) -> StepResult | None:
-        """Launch ``plan``, then save the step before it. None flushes: the last output does not wait for new work."""
+        """Launch ``plan``, then save the step before it. None flushes: the last output does not wait for new work.
+
+        Where a grammar needs the tokens of the step before, that one is saved while the device computes the forward of ``plan``,
+        and the sampling is launched then.
+        """
         has_previous = self.has_in_flight()
-        if plan is not None:
-            self.launch_forward(plan)
+        if plan is None:
+            return self.save_output() if has_previous else None
+        self.launch_forward(plan)
+        if has_previous and plan.needs.grammar:
+            result = self.save_output()
             self.launch_sampling()
+            return result
+        self.launch_sampling()
         return self.save_output() if has_previous else None
 
     # The parts of a step.

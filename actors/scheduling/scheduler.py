@@ -362,6 +362,7 @@ class Scheduler:
             plan.sampling.append(slot)
             if params.logprobs is not None:
                 plan.needs.num_logprobs = max(plan.needs.num_logprobs, params.logprobs)
+            plan.needs.grammar |= params.grammar is not None
             plan.needs.penalties |= bool(
                 params.logit_bias
                 or params.allowed_token_ids

@@ -36,13 +36,19 @@ class SamplingNeeds:
 
     Attributes:
         penalties: some sampling request has penalties, a bias, forbidden tokens, or a minimum length not yet reached.
+        grammar: some sampling request has one: the tokens of the step before decide which it may take now.
         num_logprobs: most alternatives any sampling request wants, -1 for none.
         prompt_logprobs: prompt positions to score.
     """
 
     penalties: bool = False
+    grammar: bool = False
     num_logprobs: int = -1
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+
+    @property
+    def changes_logits(self) -> bool:
+        return self.penalties or self.grammar
 
     def covers(self, other: SamplingNeeds) -> bool:
         """Whether sampling that does all of this does all of ``other``: each field is at least as large."""

@@ -1,0 +1,30 @@
+"""What the text of an answer must be like, as a request carries it from the ingress to an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+JSON_SCHEMA = "json_schema"
+REGEX = "regex"
+CHOICE = "choice"
+LARK = "grammar"
+KINDS = (JSON_SCHEMA, REGEX, CHOICE, LARK)
+
+# Characters of a grammar's text; what it may cost beyond is bounded where it is compiled.
+MAX_GRAMMAR_CHARS = 65_536
+ANY_OBJECT = '{"type":"object"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """Equal for requests that can share what is compiled.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        text: a JSON schema or a list of choices as JSON, a regular expression, or a grammar in Lark's syntax or EBNF.
+        param: the field of the request that it came in, for errors.
+    """
+
+    kind: str
+    text: str
+    param: str = "response_format"

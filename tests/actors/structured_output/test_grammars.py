@@ -1,0 +1,188 @@
+"""Grammars: what is allowed after which tokens, what is refused and where, what is kept."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import threading
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.structured_output import grammars as grammars_module
+from actors.structured_output.grammars import Grammars
+from actors.structured_output.matcher import TokenMatcher
+from cluster.errors import InvalidRequestError
+from cluster.grammar import CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, Grammar
+from gpu_ops.twins.sampling import apply_token_masks
+from tests.actors.structured_output.json_tokenizer import EOS, VOCAB_SIZE, json_tokenizer
+from tests.actors.structured_output.random_schemas import schemas
+
+TOKENIZER = json_tokenizer()
+ONE_ROW = np.zeros(1, np.int32)
+
+
+def make_grammars() -> Grammars:
+    return Grammars(lambda: TOKENIZER, VOCAB_SIZE, (EOS,))
+
+
+GRAMMARS = make_grammars()
+
+
+def schema(value: object) -> Grammar:
+    return Grammar(JSON_SCHEMA, json.dumps(value))
+
+
+def allowed(matcher: TokenMatcher) -> np.ndarray:
+    """bool [V], by the twin of the op that reads the mask."""
+    mask, logits = np.zeros((1, 1 + VOCAB_SIZE // 32), np.int32), np.zeros((1, VOCAB_SIZE), np.float32)
+    matcher.fill(mask[0])
+    apply_token_masks(logits, mask, ONE_ROW)
+    return logits[0] == 0
+
+
+def answer_of(matcher: TokenMatcher, rng: np.random.Generator, most: int = 200) -> list[int]:
+    """Tokens taken at random until the end; not the end where there is something else, mostly."""
+    tokens: list[int] = []
+    while not matcher.has_ended and len(tokens) < most:
+        choices = np.flatnonzero(allowed(matcher))
+        assert len(choices), "nothing may come and nothing has ended"
+        others = choices[choices != EOS]
+        tokens.append(int(rng.choice(others if len(others) and rng.random() < 0.8 else choices)))
+        matcher.accept(tokens[-1])
+    return tokens
+
+
+@settings(max_examples=80, deadline=None)
+@given(schemas(), st.integers(0, 2**32 - 1))
+def test_completed_answers_validate_and_any_cut_is_taken_up_exactly(value, seed):
+    grammar, rng = schema(value), np.random.default_rng(seed)
+    matcher = GRAMMARS.matcher(grammar)
+    tokens = answer_of(matcher, rng)
+    assert not matcher.has_failed
+    if matcher.has_ended:
+        jsonschema.validate(json.loads(TOKENIZER.decode(tokens)), value)
+    # As another engine has it, which knows the tokens alone, and nothing of those who were here before.
+    elsewhere, running = make_grammars() if rng.random() < 0.1 else GRAMMARS, GRAMMARS.matcher(grammar)
+    for cut in range(len(tokens)):
+        assert (allowed(elsewhere.matcher(grammar, tokens[:cut])) == allowed(running)).all()
+        running.accept(tokens[cut])
+
+
+@pytest.mark.parametrize(
+    ("grammar", "texts"),
+    [
+        (Grammar(CHOICE, json.dumps(["ab", 'q"', "a\nb", "\\d", "/x"])), ["ab", 'q"', "a\nb", "\\d", "/x"]),
+        (Grammar(REGEX, "(ab|1)+"), ["ab1", "1"]),
+        (Grammar(LARK, 'start: "a" b\nb: /[0-9]/+'), ["a1", "a123"]),
+        (Grammar(LARK, 'root ::= "a" tail\ntail ::= [0-9]+'), ["a1", "a123"]),
+        (schema({"enum": [1, "a"]}), ["1", '"a"']),
+    ],
+)
+def test_each_kind_takes_its_texts_and_no_others(grammar, texts):
+    for text in texts:
+        matcher = GRAMMARS.matcher(grammar, TOKENIZER.encode(text, False))
+        assert allowed(matcher)[EOS], text
+        matcher.accept(EOS)
+        assert matcher.has_ended
+    for text in ("b", texts[0] + "?"):
+        assert GRAMMARS.matcher(grammar, TOKENIZER.encode(text, False)).has_failed, text
+    rng = np.random.default_rng(1)
+    if grammar.kind == CHOICE:
+        assert {TOKENIZER.decode(answer_of(GRAMMARS.matcher(grammar), rng)) for _ in range(60)} == set(texts)
+
+
+def test_behind_the_end_and_after_a_failure_nothing_but_the_end_may_come():
+    ended = GRAMMARS.matcher(Grammar(REGEX, "a"), [*TOKENIZER.encode("a", False), EOS])
+    failed = GRAMMARS.matcher(Grammar(REGEX, "a"), TOKENIZER.encode("b", False))
+    assert (ended.has_ended, ended.has_failed, failed.has_failed) == (True, False, True)
+    for matcher in (ended, failed):
+        for _ in range(2):
+            assert np.flatnonzero(allowed(matcher)).tolist() == [EOS]
+            matcher.accept(EOS)
+    assert ended.has_ended and not ended.has_failed
+
+
+def test_a_grammar_beyond_the_limits_fails_by_work_and_not_by_time(monkeypatch):
+    monkeypatch.setattr(
+        grammars_module, "_LIMITS", grammars_module.llguidance.LLParserLimits(step_max_items=20, verbose_errors=False)
+    )
+    grammar = Grammar(LARK, 'start: a | b | c\na: "x" a? | "x" b\nb: "x" b? | "x" a\nc: "x" a b? c?')
+    runs = []
+    for _ in range(2):
+        matcher = make_grammars().matcher(grammar)
+        tokens = []
+        while not matcher.has_failed and len(tokens) < 200:
+            allowed(matcher)
+            tokens.append(TOKENIZER.encode("x", False)[0])
+            matcher.accept(tokens[-1])
+        runs.append(len(tokens))
+    assert runs[0] == runs[1] < 200
+    assert np.flatnonzero(allowed(matcher)).tolist() == [EOS]
+
+
+UNIQUE = {"type": "array", "uniqueItems": True}
+DEEP = {"properties": {"a": {"items": {"properties": {"b/c": UNIQUE}}}}}
+IN_DEFINITION = {"$defs": {"d": {"type": "object", "properties": {"x": UNIQUE}}}, "items": {"$ref": "#/$defs/d"}}
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        (schema(DEEP), '#/properties/a/items/properties/b~1c: Unimplemented keys: ["uniqueItems"]'),
+        (schema({"anyOf": [{"type": "null"}, UNIQUE]}), "#/anyOf/1: Unimplemented"),
+        (schema(IN_DEFINITION), "#/$defs/d/properties/x: "),
+        (schema({"properties": {"p": {"type": "string", "pattern": "(?=a)b"}}}), "#/properties/p: regex parse error"),
+        (schema({"properties": {"p": {"$ref": "#/$defs/none"}}}), "#/properties/p: Pointer '/$defs/none' does not exist"),
+        (schema({"$ref": "http://127.0.0.1:1/x.json"}), "at #: Resource"),
+        (schema({"type": "objekt"}), "at #: Invalid type: objekt"),
+        (schema([1]), "schema must be an object"),
+        (Grammar(JSON_SCHEMA, '{"a":'), "is not valid: Expecting value"),
+        (Grammar(JSON_SCHEMA, '{"items":' * 5000 + "{}" + "}" * 5000), "recursion depth"),
+        (Grammar(REGEX, "[a"), "unclosed character class"),
+        (Grammar(LARK, 'start: "a" b'), 'unknown name: "b"'),
+        (Grammar(LARK, "start: " + "(" * 9000 + '"a"' + ")" * 9000), "too deeply nested"),
+        (Grammar(REGEX, "a" * (MAX_GRAMMAR_CHARS + 1)), f"has {MAX_GRAMMAR_CHARS + 1} characters, at most {MAX_GRAMMAR_CHARS}"),
+    ],
+)  # fmt: skip
+def test_refusals_say_where_and_why(grammar, message):
+    with pytest.raises(InvalidRequestError, match=re.escape(message)) as refused:
+        GRAMMARS.compile(grammar)
+    assert refused.value.param == "response_format" and len(refused.value.message) < 700
+
+
+def test_a_model_without_an_end_follows_no_grammar():
+    with pytest.raises(InvalidRequestError, match="no token that ends an answer"):
+        Grammars(lambda: TOKENIZER, VOCAB_SIZE, ()).compile(Grammar(REGEX, "a"))
+
+
+def test_what_is_held_stays_compiled_and_what_is_kept_is_bounded(monkeypatch):
+    grammars, held = make_grammars(), Grammar(REGEX, "a")
+    compiled, compilations = grammars.compile(held), []
+    compile_now = grammars._compile
+    monkeypatch.setattr(grammars, "_compile", lambda grammar: compilations.append(grammar) or compile_now(grammar))
+    for i in range(grammars_module._KEPT):
+        grammars.compile(Grammar(CHOICE, json.dumps([str(i)])))
+    assert len(grammars._kept) == grammars_module._KEPT and held not in grammars._kept
+    assert grammars.compile(held) is compiled and held not in compilations
+    del compiled
+    gc.collect()
+    grammars.matcher(held)
+    assert compilations[-1] == held
+    assert len(grammars._known) == len(grammars._kept) == grammars_module._KEPT
+
+
+def test_many_threads_that_want_one_grammar_compile_it_once(monkeypatch):
+    grammars, compilations = make_grammars(), []
+    compile_now = grammars._compile
+    monkeypatch.setattr(grammars, "_compile", lambda grammar: compilations.append(grammar) or compile_now(grammar))
+    threads = [threading.Thread(target=grammars.compile, args=(schema({"type": "null"}),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(compilations) == 1
