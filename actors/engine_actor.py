@@ -11,11 +11,13 @@ nothing to say carries the engine's load four times a second: silence means that
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from actors.arrivals import Arrivals
@@ -31,6 +33,7 @@ from cluster.errors import EngineDeadError
 from cluster.observability.start_stages import StartStages, start_fields
 from cluster.outputs import (
     ENGINE_LEAVES,
+    FINISH_ABORT,
     FINISH_HANDOVER,
     FINISH_MOVE,
     AttachRequired,
@@ -86,6 +89,9 @@ class RunnerActor:
         self._drain_until = float("inf")
         self._step_clock = SilenceClock()
         self._watching: asyncio.Task | None = None
+        # Of its own and only one: who sends grammars that take long waits for others who do, and nobody else does.
+        self._compiler = ThreadPoolExecutor(1, "grammars")
+        self._compiling: dict[RequestKey, asyncio.Future] = {}
 
     async def start(self) -> EngineInfo:
         """Build the ops, load the model, run the warm-up requests, start the loop.
@@ -97,6 +103,7 @@ class RunnerActor:
         engine = await self._loop.run_in_executor(None, self._load)
         freeze_gc()
         self._info = engine.info
+        self._compile_grammar = engine.compile_grammar
         self._engine_loop = _new_loop(engine, self._publish, self._on_death, self._on_queue)
         # First steps after loading are the warm-up's; they ended before the watch begins.
         self._watching = self._loop.create_task(self._watch())
@@ -163,15 +170,19 @@ class RunnerActor:
         live = self._live.open(request, self._loop.create_future())
         if 0 <= before < request.attempt:
             await self.abort(request.request_id, before)
+        submitted: concurrent.futures.Future | None = None
         try:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
             self._streams[request.subscriber].put([accepted])
+            if request.params.grammar is not None and (gone := await self._compile(live)):
+                self._deliver([accepted._replace(finish_reason=gone)])
+                return await live.done
             submitted = self._engine_loop.call(self._adding(live))
             await asyncio.wrap_future(submitted)
             self._num_arrived += 1
             return await live.done
         except asyncio.CancelledError:
-            if submitted.cancel() or submitted.exception() is not None:
+            if submitted is None or submitted.cancel() or submitted.exception() is not None:
                 self._drop(key)  # the engine never had it
             else:
                 self._engine_loop.abort(*key)
@@ -180,9 +191,35 @@ class RunnerActor:
             self._drop(key)
             raise
 
+    async def _compile(self, live: LiveRequest) -> str:
+        """Compile a request's grammar beside the engine's thread. Returns why the request is not to be submitted, "" if it is.
+
+        Raises:
+            InvalidRequestError: the grammar is not valid, or beyond the limits.
+        """
+        key = live.request.request_id, live.request.attempt
+        compiled = self._loop.run_in_executor(self._compiler, self._compile_grammar, live.request)
+        aborted = self._compiling[key] = self._loop.create_future()
+        try:
+            await asyncio.wait((compiled, aborted), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._compiling[key]
+            compiled.cancel()  # what is over stays, what runs goes on, what waits is not wanted any more
+        if aborted.done():
+            return FINISH_ABORT
+        live.grammar = compiled.result()
+        return FINISH_HANDOVER if self._draining is not None else ""
+
     async def abort(self, request_id: str, attempt: int) -> None:
         """End a request if it is here; its KV blocks are free before the next step."""
-        self._engine_loop.abort(request_id, attempt)
+        self._abort((request_id, attempt))
+
+    def _abort(self, key: RequestKey) -> None:
+        aborted = self._compiling.get(key)
+        if aborted is None:
+            self._engine_loop.abort(*key)
+        elif not aborted.done():
+            aborted.set_result(None)
 
     async def attach(
         self, subscriber: str, resume: dict[str, int], leased: bool = False
@@ -496,7 +533,7 @@ class RunnerActor:
             return
         for key, _ in list(self._live.unfinished(subscriber)):
             logger.warning("request %s attempt %d: its ingress is gone; aborted", *key)
-            self._engine_loop.abort(*key)
+            self._abort(key)
 
     def _drop(self, key: RequestKey) -> None:
         self._live.drop(key)

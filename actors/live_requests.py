@@ -25,6 +25,7 @@ class LiveRequest:
         came_at, first_at, finished_at: of ``time.monotonic``; ``first_at`` is of its first token.
         deltas: all that its engine said about it.
         num_tokens: of its prompt and its answer so far.
+        grammar: its grammar, compiled; stays so because it is held here.
     """
 
     request: EngineRequest
@@ -34,6 +35,7 @@ class LiveRequest:
     deltas: list[TokenDelta] = field(default_factory=list)
     first_at: float | None = None
     finished_at: float | None = None
+    grammar: object = None
 
     @property
     def marks(self) -> dict[str, float]:
@@ -157,6 +159,7 @@ class LiveRequests:
         if live.finished_at is not None:
             return
         live.finished_at = time.monotonic()
+        live.grammar = None
         self.num_unfinished -= 1
         self.num_tokens -= live.num_tokens
         if not self.num_unfinished:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import threading
 import time
 
@@ -13,8 +14,10 @@ from actors import delta_stream, live_requests, place_reservations
 from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError, StaleAttemptError
+from cluster.grammar import JSON_SCHEMA, REGEX, Grammar
 from cluster.outputs import AttachRequired, EngineLoad, GenerateReply, NotAdmitted, TokenDelta
-from tests.engines import answer, make_engine, request
+from tests.actors.structured_output.json_tokenizer import json_tokenizer, write_json_tokenizer
+from tests.engines import answer, make_engine, request, write_tiny_model
 from tests.waiting import until
 
 
@@ -178,6 +181,71 @@ async def test_a_refusal_reaches_the_caller_and_leaves_nothing_behind(actor):
     with pytest.raises(InvalidRequestError, match="maximum context length is 512 tokens"):
         await actor.generate(subscribed("a", [1] * 20, max_tokens=500))
     assert (await actor.generate(subscribed("a", [1]))).num_tokens == 8
+
+
+JSON_OBJECT = Grammar(
+    JSON_SCHEMA, '{"type":"object","properties":{"ab":{"type":"boolean"}},"additionalProperties":false}'
+)
+
+
+@pytest.fixture
+async def json_actor(tmp_path):
+    """On a model that has a tokenizer, so that grammars can be followed."""
+    folder = write_json_tokenizer(write_tiny_model(tmp_path / "json"))
+    made = RunnerActor(EngineConfig(model=str(folder), load_format="dummy", num_kv_blocks=64), "engine-1")
+    await made.start()
+    yield made
+    await made.shutdown()
+
+
+async def test_a_grammar_is_followed_or_refused_and_compiled_beside_the_engine(json_actor):
+    stream = Subscriber(json_actor)
+    await asyncio.sleep(0)
+    with pytest.raises(InvalidRequestError, match="response_format: the regex is not valid"):
+        await json_actor.generate(subscribed("bad", [1], grammar=Grammar(REGEX, "[")))
+    reply = await json_actor.generate(subscribed("a", [1], max_tokens=60, grammar=JSON_OBJECT))
+    assert reply.finish_reason == "stop"
+    await stream.wait_for("a", reply.num_tokens)
+    text = json_tokenizer().decode([token for delta in stream.of("a") for token in delta.token_ids])
+    assert set(json.loads(text)) <= {"ab"}
+
+    compile_now, go_on, threads = json_actor._compile_grammar, threading.Event(), []
+
+    def compile_late(one):
+        threads.append(threading.current_thread().name)
+        go_on.wait(20)
+        return compile_now(one)
+
+    json_actor._compile_grammar = compile_late
+    made = {name: subscribed(name, [1], max_tokens=60, grammar=JSON_OBJECT) for name in ("ab", "ca", "or", "ok")}
+    calls = {name: asyncio.create_task(json_actor.generate(one)) for name, one in made.items()}
+    await until(lambda: len(json_actor._compiling) == 4, 20)
+    assert told(await json_actor.generate(subscribed("plain", [1], ignore_eos=True))) == (8, "length")
+    await json_actor.abort("ab", 0)
+    assert told(await calls["ab"]) == (0, "abort")
+    calls["ca"].cancel()
+    newer = subscribed("or", [1], max_tokens=60, attempt=1, grammar=JSON_OBJECT)
+    calls["newer"] = asyncio.create_task(json_actor.generate(newer))
+    assert told(await calls["or"]) == (0, "abort")
+    go_on.set()
+    assert {(await calls[name]).finish_reason for name in ("ok", "newer")} == {"stop"}
+    assert all(name.startswith("grammars") for name in threads) and 1 <= len(threads) <= 3
+    assert not json_actor._compiling and not list(json_actor._live.unfinished())
+    await json_actor.check_integrity()
+
+
+async def test_a_request_whose_grammar_is_compiled_when_the_engine_leaves_is_handed_over(json_actor):
+    Subscriber(json_actor)
+    await asyncio.sleep(0)
+    compile_now, go_on = json_actor._compile_grammar, threading.Event()
+    json_actor._compile_grammar = lambda one: go_on.wait(20) and compile_now(one)
+    call = asyncio.create_task(json_actor.generate(subscribed("a", [1], grammar=JSON_OBJECT)))
+    await until(lambda: json_actor._compiling, 20)
+    leaving = asyncio.create_task(json_actor.drain(20))
+    await asyncio.sleep(0.05)
+    go_on.set()
+    assert told(await call) == (0, "handover")
+    await asyncio.wait_for(leaving, 10)
 
 
 async def test_a_dead_loop_fails_calls_and_health(actor):
