@@ -9,8 +9,10 @@ from actors.model_files.end_tokens import eos_token_ids
 from actors.model_files.file_hash import content_id
 from actors.model_files.source import ModelSource
 from actors.model_files.weights import weights_fingerprint
+from actors.structured_output.library import library_version
 from cluster import __version__
 from cluster.config import EngineConfig
+from cluster.routing.fingerprint import fingerprint_of
 from gpu_ops.sources import sources_hash
 
 # Settings whose value can change the bits of an answer, where it counts. What ``model``, ``tokenizer`` and ``load_format`` stand
@@ -52,7 +54,8 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
     """Equal for engines that continue each other's requests exactly: everything that changes bits is in it, and nothing else.
 
     On the CPU the kernels give the same bits on every instruction set, so only their sources count. A GPU's matmuls come
-    from a library that chooses by chip, and its other kernels from a compiler that chooses how products are joined.
+    from a library that chooses by chip, and its other kernels from a compiler that chooses how products are joined. Which tokens
+    a grammar allows comes from a library, too; its version counts for answers under one (``cluster.routing.fingerprint``).
     """
     parts = [__version__, weights_fingerprint(source), _tokenizer_content(source), sources_hash()]
     parts.append(f"end={eos_token_ids(source)}")  # of more files than those above
@@ -62,7 +65,8 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
     if device.is_gpu:
         # The device knows which type auto stands for.
         parts += [device.name, device.math_version, *(f"{name}={getattr(device, name)!r}" for name in sorted(ON_A_GPU))]
-    return "bireme-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    answers = "bireme-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return fingerprint_of(answers, hashlib.sha256(library_version().encode()).hexdigest()[:8])
 
 
 def _tokenizer_content(source: ModelSource) -> str:

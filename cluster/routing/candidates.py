@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cluster.routing.fingerprint import can_continue
+
 
 @dataclass(frozen=True, slots=True)
 class RequestView:
@@ -44,6 +46,6 @@ def candidates(request: RequestView, engines: Sequence[EngineCandidate]) -> list
     comes into question only where all are: it is still better than one that cannot continue the answer.
     """
     wanted = request.fingerprint
-    able = [engine for engine in engines if wanted and engine.fingerprint == wanted]
+    able = [engine for engine in engines if wanted and can_continue(engine.fingerprint, wanted)]
     able = able or [engine for engine in engines if engine.is_near] or list(engines)
     return [engine for engine in able if not engine.is_avoided] or able

@@ -24,6 +24,7 @@ from cluster.process.logs import guard_logs
 from cluster.process.process_age import process_age_s
 from cluster.replies import EngineLost, FingerprintMismatch, RequestRefused
 from cluster.request import EngineRequest
+from cluster.routing.fingerprint import can_continue
 from deployments.metrics.engine_metrics import export_engine_metrics
 from deployments.replica.replica_port import listen_where_the_node_does
 from deployments.replica.runner_watch import RunnerWatch
@@ -110,7 +111,7 @@ class EngineReplica:
             last_resort: other engines did not take it; an engine whose node drains then does, as long as it serves at all.
         """
         info, came_at = self._info, time.time()
-        if fingerprint and fingerprint != info.fingerprint:
+        if fingerprint and not can_continue(info.fingerprint, fingerprint):
             return FingerprintMismatch(info.engine_id, info.fingerprint)
         watch = self._watch
         assert watch is not None

@@ -8,6 +8,7 @@ import time
 from cluster.outputs import FINISH_HANDOVER, FINISH_MOVE, FINISHES_ELSEWHERE, TokenDelta
 from cluster.process.logs import log_fields
 from cluster.replies import EngineLost, HandedOver, Moved
+from cluster.routing.fingerprint import of_answer
 from deployments.metrics.request_events import FENCED, RequestEvents
 from deployments.routing.departures import Departures
 from deployments.routing.submission import Submission
@@ -68,7 +69,7 @@ class Delivery:
             submission.end_attempt(EngineLost(stream.engine_id, ABORTED))
 
     def _deliver(self, stream: TokenStream, new: TokenDelta, submission: Submission) -> None:
-        submission.entry.fingerprint = stream.fingerprint
+        submission.entry.fingerprint = of_answer(stream.fingerprint, submission.entry.params.grammar is not None)
         if submission.lost_at is not None and new.token_ids:
             self._events.recovered(new.request_id, time.monotonic() - submission.lost_at)
             submission.lost_at = None

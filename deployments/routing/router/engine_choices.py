@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from cluster.outputs import ServedModel
 from cluster.request import EngineRequest
+from cluster.routing.fingerprint import can_continue
 from cluster.routing.token_loads import TokenLoads
 
 # Until Serve's own view has caught up: a dead replica leaves the router's list, a hung one is killed.
@@ -56,7 +57,9 @@ class EngineChoices:
         """Whether the router knows an engine besides this one that is not avoided, and that has the fingerprint if one is
         given."""
         return any(
-            other != engine_id and not self.is_avoided(other) and fingerprint in ("", of_other)
+            other != engine_id
+            and not self.is_avoided(other)
+            and (not fingerprint or can_continue(of_other, fingerprint))
             for other, of_other in self._engines.items()
         )
 

@@ -7,9 +7,11 @@ import shutil
 import pytest
 
 from actors.device.cpu import CpuDevice
+from actors.engine import fingerprint as fingerprint_module
 from actors.engine.fingerprint import CONTENT, KEEPS_BITS, OF_ANSWERS, OF_DUMMY_WEIGHTS, ON_A_GPU, fingerprint
 from actors.model_files.source import resolve_model
 from cluster.config import EngineConfig
+from cluster.routing.fingerprint import can_continue, of_answer
 from tests.engines import answer, make_engine, request
 
 # Another value of each setting that keeps the bits, as far as a CPU engine takes another one.
@@ -124,3 +126,15 @@ def test_tokenizer_and_sources_of_the_ops_change_it(tiny_model, tmp_path, monkey
     assert len({before, with_tokenizer, of(copy)}) == 3
     monkeypatch.setattr("actors.engine.fingerprint.sources_hash", lambda: "other")
     assert of(copy) not in (before, with_tokenizer)
+
+
+def test_the_grammar_librarys_version_counts_for_answers_under_a_grammar_alone(tiny_model, monkeypatch):
+    engine = of(tiny_model)
+    monkeypatch.setattr(fingerprint_module, "library_version", lambda: "another")
+    other = of(tiny_model)
+    assert other != engine and of_answer(other, has_grammar=False) == of_answer(engine, has_grammar=False)
+    for has_grammar in (False, True):
+        begun = of_answer(engine, has_grammar)
+        assert can_continue(engine, begun)
+        assert can_continue(other, begun) is not has_grammar
+    assert not can_continue(engine, "") and not can_continue(engine, of_answer(engine, False)[:-1])
