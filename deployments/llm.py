@@ -120,7 +120,7 @@ def build_openai_app(arguments: AppArguments) -> Application:
     config = config.model_copy(update={"api_keys": []})
     # Replicas are bound with nothing of how many there are, so that another number of them replaces none.
     for_engines, for_ingress = config.for_engines(), config.for_ingress()
-    processes = engine_processes(for_engines, num_gpus)
+    processes = engine_processes(for_engines, num_gpus, engine_options(config, num_gpus)["placement_group_bundles"])
     engines = serve.deployment(name="LLMServer")(EngineReplica)
     engines = with_options(engines, "deployment_config", engine_options(config, num_gpus, processes))
     engines = with_version(engines, _version(for_engines, num_gpus, *processes.variables.values()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cluster.config import LLMConfig
@@ -24,14 +26,23 @@ class EngineProcesses(NamedTuple):
     Attributes:
         group: name that only they have.
         variables: of the environment, by kind. A process that has others is no spare for these engines.
+        reserved: what Ray reserves for an engine, on one node.
     """
 
     group: str
     variables: dict[str, dict[str, str]]
+    reserved: dict[str, float]
 
 
-def engine_processes(config: LLMConfig, num_gpus: float) -> EngineProcesses:
-    """What is to be there before engines with these settings are, each runner with so many GPUs."""
+def engine_processes(config: LLMConfig, num_gpus: float, bundles: Sequence[dict[str, float]] = ()) -> EngineProcesses:
+    """What is to be there before engines with these settings are, each runner with so many GPUs.
+
+    Args:
+        bundles: of an engine's placement group.
+    """
+    reserved: Counter[str] = Counter()
+    for bundle in bundles:
+        reserved.update(bundle)
     engine = config.engine_config().model_dump(mode="json")
     text = json.dumps([config.model_copy(update={"api_keys": []}).model_dump(mode="json"), num_gpus], sort_keys=True)
     group = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -50,4 +61,5 @@ def engine_processes(config: LLMConfig, num_gpus: float) -> EngineProcesses:
             }
             for kind in KINDS
         },
+        dict(reserved),
     )

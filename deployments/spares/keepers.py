@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -39,7 +40,7 @@ class SpareKeepers:
         self._keepers: dict[str, Any] = {}
 
     async def keep(self) -> None:
-        """See to it that there is one on each node; runs until it is cancelled."""
+        """See to it that there is one on each node that can have engines; runs until it is cancelled."""
         while self._wanted:
             try:
                 await asyncio.to_thread(self._look)
@@ -61,7 +62,7 @@ class SpareKeepers:
             logger.warning("event=no_early_runner error=%s: %s", type(error).__name__, error)
 
     def _prepare_first(self) -> None:
-        if len(_nodes()) != 1:
+        if self._nodes() != [ray.get_runtime_context().get_node_id()]:
             return
         try:
             roster = Roster(self._processes.group, ray.get_runtime_context().get_node_id())
@@ -71,7 +72,7 @@ class SpareKeepers:
             prestart(self._processes.variables[RUNNER], int(UNKEPT_S), from_controller=False)
 
     def _look(self) -> None:
-        nodes = _nodes()
+        nodes = self._nodes()
         for node_id in nodes:
             if node_id not in self._keepers:
                 self._keepers[node_id] = (
@@ -88,6 +89,9 @@ class SpareKeepers:
         for node_id in self._keepers.keys() - set(nodes):
             del self._keepers[node_id]
 
+    def _nodes(self) -> list[str]:
+        return nodes_for(self._processes.reserved, ray.nodes())
+
     async def _begin(self, node_id: str) -> None:
         try:
             await asyncio.wait_for(self._keepers[node_id].run.remote(), _ANSWER_TIMEOUT_S)
@@ -103,5 +107,10 @@ class SpareKeepers:
             return None
 
 
-def _nodes() -> list[str]:
-    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+def nodes_for(reserved: Mapping[str, float], nodes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Ids of those among ``nodes``, as ``ray.nodes()`` has them, that live and hold what an engine reserves, taken or not."""
+    return [
+        node["NodeID"]
+        for node in nodes
+        if node["Alive"] and all(node["Resources"].get(name, 0.0) >= amount for name, amount in reserved.items())
+    ]
