@@ -387,7 +387,7 @@ def _progress(load: Load) -> Iterator[Any]:
 
 @contextmanager
 def _interruptible(processes: LoadProcesses) -> Iterator[Any]:
-    """The first Ctrl-C ends the run with what there is, the second one at once."""
+    """The first Ctrl-C, or SIGTERM, ends the run with what there is, the second one at once."""
     asked = False
 
     def heard(*_: object) -> None:
@@ -396,11 +396,12 @@ def _interruptible(processes: LoadProcesses) -> Iterator[Any]:
             raise KeyboardInterrupt
         asked = True
 
-    before = signal.signal(signal.SIGINT, heard)
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: processes.stop() if asked else None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show(run: dict[str, Any]) -> None:
