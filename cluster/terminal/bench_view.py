@@ -49,6 +49,8 @@ def warnings(run: dict[str, Any]) -> list[str]:
     found = [f"{count} × {error}" for error, count in list(run["errors"].items())[:5]]
     if run["warm_up_errors"]:
         found.append(f"{run['warm_up_errors']} warm-up requests failed")
+    if run["unfinished"] > run["completed"]:
+        found.append("most answers were cut at the end, and count nowhere; raise --max-seconds")
     busiest = max(run["client_cpu_shares"], default=0.0)
     if busiest > _BUSY:
         found.append(

@@ -71,7 +71,7 @@ def test_an_open_loop_asks_when_it_is_due_whatever_is_under_way():
     assert server.most > 10
     late = sorted(sample.asked - sample.due for sample in seen.samples)
     assert late[0] >= 0
-    assert late[len(late) // 2] < 0.05
+    assert late[len(late) // 2] < 0.25
     assert figures(seen)["completed"] == 20
 
 

@@ -90,6 +90,15 @@ def test_ctrl_c_shows_what_there_is_so_far(tmp_path: Path):
     assert "Traceback" not in err
 
 
+def test_a_run_that_was_too_short_for_its_answers_says_so():
+    with serving(lambda body: [text(), 30]) as server:
+        ran = bench("--url", server.url, "--num-prompts", "3", "--num-warmups", "0", "--max-seconds", "0.5")
+    assert ran.returncode == 1
+    assert "0 requests in" in ran.stdout
+    assert "3 cut at the end" in ran.stdout
+    assert "raise --max-seconds" in ran.stderr
+
+
 def test_errors_are_told_and_are_no_samples():
     with serving(lambda body: [text(), usage(1)]) as server:
         ran = bench("--port", str(server.port), "--num-prompts", "3", "--num-warmups", "0")
