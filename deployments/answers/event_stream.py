@@ -17,6 +17,7 @@ from cluster.outputs import TokenDelta
 from deployments.answers.choice import Choice
 from deployments.answers.generation import Generation
 from deployments.answers.response_builder import ResponseBuilder
+from deployments.http.body_writer import BodyWriter, body_writer
 from deployments.http.connection import ClientGoneError, while_connected
 from deployments.http.json_pieces import write_json
 from deployments.http.large_requests import large_requests
@@ -85,6 +86,7 @@ class EventStream(Response):
         self._client = client
         self._has_written = False
         self._send: Send
+        self._writer: BodyWriter | None = None
         self._timer: asyncio.TimerHandle
         self._showing: asyncio.Task | None = None
         self._sending: asyncio.Task | None = None
@@ -100,7 +102,7 @@ class EventStream(Response):
 
     async def _write(self, send: Send) -> None:
         texts, generation, answer = self._first, self._generation, self._answer
-        self._send = send
+        self._send, self._writer = send, body_writer()
         self._timer = asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._look, _KEEP_ALIVE_S)
         try:
             while True:
@@ -140,7 +142,9 @@ class EventStream(Response):
         event = self._plain_event(choice.index, output.push(delta))
         if event:
             self._has_written = True
-            self._sending = begin(_send_body(self._send, event))
+            # A sign of life that waits does so for a slow client, to whom nothing is written past it.
+            if self._writer is None or not self._writer.write(event):
+                self._sending = begin(_send_body(self._send, event))
         return True
 
     def _plain_event(self, index: int, text: str) -> bytes:

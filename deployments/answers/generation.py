@@ -50,7 +50,9 @@ class Generation:
     @property
     def fingerprint(self) -> str:
         """Of the engine that made the tokens; empty before the first."""
-        return next((choice.entry.fingerprint for choice in self.choices if choice.entry.fingerprint), "")
+        # Most answers have one choice, and each of its tokens asks.
+        first = self.choices[0].entry.fingerprint
+        return first or next((choice.entry.fingerprint for choice in self.choices if choice.entry.fingerprint), "")
 
     def start(self) -> None:
         """Submit every sequence that is not finished.

@@ -97,7 +97,7 @@ class SequenceOutput:
         if self.is_plain and delta.index and not (delta.finish_reason or delta.logprobs or delta.prompt_logprobs):
             # As below, for most tokens of most answers.
             self._pushed += len(delta.token_ids)
-            text = "".join([self._detokenizer.push(token) for token in delta.token_ids])
+            text = _joined(self._detokenizer, delta.token_ids)
             self._pieces.append(text)
             return text
         if delta.logprobs:
@@ -156,7 +156,7 @@ class SequenceOutput:
         tokens, self._tail = self._tail[:settled], self._tail[settled:]
         if not self._matches_strings:
             self._pushed += settled
-            return "".join([self._detokenizer.push(token) for token in tokens])
+            return _joined(self._detokenizer, tokens)
         released = []
         for token in tokens:
             self._pushed += 1
@@ -164,3 +164,9 @@ class SequenceOutput:
             if self._matcher.matched is not None:
                 break
         return "".join(released)
+
+
+def _joined(detokenizer: Detokenizer, token_ids: Sequence[int]) -> str:
+    if len(token_ids) == 1:
+        return detokenizer.push(token_ids[0])
+    return "".join([detokenizer.push(token) for token in token_ids])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from starlette.middleware import Middleware
 
+from deployments.http.server.direct_writes import write_directly
 from deployments.http.server.door import HttpDoor
 from deployments.http.server.header_timeout import limit_header_time
 from deployments.http.server.http_1_0 import answer_http_1_0
@@ -21,5 +22,6 @@ def set_up_http_servers() -> list[Middleware]:
     """
     keep_addresses_direct()
     answer_http_1_0()
+    write_directly()
     limit_header_time()
     return [Middleware(HttpDoor)]

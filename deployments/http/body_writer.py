@@ -1,0 +1,31 @@
+"""Parts of an answer's body, written to the connection at once, past all that an application's ``send`` goes through."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from typing import Protocol
+
+
+class BodyWriter(Protocol):
+    """The connection that a request came on."""
+
+    def write(self, body: bytes) -> bool:
+        """Write a part that is not the last one; False if nothing was written and ``send`` has to do it, because the client reads
+        slowly or has gone, or this is not how its answer is written. Order is kept as long as no ``send`` is waiting."""
+        ...
+
+
+# Set by a server in the context of each request: a scope travels to other processes, and this cannot.
+_WRITER: ContextVar[tuple[asyncio.AbstractEventLoop, BodyWriter] | None] = ContextVar("body_writer", default=None)
+
+
+def offer_body_writer(writer: BodyWriter) -> None:
+    """The request that is handled in this context, on this event loop, came on ``writer``."""
+    _WRITER.set((asyncio.get_running_loop(), writer))
+
+
+def body_writer() -> BodyWriter | None:
+    """Of the request that is handled in this context; None if its connection ends elsewhere: in another thread or process."""
+    offered = _WRITER.get()
+    return offered[1] if offered is not None and offered[0] is asyncio.get_running_loop() else None

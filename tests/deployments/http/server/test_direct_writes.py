@@ -1,0 +1,123 @@
+"""Events in the middle of an answer go past ``send``, and the client cannot tell."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from uvicorn.protocols.http import httptools_impl
+
+from cluster.outputs import FINISH_LENGTH
+from deployments.http.body_writer import body_writer
+from deployments.http.server.direct_writes import write_directly
+from tests.deployments.answers.test_slow_answers import SlowEngines
+from tests.deployments.http.server.test_http_1_0 import listening, request
+from tests.waiting import until
+
+_NUM_TOKENS = 40
+
+
+class Sends:
+    """Bodies that passed ``send``, and the writers of the requests."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.writers: list[Any] = []
+
+    def around(self, app):
+        async def noting(scope, receive, send):
+            async def noted(message):
+                self.bodies.append(message.get("body", b""))
+                await send(message)
+
+            self.writers.append(body_writer())
+            await app(scope, receive, noted)
+
+        return noting
+
+
+@pytest.fixture(autouse=True)
+def cycle(monkeypatch) -> None:
+    monkeypatch.setattr(httptools_impl, "RequestResponseCycle", httptools_impl.RequestResponseCycle)
+    write_directly()
+
+
+@contextlib.asynccontextmanager
+async def streaming(version: str = "1.1"):
+    """An answer that has begun: its engine, its reader, and what passed ``send``."""
+    engines, sends = SlowEngines(), Sends()
+    async with listening(engines, sends.around) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        options = {"prompt": "x", "stream": True, "max_tokens": _NUM_TOKENS}
+        writer.write(b"".join(request(version, options, "Connection: close")))
+        await until(lambda: hasattr(engines, "deliver"), 20)
+        engines.deliver([65])
+        try:
+            await asyncio.wait_for(reader.readuntil(b"}\n\n"), 20)
+            yield engines, reader, sends
+        finally:
+            # A server waits for its clients.
+            writer.transport.abort()
+
+
+def texts(body: bytes) -> str:
+    events = [line[6:] for line in body.split(b"\n") if line.startswith(b"data: {")]
+    return "".join(json.loads(event)["choices"][0]["text"] for event in events)
+
+
+async def test_events_in_the_middle_pass_no_send_and_are_chunks_in_order():
+    async with streaming() as (engines, reader, sends):
+        for number in range(1, _NUM_TOKENS - 1):
+            engines.deliver([65 + number % 26])
+            # The next token is only passed on once the stream waits for it.
+            await asyncio.sleep(0.001)
+        engines.deliver([65 + (_NUM_TOKENS - 1) % 26], FINISH_LENGTH)
+        rest = await asyncio.wait_for(reader.read(), 20)
+    # The header, the first token, the last one, the end.
+    assert [len(texts(body)) for body in sends.bodies] == [0, 1, 1, 0]
+    assert texts(rest) == "".join(chr(98 + number % 26) for number in range(1, _NUM_TOKENS))
+    assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+async def test_who_reads_slowly_gets_the_rest_through_send():
+    async with streaming() as (engines, reader, sends):
+        (writer,) = sends.writers
+        writer.flow.pause_writing()
+        engines.deliver([66])
+        await asyncio.sleep(0.01)
+        engines.deliver([67])
+        await asyncio.sleep(0.01)
+        assert not writer.write(b"x")
+        writer.flow.resume_writing()
+        engines.deliver([68], FINISH_LENGTH)
+        rest = await asyncio.wait_for(reader.read(), 20)
+    assert texts(rest) == "cde"
+    assert sum(len(texts(body)) for body in sends.bodies) == 4
+
+
+async def test_an_answer_without_chunks_passes_send():
+    async with streaming("1.0") as (engines, reader, sends):
+        engines.deliver([66])
+        await asyncio.sleep(0.01)
+        engines.deliver([67], FINISH_LENGTH)
+        rest = await asyncio.wait_for(reader.read(), 20)
+    assert texts(rest) == "cd"
+    assert rest.endswith(b"data: [DONE]\n\n")
+    assert sum(len(texts(body)) for body in sends.bodies) == 3
+
+
+async def test_a_connection_that_ends_in_another_thread_is_not_written_to():
+    seen: list[Any] = []
+
+    async def elsewhere() -> None:
+        seen.append(body_writer())
+
+    async with streaming() as (engines, reader, sends):
+        assert sends.writers[0] is not None
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        engines.deliver([66], FINISH_LENGTH)
+        await asyncio.wait_for(reader.read(), 20)
+    assert seen == [None]
