@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from typing import Annotated
 
 import typer
 
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
+from cluster.outputs import ServedModel
 from cluster.terminal.app import app, console, errors
+from deployments.commands.serving.start_view import StartView
+from deployments.commands.serving.start_watcher import StartWatcher
 from deployments.commands.setting_flags import TAKES_SETTINGS, with_setting_flags
 from deployments.http.keys import ApiKeys
 from deployments.http.server.header_timeout import check_connection_limits
@@ -22,12 +26,14 @@ from deployments.start.preflight import (
     check_temporary_folder,
 )
 from deployments.start.ray_session import keep_ray_private, ray_base, ray_leftovers
+from deployments.start.run_files.private_folder import private_base
 from deployments.start.run_files.run_folder import make_run_folder
 from deployments.start.serve_config import (
     DEFAULT_HOST,
     DEFAULT_PORT,
     configured_model,
     has_keys,
+    named_after_model,
     serve_config,
     without_keys,
 )
@@ -64,9 +70,13 @@ def serve(
     address: Annotated[
         str, typer.Option(help="Ray cluster; local starts one on this machine.", envvar="RAY_ADDRESS")
     ] = LOCAL,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show all that Ray, Serve, HAProxy and Paddle print, too.")
+    ] = False,
 ) -> None:
     """Prepare ops and model, then serve in the foreground until Ctrl-C."""
     supervisor = supervised()
+    view = StartView(sys.stdout.fileno())
     try:
         check_temporary_folder()
         check_descriptors()
@@ -88,11 +98,14 @@ def serve(
             from deployments.replica.gpu_placement import ClusterGpus, runner_num_gpus
 
             runner_num_gpus(model, ClusterGpus(gpus_of_this_machine()))
-        prepare(model)
+        view.begin("set-up")
+        served = prepare(model)
         folder = make_run_folder()
         supervisor.leaves(glob.escape(str(folder)))
         config = without_keys(config, folder)
         if base is not None:
+            # On a cluster a name is what the application is found by again.
+            config = named_after_model(config, served.model_id)
             os.environ.update(LOOPBACK_CLUSTER)
             keep_ray_private(base)
             # What processes of the server make among temporary files goes when it goes, and paths of sockets are short.
@@ -100,14 +113,18 @@ def serve(
             for pattern in ray_leftovers(base, os.getpid()):
                 supervisor.leaves(pattern)
         apply_serve_environment(folder, host=str(config["http_options"]["host"]))
-        run_server(config, address, model.start_timeout_s, supervisor)
+        watcher = StartWatcher(view, config, model, served, private_base() if base is None else base, verbose)
+        supervisor.writes_to(watcher.log.descriptors)
+        supervisor.logs_to(str(watcher.log.path))
+        run_server(config, address, model.start_timeout_s, supervisor, watcher)
     except (BiremeError, SettingsError, OpBuildError) as error:
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None
 
 
-def prepare(config: LLMConfig) -> None:
-    """Build the ops, fetch the model and look into it, where a person can watch and an error is one line."""
+def prepare(config: LLMConfig) -> ServedModel:
+    """Build the ops, fetch the model and look into it, where a person can watch and an error is one line; what is served then."""
+    from actors.engine.memory_plan import expected_max_model_len
     from actors.model_files.config import load_model_config
     from actors.model_files.source import model_of
     from actors.text.tokenizer import load_tokenizer
@@ -118,6 +135,8 @@ def prepare(config: LLMConfig) -> None:
     if config.load_format == "auto":
         prepare_model(console, config.model)
     source = model_of(config)
-    load_model_config(source)
+    model = load_model_config(source)
     load_tokenizer(source)
     sampling_defaults(config, source)
+    max_model_len = expected_max_model_len(config, model.max_position_embeddings)
+    return ServedModel(config.model_id or source.name, max_model_len, model.vocab_size)

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,12 +21,13 @@ from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
 from cluster.observability.start_stages import StartStages
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted, ServedModel
-from cluster.process.logs import guard_logs
+from cluster.process.logs import guard_logs, log_fields
 from cluster.process.process_age import process_age_s
 from cluster.replies import EngineLost, FingerprintMismatch, RequestRefused
 from cluster.request import EngineRequest
 from cluster.routing.fingerprint import can_continue
 from deployments.metrics.engine_metrics import export_engine_metrics
+from deployments.ray_private.serve import session_logs
 from deployments.replica.replica_port import listen_where_the_node_does
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner
@@ -88,6 +90,7 @@ class EngineReplica:
             if isinstance(error.cause, (BiremeError, OpBuildError)):
                 raise cannot_start(str(error.cause)) from None
             raise
+        logger.info(log_fields(event="runner_started", engine=self._engine_id, log=await _runner_log(self._runner)))
         self._exporting = asyncio.create_task(export_engine_metrics(self._engine_id, self.stats))
 
         shutdown_timeout_s = config.deployment_config.get("graceful_shutdown_timeout_s", GRACEFUL_SHUTDOWN_TIMEOUT_S)
@@ -201,6 +204,14 @@ class EngineReplica:
             except (RayError, asyncio.TimeoutError) as error:
                 logger.warning("runner of %s did not shut down cleanly: %s", self._engine_id, error)
             ray.kill(self._runner)
+
+
+async def _runner_log(runner: Any) -> str:
+    """File to which a runner of this node writes its log; what is known of its name where it cannot be found."""
+    pid, folder = (await runner.stats.remote())["pid"], session_logs()
+    name = f"worker-*-{pid}.err"
+    found = sorted(Path(folder).glob(name)) if folder else []
+    return str(found[-1]) if found else name
 
 
 def application_name() -> str:

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
+from pathlib import PurePath
 
 import ray
 
@@ -24,6 +26,7 @@ from deployments.spares.process_hook import adopted
 logger = logging.getLogger("bireme.runner")
 
 _EXIT_DELAY_S = 0.2
+_LONGEST_NAME = 40
 
 
 class StreamingRunner(RunnerActor):
@@ -36,6 +39,11 @@ class StreamingRunner(RunnerActor):
         self._replica_clock = SilenceClock()
         self._replica: PeerProcess | None = None
         self._guard: asyncio.Task | None = None
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls the actor, and its logs at the terminal."""
+        gpus = [str(gpu) for gpu in ray.get_gpu_ids()]
+        return f"runner {_short_name(self._config)} {'gpu' + '+'.join(gpus) if gpus else 'cpu'}"
 
     async def start(self) -> EngineInfo:
         """As RunnerActor; opens the socket too."""
@@ -98,3 +106,9 @@ class StreamingRunner(RunnerActor):
             self._guard.cancel()
         await self._socket.close()
         await super().shutdown()
+
+
+def _short_name(config: EngineConfig) -> str:
+    """Of the model, without the folders that it lies in; one word."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.model_id or PurePath(config.model).stem)
+    return name[:_LONGEST_NAME]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from deployments.start.settings_names import NUM_REPLICAS, nearest, split_settin
 BUILDER = "deployments.llm:build_openai_app"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
+# What Ray Serve calls an application that was given no name.
+UNNAMED = "default"
 _CONFIGS = Path(__file__).resolve().parents[2] / "ray_configs"
 
 
@@ -80,7 +83,7 @@ def _checked_model(model: str) -> str:
 def _application(arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         "proxy_location": "HeadOnly",
-        "applications": [{"name": "default", "route_prefix": "/", "import_path": BUILDER, "args": arguments}],
+        "applications": [{"name": UNNAMED, "route_prefix": "/", "import_path": BUILDER, "args": arguments}],
     }
 
 
@@ -162,6 +165,18 @@ def without_keys(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         arguments = {name: value for name, value in application["args"].items() if name != "api_keys"}
         applications[i] = {**application, "args": {**arguments, "api_keys_file": str(file)}}
     return {**config, "applications": applications}
+
+
+def named_after_model(config: dict[str, Any], model_id: str) -> dict[str, Any]:
+    """``config`` whose one application, where it has no name of its own, has the name of the model, for dashboard, logs, metrics.
+
+    The name is part of file names, so that signs which have a meaning there become dashes.
+    """
+    first, *others = config["applications"]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_id).strip("-.")
+    if others or first.get("name", UNNAMED) != UNNAMED or not name:
+        return config
+    return {**config, "applications": [{**first, "name": name}]}
 
 
 def has_keys(application: Any) -> bool:

@@ -8,23 +8,42 @@ import sys
 import time
 import traceback
 from collections.abc import Container, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from cluster.errors import BiremeError
 from deployments.supervision.readiness import not_ready, what_failed
 from deployments.supervision.stages import RUNNING, STARTING, Supervised
 
-_POLL_S = 0.5
+_POLL_S = 0.25
+_STATUS_POLLS = 2
 _END_POLL_S = 0.1
 
 
-def run_server(config: dict[str, Any], address: str, patience_s: float, supervised: Supervised) -> NoReturn:
+class Watcher(Protocol):
+    """Shows a person how the start goes."""
+
+    def begin(self, stage: str) -> None:
+        """Of the start, from now on."""
+
+    def look(self) -> None:
+        """Called several times a second while applications start; returns at once."""
+
+    def ready(self) -> None:
+        """Requests are answered from now on."""
+
+    def failed(self, reason: str) -> list[str]:
+        """Nothing follows but these last words."""
+
+
+def run_server(
+    config: dict[str, Any], address: str, patience_s: float, supervised: Supervised, watcher: Watcher
+) -> NoReturn:
     """Serve ``config`` (as Ray Serve reads it) on the Ray at ``address`` until told to stop, and leave with status 0.
 
     Args:
         patience_s: until all applications must be ready, from now on.
 
-    Where they are not, it leaves with status 1 after one line that has the reason.
+    Where they are not, it leaves with status 1, after the reason in one line.
     """
     deadline = time.monotonic() + patience_s
     supervised.enter(STARTING)
@@ -35,12 +54,16 @@ def run_server(config: dict[str, Any], address: str, patience_s: float, supervis
 
     is_local = address == "local"
     try:
+        watcher.begin("Ray")
         ray.init(address=address, namespace="serve")
         try:
+            watcher.begin("Ray Serve")
             deploy(config)
-            _wait_until_ready(deadline, patience_s, supervised)
+            watcher.begin("application")
+            _wait_until_ready(deadline, patience_s, supervised, watcher)
             if not supervised.stop.is_set():
                 supervised.enter(RUNNING)
+                watcher.ready()
             supervised.stop.wait()
         except BaseException:
             if not is_local:
@@ -48,23 +71,30 @@ def run_server(config: dict[str, Any], address: str, patience_s: float, supervis
             raise  # of a start on this machine that fails the supervisor ends all
         _end(is_local)
     except BiremeError as error:
-        _leave(f"Error: {error}")
-    except Exception:
-        _leave(traceback.format_exc())
-    _leave("", 0)
+        _leave(watcher.failed(str(error)))
+    except Exception as error:
+        traceback.print_exc()
+        what = str(error).strip().splitlines() or [""]
+        _leave(watcher.failed(f"the server failed: {type(error).__name__}: {what[0]}"))
+    _leave([], 0)
 
 
-def _leave(last_words: str, status: int = 1) -> NoReturn:
+def _leave(last_words: list[str], status: int = 1) -> NoReturn:
     """At once: Ray's own end at the end of a process prints, and takes seconds."""
     with contextlib.suppress(OSError):
-        print(last_words, end="\n" if last_words else "", file=sys.stderr, flush=True)
+        print("".join(f"{line}\n" for line in last_words), end="", file=sys.stderr, flush=True)
     os._exit(status)
 
 
-def _wait_until_ready(deadline: float, patience_s: float, supervised: Supervised) -> None:
+def _wait_until_ready(deadline: float, patience_s: float, supervised: Supervised, watcher: Watcher) -> None:
     from ray import serve
 
+    num_polls = 0
     while not supervised.stop.wait(_POLL_S):
+        watcher.look()
+        num_polls += 1
+        if num_polls % _STATUS_POLLS:
+            continue
         applications = serve.status().applications
         if (reason := what_failed(applications)) is not None:
             raise BiremeError(reason)

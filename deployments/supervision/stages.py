@@ -30,6 +30,7 @@ class Supervised:
         self._stage = PREPARING
         self._changing = threading.Lock()
         self._leftovers: list[str] = []
+        self._outputs = [1, 2]
         threading.Thread(target=self._wait_for_end, daemon=True, name="supervised").start()
 
     def enter(self, stage: str) -> None:
@@ -49,6 +50,14 @@ class Supervised:
         self._leftovers.append(pattern)
         self._tell("leaves", pattern)
 
+    def writes_to(self, descriptors: list[int]) -> None:
+        """These are the terminal, too."""
+        self._outputs += descriptors
+
+    def logs_to(self, path: str) -> None:
+        """Where to read what happened, should the server die without a word."""
+        self._tell("log", path)
+
     def _tell(self, name: str, value: str) -> None:
         with contextlib.suppress(OSError):  # the parent was killed
             os.write(self._reports, f"{name} {value}".encode("utf-8", "surrogateescape") + _LINE_END)
@@ -57,7 +66,7 @@ class Supervised:
         with contextlib.suppress(OSError):
             while os.read(0, 4096):
                 pass
-        _be_silent()
+        _be_silent(self._outputs)
         self.stop.set()
         with self._changing:
             if self._stage == PREPARING:
@@ -79,9 +88,9 @@ class Supervised:
         os._exit(1)
 
 
-def _be_silent() -> None:
+def _be_silent(outputs: list[int]) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for output in (1, 2):
+    for output in outputs:
         os.dup2(nowhere, output)
     os.close(nowhere)
 

@@ -91,6 +91,7 @@ class _Watch:
         self._stage = PREPARING
         self._is_local = True
         self._leftovers: list[str] = []
+        self._log = ""
         self._rest = b""
         self._status: int | None = None
         self._signal: signal.Signals | None = None
@@ -115,6 +116,9 @@ class _Watch:
             _say(f"processes {descendants(os.getpid())} do not end; the kernel holds them")
         if self._status is None:
             self._status = -signal.SIGKILL
+        elif self._status < 0 and self._signal is None:
+            where = f"; what it wrote is in {self._log}" if self._log else ""
+            _say(f"the server died by {signal.Signals(-self._status).name}{where}")
         if self._signal is not None and (self._stage != RUNNING or self._status != 0):
             return 128 + self._signal
         return self._status if self._status >= 0 else 128 - self._status
@@ -135,6 +139,8 @@ class _Watch:
                 self._is_local = False
             elif name == "leaves":
                 self._leftovers.append(value)
+            elif name == "log":
+                self._log = value
 
     def _take(self, numbers: bytes) -> None:
         for number in numbers:

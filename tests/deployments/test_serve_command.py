@@ -189,9 +189,12 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
         wait_for(
             lambda: answers(url, process, log) and answers(f"{url}/second", process, log), 90, "no application is ready"
         )
+        wait_for(lambda: "\ncurl http" in log.read_text(), 30, "no command to copy")
+        check_that_the_start_is_quiet(log.read_text(), url)
         for path, key in (("", KEY), ("/second", KEY_OF_VARIABLE)):
             for offered, status in ((key, 200), (None, 401), ("other", 401)):
                 headers = {"Authorization": f"Bearer {offered}"} if offered else {}
+                headers["X-Request-ID"] = f"find-{status}"
                 body = {"prompt": "One, two,", "max_tokens": 4, "ignore_eos": True}
                 answer = httpx.post(f"{url}{path}/v1/completions", json=body, headers=headers, timeout=60)
                 assert answer.status_code == status
@@ -216,6 +219,8 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
         base = private_base(str(temporary_folder))
         (session,) = (base / "ray").glob("session_2*")
         check_that_switches_arrived(pids, folder)
+        wait_for(lambda: log.read_text().count(" x_request_id=find-200 ") == 2, 30, "no lines of the requests")
+        check_that_a_request_and_a_runner_are_found_in_logs(session, log.read_text())
         check_that_no_key_is_shown(pids, [base, folder], log)
         check_that_files_are_this_users_alone([base, folder])
         assert answers(url, process, log)
@@ -235,13 +240,44 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
     assert not any(is_running(pid) for pid in pids)
     assert leftovers(base.parent) == []
     assert files_with([KEY, KEY_OF_VARIABLE], [base]) == []
-    assert [path.name for path in base.iterdir()] == ["ray"]
+    assert sorted(path.name for path in base.iterdir()) == ["logs", "ray"]
     assert list(session.glob("logs/serve/*")), "what happened can be read afterwards"
 
 
+def check_that_the_start_is_quiet(printed: str, url: str) -> None:
+    """Nothing but stages with their times, a block, and a command alone in its line."""
+    stages, block, command = printed.strip().split("\n\n")
+    assert [line for line in stages.splitlines() if not re.fullmatch(r"  [a-zA-Z ,:-]+ [\d.]+ s", line)] == []
+    assert command.startswith(f"curl {url}/v1/chat/completions -H ")
+    assert "\n" not in command
+    for row in (
+        f"URL        {url}/v1, with an API key",
+        "model      tiny",
+        "device     cpu, float32",
+        "streams at once",
+    ):
+        assert f" {row} " in block
+
+
+def check_that_a_request_and_a_runner_are_found_in_logs(session: Path, printed: str) -> None:
+    """At the terminal, in the ingress's log by the id of its client, and from the replica's log to the runner's."""
+    (line, _) = [line for line in printed.splitlines() if " x_request_id=find-200 " in line]
+    found = re.fullmatch(
+        r"id=cmpl-\w+ x_request_id=\S+ model=tiny queue_ms=[\d.]+ first_token_ms=[\d.]+ prompt_tokens=\d+ tokens=4 "
+        r"tokens_per_s=[\d.]+ finish=length engine=(engine-\w+) attempts=1",
+        line,
+    )
+    assert found, line
+    ingresses = "".join(file.read_text() for file in session.glob("logs/serve/*OpenAiIngress*.log"))
+    assert f" find-200 -- event=request {line}" in ingresses
+    replicas = "".join(file.read_text() for file in session.glob("logs/serve/*LLMServer*.log"))
+    (runner_log,) = re.findall(rf"event=runner_started engine={found[1]} log=(\S+)", replicas)
+    assert f"engine={found[1]}" in Path(runner_log).read_text()
+
+
 def dashboard(log: Path) -> str:
-    """URL of the dashboard, as Ray tells it at the terminal."""
-    (url,) = re.findall(r"dashboard at .*?(http://127[\d.]+:\d+)", log.read_text())
+    """URL of the dashboard, as the terminal has it."""
+    (url,) = re.findall(r"dashboard +(http://127[\d.]+:\d+)", log.read_text())
     return url
 
 

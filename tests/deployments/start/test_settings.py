@@ -20,7 +20,7 @@ from deployments.llm import build_openai_app, engine_options
 from deployments.routing.router.engine_router import EngineRouter
 from deployments.start.app_arguments import AppArguments, SettingsError
 from deployments.start.run_files.key_file import _who_may_read
-from deployments.start.serve_config import configured_model
+from deployments.start.serve_config import configured_model, named_after_model
 
 WRONG = [
     ("max_num_seqs", True),
@@ -262,3 +262,22 @@ def test_serve_options_that_are_right_build_an_application(options):
     before = config.model_dump()
     assert build_openai_app(config) is not None
     assert config.model_dump() == before
+
+
+@pytest.mark.parametrize(
+    ("names", "model_id", "name"),
+    [
+        (["default"], "owner/name:8b instruct", "owner-name-8b-instruct"),
+        ([None], "tiny", "tiny"),
+        (["mine"], "tiny", "mine"),
+        (["default"], "//", "default"),
+    ],
+)
+def test_an_application_without_a_name_has_that_of_its_model(names, model_id, name):
+    config = {"applications": [{} if given is None else {"name": given} for given in names]}
+    assert [one["name"] for one in named_after_model(config, model_id)["applications"]] == [name]
+
+
+def test_of_several_applications_each_keeps_its_name():
+    config = {"applications": [{"name": "default"}, {"name": "second"}]}
+    assert named_after_model(config, "tiny") == config

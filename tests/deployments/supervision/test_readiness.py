@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ray.serve.schema import (
@@ -70,4 +72,10 @@ def test_a_start_that_takes_too_long_ends_with_the_reason(tmp_path):
         timeout=120,
     )
     assert ran.returncode == 1
-    assert ran.stderr.splitlines()[-1].startswith("Error: not ready after start_timeout_s=1: ")
+    first, *_, last = ran.stderr.splitlines()
+    assert first.startswith("Error: not ready after start_timeout_s=1: ")
+    assert "Traceback" not in ran.stderr
+    log = Path(last.removeprefix("The log: "))
+    assert "Started a local Ray instance" in log.read_text(), "what Ray says is in the log"
+    assert "Ray instance" not in ran.stdout + ran.stderr
+    assert re.search(r"^  Ray +[\d.]+ s$", ran.stdout, re.MULTILINE), "the stages that ended are shown with their times"

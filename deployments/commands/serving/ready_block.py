@@ -1,0 +1,53 @@
+"""What a person reads once the model answers: a framed block, and below it a command to copy, which stands alone in its line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def ready_block(rows: Mapping[str, str], columns: int) -> list[str]:
+    """``rows`` by name in a frame, as narrow as they are; without its right side where that is more than ``columns``."""
+    width = max(map(len, rows))
+    texts = [f"{name:<{width}}  {value}" for name, value in rows.items()]
+    inner = max(map(len, texts))
+    if inner + 4 > columns:
+        bar = "─" * max(0, columns - 1)
+        return [f"┌{bar}", *(f"│ {text}" for text in texts), f"└{bar}"]
+    bar = "─" * (inner + 2)
+    return [f"┌{bar}┐", *(f"│ {text:<{inner}} │" for text in texts), f"└{bar}┘"]
+
+
+def curl(url: str, model_id: str, needs_key: bool) -> str:
+    """A command that asks the server something, in one line."""
+    body = json.dumps({"model": model_id, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    key = '-H "Authorization: Bearer $BIREME_API_KEY" ' if needs_key else ""
+    quoted = body.replace("'", "'\\''")
+    return f"curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{quoted}'"
+
+
+def memory_row(num_blocks: int, block_size: int, max_model_len: int, max_num_seqs: int) -> str:
+    """The memory plan: how many streams of which length the KV cache holds.
+
+    Args:
+        num_blocks, block_size: of the KV cache; tokens a block.
+        max_model_len: tokens of the longest stream.
+        max_num_seqs: most streams at once.
+    """
+    tokens = num_blocks * block_size
+    blocks_a_stream = -(-max_model_len // block_size)
+    streams = num_blocks // blocks_a_stream
+    return f"{streams} × {max_model_len:,} tokens (KV cache of {tokens:,}), at most {max_num_seqs} streams at once"
+
+
+def device_row(stats: Mapping[str, Any]) -> str:
+    """Where an engine computes, of ``RunnerActor.stats``."""
+    if not stats.get("device"):
+        return "no engine runs; the first request starts one"
+    row = f"{stats['device']}"
+    if dtype := stats.get("dtype"):
+        row += f", {dtype}"
+    if memory := stats.get("memory"):
+        row += f", {memory['total_bytes'] / 2**30:.0f} GiB"
+    return row
