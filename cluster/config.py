@@ -258,6 +258,10 @@ class LLMConfig(EngineConfig):
         le=64,
         description="Processes for so many engines that wait on each node, with Paddle imported and kept weights mapped; they reserve memory in Ray, and no CPU or GPU. The next engine starts in them.",
     )
+    request_log: Literal["text", "json", "off"] = Field(
+        "text",
+        description="Line of the ingress's log, and at the terminal of `bireme serve`, for each request that is over: text, name=value; json, one object; off, none. At most 100 a second; of more it is their number.",
+    )
     start_timeout_s: float = Field(
         1800.0,
         ge=1,

@@ -25,6 +25,7 @@ class JournalEntry:
         output_token_ids: tokens delivered by all attempts together.
         fingerprint: of the engine that made them; only an equal one may continue. Empty until the first token.
         finish_reason: set by the last delta.
+        engine_id: of the engine that ended an attempt last; empty before.
         marks: when it was where (``cluster.observability.request_trace``), seconds since 1970.
     """
 
@@ -39,6 +40,7 @@ class JournalEntry:
     output_token_ids: list[int] = field(default_factory=list)
     fingerprint: str = ""
     finish_reason: str | None = None
+    engine_id: str = ""
     marks: dict[str, float] = field(default_factory=dict)
 
     @property

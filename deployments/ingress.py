@@ -62,7 +62,7 @@ from deployments.openai_api.tokenize import (
     TokenizePromptRequest,
     TokenizeResponse,
 )
-from deployments.ray_private.serve import by_value, have_controller_look, on_this_loop
+from deployments.ray_private.serve import by_value, have_controller_look, on_this_loop, request_id
 from deployments.replica.engine_replica import application_name, find_runner, runner_names
 from deployments.replica.ray_peers import RayPeers, find_beside_an_event_loop
 from deployments.replica.replica_port import listen_where_the_node_does
@@ -247,6 +247,7 @@ class OpenAiIngress:
             ),
             defaults=self._defaults,
             unknown_fields=self._config.unknown_fields,
+            request_log=self._config.request_log,
         )
         shown = " ".join(f"{name}={value}" for name, value in self._defaults.shown().items())
         logger.info("sampling defaults of %s: %s (from %s)", model.model_id, shown or "none", self._defaults.where)
@@ -370,7 +371,7 @@ class OpenAiIngress:
         resumable = wants_event_ids(request.headers.get(RESUMABLE_HEADER), last_event_id)
         peer = Peer.of(request.scope, request.receive, tenant)
         trace_id = trace_id_of(request.headers.get("traceparent"))
-        caller = Caller(tenant, peer, service.resume_point(last_event_id, tenant), resumable, trace_id)
+        caller = Caller(tenant, peer, service.resume_point(last_event_id, tenant), resumable, trace_id, request_id())
         max_bytes += max_resume_bytes(caller.resumed, self._config.max_choices, service.limits.max_model_len)
         with large_requests.holding(peer.name) as holding:
             try:

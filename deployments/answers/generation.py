@@ -27,13 +27,13 @@ class Generation:
 
     Attributes:
         choices: one a sequence.
-        when_closed: called when it is closed.
+        when_closed: each is called once, when it is closed.
         take: asked, if it is set while ``read`` waits, whether it takes new tokens of a choice; what it takes is not read.
     """
 
     def __init__(self, client: SequenceClient, choices: Sequence[Choice]) -> None:
         self.choices = choices
-        self.when_closed: Callable[[], None] = _nothing
+        self.when_closed: list[Callable[[], None]] = []
         self.take: Callable[[Choice, TokenDelta], bool] | None = None
         self._client = client
         self._unread: deque[tuple[Choice, TokenDelta]] = deque()
@@ -122,7 +122,8 @@ class Generation:
         self._cancel()
         for choice in self.choices:
             choice.times.given_up(self._error is not None)
-        self.when_closed()
+        while self.when_closed:
+            self.when_closed.pop(0)()
 
     def give_up(self, error: ApiError) -> None:
         """Nothing more comes; ``read`` raises ``error`` once what came before was read."""
@@ -156,7 +157,3 @@ class Generation:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-def _nothing() -> None:
-    pass

@@ -23,7 +23,7 @@ class LiveAnswers:
         """``generation`` has started; another one of the same answer ends."""
         older = self._live.get(answer_id)
         self._live[answer_id] = generation
-        generation.when_closed = lambda: self._end(answer_id, generation)
+        generation.when_closed.append(lambda: self._end(answer_id, generation))
         if older is not None:
             why = "a later request has taken this answer up; one connection at a time gets it"
             older.give_up(ApiError(409, why, code="answer_taken_up"))

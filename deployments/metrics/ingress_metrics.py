@@ -121,13 +121,14 @@ class SequenceTimes:
 
     Attributes:
         received: when its request came in.
+        ended: how it ended; empty before.
         first, last: when the first token and the last delta came; ``first`` is None before.
 
     Args:
         num_prompt_tokens: of its prompt.
     """
 
-    __slots__ = ("_metrics", "_num_prompt_tokens", "_over", "first", "last", "received")
+    __slots__ = ("_metrics", "_num_prompt_tokens", "ended", "first", "last", "received")
 
     def __init__(self, metrics: IngressMetrics, received: float, num_prompt_tokens: int = 0) -> None:
         metrics.count_arrival(num_prompt_tokens)
@@ -136,7 +137,7 @@ class SequenceTimes:
         self._num_prompt_tokens = num_prompt_tokens
         self.first: float | None = None
         self.last = received
-        self._over = False
+        self.ended = ""
 
     def arrived(self, has_tokens: bool) -> None:
         """A delta came."""
@@ -150,16 +151,16 @@ class SequenceTimes:
 
     def finished(self, finish_reason: str, num_tokens: int) -> None:
         """The sequence is answered; what comes after is not counted."""
-        if not self._over:
-            self._over = True
+        if not self.ended:
+            self.ended = finish_reason
             self._metrics.count_end(finish_reason)
             self._metrics.observe(self.received, self.first, self.last, num_tokens, self._num_prompt_tokens)
 
     def given_up(self, failed: bool) -> None:
         """The request is over; a sequence that is not, failed or was left by its client."""
-        if not self._over:
-            self._over = True
-            self._metrics.count_end(FINISH_ERROR if failed else FINISH_ABORT)
+        if not self.ended:
+            self.ended = FINISH_ERROR if failed else FINISH_ABORT
+            self._metrics.count_end(self.ended)
             if self.first is None:
                 self._metrics.count_without_token(time.monotonic() - self.received, failed)
 

@@ -17,6 +17,7 @@ from cluster.tenant import NOBODY, Tenant
 from deployments.answers.choice import Choice
 from deployments.answers.generation import Generation
 from deployments.answers.live_answers import LiveAnswers
+from deployments.answers.request_line import RequestLines, RequestLog
 from deployments.answers.request_traces import RequestTraces
 from deployments.answers.sequence_output import SequenceOutput
 from deployments.http.body import parse_json
@@ -65,6 +66,7 @@ class Caller(NamedTuple):
         resumed: the event that it goes on after; None for a request from the beginning.
         resumable: events of a stream get ids.
         trace_id: of the trace that it is part of; empty if its client has none.
+        x_request_id: under which logs know the request.
     """
 
     tenant: Tenant = NOBODY
@@ -72,6 +74,7 @@ class Caller(NamedTuple):
     resumed: ResumePoint | None = None
     resumable: bool = True
     trace_id: str = ""
+    x_request_id: str = ""
 
 
 _ANYBODY = Caller()
@@ -90,6 +93,7 @@ class OpenAiService:
         chats: renders and encodes chats; by default with nothing but the model's own template.
         defaults: what a request has where it says nothing.
         unknown_fields: whether a field that nobody knows is refused, or left out.
+        request_log: what is logged of each request once it is over.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class OpenAiService:
         chats: ChatPrompts | None = None,
         defaults: SamplingDefaults | None = None,
         unknown_fields: UnknownFields = "refuse",
+        request_log: RequestLog = "off",
     ) -> None:
         self.model_id = model_id
         self.defaults = defaults or SamplingDefaults()
@@ -113,6 +118,7 @@ class OpenAiService:
         self.unknown_fields = unknown_fields
         self._live = LiveAnswers()
         self.traces = RequestTraces()
+        self._lines = RequestLines(model_id, request_log)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -163,6 +169,7 @@ class OpenAiService:
             choice.entry.marks["prepared"] = prepared
         generation.start()
         self.traces.begin((answer.id, caller.trace_id), caller.tenant, list(generation.choices))
+        generation.when_closed.append(lambda: self._lines.when_over(answer.id, caller.x_request_id, generation.choices))
         if answer.can_be_taken_up:
             self._live.begin(answer.id, generation)
         if resume is not None:

@@ -24,7 +24,7 @@ from ray.serve._private.constants import RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.config import gRPCOptions
-from ray.serve.context import _get_global_client
+from ray.serve.context import _get_global_client, _get_serve_request_context
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeDeploySchema
 
@@ -46,6 +46,11 @@ def session_logs() -> str | None:
     """Folder of the logs of this process's Ray session; None where there is none."""
     node = worker._global_node
     return None if node is None else node.get_logs_dir_path()
+
+
+def dashboard_address() -> str:
+    """host:port of the dashboard of this process's Ray; empty if it has none."""
+    return worker.get_dashboard_url() or ""
 
 
 def deploy(config: dict[str, Any]) -> None:
@@ -130,6 +135,11 @@ async def have_controller_look(handle: DeploymentHandle) -> None:
         metrics.push_autoscaling_metrics_to_controller()
     # As the loop calls it, of a controller that has nothing to recover.
     await _get_global_client()._controller.run_control_loop_step.remote(time.time(), float("inf"), 1)
+
+
+def request_id() -> str:
+    """X-Request-ID of the request that this task serves: its client's, or Serve's own. Serve's log has it in each line."""
+    return _get_serve_request_context().request_id
 
 
 def http_options() -> Any:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from ray.serve.handle import DeploymentHandle
 
 from cluster.api_errors import ApiError, unavailable
+from cluster.journal import JournalEntry
 from cluster.outputs import FINISH_ABORT, FINISH_HANDOVER, FINISH_MOVE, AttachRequired, GenerateReply, NotAdmitted
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, Moved, NotTaken
@@ -67,7 +68,7 @@ class Attempts:
         marks.setdefault("sent", time.time())
         call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
         reply = asyncio.ensure_future(reply_of(call))
-        reply.add_done_callback(lambda reply: _note(reply, marks))
+        reply.add_done_callback(lambda reply: _note(reply, submission.entry))
         submission.call = call, reply
         given_up = await self._not_taken(submission, reply)
         if given_up is not None:
@@ -139,8 +140,10 @@ class Attempts:
         return may and self._choices.has_other(engine_id, submission.entry.fingerprint)
 
 
-def _note(reply: asyncio.Future, marks: dict[str, float]) -> None:
+def _note(reply: asyncio.Future, entry: JournalEntry) -> None:
     """What an engine says of a request's way; of the first attempt that had a token."""
     answered = None if reply.cancelled() or reply.exception() is not None else reply.result()
-    if isinstance(answered, GenerateReply) and answered.marks and "first_step" not in marks:
-        marks.update(answered.marks)
+    if isinstance(answered, GenerateReply):
+        entry.engine_id = answered.engine_id
+        if answered.marks and "first_step" not in entry.marks:
+            entry.marks.update(answered.marks)
