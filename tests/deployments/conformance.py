@@ -124,7 +124,7 @@ ENDPOINTS = [
     Row("Body in another coding", "POST", CHAT, _NO_CODING, b"{}", {"Content-Encoding": "br"}),
     Row("Body in broken gzip", "POST", CHAT, _NO_GZIP, b"{}", {"Content-Encoding": "gzip"}),
     Row("Body that is no Unicode", "POST", CHAT, Refused(400, "invalid_json", "not valid JSON"), b'{"model": "\xff"}'),
-    Row("Other metrics", "GET", "/metrics?only='wat'", Refused(400, "invalid_value", "allowed are vllm, bireme, ray")),
+    Row("Other metrics", "GET", "/metrics?only='x'", Refused(400, "invalid_value", "allowed are vllm, bireme, ray")),
     Row("Recording of so many steps", "GET", "/v1/timeline?steps='x'", Refused(400, "invalid_value", "needs a number")),
     Row("Recording of another engine", "GET", "/v1/timeline?engine='x'", Refused(400, "invalid_value", "there are ")),
     Row("Way of an unknown request", "GET", "/v1/traces/'x'", Refused(404, "trace_not_found", "knows no request")),
