@@ -28,6 +28,7 @@ from deployments.openai_api.answers.answer import OpenAiResponse
 from deployments.openai_api.requests.chat_prompt import ChatPrompts
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.requests.sampling_defaults import sampling_defaults
+from deployments.openai_api.requests.structured_output import structured_outputs
 from deployments.openai_api.service import OpenAiService
 from deployments.start.app_arguments import settings_message
 from deployments.start.prepare import progress_bar
@@ -284,6 +285,8 @@ def _fields(params: SamplingParams | None) -> dict[str, Any]:
     fields["stop"], fields["stop_token_ids"] = list(params.stop), list(params.stop_token_ids)
     fields["stop_token_seqs"] = [list(sequence) for sequence in params.stop_token_seqs]
     fields["allowed_token_ids"] = list(params.allowed_token_ids) or None
+    if (grammar := fields.pop("grammar")) is not None:
+        fields["structured_outputs"] = structured_outputs(grammar)
     if fields.pop("bad_token_seqs"):
         raise InvalidRequestError("bad_token_seqs is made by the tokenizer: give the texts as bad_words", "bad_words")
     return fields

@@ -292,10 +292,15 @@ def test_a_full_queue_refuses_at_once_with_retry_after(app: App):
 def test_a_killed_engine_costs_no_token(app: App):
     options = {"temperature": 1.0, "seed": 3, "max_tokens": lasting(80), "ignore_eos": True, "return_token_ids": True}
     prompts = ["The first", "The second", "The third", "The fourth"]
+    # Those under a grammar go on in the middle of it.
+    forms = {
+        prompts[0]: {"guided_regex": "([a-z]+ ){300}"},
+        prompts[1]: {"guided_json": {"type": "string", "minLength": 900}},
+    }
 
     def complete(prompt: str) -> list[int]:
         with app.client() as client:
-            return client.complete(prompt, **options).choices[0].token_ids
+            return client.complete(prompt, **options, **forms.get(prompt, {})).choices[0].token_ids
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         undisturbed = list(pool.map(complete, prompts))
@@ -304,7 +309,7 @@ def test_a_killed_engine_costs_no_token(app: App):
 
     def stream(prompt: str) -> list[int]:
         with app.client() as client:
-            for chunk in client.stream_complete(prompt, **options):
+            for chunk in client.stream_complete(prompt, **options, **forms.get(prompt, {})):
                 arrived[prompt] += chunk.choices[0].token_ids or []
         return arrived[prompt]
 

@@ -73,7 +73,7 @@ def _refused(places: Iterable[str], reason: str, **harmless: tuple[Any, ...]) ->
     return [FieldRow(tuple(places), name, Verdict.REFUSED, reason, None, values) for name, values in harmless.items()]
 
 
-_STRUCTURED = "this server does not constrain answers to a format"
+_STRUCTURED = "the form of an answer is told by response_format or structured_outputs"
 _TOOLS = "this server does not make tool calls"
 TEXT_ONLY = "this model takes and writes text only"
 _REASONING = "this server does not part reasoning from answers"
@@ -105,6 +105,12 @@ FIELDS: tuple[FieldRow, ...] = (
         allowed_token_ids="the only tokens that the answer may have",
         bad_words="texts that the answer may not have, as they are and behind a space, in the tokens that these have alone",
         ignore_eos="the model's own end does not end the answer",
+        response_format="the answer is a JSON object, or JSON that a schema describes; strict is always meant",
+        structured_outputs="json, json_object, regex, choice or grammar (Lark or EBNF) that the answer follows",
+        guided_json="older name of structured_outputs.json",
+        guided_regex="older name of structured_outputs.regex",
+        guided_choice="older name of structured_outputs.choice",
+        guided_grammar="older name of structured_outputs.grammar",
         stream="answer in chunks",
         stream_options="usage in chunks",
         logprobs="log-probabilities of the tokens; a number of alternatives for completions, true for chats",
@@ -160,9 +166,8 @@ FIELDS: tuple[FieldRow, ...] = (
     *_no_op([CHAT], bool, "there are no tool calls", "parallel_tool_calls"),
     *_refused(
         _BOTH, _STRUCTURED,
-        response_format=({"type": "text"},), structured_outputs=({},), guided_json=(), guided_regex=(), guided_choice=(),
-        guided_grammar=(), guided_decoding_backend=("auto",), guided_whitespace_pattern=(), structural_tag=(), grammar=("",),
-        json_schema=(), regex=(), ebnf=(),
+        guided_decoding_backend=("auto",), guided_whitespace_pattern=(), structural_tag=(), grammar=("",), json_schema=(), regex=(),
+        ebnf=(),
     ),
     *_refused(_BOTH, _TOOLS, tools=([],), tool_choice=("none", "auto"), functions=([],), function_call=("none", "auto")),
     *_refused(_BOTH, TEXT_ONLY, modalities=(["text"], []), audio=(), media_io_kwargs=({},), mm_processor_kwargs=({},)),

@@ -10,6 +10,7 @@ from actors.text.tokenizer import Tokenizer
 from cluster.api_errors import ApiError, bad_request, shown
 from cluster.sampling_params import MAX_BAD_SEQ_LEN, MAX_LOGPROBS, SamplingParams
 from deployments.openai_api.requests.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from deployments.openai_api.requests.structured_output import grammar_of
 
 DEFAULT_COMPLETION_TOKENS = 16
 _SEED_RANGE = 2**63
@@ -76,6 +77,7 @@ def sampling_params(
         stop_token_ids=tuple(request.stop_token_ids),
         stop_token_seqs=tuple(tuple(seq) for seq in request.stop_token_seqs),
         ignore_eos=request.ignore_eos,
+        grammar=grammar_of(request),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )

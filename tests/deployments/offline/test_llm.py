@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
 from bireme import LLM, SamplingParams
 from cluster.errors import ConfigError, EngineDeadError, InvalidRequestError
+from cluster.grammar import CHOICE, JSON_SCHEMA, REGEX, Grammar
 from tests.deployments.conftest import App
 from tests.engines import write_tiny_model
 from tests.served_device import served_on_device
@@ -132,3 +134,20 @@ def test_a_closed_library_says_so(tmp_path):
     with pytest.raises(EngineDeadError, match="closed"):
         llm.generate([[1]])
     assert not llm._thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("grammar", "pattern"),
+    [
+        (Grammar(CHOICE, '["blue 😀", "grün"]'), "blue 😀|grün"),
+        (Grammar(REGEX, "[0-9]{3}-[a-f]{2}"), "[0-9]{3}-[a-f]{2}"),
+        (Grammar(JSON_SCHEMA, '{"enum":[12,"ab"]}'), '12|"ab"'),
+    ],
+)
+def test_answers_follow_a_grammar(llm, grammar, pattern):
+    params = SamplingParams(temperature=1.0, seed=2, max_tokens=30, grammar=grammar)
+    for output in llm.generate(["The sky is", "One", "Two"], params):
+        assert output.outputs[0].finish_reason == "stop" and re.fullmatch(pattern, output.text)
+    with pytest.raises(InvalidRequestError, match=r"structured_outputs\.regex: the regex is not valid"):
+        llm.generate("x", SamplingParams(grammar=Grammar(REGEX, "(")))
+    assert engine_is_idle(llm)

@@ -190,7 +190,7 @@ def test_a_number_without_a_fraction_is_an_integer():
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}]},
          'messages.0.content.1.type: this model takes and writes text only, got "image_url"'),
         (CHAT, {"tools": [{"type": "function"}]}, "tools: this server does not make tool calls"),
-        (CHAT, {"response_format": {"type": "json_object"}}, "response_format: this server does not constrain"),
+        (CHAT, {"guided_decoding_backend": "x"}, "guided_decoding_backend: the form of an answer is told by response_format"),
         (CHAT, {"length_penalty": True}, "length_penalty: this server does not search beams"),
         (CHAT, {"use_beam_search": 0}, "use_beam_search: this server does not search beams"),
         (CHAT, {"thinking_token_budget": 100}, "thinking_token_budget: this server does not bound how long a model reasons"),
