@@ -166,8 +166,8 @@ FIELDS: tuple[FieldRow, ...] = (
     *_no_op([CHAT], bool, "there are no tool calls", "parallel_tool_calls"),
     *_refused(
         _BOTH, _STRUCTURED,
-        guided_decoding_backend=("auto",), guided_whitespace_pattern=(), structural_tag=(), grammar=("",), json_schema=(), regex=(),
-        ebnf=(),
+        guided_decoding_backend=("auto",), guided_whitespace_pattern=(), structural_tag=(), grammar=("",), json_schema=(),
+        regex=(), ebnf=(),
     ),
     *_refused(_BOTH, _TOOLS, tools=([],), tool_choice=("none", "auto"), functions=([],), function_call=("none", "auto")),
     *_refused(_BOTH, TEXT_ONLY, modalities=(["text"], []), audio=(), media_io_kwargs=({},), mm_processor_kwargs=({},)),

@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.api_errors import ApiError, bad_request
+from cluster.api_errors import ApiError, bad_request, shown
 from cluster.grammar import ANY_OBJECT, CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, Grammar
 from deployments.openai_api.requests.protocol import GenerationRequest
-from deployments.openai_api.requests.wording import shown
 
 _FORMAT_TYPES = '"text", "json_object" or "json_schema"'
 # Of a format's json_schema; what it is called and for matters to people alone, and whether it is strict to nobody: it always is.
