@@ -1,0 +1,83 @@
+"""What a grammar costs a step on this machine: rows under one schema, under different ones, and plain, in turn.
+
+python -m benchmarks.bench_grammar [--rows 1,4,8] [--rounds 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+
+from actors.engine.engine import Engine
+from actors.engine.loading import load_engine
+from benchmarks.workload import PROMPT_TOKENS, prompt
+from cluster.config import EngineConfig
+from cluster.grammar import JSON_SCHEMA, Grammar
+from cluster.request import EngineRequest
+from cluster.sampling_params import SamplingParams
+
+_TOKENS = 48
+
+
+def schema(number: int) -> Grammar:
+    """Records that go on for longer than an answer; each number has a schema of its own."""
+    record = {
+        "type": "object",
+        "properties": {
+            f"name{number}": {"type": "string", "maxLength": 40},
+            "kind": {"enum": ["lake", "river", "sea", f"other{number}"]},
+            "length_km": {"type": "number", "minimum": 0},
+            "countries": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        },
+        "required": [f"name{number}", "kind", "length_km", "countries"],
+        "additionalProperties": False,
+    }
+    return Grammar(JSON_SCHEMA, json.dumps({"type": "array", "items": record, "minItems": 50}))
+
+
+GRAMMARS = {"plain": lambda row: None, "one schema": lambda row: schema(0), "different": schema}
+
+
+def seconds_a_step(engine: Engine, kind: str, rows: int, run: int) -> float:
+    """Median time between steps that only decode, while all rows are there."""
+    for row in range(rows):
+        params = SamplingParams(temperature=0.0, max_tokens=_TOKENS, ignore_eos=True, grammar=GRAMMARS[kind](row))
+        engine.add_request(EngineRequest(f"{kind} {run} {row}", prompt(row), params))
+    saved: list[float] = []
+    while engine.has_work():
+        if len(engine.step()) == rows:
+            saved.append(time.perf_counter())
+    steps = [after - before for before, after in itertools.pairwise(saved)]
+    return statistics.median(steps[4:-2])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="1,4,8")
+    parser.add_argument("--rounds", type=int, default=4)
+    arguments = parser.parse_args()
+    engine = load_engine(EngineConfig(max_num_seqs=8, num_kv_blocks=256, max_model_len=512))
+    print(
+        f"{engine.executor.device_name}, {engine.info.model_id}, vocabulary {engine.info.vocab_size}, {PROMPT_TOKENS} + {_TOKENS}"
+    )
+    for rows in map(int, arguments.rows.split(",")):
+        for kind in GRAMMARS:
+            seconds_a_step(engine, kind, rows, -1)  # compiles, and fills the cache of prefixes
+        measured: dict[str, list[float]] = {kind: [] for kind in GRAMMARS}
+        for run in range(arguments.rounds):
+            for kind, of_kind in measured.items():
+                of_kind.append(seconds_a_step(engine, kind, rows, run))
+        for kind, of_kind in measured.items():
+            ratio = statistics.median(a / b for a, b in zip(of_kind, measured["plain"]))
+            print(
+                f"{rows} rows, {kind:10}: {1e3 * statistics.median(of_kind):7.2f} ms a step, {ratio:.3f} of plain",
+                flush=True,
+            )
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()
