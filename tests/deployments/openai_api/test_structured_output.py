@@ -35,12 +35,19 @@ OF_SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"name": 
 
 
 def test_chats_follow_a_schema_streamed_as_whole_and_n_at_once(app: App):
-    options = {"messages": ASK, "model": "any", "temperature": 1.0, "seed": 4, "max_tokens": 90, **OF_SCHEMA}
+    options = {
+        "messages": ASK,
+        "model": "smollm2-135m-instruct",
+        "temperature": 1.0,
+        "seed": 4,
+        "max_tokens": 90,
+        **OF_SCHEMA,
+    }
     with app.openai() as client:
         whole = client.chat.completions.create(n=3, logprobs=True, **options)
         chunks = list(client.chat.completions.create(stream=True, **options))
         parsed = client.chat.completions.parse(
-            model="any", messages=ASK, temperature=1.0, seed=1, max_tokens=200, response_format=River
+            model="smollm2-135m-instruct", messages=ASK, temperature=1.0, seed=1, max_tokens=200, response_format=River
         )
     for choice in whole.choices:
         assert choice.finish_reason == "stop"
