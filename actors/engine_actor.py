@@ -449,7 +449,7 @@ class RunnerActor:
     def _deliver(self, deltas: list[TokenDelta]) -> None:
         by_subscriber: dict[str, list[TokenDelta]] = {}
         for delta in deltas:
-            live = self._live.deliver(delta)
+            live = self._live.deliver(delta, self._engine_loop.take_queue_time)
             if live is None:
                 continue
             self._stage_ended("first_token")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from cluster.errors import StaleAttemptError
@@ -23,6 +23,7 @@ class LiveRequest:
     Attributes:
         done: resolved with the reply to whoever asked.
         came_at, first_at, finished_at: of ``time.monotonic``; ``first_at`` is of its first token.
+        waited_s: for a slot; None before it has one.
         deltas: all that its engine said about it.
         num_tokens: of its prompt and its answer so far.
         grammar: its grammar, compiled; stays so because it is held here.
@@ -33,6 +34,7 @@ class LiveRequest:
     came_at: float
     num_tokens: int
     deltas: list[TokenDelta] = field(default_factory=list)
+    waited_s: float | None = None
     first_at: float | None = None
     finished_at: float | None = None
     grammar: object = None
@@ -41,6 +43,8 @@ class LiveRequest:
     def marks(self) -> dict[str, float]:
         """Of ``cluster.observability.request_trace``, those that are passed here."""
         marks = {"runner": wall_clock(self.came_at)}
+        if self.waited_s is not None:
+            marks["scheduled"] = marks["runner"] + self.waited_s
         return marks if self.first_at is None else {**marks, "first_step": wall_clock(self.first_at)}
 
 
@@ -90,8 +94,12 @@ class LiveRequests:
         self.idle.clear()
         return live
 
-    def deliver(self, delta: TokenDelta) -> LiveRequest | None:
-        """The engine says something about a request; None if nobody wants to know."""
+    def deliver(self, delta: TokenDelta, waited_s: Callable[[str], float | None] | None = None) -> LiveRequest | None:
+        """The engine says something about a request; None if nobody wants to know.
+
+        Args:
+            waited_s: how long a request waited for a slot, asked once it has had one.
+        """
         key = delta.request_id, delta.attempt
         live = self._of.get(key)
         if live is None:
@@ -99,6 +107,8 @@ class LiveRequests:
         live.deltas.append(delta)
         if live.first_at is None and delta.token_ids:
             live.first_at = time.monotonic()
+        if live.waited_s is None and waited_s is not None:
+            live.waited_s = waited_s(delta.request_id)
         if live.finished_at is None:
             live.num_tokens += len(delta.token_ids)
             self.num_tokens += len(delta.token_ids)

@@ -20,7 +20,7 @@ LOWEST_NUMPY = {"3.10": "numpy==1.26.4"}
 NEEDED = {
     *("click", "gguf", "httpx", "huggingface_hub", "jinja2", "numpy", "pydantic", "pyyaml", "rich", "safetensors"),
     *("tokenizers", "typer", "hypothesis", "openai", "pytest", "pytest-asyncio", "pytest-timeout"),
-    *("msgspec", "prometheus_client", "prompt_toolkit"),
+    *("httptools", "llguidance", "msgspec", "prometheus_client", "prompt_toolkit"),
 }
 TESTS = ["tests/cluster/routing", "tests/cluster/test_journal.py", "-m", "not slow"]
 # Ray and Paddle are not installed: what imports them is left out, and nothing else may fail.

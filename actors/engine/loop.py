@@ -103,6 +103,10 @@ class EngineLoop:
         """``QueueTimes.found`` by now."""
         return self._engine.queue_times.found
 
+    def take_queue_time(self, request_id: str) -> float | None:
+        """Seconds that a request which has a token waited for its slot, once."""
+        return self._engine.queue_times.take(request_id)
+
     def close(self) -> None:
         """End the thread and give the engine's device resources back. Requests still inside are dropped."""
         with self._wake:

@@ -14,6 +14,7 @@ MARKS = {
     "sent": "given to Serve's handle",
     "replica": "the engine replica has it",
     "runner": "the engine actor has it",
+    "scheduled": "it has a slot in the engine",
     "first_step": "the step with its first token was saved",
     "first_token": "the ingress has the first token",
     "last_token": "the ingress has the last token",

@@ -60,12 +60,13 @@ class RequestLines:
 def figures(choices: Sequence[Choice]) -> dict[str, Any]:
     """What a line says of the sequences of a request.
 
-    ``queue_ms`` until an engine had the first of them; ``first_token_ms`` until the first token of any; both since the request
-    came, and None where it never was so far. ``tokens_per_s`` of all from the first token to the last; None of less than two.
+    ``queue_ms`` until the first of them had a slot in an engine; ``first_token_ms`` until the first token of any; both since the
+    request came, and None where it never was so far. ``tokens_per_s`` of all from the first token to the last; None of less than
+    two.
     """
     received = min(choice.times.received for choice in choices)
     firsts = [choice.times.first for choice in choices if choice.times.first is not None]
-    taken = [choice.entry.marks["runner"] for choice in choices if "runner" in choice.entry.marks]
+    taken = [choice.entry.marks["scheduled"] for choice in choices if "scheduled" in choice.entry.marks]
     arrived = time.time() - (time.monotonic() - received)
     num_tokens = sum(len(choice.output.token_ids) for choice in choices)
     rate = None

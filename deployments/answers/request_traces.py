@@ -11,7 +11,7 @@ from cluster.tenant import Tenant
 from deployments.answers.choice import Choice
 from deployments.metrics.ingress_metrics import SequenceTimes
 
-_MOST = 1024
+_MOST = 2048
 
 
 class _Traced(NamedTuple):
@@ -50,7 +50,7 @@ class RequestTraces:
         """
         trace = self._traces.get(name)
         if trace is None or trace.tenant != tenant:
-            why = f"this ingress knows no request {shown(name)} of this API key; it remembers the last {_MOST}"
+            why = f"this ingress knows no request {shown(name)} of this API key; it remembers the newest"
             raise ApiError(404, why, param="id", code="trace_not_found")
         return {
             "id": name,

@@ -78,6 +78,8 @@ class Caller(NamedTuple):
 
 
 _ANYBODY = Caller()
+# Of a request's name, in the names of its sequences.
+_NAME_CHARS = 64
 _Prepare = Callable[[Any, Caller, float], "tuple[Generation, OpenAiResponse]"]
 
 
@@ -168,7 +170,7 @@ class OpenAiService:
         for choice in generation.choices:
             choice.entry.marks["prepared"] = prepared
         generation.start()
-        self.traces.begin((answer.id, caller.trace_id), caller.tenant, list(generation.choices))
+        self.traces.begin((answer.id, caller.trace_id, caller.x_request_id), caller.tenant, list(generation.choices))
         generation.when_closed.append(lambda: self._lines.when_over(answer.id, caller.x_request_id, generation.choices))
         if answer.can_be_taken_up:
             self._live.begin(answer.id, generation)
@@ -334,7 +336,7 @@ class OpenAiService:
             for i in range(request.n):
                 params = dataclasses.replace(first, seed=engine_seed(seed + i))
                 entry = JournalEntry(
-                    request_id=uuid.uuid4().hex,
+                    request_id=_sequence_id(caller.x_request_id),
                     prompt_token_ids=prompt_ids,
                     params=params,
                     subscriber=self._client.subscriber,
@@ -359,6 +361,12 @@ class OpenAiService:
             for choice in choices:
                 choice.entry.fingerprint = fingerprint
         return Generation(self._client, choices), {"seed": seed, "events": events, "resumed": resumed}
+
+
+def _sequence_id(x_request_id: str) -> str:
+    """Used once. The request's name begins it, so that every line of a log about it is found by that."""
+    unique = uuid.uuid4().hex
+    return f"{x_request_id[:_NAME_CHARS]}-{unique[:16]}" if x_request_id else unique
 
 
 def _beginning(resumed: ResumePoint | None) -> int:

@@ -168,7 +168,7 @@ async def test_a_newer_attempt_ends_the_older_one_and_the_older_is_fenced(actor)
     known = [token for delta in stream.of("a")[:4] for token in delta.token_ids]
     reply = await actor.generate(subscribed("a", [5, 6], attempt=1, output_token_ids=known, max_tokens=8))
     assert told(reply) == (8, "length")
-    assert list(reply.marks) == ["runner", "first_step"]
+    assert list(reply.marks) == ["runner", "scheduled", "first_step"]
     assert reply.marks["runner"] <= reply.marks["first_step"] <= time.time()
     assert (await old).finish_reason == "abort"
     with pytest.raises(StaleAttemptError, match="attempt 0 of a is older than attempt 1"):

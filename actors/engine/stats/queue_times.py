@@ -16,6 +16,7 @@ class QueueTimes:
     def __init__(self) -> None:
         self._histogram = Histogram(REQUEST_BUCKETS_S)
         self._came_at: dict[str, float] = {}
+        self._waited: dict[str, float] = {}
         self.found: tuple[tuple[int, ...], float] = tuple(self._histogram.counts), 0.0
 
     def came(self, request_id: str, now: float) -> None:
@@ -26,9 +27,15 @@ class QueueTimes:
         """It got a slot; another one, after a preemption, does not count."""
         came_at = self._came_at.pop(request_id, None)
         if came_at is not None:
+            self._waited[request_id] = now - came_at
             self._histogram.observe(now - came_at)
             self.found = tuple(self._histogram.counts), self._histogram.total
 
     def gone(self, request_id: str) -> None:
         """It is given up."""
         self._came_at.pop(request_id, None)
+        self._waited.pop(request_id, None)
+
+    def take(self, request_id: str) -> float | None:
+        """Seconds that it waited, once; None if it has no slot yet. For any thread, and for each request that begins."""
+        return self._waited.pop(request_id, None)

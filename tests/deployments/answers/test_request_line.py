@@ -26,7 +26,7 @@ def choice(index: int = 0, prompt: list[int] | None = None, num_tokens: int = 5)
     times.first, times.last = now - 2.0, now
     times.finished("length", num_tokens)
     entry = JournalEntry("r", [1, 2, 3] if prompt is None else prompt, SamplingParams())
-    entry.engine_id, entry.marks["runner"] = "engine-a", time.time() - 2.5
+    entry.engine_id, entry.marks["scheduled"] = "engine-a", time.time() - 2.5
     return Choice(index, entry, Output(num_tokens), times)  # type: ignore[arg-type]
 
 

@@ -81,6 +81,17 @@ def service(engines: Engines, tokenizer: Tokenizer) -> OpenAiService:
     return OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), 4)
 
 
+async def test_sequences_are_found_by_the_name_that_a_client_gave_its_request():
+    caller = Caller(x_request_id="mine-7" + "x" * 300)
+    made = service(Engines([0]), byte_tokenizer())
+    generation, answer = await made.completion({"prompt": "x", "n": 3}, caller)
+    names = {choice.entry.request_id for choice in generation.choices}
+    assert len(names) == 3
+    assert all(name.startswith("mine-7xx") and len(name) < 100 for name in names)
+    for name in (answer.id, caller.x_request_id):
+        assert {way["request"] for way in made.traces.of(name, caller.tenant)["sequences"]} == names
+
+
 @pytest.mark.parametrize("name", ["self", "messages", "tools", "add_generation_prompt", "raise_exception"])
 async def test_a_reserved_template_variable_is_refused_by_name(name):
     chat = service(Engines([0]), byte_tokenizer()).chat

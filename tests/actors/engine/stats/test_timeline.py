@@ -147,7 +147,7 @@ def test_a_trace_can_be_drawn(tiny_model, tmp_path):
     trace = record(tiny_model, 25)
     file, picture = tmp_path / "trace.json", tmp_path / "picture.svg"
     file.write_text(json.dumps(trace))
-    script = Path(__file__).parents[3] / "docs/lab/draw_timeline.py"
+    script = Path(__file__).parents[4] / "docs/lab/draw_timeline.py"
     subprocess.run([sys.executable, str(script), str(file), str(picture), "--first", "3", "--steps", "5"], check=True)
     drawn = [element.text for element in ElementTree.parse(picture).iter() if element.tag.endswith("title")]
     first = slices(trace, "device")[3]["args"]["step"]
