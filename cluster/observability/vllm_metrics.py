@@ -40,6 +40,11 @@ HISTOGRAMS = {
         BETWEEN_TOKENS_BUCKETS_S,
     ),
     "vllm:e2e_request_latency_seconds": ("From receiving a request to its last token.", REQUEST_BUCKETS_S),
+    "vllm:request_prefill_time_seconds": (
+        "From a request's slot to its first token, in the engine.",
+        REQUEST_BUCKETS_S,
+    ),
+    "vllm:request_inference_time_seconds": ("From a request's slot to its end.", REQUEST_BUCKETS_S),
     "vllm:request_decode_time_seconds": ("From a request's first token to its last.", REQUEST_BUCKETS_S),
     "vllm:request_params_max_tokens": ("Most tokens that a request may have.", TOKENS_BUCKETS),
     "vllm:request_params_n": ("Choices of each prompt of a request.", CHOICES_BUCKETS),

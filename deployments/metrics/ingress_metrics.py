@@ -88,6 +88,11 @@ class IngressMetrics:
         self._requests.inc(1, {"finish_reason": finish_reason})
         self.totals.ended[finish_reason] += 1
 
+    def observe_engine(self, scheduled: float, first_step: float, ended: float) -> None:
+        """An engine has answered a sequence; seconds since 1970, the last by this machine's clock."""
+        self.totals.prefill.observe(max(0.0, first_step - scheduled))
+        self.totals.inference.observe(max(0.0, ended - scheduled))
+
     def observe(
         self, received: float, first: float | None, last: float, num_tokens: int, num_prompt_tokens: int = 0
     ) -> None:

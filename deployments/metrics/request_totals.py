@@ -22,6 +22,7 @@ class RequestTotals:
         between_tokens: between two deliveries of a request, one value a delivery.
         mean_between_tokens: of a request's tokens.
         decode: from the first token of a request to its last.
+        prefill, inference: from its slot in an engine to the step with its first token, and to its end.
         prompt_tokens, generation_tokens: of a request.
         max_tokens, num_choices: what requests ask for.
         ended: requests by how they ended.
@@ -33,6 +34,8 @@ class RequestTotals:
         self.mean_between_tokens = Histogram(BETWEEN_TOKENS_BUCKETS_S)
         self.whole = Histogram(REQUEST_BUCKETS_S)
         self.decode = Histogram(REQUEST_BUCKETS_S)
+        self.prefill = Histogram(REQUEST_BUCKETS_S)
+        self.inference = Histogram(REQUEST_BUCKETS_S)
         self.max_tokens = Histogram(TOKENS_BUCKETS)
         self.num_choices = Histogram(CHOICES_BUCKETS)
         self.prompt_tokens = Histogram(TOKENS_BUCKETS)

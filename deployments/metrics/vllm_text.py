@@ -90,6 +90,8 @@ class VllmMetrics(NamedTuple):
             "vllm:time_per_output_token_seconds": totals.between_tokens,
             "vllm:request_time_per_output_token_seconds": totals.mean_between_tokens,
             "vllm:e2e_request_latency_seconds": totals.whole,
+            "vllm:request_prefill_time_seconds": totals.prefill,
+            "vllm:request_inference_time_seconds": totals.inference,
             "vllm:request_decode_time_seconds": totals.decode,
             "vllm:request_params_max_tokens": totals.max_tokens,
             "vllm:request_params_n": totals.num_choices,

@@ -10,10 +10,19 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.api_errors import ApiError, unavailable
 from cluster.journal import JournalEntry
-from cluster.outputs import FINISH_ABORT, FINISH_HANDOVER, FINISH_MOVE, AttachRequired, GenerateReply, NotAdmitted
+from cluster.outputs import (
+    FINISH_ABORT,
+    FINISH_HANDOVER,
+    FINISH_MOVE,
+    FINISHES_ELSEWHERE,
+    AttachRequired,
+    GenerateReply,
+    NotAdmitted,
+)
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, Moved, NotTaken
 from cluster.request import EngineRequest
+from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.routing.delivery import ABORTED
 from deployments.routing.departures import Departures
 from deployments.routing.engine_replies import reply_of
@@ -47,6 +56,7 @@ class Attempts:
         streams: TokenStreams,
         submissions: Submissions,
         departures: Departures,
+        metrics: IngressMetrics,
         hang_timeout_s: float,
     ) -> None:
         self._handle = handle
@@ -54,6 +64,7 @@ class Attempts:
         self._streams = streams
         self._submissions = submissions
         self._departures = departures
+        self._metrics = metrics
         self._taking_s = hang_timeout_s * _TAKING_SHARE
 
     async def make(self, submission: Submission, request: EngineRequest, last_resort: bool) -> Outcome | None:
@@ -68,7 +79,7 @@ class Attempts:
         marks.setdefault("sent", time.time())
         call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
         reply = asyncio.ensure_future(reply_of(call))
-        reply.add_done_callback(lambda reply: _note(reply, submission.entry))
+        reply.add_done_callback(lambda reply: _note(reply, submission.entry, self._metrics))
         submission.call = call, reply
         given_up = await self._not_taken(submission, reply)
         if given_up is not None:
@@ -140,10 +151,15 @@ class Attempts:
         return may and self._choices.has_other(engine_id, submission.entry.fingerprint)
 
 
-def _note(reply: asyncio.Future, entry: JournalEntry) -> None:
+def _note(reply: asyncio.Future, entry: JournalEntry, metrics: IngressMetrics) -> None:
     """What an engine says of a request's way; of the first attempt that had a token."""
     answered = None if reply.cancelled() or reply.exception() is not None else reply.result()
     if isinstance(answered, GenerateReply):
         entry.engine_id = answered.engine_id
         if answered.marks and "first_step" not in entry.marks:
             entry.marks.update(answered.marks)
+            if {
+                "scheduled",
+                "first_step",
+            } <= answered.marks.keys() and answered.finish_reason not in FINISHES_ELSEWHERE:
+                metrics.observe_engine(answered.marks["scheduled"], answered.marks["first_step"], time.time())

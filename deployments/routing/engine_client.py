@@ -84,7 +84,7 @@ class EngineClient:
         self._rooms = EngineRooms(choices, self._streams, self._submissions, idle_room, max_queue_share, max_engines)
         self._balancer = Balancer(self.subscriber, self._streams, choices)
         self._completion = Completion(
-            Attempts(handle, choices, self._streams, self._submissions, self._departures, hang_timeout_s),
+            Attempts(handle, choices, self._streams, self._submissions, self._departures, self.metrics, hang_timeout_s),
             choices,
             self._streams,
             self._submissions,

@@ -78,6 +78,10 @@ def test_requests_are_counted_where_they_were_answered():
     assert of("vllm:request_prompt_tokens_sum") == 14 and of("vllm:request_generation_tokens_sum") == 6
     assert of("vllm:e2e_request_latency_seconds_count") == 2
     assert of("vllm:request_decode_time_seconds_sum") == pytest.approx(0.24)
+    metrics.observe_engine(scheduled=5.0, first_step=5.25, ended=6.0)
+    found.update(samples(text_of({}, metrics)))
+    assert of("vllm:request_prefill_time_seconds_sum") == 0.25
+    assert of("vllm:request_inference_time_seconds_sum") == 1.0
     metrics.count_params(max_tokens=16, num_choices=3)
     found.update(samples(text_of({}, metrics)))
     assert (of("vllm:request_params_max_tokens_sum"), of("vllm:request_params_n_sum")) == (16, 3)
