@@ -11,6 +11,7 @@ from cluster.api_errors import ApiError, from_engine, unavailable
 from cluster.errors import BiremeError
 from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
+from cluster.routing.fingerprint import of_answer
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import RequestEvents
 from deployments.routing.submission import Submission
@@ -40,7 +41,7 @@ class LocalClient:
     ) -> Submission:
         """Start a sequence; see ``SequenceClient``."""
         submission = self._open[entry.request_id] = Submission(entry, deliver, fail)
-        entry.fingerprint = self._fingerprint
+        entry.fingerprint = of_answer(self._fingerprint, entry.params.grammar is not None)
         adding = self._engine_loop.submit(entry.engine_request())
         adding.add_done_callback(lambda future: self._added(submission, future))
         return submission
