@@ -240,7 +240,7 @@ def test_both_builders_make_the_application_that_own_settings_make():
     other = build_llm_deployment(config, override_serve_options={"num_replicas": 2})
     own = build_openai_app(wanted)  # type: ignore[arg-type]
     for app in (one, other):
-        assert app._bound_deployment.init_args[0] == own._bound_deployment.init_args[0] == wanted
+        assert app._bound_deployment.init_args[0] == own._bound_deployment.init_args[0] == wanted.for_ingress()
         engines, own_engines = (built._bound_deployment.init_args[1]._bound_deployment for built in (app, own))
         assert engines.num_replicas == own_engines.num_replicas == 2
     with pytest.raises(SettingsError, match="name_prefix: deployments keep their names"):
