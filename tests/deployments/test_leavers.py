@@ -30,8 +30,8 @@ WAVES = [
 
 
 def log_lines() -> Counter[str]:
-    """What the application's processes have logged, but for the line that each request has at its end. Serve's own proxy, its front
-    here, logs each request by itself."""
+    """What the application's processes have logged, but for the line that each request has at its end. Serve's own proxy, its
+    front here, logs each request by itself."""
     folder = Path(ray._private.worker._global_node.get_logs_dir_path())
     lines: list[str] = []
     for path in [*folder.glob("serve/replica_default_*.log"), *folder.glob("worker-*")]:
