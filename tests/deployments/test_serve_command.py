@@ -246,7 +246,7 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
 
 def check_that_the_start_is_quiet(printed: str, url: str) -> None:
     """Nothing but stages with their times, a block, and a command alone in its line."""
-    stages, block, command = printed.strip().split("\n\n")
+    stages, block, command = printed.strip("\n").split("\n\n")
     assert [line for line in stages.splitlines() if not re.fullmatch(r"  [a-zA-Z ,:-]+ [\d.]+ s", line)] == []
     assert command.startswith(f"curl {url}/v1/chat/completions -H ")
     assert "\n" not in command
