@@ -112,6 +112,9 @@ class Grammars:
         try:
             schema = json.loads(grammar.text) if grammar.kind == JSON_SCHEMA else None
             source = library_grammar(grammar)
+        except json.JSONDecodeError as error:
+            where = f"line {error.lineno} column {error.colno}"
+            raise _refused(grammar, f"is not valid: no JSON at {where}") from None
         except (ValueError, RecursionError) as error:
             raise _refused(grammar, f"is not valid: {error}") from None
         matcher = llguidance.LLMatcher(self._trie, source, log_level=0, limits=_LIMITS)

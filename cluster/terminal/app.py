@@ -14,6 +14,7 @@ from cluster.client import Client
 from cluster.client.api_types import Answer
 from cluster.client.base import API_KEY_VARIABLE
 from cluster.errors import BiremeError
+from cluster.terminal.wrapped_text import WrappedText
 
 # Local variables of a failed command are no business of the screen: an API key may be among them.
 app = typer.Typer(
@@ -62,13 +63,25 @@ def show_error(error: BiremeError) -> None:
 
 
 def print_stream(chunks: Iterator[Answer]) -> str:
-    """Print chunks as they come; the whole text."""
+    """Print chunks as they come, on a terminal without what it would obey; the whole text."""
     pieces = []
+    shown = WrappedText(lambda: console.width, write_at_once) if console.is_terminal else None
     for chunk in chunks:
         pieces.append(chunk.text)
-        console.print(chunk.text, end="", markup=False, highlight=False, soft_wrap=True)
+        if shown is not None:
+            shown.add(chunk.text)
+        else:
+            console.print(chunk.text, end="", markup=False, highlight=False, soft_wrap=True)
+    if shown is not None:
+        shown.end_word()
     console.print()
     return "".join(pieces)
+
+
+def write_at_once(text: str) -> None:
+    """To the terminal, as it is."""
+    console.file.write(text)
+    console.file.flush()
 
 
 def _show_version(asked: bool) -> None:

@@ -27,6 +27,7 @@ from cluster.terminal.app import (
     given,
     print_stream,
     show_error,
+    write_at_once,
 )
 from cluster.terminal.chat_commands import ChatCommands
 from cluster.terminal.wrapped_text import WrappedText
@@ -110,7 +111,7 @@ def _answer(chunks: Iterator[Answer]) -> None:
     if not console.is_terminal:
         print_stream(chunks)
         return
-    shown = WrappedText(lambda: console.width, lambda text: _write(text))
+    shown = WrappedText(lambda: console.width, write_at_once)
     seed, num_tokens, first, last = None, 0, 0.0, 0.0
     try:
         for chunk in chunks:
@@ -132,11 +133,6 @@ def _answer(chunks: Iterator[Answer]) -> None:
         notes.append(f"seed {seed}")
     if notes:
         console.print(", ".join(notes), style="dim", highlight=False)
-
-
-def _write(text: str) -> None:
-    console.file.write(text)
-    console.file.flush()
 
 
 def _say_forgotten() -> None:

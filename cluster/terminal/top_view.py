@@ -38,7 +38,7 @@ class TopView:
         rates = self._rates(engines, now)
         total = sum(rate for rate in rates.values() if rate is not None)
         known = any(rate is not None for rate in rates.values())
-        head = [title, f"{sum(engine['state'] == 'ready' for engine in engines)} of {len(engines)} engines ready"]
+        head = [title, f"{sum(engine['state'] == 'running' for engine in engines)} of {len(engines)} engines ready"]
         head.append(f"{total:.0f} tokens/s" if known else "- tokens/s")
         parts: list[RenderableType] = [Text("  ".join(head), style="bold"), Text(_load_line(status["load"]))]
         parts += [Text(line) for line in _target_lines(status["load"])]

@@ -121,7 +121,7 @@ class Generation:
         """Give up what is not finished; safe to call at any time."""
         self._cancel()
         for choice in self.choices:
-            choice.times.given_up(self._error is not None)
+            choice.times.given_up(self._error is not None and self._error.status >= 500)
         while self.when_closed:
             self.when_closed.pop(0)()
 

@@ -22,23 +22,19 @@ class _Traced(NamedTuple):
     times: SequenceTimes
 
 
-class _Trace(NamedTuple):
-    tenant: Tenant
-    sequences: list[_Traced]
-
-
 class RequestTraces:
     """Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._traces: OrderedDict[str, _Trace] = OrderedDict()
+        # A client may choose a name, and it is no other client's.
+        self._traces: OrderedDict[tuple[str, str], list[_Traced]] = OrderedDict()
 
     def begin(self, names: tuple[str, ...], tenant: Tenant, choices: list[Choice]) -> None:
         """A request goes to the engines; ``names`` are the ids under which it is asked for, empty ones aside."""
         traced = [_Traced(choice.entry.request_id, choice.entry.marks, choice.times) for choice in choices]
         for name in filter(None, names):
-            self._traces[name] = _Trace(tenant, traced)
-            self._traces.move_to_end(name)
+            self._traces[tenant.id, name] = traced
+            self._traces.move_to_end((tenant.id, name))
         while len(self._traces) > _MOST:
             self._traces.popitem(last=False)
 
@@ -48,15 +44,15 @@ class RequestTraces:
         Raises:
             ApiError: 404, ``tenant`` has asked this ingress for none of that name lately.
         """
-        trace = self._traces.get(name)
-        if trace is None or trace.tenant != tenant:
+        found = self._traces.get((tenant.id, name))
+        if found is None:
             why = f"this ingress knows no request {shown(name)} of this API key; it remembers the newest"
             raise ApiError(404, why, param="id", code="trace_not_found")
         return {
             "id": name,
             "sequences": [
                 {"request": traced.request_id, "hops": hops({**traced.marks, **_of_tokens(traced.times)})}
-                for traced in trace.sequences
+                for traced in found
             ],
         }
 

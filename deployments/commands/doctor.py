@@ -114,7 +114,7 @@ def _paddle() -> str:
     if ran.returncode or len(lines) < 2:
         last = (ran.stderr.strip() or f"it ended with {ran.returncode}").splitlines()[-1]
         if "No module named 'paddle'" in last:
-            raise BiremeError("is not installed; install the extra cpu or gpu (docs: README.md)")
+            raise BiremeError("is not installed; install the extra cpu or gpu (docs/install.md)")
         raise BiremeError(
             f"its kernels do not run here ({last}); install the paddlepaddle-gpu for this driver, or device=cpu"
         )

@@ -21,7 +21,6 @@ class Elsewhere(NamedTuple):
 
 _ADAPTERS = "adapters are not supported; merge them into the model"
 _TOOLS = "tools and parsers of answers are not supported"
-_GRAMMARS = "structured output is not supported"
 _VISION = "models that see or hear are not supported"
 _EXPERTS = "mixtures of experts are not supported"
 _REVISION = "download the revision, and give its directory as model_loading_config.model_source"
@@ -72,10 +71,6 @@ ENGINE_ELSEWHERE: dict[str, Elsewhere] = {
     **dict.fromkeys(
         ("enable_auto_tool_choice", "tool_call_parser", "tool_parser_plugin", "reasoning_parser", "enable_reasoning"),
         Elsewhere(_TOOLS, (None, False, "")),
-    ),
-    **dict.fromkeys(
-        ("guided_decoding_backend", "structured_outputs_config", "guided_decoding_disable_fallback"),
-        Elsewhere(_GRAMMARS, (None, False, "auto", {})),
     ),
     **dict.fromkeys(
         ("limit_mm_per_prompt", "mm_processor_kwargs", "media_io_kwargs", "mm_processor_cache_gb", "allowed_local_media_path",
@@ -132,6 +127,8 @@ MEANS_NOTHING = frozenset(
         "max_parallel_loading_workers", "ray_workers_use_nsight", "use_tqdm_on_load", "enable_prompt_tokens_details",
         "max_num_partial_prefills", "max_long_partial_prefills", "long_prefill_token_threshold", "scheduler_delay_factor",
         "collect_detailed_traces", "show_hidden_metrics_for_version", "prefix_caching_hash_algo", "pt_load_map_location",
+        # There is one library for grammars.
+        "guided_decoding_backend", "structured_outputs_config", "guided_decoding_disable_fallback",
         "ignore_patterns", "otlp_traces_endpoint", "enable_multithread_load", "disable_async_output_proc",
     }
 )  # fmt: skip

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
-from ray import serve
-
-from deployments.ray_private.serve import http_options
-
 
 def base_url() -> str:
     """URL of this application's HTTP proxy, from inside a replica."""
+    # The command line loads this module before it sets the variables that Ray and Serve read when they are imported.
+    from ray import serve
+
+    from deployments.ray_private.serve import http_options
+
     options = http_options()
     prefix = serve.status().applications[serve.get_replica_context().app_name]
     route = getattr(prefix, "route_prefix", None) or ""
@@ -27,7 +28,13 @@ def url_host(host: str | None) -> str:
 def ready_line(model_id: str, needs_key: bool) -> str:
     """The ready line and a curl command for ``model_id``."""
     url = base_url()
-    body = json.dumps({"model": model_id, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    body = json.dumps(
+        {
+            "model": model_id,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 60,
+        }
+    )
     key = '-H "Authorization: Bearer $BIREME_API_KEY" ' if needs_key else ""
     return (
         f"READY: {model_id} answers at {url}/v1 - try:\n"

@@ -21,7 +21,13 @@ def ready_block(rows: Mapping[str, str], columns: int) -> list[str]:
 
 def curl(url: str, model_id: str, needs_key: bool) -> str:
     """A command that asks the server something, in one line."""
-    body = json.dumps({"model": model_id, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    body = json.dumps(
+        {
+            "model": model_id,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 60,
+        }
+    )
     key = '-H "Authorization: Bearer $BIREME_API_KEY" ' if needs_key else ""
     quoted = body.replace("'", "'\\''")
     return f"curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{quoted}'"

@@ -221,6 +221,7 @@ FIELDS: tuple[FieldRow, ...] = (
         "cache_control", "prompt_cache_breakpoint",
     ),
     *_no_op([MESSAGE], Any, "no model reads them", "annotations"),
+    *_no_op([MESSAGE], Any, "what OpenAI's client has read out of an answer's content", "parsed"),
     *_refused([MESSAGE], TEXT_ONLY, audio=_EMPTY),
     *_refused([MESSAGE], "what an assistant said goes into its content", refusal=_EMPTY),
     *_refused([MESSAGE], "OpenAI's older form of tool_calls", function_call=_EMPTY),

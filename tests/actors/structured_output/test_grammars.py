@@ -141,7 +141,7 @@ IN_DEFINITION = {"$defs": {"d": {"type": "object", "properties": {"x": UNIQUE}}}
         (schema({"$ref": "http://127.0.0.1:1/x.json"}), "at #: Resource"),
         (schema({"type": "objekt"}), "at #: Invalid type: objekt"),
         (schema([1]), "schema must be an object"),
-        (Grammar(JSON_SCHEMA, '{"a":'), "is not valid: Expecting value"),
+        (Grammar(JSON_SCHEMA, '{"a":'), "is not valid: no JSON at line 1 column 6"),
         (Grammar(JSON_SCHEMA, '{"items":' * 5000 + "{}" + "}" * 5000), "recursion depth"),
         (Grammar(REGEX, "[a"), "unclosed character class"),
         (Grammar(LARK, 'start: "a" b'), 'unknown name: "b"'),

@@ -11,7 +11,7 @@ from rich.console import Console
 from cluster.terminal.top_view import TopView
 
 
-def engine(engine_id: str, tokens: int, state: str = "ready") -> dict[str, Any]:
+def engine(engine_id: str, tokens: int, state: str = "running") -> dict[str, Any]:
     return {
         "engine_id": f"engine-{engine_id}",
         "state": state,
@@ -54,13 +54,13 @@ def test_rates_and_events_are_of_the_time_between_two_looks():
     text = "\n".join(second)
     assert "250 tokens/s" in " ".join(text.split())
     (row,) = [line for line in second if line.startswith("aaaa")]
-    assert row.split()[1:5] == ["ready", "16", "240", "250"]
+    assert row.split()[1:5] == ["running", "16", "240", "250"]
     assert "75 %" in row
     assert "12:00:00  retries +2" in text
-    assert f"12:00:00  engine-{'b' * 12} new -> ready" in text
+    assert f"12:00:00  engine-{'b' * 12} new -> running" in text
     assert "first token within target: 90 % lately, 90 of 100" in text
     gone = "\n".join(seen(view, status(engine("b" * 12, 50)), 13.0))
-    assert f"engine-{'a' * 12} ready -> gone" in gone
+    assert f"engine-{'a' * 12} running -> gone" in gone
     assert "-27" not in gone, "an engine that counts anew has no negative rate"
 
 

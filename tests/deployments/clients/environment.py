@@ -83,5 +83,6 @@ def _run(command: list[str | Path], cwd: Path) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"{Path(command[0]).name}: {error}") from None
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "ERR" in line] or ["no reason"]
-        raise UnavailableError(f"the clients cannot be installed: {lines[-1]}")
+        lines = [line for line in done.stderr.splitlines() if "err" in line.lower()] or ["no reason"]
+        told = next((line for line in lines if "reason:" in line), lines[-1])
+        raise UnavailableError(f"the clients cannot be installed: {told}")

@@ -13,6 +13,7 @@ from actors.text.gguf_tokenizer import build_tokenizer
 from actors.text.tokenizer import Tokenizer, TokenizerParts
 from cluster.api_errors import ApiError
 from cluster.outputs import FINISH_LENGTH, TokenDelta, TokenLogprobs
+from cluster.tenant import tenant_of
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import RequestEvents
 from deployments.openai_api.answers.text_offsets import prompt_offsets
@@ -88,6 +89,9 @@ async def test_sequences_are_found_by_the_name_that_a_client_gave_its_request():
     names = {choice.entry.request_id for choice in generation.choices}
     assert len(names) == 3
     assert all(name.startswith("mine-7xx") and len(name) < 100 for name in names)
+    # Who takes another's name has a request of that name, and the other one keeps its own.
+    stranger = tenant_of(b"key", b"secret", True, True)
+    await made.completion({"prompt": "x"}, Caller(stranger, x_request_id=answer.id))
     for name in (answer.id, caller.x_request_id):
         assert {way["request"] for way in made.traces.of(name, caller.tenant)["sequences"]} == names
 

@@ -148,6 +148,7 @@ def test_a_no_op_changes_nothing_but_is_checked(place):
         (COMPLETION, {"max_tokens": 3.0, "n": 1.0, "stop_token_ids": [2.0], "seed": -4.0, "stream": False}),
         (CHAT, {"messages": [{**USER, "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]}]}),
         (CHAT, {"messages": [USER, {"role": "assistant", "content": "x", "reasoning_content": "hm"}, USER]}),
+        (CHAT, {"messages": [USER, {"role": "assistant", "content": "{}", "parsed": {"a": 1}}, USER]}),
         (CHAT, {"thinking": {"type": "disabled", "budget_tokens": 0}, "logits_processors": [], "modalities": []}),
         (COMPLETION, {"thinking": {"type": "disabled", "budget_tokens": 0}, "thinking_token_budget": -1}),
         (COMPLETION, {"stream_options": {}, "repetition_detection": {"max_pattern_size": 0}, "logprob_token_ids": []}),
