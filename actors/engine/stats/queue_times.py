@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from cluster.observability.histogram import Histogram
 from cluster.observability.vllm_metrics import REQUEST_BUCKETS_S
+
+# Not every engine is asked: one in a process of the library is not.
+_MOST_WAITED = 4096
 
 
 class QueueTimes:
@@ -16,7 +21,7 @@ class QueueTimes:
     def __init__(self) -> None:
         self._histogram = Histogram(REQUEST_BUCKETS_S)
         self._came_at: dict[str, float] = {}
-        self._waited: dict[str, float] = {}
+        self._waited: OrderedDict[str, float] = OrderedDict()
         self.found: tuple[tuple[int, ...], float] = tuple(self._histogram.counts), 0.0
 
     def came(self, request_id: str, now: float) -> None:
@@ -28,6 +33,8 @@ class QueueTimes:
         came_at = self._came_at.pop(request_id, None)
         if came_at is not None:
             self._waited[request_id] = now - came_at
+            if len(self._waited) > _MOST_WAITED:
+                self._waited.popitem(last=False)
             self._histogram.observe(now - came_at)
             self.found = tuple(self._histogram.counts), self._histogram.total
 
@@ -37,5 +44,6 @@ class QueueTimes:
         self._waited.pop(request_id, None)
 
     def take(self, request_id: str) -> float | None:
-        """Seconds that it waited, once; None if it has no slot yet. For any thread, and for each request that begins."""
+        """Seconds that it waited, once; None if it has no slot yet, or was not asked about for thousands of others. For any thread,
+        and for each request that begins."""
         return self._waited.pop(request_id, None)

@@ -21,3 +21,13 @@ def test_a_request_waits_once_from_coming_to_its_slot():
     counts, total = times.found
     assert total == 2.5 and sum(counts) == 2 and counts[0] == 1 and counts[REQUEST_BUCKETS_S.index(2.5)] == 1
     assert sum(before[0]) == 1, "what was read does not change"
+
+
+def test_waits_are_told_once_and_those_nobody_asks_for_do_not_pile_up():
+    times = QueueTimes()
+    for number in range(3 * 4096):
+        times.came(str(number), number)
+        times.begun(str(number), number + 0.5)
+    newest = str(3 * 4096 - 1)
+    assert (times.take(newest), times.take(newest), times.take("0")) == (0.5, None, None)
+    assert len(times._waited) <= 4096
