@@ -28,6 +28,11 @@ def url_host(host: str | None) -> str:
 def ready_line(model_id: str, needs_key: bool) -> str:
     """The ready line and a curl command for ``model_id``."""
     url = base_url()
+    return f"READY: {model_id} answers at {url}/v1 - try:\n{curl(url, model_id, needs_key)}"
+
+
+def curl(url: str, model_id: str, needs_key: bool) -> str:
+    """A command that asks the server something, in one line."""
     body = json.dumps(
         {
             "model": model_id,
@@ -36,7 +41,5 @@ def ready_line(model_id: str, needs_key: bool) -> str:
         }
     )
     key = '-H "Authorization: Bearer $BIREME_API_KEY" ' if needs_key else ""
-    return (
-        f"READY: {model_id} answers at {url}/v1 - try:\n"
-        f"curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{body}'"
-    )
+    quoted = body.replace("'", "'\\''")
+    return f"curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{quoted}'"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,20 +16,6 @@ def ready_block(rows: Mapping[str, str], columns: int) -> list[str]:
         return [f"┌{bar}", *(f"│ {text}" for text in texts), f"└{bar}"]
     bar = "─" * (inner + 2)
     return [f"┌{bar}┐", *(f"│ {text:<{inner}} │" for text in texts), f"└{bar}┘"]
-
-
-def curl(url: str, model_id: str, needs_key: bool) -> str:
-    """A command that asks the server something, in one line."""
-    body = json.dumps(
-        {
-            "model": model_id,
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
-            "max_tokens": 60,
-        }
-    )
-    key = '-H "Authorization: Bearer $BIREME_API_KEY" ' if needs_key else ""
-    quoted = body.replace("'", "'\\''")
-    return f"curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{quoted}'"
 
 
 def memory_row(num_blocks: int, block_size: int, max_model_len: int, max_num_seqs: int) -> str:

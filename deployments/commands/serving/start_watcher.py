@@ -10,11 +10,11 @@ from typing import Any
 from cluster.config import LLMConfig
 from cluster.outputs import ServedModel
 from deployments.commands.serving.engine_starts import EngineStarts
-from deployments.commands.serving.ready_block import curl, device_row, memory_row, ready_block
+from deployments.commands.serving.ready_block import device_row, memory_row, ready_block
 from deployments.commands.serving.server_log import ServerLog
 from deployments.commands.serving.start_view import StartView
 from deployments.http.keys import API_KEY_VARIABLE
-from deployments.start.ready_line import url_host
+from deployments.start.ready_line import curl, url_host
 
 # An engine that is ready answers in milliseconds.
 _FIGURES_S = 2.0

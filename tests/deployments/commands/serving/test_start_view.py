@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from deployments.commands.serving.engine_starts import ended_stages
-from deployments.commands.serving.ready_block import curl, memory_row, ready_block
+from deployments.commands.serving.ready_block import memory_row, ready_block
 from deployments.commands.serving.server_log import LineBudget, shown
 from deployments.commands.serving.start_view import StartView
+from deployments.start.ready_line import curl
 from tests.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[4]
