@@ -44,6 +44,6 @@ class QueueTimes:
         self._waited.pop(request_id, None)
 
     def take(self, request_id: str) -> float | None:
-        """Seconds that it waited, once; None if it has no slot yet, or was not asked about for thousands of others. For any thread,
-        and for each request that begins."""
+        """Seconds that it waited, once; None if it has no slot yet, or was not asked about for thousands of others. For any
+        thread, and for each request that begins."""
         return self._waited.pop(request_id, None)
