@@ -1,6 +1,7 @@
 """What a grammar costs a step on this machine: rows under one schema, under different ones, and plain, in turn.
 
 python -m benchmarks.bench_grammar [--rows 1,4,8] [--rounds 4]
+python -m benchmarks.bench_grammar --device gpu --model llama_8b --rows 1,8,64    random weights, and 128,256 tokens of its size
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ import argparse
 import itertools
 import json
 import statistics
+import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 from actors.engine.engine import Engine
 from actors.engine.loading import load_engine
+from benchmarks.random_tokenizer import write_tokenizer
 from benchmarks.workload import PROMPT_TOKENS, prompt
-from cluster.config import EngineConfig
+from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.grammar import JSON_SCHEMA, Grammar
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 
 _TOKENS = 48
+_LLAMA_8B = Path(__file__).parents[1] / "ray_configs/llama_8b/config.json"
 
 
 def schema(number: int) -> Grammar:
@@ -54,16 +60,34 @@ def seconds_a_step(engine: Engine, kind: str, rows: int, run: int) -> float:
     return statistics.median(steps[4:-2])
 
 
+def settings(model: str, folder: Path) -> dict[str, Any]:
+    """Of the engine; what a random model needs is written into ``folder``."""
+    if model != "llama_8b":
+        return {"model": model}
+    config = json.loads(_LLAMA_8B.read_text())
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder / "tokenizer.json", config["vocab_size"])
+    return {"model": str(folder), "load_format": "dummy", "block_size": 64}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1,4,8")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     arguments = parser.parse_args()
-    engine = load_engine(EngineConfig(max_num_seqs=8, num_kv_blocks=256, max_model_len=512))
+    row_counts = [int(rows) for rows in arguments.rows.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        of_model = settings(arguments.model, Path(folder))
+        sizes = {"max_num_seqs": max(row_counts), "max_model_len": 512}
+        if arguments.device == "cpu":
+            sizes["num_kv_blocks"] = 256
+        engine = load_engine(EngineConfig(device=arguments.device, **sizes, **of_model))
     print(
         f"{engine.executor.device_name}, {engine.info.model_id}, vocabulary {engine.info.vocab_size}, {PROMPT_TOKENS} + {_TOKENS}"
     )
-    for rows in map(int, arguments.rows.split(",")):
+    for rows in row_counts:
         for kind in GRAMMARS:
             seconds_a_step(engine, kind, rows, -1)  # compiles, and fills the cache of prefixes
         measured: dict[str, list[float]] = {kind: [] for kind in GRAMMARS}
