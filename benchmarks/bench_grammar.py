@@ -79,11 +79,16 @@ def main() -> None:
     arguments = parser.parse_args()
     row_counts = [int(rows) for rows in arguments.rows.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        of_model = settings(arguments.model, Path(folder))
         sizes = {"max_num_seqs": max(row_counts), "max_model_len": 512}
         if arguments.device == "cpu":
             sizes["num_kv_blocks"] = 256
-        engine = load_engine(EngineConfig(device=arguments.device, **sizes, **of_model))
+        # The tokenizer is read at the first grammar.
+        of_model = settings(arguments.model, Path(folder))
+        compare(load_engine(EngineConfig(device=arguments.device, **sizes, **of_model)), row_counts, arguments.rounds)
+
+
+def compare(engine: Engine, row_counts: list[int], rounds: int) -> None:
+    """Print what each kind of grammar costs; closes ``engine``."""
     print(
         f"{engine.executor.device_name}, {engine.info.model_id}, vocabulary {engine.info.vocab_size}, {PROMPT_TOKENS} + {_TOKENS}"
     )
@@ -91,7 +96,7 @@ def main() -> None:
         for kind in GRAMMARS:
             seconds_a_step(engine, kind, rows, -1)  # compiles, and fills the cache of prefixes
         measured: dict[str, list[float]] = {kind: [] for kind in GRAMMARS}
-        for run in range(arguments.rounds):
+        for run in range(rounds):
             for kind, of_kind in measured.items():
                 of_kind.append(seconds_a_step(engine, kind, rows, run))
         for kind, of_kind in measured.items():
