@@ -60,6 +60,19 @@ def seconds_a_step(engine: Engine, kind: str, rows: int, run: int) -> float:
     return statistics.median(steps[4:-2])
 
 
+def first_token_s(engine: Engine, kind: str, run: int) -> float:
+    """From asking to the first token of a request that is alone; its prompt is in no cache, its grammar is."""
+    params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, grammar=GRAMMARS[kind](0))
+    started = time.perf_counter()
+    engine.add_request(EngineRequest(f"first {kind} {run}", prompt(1000 + run), params))
+    while not engine.step():
+        pass
+    took = time.perf_counter() - started
+    while engine.has_work():
+        engine.step()
+    return took
+
+
 def settings(model: str, folder: Path) -> dict[str, Any]:
     """Of the engine; what a random model needs is written into ``folder``."""
     if model != "llama_8b":
@@ -105,6 +118,13 @@ def compare(engine: Engine, row_counts: list[int], rounds: int) -> None:
                 f"{rows} rows, {kind:10}: {1e3 * statistics.median(of_kind):7.2f} ms a step, {ratio:.3f} of plain",
                 flush=True,
             )
+    runs = iter(range(10**6))
+    first: dict[str, list[float]] = {kind: [] for kind in ("plain", "one schema")}
+    for _ in range(4 * rounds):
+        for kind, of_kind in first.items():
+            of_kind.append(first_token_s(engine, kind, next(runs)))
+    for kind, of_kind in first.items():
+        print(f"first token, {kind:10}: {1e3 * statistics.median(of_kind):7.2f} ms")
     engine.close()
 
 
