@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 JSON_SCHEMA = "json_schema"
 REGEX = "regex"
@@ -27,4 +27,4 @@ class Grammar:
 
     kind: str
     text: str
-    param: str = "response_format"
+    param: str = field(default="response_format", compare=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -12,6 +13,7 @@ import llguidance
 import numpy as np
 
 from actors.structured_output.matcher import TokenMatcher
+from actors.structured_output.multiples import MOST_REMAINDERS, too_fine_multiple
 from actors.structured_output.schema_place import place_of_error
 from actors.structured_output.token_trie import token_trie
 from actors.text.tokenizer import Tokenizer
@@ -20,17 +22,21 @@ from cluster.grammar import CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX,
 
 # How many are kept that no request has.
 _KEPT = 64
-# Work, not time, so that a request meets them on every machine or on none: about 20 ms to compile, 15 ms a token. A state of the
-# lexer takes a kilobyte or two.
+# Tokens of an answer that are tried when a grammar is compiled.
+_TRIED_TOKENS = 8
+# Work, not time, so that a request meets them on every machine or on none: about 20 ms to compile, at most 50 ms a token. As many
+# items as an object with some 350 optional properties has. A state of the lexer takes a kilobyte or two.
 _LIMITS = llguidance.LLParserLimits(
     max_items_in_row=2000,
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
-    step_max_items=50_000,
+    step_max_items=5_000,
     max_lexer_states=50_000,
     max_grammar_size=100_000,
     verbose_errors=False,
 )
+# Between two tokens of JSON: as its printers write it. Without a bound a model that writes spaces can go on until max_tokens.
+_JSON_WHITESPACE = r"( {1,2}|\r?\n[ \t]{0,64})?"
 # What an error says of a grammar; the library's own may quote all of it.
 _MAX_ERROR_CHARS = 500
 
@@ -117,6 +123,10 @@ class Grammars:
             raise _refused(grammar, f"is not valid: no JSON at {where}") from None
         except (ValueError, RecursionError) as error:
             raise _refused(grammar, f"is not valid: {error}") from None
+        if (multiple := too_fine_multiple(grammar.text)) is not None:
+            raise _refused(
+                grammar, f"is not supported: multipleOf {multiple} has more than {MOST_REMAINDERS} remainders"
+            )
         matcher = llguidance.LLMatcher(self._trie, source, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             reason = matcher.get_error().strip()
@@ -124,7 +134,27 @@ class Grammars:
                 place, reason = place_of_error(schema, reason, _schema_error)
                 raise _refused(grammar, f"is not supported at {place}: {reason}")
             raise _refused(grammar, f"is not valid: {reason}")
+        if (too_much := self._try_out(matcher.deep_copy())) is not None:
+            raise _refused(grammar, f"asks for more work than is allowed for a token: {too_much}")
         return CompiledGrammar(matcher)
+
+    def _try_out(self, matcher: llguidance.LLMatcher) -> str | None:
+        """Why the beginning of some answer, always the same one, is beyond the limits; None if it is not.
+
+        The first mask of a grammar may take a hundred times as long as any later one; copies share what it learned of the
+        vocabulary, so that the engine's thread need not.
+        """
+        words = np.zeros(len(self._end_words), np.int32)
+        rng = np.random.default_rng(0)
+        for _ in range(_TRIED_TOKENS):
+            matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+            if matcher.is_error():
+                return matcher.get_error().partition("\n")[0]
+            allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+            if matcher.is_stopped() or not len(allowed):
+                return None
+            matcher.consume_token(int(rng.choice(allowed)))
+        return None
 
 
 def library_grammar(grammar: Grammar) -> str:
@@ -134,11 +164,17 @@ def library_grammar(grammar: Grammar) -> str:
         ValueError: it is not even of its kind.
     """
     if grammar.kind == JSON_SCHEMA:
-        return llguidance.LLMatcher.grammar_from_json_schema(grammar.text)
+        schema = json.loads(grammar.text)
+        if not (isinstance(schema, dict) or schema is True):
+            return llguidance.LLMatcher.grammar_from_json_schema(grammar.text)  # its compilation says what is wrong
+        text = "{}" if schema is True else grammar.text
+        return llguidance.LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": _JSON_WHITESPACE})
     if grammar.kind == REGEX:
         return llguidance.LLMatcher.grammar_from_regex(grammar.text)
     if grammar.kind == CHOICE:
-        return llguidance.grammar_from("choice", grammar.text)
+        # One lexeme: as a rule of a grammar each text would be an item of its own in the parser.
+        texts = "|".join(re.escape(text) for text in json.loads(grammar.text))
+        return llguidance.LLMatcher.grammar_from_regex(texts)
     if grammar.kind == LARK:
         return llguidance.grammar_from("grammar", grammar.text)
     raise ValueError(f"unknown kind {grammar.kind}")

@@ -111,6 +111,7 @@ def test_a_grammar_beyond_the_limits_fails_by_work_and_not_by_time(monkeypatch):
     monkeypatch.setattr(
         grammars_module, "_LIMITS", grammars_module.llguidance.LLParserLimits(step_max_items=20, verbose_errors=False)
     )
+    monkeypatch.setattr(grammars_module, "_TRIED_TOKENS", 0)
     grammar = Grammar(LARK, 'start: a | b | c\na: "x" a? | "x" b\nb: "x" b? | "x" a\nc: "x" a b? c?')
     runs = []
     for _ in range(2):
@@ -123,6 +124,27 @@ def test_a_grammar_beyond_the_limits_fails_by_work_and_not_by_time(monkeypatch):
         runs.append(len(tokens))
     assert runs[0] == runs[1] < 200
     assert np.flatnonzero(allowed(matcher)).tolist() == [EOS]
+
+
+def takes(grammar: Grammar, text: str) -> bool:
+    return not GRAMMARS.matcher(grammar, TOKENIZER.encode(text, False)).has_failed
+
+
+def test_between_the_tokens_of_json_is_what_its_printers_write_and_no_more():
+    value = {"a": [1, {"b": "x  y"}], "c": {}}
+    anything = schema({"type": "object"})
+    for text in (json.dumps(value), json.dumps(value, separators=(",", ":")), json.dumps(value, indent=16)):
+        assert takes(anything, text)
+    assert takes(anything, '{ "a" : 1 }') and takes(anything, '{\r\n\t"a":1')
+    for text in ("{   ", "{\n\n", '{"a":\n' + " " * 65, '{"a"  \n'):
+        assert not takes(anything, text)
+    # Who writes a pattern into a schema gets it.
+    assert takes(schema({"type": "object", "x-guidance": {"whitespace_pattern": " *"}}), "{" + " " * 90)
+
+
+def test_what_is_compiled_is_shared_whichever_field_it_came_in():
+    one, other = Grammar(REGEX, "1{2}", "guided_regex"), Grammar(REGEX, "1{2}", "structured_outputs.regex")
+    assert GRAMMARS.compile(one) is GRAMMARS.compile(other)
 
 
 UNIQUE = {"type": "array", "uniqueItems": True}

@@ -10,6 +10,24 @@ NUM_REQUESTS = 16
 _SEEDS_EACH = 10
 # Lengths of stop strings in characters; a random model's tokens have about four.
 _STOP_LENGTHS = {0: 30, 5: 12, 10: 3, 15: 8}
+_RECORD = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 30},
+        "kind": {"enum": ["lake", "sea"]},
+        "km": {"type": "number"},
+    },
+    "required": ["name", "kind", "km"],
+    "additionalProperties": False,
+}
+_RECORDS = {"type": "array", "items": _RECORD, "minItems": 200}
+# Structures that are longer than any answer, so that every cut lies within one, and one that ends early.
+_GRAMMARS: dict[int, dict[str, Any]] = {
+    2: {"response_format": {"type": "json_schema", "json_schema": {"name": "one", "schema": _RECORD, "strict": True}}},
+    6: {"response_format": {"type": "json_schema", "json_schema": {"name": "all", "schema": _RECORDS, "strict": True}}},
+    9: {"guided_regex": r"([A-Z][a-z]{1,9} [0-9]{1,4}, ){400}"},
+    12: {"structured_outputs": {"json": _RECORDS}},
+}
 
 
 def is_chat(number: int) -> bool:
@@ -32,7 +50,8 @@ def number_of(seed: int) -> int:
 
 
 def request_body(number: int, max_tokens: int, stops: dict[int, str]) -> dict[str, Any]:
-    """Completions and chats of one or two choices, greedy and sampled, with penalties, log-probabilities and stop strings."""
+    """Completions and chats of one or two choices, greedy and sampled, with penalties, log-probabilities, stop strings and
+    grammars."""
     chance = random.Random(number)
     words = f"Story number {number}: " + "word " * chance.randint(1, 60)
     count, fewest = num_choices(number), max_tokens // 3
@@ -55,6 +74,7 @@ def request_body(number: int, max_tokens: int, stops: dict[int, str]) -> dict[st
         body |= {"logprobs": 1}
     if number == 14:
         body |= {"logprobs": True}
+    body |= _GRAMMARS.get(number, {})
     if number in stops:
         body |= {"stop": ["xyzzy qqqq", stops[number]], "include_stop_str_in_output": number == 5}
     return body

@@ -1,0 +1,190 @@
+"""Grammars made to take long, with a real vocabulary: refused, or followed without stopping other threads."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from actors.structured_output.grammars import Grammars
+from actors.structured_output.matcher import TokenMatcher
+from cluster.errors import InvalidRequestError
+from cluster.grammar import CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, Grammar
+
+# No thread may be stopped for longer, with a factor of five for busy machines.
+MOST_S = 5 * 0.05
+TOKENS = 24
+ROWS_MASK = 1 + 49_152 // 32
+
+
+@pytest.fixture(scope="module")
+def grammars(smollm2_tokenizer) -> Grammars:
+    made = Grammars(lambda: smollm2_tokenizer, 49_152, smollm2_tokenizer.eos_token_ids)
+    made.compile(Grammar(JSON_SCHEMA, "{}"))  # makes the trie of the vocabulary, once in an engine's life
+    return made
+
+
+class Stops:
+    """The longest time for which a thread beside that wants to run every millisecond was stopped, in seconds."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        done = threading.Event()
+
+        def tick() -> None:
+            last = time.perf_counter()
+            while not done.is_set():
+                time.sleep(0.001)
+                now = time.perf_counter()
+                self.longest, last = max(self.longest, now - last), now
+
+        thread = threading.Thread(target=tick)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def longest_step(matcher: TokenMatcher, seed: int) -> float:
+    """Follow an answer at random; the longest that the engine's thread was busy with a token."""
+    rng, mask, longest = np.random.default_rng(seed), np.zeros(ROWS_MASK, np.int32), 0.0
+    for _ in range(TOKENS):
+        started = time.perf_counter()
+        matcher.fill(mask)
+        longest = max(longest, time.perf_counter() - started)
+        if matcher.has_failed or matcher.has_ended:
+            break
+        token = int(rng.choice(np.flatnonzero(np.unpackbits(mask[1:].view(np.uint8), bitorder="little"))))
+        started = time.perf_counter()
+        matcher.accept(token)
+        longest = max(longest, time.perf_counter() - started)
+    return longest
+
+
+def check(grammars: Grammars, grammar: Grammar, seed: int = 0) -> bool:
+    """Whether ``grammar`` was taken; either way nobody waited. On a busy machine somebody may wait by chance, but not thrice."""
+    for last in (False, False, True):
+        taken, longest = watched(grammars, grammar, seed)
+        if max(longest) < MOST_S:
+            return taken
+        assert not last, "compiling stopped other threads for {:.3f} s, a token the engine's for {:.3f} s".format(
+            *longest
+        )
+    raise AssertionError("not reached")
+
+
+def watched(grammars: Grammars, grammar: Grammar, seed: int) -> tuple[bool, tuple[float, float]]:
+    """Whether it was taken, and for how long compiling stopped others, and a token the engine."""
+    anew, stops = Grammars(lambda: None, 49_152, sorted(grammars._eos_token_ids)), Stops()
+    anew._trie = grammars._trie
+    with stops.watched():
+        try:
+            matcher: TokenMatcher | None = anew.matcher(grammar)
+        except InvalidRequestError as refusal:
+            matcher, error = None, refusal
+    if matcher is None:
+        assert error.code == "invalid_grammar" and len(error.message) < 1000
+        return False, (stops.longest, 0.0)
+    return True, (stops.longest, longest_step(matcher, seed))
+
+
+def nested(depth: int, inner: Any, wrap: Callable[[Any], Any]) -> Any:
+    for _ in range(depth):
+        inner = wrap(inner)
+    return inner
+
+
+def objects(count: int) -> dict[str, Any]:
+    return {"anyOf": [{"properties": {f"k{i}": {"type": "string"}}, "required": [f"k{i}"]} for i in range(count)]}
+
+
+@pytest.mark.parametrize(
+    ("grammar", "taken"),
+    [
+        ({"enum": ["x" * 60_000]}, True),
+        ({"enum": [f"item {i}" for i in range(4000)]}, True),
+        ({"properties": {f"p{i}": {"type": "string"} for i in range(200)}, "additionalProperties": False}, True),
+        ({"properties": {f"p{i}": {"type": "string"} for i in range(2000)}}, False),
+        (objects(900), False),
+        ({"properties": {"a": objects(900)}, "required": ["a"], "additionalProperties": False}, True),
+        (nested(900, {"type": "null"}, lambda inner: {"items": inner}), False),
+        (nested(10, {"type": "null"}, lambda inner: {"anyOf": [inner, {"items": inner}]}), True),
+        ({"allOf": objects(900)["anyOf"]}, False),
+        ({"type": "integer", "multipleOf": 9973}, True),
+        ({"type": "integer", "multipleOf": 25_000_000}, True),
+        ({"type": "integer", "multipleOf": 1000000007}, False),
+        ({"items": {"type": "number", "multipleOf": 0.10000019}}, False),
+        (Grammar(JSON_SCHEMA, '{"type": "integer", "multiple\\u004ff": 1000000007}'), False),
+        (Grammar(JSON_SCHEMA, '{"type": "integer", "multipleOf": 1e-99999}'), False),
+        (Grammar(LARK, 'start: %json {"type": "integer", "multipleOf" : 1000000007}'), False),
+        ({"type": "array", "minItems": 50_000, "items": {"type": "integer"}}, True),
+        (Grammar(REGEX, "(a|b)*a(a|b){18}"), True),
+        (Grammar(REGEX, "((a{1,100}){1,100}){1,100}"), True),
+        (Grammar(CHOICE, json.dumps([f"choice number {i}" for i in range(2500)])), True),
+        (Grammar(LARK, "start: " + " | ".join(f'"t{i}" start' for i in range(4000)) + ' | "e"'), False),
+        (Grammar(LARK, 'start: a a a a a a a a\na: "x" | a a | ""'), True),
+    ],
+    ids=range(22),
+)
+def test_known_attacks(grammars, grammar, taken):
+    grammar = grammar if isinstance(grammar, Grammar) else Grammar(JSON_SCHEMA, json.dumps(grammar))
+    assert len(grammar.text) <= MAX_GRAMMAR_CHARS
+    assert check(grammars, grammar) == taken
+
+
+def _large(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    counts = st.integers(1, 300)
+    return st.one_of(
+        st.builds(lambda s, n: {"properties": {f"p{i}": s for i in range(n)}}, inner, counts),
+        st.builds(lambda s, n: {"properties": {f"p{i}": s for i in range(n)}, "required": ["p0"]}, inner, counts),
+        st.builds(lambda s, n: {"anyOf": [s, *({"properties": {f"q{i}": s}} for i in range(n))]}, inner, counts),
+        st.builds(lambda s, n: {"oneOf": [{"items": s}] * n}, inner, counts),
+        st.builds(lambda s, n: {"items": s, "minItems": n, "maxItems": 90 * n}, inner, counts),
+        st.builds(lambda s, n: {"prefixItems": [s] * n}, inner, counts),
+        st.builds(
+            lambda s, n: nested(n // 4, s, lambda of: {"properties": {"a": of}, "required": ["a"]}), inner, counts
+        ),
+        st.builds(lambda s, n: {"patternProperties": {f"^x{{{n}}}": s}, "additionalProperties": s}, inner, counts),
+    )
+
+
+LARGE = st.recursive(
+    st.one_of(
+        st.just({}),
+        st.integers(1, 3000).map(lambda n: {"enum": [f"v{i}" for i in range(n)]}),
+        st.integers(1, 5000).map(lambda n: {"type": "string", "minLength": n, "maxLength": 4 * n}),
+        st.integers(1, 400).map(lambda n: {"type": "string", "pattern": f"^([a-c]{{1,{n}}}x?){{1,{n}}}$"}),
+        st.integers(2, 10**9).map(lambda n: {"type": "integer", "multipleOf": n}),
+        st.floats(0, 1e12).map(lambda x: {"type": "number", "minimum": x, "exclusiveMaximum": x + 1e9}),
+        st.sampled_from(["date-time", "email", "ipv6", "uri", "uuid"]).map(lambda f: {"type": "string", "format": f}),
+    ),
+    _large,
+    max_leaves=3,
+)
+
+
+def test_random_large_schemas(grammars):
+    taken: list[bool] = []
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(LARGE, st.integers(0, 99))
+    def run(schema, seed):
+        text = json.dumps(schema)
+        if len(text) <= MAX_GRAMMAR_CHARS:
+            taken.append(check(grammars, Grammar(JSON_SCHEMA, text), seed))
+
+    run()
+    assert set(taken) == {False, True}
