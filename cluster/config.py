@@ -64,11 +64,11 @@ class EngineConfig(BaseModel):
         None, ge=2, le=16_777_216, description="KV blocks; default: from the memory settings below."
     )
     kv_cache_memory_gb: float = Field(1.0, gt=0, le=4096, description="Memory for the KV cache on the CPU, in GiB.")
-    ready_weights_gb: float = Field(
-        4.0,
+    ready_weights_gb: float | None = Field(
+        None,
         ge=0,
         le=4096,
-        description="On the CPU, weights are kept in the cache folder as the matmuls read them, of all models so many GiB on the disk, and a later start maps them. 0: none.",
+        description="Weights are kept in the cache folder as the device reads them, of all models so many GiB on the disk, and a later start maps or copies them. 0: none. Default: 4, or this model alone where it has more.",
     )
     weights_from_peers: bool = Field(
         True,

@@ -53,8 +53,10 @@ def pack_weight(weight: paddle.Tensor) -> paddle.Tensor:
     return run_op("pack_weight", weight)[0]
 
 
-def packed_shape(out_features: int, in_features: int) -> tuple[int, int, int]:
-    """Shape of a weight that ``pack_weight`` packed on the CPU."""
+def packed_shape(out_features: int, in_features: int, on_gpu: bool) -> tuple[int, ...]:
+    """Shape of what ``pack_weight`` returns."""
+    if on_gpu:
+        return out_features, in_features
     return -(-out_features // _PANEL_COLUMNS), in_features, _PANEL_COLUMNS
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 
 from actors.device.host_tensor import HostBuffer, tensor_over, zero_pages
+from actors.device.lane import HostLane
 from actors.device.stream import CpuStream
 
 
@@ -40,12 +41,14 @@ class CpuDevice:
     Attributes:
         is_gpu: ops run on a GPU.
         dtype: type of weights and KV cache.
+        item_bytes: of one number of that type.
         math_version: of what makes the ops' bits besides their sources; on the CPU nothing does.
         batch_invariant: ops are asked for results that do not depend on the other rows; on the CPU they never do.
     """
 
     is_gpu = False
     dtype = "float32"
+    item_bytes = 4
     batch_invariant = False
     name = "cpu"
     math_version = ""
@@ -85,6 +88,14 @@ class CpuDevice:
     def mapped_tensor(self, array: np.ndarray) -> paddle.Tensor:
         """``array`` itself as what ops compute with; it is writable, and nobody writes to it."""
         return tensor_over(array)
+
+    def empty(self, shape: list[int]) -> paddle.Tensor:
+        """A weight that is yet to be written."""
+        return paddle.empty(shape, self.dtype)
+
+    def make_lane(self, num_bytes: int) -> HostLane:
+        """A thread's way to the device's memory, for copies of up to ``num_bytes``."""
+        return HostLane(num_bytes)
 
     def stage(self, array: np.ndarray) -> paddle.Tensor:
         """A copy of ``array`` that the device reads once; keep it until the device has."""

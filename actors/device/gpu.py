@@ -17,6 +17,7 @@ import paddle
 
 from actors.device.cpu import CpuDevice
 from actors.device.gpu_clock import GpuClock, check, elapsed_seconds
+from actors.device.gpu_lane import GpuLane
 from actors.device.host_tensor import HostBuffer
 from gpu_ops.build import cuda_compiler_version
 from gpu_ops.host_flag import copy_async
@@ -110,6 +111,7 @@ class GpuDevice(CpuDevice):
     """
 
     is_gpu = True
+    item_bytes = 2
 
     def __init__(self, dtype: str = "bfloat16", batch_invariant: bool = False) -> None:
         paddle.set_device("gpu:0")
@@ -159,6 +161,9 @@ class GpuDevice(CpuDevice):
         if self.clock is not None:
             self.clock.close()
             self.clock = None
+
+    def make_lane(self, num_bytes: int) -> GpuLane:
+        return GpuLane(self.driver, num_bytes)
 
     def stage(self, array: np.ndarray) -> paddle.Tensor:
         """A copy of ``array`` in pinned memory, which kernels read over the bus."""

@@ -33,6 +33,7 @@ def load_engine(
     record: list[StepPlan] | None = None,
     ended: Callable[[str], None] = lambda stage: None,
     find_model: Callable[[], ModelSource] | None = None,
+    when_ready: list[Callable[[], None]] | None = None,
 ) -> Engine:
     """Build every part of an engine and put them together.
 
@@ -43,6 +44,7 @@ def load_engine(
         record: a list that receives every plan, so that a run can be replayed.
         ended: called with each of ``cluster.observability.start_stages.STAGES`` that is over.
         find_model: finds the model's files; default: where the settings say.
+        when_ready: receives what is to be called once the engine is ready for requests.
 
     Raises:
         ModelLoadError, ConfigError, OpBuildError: with one message that says what to do.
@@ -56,7 +58,7 @@ def load_engine(
     # Before the weights, so that what cannot fit is said at once.
     plan = plan_memory(config, model_config, device.is_gpu, *memory_at_start)
     forward.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-    model = load_weights(config, source, model_config, plan.max_model_len, progress, device)
+    model = load_weights(config, source, model_config, plan.max_model_len, progress, device, when_ready)
     ended("weights")
     memory_with_weights = device.memory()
     if device.is_gpu:

@@ -1,4 +1,5 @@
-"""What of an engine can be there before it has a name and a device: Paddle and, on the CPU, the ops and the mapped weights.
+"""What of an engine can be there before it has a name and a device: Paddle and, on the CPU, the ops and the mapped weights; for a
+GPU Paddle's library, and the kept weights in the system's memory.
 
 CUDA must not begin here: a process learns of its GPU later.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.config import EngineConfig
+from cluster.errors import BiremeError
 
 if TYPE_CHECKING:
     from actors.models.decoder import Decoder
@@ -43,8 +45,10 @@ def prepare(config: EngineConfig, on_gpu: bool) -> None:
     global _model
     if on_gpu:
         _load_library_alone()
+        _prefetch_weights(config)
         return
     from actors.device.cpu import CpuDevice
+    from actors.device.host_tensor import host_view
     from actors.engine.load_weights import load_kept_weights
     from actors.engine.memory_plan import expected_max_model_len
     from actors.model_files.config import load_model_config
@@ -56,7 +60,7 @@ def prepare(config: EngineConfig, on_gpu: bool) -> None:
     max_model_len = expected_max_model_len(config, model_config.max_position_embeddings)
     model = load_kept_weights(config, source, model_config, max_model_len, CpuDevice())
     if model is not None:
-        for array in model.ready_arrays().values():
+        for array in map(host_view, model.ready_tensors().values()):
             array.reshape(-1)[:: _PAGE // array.itemsize].sum()  # each page is mapped now, not in the first step
         _model = config, max_model_len, model
 
@@ -66,6 +70,20 @@ def take(config: EngineConfig, max_model_len: int) -> Decoder | None:
     global _model
     found, _model = _model, None
     return found[2] if found is not None and found[:2] == (config, max_model_len) else None
+
+
+def _prefetch_weights(config: EngineConfig) -> None:
+    from actors.engine.kept_weights import ready_weights
+    from actors.model_files.config import load_model_config
+    from actors.model_files.source import model_of
+
+    dtype = "bfloat16" if config.dtype == "auto" else config.dtype
+    with contextlib.suppress(BiremeError, OSError):  # the engine's start will say what is wrong
+        source = model_of(config)
+        ready = ready_weights(config, source, load_model_config(source), dtype, on_gpu=True)
+        file = ready.find() if ready else None
+        if file is not None:
+            file.prefetch()
 
 
 def _load_library_alone() -> None:

@@ -36,10 +36,13 @@ def start_engine(
         build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
     ended("ops")
     logger.info("loading %s", config.model)
-    engine = _load(config, engine_id, ended, find_model)
+    when_ready: list[Callable[[], None]] = []
+    engine = _load(config, engine_id, ended, find_model, when_ready)
     ended("buffers")
     warm_up(engine)
     ended("warm_up")
+    for begin in when_ready:
+        begin()
     info = engine.info
     logger.info(
         "%s is ready after %.1f s: %d KV blocks of %d tokens, up to %d tokens a request",
@@ -60,6 +63,7 @@ def _load(
     engine_id: str,
     ended: Callable[[str], None],
     find_model: Callable[[], ModelSource] | None,
+    when_ready: list[Callable[[], None]],
 ) -> Engine:
     # Imported here: one of them loads Paddle.
     if config.device == SIMULATED:
@@ -68,7 +72,7 @@ def _load(
         return load_simulated_engine(config, engine_id, _log_progress, ended)
     from actors.engine.loading import load_engine
 
-    return load_engine(config, engine_id, _log_progress, ended=ended, find_model=find_model)
+    return load_engine(config, engine_id, _log_progress, ended=ended, find_model=find_model, when_ready=when_ready)
 
 
 def _log_progress(what: str, done: int, total: int) -> None:

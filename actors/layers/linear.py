@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
-from actors.device.host_tensor import host_view
 from actors.layers.norm import RMSNorm
 from actors.layers.weights.weight import Weight
 
@@ -26,23 +24,24 @@ class Linear:
     def __init__(self, weight: Weight, bias: paddle.Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
 
-    def ready_arrays(self) -> dict[str, np.ndarray]:
-        """On the CPU, all that it holds, by the ending of their names; for ``from_ready``."""
-        bias = {} if self.bias is None else {_BIAS: host_view(self.bias)}
-        return {**self.weight.ready_arrays(), **bias}
+    def ready_tensors(self) -> dict[str, paddle.Tensor]:
+        """All that it holds, by the ending of their names; for ``from_ready``."""
+        bias = {} if self.bias is None else {_BIAS: self.bias}
+        return {**self.weight.ready_tensors(), **bias}
 
     @staticmethod
     def ready_shapes(
-        kind: type[Weight], out_features: int, in_features: int, num_biases: int
+        device: CpuDevice, kind: type[Weight], out_features: int, in_features: int, num_biases: int
     ) -> dict[str, tuple[int, ...]]:
-        """Of those arrays, of a layer with a weight of that kind."""
-        return {**kind.ready_shapes(out_features, in_features), **({_BIAS: (num_biases,)} if num_biases else {})}
+        """Of those tensors, of a layer with a weight of that kind."""
+        bias = {_BIAS: (num_biases,)} if num_biases else {}
+        return {**kind.ready_shapes(device, out_features, in_features), **bias}
 
     @classmethod
     def from_ready(
         cls, device: CpuDevice, kind: type[Weight], tensors: Mapping[str, paddle.Tensor], out_features: int
     ) -> Linear:
-        """Over the memory of what ``ready_arrays`` of such a layer were."""
+        """Over the memory of ``tensors``, which have the content of ``ready_tensors`` of such a layer."""
         return cls(kind.from_ready(device, tensors, out_features), tensors.get(_BIAS))
 
     def __call__(self, x: paddle.Tensor, float32_output: bool = False) -> paddle.Tensor:

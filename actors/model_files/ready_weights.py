@@ -1,4 +1,4 @@
-"""Weights as the matmuls read them, in one mapped file a model, so that a later start neither reads, unpacks nor packs them.
+"""Weights as the device reads them, in one file a model, so that a later start neither reads, unpacks nor packs the model's own.
 
 A file is a line of JSON (its own hash first), zeros up to a page, and the arrays. It is written under another name and renamed
 once it is on the disk; what is damaged, cut off, of another user or of another layout counts as not there.
@@ -10,10 +10,13 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -29,6 +32,48 @@ _SUFFIX, _PART_SUFFIX = ".weights", ".part"
 _ABANDONED_S = 120.0
 # Less than this is read in no time.
 MIN_BYTES = 32 << 20
+# Of all models, where nothing else is set.
+_DEFAULT_LIMIT_BYTES = 4 << 30
+# What stays free of the disk.
+_FREE_BYTES = 256 << 20
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+Shape = tuple[int, ...]
+
+
+class ReadyFile(NamedTuple):
+    """A sound file.
+
+    Attributes:
+        path: opened anew by whoever reads it.
+        dtype: of all numbers.
+        arrays: (shape, offset in the file) by name.
+        num_bytes: of the whole file.
+    """
+
+    path: Path
+    dtype: str
+    arrays: dict[str, tuple[Shape, int]]
+    num_bytes: int
+
+    def mapped(self) -> dict[str, np.ndarray]:
+        """float32 arrays by name, not to be written to.
+
+        Raises:
+            OSError, ValueError: the file went or shrank.
+        """
+        with open(self.path, "rb") as file:
+            # Copy on write: what shares memory with Paddle must look writable, and nothing reaches the file.
+            data = np.memmap(file, np.uint8, "c", 0, (self.num_bytes,)).view(np.ndarray)
+        return {
+            name: data[offset : offset + 4 * math.prod(shape)].view(np.float32).reshape(shape)
+            for name, (shape, offset) in self.arrays.items()
+        }
+
+    def prefetch(self) -> None:
+        """Have the system read the file, if it is not in memory yet; nobody waits for that."""
+        with open(self.path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 class ReadyWeights:
@@ -36,20 +81,20 @@ class ReadyWeights:
 
     Args:
         key: all that the bytes depend on.
-        limit_bytes: that all files of this machine's user may take; 0 for none.
+        limit_bytes: that all files of this machine's user may take; 0 for none. None: four GiB, or one file that has more.
     """
 
-    def __init__(self, key: str, limit_bytes: int) -> None:
+    def __init__(self, key: str, limit_bytes: int | None) -> None:
         self._limit_bytes = limit_bytes
         self._folder = cache_dir() / "ready_weights"
         self._path = self._folder / (hashlib.sha256(key.encode()).hexdigest()[:32] + _SUFFIX)
 
-    def read(self) -> dict[str, np.ndarray] | None:
-        """float32 arrays by name, mapped and not to be written to; None if there is no sound file."""
-        if not self._limit_bytes or other_writer(self._path) is not None:
+    def find(self) -> ReadyFile | None:
+        """None if there is no sound file."""
+        if self._limit_bytes == 0 or other_writer(self._path) is not None:
             return None
         try:
-            arrays = _mapped(self._path)
+            found = _read_header(self._path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -57,29 +102,38 @@ class ReadyWeights:
             return None
         with contextlib.suppress(OSError):
             os.utime(self._path)  # who was used last stays longest
-        return arrays
+        return found
 
-    def write(self, arrays: Mapping[str, np.ndarray]) -> bool:
-        """Keep float32 ``arrays``, and remove files that were not used for longest until all fit the limit.
+    def write(self, dtype: str, shapes: Mapping[str, Shape], pieces: Callable[[str], Iterable[np.ndarray]]) -> bool:
+        """Keep arrays, and remove files that were not used for longest until all fit the limit.
 
+        Args:
+            pieces: the uint8 content of the array of that name, cut at will; each piece is read before the next is asked for.
         Returns:
             Whether that was done. Not where it is not worth it, not allowed, or another process does it now; nor, after a
-            warning, where the disk is full or cannot be written to.
+            word in the log, where it is too large, or the disk is full or cannot be written to.
         """
-        num_bytes = sum(_padded(array.nbytes) for array in arrays.values())
-        if not MIN_BYTES <= num_bytes <= self._limit_bytes or other_writer(self._path) is not None:
+        num_bytes = sum(_padded(_size(shape, dtype)) for shape in shapes.values())
+        if num_bytes < MIN_BYTES or self._limit_bytes == 0 or other_writer(self._path) is not None:
+            return False
+        limit = max(_DEFAULT_LIMIT_BYTES, num_bytes) if self._limit_bytes is None else self._limit_bytes
+        if num_bytes > limit:
+            logger.info(
+                "the next start will read the model's files again: its %.1f GiB are more than ready_weights_gb allows",
+                num_bytes / 2**30,
+            )
             return False
         part = self._path.with_suffix(_PART_SUFFIX)
         try:
             make_folder(self._folder)
-            self._make_room(num_bytes)
+            self._make_room(num_bytes, limit)
             try:
                 file = open(part, "xb")  # noqa: SIM115 (closed below)
             except FileExistsError:
                 return False
             try:
                 with file:
-                    _write(file, arrays)
+                    _write(file, dtype, shapes, pieces)
                 os.replace(part, self._path)
             finally:
                 part.unlink(missing_ok=True)
@@ -88,53 +142,57 @@ class ReadyWeights:
             return False
         return True
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _make_room(self, num_bytes: int, limit: int) -> None:
         for part in self._folder.glob("*" + _PART_SUFFIX):
             if time.time() - part.stat().st_mtime > _ABANDONED_S:
                 part.unlink(missing_ok=True)
         files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._folder.glob("*" + _SUFFIX))
         taken = num_bytes + sum(size for _, size, path in files if path != self._path)
         for _, size, path in files:
-            if taken > self._limit_bytes and path != self._path:
+            if taken > limit and path != self._path:
                 path.unlink(missing_ok=True)  # who has mapped it keeps it
                 taken -= size
+        free = shutil.disk_usage(self._folder).free
+        if free < num_bytes + _FREE_BYTES:
+            raise OSError(f"{num_bytes} bytes do not fit on the disk of {self._folder}: {free} are free")
 
 
-def _write(file, arrays: Mapping[str, np.ndarray]) -> None:
+def _write(
+    file: BinaryIO, dtype: str, shapes: Mapping[str, Shape], pieces: Callable[[str], Iterable[np.ndarray]]
+) -> None:
     entries, offset = [], 0
-    for name, array in arrays.items():
-        if array.dtype != np.float32 or not array.flags.c_contiguous:
-            raise ValueError(f"{name}: needs contiguous float32, got {array.dtype}")
-        entries.append([name, list(array.shape), offset])
-        offset += _padded(array.nbytes)
-    header = json.dumps({"arrays": entries, "num_bytes": offset}).encode()
+    for name, shape in shapes.items():
+        entries.append([name, list(shape), offset])
+        offset += _padded(_size(shape, dtype))
+    header = json.dumps({"dtype": dtype, "arrays": entries, "num_bytes": offset}).encode()
     line = hashlib.sha256(header).hexdigest().encode() + b" " + header + b"\n"
     file.write(line.ljust(_padded(len(line)), b"\0"))
-    for array in arrays.values():
-        file.write(array.reshape(-1).view(np.uint8).data)
-        file.write(bytes(_padded(array.nbytes) - array.nbytes))
+    for name, shape in shapes.items():
+        written = sum(file.write(piece.data) for piece in pieces(name))
+        if written != _size(shape, dtype):
+            raise ValueError(f"{name}: {written} bytes, not {_size(shape, dtype)}")
+        file.write(bytes(_padded(written) - written))
     file.flush()
     os.fsync(file.fileno())
 
 
-def _mapped(path: Path) -> dict[str, np.ndarray]:
+def _read_header(path: Path) -> ReadyFile:
     with open(path, "rb") as file:
         line = file.readline(_MAX_HEADER_BYTES)
         size = os.fstat(file.fileno()).st_size
-        digest, _, header = line.rstrip(b"\n").partition(b" ")
-        if hashlib.sha256(header).hexdigest().encode() != digest:
-            raise ValueError("its header is damaged")
-        found = json.loads(header)
-        start = _padded(len(line))
-        if size != start + found["num_bytes"]:
-            raise ValueError(f"it has {size} bytes, not {start + found['num_bytes']}")
-        # Copy on write: what shares memory with Paddle must look writable, and nothing reaches the file.
-        data = np.memmap(file, np.uint8, "c", 0, (size,)).view(np.ndarray)
-    arrays = {}
-    for name, shape, offset in found["arrays"]:
-        num_bytes = 4 * int(np.prod(shape))
-        arrays[name] = data[start + offset : start + offset + num_bytes].view(np.float32).reshape(shape)
-    return arrays
+    digest, _, header = line.rstrip(b"\n").partition(b" ")
+    if hashlib.sha256(header).hexdigest().encode() != digest:
+        raise ValueError("its header is damaged")
+    found = json.loads(header)
+    start = _padded(len(line))
+    if size != start + found["num_bytes"]:
+        raise ValueError(f"it has {size} bytes, not {start + found['num_bytes']}")
+    arrays = {name: (tuple(shape), start + offset) for name, shape, offset in found["arrays"]}
+    return ReadyFile(path, found["dtype"], arrays, size)
+
+
+def _size(shape: Shape, dtype: str) -> int:
+    return _ITEM_BYTES[dtype] * math.prod(shape)
 
 
 def _padded(num_bytes: int) -> int:

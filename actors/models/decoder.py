@@ -12,7 +12,6 @@ import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
-from actors.device.host_tensor import host_view
 from actors.layers.attention import Attention, LayerCache
 from actors.layers.batch_rows import BatchRows
 from actors.layers.linear import Linear
@@ -105,40 +104,28 @@ class Decoder:
                         progress("layers", sum(left == 0 for left in num_left), len(self.layers))
         self._tie_head()
 
-    def ready_arrays(self) -> dict[str, np.ndarray]:
-        """On the CPU, every parameter as the ops read it: views of the model's own memory, for ``take_ready_arrays``."""
-        arrays = {}
+    def ready_tensors(self) -> dict[str, paddle.Tensor]:
+        """Every parameter as the ops read it, for ``take_ready_tensors``."""
+        tensors = {}
         for path in self._parameters():
             parameter = self._find(path)
             if isinstance(parameter, RMSNorm):
-                arrays[path] = host_view(parameter.weight)
+                tensors[path] = parameter.weight
             else:
-                arrays |= {path + ending: array for ending, array in parameter.ready_arrays().items()}
-        return arrays
+                tensors |= {path + ending: tensor for ending, tensor in parameter.ready_tensors().items()}
+        return tensors
 
-    def take_ready_arrays(self, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Instead of ``load_weights``, on the CPU: compute with the memory of ``arrays``.
+    def take_ready_tensors(self, tensors: Mapping[str, paddle.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Instead of ``load_weights``: compute with the memory of ``tensors``, which may be filled until the first step.
 
         Args:
             shapes: of the model's tensors by Hugging Face name.
         Raises:
-            ValueError: the arrays are not those of this configuration; nothing was taken.
+            ValueError: the tensors are not those of this configuration; nothing was taken.
         """
-        expected: dict[str, tuple[int, ...]] = {}
-        linears: dict[str, tuple[int, list[str]]] = {}  # number of output rows, endings
-        for path, names in self._parameters().items():
-            matrices = [shapes[name] for name in names if len(shapes[name]) == 2]
-            num_biases = sum(shapes[name][0] for name in names if len(shapes[name]) == 1)
-            if not matrices:
-                expected[path] = shapes[names[0]]
-                continue
-            rows = sum(shape[0] for shape in matrices)
-            wanted = Linear.ready_shapes(self.weight_kind, rows, matrices[0][1], num_biases)
-            linears[path] = rows, list(wanted)
-            expected |= {path + ending: shape for ending, shape in wanted.items()}
-        if expected != {name: array.shape for name, array in arrays.items()}:
+        expected, linears = self._ready_shapes(shapes)
+        if expected != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
             raise ValueError("its arrays are not those of the model")
-        tensors = {name: self.device.mapped_tensor(array) for name, array in arrays.items()}
         for path in self._parameters():
             if path in linears:
                 rows, endings = linears[path]
@@ -147,6 +134,24 @@ class Decoder:
             else:
                 self._set(path, RMSNorm(tensors[path], self._eps(path)))
         self._tie_head()
+
+    def _ready_shapes(
+        self, shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, list[str]]]]:
+        """Of ``ready_tensors``; and for each linear layer its number of output rows and the endings of its tensors."""
+        expected: dict[str, tuple[int, ...]] = {}
+        linears: dict[str, tuple[int, list[str]]] = {}
+        for path, names in self._parameters().items():
+            matrices = [shapes[name] for name in names if len(shapes[name]) == 2]
+            num_biases = sum(shapes[name][0] for name in names if len(shapes[name]) == 1)
+            if not matrices:
+                expected[path] = shapes[names[0]]
+                continue
+            rows = sum(shape[0] for shape in matrices)
+            wanted = Linear.ready_shapes(self.device, self.weight_kind, rows, matrices[0][1], num_biases)
+            linears[path] = rows, list(wanted)
+            expected |= {path + ending: shape for ending, shape in wanted.items()}
+        return expected, linears
 
     def _parameters(self) -> dict[str, list[str]]:
         """Path of each parameter from here to the Hugging Face names that it is made of."""

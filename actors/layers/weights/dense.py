@@ -8,7 +8,6 @@ import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
-from actors.device.host_tensor import host_view
 from actors.layers.norm import RMSNorm
 from actors.layers.weights.weight import Weight
 from gpu_ops import decode_ops
@@ -33,17 +32,17 @@ class DenseWeight(Weight):
     def store(cls, device: CpuDevice, array: np.ndarray) -> DenseWeight:
         return cls(device, ops.pack_weight(device.tensor(array)), array.shape[0], array.nbytes)
 
-    def ready_arrays(self) -> dict[str, np.ndarray]:
-        return {"": host_view(self.packed)}
+    def ready_tensors(self) -> dict[str, paddle.Tensor]:
+        return {"": self.packed}
 
     @classmethod
-    def ready_shapes(cls, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
-        return {"": ops.packed_shape(out_features, in_features)}
+    def ready_shapes(cls, device: CpuDevice, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
+        return {"": ops.packed_shape(out_features, in_features, device.is_gpu)}
 
     @classmethod
     def from_ready(cls, device: CpuDevice, tensors: Mapping[str, paddle.Tensor], out_features: int) -> DenseWeight:
         packed = tensors[""]
-        return cls(device, packed, out_features, 4 * out_features * int(packed.shape[1]))
+        return cls(device, packed, out_features, device.item_bytes * out_features * int(packed.shape[1]))
 
     def linear(self, x: paddle.Tensor, bias: paddle.Tensor | None, float32_output: bool) -> paddle.Tensor:
         return ops.linear(x, self.packed, self.out_features, bias, float32_output, self._batch_invariant)

@@ -29,18 +29,18 @@ class Weight(ABC):
         """From W as an array of the device's type."""
 
     @abstractmethod
-    def ready_arrays(self) -> dict[str, np.ndarray]:
-        """On the CPU, all that it holds, for ``from_ready``: views of its own memory, by the ending of their names."""
+    def ready_tensors(self) -> dict[str, paddle.Tensor]:
+        """All that it holds, by the ending of their names; tensors of the same content make it again (``from_ready``)."""
 
     @classmethod
     @abstractmethod
-    def ready_shapes(cls, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
-        """Of those arrays."""
+    def ready_shapes(cls, device: CpuDevice, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
+        """Of those tensors."""
 
     @classmethod
     @abstractmethod
     def from_ready(cls, device: CpuDevice, tensors: Mapping[str, paddle.Tensor], out_features: int) -> Weight:
-        """Over the memory of what ``ready_arrays`` of such a weight were."""
+        """Over the memory of ``tensors``, which have the content of ``ready_tensors`` of such a weight."""
 
     @abstractmethod
     def linear(self, x: paddle.Tensor, bias: paddle.Tensor | None, float32_output: bool) -> paddle.Tensor:

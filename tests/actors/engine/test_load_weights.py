@@ -5,38 +5,68 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from actors.engine import load_weights
-from actors.engine.loading import load_engine
+from actors.device import large_copies
+from actors.device.cpu import CpuDevice
+from actors.device.large_copies import Upload
+from actors.engine import kept_weights, load_weights
 from actors.engine.prepared import prepare
+from actors.engine.starting import start_engine
 from actors.model_files import ready_weights
+from actors.model_files.config import load_model_config
+from actors.model_files.source import model_of
+from actors.models.decoder import Decoder
 from cluster.config import EngineConfig
+from gpu_ops import forward
 from tests.engines import request, tokens_of
 
 
-def test_the_second_start_reads_no_weights_and_answers_the_same(golden: Path, tmp_path: Path, monkeypatch):
+class HostAsGpu(CpuDevice):
+    """Holds weights as a GPU does, in the host's memory."""
+
+    is_gpu = True
+    item_bytes = 2
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BIREME_ONLY_USER", "1")
     monkeypatch.setattr(ready_weights, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(ready_weights, "MIN_BYTES", 0)
+    monkeypatch.setattr(kept_weights, "PAUSE_S", 0)
+    return tmp_path / "ready_weights"
+
+
+def wait_until_kept() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "ready-weights":
+            thread.join()
+
+
+def unreadable(*arguments):
+    raise AssertionError("weights are read again")
+
+
+def test_the_second_start_reads_no_weights_and_answers_the_same(golden: Path, folder: Path, monkeypatch):
     model = min(path for path in golden.iterdir() if (path / "config.json").is_file())
     config = EngineConfig(model=str(model), num_kv_blocks=16, max_model_len=64)
 
     def answer(settings: EngineConfig) -> list[int]:
-        engine = load_engine(settings)
-        for thread in threading.enumerate():
-            if thread.name == "ready-weights":
-                thread.join()
+        engine = start_engine(settings, "engine")
+        wait_until_kept()
         try:
             return tokens_of(engine.generate([request("a", [1, 2, 3], max_tokens=8, ignore_eos=True)])["a"])
         finally:
             engine.close()
 
     first = answer(config)
-    (kept,) = (tmp_path / "ready_weights").iterdir()
-
-    def unreadable(*arguments):
-        raise AssertionError("weights are read again")
+    (kept,) = folder.iterdir()
 
     with monkeypatch.context() as patch:
         patch.setattr(load_weights, "load_model", unreadable)
@@ -58,3 +88,82 @@ def test_the_second_start_reads_no_weights_and_answers_the_same(golden: Path, tm
         with pytest.raises(AssertionError):
             answer(config)
     assert answer(config) == first
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("load_format", ["auto", "dummy"])
+def test_a_gpus_weights_come_back_from_their_file_bit_by_bit(
+    golden: Path, folder: Path, monkeypatch, dtype: str, load_format: str
+):
+    monkeypatch.setattr(forward, "pack_weight", lambda weight: weight)
+    monkeypatch.setattr(large_copies, "_PIECE_BYTES", 4098)
+    monkeypatch.setattr(large_copies, "_FETCHED_BYTES", 1026)
+    config = EngineConfig(model=str(golden / "qwen2"), load_format=load_format)
+    source, when_ready = model_of(config), []
+
+    def load(**settings) -> Decoder:
+        device = HostAsGpu(dtype)
+        settings = config.model_copy(update=settings)
+        return load_weights.load_weights(settings, source, load_model_config(source), 64, None, device, when_ready)
+
+    first = load()
+    when_ready.pop()()
+    wait_until_kept()
+    (kept,) = folder.iterdir()
+    assert kept.stat().st_size < sum(t.numpy().nbytes for t in first.ready_tensors().values()) + 4096 * 99
+    with monkeypatch.context() as patch:
+        patch.setattr(load_weights, "load_model", unreadable)
+        again = load()
+        with pytest.raises(AssertionError):
+            load(ready_weights_gb=0)
+        patch.setattr(HostAsGpu, "is_gpu", False)
+        with pytest.raises(AssertionError):
+            load()  # a file in the GPU's layout is none for the CPU
+    assert again.ready_tensors().keys() == first.ready_tensors().keys()
+    for name, tensor in first.ready_tensors().items():
+        found = again.ready_tensors()[name]
+        assert found.dtype == tensor.dtype and found.data_ptr() != tensor.data_ptr()
+        assert found.numpy().tobytes() == tensor.numpy().tobytes(), name
+    weights = [layer.mlp.down.weight for model in (first, again) for layer in model.layers[:1]]
+    assert weights[0].num_bytes == weights[1].num_bytes > 0
+    prefetched: list[ready_weights.ReadyFile] = []
+    monkeypatch.setattr(ready_weights.ReadyFile, "prefetch", lambda file: prefetched.append(file))
+    prepare(config.model_copy(update={"dtype": dtype}), on_gpu=True)
+    assert [file.path for file in prefetched] == [kept]
+    assert not when_ready, "a model that came from the file is not written again"
+
+    def gone(*arguments):
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_weights.os, "preadv", gone)
+        found = load().ready_tensors()["final_norm"]
+    assert found.numpy().tobytes() == first.ready_tensors()["final_norm"].numpy().tobytes(), "read anew"
+
+
+def test_weights_are_not_written_for_an_engine_that_is_gone(golden: Path, folder: Path):
+    config = EngineConfig(model=str(golden / "qwen2"))
+    source, when_ready = model_of(config), []
+    load_weights.load_weights(config, source, load_model_config(source), 64, None, CpuDevice(), when_ready)
+    when_ready.pop()()
+    wait_until_kept()
+    assert list(folder.iterdir()) == []
+
+
+def test_what_a_reader_raises_ends_an_upload(monkeypatch):
+    device = CpuDevice()
+    monkeypatch.setattr(large_copies, "_PIECE_BYTES", 64)
+    tensor = device.empty([1000])
+
+    def read(offset: int, into: np.ndarray) -> None:
+        if offset >= 1024:
+            raise OSError("no more")
+        into[:] = 1
+
+    with Upload(device) as upload:
+        upload.fill(tensor, read, end=1024)
+        upload.finish()
+        assert (tensor.numpy()[:256].view(np.uint8) == 1).all()
+        with pytest.raises(OSError, match="no more"):  # noqa: PT012
+            upload.fill(tensor, read)
+            upload.finish()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.device.cpu import CpuDevice
+from actors.device.host_tensor import host_view
 from actors.layers.linear import Linear
 from actors.layers.weights.dense import DenseWeight
 from actors.layers.weights.weight import Weight
@@ -31,8 +32,8 @@ def test_what_is_kept_of_a_layer_makes_the_same_layer(
     array = random.normal(size=(out_features, in_features)).astype(np.float32)
     bias = random.normal(size=out_features).astype(np.float32)
     layer = Linear(kind.store(device, array), device.tensor(bias) if has_bias else None)
-    kept = {ending: part.copy() for ending, part in layer.ready_arrays().items()}
-    shapes = Linear.ready_shapes(kind, out_features, in_features, out_features if has_bias else 0)
+    kept = {ending: host_view(part).copy() for ending, part in layer.ready_tensors().items()}
+    shapes = Linear.ready_shapes(device, kind, out_features, in_features, out_features if has_bias else 0)
     assert {ending: part.shape for ending, part in kept.items()} == shapes
     tensors = {ending: device.mapped_tensor(part) for ending, part in kept.items()}
     again = Linear.from_ready(device, kind, tensors, out_features)

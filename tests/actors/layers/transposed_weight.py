@@ -8,7 +8,6 @@ import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
-from actors.device.host_tensor import host_view
 from actors.layers.weights.weight import Weight
 
 
@@ -26,11 +25,11 @@ class TransposedWeight(Weight):
         halves = [device.tensor(half.copy()) for half in (array.T[:middle], array.T[middle:])]
         return cls(device, halves, array.shape[0])
 
-    def ready_arrays(self) -> dict[str, np.ndarray]:
-        return {f".half{i}": host_view(half) for i, half in enumerate(self._halves)}
+    def ready_tensors(self) -> dict[str, paddle.Tensor]:
+        return {f".half{i}": half for i, half in enumerate(self._halves)}
 
     @classmethod
-    def ready_shapes(cls, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
+    def ready_shapes(cls, device: CpuDevice, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
         middle = in_features // 2
         return {".half0": (middle, out_features), ".half1": (in_features - middle, out_features)}
 

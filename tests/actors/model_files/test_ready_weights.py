@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,24 @@ ARRAYS = {
 GIB = 1 << 30
 
 
+def write(ready: ReadyWeights, arrays: dict[str, np.ndarray] = ARRAYS, dtype: str = "float32") -> bool:
+    """In pieces of a thousand bytes, each overwritten once it was read."""
+
+    def pieces(name: str) -> Iterator[np.ndarray]:
+        data = arrays[name].reshape(-1).view(np.uint8)
+        for start in range(0, data.size, 1000):
+            piece = data[start : start + 1000].copy()
+            yield piece
+            piece[:] = 0
+
+    return ready.write(dtype, {name: array.shape for name, array in arrays.items()}, pieces)
+
+
+def read(ready: ReadyWeights) -> dict[str, np.ndarray] | None:
+    found = ready.find()
+    return found.mapped() if found else None
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BIREME_CACHE", str(tmp_path))
@@ -35,31 +54,31 @@ def the_file(folder: Path) -> Path:
 
 
 def test_arrays_come_back_bit_by_bit_and_the_file_stays_as_it_is(folder: Path):
-    assert ReadyWeights("k", GIB).read() is None
-    assert ReadyWeights("k", GIB).write(ARRAYS)
+    assert read(ReadyWeights("k", GIB)) is None
+    assert write(ReadyWeights("k", GIB))
     content = the_file(folder).read_bytes()
-    found = ReadyWeights("k", GIB).read()
+    found = read(ReadyWeights("k", GIB))
     assert found is not None and list(found) == list(ARRAYS)
     for name, array in ARRAYS.items():
         assert found[name].shape == array.shape and found[name].tobytes() == array.tobytes()
         assert found[name].ctypes.data % 4096 == 0 or not array.size
     found["a"][0, 0] = 7  # a stray write reaches neither the file nor another engine
     assert the_file(folder).read_bytes() == content
-    assert ReadyWeights("other", GIB).read() is None
+    assert read(ReadyWeights("other", GIB)) is None
 
 
 @pytest.mark.parametrize("damage", ["header", "cut", "longer", "empty", "foreign"])
 def test_a_damaged_file_is_not_used_and_is_replaced(folder: Path, damage: str):
     ready = ReadyWeights("k", GIB)
-    ready.write(ARRAYS)
+    write(ready)
     path = the_file(folder)
     sound = path.read_bytes()
     swapped = sound.replace(b'["a", [2', b'["a", [1', 1)
     assert swapped != sound
     damaged = {"header": swapped, "cut": sound[:-1], "longer": sound + b"\0", "empty": b"", "foreign": b"GGUF" * 4096}
     path.write_bytes(damaged[damage])
-    assert ready.read() is None
-    assert ready.write(ARRAYS) and path.read_bytes() == sound
+    assert read(ready) is None
+    assert write(ready) and path.read_bytes() == sound
     assert json.loads(sound.split(b"\n")[0].partition(b" ")[2])["arrays"][0][0] == "a"
 
 
@@ -67,51 +86,65 @@ def test_what_was_used_last_stays(folder: Path):
     size = 3 * 8192
     first, second, third = (ReadyWeights(key, size) for key in "123")
     array = {"a": np.ones(1500, np.float32)}  # two pages, and one for the header
-    assert first.write(array) and second.write(array)
+    assert write(first, array) and write(second, array)
     for age, path in enumerate(sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime), 1):
         os.utime(path, (time.time() - 100 / age, time.time() - 100 / age))
-    assert first.read() is not None  # the older one was used last
-    assert third.write(array)
-    assert [ready.read() is not None for ready in (first, second, third)] == [True, False, True]
+    assert read(first) is not None  # the older one was used last
+    assert write(third, array)
+    assert [read(ready) is not None for ready in (first, second, third)] == [True, False, True]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= size + 4096
-    assert not ReadyWeights("4", 100).write(array), "it alone is too much"
+    assert not write(ReadyWeights("4", 100), array), "it alone is too much"
+
+
+def test_without_a_limit_one_model_is_kept_whatever_it_has(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ready_weights, "_DEFAULT_LIMIT_BYTES", 3 * 8192)
+    large, small = {"a": np.ones(10_000, np.float32)}, {"a": np.ones(1500, np.float32)}
+    assert write(ReadyWeights("1", None), small) and write(ReadyWeights("2", None), large)
+    assert read(ReadyWeights("1", None)) is None and read(ReadyWeights("2", None)) is not None
+    assert write(ReadyWeights("1", None), small)
+    assert read(ReadyWeights("2", None)) is None, "with a small one the limit is as ever"
+
+
+def test_a_disk_is_never_filled(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ready_weights, "_FREE_BYTES", 1 << 60)
+    assert not write(ReadyWeights("k", GIB)) and list(folder.iterdir()) == []
 
 
 def test_without_a_place_to_write_there_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch):
     folder.write_bytes(b"")  # a file where the folder should be; root may write to whatever is read-only
-    assert not ReadyWeights("k", GIB).write(ARRAYS)
-    assert ReadyWeights("k", GIB).read() is None
+    assert not write(ReadyWeights("k", GIB))
+    assert read(ReadyWeights("k", GIB)) is None
     folder.unlink()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ready_weights.os, "fsync", full)
-    assert not ReadyWeights("k", GIB).write(ARRAYS)
+    assert not write(ReadyWeights("k", GIB))
     assert list(folder.iterdir()) == [], "nothing half written stays"
 
 
 def test_what_others_may_write_to_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch):
     ready = ReadyWeights("k", GIB)
-    assert ready.write(ARRAYS)
+    assert write(ready)
     monkeypatch.delenv("BIREME_ONLY_USER")
     folder.chmod(0o777)
-    assert ready.read() is None and not ready.write(ARRAYS)
+    assert read(ready) is None and not write(ready)
     folder.chmod(0o755)
 
 
 def test_one_process_writes_and_what_a_dead_one_left_goes(folder: Path):
     ready = ReadyWeights("k", GIB)
     folder.mkdir()
-    ready.write(ARRAYS)
+    write(ready)
     part = the_file(folder).with_suffix(".part")
     part.write_bytes(b"half")
-    assert not ready.write(ARRAYS) and part.read_bytes() == b"half"
+    assert not write(ready) and part.read_bytes() == b"half"
     os.utime(part, (1, 1))
-    assert ready.write(ARRAYS) and not part.exists()
+    assert write(ready) and not part.exists()
 
 
 def test_a_limit_of_nothing_turns_it_off(folder: Path):
-    assert not ReadyWeights("k", 0).write(ARRAYS)
-    ReadyWeights("k", GIB).write(ARRAYS)
-    assert ReadyWeights("k", 0).read() is None
+    assert not write(ReadyWeights("k", 0))
+    write(ReadyWeights("k", GIB))
+    assert read(ReadyWeights("k", 0)) is None

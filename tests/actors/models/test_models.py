@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 
+from actors.device.host_tensor import host_view
 from actors.engine.loading import load_engine
 from actors.model_files.config import load_model_config
 from actors.model_files.formats.layout import expected_tensors
@@ -28,6 +30,11 @@ def load(path: Path) -> Decoder:
     source = resolve_model(str(path), load_format="auto")
     config = load_model_config(source)
     return load_model(config, iter_weights(source, config), 128)
+
+
+def copies_of(model: Decoder) -> dict[str, paddle.Tensor]:
+    """Its ready tensors, as tensors over other memory."""
+    return {name: model.device.mapped_tensor(host_view(t).copy()) for name, t in model.ready_tensors().items()}
 
 
 def all_logits(model: Decoder, token_ids: np.ndarray, chunks: list[int], forward=Decoder.forward) -> np.ndarray:
@@ -67,11 +74,11 @@ def test_logits_match_transformers(name):
     plain = all_logits(model, token_ids, [len(token_ids)], Decoder.forward_op_by_op)
     assert (plain == whole).all(), "the fused block must not change a bit"
     twin = Decoder(model.config, 128)
-    kept = {name: array.copy() for name, array in model.ready_arrays().items()}
-    twin.take_ready_arrays(kept, expected_tensors(model.config))
+    kept = copies_of(model)
+    twin.take_ready_tensors(kept, expected_tensors(model.config))
     assert (all_logits(twin, token_ids, [len(token_ids)]) == whole).all(), "kept weights must not change a bit"
     with pytest.raises(ValueError, match="not those of the model"):
-        twin.take_ready_arrays({**kept, "embed": kept["embed"][:1]}, expected_tensors(model.config))
+        twin.take_ready_tensors({**kept, "embed": kept["embed"][:1]}, expected_tensors(model.config))
 
 
 @pytest.mark.parametrize("name", ["llama_tied", "qwen2", "olmo2"])
@@ -83,8 +90,8 @@ def test_a_model_of_another_kind_of_weight_is_loaded_kept_and_computed_alike(nam
     model.load_weights(iter_weights(source, config))
     logits = all_logits(model, reference["token_ids"], [len(reference["token_ids"])])
     assert np.abs(logits - reference["logits"]).max() < 1e-4
-    kept = {name: array.copy() for name, array in model.ready_arrays().items()}
-    again.take_ready_arrays(kept, expected_tensors(config))
+    kept = copies_of(model)
+    again.take_ready_tensors(kept, expected_tensors(config))
     assert (all_logits(again, reference["token_ids"], [len(reference["token_ids"])]) == logits).all()
 
 

@@ -1,0 +1,114 @@
+"""The file of a model's ready weights: which one it is, and its way into a device's memory and from there. Loads no Paddle."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import actors
+from actors.model_files.ready_weights import ReadyFile, ReadyWeights
+from actors.model_files.source import ModelSource
+from actors.model_files.weights import weights_fingerprint
+from actors.models.config import ModelConfig
+from cluster.config import EngineConfig
+from gpu_ops.sources import sources_hash
+
+if TYPE_CHECKING:
+    import paddle
+
+    from actors.device.cpu import CpuDevice
+    from actors.models.decoder import Decoder
+
+# What turns a model's files into what the ops read.
+_LOADING_CODE = ("model_files", "models", "layers")
+# After the engine is ready, its first requests have the processors and the disk.
+PAUSE_S = 5.0
+
+
+def ready_weights(
+    config: EngineConfig, source: ModelSource, model_config: ModelConfig, dtype: str, on_gpu: bool
+) -> ReadyWeights | None:
+    """Where the weights of these settings are kept; None where drawing them again costs as little."""
+    if source.kind == "dummy" and not on_gpu:
+        return None
+    key = [weights_fingerprint(source), sources_hash(), _loading_code_hash(), repr(model_config), dtype, str(on_gpu)]
+    limit = config.ready_weights_gb
+    return ReadyWeights("\0".join(key), None if limit is None else int(limit * 2**30))
+
+
+def tensors_of(file: ReadyFile, device: CpuDevice) -> dict[str, paddle.Tensor]:
+    """The file's arrays as what the device computes with: mapped on the CPU, else copied from the file piece by piece.
+
+    Raises:
+        OSError, ValueError: the file is not what it was, or of another type.
+    """
+    if file.dtype != device.dtype:
+        raise ValueError(f"its numbers are {file.dtype}")
+    if not device.is_gpu:
+        return {name: device.mapped_tensor(array) for name, array in file.mapped().items()}
+    from actors.device.large_copies import Upload
+
+    descriptor = os.open(file.path, os.O_RDONLY)
+    try:
+        with Upload(device) as upload:
+            tensors = {}
+            for name, (shape, offset) in file.arrays.items():
+                tensors[name] = device.empty(list(shape))
+                upload.fill(tensors[name], partial(_read, descriptor, offset))
+            upload.finish()
+    finally:
+        os.close(descriptor)
+    return tensors
+
+
+def keep(ready: ReadyWeights, model: Decoder) -> Callable[[], None]:
+    """What keeps the model's weights, when its engine is ready; it holds neither the caller up nor a model that nobody has."""
+    from actors.device.large_copies import fetched, make_fetching_lane
+
+    device, found = model.device, weakref.ref(model)
+    names = {name: tuple(tensor.shape) for name, tensor in model.ready_tensors().items()}
+    lane = make_fetching_lane(device)
+
+    def pieces(name: str) -> Iterator[np.ndarray]:
+        here = found()
+        if here is None:
+            raise OSError("the engine ended before its weights were written")
+        return fetched(device, here.ready_tensors()[name], lane)
+
+    def run() -> None:
+        time.sleep(PAUSE_S)
+        lane.enter()
+        try:
+            ready.write(device.dtype, names, pieces)
+        finally:
+            lane.close()
+
+    return threading.Thread(target=run, name="ready-weights", daemon=True).start
+
+
+def _read(descriptor: int, begin: int, offset: int, into: np.ndarray) -> None:
+    """Fill ``into`` from the file's byte ``begin + offset`` on."""
+    view, done = into.data, 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], begin + offset + done)
+        if count == 0:
+            raise OSError("the file of ready weights ended early")
+        done += count
+
+
+def _loading_code_hash() -> str:
+    digest = hashlib.sha256()
+    folder = Path(actors.__path__[0])
+    for room in _LOADING_CODE:
+        for path in sorted((folder / room).rglob("*.py")):
+            digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
