@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,10 @@ class CpuDevice:
     def tensor(self, array: np.ndarray) -> paddle.Tensor:
         """A copy of ``array`` that ops compute with; uint16 becomes bfloat16."""
         return paddle.to_tensor(array, place=self.place)
+
+    def joined(self, arrays: Sequence[np.ndarray]) -> paddle.Tensor:
+        """As ``tensor``, of the rows of ``arrays`` one after the other."""
+        return self.tensor(np.concatenate(arrays) if len(arrays) > 1 else arrays[0])
 
     def mapped_tensor(self, array: np.ndarray) -> paddle.Tensor:
         """``array`` itself as what ops compute with; it is writable, and nobody writes to it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
@@ -30,7 +31,7 @@ class Upload:
     """
 
     def __init__(self, device: CpuDevice) -> None:
-        self._item_bytes = device.item_bytes
+        self._device = device
         self._num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
         self._lanes: SimpleQueue[HostLane] = SimpleQueue()
         for _ in range(self._num_threads):
@@ -47,12 +48,22 @@ class Upload:
             Exception: as ``finish``.
         """
         address = tensor.data_ptr() + begin
-        size = (self._item_bytes * int(np.prod(tensor.shape)) if end is None else end) - begin
+        size = (self._device.item_bytes * int(np.prod(tensor.shape)) if end is None else end) - begin
         for offset in range(0, size, _PIECE_BYTES):
             while len(self._copies) > 2 * self._num_threads:  # what waits to be read stays little
                 self._copies.popleft().result()
             count = min(_PIECE_BYTES, size - offset)
             self._copies.append(self._pool.submit(self._copy, address + offset, count, offset, read))
+
+    def joined(self, arrays: Sequence[np.ndarray]) -> paddle.Tensor:
+        """A tensor of the rows of ``arrays`` one after the other; nobody writes to those until ``finish``."""
+        tensor = self._device.empty([sum(len(array) for array in arrays), *arrays[0].shape[1:]])
+        begin = 0
+        for array in arrays:
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            self.fill(tensor, partial(_read_array, data), begin, begin + data.size)
+            begin += data.size
+        return tensor
 
     def finish(self) -> None:
         """Wait for everything.
@@ -79,6 +90,10 @@ class Upload:
             lane.send(address, count)
         finally:
             self._lanes.put(lane)
+
+
+def _read_array(data: np.ndarray, offset: int, into: np.ndarray) -> None:
+    into[:] = data[offset : offset + into.size]
 
 
 def fetched(device: CpuDevice, tensor: paddle.Tensor, lane: HostLane) -> Iterator[np.ndarray]:

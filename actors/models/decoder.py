@@ -12,12 +12,13 @@ import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
+from actors.device.large_copies import Upload
 from actors.layers.attention import Attention, LayerCache
 from actors.layers.batch_rows import BatchRows
 from actors.layers.linear import Linear
 from actors.layers.norm import HeadNorm, ProjectionNorm, RMSNorm
 from actors.layers.weights.dense import DenseWeight
-from actors.layers.weights.weight import Weight
+from actors.layers.weights.weight import Put, Weight
 from actors.models.config import ModelConfig
 from actors.models.layer import Layer
 from actors.models.post_norm_layer import PostNormLayer
@@ -77,6 +78,14 @@ class Decoder:
 
     def load_weights(self, weights: Iterator[tuple[str, np.ndarray]], progress: Progress | None = None) -> None:
         """Take (Hugging Face name, array of the device's type) pairs in any order; fused parts wait only for their partners."""
+        if self.device.is_gpu:
+            with Upload(self.device) as upload:
+                self._load_weights(weights, upload.joined, progress)
+                upload.finish()
+        else:
+            self._load_weights(weights, self.device.joined, progress)
+
+    def _load_weights(self, weights: Iterator[tuple[str, np.ndarray]], put: Put, progress: Progress | None) -> None:
         parts: dict[str, np.ndarray] = {}
         owners = {
             name: (index, attribute, names)
@@ -87,9 +96,9 @@ class Decoder:
         num_left = [len(self._layer_parameters(index)) for index in range(len(self.layers))]
         for name, array in weights:
             if name == "model.embed_tokens.weight":
-                self.embed = self._linear([array])
+                self.embed = self._linear([array], put)
             elif name == "lm_head.weight":
-                self.lm_head = self._linear([array])
+                self.lm_head = self._linear([array], put)
             elif name == "model.norm.weight":
                 self.final_norm = self._norm(array, self.config.stream_eps)
             else:
@@ -98,7 +107,7 @@ class Decoder:
                 if all(member in parts for member in names):
                     arrays = [parts.pop(member) for member in names]
                     owner = functools.reduce(getattr, attribute.split(".")[:-1], self.layers[index])
-                    setattr(owner, attribute.rpartition(".")[2], self._parameter(attribute, arrays))
+                    setattr(owner, attribute.rpartition(".")[2], self._parameter(attribute, arrays, put))
                     num_left[index] -= 1
                     if progress and num_left[index] == 0:
                         progress("layers", sum(left == 0 for left in num_left), len(self.layers))
@@ -180,20 +189,19 @@ class Decoder:
     def _eps(self, path: str) -> float:
         return self.config.rms_norm_eps if "qk_norm" in path else self.config.stream_eps
 
-    def _parameter(self, attribute: str, arrays: list[np.ndarray]) -> Linear | RMSNorm:
+    def _parameter(self, attribute: str, arrays: list[np.ndarray], put: Put) -> Linear | RMSNorm:
         if arrays[0].ndim == 2:
-            return self._linear(arrays)
+            return self._linear(arrays, put)
         return self._norm(arrays[0], self._eps(attribute))
 
     def _norm(self, weight: np.ndarray, eps: float) -> RMSNorm:
         return RMSNorm(self.device.tensor(weight), eps)
 
-    def _linear(self, arrays: list[np.ndarray]) -> Linear:
+    def _linear(self, arrays: list[np.ndarray], put: Put) -> Linear:
         """Weights and then biases of projections that are one matmul here, in order of output rows."""
         weights = [array for array in arrays if array.ndim == 2]
         biases = [array for array in arrays if array.ndim == 1]
-        weight = self.weight_kind.store(self.device, np.concatenate(weights) if len(weights) > 1 else weights[0])
-        return Linear(weight, self.device.tensor(np.concatenate(biases)) if biases else None)
+        return Linear(self.weight_kind.store(self.device, weights, put), self.device.joined(biases) if biases else None)
 
     def _layer_parameters(self, index: int) -> dict[str, list[str]]:
         """Attribute of a layer to the names it is made of: weights in order of output rows, then biases."""

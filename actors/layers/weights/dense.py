@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
 from actors.layers.norm import RMSNorm
-from actors.layers.weights.weight import Weight
+from actors.layers.weights.weight import Put, Weight
 from gpu_ops import decode_ops
 from gpu_ops import forward as ops
 
@@ -29,8 +29,9 @@ class DenseWeight(Weight):
         self._batch_invariant = device.batch_invariant
 
     @classmethod
-    def store(cls, device: CpuDevice, array: np.ndarray) -> DenseWeight:
-        return cls(device, ops.pack_weight(device.tensor(array)), array.shape[0], array.nbytes)
+    def store(cls, device: CpuDevice, arrays: Sequence[np.ndarray], put: Put) -> DenseWeight:
+        num_rows, num_bytes = sum(len(array) for array in arrays), sum(array.nbytes for array in arrays)
+        return cls(device, ops.pack_weight(put(arrays)), num_rows, num_bytes)
 
     def ready_tensors(self) -> dict[str, paddle.Tensor]:
         return {"": self.packed}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
 from actors.layers.norm import RMSNorm
+
+# The rows of arrays, one after the other, as one tensor of the device. On a GPU its content comes later, before the first step.
+Put = Callable[[Sequence[np.ndarray]], paddle.Tensor]
 
 
 class Weight(ABC):
@@ -25,8 +28,8 @@ class Weight(ABC):
 
     @classmethod
     @abstractmethod
-    def store(cls, device: CpuDevice, array: np.ndarray) -> Weight:
-        """From W as an array of the device's type."""
+    def store(cls, device: CpuDevice, arrays: Sequence[np.ndarray], put: Put) -> Weight:
+        """From rows of W, as arrays of the device's type, which ``put`` brings there; nothing is written to those any more."""
 
     @abstractmethod
     def ready_tensors(self) -> dict[str, paddle.Tensor]:

@@ -17,6 +17,7 @@ from actors.engine.starting import start_engine
 from actors.model_files import ready_weights
 from actors.model_files.config import load_model_config
 from actors.model_files.source import model_of
+from actors.model_files.weights import iter_weights
 from actors.models.decoder import Decoder
 from cluster.config import EngineConfig
 from gpu_ops import forward
@@ -107,6 +108,9 @@ def test_a_gpus_weights_come_back_from_their_file_bit_by_bit(
         return load_weights.load_weights(settings, source, load_model_config(source), 64, None, device, when_ready)
 
     first = load()
+    arrays = dict(iter_weights(source, load_model_config(source), dtype))
+    parts = [arrays[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"]
+    assert first.layers[1].attention.qkv.weight.packed.numpy().tobytes() == np.concatenate(parts).tobytes()
     when_ready.pop()()
     wait_until_kept()
     (kept,) = folder.iterdir()

@@ -31,7 +31,7 @@ def test_what_is_kept_of_a_layer_makes_the_same_layer(
     random, device = np.random.default_rng(seed), CpuDevice()
     array = random.normal(size=(out_features, in_features)).astype(np.float32)
     bias = random.normal(size=out_features).astype(np.float32)
-    layer = Linear(kind.store(device, array), device.tensor(bias) if has_bias else None)
+    layer = Linear(kind.store(device, [array[:3], array[3:]], device.joined), device.tensor(bias) if has_bias else None)
     kept = {ending: host_view(part).copy() for ending, part in layer.ready_tensors().items()}
     shapes = Linear.ready_shapes(device, kind, out_features, in_features, out_features if has_bias else 0)
     assert {ending: part.shape for ending, part in kept.items()} == shapes

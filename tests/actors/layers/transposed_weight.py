@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
-from actors.layers.weights.weight import Weight
+from actors.layers.weights.weight import Put, Weight
 
 
 class TransposedWeight(Weight):
@@ -20,9 +20,10 @@ class TransposedWeight(Weight):
         self.num_bytes = 4 * out_features * self.in_features
 
     @classmethod
-    def store(cls, device: CpuDevice, array: np.ndarray) -> TransposedWeight:
+    def store(cls, device: CpuDevice, arrays: Sequence[np.ndarray], put: Put) -> TransposedWeight:
+        array = np.concatenate(arrays)
         middle = array.shape[1] // 2
-        halves = [device.tensor(half.copy()) for half in (array.T[:middle], array.T[middle:])]
+        halves = [put([half]) for half in (array.T[:middle], array.T[middle:])]
         return cls(device, halves, array.shape[0])
 
     def ready_tensors(self) -> dict[str, paddle.Tensor]:

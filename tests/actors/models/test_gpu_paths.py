@@ -79,7 +79,7 @@ def test_a_kind_of_weight_decides_which_op_runs(monkeypatch, on_gpu):
     arrays = dict(iter_weights(source, model.config))
     for index, layer in enumerate(model.layers):
         layer.mlp.down.weight = TransposedWeight.store(
-            model.device, arrays[f"model.layers.{index}.mlp.down_proj.weight"]
+            model.device, [arrays[f"model.layers.{index}.mlp.down_proj.weight"]], model.device.joined
         )
     reference = np.load(GOLDEN / "llama_bias" / "logits.npz")
     logits = all_logits(model, reference["token_ids"], CHUNKS)

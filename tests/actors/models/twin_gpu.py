@@ -29,6 +29,9 @@ class TwinGpu(CpuDevice):
     is_gpu = True
     dtype = "bfloat16"
 
+    def empty(self, shape: list[int]) -> paddle.Tensor:
+        return paddle.empty(shape, "float32")
+
 
 def _linear(x, weight, out_features, bias=None, float32_output=False, batch_invariant=False):
     return paddle.to_tensor(twins.small_batch_linear(x.numpy(), weight.numpy(), _array(bias)))
