@@ -13,6 +13,7 @@
 #   j  compute-sanitizer's memcheck and racecheck over the small ops                        about 100 s, at most 150
 #   k  `serve run ray_configs/llama_8b_gpu.yaml`, and its end                              about  50 s, at most 120
 #   l  chaos: six engines on one GPU, killed and stopped under load ($CHAOS_SECONDS, $CHAOS_SEEDS side by side)  at most 560
+#   m  weights from their file: bits, GB/s; 8B starts first, with the file, and with a spare     about 170 s, at most 290
 # Times are without the build of the ops, which comes first. What a part prints goes to $OUT/logs.tgz, the table also to
 # $OUT/table.txt ($OUT by default: a temporary folder). BIREME_CUDA_ARCHS=90a builds for one chip, which is quick.
 set -uo pipefail
@@ -178,9 +179,22 @@ part_l() {
     say l-total 40 '^\||requests|LATE'
 }
 
+part_m() {
+    local options=(--config ray_configs/llama_8b_gpu.yaml) gib=4
+    [ "$device" = cpu ] && options=() gib=0.25
+    limited TERM 60 m-bits "${gpu_tests[@]}" tests/gpu/test_kept_weights.py || status=1
+    tests_of m-bits
+    limited TERM 40 m-upload "$python" -m benchmarks.gpu.bench_upload --device "$device" --gib "$gib" || status=1
+    say m-upload 12 'GB/s|GiB|Error'
+    limited INT 180 m-starts "$python" -m benchmarks.serving.bench_start --rounds 3 --from-nothing "${options[@]}" || status=1
+    say m-starts 20 '│|kept|Error'
+    limited INT 90 m-spare "$python" -m benchmarks.serving.bench_start --rounds 2 --warm-spares 1 "${options[@]}" || status=1
+    say m-spare 20 '│|Error'
+}
+
 visit() {
     for part in "$@"; do
-        declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to l" >&2; exit 2; }
+        declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to m" >&2; exit 2; }
     done
     echo "== build"
     time "$python" -c "from gpu_ops.build import build; print(build())" || exit 1

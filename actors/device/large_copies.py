@@ -40,7 +40,7 @@ class Upload:
         self._copies: deque[Future[None]] = deque()
 
     def fill(self, tensor: paddle.Tensor, read: Read, begin: int = 0, end: int | None = None) -> None:
-        """Write bytes ``begin`` to ``end`` of a contiguous ``tensor``, which must live until ``finish``; all by default.
+        """Write bytes ``begin`` to ``end`` of a contiguous ``tensor``; all by default.
 
         Args:
             read: called by other threads; its offsets count from ``begin``.
@@ -53,7 +53,7 @@ class Upload:
             while len(self._copies) > 2 * self._num_threads:  # what waits to be read stays little
                 self._copies.popleft().result()
             count = min(_PIECE_BYTES, size - offset)
-            self._copies.append(self._pool.submit(self._copy, address + offset, count, offset, read))
+            self._copies.append(self._pool.submit(self._copy, tensor, address + offset, count, offset, read))
 
     def joined(self, arrays: Sequence[np.ndarray]) -> paddle.Tensor:
         """A tensor of the rows of ``arrays`` one after the other; nobody writes to those until ``finish``."""
@@ -82,7 +82,8 @@ class Upload:
         for _ in range(self._num_threads):
             self._lanes.get().close()
 
-    def _copy(self, address: int, count: int, offset: int, read: Read) -> None:
+    def _copy(self, tensor: paddle.Tensor, address: int, count: int, offset: int, read: Read) -> None:
+        """``tensor`` is here so that its memory lives."""
         lane = self._lanes.get()
         try:
             read(offset, lane.buffer[:count])

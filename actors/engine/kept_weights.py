@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from actors.model_files.source import ModelSource
 from actors.model_files.weights import weights_fingerprint
 from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
+from cluster.process.logs import log_fields
 from gpu_ops.sources import sources_hash
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from actors.device.cpu import CpuDevice
     from actors.models.decoder import Decoder
+
+logger = logging.getLogger("bireme.runner")
 
 # What turns a model's files into what the ops read.
 _LOADING_CODE = ("model_files", "models", "layers")
@@ -63,7 +67,7 @@ def tensors_of(file: ReadyFile, device: CpuDevice) -> dict[str, paddle.Tensor]:
             tensors = {}
             for name, (shape, offset) in file.arrays.items():
                 tensors[name] = device.empty(list(shape))
-                upload.fill(tensors[name], partial(_read, descriptor, offset))
+                upload.fill(tensors[name], partial(read_at, descriptor, offset))
             upload.finish()
     finally:
         os.close(descriptor)
@@ -87,16 +91,22 @@ def keep(ready: ReadyWeights, model: Decoder) -> Callable[[], None]:
     def run() -> None:
         time.sleep(PAUSE_S)
         lane.enter()
+        started = time.monotonic()
         try:
-            ready.write(device.dtype, names, pieces)
+            if ready.write(device.dtype, names, pieces):
+                logger.info("event=weights_kept %s", log_fields(seconds=round(time.monotonic() - started, 1)))
         finally:
             lane.close()
 
     return threading.Thread(target=run, name="ready-weights", daemon=True).start
 
 
-def _read(descriptor: int, begin: int, offset: int, into: np.ndarray) -> None:
-    """Fill ``into`` from the file's byte ``begin + offset`` on."""
+def read_at(descriptor: int, begin: int, offset: int, into: np.ndarray) -> None:
+    """Fill ``into`` from the file's byte ``begin + offset`` on.
+
+    Raises:
+        OSError: it cannot be read, or ends before.
+    """
     view, done = into.data, 0
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], begin + offset + done)

@@ -1,14 +1,16 @@
 """How long an engine's start takes, from a request that finds none to its first token, and what of it takes how long.
 
-    python -m benchmarks.serving.bench_start [--rounds 5] [--model NAME] [--config FILE] [--warm-spares N]
+    python -m benchmarks.serving.bench_start [--rounds 5] [--model NAME] [--config FILE] [--warm-spares N] [--from-nothing]
 
 One application that goes back to no engine after a second without a request; each round begins there, once there are the warm
-spares that there are to be. ``--config ray_configs/llama_8b_gpu.yaml`` measures a GPU's.
+spares that there are to be. ``--from-nothing`` removes the kept weights of all models first, and keeps the first engine busy
+until it has written its own. ``--config ray_configs/llama_8b_gpu.yaml`` measures a GPU's.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -24,6 +26,7 @@ from benchmarks.serving.loads import checked, closed_loop
 from benchmarks.serving.served_app import ServedApp, settings_config
 from cluster.bench.processes import LoadProcesses
 from cluster.observability.start_stages import STAGES
+from cluster.process.cache import cache_dir
 
 _TIMEOUT_S = 300.0
 _PROMPT_TOKENS, _ANSWER_TOKENS = 4, 8
@@ -38,15 +41,22 @@ def main(
     model: Annotated[str | None, typer.Option(help="As the setting; default: the default model.")] = None,
     config: Annotated[Path | None, typer.Option(help="A Serve config whose settings are used.", exists=True)] = None,
     warm_spares: Annotated[int, typer.Option(help="As the setting.", min=0)] = 0,
+    from_nothing: Annotated[bool, typer.Option(help="Remove all kept weights first.")] = False,
 ) -> None:
     """Measure, and print a column a start."""
     autoscaling = {"min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 1}
     settings: dict[str, Any] = {} if config is None else yaml.safe_load(config.read_text())["applications"][0]["args"]
     settings |= {"deployment_config": {"autoscaling_config": autoscaling}, "warm_spares": warm_spares}
+    if from_nothing:
+        shutil.rmtree(_kept(), ignore_errors=True)
     app = ServedApp(settings_config(settings | ({"model": model} if model else {})), f"{tempfile.mkdtemp()}/server.log")
     clients = LoadProcesses(1)
     try:
-        found = [_round(app, clients, warm_spares, number) for number in range(rounds)]
+        found = []
+        for number in range(rounds):
+            found.append(_round(app, clients, warm_spares, number))
+            if from_nothing and number == 0:
+                _stay_until_kept(app, clients)
     finally:
         clients.close()
         app.close()
@@ -65,6 +75,20 @@ def _round(app: ServedApp, clients: LoadProcesses, warm_spares: int, number: int
     seconds = engine["start"]["seconds"]
     of_processes = sum(_cpu_seconds(pid) for pid in (engine["pid"], engine["replica_pid"]))
     return {**seconds, _DECISION: max(0.0, first - sum(seconds.values())), _TOTAL: first, _CPU: of_processes}
+
+
+def _kept() -> Path:
+    return cache_dir() / "ready_weights"
+
+
+def _stay_until_kept(app: ServedApp, clients: LoadProcesses) -> None:
+    started, deadline = time.monotonic(), time.monotonic() + _TIMEOUT_S
+    while not list(_kept().glob("*.weights")):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no weights are kept; the server's log is {app.log_path}")
+        clients.start(closed_loop(app, 1, (_PROMPT_TOKENS, _ANSWER_TOKENS), seed=99, seconds=1))
+        checked(clients.result())
+    print(f"weights were kept {time.monotonic() - started:.1f} s after the first answer", flush=True)
 
 
 def _cpu_seconds(pid: int) -> float:
