@@ -23,6 +23,7 @@ def closed_loop(
     seed: int,
     requests: int | None = None,
     seconds: float = _FOREVER_S,
+    **more: Any,
 ) -> Load:
     """A load of ``streams`` that ask again when they are answered.
 
@@ -30,6 +31,7 @@ def closed_loop(
         tokens: of a prompt, and of its answer.
         seed: loads of different seeds have no prompt in common.
         requests: how many; None: until ``seconds`` are over.
+        more: fields of the requests.
     """
     prompt, answer = (Lengths("fixed", (float(count),)) for count in tokens)
     fields: dict[str, Any] = {
@@ -38,6 +40,7 @@ def closed_loop(
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **more,
     }
     return Load(
         Target(app.url, "/v1/completions"), json.dumps(fields)[1:-1], False, PromptKind(False, seed),
