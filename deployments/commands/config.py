@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from actors.engine.memory_plan import MemoryPlan, plan_memory
-from actors.model_files.config import load_model_config
-from actors.model_files.source import resolve_model
-from actors.models.config import ModelConfig
-from actors.models.gpu_limits import check_gpu_model
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from cluster.terminal.app import app, console, errors
-from deployments.commands.setting_flags import TAKES_SETTINGS, with_setting_flags
+from deployments.commands.setting_flags import TAKES_SETTINGS, say_accepted, with_setting_flags
 from deployments.http.keys import ApiKeys
 from deployments.start.app_arguments import SettingsError
 from deployments.start.serve_config import configured_model, serve_config
+
+if TYPE_CHECKING:
+    from actors.engine.memory_plan import MemoryPlan
+    from actors.models.config import ModelConfig
 
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings without starting a server.")
 app.add_typer(config_app, name="config")
@@ -45,8 +44,14 @@ def check(
     ] = None,
 ) -> None:
     """Check settings and model files, and show how the memory would be divided. Weights are neither fetched nor read."""
+    # What reads models takes longer to load than a list of commands may take to show.
+    from actors.engine.memory_plan import plan_memory
+    from actors.model_files.config import load_model_config
+    from actors.model_files.source import resolve_model
+    from actors.models.gpu_limits import check_gpu_model
+
     try:
-        model = configured_model(serve_config(settings or []))
+        model = configured_model(serve_config(settings or [], say=say_accepted))
         ApiKeys.configured(model.api_keys, model.api_keys_file)
         # As dummy weights: of a model that is not here yet, its configuration is all that is fetched.
         source = resolve_model(model.model, load_format="dummy", tokenizer=model.tokenizer)

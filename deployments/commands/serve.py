@@ -15,7 +15,7 @@ from cluster.outputs import ServedModel
 from cluster.terminal.app import app, console, errors
 from deployments.commands.serving.start_view import StartView
 from deployments.commands.serving.start_watcher import StartWatcher
-from deployments.commands.setting_flags import TAKES_SETTINGS, with_setting_flags
+from deployments.commands.setting_flags import TAKES_SETTINGS, say_accepted, with_setting_flags
 from deployments.http.keys import ApiKeys
 from deployments.http.server.header_timeout import check_connection_limits
 from deployments.start.app_arguments import OTHER_WAYS, SettingsError
@@ -80,7 +80,7 @@ def serve(
     try:
         check_temporary_folder()
         check_descriptors()
-        config = serve_config(settings or [], host, port)
+        config = serve_config(settings or [], host, port, say=say_accepted)
         model = configured_model(config)
         if address == LOCAL:
             check_listening(str(config["http_options"]["host"]), config["http_options"]["port"])

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from cluster.config import LLMConfig
-from deployments.start.settings_names import ALIASES, NUM_REPLICAS
+from cluster.terminal.app import errors
+from deployments.start.vllm_names import ALIASES, NUM_REPLICAS
 
 # All settings may be given so; these are what most people set, which help and completion show.
 _SHOWN = (
@@ -39,7 +40,7 @@ def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_flags(**arguments: Any) -> None:
         flags = {name: arguments.pop(f"setting_{name}") for name in _SHOWN}
-        given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+        given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
         command(**{**arguments, "settings": [*(arguments["settings"] or []), *given]})
 
     signature = inspect.signature(command, eval_str=True)
@@ -60,3 +61,8 @@ def _parameter(name: str) -> inspect.Parameter:
     return inspect.Parameter(
         f"setting_{name}", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
     )
+
+
+def say_accepted(sentence: str) -> None:
+    """Of an option that is accepted, what it means here."""
+    errors.print(sentence, style="yellow", highlight=False, markup=False)

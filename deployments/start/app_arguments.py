@@ -12,7 +12,7 @@ from pydantic import ValidationError, model_validator
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from deployments.start.ray_llm_config import is_ray_llm_config, settings_of
-from deployments.start.settings_names import OTHER_WAYS
+from deployments.start.settings_names import OTHER_WAYS, instead_of
 
 _TEXT_FIELDS = frozenset({"model", "model_id", "tokenizer", "accelerator_type"})
 
@@ -80,7 +80,9 @@ def settings_message(error: ValidationError) -> str:
     lines = []
     for fault in error.errors(include_url=False):
         name = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] == "extra_forbidden" and (instead := instead_of(name)) is not None:
+            lines.append(f"{name} is no setting: {instead}")
+        elif fault["type"] == "extra_forbidden":
             allowed = sorted(LLMConfig.model_fields)
             near = difflib.get_close_matches(name, allowed, n=1)
             meant = f"; did you mean {near[0]}?" if near else ""

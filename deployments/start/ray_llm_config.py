@@ -13,17 +13,9 @@ import yaml
 
 from cluster.config import SERVE_OPTIONS, LLMConfig
 from cluster.errors import BiremeError
-from deployments.start.ray_llm_keys import (
-    CONFIG_ELSEWHERE,
-    ENGINE_ELSEWHERE,
-    ENGINE_NAMES,
-    ENGINE_VALUES,
-    EXPERIMENTS_ELSEWHERE,
-    MEANS_NOTHING,
-    ONE_DEVICE,
-    Elsewhere,
-)
-from deployments.start.settings_names import nearest, setting
+from deployments.start.ray_llm_keys import CONFIG_ELSEWHERE, ENGINE_ELSEWHERE, EXPERIMENTS_ELSEWHERE
+from deployments.start.settings_names import nearest
+from deployments.start.vllm_names import ALIASES, MEANS_NOTHING, ONE_DEVICE, VALUES, Elsewhere, is_same
 
 LLM_CONFIGS = "llm_configs"
 # Settings that may stand among the engine's arguments, as in vLLM.
@@ -154,15 +146,11 @@ class _Reading:
         if name in ENGINE_ELSEWHERE:
             self._elsewhere(path.removesuffix(name), {name: value}, ENGINE_ELSEWHERE)
             return
-        try:
-            ours = ENGINE_NAMES.get(name) or setting(name, "")[0]
-        except BiremeError:
-            ours = ""
+        ours = ALIASES.get(name, name)
         if ours not in _ENGINE_SETTINGS:
             self._unknown(path, name, [*_ENGINE_SETTINGS, *ENGINE_ELSEWHERE, *MEANS_NOTHING])
         elif value is not None:
-            is_name = isinstance(value, str)
-            self._settings[ours] = ENGINE_VALUES.get((ours, value), value) if is_name else value
+            self._settings[ours] = VALUES.get((ours, value), value) if isinstance(value, str) else value
 
     def _accelerator_type(self, path: str, value: Any) -> None:
         if str(value).startswith(("TPU", "google-tpu")):
@@ -240,7 +228,7 @@ class _Reading:
     def _elsewhere(self, path: str, values: Mapping[str, Any], table: Mapping[str, Elsewhere]) -> None:
         for name, value in values.items():
             where = table.get(name)
-            if where is not None and not any(value == same and type(value) is type(same) for same in where.same):
+            if where is not None and not is_same(where, value):
                 self.faults.append(f"{path}{name}: {where.instead}")
 
     def _unknown(self, path: str, name: str, known: Any) -> None:

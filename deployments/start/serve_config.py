@@ -13,7 +13,8 @@ from cluster.config import DEFAULT_MODEL, LLMConfig
 from cluster.errors import BiremeError
 from deployments.start.app_arguments import AppArguments, SettingsError, hold_keys
 from deployments.start.run_files.key_file import write_keys
-from deployments.start.settings_names import NUM_REPLICAS, nearest, split_settings
+from deployments.start.settings_names import Say, nearest, split_settings
+from deployments.start.vllm_names import NUM_REPLICAS
 
 BUILDER = "deployments.llm:build_openai_app"
 DEFAULT_HOST = "127.0.0.1"
@@ -23,18 +24,21 @@ UNNAMED = "default"
 _CONFIGS = Path(__file__).resolve().parents[2] / "ray_configs"
 
 
-def serve_config(settings: list[str], host: str | None = None, port: int | None = None) -> dict[str, Any]:
+def serve_config(
+    settings: list[str], host: str | None = None, port: int | None = None, say: Say = str
+) -> dict[str, Any]:
     """The config as Ray Serve reads it.
 
     Args:
         settings: a Serve config file, the name of one in ``ray_configs``, or a model; and settings, NAME=VALUE or --name
             value, which come before what a file says.
         host, port: of the HTTP API; None leaves what the file says, else the default.
+        say: as of ``split_settings``.
 
     Raises:
         BiremeError: neither; one sentence that says why.
     """
-    words, arguments = split_settings(settings)
+    words, arguments = split_settings(settings, say)
     if len(words) > 1:
         raise BiremeError(f"{words[1]!r} is no setting of the form NAME=VALUE; one model or file is served")
     what = words[0] if words else None

@@ -3,53 +3,37 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
+from deployments.start.vllm_names import (
+    ALIASES,
+    ELSEWHERE,
+    MEANS_NOTHING,
+    NUM_REPLICAS,
+    SHORT,
+    VALUES,
+    is_same,
+    is_switch,
+)
 
 OTHER_WAYS = "name a file that holds them in api_keys_file, or set BIREME_API_KEY where Ray is started"
 _KEYS_ELSEWHERE = f"every user of this machine can read a command line; {OTHER_WAYS}"
-# vLLM's names for what has another one here.
-ALIASES: Mapping[str, str] = MappingProxyType(
-    {
-        "served_model_name": "model_id",
-        "num_gpu_blocks_override": "num_kv_blocks",
-        "max_seq_len": "max_model_len",
-        "data_parallel_size": "num_replicas",
-    }
-)
-# Values that are called otherwise there, by our name of the setting.
-_VALUES = {("dtype", "half"): "float16", ("dtype", "float"): "float32", ("generation_config", "vllm"): "none"}
-# vLLM's settings that mean nothing here, and what to do instead. 1 of a parallel size is what there is.
-_ONE = "an engine computes on one device; num_replicas says how many engines there are"
-NOT_SUPPORTED: Mapping[str, str] = MappingProxyType(
-    {
-        "tensor_parallel_size": _ONE,
-        "pipeline_parallel_size": _ONE,
-        "quantization": "the nearest is a GGUF file as model, which says itself how its weights are stored",
-        "kv_cache_dtype": "the nearest is dtype, the type of weights and KV cache",
-        "kv_cache_memory_bytes": "the nearest is kv_cache_memory_gb, in GiB",
-        "trust_remote_code": "code that comes with a model is never run; docs/models.md has the architectures",
-        "enable_lora": "adapters are not supported; merge them into the model",
-        "enable_chunked_prefill": "long prompts are always prefilled in chunks; max_num_batched_tokens is their size",
-        "scheduling_policy": "the nearest is oldest_first_every; requests have the field priority",
-        "async_scheduling": "the nearest is enable_overlap_schedule",
-        "api_key": _KEYS_ELSEWHERE,
-    }
-)
-# A setting of the command line alone: it goes into deployment_config.
-NUM_REPLICAS = "num_replicas"
+
+Say = Callable[[str], object]
 
 
-def split_settings(items: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split_settings(items: Sequence[str], say: Say = str) -> tuple[list[str], dict[str, str]]:
     """What was typed, as words that are no settings, and settings under our names.
 
     Args:
         items: words, ``name=value``, ``--name=value``, ``--name value``; ``--switch`` and ``--no-switch`` of what is on or off.
+        say: is given a sentence for each option of vLLM that is accepted and changes nothing here.
 
     Raises:
         BiremeError: as ``setting``, or a value is missing.
@@ -60,34 +44,44 @@ def split_settings(items: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     while rest:
         item = rest.popleft()
         name, equals, value = item.partition("=")
-        if not item.startswith("--"):
+        if not item.startswith("-"):
             # A path may have the sign, too.
             if not equals or (not words and os.path.exists(item)):
                 words.append(item)
                 continue
         elif not equals:
-            name, value = _switched(_plain(name))
-            if not value:
-                setting(item, "")  # an unknown one is said to be so, whatever follows
+            name, value = _switched(item)
+            if value:
+                if rest and rest[0].lower() in ("true", "false"):
+                    value = _opposite(value) if rest.popleft().lower() == "false" else value
+            else:
+                check_name(name)  # an unknown one is said to be so, whatever follows
                 if not rest or rest[0].startswith("--"):
                     raise BiremeError(f"{item} needs a value")
-                name, value = item, rest.popleft()
-        ours, value = setting(name, value)
+                value = rest.popleft()
+        ours, value = setting(name, value, say)
         if ours:
             settings[ours] = value
     return words, settings
 
 
-def _switched(name: str) -> tuple[str, str]:
+def _switched(item: str) -> tuple[str, str]:
     """A switch and its value; the name and nothing if it is none."""
+    name = _plain(item)
     for switch, value in ((name, "true"), (name.removeprefix("no_"), "false")):
-        if switch in LLMConfig.model_fields and LLMConfig.model_fields[switch].annotation is bool:
-            return switch, value
-    return name, ""
+        field = LLMConfig.model_fields.get(ALIASES.get(switch, switch))
+        if is_switch(switch) or (field is not None and field.annotation is bool):
+            return item if value == "true" else f"--{item.lstrip('-')[3:]}", value
+    return item, ""
+
+
+def _opposite(value: str) -> str:
+    return "false" if value == "true" else "true"
 
 
 def _plain(name: str) -> str:
-    return name.lstrip("-").replace("-", "_")
+    plain = name.lstrip("-").replace("-", "_")
+    return SHORT.get(plain, plain) if name.startswith("-") and not name.startswith("--") else plain
 
 
 def known_names() -> list[str]:
@@ -101,20 +95,53 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def setting(name: str, value: str) -> tuple[str, str]:
-    """Our name and value of a setting; no name if it says what is so anyway.
+def check_name(name: str) -> str:
+    """What ``name``, as it was typed, is called here, or by vLLM where it is nothing here.
 
     Raises:
-        BiremeError: it is not supported; one sentence that says what is.
+        BiremeError: nobody knows it, or it is one that no command line may have.
     """
     plain = _plain(name)
     ours = ALIASES.get(plain, plain)
-    if ours.endswith("parallel_size") and value in ("1", "") and ours in NOT_SUPPORTED:
+    if ours in ("api_key", "api_keys"):
+        raise BiremeError(f"{name} is not supported: {_KEYS_ELSEWHERE}", "api_keys")
+    if ours not in known_names() and ours not in ELSEWHERE and ours not in MEANS_NOTHING:
+        raise BiremeError(f"unknown setting {name}{nearest(ours, [*known_names(), *ALIASES, *ELSEWHERE])}", ours)
+    return ours
+
+
+def setting(name: str, value: str, say: Say = str) -> tuple[str, str]:
+    """Our name and value of a setting as it was typed; no name if it is vLLM's and changes nothing here.
+
+    Raises:
+        BiremeError: as ``check_name``; or it is not supported: one sentence that says what is.
+    """
+    ours = check_name(name)
+    if ours in MEANS_NOTHING:
+        say(f"{name} changes nothing here: {MEANS_NOTHING[ours]}")
         return "", ""
-    if ours == "api_keys":
-        raise BiremeError(f"api_keys: {_KEYS_ELSEWHERE}", "api_keys")
-    if ours in NOT_SUPPORTED:
-        raise BiremeError(f"{name} is not supported: {NOT_SUPPORTED[ours]}", ours)
-    if ours not in known_names():
-        raise BiremeError(f"unknown setting {name}{nearest(ours, [*known_names(), *ALIASES])}", ours)
-    return ours, _VALUES.get((ours, value), value)
+    if ours in ELSEWHERE:
+        if not is_same(ELSEWHERE[ours], _decoded(value)):
+            raise BiremeError(f"{name} is not supported: {ELSEWHERE[ours].instead}", ours)
+        say(f"{name} {value} changes nothing here: {ELSEWHERE[ours].instead}")
+        return "", ""
+    if (ours, value) in VALUES:
+        say(f"{name} {value} is {ours}={VALUES[ours, value]} here")
+    return ours, VALUES.get((ours, value), value)
+
+
+def _decoded(value: str) -> Any:
+    """What a text of the command line stands for."""
+    try:
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+    except ValueError:
+        return value
+
+
+def instead_of(name: str) -> str | None:
+    """Why a name of vLLM's is no setting, or what it is called here; None if it is not known."""
+    if name in ALIASES and ALIASES[name] in LLMConfig.model_fields:
+        return f"it is {ALIASES[name]} here"
+    if name in ELSEWHERE:
+        return ELSEWHERE[name].instead
+    return f"leave it out: {MEANS_NOTHING[name]}" if name in MEANS_NOTHING else None

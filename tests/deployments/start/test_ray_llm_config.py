@@ -15,8 +15,9 @@ from cluster.errors import BiremeError
 from deployments.llm import build_llm_deployment, build_openai_app
 from deployments.start.app_arguments import AppArguments, SettingsError
 from deployments.start.ray_llm_config import settings_of
-from deployments.start.ray_llm_keys import CONFIG_ELSEWHERE, ENGINE_ELSEWHERE, ENGINE_VALUES, MEANS_NOTHING
+from deployments.start.ray_llm_keys import CONFIG_ELSEWHERE, ENGINE_ELSEWHERE
 from deployments.start.serve_config import configured_model, serve_config
+from deployments.start.vllm_names import MEANS_NOTHING, VALUES
 
 # The quick start, with one model.
 QUICK = """
@@ -175,7 +176,7 @@ def test_values_that_say_what_is_so_anyway_are_left_out():
 
 
 def test_what_is_called_otherwise_here_is_valid_here():
-    for (name, value), ours in ENGINE_VALUES.items():
+    for (name, value), ours in VALUES.items():
         found = settings({"engine_kwargs": {name: value}})
         assert found[name] == ours
         LLMConfig(**found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import yaml
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from deployments.start.serve_config import BUILDER, configured_model, serve_config
-from deployments.start.settings_names import ALIASES, NOT_SUPPORTED, known_names, split_settings
+from deployments.start.settings_names import known_names, split_settings
+from deployments.start.vllm_names import ALIASES, ELSEWHERE, MEANS_NOTHING, is_switch
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,9 @@ from deployments.start.settings_names import ALIASES, NOT_SUPPORTED, known_names
         (["--no-enable-prefix-caching"], "enable_prefix_caching", False),
         (["--gpu-memory-utilization", "0.5", "--tensor-parallel-size", "1"], "gpu_memory_utilization", 0.5),
         (["--data-parallel-size", "2"], "deployment_config", {"num_replicas": 2}),
+        (["-dp", "2"], "deployment_config", {"num_replicas": 2}),
+        (["--enable-prefix-caching", "false"], "enable_prefix_caching", False),
+        (["--no-async-scheduling"], "enable_overlap_schedule", False),
     ],
 )
 def test_flags_and_names_of_vllm_are_settings(typed, name, value):
@@ -43,6 +48,13 @@ def test_flags_and_names_of_vllm_are_settings(typed, name, value):
         (["--quantization=awq"], "--quantization is not supported: the nearest is a GGUF file"),
         (["--trust-remote-code"], "--trust-remote-code is not supported: "),
         (["--api-key", "secret"], "--api-key is not supported: .*api_keys_file"),
+        (["--api-keys", "secret"], "--api-keys is not supported: .*api_keys_file"),
+        (["--seed", "42"], "--seed is not supported: requests have a seed"),
+        (["--revision", "abc"], "--revision is not supported: download the revision"),
+        (["--enable-lora", "owner/name"], "--enable-lora is not supported: adapters"),
+        (["-tp", "2"], "-tp is not supported: .* num_replicas"),
+        (["--no-enable-chunked-prefill"], "--enable-chunked-prefill is not supported: long prompts"),
+        (["--ssl-keyfile", "key.pem"], "--ssl-keyfile is not supported: TLS ends at a proxy"),
         (["--max-num-seqs"], "--max-num-seqs needs a value"),
         (["--max-num-seqs", "--dtype", "half"], "--max-num-seqs needs a value"),
         (["smollm2", "max_num_seqs=8", "more"], "'more' is no setting"),
@@ -54,6 +66,45 @@ def test_what_is_not_known_is_refused_with_what_is_near(typed, message):
     with pytest.raises(BiremeError, match=message) as raised:
         serve_config(typed)
     assert "secret" not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("typed", "settings", "said"),
+    [
+        (["--disable-log-requests"], {}, "--disable-log-requests changes nothing here: request_log says"),
+        (["--swap-space", "4"], {}, "--swap-space changes nothing here: "),
+        (["--seed", "0"], {}, "--seed 0 changes nothing here: requests have a seed"),
+        (["-tp", "1"], {}, "-tp 1 changes nothing here: an engine computes on one device"),
+        (["--enable-chunked-prefill"], {}, "--enable-chunked-prefill true changes nothing here: long prompts"),
+        (["--no-enable-lora"], {}, "--enable-lora false changes nothing here: adapters"),
+        (
+            ["--load-format", "safetensors"],
+            {"load_format": "auto"},
+            "--load-format safetensors is load_format=auto here",
+        ),
+    ],
+)
+def test_options_of_vllm_that_change_nothing_are_accepted_with_a_sentence(typed, settings, said):
+    sentences: list[str] = []
+    assert split_settings([*typed, "owner/name"], sentences.append) == (["owner/name"], settings)
+    (sentence,) = sentences
+    assert sentence.startswith(said)
+
+
+def test_every_name_that_a_file_may_have_is_known_on_the_command_line():
+    for name in (*ELSEWHERE, *MEANS_NOTHING):
+        flag = f"--{name.replace('_', '-')}"
+        typed = [flag] if is_switch(name) else [flag, "x"]
+        said: list[str] = []
+        try:
+            split_settings(typed, said.append)
+        except BiremeError as error:
+            said.append(error.message)
+        if name not in ALIASES:
+            (sentence,) = said
+            assert re.match(rf"{flag}.* (is not supported|changes nothing here): ", sentence), sentence
+        with pytest.raises(BiremeError, match=rf"{name} is no setting: |it is {ALIASES.get(name)} here"):
+            configured_model({"applications": [{"args": {name: "x"}}]})
 
 
 def test_a_model_or_a_file_comes_first_and_settings_before_what_it_says(tmp_path: Path):
@@ -84,5 +135,6 @@ def test_a_model_or_a_file_comes_first_and_settings_before_what_it_says(tmp_path
 def test_names_that_stand_for_others_are_none_of_ours():
     assert not set(ALIASES) & set(LLMConfig.model_fields)
     assert set(ALIASES.values()) <= set(known_names())
-    assert not set(NOT_SUPPORTED) & set(known_names())
+    assert not {*ELSEWHERE, *MEANS_NOTHING} & set(known_names())
+    assert not set(ELSEWHERE) & set(MEANS_NOTHING)
     assert split_settings([f"{name}=1" for name in known_names()]) == ([], dict.fromkeys(known_names(), "1"))
