@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
+from typing import Any
 
 PACKAGES = ("cluster", "actors", "deployments", "gpu_ops")
+# A command that is named loads nothing that the others need.
+COMMANDS = {
+    **{
+        name: f"cluster.terminal.{name}" for name in ("bench", "chat", "complete", "status", "timeline", "top", "trace")
+    },
+    "run-batch": "cluster.terminal.run_batch",
+    **{name: f"deployments.commands.{name}" for name in ("config", "dashboard", "doctor", "logs", "models", "serve")},
+    "pull": "deployments.commands.models",
+    "rm": "deployments.commands.models",
+}
 _ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 
@@ -20,9 +32,18 @@ def main() -> None:
         from deployments.supervision.supervisor import supervised
 
         supervised()
-    from deployments.cli import app
+    app_of(sys.argv[1:])()
 
-    app()
+
+def app_of(arguments: list[str]) -> Any:
+    """The command line, with all its commands unless ``arguments`` begin with the name of one."""
+    module = COMMANDS.get(arguments[0]) if arguments else None
+    if module is None:
+        from deployments.cli import app
+    else:
+        importlib.import_module(module)
+        from cluster.terminal.app import app
+    return app
 
 
 def another_package() -> str | None:

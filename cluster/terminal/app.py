@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -24,8 +26,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Bireme: large language models on Paddle and Ray.",
 )
-console = Console()
-errors = Console(stderr=True)
+# Programs read lines: where nobody looks, none is broken.
+_UNBROKEN = 100_000
+
+
+def _console(to_stderr: bool) -> Console:
+    stream = sys.stderr if to_stderr else sys.stdout
+    is_seen = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=to_stderr, width=None if is_seen else _UNBROKEN)
+
+
+console = _console(to_stderr=False)
+errors = _console(to_stderr=True)
 
 Url = Annotated[str, typer.Option(help="Server; several addresses have commas between them.", envvar="BIREME_URL")]
 Model = Annotated[str | None, typer.Option(help="Model name; default: the one the server has.")]

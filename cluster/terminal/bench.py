@@ -28,7 +28,6 @@ from cluster.bench.load import Load
 from cluster.bench.plan import Shape, make_requests
 from cluster.bench.processes import LoadProcesses, ProcessDiedError, Result
 from cluster.bench.prompts import PromptKind
-from cluster.bench.summary import Targets, details, summarise
 from cluster.bench.text_fit import fitted
 from cluster.bench.traces import read_trace
 from cluster.client.base import DEFAULT_URL
@@ -247,6 +246,8 @@ def bench(
             PromptKind(form is PromptForm.text, seed, low, high), requests, max_concurrency, seconds,
             ends_by_time, num_warmups,
         )  # fmt: skip
+        from cluster.bench.summary import Targets, details, summarise  # with NumPy, which only runs need
+
         result = _run(load, processes)
     except (BiremeError, ProcessDiedError) as error:
         show_error(error if isinstance(error, BiremeError) else BiremeError(str(error)))
