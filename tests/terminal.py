@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import struct
 import subprocess
 import termios
 import time
@@ -36,12 +37,15 @@ class Terminal:
         os.close(slave)
         self._received = b""
 
+    def resize(self, columns: int, rows: int = 24) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
     def read_until(self, text: str, timeout_s: float = 60) -> str:
-        """What is shown from now on until ``text``, without colours and moves of the cursor."""
-        shown = ""
+        """What is shown from where the last call ended up to ``text``, without colours and moves of the cursor."""
+        shown = self._shown()
         deadline = time.monotonic() + timeout_s
         while text not in shown:
             if not select.select([self._master], [], [], max(0, deadline - time.monotonic()))[0]:
@@ -50,9 +54,13 @@ class Terminal:
                 self._received += os.read(self._master, 65536)
             except OSError:  # what Linux says when nobody holds the other end any more
                 pytest.fail(f"the command ended with {self.process.wait(10)} before {text!r}, after {shown!r}")
-            shown = SEQUENCES.sub("", self._received.decode(errors="replace"))
-        self._received = b""
-        return shown
+            shown = self._shown()
+        end = shown.index(text) + len(text)
+        self._received = shown[end:].encode()
+        return shown[:end]
+
+    def _shown(self) -> str:
+        return SEQUENCES.sub("", self._received.decode(errors="replace"))
 
     def close(self) -> None:
         if self.process.poll() is None:

@@ -60,28 +60,37 @@ def requests_of(file: BinaryIO) -> Iterator[BatchLine]:
     return (parse_line(line) for line in file if line.strip())
 
 
-def num_done(requests: Path, output: Path) -> int:
-    """How many requests have their result in ``output``, from a run that was interrupted; half a line at its end is cut off.
+class Done(NamedTuple):
+    """What a file of results holds: so many, and how many of them are errors."""
+
+    num_results: int
+    num_errors: int
+
+
+def num_done(requests: Path, output: Path) -> Done:
+    """What ``output`` holds of a run before; half a line at its end, where that was interrupted, is cut off.
 
     Raises:
         BiremeError: the results are those of other requests.
     """
-    done = end = 0
+    done = end = num_errors = 0
     with open(requests, "rb") as asked, open(output, "r+b") as found:
         wanted = requests_of(asked)
         for line in found:
             if not line.endswith(b"\n"):
                 break
             try:
-                custom_id = json.loads(line)["custom_id"]
+                result = json.loads(line)
+                custom_id, is_error = result["custom_id"], _is_error(result)
             except (ValueError, KeyError, TypeError):
                 raise _others(output, done) from None
             request = next(wanted, None)
             if request is None or request.custom_id != custom_id:
                 raise _others(output, done)
             done, end = done + 1, end + len(line)
+            num_errors += is_error
         found.truncate(end)
-    return done
+    return Done(done, num_errors)
 
 
 def _others(output: Path, done: int) -> BiremeError:

@@ -46,7 +46,7 @@ def chat(
     seed: Seed = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Chat with the model. Ctrl-C stops an answer, Ctrl-D leaves."""
+    """Chat with the model. Ctrl-C stops an answer or clears the line, Ctrl-D leaves, as two Ctrl-C in an empty line do."""
     options = given(temperature=temperature, max_tokens=max_tokens, seed=seed)
     conversation = Conversation(system)
     with connected(url, model, api_key) as client:
@@ -66,12 +66,24 @@ def chat(
 def _converse(client: Client, conversation: Conversation, options: dict[str, Any]) -> None:
     commands = ChatCommands(conversation, options)
     read = _line_reader()
+    is_leaving = False
     while not commands.wants_exit:
         try:
             text = read().strip()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             console.print()
             return
+        except LineClearedError as cleared:
+            if cleared.was_empty and is_leaving:
+                return
+            is_leaving = cleared.was_empty
+            if is_leaving:
+                console.print("(Ctrl-C again, or Ctrl-D, leaves)", style="dim")
+            continue
+        except KeyboardInterrupt:
+            console.print()
+            return
+        is_leaving = False
         if text.startswith("/") and "\n" not in text:
             if said := commands.run(text):
                 console.print(said, style="dim", highlight=False, markup=False)
@@ -90,8 +102,19 @@ def _send(client: Client, messages: Messages, options: dict[str, Any]) -> Iterat
     return client.stream_chat(messages, **options)
 
 
+class LineClearedError(Exception):
+    """Ctrl-C where a line is typed; ``was_empty``: there was nothing in it."""
+
+    def __init__(self, was_empty: bool) -> None:
+        super().__init__()
+        self.was_empty = was_empty
+
+
 def _line_reader() -> Callable[[], str]:
-    """Asks for a line: with editing, history and paste at a terminal. What is typed is kept in memory alone."""
+    """Asks for a line: with editing, history and paste at a terminal. What is typed is kept in memory alone.
+
+    The reader of a terminal raises LineClearedError for Ctrl-C.
+    """
     if not (sys.stdin.isatty() and console.is_terminal):
         return lambda: console.input("[bold cyan]> [/]")
     from prompt_toolkit import PromptSession
@@ -103,7 +126,14 @@ def _line_reader() -> Callable[[], str]:
         completer=WordCompleter(ChatCommands.names(), sentence=True),
         complete_while_typing=False,
     )
-    return session.prompt
+
+    def read() -> str:
+        try:
+            return session.prompt()
+        except KeyboardInterrupt:
+            raise LineClearedError(not session.default_buffer.text) from None
+
+    return read
 
 
 def _answer(chunks: Iterator[Answer]) -> None:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cluster.client import AsyncClient
 from cluster.client.base import DEFAULT_URL
-from cluster.client.batch_file import BatchRun, num_done, requests_of
+from cluster.client.batch_file import BatchRun, Done, num_done, requests_of
 from cluster.errors import BiremeError
 from cluster.terminal.app import ApiKey, Model, Url, app, console, errors, show_error
 
@@ -40,7 +40,8 @@ def run_batch(
 ) -> None:
     """Send all requests of a file, and write their results in the same order.
 
-    Interrupted, the same command goes on where it was. Exit code 1 if a line has an error, or the server is gone.
+    Interrupted, the same command goes on where it was. Exit code 1 if any line of the results is an error, also of a run
+    before, or the server is gone.
     """
     results = output or file.with_suffix(".results.jsonl")
     try:
@@ -61,12 +62,13 @@ def run_batch(
 
 
 def _run(file: Path, results: Path, concurrency: int, url: str, model: str | None, api_key: str | None) -> int:
-    """How many lines of this run are errors."""
+    """How many lines of the results are errors."""
     with open(file, "rb") as requests:
         total = sum(1 for _ in requests_of(requests))
-    done = num_done(file, results) if results.exists() else 0
+    done, failed_before = num_done(file, results) if results.exists() else Done(0, 0)
     if done:
-        errors.print(f"{results}: {done} of {total} are done already", highlight=False, markup=False)
+        note = f", {failed_before} of them with errors" if failed_before else ""
+        errors.print(f"{results}: {done} of {total} are done already{note}", highlight=False, markup=False)
     start = time.monotonic()
     num_failed = num_tokens = num_written = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -90,9 +92,10 @@ def _run(file: Path, results: Path, concurrency: int, url: str, model: str | Non
 
         asyncio.run(run())
     seconds = time.monotonic() - start
+    before = f"; with those of before {failed_before + num_failed} errors" if failed_before else ""
     console.print(
-        f"{results}: {num_written} results, {num_failed} errors, {num_tokens} tokens in {seconds:.1f} s",
+        f"{results}: {num_written} results, {num_failed} errors, {num_tokens} tokens in {seconds:.1f} s{before}",
         highlight=False,
         markup=False,
     )
-    return num_failed
+    return failed_before + num_failed

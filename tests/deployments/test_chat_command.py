@@ -9,13 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from rich.cells import cell_len
+
 from tests.deployments.conftest import KEYS, App, wait_for
 from tests.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(app: App):
+def test_ctrl_c_stops_an_answer_or_clears_a_line_and_leaves_an_empty_one(app: App):
     command = [sys.executable, "-m", "deployments.cli", "chat", "--url", app.url, "--temperature", "0"]
     terminal = Terminal(*command, BIREME_API_KEY=KEYS[0])
     try:
@@ -41,7 +44,37 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(app: App):
         terminal.type("/bye\r")
         assert "seed" not in terminal.read_until("/bye is no command")
         terminal.read_until("> ")
-        terminal.type("\x04")
+        # Half a line goes; an empty one leaves, the second time.
+        terminal.type("Tell me")
+        terminal.read_until("Tell me")
+        terminal.type("\x03")
+        terminal.read_until("> ")
+        terminal.type("/set\r")
+        terminal.read_until("max_tokens=1")
+        terminal.read_until("> ")
+        terminal.type("\x03")
+        terminal.read_until("Ctrl-C again")
+        terminal.read_until("> ")
+        terminal.type("\x03")
+        assert terminal.process.wait(10) == 0
+    finally:
+        terminal.close()
+
+
+@pytest.mark.parametrize("command", [["status"], ["top", "--every", "0.2"]])
+def test_sixty_columns_hold_what_is_shown(app: App, command: list[str]):
+    """No line is broken by the terminal, which would tear the table of engines apart."""
+    terminal = Terminal(sys.executable, "-m", "bireme", *command, "--url", app.url, BIREME_API_KEY=KEYS[0])
+    terminal.resize(60)
+    try:
+        last = "generated" if command == ["status"] else "KV"
+        shown = terminal.read_until(last, 30)
+        lines = [line.rstrip() for line in shown.replace("\r", "").split("\n")]
+        assert max(map(cell_len, lines)) <= 60, lines
+        if command != ["status"]:
+            assert any(line.split()[:1] == ["engine"] and line.endswith("KV") for line in lines), lines
+            assert max(map(cell_len, terminal.read_until(" %").split("\r\n"))) <= 60
+            terminal.type("\x03")
         assert terminal.process.wait(10) == 0
     finally:
         terminal.close()
@@ -85,7 +118,9 @@ def test_a_batch_file_is_answered_line_by_line_and_gone_on_with(app: App, tmp_pa
         )
     )
     ran = run(app, "run-batch", str(file))
-    assert (ran.returncode, b"4 results, 1 errors, 12 tokens" in ran.stdout.replace(b"\n", b" ")) == (1, True), ran
+    # The path alone is longer than 80 columns may be: in a pipe no line is broken.
+    assert (ran.returncode, b".results.jsonl: 4 results, 1 errors, 12 tokens" in ran.stdout) == (1, True), ran
+    assert ran.stdout.count(b"\n") == 1
     whole = results.read_bytes().splitlines(keepends=True)
     rows = [json.loads(line) for line in whole]
     assert [(row["custom_id"], row["response"]["status_code"]) for row in rows] == [
@@ -99,5 +134,7 @@ def test_a_batch_file_is_answered_line_by_line_and_gone_on_with(app: App, tmp_pa
     run(app, "run-batch", str(file))
     again = [json.loads(line) for line in results.read_bytes().splitlines()]
     assert again[:2] == rows[:2]
+    finished = run(app, "run-batch", str(file))
+    assert (finished.returncode, b"4 of 4 are done already, 1 of them with errors" in finished.stderr) == (1, True)
     texts = [[row["response"]["body"].get("choices") for row in found] for found in (rows, again)]
     assert texts[0] == texts[1]

@@ -87,10 +87,14 @@ async def test_a_server_that_is_gone_ends_the_run_after_whole_lines():
 def test_an_interrupted_output_is_gone_on_with_and_another_is_refused(tmp_path):
     requests, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     requests.write_bytes(b"\n".join(request(str(i)) for i in range(3)))
-    output.write_bytes(b'{"custom_id": "0"}\n{"custom_id": "1"}\n{"custom_')
-    assert num_done(requests, output) == 2
-    assert output.read_bytes() == b'{"custom_id": "0"}\n{"custom_id": "1"}\n'
-    for other in (b'{"custom_id": "1"}\n', b"something else\n", b"[]\n", output.read_bytes() * 2):
+    whole = (
+        b'{"custom_id": "0", "response": {"status_code": 200}, "error": null}\n'
+        b'{"custom_id": "1", "response": {"status_code": 400}, "error": null}\n'
+    )
+    output.write_bytes(whole + b'{"custom_')
+    assert num_done(requests, output) == (2, 1)
+    assert output.read_bytes() == whole
+    for other in (whole.splitlines(keepends=True)[1], b"something else\n", b"[]\n", output.read_bytes() * 2):
         output.write_bytes(other)
         with pytest.raises(BiremeError, match="is no result of these requests"):
             num_done(requests, output)
