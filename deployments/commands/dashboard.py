@@ -4,38 +4,42 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from cluster.errors import BiremeError
-from cluster.terminal.app import app, console, show_error
+from cluster.terminal.app import app, console, errors, show_error
 from deployments.start.ray_session import ray_base
-from deployments.start.run_files.past_sessions import dashboard_address, sessions
+from deployments.start.run_files.past_sessions import dashboard_address, on_port, others_note, sessions
 
 _CONNECT_S = 2.0
 
 
 @app.command()
-def dashboard() -> None:
+def dashboard(
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Of the server whose API is on this port.")] = None,
+) -> None:
     """Show the address of the dashboard of the server that was started last here, and how to get in."""
     try:
-        address = _answering_address()
+        address = _answering_address(port)
     except BiremeError as error:
         show_error(error)
         raise typer.Exit(1) from None
     token = Path.home() / ".ray" / "auth_token"
-    port = address.rpartition(":")[2]
+    local = address.rpartition(":")[2]
     lines = [
         f"http://{address}",
         f"It asks for a token: `cat {token}` shows it. Whoever has it may run anything in the cluster as you.",
-        f"From another machine: ssh -L {port}:{address} USER@{socket.gethostname()}, then http://127.0.0.1:{port}",
+        f"From another machine: ssh -L {local}:{address} USER@{socket.gethostname()}, then http://127.0.0.1:{local}",
     ]
     for line in lines if token.is_file() else [lines[0], lines[2]]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _answering_address() -> str:
-    for session in sessions(ray_base()):
+def _answering_address(api_port: int | None) -> str:
+    known = sessions(ray_base())
+    for session in on_port(known, api_port):
         address = dashboard_address(session)
         if address is None:
             continue
@@ -44,5 +48,7 @@ def _answering_address() -> str:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
         except (OSError, ValueError):
             continue
+        if api_port is None and (note := others_note(session, known)):
+            errors.print(note, style="yellow", highlight=False, markup=False)
         return address
     raise BiremeError("no server of yours with a dashboard runs on this machine; bireme serve starts one")

@@ -7,9 +7,17 @@ from typing import Annotated
 import typer
 
 from cluster.errors import BiremeError
-from cluster.terminal.app import app, console, show_error
+from cluster.terminal.app import app, console, errors, show_error
 from deployments.start.ray_session import ray_base
-from deployments.start.run_files.past_sessions import FollowedLogs, follow, log_files, sessions
+from deployments.start.run_files.past_sessions import (
+    FollowedLogs,
+    follow,
+    is_running,
+    log_files,
+    on_port,
+    others_note,
+    sessions,
+)
 
 
 @app.command()
@@ -20,15 +28,24 @@ def logs(
     ] = None,
     follow_on: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more until Ctrl-C.")] = False,
     back: Annotated[int, typer.Option(min=0, help="So many servers back; 0: the one that was started last.")] = 0,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Only servers whose API is or was on this port.")
+    ] = None,
     files: Annotated[bool, typer.Option("--files", help="Paths instead of lines.")] = False,
 ) -> None:
-    """Show what the server that was started last on this machine wrote, file by file."""
+    """Show what the server that was started last on this machine wrote, file by file; with --engine, the one that runs it."""
     try:
         base = ray_base()
-        found = sessions(base)
+        known = sessions(base)
+        found = on_port(known, port)
         if back >= len(found):
             raise BiremeError(f"{base}/ray has the logs of {len(found)} servers; it is set by RAY_TMPDIR and TMPDIR")
         session = found[back]
+        if engine and not back:
+            running = [one for one in found if one == session or is_running(one)]
+            session = next((one for one in running if log_files(one, engine)), session)
+        if not (port or engine) and session == known[0] and (note := others_note(session, known)):
+            errors.print(note, style="yellow", highlight=False, markup=False)
         if not (paths := log_files(session, engine)) and not follow_on:
             what = f"names engine {engine!r}" if engine else "is there"
             raise BiremeError(f"no log {what} in {session}/logs; --back 1 looks at the server before")

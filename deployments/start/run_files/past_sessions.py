@@ -8,6 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster.errors import BiremeError
+from cluster.process.process_liveness import has_ended
+
+# What a proxy of Ray Serve says when it starts; HAProxy, which is in front then, says it last.
+_PORT = re.compile(r"roxy starting on node .*\(HTTP port: (\d+)\)")
 _ADDRESS = re.compile(r"Dashboard head http address: (\S+)")
 _POLL_S = 0.5
 _CHUNK_BYTES = 1 << 20
@@ -16,6 +21,50 @@ _CHUNK_BYTES = 1 << 20
 def sessions(base: Path) -> list[Path]:
     """Folders of the sessions below ``base``, the newest first."""
     return sorted((path for path in (base / "ray").glob("session_2*") if not path.is_symlink()), reverse=True)
+
+
+def is_running(session: Path) -> bool:
+    """Whether the process that started the session is there; its id ends the folder's name."""
+    pid = session.name.rpartition("_")[2]
+    return pid.isdecimal() and not has_ended(int(pid))
+
+
+def api_port(session: Path) -> int | None:
+    """The port that the API of the session's server listens on; None if it never came so far."""
+    ports: list[str] = []
+    for file in sorted((session / "logs" / "serve").glob("proxy_*.log")):
+        try:
+            ports += _PORT.findall(file.read_text(errors="replace"))
+        except OSError:  # it was removed meanwhile
+            continue
+    return int(ports[-1]) if ports else None
+
+
+def on_port(found: list[Path], port: int | None) -> list[Path]:
+    """Those of the sessions whose API is or was on ``port``; all if it is None.
+
+    Raises:
+        BiremeError: there is none.
+    """
+    if port is None:
+        return found
+    ports = {session: api_port(session) for session in found}
+    chosen = [session for session in found if ports[session] == port]
+    if not chosen:
+        others = ", ".join(sorted({str(other) for other in ports.values() if other is not None})) or "none"
+        raise BiremeError(f"--port: no server of yours was on {port} of this machine; there are logs of: {others}")
+    return chosen
+
+
+def others_note(chosen: Path, found: list[Path]) -> str:
+    """That there are other servers than ``chosen`` which run, and how one of them is meant; empty if there is none."""
+    ports = [api_port(session) for session in found if session != chosen and is_running(session)]
+    if not ports:
+        return ""
+    others = ", ".join(sorted("one that starts" if port is None else str(port) for port in ports))
+    port = api_port(chosen)
+    this = "starts" if port is None else f"is on port {port}"
+    return f"The server that was started last {this}; --port chooses another that runs: {others}"
 
 
 def log_files(session: Path, engine: str | None = None) -> list[Path]:

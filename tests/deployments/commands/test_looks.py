@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def session(tmp_path, monkeypatch) -> Path:
     base = tmp_path / "base"
     monkeypatch.setattr("deployments.commands.logs.ray_base", lambda: base)
     monkeypatch.setattr("deployments.commands.dashboard.ray_base", lambda: base)
-    logs = base / "ray" / "session_2026-01-01_00-00-00_000000_1" / "logs"
+    logs = base / "ray" / "session_2026-01-01_00-00-00_000000_4194305" / "logs"
     (logs / "serve").mkdir(parents=True)
     (logs / "serve" / "controller_1.log").write_text("controller\n")
     (logs / "worker-a-1.err").write_text(f"event=engine_ready engine={ENGINE}\n\x1b[2Jof the runner\n")
@@ -44,6 +45,27 @@ def test_logs_are_those_of_the_servers_own_processes_and_cannot_command_the_term
     none = run("logs", "--engine", "engine-x")
     assert (none.exit_code, none.stderr.startswith("Error: no log names engine 'engine-x'")) == (1, True)
     assert run("logs", "--back", "1").exit_code == 1
+
+
+def test_of_several_servers_that_run_it_is_said_which_is_shown(session):
+    """Two more are started after the first: one runs (this process's parent stands for it), and then one more."""
+    started = {os.getppid(): 8001, os.getpid(): 8002}
+    for i, (pid, port) in enumerate(started.items(), 2):
+        logs = session.parent / f"session_2026-01-0{i}_00-00-00_000000_{pid}" / "logs" / "serve"
+        logs.mkdir(parents=True)
+        line = "INFO proxy 1 -- {} starting on node ab (HTTP port: {}).\n"
+        (logs / "proxy_1.log").write_text(line.format("Proxy", 8500) + line.format("HAProxy", port))
+    (logs / "replica_1.log").write_text("of the last\n")
+    (logs.parent.parent.parent / f"session_2026-01-02_00-00-00_000000_{os.getppid()}/logs/worker-b-1.err").write_text(
+        f"{ENGINE} of the second\n"
+    )
+    shown = run("logs")
+    assert "of the last\n" in shown.stdout
+    assert shown.stderr == "The server that was started last is on port 8002; --port chooses another that runs: 8001\n"
+    for arguments in (["--port", "8001"], ["--engine", ENGINE]):
+        other = run("logs", *arguments)
+        assert ("of the second\n" in other.stdout, "of the last" in other.stdout, other.stderr) == (True, False, "")
+    assert "there are logs of: 8001, 8002" in run("logs", "--port", "9").stderr
 
 
 def test_followed_logs_give_each_whole_line_once(tmp_path):
