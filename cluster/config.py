@@ -260,7 +260,7 @@ class LLMConfig(EngineConfig):
     )
     request_log: Literal["text", "json", "off"] = Field(
         "text",
-        description="Line of the ingress's log, and at the terminal of `bireme serve`, for each request that is over: text, name=value; json, one object; off, none. At most 100 a second; of more it is their number.",
+        description="Line of the ingress's log, and at the terminal of `bireme serve`, for each request that is over or refused: text, name=value; json, one object; off, none. At most 100 a second; of more it is their number.",
     )
     start_timeout_s: float = Field(
         1800.0,

@@ -34,6 +34,7 @@ from deployments.admin.metrics_text import metrics_text
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
 from deployments.answers.event_stream import EventStream
 from deployments.answers.generation import Generation
+from deployments.answers.request_line import RequestLines
 from deployments.answers.whole_answer import WholeAnswer
 from deployments.http.body import default_body_bytes, read_body
 from deployments.http.connection import ClientGoneError, Peer, while_connected
@@ -79,6 +80,7 @@ logger = logging.getLogger("ray.serve")
 
 Start = Callable[[OpenAiService, Any, Caller], Awaitable[tuple[Generation, OpenAiResponse]]]
 
+_COMPLETIONS, _CHAT = "/v1/completions", "/v1/chat/completions"
 _LOADING_PATIENCE_S = 30.0
 _RECORD_S = 1.0
 _STATUS_PATIENCE_S = 10.0
@@ -128,6 +130,7 @@ class OpenAiIngress:
             )
         except BiremeError as error:
             raise cannot_start(error.message) from None
+        self._lines = RequestLines(config.model_id or source.name, config.request_log)
         self._created = int(time.time())
         self._metrics = NodeMetrics()
         self._openapi: dict[str, Any] | None = None
@@ -147,7 +150,11 @@ class OpenAiIngress:
             lifespan=self._lifespan,
         )
         open_paths = [endpoint.path for endpoint in endpoints if not endpoint.needs_key]
-        return gate(app, self._keys, open_paths, self._config.allowed_origins)
+        return gate(app, self._keys, open_paths, self._config.allowed_origins, self._without_key)
+
+    def _without_key(self, path: str, error: ApiError) -> None:
+        if path in (_COMPLETIONS, _CHAT):
+            self._lines.refused(request_id(), path, error)
 
     @property
     def _endpoints(self) -> list[Endpoint]:
@@ -155,10 +162,8 @@ class OpenAiIngress:
         only = {"only": "bireme, vllm or ray, or several of them with commas"}
         generated = "application/json", "text/event-stream"
         return [
-            Endpoint("/v1/completions", self.completions, ["POST"], [CompletionRequest], content=generated),
-            Endpoint(
-                "/v1/chat/completions", self.chat_completions, ["POST"], [ChatCompletionRequest], content=generated
-            ),
+            Endpoint(_COMPLETIONS, self.completions, ["POST"], [CompletionRequest], content=generated),
+            Endpoint(_CHAT, self.chat_completions, ["POST"], [ChatCompletionRequest], content=generated),
             Endpoint("/v1/models", self.models),
             Endpoint("/v1/models/{model_id:path}", self.model),
             Endpoint(
@@ -173,7 +178,7 @@ class OpenAiIngress:
             Endpoint("/metrics", self.metrics, content=["text/plain"], query=only),
             Endpoint("/v1/status", self.status),
             Endpoint("/v1/timeline", self.timeline, query=engine),
-            Endpoint("/v1/traces/{id}", self.trace),
+            Endpoint("/v1/traces/{id:path}", self.trace),
             Endpoint("/openapi.json", self.openapi),
             Endpoint("/docs", self.docs, content=["text/html"]),
         ]
@@ -247,7 +252,7 @@ class OpenAiIngress:
             ),
             defaults=self._defaults,
             unknown_fields=self._config.unknown_fields,
-            request_log=self._config.request_log,
+            lines=self._lines,
         )
         shown = " ".join(f"{name}={value}" for name, value in self._defaults.shown().items())
         logger.info("sampling defaults of %s: %s (from %s)", model.model_id, shown or "none", self._defaults.where)
@@ -358,13 +363,21 @@ class OpenAiIngress:
 
     async def completions(self, request: Request) -> Response:
         """A completion, whole or as a stream of events."""
-        return await self._generate(request, OpenAiService.completion)
+        return await self._generate(request, _COMPLETIONS, OpenAiService.completion)
 
     async def chat_completions(self, request: Request) -> Response:
         """The next message of a chat, whole or as a stream of events."""
-        return await self._generate(request, OpenAiService.chat)
+        return await self._generate(request, _CHAT, OpenAiService.chat)
 
-    async def _generate(self, request: Request, start: Start) -> Response:
+    async def _generate(self, request: Request, endpoint: str, start: Start) -> Response:
+        try:
+            peer, resumable, started = await self._begin(request, start)
+        except ApiError as error:
+            self._lines.refused(request_id(), endpoint, error)
+            raise
+        return await _answer(peer, *started, resumable)
+
+    async def _begin(self, request: Request, start: Start) -> tuple[Peer, bool, tuple[Generation, OpenAiResponse]]:
         service = await self._ready()
         max_bytes = self._max_body_bytes
         tenant, last_event_id = request.state.tenant, request.headers.get(LAST_EVENT_ID_HEADER)
@@ -376,10 +389,9 @@ class OpenAiIngress:
         with large_requests.holding(peer.name) as holding:
             try:
                 body = await read_body(request, max_bytes, holding)
-                started = await start(service, body, caller)
+                return peer, resumable, await start(service, body, caller)
             except (ClientDisconnect, ClientGoneError):
-                return error_response(_departed())
-        return await _answer(peer, *started, resumable)
+                raise _departed() from None
 
     @property
     def _max_body_bytes(self) -> int:

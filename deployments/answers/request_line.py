@@ -1,4 +1,5 @@
-"""One line of an ingress's log a request that is over: when it was where, what it had, and how it ended."""
+"""One line of an ingress's log a request: of one that is over when it was where, what it had, and how it ended; of one that was
+refused why."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from cluster.api_errors import ApiError
 from cluster.process.logs import log_fields, log_value
 from deployments.answers.choice import Choice
 
@@ -42,7 +44,16 @@ class RequestLines:
         if self._style != "off":
             asyncio.get_running_loop().call_later(_LATE_S, self._log, answer_id, name, choices)
 
+    def refused(self, name: str, endpoint: str, error: ApiError) -> None:
+        """A request got ``error``, and nothing was begun. The error's message and parameter may be its client's own text."""
+        if self._style != "off":
+            fields = {"endpoint": endpoint, "status": error.status, "code": error.code}
+            self._write_line({"x_request_id": name, "model": self._model_id, **fields})
+
     def _log(self, answer_id: str, name: str, choices: Sequence[Choice]) -> None:
+        self._write_line({"id": answer_id, "x_request_id": name, "model": self._model_id, **figures(choices)})
+
+    def _write_line(self, fields: dict[str, Any]) -> None:
         second = int(time.monotonic())
         if second != self._second:
             if self._num_left_out:
@@ -52,7 +63,6 @@ class RequestLines:
             self._num_left_out += 1
             return
         self._num_written += 1
-        fields = {"id": answer_id, "x_request_id": name, "model": self._model_id, **figures(choices)}
         line = json.dumps(fields) if self._style == "json" else log_fields(**{k: _text(v) for k, v in fields.items()})
         self._write(f"event=request {line}")
 

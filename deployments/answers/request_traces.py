@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from cluster.api_errors import ApiError, shown
 from cluster.observability.request_trace import hops, wall_clock
+from cluster.process.logs import log_value
 from cluster.tenant import Tenant
 from deployments.answers.choice import Choice
 from deployments.metrics.ingress_metrics import SequenceTimes
@@ -39,12 +40,12 @@ class RequestTraces:
             self._traces.popitem(last=False)
 
     def of(self, name: str, tenant: Tenant) -> dict[str, Any]:
-        """What is known by now, a list of ``hops`` each sequence.
+        """What is known by now, a list of ``hops`` each sequence; ``name`` as a client gave it, or as logs have it.
 
         Raises:
             ApiError: 404, ``tenant`` has asked this ingress for none of that name lately.
         """
-        found = self._traces.get((tenant.id, name))
+        found = self._traces.get((tenant.id, name)) or self._traces.get((tenant.id, log_value(name)))
         if found is None:
             why = f"this ingress knows no request {shown(name)} of this API key; it remembers the newest"
             raise ApiError(404, why, param="id", code="trace_not_found")

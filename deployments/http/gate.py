@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -16,14 +16,24 @@ _METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 _EXPOSED_HEADERS = ("Retry-After", "Bireme-Max-Silence", "X-Request-ID")
 
 
-def gate(app: ASGIApp, keys: ApiKeys, open_paths: Collection[str], allowed_origins: Sequence[str] = ()) -> ASGIApp:
+Refused = Callable[[str, ApiError], object]
+
+
+def gate(
+    app: ASGIApp,
+    keys: ApiKeys,
+    open_paths: Collection[str],
+    allowed_origins: Sequence[str] = (),
+    refused: Refused = lambda path, error: None,
+) -> ASGIApp:
     """``app`` behind the gate.
 
     Args:
         open_paths: need no key.
         allowed_origins: whose pages may read answers; their preflight requests, which carry no key, are answered here.
+        refused: told the path, without the prefix, and the error of each request without a valid key.
     """
-    gated: ASGIApp = _Authenticated(app, keys, frozenset(open_paths))
+    gated: ASGIApp = _Authenticated(app, keys, frozenset(open_paths), refused)
     if allowed_origins:
         gated = CORSMiddleware(
             gated,
@@ -38,10 +48,11 @@ def gate(app: ASGIApp, keys: ApiKeys, open_paths: Collection[str], allowed_origi
 class _Authenticated:
     """Checks the API key before anything else looks at a request, and notes whom that belongs to."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, open_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, open_paths: frozenset[str], refused: Refused) -> None:
         self._app = app
         self._keys = keys
         self._open_paths = open_paths
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -53,6 +64,7 @@ class _Authenticated:
                 try:
                     tenant = self._keys.check(Request(scope).headers.get("authorization"))
                 except ApiError as error:
+                    self._refused(path.removeprefix(prefix), error)
                     await error_response(error)(scope, receive, send)
                     return
                 scope["state"] = {**scope.get("state", {}), "tenant": tenant}

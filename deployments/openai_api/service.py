@@ -17,7 +17,7 @@ from cluster.tenant import NOBODY, Tenant
 from deployments.answers.choice import Choice
 from deployments.answers.generation import Generation
 from deployments.answers.live_answers import LiveAnswers
-from deployments.answers.request_line import RequestLines, RequestLog
+from deployments.answers.request_line import RequestLines
 from deployments.answers.request_traces import RequestTraces
 from deployments.answers.sequence_output import SequenceOutput
 from deployments.http.body import parse_json
@@ -95,7 +95,7 @@ class OpenAiService:
         chats: renders and encodes chats; by default with nothing but the model's own template.
         defaults: what a request has where it says nothing.
         unknown_fields: whether a field that nobody knows is refused, or left out.
-        request_log: what is logged of each request once it is over.
+        lines: takes each request once it is over.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class OpenAiService:
         chats: ChatPrompts | None = None,
         defaults: SamplingDefaults | None = None,
         unknown_fields: UnknownFields = "refuse",
-        request_log: RequestLog = "off",
+        lines: RequestLines | None = None,
     ) -> None:
         self.model_id = model_id
         self.defaults = defaults or SamplingDefaults()
@@ -120,7 +120,7 @@ class OpenAiService:
         self.unknown_fields = unknown_fields
         self._live = LiveAnswers()
         self.traces = RequestTraces()
-        self._lines = RequestLines(model_id, request_log)
+        self._lines = lines or RequestLines(model_id)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -78,9 +78,10 @@ def test_no_line_of_any_log_holds_a_forged_field(app: App):
             ("POST", "/v1/completions", f"\n{TEXT}", {}),
             ("POST", "/v1/completions", "{}", {"Last-Event-ID": TEXT, "Content-Type": TEXT}),
             ("GET", "/v1/models", "", {"Authorization": f"Bearer {TEXT}"}),
+            ("POST", "/v1/chat/completions", "{}", {"Authorization": f"Bearer {TEXT}"}),
         ]
     ]
-    assert statuses == [404, 404, 400, 404, 400, 400, 400, 400, 400, 401]
+    assert statuses == [404, 404, 400, 404, 400, 400, 400, 400, 400, 401, 401]
     for value in (b"\x1b[31m" + TEXT.encode(), b"\xff" + TEXT.encode(), "\u2028".encode() + TEXT.encode(), b"\t", b""):
         head = b"GET /health HTTP/1.1\r\nHost: x\r\nX-Request-ID: " + value + b"\r\nX-Session-ID: " + value
         head += (
@@ -91,6 +92,13 @@ def test_no_line_of_any_log_holds_a_forged_field(app: App):
     wait_for(lambda: word in lines_of(logs, before), 10, "the requests are in no log")
     found = lines_of(logs, before)
     assert f"{word} -- event=client_resumes" in found
+    of_refused = re.findall(
+        rf"{word} -- event=request x_request_id={word} model=\S+ endpoint=(\S+) status=(\d+)", found
+    )
+    assert set(of_refused) == {
+        *[("/v1/chat/completions", "400"), ("/v1/chat/completions", "401")],
+        *[("/v1/completions", "400"), ("/v1/completions", "404")],
+    }
     assert [line for line in found.splitlines() if FORGED.search(line)] == []
 
 

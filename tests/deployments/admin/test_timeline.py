@@ -64,6 +64,7 @@ def test_what_cannot_be_recorded_is_refused_by_name(app: App, query, parameter):
 def test_the_way_of_a_request_is_shown_to_whom_it_belongs(app: App):
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = {"Authorization": f"Bearer {KEYS[0]}", "traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+    headers["X-Request-ID"] = "shop/order 7?"
     body = {"prompt": "Once upon a time", "max_tokens": 4, "n": 2}
     answer = httpx.post(f"{app.url}/v1/completions", headers=headers, json=body, timeout=60).json()
     ways = [httpx.get(f"{app.url}/v1/traces/{name}", headers=headers).json() for name in (answer["id"], trace_id)]
@@ -74,8 +75,9 @@ def test_the_way_of_a_request_is_shown_to_whom_it_belongs(app: App):
         assert {"received", "prepared", "sent", "first_token", "last_token"} <= {
             hop["name"] for hop in sequence["hops"]
         }
-    result = CliRunner().invoke(command, ["trace", answer["id"], "--url", app.url, "--api-key", KEYS[0]])
-    assert result.exit_code == 0, result.output
+    for name in (answer["id"], "shop/order 7?", "shop/order%207%3F"):
+        result = CliRunner().invoke(command, ["trace", name, "--url", app.url, "--api-key", KEYS[0]])
+        assert result.exit_code == 0, result.output
     assert result.output.count("the ingress has the first token") == 2
     for name, key, status in (
         (answer["id"], KEYS[1], 404),

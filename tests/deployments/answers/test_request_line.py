@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 
+from cluster.api_errors import bad_request
 from cluster.journal import JournalEntry
 from cluster.sampling_params import SamplingParams
 from deployments.answers import request_line
@@ -70,6 +71,27 @@ def test_a_line_is_text_or_json_or_none():
     (line,) = written("json")
     assert json.loads(line.removeprefix("event=request "))["x_request_id"] == "x=1 y"
     assert written("off") == []
+
+
+def refused(style: str, times: int = 1) -> list[str]:
+    lines: list[str] = []
+    writer = RequestLines("tiny", style, lines.append)  # type: ignore[arg-type]
+    error = bad_request("unknown field x event=forged", "x event=forged", "unknown_parameter")
+    for _ in range(times):
+        writer.refused("a\nb", "/v1/completions", error)
+    return lines
+
+
+def test_a_request_that_was_refused_has_a_line_without_its_clients_words():
+    (text,) = refused("text")
+    assert text == (
+        "event=request x_request_id=a%0Ab model=tiny endpoint=/v1/completions status=400 code=unknown_parameter"
+    )
+    (line,) = refused("json")
+    fields = json.loads(line.removeprefix("event=request "))
+    assert (fields["status"], fields["code"], "forged" in line) == (400, "unknown_parameter", False)
+    assert refused("off") == []
+    assert len(refused("text", 500)) <= 2 * request_line._LINES_PER_S + 1
 
 
 def test_a_storm_makes_a_bounded_number_of_lines():

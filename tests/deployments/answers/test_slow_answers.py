@@ -15,6 +15,7 @@ from cluster.api_errors import ApiError, unavailable
 from cluster.outputs import FINISH_LENGTH, TokenDelta
 from deployments import ingress
 from deployments.answers import event_stream, whole_answer
+from deployments.answers.request_line import RequestLines
 from deployments.http.body import read_body
 from deployments.http.keys import ApiKeys
 from deployments.ingress import OpenAiIngress
@@ -95,6 +96,7 @@ def serving(engines: Engines) -> OpenAiIngress:
     made._service = OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), 4)
     made._starting = made._expected = None
     made._choices = EngineChoices()
+    made._lines = RequestLines("m")
     return made
 
 

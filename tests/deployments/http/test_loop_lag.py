@@ -23,6 +23,7 @@ import pytest
 from actors.text.chat_template import ChatTemplate
 from cluster.outputs import FINISH_LENGTH, TokenDelta, TokenLogprobs
 from deployments.answers.event_stream import EventStream
+from deployments.answers.request_line import RequestLines
 from deployments.answers.whole_answer import WholeAnswer
 from deployments.http.body import default_body_bytes
 from deployments.http.keys import ApiKeys
@@ -86,6 +87,7 @@ def application(tokenizer, num_tokens: int = 2):
         engines, tokenizer, "m", ModelLimits(MAX_MODEL_LEN, tokenizer.vocab_size), MAX_CHOICES
     )
     made._starting = None
+    made._lines = RequestLines("m")
     return made.__serve_build_asgi_app__()
 
 
