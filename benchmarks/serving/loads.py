@@ -1,4 +1,4 @@
-"""Closed loops of the project's own load client against a served application: token-id prompts, greedy answers of one length."""
+"""Closed loops of the project's own load client against a served application: prompts of token ids, answers of given lengths."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from cluster.bench.processes import Result
 from cluster.bench.prompts import PromptKind
 
 _FOREVER_S = 600.0
+Tokens = int | tuple[int, int]
 
 
 def closed_loop(
     app: ServedApp,
     streams: int,
-    tokens: tuple[int, int],
+    tokens: tuple[Tokens, Tokens],
     seed: int,
     requests: int | None = None,
     seconds: float = _FOREVER_S,
@@ -28,12 +29,12 @@ def closed_loop(
     """A load of ``streams`` that ask again when they are answered.
 
     Args:
-        tokens: of a prompt, and of its answer.
+        tokens: of a prompt, and of its answer; two bounds: evenly between them.
         seed: loads of different seeds have no prompt in common.
         requests: how many; None: until ``seconds`` are over.
-        more: fields of the requests.
+        more: other fields of the requests.
     """
-    prompt, answer = (Lengths("fixed", (float(count),)) for count in tokens)
+    prompt, answer = map(_lengths, tokens)
     fields: dict[str, Any] = {
         "model": app.model,
         "temperature": 0,
@@ -46,6 +47,12 @@ def closed_loop(
         Target(app.url, "/v1/completions"), json.dumps(fields)[1:-1], False, PromptKind(False, seed),
         make_requests(Shape(seed, prompt, answer, requests), seconds, 2 * streams), streams, seconds, requests is None,
     )  # fmt: skip
+
+
+def _lengths(tokens: Tokens) -> Lengths:
+    if isinstance(tokens, int):
+        return Lengths("fixed", (float(tokens),))
+    return Lengths("uniform", (float(tokens[0]), float(tokens[1])))
 
 
 def checked(result: Result) -> Result:

@@ -57,13 +57,17 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 class AnswerReader:
     """One answer, fed with the body of its response.
 
+    Args:
+        leaves_after: whoever asked has enough after so many events with tokens; None: they want all.
+
     Attributes:
         arrivals: when each event that brings tokens arrived; seconds of ``time.perf_counter``.
         output_tokens, prompt_tokens, cached_tokens: from ``usage``; None until it came, or if the server does not say.
         error: why this is no whole answer; None while nothing is wrong.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leaves_after: int | None = None) -> None:
+        self._leaves_after = leaves_after
         self.arrivals = array("d")
         self.output_tokens: int | None = None
         self.prompt_tokens: int | None = None
@@ -73,6 +77,11 @@ class AnswerReader:
         self._rest = b""
         self._data: list[bytes] = []
         self._is_done = False
+
+    @property
+    def is_left(self) -> bool:
+        """Whether whoever asked has enough of it before its end."""
+        return self._leaves_after is not None and len(self.arrivals) >= self._leaves_after and not self._is_done
 
     def begin(self, status: int) -> None:
         """The response begins with ``status``."""

@@ -91,17 +91,16 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if self._answer is not None:
             self._answer.feed(body, self._now)
+            if self._answer.is_left:
+                self._end()
 
     def on_message_complete(self) -> None:
-        answer, ended = self._answer, self._ended
-        if answer is None or ended is None or self._parser.get_status_code() < 200:
+        answer = self._answer
+        if answer is None or self._parser.get_status_code() < 200:
             return
         answer.end()
-        self._answer, self._ended, self.idle_since = None, None, self._now
-        if not self._parser.should_keep_alive():
-            self.close()
-        if not ended.done():
-            ended.set_result(self._now)
+        self.idle_since = self._now
+        self._end(is_kept=self._parser.should_keep_alive())
 
     def connection_lost(self, error: Exception | None) -> None:
         self._now = time.perf_counter()
@@ -114,11 +113,15 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _broken(self, why: str) -> None:
-        answer, ended = self._answer, self._ended
-        self._answer = self._ended = None
-        self.close()
-        if answer is not None:
-            answer.broken(why)
+        if self._answer is not None:
+            self._answer.broken(why)
+        self._end()
+
+    def _end(self, is_kept: bool = False) -> None:
+        """Nobody waits for the answer any more."""
+        ended, self._answer, self._ended = self._ended, None, None
+        if not is_kept:
+            self.close()
         if ended is not None and not ended.done():
             ended.set_result(self._now)
 

@@ -158,7 +158,7 @@ class Driver:
     async def _send(self, request: Request, due: float | None) -> None:
         """One request, to the end of its answer."""
         data = self._ready.pop(request.index, None) or self._request(request)
-        answer = AnswerReader()
+        answer = AnswerReader(request.leaves_after)
         asked = time.perf_counter()
         sample = Sample(request.index, asked if due is None else due, asked, request.output_tokens)
         self._running[request.index] = sample, answer
@@ -177,9 +177,10 @@ class Driver:
         if connection is not None:
             self._connections.put_back(connection)
         self._enter(sample, answer)
+        sample.is_cut = sample.error is None and answer.is_left
         self._seen.samples.append(sample)
         self.progress.failed += sample.error is not None
-        self.progress.completed += sample.error is None
+        self.progress.completed += sample.is_whole
         self.progress.output_tokens += sample.output_tokens
 
     def _enter(self, sample: Sample, answer: AnswerReader) -> None:

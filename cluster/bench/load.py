@@ -19,6 +19,7 @@ class Request:
         prompt_tokens, output_tokens: how long it is, and how long its answer may be.
         due_s: seconds from the beginning at which it is sent; None: when a stream is free.
         prefix: (name, tokens) of the pieces that its prompt begins with; pieces of one name are equal.
+        leaves_after: its client closes the connection after so many events with tokens; None: it stays.
     """
 
     index: int
@@ -26,6 +27,7 @@ class Request:
     output_tokens: int
     due_s: float | None = None
     prefix: tuple[tuple[int, int], ...] = ()
+    leaves_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Sample:
         arrivals: when each event with tokens came.
         end: when the last byte came.
         error: why it is no sample; None if it is one.
-        is_cut: the run ended before the answer did.
+        is_cut: the run ended before the answer did, or the client left it.
     """
 
     index: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,16 @@ def test_a_closed_loop_has_its_streams_and_its_times():
     assert 0.3 <= found["duration"] < 1.5
     assert found["slo_share"] == 0
     assert figures(seen, Targets(ttft=10, tpot=10))["slo_share"] == 1
+
+
+def test_a_client_that_leaves_counts_neither_as_an_answer_nor_as_an_error():
+    with serving(lambda body: [text(), 0.01, text(" b"), 0.01, text(" c"), 5.0, usage(3), DONE]) as server:
+        whole = load(server.url, {"count": 4}, streams=2)
+        seen = run(replace(whole, requests=tuple(replace(request, leaves_after=2) for request in whole.requests)))
+    found = figures(seen)
+    assert (found["completed"], found["failed"], found["unfinished"]) == (0, 0, 4)
+    assert [len(sample.arrivals) for sample in seen.samples] == [2] * 4
+    assert found["duration"] < 4, "nobody waited for the rest"
 
 
 def test_an_open_loop_asks_when_it_is_due_whatever_is_under_way():
