@@ -14,8 +14,6 @@ import zlib
 from dataclasses import replace
 from typing import Any
 
-import ray.data
-
 from bireme import LLM, SamplingParams
 
 PARAMS = SamplingParams(temperature=0.2, top_p=0.9, max_tokens=64)
@@ -42,6 +40,8 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of an actor")
     options = parser.parse_args()
+    import ray.data  # needs pyarrow and pandas, and the actor does not
+
     ray.data.read_json(options.lines).map_batches(
         Scorer,
         fn_constructor_args=(options.model, options.threads),

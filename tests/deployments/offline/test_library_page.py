@@ -22,16 +22,37 @@ def notebook() -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
+# What an actor of the example does with two batches of the same lines, without the columns of Arrow around them.
+SCORER = """
+import importlib.util
+from dataclasses import replace
+import numpy as np
+spec = importlib.util.spec_from_file_location("score_file", "docs/examples/score_file.py")
+example = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(example)
+example.PARAMS = replace(example.PARAMS, max_tokens=8)
+scorer = example.Scorer("smollm2-135m-instruct", 1)
+prompts = np.array(["Number 1 is", "Number 2 is"], dtype=object)
+one, other = scorer({"prompt": prompts}), scorer({"prompt": prompts[::-1]})
+assert all(one["text"]) and one["seed"] == other["seed"][::-1] != other["seed"]
+assert one["text"] == other["text"][::-1] and list(one["prompt"]) == list(prompts)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", [page, notebook], ids=lambda program: program.__name__)
 def test_every_block_runs(program, smollm2_source):
-    result = subprocess.run([sys.executable, "-c", program()], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    code = program() + (SCORER if program is page else "")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) >= 3
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="ray[data] is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("pyarrow") is None,
+    reason="Ray Data needs pyarrow and pandas, 237 MB that nothing else here does; the page's test runs the example's actor",
+)
 def test_a_file_is_scored_with_ray_data(tmp_path: Path, smollm2_source):
     lines = tmp_path / "questions.jsonl"
     lines.write_text("".join(json.dumps({"prompt": f"Number {i} is"}) + "\n" for i in range(6)))
