@@ -1,9 +1,19 @@
-"""The engine in this process, through its loop: what the served path is compared with."""
+"""The engine in this process, through its loop: what the served path is compared with.
+
+    python -m benchmarks.in_process SETTINGS LOADS
+
+Prints one line of JSON, a Window a load. SETTINGS: of an engine, as JSON; LOADS: lists of streams, prompt tokens, answer tokens
+and seconds.
+"""
 
 from __future__ import annotations
 
+import json
 import queue
+import statistics
+import sys
 import time
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +24,18 @@ from benchmarks.workload import ANSWER_TOKENS, Timings, prompt
 from cluster.config import EngineConfig
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
+
+# Before what counts, as of served loads: the first answers begin together.
+RAMP_S = 1.5
+
+
+@dataclass
+class Window:
+    """What a closed loop saw for some seconds; p50 in milliseconds."""
+
+    streams: int
+    tokens_per_s: float
+    first_ms: float
 
 
 class InProcess:
@@ -59,6 +81,36 @@ class InProcess:
         timings.device = [device for _, device in self._steps[1:]]
         return timings
 
+    def window(self, streams: int, prompt_tokens: int, answer_tokens: int, seconds: float) -> Window:
+        """``streams`` that ask again as soon as they are answered, of which ``seconds`` count."""
+        params = SamplingParams(temperature=0.0, max_tokens=answer_tokens, ignore_eos=True)
+        asked: dict[str, float] = {}
+        first: list[float] = []
+        tokens, running = 0, 0
+        begin = time.perf_counter() + RAMP_S
+        end = begin + seconds
+
+        def ask() -> None:
+            nonlocal running
+            running, self._count = running + 1, self._count + 1
+            asked[str(self._count)] = time.perf_counter()
+            self._loop.submit(EngineRequest(str(self._count), prompt(self._count, prompt_tokens), params))
+
+        for _ in range(streams):
+            ask()
+        while running:
+            now, deltas = self._take()
+            for delta in deltas:
+                since = asked.pop(delta.request_id, None) if delta.token_ids else None
+                if since is not None and begin <= since and now < end:
+                    first.append(now - since)
+                tokens += len(delta.token_ids) if begin <= now < end else 0
+                if delta.finish_reason:
+                    running -= 1
+                    if now < end:
+                        ask()
+        return Window(streams, tokens / seconds, 1e3 * statistics.median(first) if first else float("nan"))
+
     def record(self, concurrency: int, steps: int) -> dict[str, Any]:
         """Chrome trace of the first ``steps`` steps of a run (``actors.engine.stats.timeline``)."""
         timeline = self._loop.call(lambda engine: engine.start_timeline(steps)).result()
@@ -80,3 +132,17 @@ class InProcess:
         if isinstance(item, BaseException):
             raise item
         return item
+
+
+def main() -> None:
+    """Load an engine, and print the windows of all loads."""
+    settings, loads = (json.loads(text) for text in sys.argv[1:3])
+    engine = InProcess(EngineConfig(**settings))
+    try:
+        print(json.dumps([asdict(engine.window(*load)) for load in loads]))
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -50,6 +50,6 @@ class Timings:
         return statistics.median(self.step) / statistics.median(self.device)
 
 
-def prompt(number: int) -> list[int]:
+def prompt(number: int, tokens: int = PROMPT_TOKENS) -> list[int]:
     """Token ids of prompt ``number``; no two share a beginning, so that no prefix is found in a cache."""
-    return [(7919 * (number + 1) + 104729 * i) % 40_000 + 100 for i in range(PROMPT_TOKENS)]
+    return [(7919 * (number + 1) + 104729 * i) % 40_000 + 100 for i in range(tokens)]

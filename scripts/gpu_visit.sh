@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is to be seen on a machine with a GPU, in parts, each under a time limit of its own; a table of all figures comes last.
-#     scripts/gpu_visit.sh a b            DEVICE=cpu scripts/gpu_visit.sh b c f k  tries what runs without a GPU, at small sizes
+#     scripts/gpu_visit.sh a b            DEVICE=cpu scripts/gpu_visit.sh b c f k m  tries what runs without a GPU, at small sizes
 #   a  ops against their twins, the engine, random steps, side by side                     about 100 s, at most 180
 #   b  every op, a whole step over its floor, and the engine's own steps, at 1 and 64 rows  about 110 s, at most 190
 #   c  8B served to 64 clients: step over device time, memory, a recording of steps         about  80 s, at most 130
@@ -14,6 +14,7 @@
 #   k  `serve run ray_configs/llama_8b_gpu.yaml`, and its end                              about  50 s, at most 120
 #   l  chaos: six engines on one GPU, killed and stopped under load ($CHAOS_SECONDS, $CHAOS_SEEDS side by side)  at most 560
 #   m  weights from their file: bits, GB/s; 8B starts first, with the file, and with a spare     about 170 s, at most 290
+#   n  the serving plane: HTTP beside in process, two engines beside one (with two GPUs), engines that compute nothing  at most 480
 # Times are without the build of the ops, which comes first. What a part prints goes to $OUT/logs.tgz, the table also to
 # $OUT/table.txt ($OUT by default: a temporary folder). BIREME_CUDA_ARCHS=90a builds for one chip, which is quick.
 set -uo pipefail
@@ -192,9 +193,17 @@ part_m() {
     say m-spare 20 '│|Error'
 }
 
+part_n() {
+    # TOKENIZER: as for l.
+    local options=(--device "$device" --logs "$logs" --json "$logs/n-plane.json")
+    [ -n "${TOKENIZER:-}" ] && options+=(--tokenizer "$TOKENIZER")
+    limited INT 480 n-plane "$python" -m benchmarks.gpu.bench_plane_table "${options[@]}" || status=1
+    say n-plane 48 '^\| |cores$|tokens of each engine|in all$'
+}
+
 visit() {
     for part in "$@"; do
-        declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to m" >&2; exit 2; }
+        declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to n" >&2; exit 2; }
     done
     echo "== build"
     time "$python" -c "from gpu_ops.build import build; print(build())" || exit 1

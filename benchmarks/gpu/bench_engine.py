@@ -30,26 +30,11 @@ from actors.engine.stats.timeline import StepTimeline
 from actors.model_files.weights import num_weight_elements
 from benchmarks.gpu import targets as gpu_targets
 from benchmarks.gpu.memory import memory_text
+from benchmarks.gpu.model_sizes import LLAMA_8B, SMOLLM2_SIZES
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.start.prepare import progress_bar
-
-LLAMA_8B = Path(__file__).parents[2] / "ray_configs/llama_8b/config.json"
-SMOLLM2_SIZES = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rope_scaling": None,
-    "tie_word_embeddings": True,
-    "eos_token_id": 2,
-    "bos_token_id": 1,
-}
 
 
 def make_engine(name: str, options: argparse.Namespace) -> Engine:
