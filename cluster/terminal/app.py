@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -67,6 +68,20 @@ def connected(url: str, model: str | None, api_key: str | None) -> Iterator[Clie
     except BiremeError as error:
         show_error(error)
         raise typer.Exit(1) from None
+
+
+def check_writable(file: Path, what: str) -> None:
+    """Before minutes are spent on what could not be kept.
+
+    Args:
+        what: the option or argument that named ``file``.
+
+    Raises:
+        BiremeError: it is no file that can be written.
+    """
+    folder = file.parent
+    if file.is_dir() or not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise BiremeError(f"{what}: {file} cannot be written")
 
 
 def show_error(error: BiremeError) -> None:

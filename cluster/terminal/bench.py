@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import signal
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from cluster.bench.text_fit import fitted
 from cluster.bench.traces import read_trace
 from cluster.client.base import DEFAULT_URL
 from cluster.errors import BiremeError
-from cluster.terminal.app import ApiKey, app, connected, console, errors, show_error
+from cluster.terminal.app import ApiKey, app, check_writable, connected, console, errors, show_error
 from cluster.terminal.bench_view import (
     comparison_table,
     difference_lines,
@@ -204,7 +203,8 @@ def bench(
     is_chat = backend is Backend.chat
     try:
         _check(config, is_chat)
-        _check_writable(json_file)
+        if json_file is not None:
+            check_writable(json_file, "--json")
         input_lengths = Lengths.parse(random_input_len, "--random-input-len").spread(random_range_ratio)
         output_lengths = Lengths.parse(random_output_len, "--random-output-len").spread(random_range_ratio)
         low, high = _id_range(token_ids)
@@ -299,15 +299,6 @@ def _check(config: dict[str, Any], is_chat: bool) -> None:
         raise BiremeError("--prompts ids: chat takes text; allowed with --backend openai-chat: text")
     if config["endpoint"] is not None and not config["endpoint"].startswith("/"):
         raise BiremeError(f"--endpoint: got {config['endpoint']!r}, allowed: a path that begins with /")
-
-
-def _check_writable(file: Path | None) -> None:
-    """Before minutes are spent on what could not be kept."""
-    if file is None:
-        return
-    folder = file.parent
-    if not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
-        raise BiremeError(f"--json: {file} cannot be written")
 
 
 def _id_range(text: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cluster.client.base import DEFAULT_URL
-from cluster.terminal.app import ApiKey, Url, app, connected, console, given
+from cluster.terminal.app import ApiKey, Url, app, check_writable, connected, console, given
 
 
 @app.command()
@@ -25,6 +25,7 @@ def timeline(
 ) -> None:
     """Record what an engine's host side and its device do in the next steps."""
     with connected(url, None, api_key) as client:
+        check_writable(output, "OUTPUT")
         trace = client.timeline(**given(steps=steps, timeout_s=timeout_s, engine=engine))
     output.write_text(json.dumps(trace), encoding="utf-8")
     found = trace["otherData"]

@@ -38,6 +38,8 @@ def check(
         list[str] | None,
         typer.Argument(metavar="[MODEL|FILE.gguf|DIR|FILE.yaml] [NAME=VALUE]...", help="As for bireme serve."),
     ] = None,
+    host: Annotated[str | None, typer.Option(help="As for bireme serve; nothing listens.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="As for bireme serve; nothing listens.")] = None,
     gpu_gib: Annotated[
         float | None,
         typer.Option(min=1, max=4096, help="Plan for a GPU of so much memory instead of this machine's device."),
@@ -51,7 +53,7 @@ def check(
     from actors.models.gpu_limits import check_gpu_model
 
     try:
-        model = configured_model(serve_config(settings or [], say=say_accepted))
+        model = configured_model(serve_config(settings or [], host, port, say=say_accepted))
         ApiKeys.configured(model.api_keys, model.api_keys_file)
         # As dummy weights: of a model that is not here yet, its configuration is all that is fetched.
         source = resolve_model(model.model, load_format="dummy", tokenizer=model.tokenizer)

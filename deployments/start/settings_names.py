@@ -25,6 +25,9 @@ from deployments.start.vllm_names import (
 OTHER_WAYS = "name a file that holds them in api_keys_file, or set BIREME_API_KEY where Ray is started"
 _KEYS_ELSEWHERE = f"every user of this machine can read a command line; {OTHER_WAYS}"
 
+# Of the commands that take settings, beside these.
+_OPTIONS = ("host", "port", "address", "verbose", "help", "gpu_gib")
+
 Say = Callable[[str], object]
 
 
@@ -95,6 +98,15 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def _nearest_as_typed(name: str) -> str:
+    """As ``nearest``, with dashes where ``name`` was typed with them."""
+    is_flag = name.startswith("-")
+    known = [*known_names(), *ALIASES, *ELSEWHERE, *MEANS_NOTHING, *(_OPTIONS if is_flag else ())]
+    if not is_flag:
+        return nearest(_plain(name), known)
+    return nearest(f"--{name.lstrip('-')}", (f"--{one.replace('_', '-')}" for one in known))
+
+
 def check_name(name: str) -> str:
     """What ``name``, as it was typed, is called here, or by vLLM where it is nothing here.
 
@@ -106,7 +118,7 @@ def check_name(name: str) -> str:
     if ours in ("api_key", "api_keys"):
         raise BiremeError(f"{name} is not supported: {_KEYS_ELSEWHERE}", "api_keys")
     if ours not in known_names() and ours not in ELSEWHERE and ours not in MEANS_NOTHING:
-        raise BiremeError(f"unknown setting {name}{nearest(ours, [*known_names(), *ALIASES, *ELSEWHERE])}", ours)
+        raise BiremeError(f"unknown setting {name}{_nearest_as_typed(name)}", ours)
     return ours
 
 

@@ -107,6 +107,11 @@ def test_errors_are_told_and_are_no_samples():
     assert "3 × the stream ended before [DONE]" in ran.stderr
 
 
+def test_a_timeline_that_could_not_be_kept_is_not_recorded():
+    ran = CliRunner().invoke(app, ["timeline", "/nowhere/trace.json", "--url", "http://127.0.0.1:9"])
+    assert (ran.exit_code, "OUTPUT: /nowhere/trace.json cannot be written" in ran.stderr) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

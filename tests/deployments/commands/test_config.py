@@ -26,6 +26,8 @@ def test_a_plan_is_shown_without_weights_or_a_server(folder):
         "--data-parallel-size",
         "3",
         "device=cpu",
+        "--port",
+        "8001",
     ]
     shown = CliRunner().invoke(app, ["config", "check", folder, *settings])
     assert shown.exit_code == 0, shown.output

@@ -43,7 +43,10 @@ def test_flags_and_names_of_vllm_are_settings(typed, name, value):
     ("typed", "message"),
     [
         (["max_num_seq=8"], "unknown setting max_num_seq; did you mean max_num_seqs?"),
-        (["--max-model-length", "8"], "unknown setting --max-model-length; did you mean max_model_len?"),
+        (["--max-model-length", "8"], "unknown setting --max-model-length; did you mean --max-model-len?"),
+        (["--max_num_seq", "8"], "unknown setting --max_num_seq; did you mean --max-num-seqs?"),
+        (["--prot", "8001"], "unknown setting --prot; did you mean --port?"),
+        (["--disable-log-request"], "did you mean --disable-log-requests?"),
         (["--tensor-parallel-size", "2"], "--tensor-parallel-size is not supported: .* num_replicas"),
         (["--quantization=awq"], "--quantization is not supported: the nearest is a GGUF file"),
         (["--trust-remote-code"], "--trust-remote-code is not supported: "),
