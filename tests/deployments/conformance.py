@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -188,7 +189,103 @@ FIELDS = [
     Field(DETOKENIZE, "tokens", [-1], Refused(400, "invalid_value", "token ids must be integers")),
 ]  # fmt: skip
 
-SECTIONS = {"Endpoints": ENDPOINTS, "Fields": rows_of(FIELDS)}
+_CALL = {
+    "id": "1",
+    "type": "function",
+    "function": {"name": "f", "arguments": '{"a": 1}', "parsed_arguments": {"a": 1}},
+}
+_HISTORY = [
+    *MESSAGES,
+    {"role": "assistant", "tool_calls": [_CALL]},
+    {"role": "tool", "tool_call_id": "1", "content": "2"},
+    *MESSAGES,
+]
+_HALF = [*MESSAGES, {"role": "assistant", "content": "Hel"}]
+_PREFLIGHT = {
+    "Origin": "https://chat.example",
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization",
+}
+
+
+def _part(**part: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [part]}]
+
+
+FIELDS += [
+    Field(COMPLETION, "allowed_token_ids", [40, 41], Works(note="vLLM's")),
+    Field(COMPLETION, "allowed_token_ids", [10**6], Refused(400, "invalid_value", "are below")),
+    Field(COMPLETION, "bad_words", ["the"], Works(note="vLLM's")),
+    Field(COMPLETION, "truncate_prompt_tokens", 1, Works("usage.prompt_tokens", "vLLM's")),
+    Field(COMPLETION, "truncate_prompt_tokens", 0, Refused(400, "invalid_value", "must be at least 1, or -1")),
+    Field(COMPLETION, "request_id", "mine", Works("id", "vLLM's; the answer's id ends with it")),
+    Field(COMPLETION, "priority", -1, Works(note="vLLM's")),
+    Field(COMPLETION, "cache_salt", "mine", Works(note="vLLM's")),
+    Field(COMPLETION, "skip_special_tokens", False, Works(note="vLLM's")),
+    Field(COMPLETION, "stop", "", Refused(400, "invalid_value", "stop: must have at least 1 character")),
+    Field(COMPLETION, "add_special_tokens", False, Works(note="vLLM's")),
+    Field(COMPLETION, "use_beam_search", True, _NOT_SUPPORTED),
+    Field(COMPLETION, "prompt_embeds", "x", _NOT_SUPPORTED),
+    Field(CHAT, "priority", 1, Works(note="vLLM's")),
+    Field(CHAT, "echo", True, Works("choices.0.message.content", "vLLM's")),
+    Field(CHAT, "add_generation_prompt", False, Works(note="vLLM's")),
+    Field(CHAT, "chat_template_kwargs", {"mood": "good"}, Works(note="vLLM's")),
+    Field(CHAT, "reasoning_effort", "none", Works()),
+    Field(CHAT, "service_tier", "auto", Works(note="changes nothing")),
+    Field(CHAT, "service_tier", "gold", Refused(400, "invalid_value", "service_tier: must be")),
+    Field(CHAT, "metadata", {"a": "b"}, Works(note="changes nothing")),
+    Field(CHAT, "store", False, Works(note="changes nothing")),
+    Field(CHAT, "modalities", ["text", "audio"], _NOT_SUPPORTED),
+    Field(CHAT, "web_search_options", {"a": 1}, _NOT_SUPPORTED),
+    Field(CHAT, "response_format", {"type": "structural_tag"}, Refused(400, "unsupported_value", "follows no structural tags")),
+    Field(CHAT, "response_format", {"typ": "text"}, Refused(400, "unknown_parameter", "did you mean type?")),
+    Field(CHAT, "structured_outputs", {"json": {"type": "null"}}, Works(note="vLLM's")),
+    Field(CHAT, "structured_outputs", {"structural_tag": "x"}, Refused(400, "unsupported_parameter", "no structural tags")),
+    Field(COMPLETION, "structured_outputs", {"grammar": 'start: "a"'}, Works(note="vLLM's; Lark or EBNF")),
+    Field(COMPLETION, "structured_outputs", {"json_object": True}, Works(note="vLLM's")),
+    Field(COMPLETION, "guided_json", {"type": "boolean"}, Works(note="vLLM's older name")),
+    Field(COMPLETION, "guided_regex", "[", Refused(400, "invalid_grammar", "not valid")),
+    Field(COMPLETION, "guided_grammar", 'start: "a"', Works(note="vLLM's older name")),
+    Field(COMPLETION, "guided_json", {"type": "integer", "multipleOf": 1000003}, Refused(400, "invalid_grammar", "remainders")),
+]  # fmt: skip
+
+FEATURES = [
+    Row("Alternatives of each token", "POST", CHAT, Works("choices.0.logprobs.content.0.top_logprobs.1"),
+        {**LEAST[CHAT], "logprobs": True, "top_logprobs": 2}),
+    Row("Tokens named by their ids", "POST", COMPLETION, Works("choices.0.logprobs.tokens.0"),
+        {**LEAST[COMPLETION], "logprobs": 0, "return_tokens_as_token_ids": True}),
+    Row("Answer that goes on with the last message", "POST", CHAT, Works("choices.0.message.content"),
+        {**LEAST[CHAT], "messages": _HALF, "continue_final_message": True}),
+    Row("History with tool calls and a tool's answer", "POST", CHAT, Works("choices.0.message.content"),
+        {**LEAST[CHAT], "messages": _HISTORY}),
+    Row("History with a call of another kind", "POST", CHAT, Refused(400, "unsupported_value", "calls of functions alone"),
+        {**LEAST[CHAT], "messages": [{"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "x"}}]}]}),
+    Row("Message of the role function", "POST", CHAT, Refused(400, "unsupported_value", "older form of the role tool"),
+        {**LEAST[CHAT], "messages": [{"role": "function", "name": "f", "content": "x"}]}),
+    Row("Text in parts", "POST", CHAT, Works("choices.0.message.content"),
+        {**LEAST[CHAT], "messages": _part(type="text", text="Hi", cache_control={"type": "ephemeral"})}),
+    Row("Image", "POST", CHAT, Refused(400, "unsupported_value", "takes and writes text only"),
+        {**LEAST[CHAT], "messages": _part(type="image_url", image_url={"url": "data:"})}),
+    Row("Sound", "POST", CHAT, Refused(400, "unsupported_value", "takes and writes text only"),
+        {**LEAST[CHAT], "messages": _part(type="input_audio", input_audio={"data": "", "format": "wav"})}),
+    Row("Part that refuses", "POST", CHAT, Refused(400, "unsupported_value", "goes into a text part"),
+        {**LEAST[CHAT], "messages": _part(type="refusal", refusal="No.")}),
+    Row("Prompt longer than the context", "POST", COMPLETION,
+        Refused(400, "context_length_exceeded", "maximum context length is"),
+        {**LEAST[COMPLETION], "prompt": [1] * 9000}),
+    Row("Longer answer than the context beside any prompt", "POST", COMPLETION,
+        Refused(400, "context_length_exceeded", "leaves none for your prompt"),
+        {**LEAST[COMPLETION], "max_tokens": 9000, "truncate_prompt_tokens": -1}),
+    Row("Body in gzip", "POST", COMPLETION, Works("choices.0.text"),
+        gzip.compress(json.dumps(LEAST[COMPLETION]).encode(), mtime=0), {"Content-Encoding": "gzip"}),
+    Row("Preflight of an allowed origin, without a key", "OPTIONS", CHAT, Works(), None, {**_PREFLIGHT, "Authorization": ""}),
+    Row("Usage in a stream's last chunk", "POST", CHAT, Works('"usage"'),
+        {**LEAST[CHAT], "stream": True, "stream_options": {"include_usage": True}}),
+    Row("Metrics under vLLM's names", "GET", "/metrics?only=vllm", Works("vllm:time_to_first_token_seconds_bucket")),
+    Row("Metrics of the project's own", "GET", "/metrics?only=bireme", Works("bireme_")),
+]  # fmt: skip
+
+SECTIONS = {"Endpoints": ENDPOINTS, "Fields": rows_of(FIELDS), "Features": FEATURES}
 
 
 def page() -> str:

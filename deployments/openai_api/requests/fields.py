@@ -14,8 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from cluster.grammar import MAX_GRAMMAR_CHARS
+
 MAX_SHORT_TEXT = 1024
 ShortText = Annotated[str, StringConstraints(max_length=MAX_SHORT_TEXT)]
+_LongText = Annotated[str, StringConstraints(max_length=MAX_GRAMMAR_CHARS)]
 
 # Where a field stands in a request.
 COMPLETION = "completion"
@@ -24,6 +27,9 @@ MESSAGE = "messages"
 CONTENT_PART = "messages.content"
 TOOL_CALL = "messages.tool_calls"
 CALLED_FUNCTION = "messages.tool_calls.function"
+RESPONSE_FORMAT = "response_format"
+RESPONSE_SCHEMA = "response_format.json_schema"
+STRUCTURED_OUTPUTS = "structured_outputs"
 STREAM_OPTIONS = "stream_options"
 THINKING = "thinking"
 RESUME = "resume"
@@ -73,6 +79,7 @@ def _refused(places: Iterable[str], reason: str, **harmless: tuple[Any, ...]) ->
     return [FieldRow(tuple(places), name, Verdict.REFUSED, reason, None, values) for name, values in harmless.items()]
 
 
+NO_STRUCTURAL_TAGS = "this server follows no structural tags; there are json_schema, regex, choice and grammar"
 _STRUCTURED = "the form of an answer is told by response_format or structured_outputs"
 _TOOLS = "this server does not make tool calls"
 TEXT_ONLY = "this model takes and writes text only"
@@ -166,9 +173,10 @@ FIELDS: tuple[FieldRow, ...] = (
     *_no_op([CHAT], bool, "there are no tool calls", "parallel_tool_calls"),
     *_refused(
         _BOTH, _STRUCTURED,
-        guided_decoding_backend=("auto",), guided_whitespace_pattern=(), structural_tag=(), grammar=("",), json_schema=(),
+        guided_decoding_backend=("auto",), guided_whitespace_pattern=(), grammar=("",), json_schema=(),
         regex=(), ebnf=(),
     ),
+    *_refused((*_BOTH, STRUCTURED_OUTPUTS), NO_STRUCTURAL_TAGS, structural_tag=()),
     *_refused(_BOTH, _TOOLS, tools=([],), tool_choice=("none", "auto"), functions=([],), function_call=("none", "auto")),
     *_refused(_BOTH, TEXT_ONLY, modalities=(["text"], []), audio=(), media_io_kwargs=({},), mm_processor_kwargs=({},)),
     *_refused(_BOTH, "this server does not search beams", use_beam_search=(False,), length_penalty=(1,), early_stopping=(False,)),
@@ -200,6 +208,30 @@ FIELDS: tuple[FieldRow, ...] = (
     *_refused([COMPLETION], "this model does not fill gaps", suffix=("",)),
     *_refused([COMPLETION], "prompts are text or token ids", prompt_embeds=()),
     *_refused([COMPLETION], "a completion takes the number of alternatives as logprobs", top_logprobs=(0,)),
+    *_works(
+        [RESPONSE_FORMAT],
+        type="text, json_object or json_schema",
+        json_schema="what the type json_schema needs",
+    ),
+    *_works([RESPONSE_SCHEMA], name="for people", schema="the schema; any JSON object without one"),
+    *_no_op([RESPONSE_SCHEMA], _LongText, "for people", "description"),
+    *_no_op([RESPONSE_SCHEMA], bool, "a schema is always meant strictly", "strict"),
+    *_works(
+        [STRUCTURED_OUTPUTS],
+        json="a JSON schema, as an object or as text",
+        json_object="any JSON object",
+        regex="a regular expression that matches the whole answer",
+        choice="the answer is one of these texts",
+        grammar="in Lark's syntax or EBNF",
+    ),
+    *_no_op([STRUCTURED_OUTPUTS], bool, "there is one library, and nothing to fall back to", "disable_fallback"),
+    *_refused(
+        [STRUCTURED_OUTPUTS], "between the tokens of JSON is the space that its printers write",
+        disable_any_whitespace=(False,), whitespace_pattern=(),
+    ),
+    *_refused(
+        [STRUCTURED_OUTPUTS], "a schema says itself what it allows", disable_additional_properties=(False,)
+    ),
     *_works([STREAM_OPTIONS], include_usage="a last chunk has the usage", continuous_usage_stats="every chunk has its choice's"),
     *_no_op([STREAM_OPTIONS], bool, "chunks are not padded", "include_obfuscation"),
     *_works(
@@ -234,6 +266,7 @@ FIELDS: tuple[FieldRow, ...] = (
         index="place in a stream's answer; clients send it back",
     ),
     *_works([CALLED_FUNCTION], name="of the function", arguments="an object, or its JSON"),
+    *_no_op([CALLED_FUNCTION], Any, "what OpenAI's client has read out of the arguments", "parsed_arguments"),
     *_works([THINKING], type="enabled or disabled"),
     *_refused([THINKING], "this server does not bound how long a model reasons", budget_tokens=(0,)),
     *_works([RESUME], fingerprint="system_fingerprint of the chunks", choices="one entry a choice"),

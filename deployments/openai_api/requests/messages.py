@@ -64,7 +64,8 @@ class TextPart(RequestPart):
         # Other types have other fields, of which nothing need be said.
         kind = value.get("type") if isinstance(value, dict) else None
         if isinstance(kind, str) and kind != "text":
-            raise field_error(("type",), kind, f"{TEXT_ONLY}, got {shown(kind)}", "unsupported_value")
+            says = "what an assistant said goes into a text part" if kind == "refusal" else TEXT_ONLY
+            raise field_error(("type",), kind, f"{says}, got {shown(kind)}", "unsupported_value")
         return value
 
 
@@ -86,6 +87,16 @@ class ToolCall(RequestPart):
     type: Literal["function"] = "function"
     function: CalledFunction
     index: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_a_function(cls, value: Any) -> Any:
+        # Other types have other fields, of which nothing need be said.
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            says = f"calls of functions alone can be told to a model, got {shown(kind)}"
+            raise field_error(("type",), kind, says, "unsupported_value")
+        return value
 
     def as_template_call(self) -> dict[str, Any]:
         """The call as chat templates read it."""
@@ -120,6 +131,14 @@ class ChatMessage(RequestPart):
     tool_call_id: ShortText | None = None
     reasoning_content: Text | None = None
     reasoning: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_today(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("role") == "function":
+            says = 'OpenAI\'s older form of the role tool, which answers a tool_call_id; got "function"'
+            raise field_error(("role",), "function", says, "unsupported_value")
+        return value
 
     @model_validator(mode="after")
     def _of_its_role(self) -> ChatMessage:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, FailFast, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from cluster.api_errors import bad_request, shown
 from cluster.sampling_params import (
@@ -21,6 +22,13 @@ from cluster.sampling_params import (
     MAX_STOP_SEQS,
     MAX_STOP_TOKEN_IDS,
 )
+from deployments.openai_api.requests.answer_forms import (
+    Choices,
+    GrammarText,
+    JsonSchema,
+    ResponseFormat,
+    StructuredOutputs,
+)
 from deployments.openai_api.requests.fields import (
     CHAT,
     COMPLETION,
@@ -31,7 +39,7 @@ from deployments.openai_api.requests.fields import (
 )
 from deployments.openai_api.requests.messages import TemplatedChat
 from deployments.openai_api.requests.schemas import WITHOUT_NULLS, OrText
-from deployments.openai_api.requests.token_lists import PromptField, TokenIdList
+from deployments.openai_api.requests.token_lists import TOKEN_ID_KEYS, PromptField, TokenIdList
 from deployments.openai_api.requests.validation import RequestPart, TokenId, UnknownFields, validated
 
 MAX_STOP_STRINGS = 16
@@ -51,6 +59,15 @@ _NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 def _none_if_false(value: Any) -> Any:
     """A client of both endpoints may write a chat's false."""
     return None if value is False else value
+
+
+_PROMPT_LENGTH = {"type": "integer", "minimum": 1, "exclusiveMaximum": 2**31}
+
+
+def _truncation(value: int | None) -> int | None:
+    if value is not None and value != -1 and not 1 <= value < 2**31:
+        raise PydanticCustomError("field_value", "must be at least 1, or -1, and less than 2147483648")
+    return value
 
 
 class StreamOptions(RequestPart):
@@ -106,8 +123,8 @@ class GenerationRequest(RequestPart):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)] | None], WITHOUT_NULLS] = Field(
-        default_factory=dict, max_length=MAX_LOGIT_BIAS
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)] | None], WITHOUT_NULLS, TOKEN_ID_KEYS] = (
+        Field(default_factory=dict, max_length=MAX_LOGIT_BIAS)
     )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int = Field(1, ge=1, le=MAX_N)
@@ -123,18 +140,20 @@ class GenerationRequest(RequestPart):
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)
     bad_words: list[BadWord] = Field(default_factory=list, max_length=MAX_BAD_SEQS // 2)
     ignore_eos: bool = False
-    response_format: dict[str, Any] | None = None
-    structured_outputs: dict[str, Any] | None = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonSchema = None
+    guided_regex: GrammarText | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: GrammarText | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
-    truncate_prompt_tokens: int | None = Field(None, ge=-1, lt=2**31)
+    truncate_prompt_tokens: Annotated[
+        int | None, AfterValidator(_truncation), WithJsonSchema({"anyOf": [{"const": -1}, _PROMPT_LENGTH]})
+    ] = None
     truncation_side: Literal["left", "right"] = "left"
     request_id: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,256}$")] | None = None
     skip_special_tokens: bool = True

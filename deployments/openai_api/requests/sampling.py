@@ -154,12 +154,6 @@ def _logprobs(request: GenerationRequest) -> tuple[int | None, int | None]:
 def _logit_bias(request: GenerationRequest, vocab_size: int) -> dict[int, float]:
     bias: dict[int, float] = {}
     for key, value in request.logit_bias.items():
-        if not (key.isascii() and key.isdigit() and len(key) <= 10):
-            raise bad_request(f"logit_bias: keys must be token ids, got {shown(key[:40])}", "logit_bias")
-        if int(key) in bias:
-            raise bad_request(
-                f"logit_bias: two keys name the token id {int(key)}, one of them as {shown(key)}", "logit_bias"
-            )
         bias[int(key)] = value or 0.0
     _check_ids(bias, "logit_bias", vocab_size)
     return bias
@@ -184,10 +178,14 @@ def truncated(token_ids: list[int], request: GenerationRequest, limits: ModelLim
     most = request.truncate_prompt_tokens
     if most is None:
         return token_ids
-    if most == 0:
-        raise bad_request("truncate_prompt_tokens: must be at least 1, or -1, got 0", "truncate_prompt_tokens")
     if most < 0:
-        most = max(1, limits.max_model_len - max(asked_max_tokens(request)[1] or 1, 1))
+        name, answer = asked_max_tokens(request)
+        most = limits.max_model_len - max(answer or 1, 1)
+        if most < 1:
+            says = (
+                f"{name} asks for {answer} tokens of the completion, which leaves none for your prompt. Reduce {name}."
+            )
+            raise context_exceeded(limits.max_model_len, says, name)
     if len(token_ids) <= most:
         return token_ids
     return token_ids[-most:] if request.truncation_side == "left" else token_ids[:most]

@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import (
+    AfterValidator,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+)
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 NULL = {"type": "null"}
 # What a value can never be.
@@ -44,19 +50,36 @@ class OrText:
     what: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self._as_list, handler(source))
+        return core_schema.no_info_wrap_validator_function(self._as_list, handler(source))
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         many = handler(core)
         one = many["items"] if many["items"].get("type") == "string" else {"type": "string"}
         return {"anyOf": [one, many]}
 
-    def _as_list(self, value: Any) -> Any:
+    def _as_list(self, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         if isinstance(value, str):
-            return [self.item(value)]
+            try:
+                return validate([self.item(value)])
+            except ValidationError as error:
+                raise _of_all(error, value) from None
         if not isinstance(value, list):
             raise PydanticCustomError("field_value", "must be a string or a list of {what}", {"what": self.what})
-        return value
+        return validate(value)
+
+
+# Kinds of errors that this project makes itself.
+_OWN_ERRORS = frozenset({"field_value", "refused", "unknown_field"})
+
+
+def _of_all(error: ValidationError, value: Any) -> ValidationError:
+    """What is wrong with a part of ``value``, said of ``value`` itself."""
+    first = error.errors(include_url=False)[0]
+    kind: Any = first["type"]
+    if kind in _OWN_ERRORS:
+        kind = PydanticCustomError(kind, first["msg"], first.get("ctx"))
+    details = InitErrorDetails(type=kind, loc=(), input=value, ctx=first.get("ctx", {}))
+    return ValidationError.from_exception_data("", [details])
 
 
 def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:

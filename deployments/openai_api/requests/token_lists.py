@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -9,6 +10,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, PlainValidator,
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from cluster.api_errors import shown
+from deployments.openai_api.requests.schemas import NULL
 from deployments.openai_api.requests.validation import field_error, whole
 
 _ID_SCHEMA = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
@@ -46,6 +48,29 @@ class TokenIdList:
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"type": "array", "items": _ID_SCHEMA, **({} if self.most is None else {"maxItems": self.most})}
+
+
+class _TokenIdKeys:
+    """Marks an object whose keys are token ids."""
+
+    _WRITTEN = re.compile("0|[1-9][0-9]{0,9}")
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core)
+        values = schema.pop("additionalProperties")
+        return {**schema, "patternProperties": {f"^({self._WRITTEN.pattern})$": values}, "additionalProperties": NULL}
+
+    def _checked(self, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if not self._WRITTEN.fullmatch(key):
+                raise field_error((), key, f"keys must be token ids, got {shown(key[:40])}")
+        return value
+
+
+TOKEN_ID_KEYS = _TokenIdKeys()
 
 
 class Prompts(NamedTuple):

@@ -39,6 +39,15 @@ INSIDE: dict[str, tuple[Any, Any]] = {
         CALL["function"],
         lambda part: {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": part}]}]},
     ),
+    "response_format": (
+        {"type": "json_schema", "json_schema": {"schema": {}}},
+        lambda part: {"response_format": part},
+    ),
+    "response_format.json_schema": (
+        {"name": "x", "schema": {}},
+        lambda part: {"response_format": {"type": "json_schema", "json_schema": part}},
+    ),
+    "structured_outputs": ({}, lambda part: {"structured_outputs": part}),
     "thinking": ({"type": "enabled"}, lambda part: {"thinking": part}),
     "stream_options": ({}, lambda part: {"stream_options": part}),
     "resume": ({"fingerprint": "f", "choices": [{"token_ids": []}]}, lambda part: {"resume": part}),
@@ -46,6 +55,8 @@ INSIDE: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 # Of other roles than the one that stands around it.
 NOT_HERE = {("messages", "tool_call_id"), ("messages", "role")}
+# Which of them may stand beside each other.
+NOT_ALONE = {("response_format", "type"), ("response_format", "json_schema")}
 SCALARS = [
     None, True, False, 0, 1, -1, 2.0, 0.5, 20, 21, 300, -(2**63), 2**63, 2**31, 1e300, "", "x", "x" * 2000, "x" * 70_000, "auto",
     "none", "medium", "text", "left", "default", "24h", "enabled", "low", "stop",
@@ -120,7 +131,7 @@ def test_each_field_inside_an_object_does_too(place):
         return {**BODIES[kind], **around({**part, **fields})}
 
     for name in [*ROWS[place], "wat"]:
-        for value in VALUES if (place, name) not in NOT_HERE else ():
+        for value in VALUES if (place, name) not in NOT_HERE | NOT_ALONE else ():
             assert_agreed(kind, body(**{name: value}))
     assert refusal(kind, body(wat=None)) is None
     assert refusal(kind, body(wat=1)) is not None

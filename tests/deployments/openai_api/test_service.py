@@ -131,7 +131,7 @@ async def test_template_variables_reach_the_template():
 
 @pytest.mark.parametrize(
     ("content", "param"),
-    [("half \ud800", "messages.0.content.0.text"), ("\ud800" * 5000, "messages.0.content.0.text"), ("", "messages")],
+    [("half \ud800", "messages.0.content"), ("\ud800" * 5000, "messages.0.content"), ("", "messages")],
 )
 async def test_messages_without_a_prompt_in_them_are_refused_by_name(content, param):
     with pytest.raises(ApiError) as caught:
