@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import sys
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import EngineConfig
 from cluster.errors import BiremeError
@@ -31,6 +32,7 @@ _IMPORTED_BY_PADDLE = (
     "opt_einsum",
 )
 
+_COMMAND_LINE = "httpx._main"
 _PAGE = 4096
 
 _model: tuple[EngineConfig, int, Decoder] | None = None
@@ -47,6 +49,7 @@ def prepare(config: EngineConfig, on_gpu: bool) -> None:
         _load_library_alone()
         _prefetch_weights(config)
         return
+    _import_paddle()
     from actors.device.cpu import CpuDevice
     from actors.device.host_tensor import host_view
     from actors.engine.load_weights import load_kept_weights
@@ -70,6 +73,19 @@ def take(config: EngineConfig, max_model_len: int) -> Decoder | None:
     global _model
     found, _model = _model, None
     return found[2] if found is not None and found[:2] == (config, max_model_len) else None
+
+
+def _import_paddle() -> None:
+    """Without the command line of a package that Paddle imports, which that one can do without, and a hundred modules of it."""
+    is_here = _COMMAND_LINE in sys.modules
+    not_there: Any = None
+    if not is_here:
+        sys.modules[_COMMAND_LINE] = not_there
+    try:
+        importlib.import_module("paddle")
+    finally:
+        if not is_here:
+            del sys.modules[_COMMAND_LINE]
 
 
 def _prefetch_weights(config: EngineConfig) -> None:
