@@ -44,9 +44,14 @@ def ready_weights(
     """Where the weights of these settings are kept; None where drawing them again costs as little."""
     if source.kind == "dummy" and not on_gpu:
         return None
-    key = [weights_fingerprint(source), sources_hash(), _loading_code_hash(), repr(model_config), dtype, str(on_gpu)]
+    key = [weights_identity(source, model_config), sources_hash(), _loading_code_hash(), dtype, str(on_gpu)]
     limit = config.ready_weights_gb
     return ReadyWeights("\0".join(key), None if limit is None else int(limit * 2**30))
+
+
+def weights_identity(source: ModelSource, model_config: ModelConfig) -> str:
+    """Equal for files of which the same model is made, wherever they lie."""
+    return "\0".join([weights_fingerprint(source), repr(model_config)])
 
 
 def tensors_of(file: ReadyFile, device: CpuDevice) -> dict[str, paddle.Tensor]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from actors.device.cpu import CpuDevice
-from actors.engine.kept_weights import keep, ready_weights, tensors_of
+from actors.engine.kept_weights import keep, ready_weights, tensors_of, weights_identity
 from actors.engine.prepared import take
 from actors.model_files.formats.layout import expected_tensors
 from actors.model_files.ready_weights import ReadyWeights
@@ -37,7 +37,7 @@ def load_weights(
     Raises:
         ModelLoadError: a tensor is missing, misshapen or of an unsupported type.
     """
-    prepared = None if device.is_gpu else take(config, max_model_len)
+    prepared = None if device.is_gpu else take(config, max_model_len, weights_identity(source, model_config))
     model = prepared or load_kept_weights(config, source, model_config, max_model_len, device)
     if model is not None:
         return model

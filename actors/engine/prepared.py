@@ -35,7 +35,7 @@ _IMPORTED_BY_PADDLE = (
 _COMMAND_LINE = "httpx._main"
 _PAGE = 4096
 
-_model: tuple[EngineConfig, int, Decoder] | None = None
+_model: tuple[EngineConfig, int, str, Decoder] | None = None
 
 
 def prepare(config: EngineConfig, on_gpu: bool) -> None:
@@ -52,27 +52,30 @@ def prepare(config: EngineConfig, on_gpu: bool) -> None:
     _import_paddle()
     from actors.device.cpu import CpuDevice
     from actors.device.host_tensor import host_view
+    from actors.engine.kept_weights import weights_identity
     from actors.engine.load_weights import load_kept_weights
     from actors.engine.memory_plan import expected_max_model_len
     from actors.model_files.config import load_model_config
-    from actors.model_files.source import model_of
+    from actors.model_files.peers.find_model import find_here
 
     importlib.import_module("actors.engine.starting")
-    source = model_of(config)
+    source = find_here(config)
+    if source is None:
+        return  # the engine's start will bring the files here
     model_config = load_model_config(source)
     max_model_len = expected_max_model_len(config, model_config.max_position_embeddings)
     model = load_kept_weights(config, source, model_config, max_model_len, CpuDevice())
     if model is not None:
         for array in map(host_view, model.ready_tensors().values()):
             array.reshape(-1)[:: _PAGE // array.itemsize].sum()  # each page is mapped now, not in the first step
-        _model = config, max_model_len, model
+        _model = config, max_model_len, weights_identity(source, model_config), model
 
 
-def take(config: EngineConfig, max_model_len: int) -> Decoder | None:
-    """The model that was prepared for exactly these settings, once; None if there is none."""
+def take(config: EngineConfig, max_model_len: int, identity: str) -> Decoder | None:
+    """The model that was prepared for exactly these settings and files (``weights_identity``), once; None if there is none."""
     global _model
     found, _model = _model, None
-    return found[2] if found is not None and found[:2] == (config, max_model_len) else None
+    return found[3] if found is not None and found[:3] == (config, max_model_len, identity) else None
 
 
 def _import_paddle() -> None:
@@ -91,12 +94,12 @@ def _import_paddle() -> None:
 def _prefetch_weights(config: EngineConfig) -> None:
     from actors.engine.kept_weights import ready_weights
     from actors.model_files.config import load_model_config
-    from actors.model_files.source import model_of
+    from actors.model_files.peers.find_model import find_here
 
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     with contextlib.suppress(BiremeError, OSError):  # the engine's start will say what is wrong
-        source = model_of(config)
-        ready = ready_weights(config, source, load_model_config(source), dtype, on_gpu=True)
+        source = find_here(config)
+        ready = source and ready_weights(config, source, load_model_config(source), dtype, on_gpu=True)
         file = ready.find() if ready else None
         if file is not None:
             file.prefetch()

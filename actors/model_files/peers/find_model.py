@@ -73,6 +73,20 @@ def find_model(
         raise
 
 
+def find_here(config: EngineConfig) -> ModelSource | None:
+    """The model's files as they are on this machine now, a copy from another node among them; nobody is asked for them.
+
+    Raises:
+        ModelLoadError: they are of no use.
+    """
+    try:
+        return model_of(config, None, download=False)
+    except ModelNotHereError:
+        receiver = FileReceiver(model_settings(config))
+        kept = receiver.kept() if config.weights_from_peers and receiver.may_be_used else None
+        return _with_seed(config, kept[1]) if kept is not None and _is_wanted(config, kept[1]) else None
+
+
 def _receive(config: EngineConfig, receiver: FileReceiver, peers: Peers, wait_for: frozenset[State]) -> Found | None:
     received = receiver.receive(peers, wait_for)
     if received is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from actors.device import large_copies
 from actors.device.cpu import CpuDevice
 from actors.device.large_copies import Upload
-from actors.engine import kept_weights, load_weights
+from actors.engine import kept_weights, load_weights, prepared
 from actors.engine.prepared import prepare
 from actors.engine.starting import start_engine
 from actors.model_files import ready_weights
@@ -89,6 +90,30 @@ def test_the_second_start_reads_no_weights_and_answers_the_same(golden: Path, fo
         with pytest.raises(AssertionError):
             answer(config)
     assert answer(config) == first
+
+
+def test_a_prepared_model_is_not_used_where_the_files_have_changed_since(golden, folder, tmp_path, monkeypatch):
+    model = Path(shutil.copytree(golden / "qwen2", tmp_path / "model"))
+    config = EngineConfig(model=str(model), num_kv_blocks=16, max_model_len=64)
+    engine = start_engine(config, "engine")
+    wait_until_kept()
+    engine.close()
+    prepare(config, on_gpu=False)
+    assert prepared._model is not None
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    monkeypatch.setattr(load_weights, "load_model", unreadable)
+    with pytest.raises(AssertionError):
+        start_engine(config, "engine")
+
+
+def test_a_process_prepares_itself_where_the_model_is_yet_to_come(folder, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    prepare(EngineConfig(model="owner/elsewhere"), on_gpu=False)
+    prepare(EngineConfig(model="owner/elsewhere"), on_gpu=True)
+    assert prepared._model is None
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
