@@ -121,7 +121,6 @@ class RunnerActor:
 
         # A thread that waits for the interpreter lock gets it after this time; steps are tens of milliseconds.
         sys.setswitchinterval(0.0005)
-        self._stage_ended("paddle")
         return start_engine(self._config, self._engine_id, self._stage_ended, self._find_model)
 
     def _peers(self) -> Peers | None:

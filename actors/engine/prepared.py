@@ -49,7 +49,7 @@ def prepare(config: EngineConfig, on_gpu: bool) -> None:
         _load_library_alone()
         _prefetch_weights(config)
         return
-    _import_paddle()
+    import_paddle()
     from actors.device.cpu import CpuDevice
     from actors.device.host_tensor import host_view
     from actors.engine.kept_weights import weights_identity
@@ -78,7 +78,7 @@ def take(config: EngineConfig, max_model_len: int, identity: str) -> Decoder | N
     return found[3] if found is not None and found[:3] == (config, max_model_len, identity) else None
 
 
-def _import_paddle() -> None:
+def import_paddle() -> None:
     """Without the command line of a package that Paddle imports, which that one can do without, and a hundred modules of it."""
     is_here = _COMMAND_LINE in sys.modules
     not_there: Any = None

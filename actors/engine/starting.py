@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
 from collections.abc import Callable
 
 from actors.engine.engine import Engine
+from actors.engine.prepared import import_paddle
 from actors.engine.warm_up import warm_up
 from actors.model_files.source import ModelSource
 from cluster.config import SIMULATED, EngineConfig
@@ -32,6 +34,10 @@ def start_engine(
         ModelLoadError, ConfigError, OpBuildError: one message that says what to do.
     """
     started = time.monotonic()
+    if config.device != SIMULATED:
+        import_paddle()
+        importlib.import_module("actors.engine.loading")
+    ended("paddle")
     if config.device != SIMULATED:
         build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
     ended("ops")
