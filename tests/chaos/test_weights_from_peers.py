@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     cluster = Cluster(initialize_head=True, head_node_args=node | head)
     try:
         cluster.add_node(**node, resources=BARE, env_vars=without)
+        cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)  # too small for an engine
         ray.init(address=cluster.address, log_to_driver=False)
         serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
         config = LLMConfig(
@@ -84,6 +86,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             num_kv_blocks=256,
             num_threads=1,
             runner_num_cpus=1.5,  # one engine a node
+            warm_spares=1,
             deployment_config={"num_replicas": 2},
             ingress_config={"ray_actor_options": {"num_cpus": 0.1, "resources": BARE}},
         )
@@ -98,6 +101,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         del os.environ["RAY_SERVE_ENABLE_HA_PROXY"]
 
 
+def with_spares(url: str) -> set[str]:
+    """Nodes that have a spare of each kind."""
+    keepers = httpx.get(f"{url}/v1/status", timeout=30).json()["spares"]
+    return {one["node_id"] for one in keepers if all(one[kind]["ready"] == 1 for kind in ("replica", "runner"))}
+
+
 def test_an_engine_and_an_ingress_start_from_another_nodes_files_and_answer_with_the_same_bits(served):
     first, second = sorted(served.stats, key=lambda stats: "model_files_from" in stats)
     assert "model_files_from" not in first
@@ -110,6 +119,13 @@ def test_an_engine_and_an_ingress_start_from_another_nodes_files_and_answer_with
     # Whoever of engine and ingress came second found what the first one had brought.
     assert received["num_bytes"] in (0, total)
     assert first["num_model_bytes_sent"] == total
+
+    # Each node that can have an engine has spares of its own.
+    able = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU") == 2.0}
+    deadline = time.monotonic() + 60
+    while (found := with_spares(served.url)) != able:
+        assert time.monotonic() < deadline, f"{found} instead of {able}"
+        time.sleep(0.5)
 
     def ask(number: int) -> tuple:
         body = {"model": REPO, "prompt": "Rivers", "max_tokens": 48, "seed": 3, "temperature": 1.0, "logprobs": 3}
