@@ -1,7 +1,8 @@
-"""A command loads what it needs, and nothing of the others."""
+"""A command loads what it needs and nothing of the others, and tells programs whole lines."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,10 @@ def test_commands_that_ask_a_server_load_a_client_alone(command):
 @pytest.mark.parametrize("arguments", [["models"], ["--help"]])
 def test_nothing_that_looks_or_helps_loads_numpy_or_ray(arguments):
     assert not loaded(*arguments) & {"numpy", "ray", "starlette", "prompt_toolkit"}
+
+
+def test_an_error_in_a_pipe_is_one_line():
+    command = [sys.executable, "-m", "bireme", "status", "--url", f"http://127.0.0.1:1/{'x' * 200}"]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (1, "", 1), ran.stderr
