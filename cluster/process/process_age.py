@@ -1,4 +1,4 @@
-"""How long this process has been there."""
+"""How long a process has been there."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import time
 _START_TIME = 19  # of the fields behind the name in /proc/PID/stat: ticks from the machine's start to the process's
 
 
-def process_age_s() -> float:
-    """Seconds since this process began; 0 where there is no ``/proc``."""
+def process_age_s(pid: int | str = "self") -> float:
+    """Seconds since the process ``pid`` of this machine began; 0 if there is none, or no ``/proc``."""
     try:
-        with open("/proc/self/stat", "rb") as stat:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
             ticks = int(stat.read().rpartition(b") ")[2].split()[_START_TIME])
     except (OSError, ValueError, IndexError):
         return 0.0

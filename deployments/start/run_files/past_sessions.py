@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import BiremeError
+from cluster.process.process_age import process_age_s
 from cluster.process.process_liveness import has_ended
 
 # What a proxy of Ray Serve says when it starts; HAProxy, which is in front then, says it last.
 _PORT = re.compile(r"roxy starting on node .*\(HTTP port: (\d+)\)")
+_SESSION = re.compile(r"session_(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)_\d+_(\d+)")
 _ADDRESS = re.compile(r"Dashboard head http address: (\S+)")
 _POLL_S = 0.5
 _CHUNK_BYTES = 1 << 20
@@ -24,9 +26,13 @@ def sessions(base: Path) -> list[Path]:
 
 
 def is_running(session: Path) -> bool:
-    """Whether the process that started the session is there; its id ends the folder's name."""
-    pid = session.name.rpartition("_")[2]
-    return pid.isdecimal() and not has_ended(int(pid))
+    """Whether the process that started the session is there: its id ends the folder's name, behind the time, which tells it from
+    a later process of that id."""
+    found = _SESSION.fullmatch(session.name)
+    if found is None or has_ended(int(found[2])):
+        return False
+    began_at = time.time() - process_age_s(int(found[2]))
+    return began_at <= time.mktime(time.strptime(found[1], "%Y-%m-%d_%H-%M-%S")) + 1.0
 
 
 def api_port(session: Path) -> int | None:

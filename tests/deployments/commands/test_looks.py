@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -48,24 +49,26 @@ def test_logs_are_those_of_the_servers_own_processes_and_cannot_command_the_term
 
 
 def test_of_several_servers_that_run_it_is_said_which_is_shown(session):
-    """Two more are started after the first: one runs (this process's parent stands for it), and then one more."""
-    started = {os.getppid(): 8001, os.getpid(): 8002}
-    for i, (pid, port) in enumerate(started.items(), 2):
-        logs = session.parent / f"session_2026-01-0{i}_00-00-00_000000_{pid}" / "logs" / "serve"
+    """Two that run (this process and its parent stand for them), and an older one whose id another process has by now."""
+    before, now, later = (
+        time.strftime("session_%Y-%m-%d_%H-%M-%S_000000", time.localtime(when))
+        for when in (1e9, time.time(), time.time() + 1)
+    )
+    names = {f"{before}_{os.getpid()}": 8000, f"{now}_{os.getppid()}": 8001, f"{later}_{os.getpid()}": 8002}
+    for name, port in names.items():
+        logs = session.parent / name / "logs" / "serve"
         logs.mkdir(parents=True)
         line = "INFO proxy 1 -- {} starting on node ab (HTTP port: {}).\n"
         (logs / "proxy_1.log").write_text(line.format("Proxy", 8500) + line.format("HAProxy", port))
     (logs / "replica_1.log").write_text("of the last\n")
-    (logs.parent.parent.parent / f"session_2026-01-02_00-00-00_000000_{os.getppid()}/logs/worker-b-1.err").write_text(
-        f"{ENGINE} of the second\n"
-    )
+    (session.parent / f"{now}_{os.getppid()}" / "logs/worker-b-1.err").write_text(f"{ENGINE} of the second\n")
     shown = run("logs")
     assert "of the last\n" in shown.stdout
     assert shown.stderr == "The server that was started last is on port 8002; --port chooses another that runs: 8001\n"
     for arguments in (["--port", "8001"], ["--engine", ENGINE]):
         other = run("logs", *arguments)
         assert ("of the second\n" in other.stdout, "of the last" in other.stdout, other.stderr) == (True, False, "")
-    assert "there are logs of: 8001, 8002" in run("logs", "--port", "9").stderr
+    assert "there are logs of: 8000, 8001, 8002" in run("logs", "--port", "9").stderr
 
 
 def test_followed_logs_give_each_whole_line_once(tmp_path):
