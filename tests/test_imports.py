@@ -68,6 +68,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "openai_api": {"answers", "http", "routing", "metrics"},
         "answers": {"http", "routing", "metrics", "start"},
         "http": {"start"},
+        "parsers": set(),
         "routing": {"replica", "metrics", "ray_private"},
         "replica": {"spares", "metrics", "start", "ray_private"},
         "spares": {"metrics", "start", "ray_private"},
@@ -80,6 +81,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "": {"answers", "requests"},
         "answers": {"requests"},
         "requests": set(),
+    },
+    "deployments/parsers": {
+        "": {"tools", "scanning"},
+        "tools": {"scanning"},
+        "scanning": set(),
     },
     "deployments/start": {
         "": {"run_files"},

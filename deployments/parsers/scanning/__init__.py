@@ -1,0 +1,1 @@
+"""What parsers are made of: a text that comes in pieces, events, and calls in the order in which they stand."""

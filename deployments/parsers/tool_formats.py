@@ -1,0 +1,111 @@
+"""How families of models write tool calls: the names under which vLLM knows them, and what is special about each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deployments.parsers.scanning.call_writer import CallWriter
+from deployments.parsers.scanning.scanner import Scanner, Steps
+from deployments.parsers.tools import deepseek, glm45, granite, hermes, mistral, qwen3_coder
+from deployments.parsers.tools.argument_list import Functions
+from deployments.parsers.tools.bare_json import PYTHON_TAG, bare_json, llama3_json
+from deployments.parsers.tools.pythonic import pythonic
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """What stands around the JSON of a call's arguments, where a grammar makes the call.
+
+    Attributes:
+        begin, between, end: around all calls, and between two.
+        call: around one: before its name, between name and arguments, behind them.
+    """
+
+    begin: str
+    between: str
+    end: str
+    call: tuple[str, str, str]
+
+
+_OBJECT = '{"name": "', '", "arguments": ', "}"
+BARE_JSON = Wrapping("[", ", ", "]", _OBJECT)
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """A family.
+
+    Attributes:
+        read: the parser.
+        markers: texts that it looks for, where tokens of the model have them.
+        wrapping: of calls that a grammar makes; None where arguments are not written as JSON.
+        id_chars: how long ids of calls are, where the family's template wants to know that.
+    """
+
+    read: Callable[[Scanner, CallWriter, Functions], Steps[None]]
+    markers: tuple[str, ...] = ()
+    wrapping: Wrapping | None = None
+    id_chars: int | None = None
+
+
+def _plain(
+    read: Callable[[Scanner, CallWriter], Steps[None]],
+) -> Callable[[Scanner, CallWriter, Functions], Steps[None]]:
+    return lambda scan, calls, functions: read(scan, calls)
+
+
+_HERMES = ToolFormat(
+    _plain(hermes.hermes),
+    (hermes.BEGIN, hermes.END),
+    Wrapping("", "\n", "", ("<tool_call>\n" + _OBJECT[0], _OBJECT[1], "}\n</tool_call>")),
+)
+_LLAMA3 = ToolFormat(
+    _plain(llama3_json), (PYTHON_TAG,), Wrapping("", "; ", "", ('{"name": "', '", "parameters": ', "}"))
+)
+_PYTHONIC = ToolFormat(_plain(pythonic), ("<|python_start|>", "<|python_end|>", PYTHON_TAG))
+_DEEPSEEK = (deepseek.CALLS_BEGIN, deepseek.CALLS_END, deepseek.CALL_BEGIN, deepseek.CALL_END, deepseek.SEPARATOR)
+_DEEPSEEK_V31 = ToolFormat(
+    _plain(deepseek.deepseek_v31),
+    _DEEPSEEK,
+    Wrapping(
+        deepseek.CALLS_BEGIN, "", deepseek.CALLS_END, (deepseek.CALL_BEGIN, deepseek.SEPARATOR, deepseek.CALL_END)
+    ),
+)
+_QWEN3_CODER = ToolFormat(
+    qwen3_coder.qwen3_coder,
+    (qwen3_coder.BEGIN, qwen3_coder.END, qwen3_coder.FUNCTION, qwen3_coder.FUNCTION_END, qwen3_coder.PARAMETER,
+     qwen3_coder.PARAMETER_END),
+)  # fmt: skip
+JSON = ToolFormat(_plain(bare_json), (), BARE_JSON)
+
+TOOL_FORMATS: dict[str, ToolFormat] = {
+    "hermes": _HERMES,
+    "ernie45": _HERMES,
+    "qwen3_coder": _QWEN3_CODER,
+    "qwen3_xml": _QWEN3_CODER,
+    "llama3_json": _LLAMA3,
+    "llama4_json": _LLAMA3,
+    "pythonic": _PYTHONIC,
+    "llama4_pythonic": _PYTHONIC,
+    "mistral": ToolFormat(
+        _plain(mistral.mistral),
+        (mistral.BEGIN, "[ARGS]", "[CALL_ID]"),
+        Wrapping("[TOOL_CALLS][", ", ", "]", _OBJECT),
+        9,
+    ),
+    "deepseek_v3": ToolFormat(
+        _plain(deepseek.deepseek_v3),
+        _DEEPSEEK,
+        Wrapping(
+            deepseek.CALLS_BEGIN,
+            "\n",
+            deepseek.CALLS_END,
+            (deepseek.CALL_BEGIN + "function" + deepseek.SEPARATOR, "\n```json\n", "\n```" + deepseek.CALL_END),
+        ),
+    ),
+    "deepseek_v31": _DEEPSEEK_V31,
+    "glm45": ToolFormat(glm45.glm45, (glm45.BEGIN, glm45.END, glm45.KEY, glm45.KEY_END, glm45.VALUE, glm45.VALUE_END)),
+    "granite": ToolFormat(_plain(granite.granite), granite.BEGINS, Wrapping("<|tool_call|>[", ", ", "]", _OBJECT)),
+    "json": JSON,
+}

@@ -1,0 +1,82 @@
+"""Calls as families of models write them, whole, cut at every character, and broken."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.parsers.answer_parser import AnswerParser
+from deployments.parsers.scanning.events import CallArguments, CallBegin
+from deployments.parsers.tool_formats import TOOL_FORMATS
+from tests.deployments.parsers.found import Found, found, joined, tools
+from tests.deployments.parsers.written_calls import D_BEGIN, D_CALL, D_CALL_END, D_END, D_SEP, WEATHER, WRITTEN, call
+
+AS_JSON = [name for name, form in sorted(TOOL_FORMATS.items()) if form.wrapping]
+
+
+@pytest.mark.parametrize(("family", "text", "expected"), WRITTEN)
+def test_calls_are_found_however_the_text_is_cut(family, text, expected):
+    form = tools(family, weather=WEATHER)
+    assert found([text], form) == expected
+    assert found(text, form) == expected
+    for cut in range(len(text) + 1):
+        assert found([text[:cut], text[cut:]], form) == expected, (text[:cut], text[cut:])
+
+
+@pytest.mark.parametrize("family", AS_JSON)
+def test_arguments_go_out_before_they_are_complete(family):
+    wrapping = TOOL_FORMATS[family].wrapping
+    before, between, _ = wrapping.call
+    parser = AnswerParser(tools(family))
+    events = parser.push(wrapping.begin + before + "f" + between + '{"a": "bc')
+    assert events == [CallBegin(0, "f"), CallArguments(0, '{"a": "bc')]
+
+
+def test_a_text_among_arguments_goes_out_before_it_is_complete():
+    parser = AnswerParser(tools("qwen3_coder", weather=WEATHER))
+    events = parser.push('<tool_call><function=weather><parameter=city>\na "b"\n')
+    assert joined(events).calls == (("weather", '{"city": "a \\"b\\"', False),)
+
+
+_PIECES = [
+    "<tool_call>", "</tool_call>", "<function=", "<parameter=city>", "</parameter>", "</function>", "<arg_key>", "</arg_key>",
+    "<arg_value>", "</arg_value>", "[TOOL_CALLS]", "[ARGS]", D_BEGIN, D_END, D_CALL, D_CALL_END, D_SEP, "<|tool_call|>",
+    "<|python_tag|>", '{"name": "weather", "arguments": ', '{"city": "Bern"}', "weather", "weather>", "\n", " ", "{", "}", "[",
+    "]", '"', "\\", "(", ")", "city=", "'x'", ",", ";", "```json\n", "words", "<", "true", "12",
+]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(TOOL_FORMATS)), st.lists(st.sampled_from(_PIECES), max_size=14), st.data())
+def test_any_text_is_read_alike_in_any_pieces(family, pieces, data):
+    text = "".join(pieces)
+    form = tools(family, weather=WEATHER)
+    whole = found([text], form)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    assert found([text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])], form) == whole
+    assert found(pieces, form) == whole and found(text, form) == whole
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(AS_JSON),
+    st.lists(
+        st.dictionaries(
+            st.text(max_size=5),
+            st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x, max_size=3), max_leaves=5),
+            max_size=3,
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)  # fmt: skip
+def test_what_a_grammar_makes_is_read_back(family, arguments):
+    wrapping = TOOL_FORMATS[family].wrapping
+    written = [json.dumps(value) for value in arguments]
+    before, between, after = wrapping.call
+    calls = wrapping.between.join(f"{before}f{between}{text}{after}" for text in written)
+    expected = Found("", tuple(call(text, "f") for text in written))
+    assert found([wrapping.begin + calls + wrapping.end], tools(family)) == expected
