@@ -16,6 +16,14 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 SIMULATED = "simulated"
 
 
+# Formats of answers, which parsers of ``deployments/parsers`` read.
+ToolCallParser = Literal[
+    "auto", "none", "deepseek_v3", "deepseek_v31", "ernie45", "glm45", "granite", "hermes", "json", "llama3_json", "llama4_json",
+    "llama4_pythonic", "mistral", "pythonic", "qwen3_coder", "qwen3_xml",
+]  # fmt: skip
+ReasoningParser = Literal["auto", "none", "deepseek_r1", "ernie45", "ernie_x1", "glm45", "granite", "qwen3"]
+
+
 class EngineConfig(BaseModel):
     """Settings of one engine (one copy of the model)."""
 
@@ -246,6 +254,14 @@ class LLMConfig(EngineConfig):
     trust_request_documents: bool = Field(
         False,
         description="Let requests bring documents for the model's chat template, which may put them where it trusts what it reads.",
+    )
+    tool_call_parser: ToolCallParser = Field(
+        "auto",
+        description="How the model writes tool calls: auto, what its chat template tells of; none, no calls are looked for and tools are refused; or a format (docs/tools.md).",
+    )
+    reasoning_parser: ReasoningParser = Field(
+        "auto",
+        description="How the model writes its reasoning: auto, what its chat template tells of; none, it stays in the content; or a format (docs/reasoning.md).",
     )
     generation_config: str = Field(
         "auto",

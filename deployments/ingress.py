@@ -46,6 +46,7 @@ from deployments.http.large_requests import large_requests
 from deployments.http.server.set_up import set_up_http_servers
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.vllm_text import VllmMetrics
+from deployments.openai_api.answer_formats import AnswerFormats
 from deployments.openai_api.answers.answer import OpenAiResponse, model_object
 from deployments.openai_api.answers.event_ids import LAST_EVENT_ID_HEADER
 from deployments.openai_api.openapi import PAGE_HEADERS, Endpoint, docs_page, openapi
@@ -253,6 +254,7 @@ class OpenAiIngress:
             defaults=self._defaults,
             unknown_fields=self._config.unknown_fields,
             lines=self._lines,
+            formats=AnswerFormats(self._tokenizer, self._config.tool_call_parser, self._config.reasoning_parser),
         )
         shown = " ".join(f"{name}={value}" for name, value in self._defaults.shown().items())
         logger.info("sampling defaults of %s: %s (from %s)", model.model_id, shown or "none", self._defaults.where)

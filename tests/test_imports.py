@@ -65,7 +65,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "commands": {"openai_api", "http", "replica", "start", "supervision", "ray_private"},
         "offline": {"openai_api", "answers", "routing", "metrics", "start"},
         "admin": {"routing", "replica", "spares"},
-        "openai_api": {"answers", "http", "routing", "metrics"},
+        "openai_api": {"answers", "http", "parsers", "routing", "metrics"},
         "answers": {"http", "routing", "metrics", "start"},
         "http": {"start"},
         "parsers": set(),

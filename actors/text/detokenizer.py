@@ -21,13 +21,19 @@ class IncrementalDetokenizer:
     Args:
         continues: tokens of a text that was shown before, which those to come continue: a SentencePiece model's first space is
             kept, and a character that they begin is completed.
+        shown: special tokens that are part of the text all the same.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, skip_special_tokens: bool = True, *, continues: Sequence[int] | None = None
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool = True,
+        *,
+        continues: Sequence[int] | None = None,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         self._bytes = tokenizer.token_bytes_table
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - shown if skip_special_tokens else frozenset()
         self._decoder = _UTF8("replace")
         self._strip_next = self._bytes.strips_first_space and continues is None
         self._is_amid = False

@@ -124,6 +124,11 @@ class Tokenizer:
         """Return the bytes that a token stands for; those of all tokens of a text, joined, are its UTF-8."""
         return self.token_bytes_table[token_id]
 
+    def special_id(self, text: str) -> int | None:
+        """The special token that is written so; None if there is none."""
+        token_id = self._backend.token_to_id(text)
+        return token_id if token_id in self.special_ids else None
+
     def apply_chat_template(
         self, messages: list[dict[str, Any]], template: ChatTemplate | None = None, **options: Any
     ) -> str:

@@ -26,6 +26,8 @@ _SHOWN = (
     "kv_cache_memory_gb",
     "gpu_memory_utilization",
     "tokenizer",
+    "tool_call_parser",
+    "reasoning_parser",
     "load_format",
     "api_keys_file",
     NUM_REPLICAS,

@@ -24,6 +24,7 @@ from cluster.sampling_params import SamplingParams
 from deployments.answers.generation import Generation
 from deployments.offline.local_client import LocalClient
 from deployments.offline.outputs import CompletionOutput, RequestOutput
+from deployments.openai_api.answer_formats import AnswerFormats
 from deployments.openai_api.answers.answer import OpenAiResponse
 from deployments.openai_api.requests.chat_prompt import ChatPrompts
 from deployments.openai_api.requests.sampling import ModelLimits
@@ -38,7 +39,14 @@ Conversation = Sequence[Mapping[str, Any]]
 _Start = Callable[[dict[str, Any]], Awaitable[tuple[Generation, OpenAiResponse]]]
 
 # What a server has besides its engines.
-_SETTINGS = (*EngineConfig.model_fields, "generation_config", "special_tokens_in_messages", "max_choices")
+_SETTINGS = (
+    *EngineConfig.model_fields,
+    "generation_config",
+    "special_tokens_in_messages",
+    "max_choices",
+    "tool_call_parser",
+    "reasoning_parser",
+)
 # The engine always has the next one waiting, and no more are kept in memory than that takes.
 _ROUNDS_AHEAD = 2
 
@@ -80,6 +88,7 @@ class LLM:
             config.max_choices,
             chats=ChatPrompts(self.tokenizer, config.special_tokens_in_messages == "text"),
             defaults=defaults,
+            formats=AnswerFormats(self.tokenizer, config.tool_call_parser, config.reasoning_parser),
         )
 
     def generate(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cluster.api_errors import bad_request, shown
 from cluster.client.resumable import RESUMABLE_HEADER
+from cluster.outputs import FINISH_STOP
 from deployments.answers.choice import Choice
 from deployments.openai_api.answers.answer_digest import AnswerDigest
 from deployments.openai_api.answers.event_ids import LAST_EVENT_ID_HEADER, ResumePoint
@@ -101,8 +102,10 @@ def _resume_choice(choice: Choice, has: ResumedChoice, fingerprint: str, vocab_s
     num_tokens, finished = len(has.token_ids), has.finish_reason is not None
     if num_tokens > params.max_tokens or (num_tokens == params.max_tokens and not finished):
         raise bad_request(f"{where} has {num_tokens} tokens; max_tokens is {params.max_tokens}", f"{where}.token_ids")
-    if not choice.output.resume(has.token_ids, has.finish_reason, params.logprobs is not None):
+    # An answer that ends with calls is one that its engine ended.
+    finish_reason = FINISH_STOP if has.finish_reason == "tool_calls" else has.finish_reason
+    if not choice.output.resume(has.token_ids, finish_reason, params.logprobs is not None):
         raise bad_request(f"{where}: these tokens complete a stop string", f"{where}.finish_reason")
     entry.output_token_ids = list(has.token_ids)
-    entry.finish_reason = has.finish_reason
+    entry.finish_reason = finish_reason
     entry.fingerprint = fingerprint

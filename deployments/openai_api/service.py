@@ -12,6 +12,7 @@ from actors.text.detokenizer import IncrementalDetokenizer
 from actors.text.tokenizer import Tokenizer
 from cluster.api_errors import ApiError, bad_request, shown
 from cluster.errors import InvalidRequestError
+from cluster.grammar import Grammar
 from cluster.journal import JournalEntry
 from cluster.tenant import NOBODY, Tenant
 from deployments.answers.choice import Choice
@@ -25,6 +26,7 @@ from deployments.http.connection import Peer, while_connected
 from deployments.http.large_requests import SMALL_BYTES, large_requests
 from deployments.metrics.ingress_metrics import SequenceTimes
 from deployments.metrics.request_events import RESUMED
+from deployments.openai_api.answer_formats import AnswerFormats
 from deployments.openai_api.answers.answer import OpenAiResponse
 from deployments.openai_api.answers.answer_digest import AnswerDigest
 from deployments.openai_api.answers.chat_answer import ChatAnswer
@@ -52,6 +54,7 @@ from deployments.openai_api.requests.sampling import (
     truncated,
 )
 from deployments.openai_api.requests.sampling_defaults import SamplingDefaults
+from deployments.openai_api.requests.structured_output import grammar_of
 from deployments.openai_api.requests.validation import UnknownFields
 from deployments.openai_api.resume import check_content, check_resume, resume_choices
 from deployments.routing.sequence_client import SequenceClient
@@ -96,6 +99,7 @@ class OpenAiService:
         defaults: what a request has where it says nothing.
         unknown_fields: whether a field that nobody knows is refused, or left out.
         lines: takes each request once it is over.
+        formats: what is looked for in the answers of chats; by default what the model's own template tells of.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class OpenAiService:
         defaults: SamplingDefaults | None = None,
         unknown_fields: UnknownFields = "refuse",
         lines: RequestLines | None = None,
+        formats: AnswerFormats | None = None,
     ) -> None:
         self.model_id = model_id
         self.defaults = defaults or SamplingDefaults()
@@ -117,6 +122,7 @@ class OpenAiService:
         self._tokenizer = tokenizer
         self._max_choices = max_choices
         self._chats = chats or ChatPrompts(tokenizer)
+        self._formats = formats or AnswerFormats(tokenizer)
         self.unknown_fields = unknown_fields
         self._live = LiveAnswers()
         self.traces = RequestTraces()
@@ -207,7 +213,7 @@ class OpenAiService:
             else:
                 prompt_texts.append(prompt if isinstance(prompt, str) and is_whole else self._text_of(ids))
         request.prompt = None  # the answer keeps the request, and has no use for it
-        generation, options = self._generation(request, prompt_ids, caller, received)
+        generation, options = self._generation(request, prompt_ids, caller, received, grammar_of(request))
         answer = CompletionAnswer(
             request,
             self.model_id,
@@ -233,13 +239,18 @@ class OpenAiService:
         if not prompt_ids[0]:
             raise bad_request("messages make a prompt without tokens; write at least one character", "messages")
         echo = echoed(request.messages) if request.echo else ""
+        grammar = grammar_of(request)
+        form = self._formats.of(request, prompt_ids[0], grammar)
+        grammar = self._formats.grammar(request, form, grammar)
         # As above.
-        request.messages, request.documents = [], []
+        request.messages, request.documents, request.tools = [], [], []
         request.chat_template_kwargs, request.chat_template = {}, None
-        generation, options = self._generation(request, prompt_ids, caller, received)
+        generation, options = self._generation(
+            request, prompt_ids, caller, received, grammar, self._formats.shown_tokens(form)
+        )
         answer = ChatAnswer(
             request, self.model_id, self._tokenizer, generation, prompt_ids, **options, created=created,
-            defaults=self.defaults, echo=echo,
+            defaults=self.defaults, echo=echo, form=form,
         )  # fmt: skip
         return generation, answer
 
@@ -303,9 +314,20 @@ class OpenAiService:
             )
 
     def _generation(
-        self, request: GenerationRequest, prompts: Sequence[list[int]], caller: Caller, received: float
+        self,
+        request: GenerationRequest,
+        prompts: Sequence[list[int]],
+        caller: Caller,
+        received: float,
+        grammar: Grammar | None,
+        shown: frozenset[int] = frozenset(),
     ) -> tuple[Generation, dict[str, Any]]:
-        """The sequences of a request, not yet submitted, and what its answer is built with."""
+        """The sequences of a request, not yet submitted, and what its answer is built with.
+
+        Args:
+            grammar: that the answers follow.
+            shown: special tokens that are part of their text.
+        """
         seed, tenant, resumed = assign_seed(request), caller.tenant, caller.resumed
         cache_salt = tenant.cache_salt(request.cache_salt)
         resume = request.resume
@@ -330,7 +352,7 @@ class OpenAiService:
         choices: list[Choice] = []
         bad_seqs = bad_token_seqs(request.bad_words, self._tokenizer)
         for prompt_ids in prompts:
-            first = sampling_params(request, len(prompt_ids), seed, self.limits, bad_seqs)
+            first = sampling_params(request, len(prompt_ids), seed, self.limits, bad_seqs, grammar)
             check_prompt_logprobs(prompts, request.n, first.prompt_logprobs, self.limits)
             self._client.metrics.count_params(first.max_tokens, request.n)
             for i in range(request.n):
@@ -349,7 +371,9 @@ class OpenAiService:
                     isinstance(request, ChatCompletionRequest) and request.continue_final_message
                 )
                 continues = prompt_ids if goes_on else None
-                detokenizer = IncrementalDetokenizer(self._tokenizer, request.skip_special_tokens, continues=continues)
+                detokenizer = IncrementalDetokenizer(
+                    self._tokenizer, request.skip_special_tokens, continues=continues, shown=shown
+                )
                 output = SequenceOutput(
                     detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output
                 )

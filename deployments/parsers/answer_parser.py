@@ -35,6 +35,9 @@ class AnswerFormat:
         return self.reasoning is None and self.tools is None
 
 
+PLAIN = AnswerFormat()
+
+
 class AnswerParser:
     """Reads one answer. What it finds depends on the text alone, and not on how that was cut into pieces."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deployments.parsers.scanning.call_writer import CallWriter
@@ -18,18 +18,28 @@ class Wrapping:
     """What stands around the JSON of a call's arguments, where a grammar makes the call.
 
     Attributes:
-        begin, between, end: around all calls, and between two.
+        marker: which no other answer has; empty if only an answer's beginning tells.
+        begin, between, end: around all calls, behind the first marker, and between two.
         call: around one: before its name, between name and arguments, behind them.
+        is_each_marked: each call has a marker, and not only all together.
     """
 
+    marker: str
     begin: str
     between: str
     end: str
     call: tuple[str, str, str]
+    is_each_marked: bool = False
+
+    def written(self, calls: Sequence[tuple[str, str]]) -> str:
+        """Calls, each a name and the JSON of its arguments."""
+        before, middle, after = self.call
+        mark = self.marker if self.is_each_marked else ""
+        texts = [f"{mark}{before}{name}{middle}{arguments}{after}" for name, arguments in calls]
+        return ("" if mark else self.marker) + self.begin + self.between.join(texts) + self.end
 
 
 _OBJECT = '{"name": "', '", "arguments": ', "}"
-BARE_JSON = Wrapping("[", ", ", "]", _OBJECT)
 
 
 @dataclass(frozen=True)
@@ -58,10 +68,10 @@ def _plain(
 _HERMES = ToolFormat(
     _plain(hermes.hermes),
     (hermes.BEGIN, hermes.END),
-    Wrapping("", "\n", "", ("<tool_call>\n" + _OBJECT[0], _OBJECT[1], "}\n</tool_call>")),
+    Wrapping(hermes.BEGIN, "", "\n", "", ("\n" + _OBJECT[0], _OBJECT[1], "}\n" + hermes.END), is_each_marked=True),
 )
 _LLAMA3 = ToolFormat(
-    _plain(llama3_json), (PYTHON_TAG,), Wrapping("", "; ", "", ('{"name": "', '", "parameters": ', "}"))
+    _plain(llama3_json), (PYTHON_TAG,), Wrapping("", "", "; ", "", ('{"name": "', '", "parameters": ', "}"))
 )
 _PYTHONIC = ToolFormat(_plain(pythonic), ("<|python_start|>", "<|python_end|>", PYTHON_TAG))
 _DEEPSEEK = (deepseek.CALLS_BEGIN, deepseek.CALLS_END, deepseek.CALL_BEGIN, deepseek.CALL_END, deepseek.SEPARATOR)
@@ -69,7 +79,7 @@ _DEEPSEEK_V31 = ToolFormat(
     _plain(deepseek.deepseek_v31),
     _DEEPSEEK,
     Wrapping(
-        deepseek.CALLS_BEGIN, "", deepseek.CALLS_END, (deepseek.CALL_BEGIN, deepseek.SEPARATOR, deepseek.CALL_END)
+        deepseek.CALLS_BEGIN, "", "", deepseek.CALLS_END, (deepseek.CALL_BEGIN, deepseek.SEPARATOR, deepseek.CALL_END)
     ),
 )
 _QWEN3_CODER = ToolFormat(
@@ -77,7 +87,7 @@ _QWEN3_CODER = ToolFormat(
     (qwen3_coder.BEGIN, qwen3_coder.END, qwen3_coder.FUNCTION, qwen3_coder.FUNCTION_END, qwen3_coder.PARAMETER,
      qwen3_coder.PARAMETER_END),
 )  # fmt: skip
-JSON = ToolFormat(_plain(bare_json), (), BARE_JSON)
+JSON = ToolFormat(_plain(bare_json), (), Wrapping("", "[", ", ", "]", _OBJECT))
 
 TOOL_FORMATS: dict[str, ToolFormat] = {
     "hermes": _HERMES,
@@ -91,7 +101,7 @@ TOOL_FORMATS: dict[str, ToolFormat] = {
     "mistral": ToolFormat(
         _plain(mistral.mistral),
         (mistral.BEGIN, "[ARGS]", "[CALL_ID]"),
-        Wrapping("[TOOL_CALLS][", ", ", "]", _OBJECT),
+        Wrapping(mistral.BEGIN, "[", ", ", "]", _OBJECT),
         9,
     ),
     "deepseek_v3": ToolFormat(
@@ -99,6 +109,7 @@ TOOL_FORMATS: dict[str, ToolFormat] = {
         _DEEPSEEK,
         Wrapping(
             deepseek.CALLS_BEGIN,
+            "",
             "\n",
             deepseek.CALLS_END,
             (deepseek.CALL_BEGIN + "function" + deepseek.SEPARATOR, "\n```json\n", "\n```" + deepseek.CALL_END),
@@ -106,6 +117,8 @@ TOOL_FORMATS: dict[str, ToolFormat] = {
     ),
     "deepseek_v31": _DEEPSEEK_V31,
     "glm45": ToolFormat(glm45.glm45, (glm45.BEGIN, glm45.END, glm45.KEY, glm45.KEY_END, glm45.VALUE, glm45.VALUE_END)),
-    "granite": ToolFormat(_plain(granite.granite), granite.BEGINS, Wrapping("<|tool_call|>[", ", ", "]", _OBJECT)),
+    "granite": ToolFormat(
+        _plain(granite.granite), granite.BEGINS, Wrapping(granite.BEGINS[0], "[", ", ", "]", _OBJECT)
+    ),
     "json": JSON,
 }

@@ -53,7 +53,7 @@ VALUES: Mapping[tuple[str, str], str] = MappingProxyType(
 )
 ONE_DEVICE = "an engine computes on one device; num_replicas (of deployment_config) says how many engines there are"
 ADAPTERS = "adapters are not supported; merge them into the model"
-_TOOLS = "tools and parsers of answers are not supported"
+_PARSERS = "tool_call_parser and reasoning_parser say what is looked for"
 _VISION = "models that see or hear are not supported"
 _EXPERTS = "mixtures of experts are not supported"
 _REVISION = "download the revision, and give its directory as the model"
@@ -88,10 +88,8 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
          "default_mm_loras", "lora_extra_vocab_size"),
         Elsewhere(ADAPTERS, (None, False)),
     ),
-    **dict.fromkeys(
-        ("enable_auto_tool_choice", "tool_call_parser", "tool_parser_plugin", "reasoning_parser", "enable_reasoning"),
-        Elsewhere(_TOOLS, (None, False, "")),
-    ),
+    **dict.fromkeys(("enable_auto_tool_choice", "enable_reasoning"), Elsewhere(_PARSERS, (None, False, True))),
+    "tool_parser_plugin": Elsewhere("parsers are this project's own; leave it out", (None, "")),
     **dict.fromkeys(
         ("limit_mm_per_prompt", "mm_processor_kwargs", "media_io_kwargs", "mm_processor_cache_gb", "allowed_local_media_path",
          "mm_encoder_tp_mode", "interleave_mm_strings", "skip_mm_profiling", "enable_mm_embeds"),

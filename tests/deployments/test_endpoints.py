@@ -55,7 +55,7 @@ def test_more_than_the_model_takes_is_counted_up_to_the_bodies_limit(app: App):
         ("/tokenize", {"prompt": "x", "model": "other"}, 404, "model"),
         ("/tokenize", {"prompt": "\ud800"}, 400, "prompt"),
         ("/tokenize", {"messages": [{"role": "nobody", "content": "x"}]}, 400, "messages.0.role"),
-        ("/tokenize", {"messages": CHAT, "tools": [{}]}, 400, "tools"),
+        ("/tokenize", {"messages": CHAT, "tools": [{}]}, 400, "tools.0.function"),
         ("/tokenize", {"prompt": "x", "wat": 1}, 400, "wat"),
         ("/detokenize", {"tokens": [10**9]}, 400, "tokens.0"),
         ("/detokenize", {"tokens": [True]}, 400, "tokens.0"),

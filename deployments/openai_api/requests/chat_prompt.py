@@ -64,6 +64,7 @@ class ChatPrompts:
                 template=template,
                 add_generation_prompt=request.add_generation_prompt,
                 continue_final_message=request.continue_final_message,
+                tools=_tools(request, template.variables),
                 template_kwargs=_variables(request, template.variables),
                 now=now,
             )
@@ -77,6 +78,13 @@ def echoed(messages: list[ChatMessage]) -> str:
     """What an answer with echo begins with: the last message, if it is the assistant's, too."""
     last = messages[-1]
     return "\n".join(part.text for part in last.content) if last.role == "assistant" else ""
+
+
+def _tools(request: TemplatedChat, known: frozenset[str]) -> list[dict[str, Any]] | None:
+    """As a template knows them; None where there are none, which it asks for."""
+    if not request.tools:
+        return None
+    return _placed("tools", [tool.as_template_tool() for tool in request.tools], known)
 
 
 def _variables(request: TemplatedChat, known: frozenset[str]) -> dict[str, Any]:

@@ -30,6 +30,10 @@ CALLED_FUNCTION = "messages.tool_calls.function"
 RESPONSE_FORMAT = "response_format"
 RESPONSE_SCHEMA = "response_format.json_schema"
 STRUCTURED_OUTPUTS = "structured_outputs"
+TOOL = "tools"
+TOOL_FUNCTION = "tools.function"
+CHOSEN_TOOL = "tool_choice"
+CHOSEN_FUNCTION = "tool_choice.function"
 STREAM_OPTIONS = "stream_options"
 THINKING = "thinking"
 RESUME = "resume"
@@ -81,9 +85,10 @@ def _refused(places: Iterable[str], reason: str, **harmless: tuple[Any, ...]) ->
 
 NO_STRUCTURAL_TAGS = "this server follows no structural tags; there are json_schema, regex, choice and grammar"
 _STRUCTURED = "the form of an answer is told by response_format or structured_outputs"
-_TOOLS = "this server does not make tool calls"
+_TOOLS = "tools are of chats"
+_OLD_TOOLS = "OpenAI's older form of tools and tool_choice"
 TEXT_ONLY = "this model takes and writes text only"
-_REASONING = "this server does not part reasoning from answers"
+_REASONING = "reasoning is of chats"
 # What OpenAI's client has in an answer's message, and sends back with it.
 _EMPTY: tuple[Any, ...] = ([], {}, "")
 _ONE_SERVER = "requests are not split between servers"
@@ -148,7 +153,11 @@ FIELDS: tuple[FieldRow, ...] = (
         thinking="the same in other words: type enabled or disabled",
         chat_template="a template instead of the model's, where the setting trust_request_chat_template allows it",
         chat_template_kwargs="variables of the chat template",
+        include_reasoning="false: answers are without the model's reasoning",
+        parallel_tool_calls="false: one call where a grammar makes the calls",
     ),
+    *_works([CHAT], ([],), tools="functions that the model may call, where the chat template has a place for them"),
+    *_works([CHAT], (), tool_choice="none, auto, required, or the function that is called"),
     *_no_op(
         _BOTH, ShortText, "names somebody or something of the client's",
         "user", "safety_identifier", "session_id", "prompt_cache_key",
@@ -166,18 +175,19 @@ FIELDS: tuple[FieldRow, ...] = (
     ),
     *_no_op(_BOTH, dict[str, Any], "prefixes are cached without breakpoints", "prompt_cache_options"),
     *_no_op(_BOTH, bool, "the text is that of the tokens, with the spaces that they have", "spaces_between_special_tokens"),
-    *_no_op(_BOTH, bool, "of answers that have no such part", "include_reasoning", "separate_reasoning", "stream_reasoning"),
+    *_no_op(_BOTH, bool, "of answers that have no such part", "separate_reasoning", "stream_reasoning"),
+    *_no_op([COMPLETION], bool, "of answers that have no such part", "include_reasoning"),
     *_no_op(_BOTH, bool, "of other endpoints", "return_token_offsets", "return_mm_kwargs"),
     *_no_op(_BOTH, Annotated[int, Field(ge=0)], "of answers that have no such part", "routed_experts_prompt_start"),
     *_no_op(_BOTH, Annotated[int, Field(ge=1)], "chunks come as tokens do", "stream_interval"),
-    *_no_op([CHAT], bool, "there are no tool calls", "parallel_tool_calls"),
     *_refused(
         _BOTH, _STRUCTURED,
         guided_decoding_backend=("auto",), guided_whitespace_pattern=(), grammar=("",), json_schema=(),
         regex=(), ebnf=(),
     ),
     *_refused((*_BOTH, STRUCTURED_OUTPUTS), NO_STRUCTURAL_TAGS, structural_tag=()),
-    *_refused(_BOTH, _TOOLS, tools=([],), tool_choice=("none", "auto"), functions=([],), function_call=("none", "auto")),
+    *_refused([COMPLETION], _TOOLS, tools=([],), tool_choice=("none", "auto")),
+    *_refused(_BOTH, _OLD_TOOLS, functions=([],), function_call=("none", "auto")),
     *_refused(_BOTH, TEXT_ONLY, modalities=(["text"], []), audio=(), media_io_kwargs=({},), mm_processor_kwargs=({},)),
     *_refused(_BOTH, "this server does not search beams", use_beam_search=(False,), length_penalty=(1,), early_stopping=(False,)),
     *_refused(_BOTH, "this server runs one decoder, without a predicted output", prediction=()),
@@ -191,7 +201,9 @@ FIELDS: tuple[FieldRow, ...] = (
     ),
     *_refused(_BOTH, "this server does not bound how long a model reasons", thinking_token_budget=(-1,)),
     *_refused(_BOTH, "this server runs no code of its clients", logits_processors=([],)),
-    *_refused(_BOTH, _REASONING, reasoning=({"effort": "none"}, {"enabled": False})),
+    *_refused(
+        _BOTH, "chats have reasoning_effort and enable_thinking", reasoning=({"effort": "none"}, {"enabled": False}),
+    ),
     *_refused([CHAT], "return_token_ids brings the tokens of the prompt", return_prompt_text=(False,)),
     *_refused(_BOTH, "this server does not watermark", watermarking=(False,)),
     *_refused(
@@ -267,6 +279,17 @@ FIELDS: tuple[FieldRow, ...] = (
     ),
     *_works([CALLED_FUNCTION], name="of the function", arguments="an object, or its JSON"),
     *_no_op([CALLED_FUNCTION], Any, "what OpenAI's client has read out of the arguments", "parsed_arguments"),
+    *_works([TOOL], type="function", function="what the model may call"),
+    *_no_op([TOOL], dict[str, Any], "prefixes are cached without breakpoints", "cache_control"),
+    *_works(
+        [TOOL_FUNCTION],
+        name="of the function: letters, digits and _.:/-",
+        description="for the model",
+        parameters="a JSON schema of the arguments",
+        strict="true: a grammar keeps the arguments to the schema",
+    ),
+    *_works([CHOSEN_TOOL], type="function", function="what is called"),
+    *_works([CHOSEN_FUNCTION], name="of one of the tools"),
     *_works([THINKING], type="enabled or disabled"),
     *_refused([THINKING], "this server does not bound how long a model reasons", budget_tokens=(0,)),
     *_works([RESUME], fingerprint="system_fingerprint of the chunks", choices="one entry a choice"),
@@ -276,8 +299,8 @@ FIELDS: tuple[FieldRow, ...] = (
 # Those of the endpoints that generate nothing.
 _BOTH_TOKENIZE = TOKENIZE, TOKENIZE_CHAT
 _TEMPLATE_FIELDS = (
-    "messages", "add_generation_prompt", "continue_final_message", "documents", "reasoning_effort", "enable_thinking", "thinking",
-    "chat_template", "chat_template_kwargs",
+    "messages", "tools", "add_generation_prompt", "continue_final_message", "documents", "reasoning_effort", "enable_thinking",
+    "thinking", "chat_template", "chat_template_kwargs",
 )  # fmt: skip
 FIELDS += (
     *_works((*_BOTH_TOKENIZE, DETOKENIZE), model="name of the model; may be left out"),
@@ -292,7 +315,7 @@ FIELDS += (
         return_token_strs="the tokens as the vocabulary spells them",
     ),
     *_works((DETOKENIZE,), tokens="token ids"),
-    *_refused(_BOTH_TOKENIZE, _TOOLS, tools=([],)),
+    *_refused([TOKENIZE], _TOOLS, tools=([],)),
     *_refused(_BOTH_TOKENIZE, TEXT_ONLY, media_io_kwargs=({},), mm_processor_kwargs=({},)),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -27,7 +26,8 @@ from deployments.openai_api.requests.fields import (
     TOOL_CALL,
     ShortText,
 )
-from deployments.openai_api.requests.schemas import WITHOUT_NULLS, OrText, Text
+from deployments.openai_api.requests.schemas import WITHOUT_NULLS, OrText, Text, valid_unicode_inside
+from deployments.openai_api.requests.tools import Tools
 from deployments.openai_api.requests.validation import RequestPart, field_error
 
 MAX_MESSAGES = 4096
@@ -36,18 +36,10 @@ MAX_DOCUMENTS = 1024
 MAX_TEMPLATE_CHARS = 2**16
 
 
-def _valid_unicode(value: Any) -> Any:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise PydanticCustomError("field_value", "must be valid Unicode") from None
-    return value
-
-
 def _arguments(value: Any) -> Any:
     if not isinstance(value, (str, dict)):
         raise PydanticCustomError("field_value", "must be an object, or a string that holds one as JSON")
-    return _valid_unicode(value)
+    return valid_unicode_inside(value)
 
 
 class TextPart(RequestPart):
@@ -176,6 +168,7 @@ class TemplatedChat(RequestPart):
     add_generation_prompt: bool = True
     add_special_tokens: bool = False
     continue_final_message: bool = False
+    tools: Tools = Field(default_factory=list)
     documents: list[Annotated[dict[Text, Text | None], WITHOUT_NULLS]] = Field(
         default_factory=list, max_length=MAX_DOCUMENTS
     )
@@ -183,7 +176,7 @@ class TemplatedChat(RequestPart):
     enable_thinking: bool | None = None
     thinking: Thinking | None = None
     chat_template: Annotated[str, StringConstraints(max_length=MAX_TEMPLATE_CHARS)] | None = None
-    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_valid_unicode)] = Field(
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(valid_unicode_inside)] = Field(
         default_factory=dict, max_length=32
     )
 

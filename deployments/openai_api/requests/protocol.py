@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, FailFast, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    FailFast,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from cluster.api_errors import bad_request, shown
@@ -40,7 +48,8 @@ from deployments.openai_api.requests.fields import (
 from deployments.openai_api.requests.messages import TemplatedChat
 from deployments.openai_api.requests.schemas import WITHOUT_NULLS, OrText
 from deployments.openai_api.requests.token_lists import TOKEN_ID_KEYS, PromptField, TokenIdList
-from deployments.openai_api.requests.validation import RequestPart, TokenId, UnknownFields, validated
+from deployments.openai_api.requests.tools import ChosenTool, ToolChoice
+from deployments.openai_api.requests.validation import RequestPart, TokenId, UnknownFields, field_error, validated
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
@@ -94,7 +103,7 @@ class ResumedChoice(RequestPart):
     place = RESUMED_CHOICE
 
     token_ids: Annotated[list[int], TokenIdList(MAX_RESUMED_TOKENS)]
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
 
 
 class Resume(RequestPart):
@@ -186,6 +195,22 @@ class ChatCompletionRequest(GenerationRequest, TemplatedChat):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
+
+    @model_validator(mode="after")
+    def _offers_what_it_chooses(self) -> ChatCompletionRequest:
+        choice = self.tool_choice
+        if choice in ("none", "auto"):
+            return self
+        names = [tool.function.name for tool in self.tools]
+        if not names:
+            raise field_error(("tool_choice",), choice, "is only allowed with tools")
+        if isinstance(choice, ChosenTool) and choice.function.name not in names:
+            says = f"must be one of the tools, got {shown(choice.function.name)}"
+            raise field_error(("tool_choice", "function", "name"), choice.function.name, says)
+        return self
 
 
 _Request = TypeVar("_Request", bound=GenerationRequest)

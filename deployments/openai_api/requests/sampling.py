@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from actors.text.tokenizer import Tokenizer
 from cluster.api_errors import ApiError, bad_request, shown
+from cluster.grammar import Grammar
 from cluster.sampling_params import MAX_BAD_SEQ_LEN, MAX_LOGPROBS, SamplingParams
 from deployments.openai_api.requests.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
-from deployments.openai_api.requests.structured_output import grammar_of
 
 DEFAULT_COMPLETION_TOKENS = 16
 _SEED_RANGE = 2**63
@@ -44,8 +44,10 @@ def sampling_params(
     seed: int,
     limits: ModelLimits,
     bad_token_seqs: tuple[tuple[int, ...], ...] = (),
+    grammar: Grammar | None = None,
 ) -> SamplingParams:
-    """Parameters of one sequence behind a prompt of ``prompt_len`` tokens; ``bad_token_seqs`` are those of bad_words.
+    """Parameters of one sequence behind a prompt of ``prompt_len`` tokens; ``bad_token_seqs`` are those of bad_words, ``grammar``
+    is what the request comes to.
 
     Raises:
         ApiError: prompt and output do not fit the model, or a token id is not in its vocabulary.
@@ -77,7 +79,7 @@ def sampling_params(
         stop_token_ids=tuple(request.stop_token_ids),
         stop_token_seqs=tuple(tuple(seq) for seq in request.stop_token_seqs),
         ignore_eos=request.ignore_eos,
-        grammar=grammar_of(request),
+        grammar=grammar,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )

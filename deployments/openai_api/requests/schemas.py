@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -92,6 +93,17 @@ def _valid_unicode(value: str) -> str:
             value.encode()
         except UnicodeEncodeError:
             raise PydanticCustomError("field_value", "must be valid Unicode") from None
+    return value
+
+
+def valid_unicode_inside(value: Any) -> Any:
+    """``value`` if all texts in it are valid Unicode."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("field_value", "must be valid Unicode") from None
+    except RecursionError:
+        raise PydanticCustomError("field_value", "must not be nested so deep") from None
     return value
 
 

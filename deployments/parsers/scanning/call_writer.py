@@ -88,7 +88,8 @@ def marked_calls(scan: Scanner, calls: CallWriter, begins: Sequence[str], end: s
         behind = (lambda text: calls.arguments(text)) if calls.is_open else (lambda text: None)
         ends = [*begins, end] if end else []
         begin = (yield from until(scan, ends, behind)) if ends else ""
-        if calls.is_open and (begin or not ends):
+        if calls.is_open and begin:
             yield calls.end()
+        calls.is_open = False
         if not begin or begin == end:
             begin = yield from until(scan, begins, calls.content)

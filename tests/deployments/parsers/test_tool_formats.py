@@ -28,11 +28,10 @@ def test_calls_are_found_however_the_text_is_cut(family, text, expected):
 
 @pytest.mark.parametrize("family", AS_JSON)
 def test_arguments_go_out_before_they_are_complete(family):
-    wrapping = TOOL_FORMATS[family].wrapping
-    before, between, _ = wrapping.call
     parser = AnswerParser(tools(family))
-    events = parser.push(wrapping.begin + before + "f" + between + '{"a": "bc')
-    assert events == [CallBegin(0, "f"), CallArguments(0, '{"a": "bc')]
+    written = TOOL_FORMATS[family].wrapping.written([("f", '{"a": "bc"}')])
+    events = parser.push(written[: written.index('c"')])
+    assert events == [CallBegin(0, "f"), CallArguments(0, '{"a": "b')]
 
 
 def test_a_text_among_arguments_goes_out_before_it_is_complete():
@@ -74,9 +73,7 @@ def test_any_text_is_read_alike_in_any_pieces(family, pieces, data):
     ),
 )  # fmt: skip
 def test_what_a_grammar_makes_is_read_back(family, arguments):
-    wrapping = TOOL_FORMATS[family].wrapping
     written = [json.dumps(value) for value in arguments]
-    before, between, after = wrapping.call
-    calls = wrapping.between.join(f"{before}f{between}{text}{after}" for text in written)
+    calls = TOOL_FORMATS[family].wrapping.written([("f", text) for text in written])
     expected = Found("", tuple(call(text, "f") for text in written))
-    assert found([wrapping.begin + calls + wrapping.end], tools(family)) == expected
+    assert found([calls], tools(family)) == expected

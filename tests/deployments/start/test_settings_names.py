@@ -29,6 +29,7 @@ from deployments.start.vllm_names import ALIASES, ELSEWHERE, MEANS_NOTHING, is_s
         (["--enforce-eager"], "enforce_eager", True),
         (["--no-enable-prefix-caching"], "enable_prefix_caching", False),
         (["--gpu-memory-utilization", "0.5", "--tensor-parallel-size", "1"], "gpu_memory_utilization", 0.5),
+        (["--enable-auto-tool-choice", "--tool-call-parser", "hermes"], "tool_call_parser", "hermes"),
         (["--data-parallel-size", "2"], "deployment_config", {"num_replicas": 2}),
         (["-dp", "2"], "deployment_config", {"num_replicas": 2}),
         (["--enable-prefix-caching", "false"], "enable_prefix_caching", False),

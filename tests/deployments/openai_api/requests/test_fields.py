@@ -15,6 +15,8 @@ from deployments.openai_api.requests.answer_forms import ResponseFormat, Respons
 from deployments.openai_api.requests.fields import (
     CALLED_FUNCTION,
     CHAT,
+    CHOSEN_FUNCTION,
+    CHOSEN_TOOL,
     COMPLETION,
     CONTENT_PART,
     DETOKENIZE,
@@ -30,7 +32,9 @@ from deployments.openai_api.requests.fields import (
     THINKING,
     TOKENIZE,
     TOKENIZE_CHAT,
+    TOOL,
     TOOL_CALL,
+    TOOL_FUNCTION,
     Verdict,
 )
 from deployments.openai_api.requests.messages import CalledFunction, ChatMessage, TextPart, Thinking, ToolCall
@@ -42,6 +46,7 @@ from deployments.openai_api.requests.protocol import (
     StreamOptions,
     parse_request,
 )
+from deployments.openai_api.requests.tools import ChosenFunction, ChosenTool, FunctionDefinition, Tool
 from deployments.openai_api.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizePromptRequest
 
 USER = {"role": "user", "content": "hi"}
@@ -60,6 +65,10 @@ MODELS = {
     STREAM_OPTIONS: StreamOptions,
     TOOL_CALL: ToolCall,
     CALLED_FUNCTION: CalledFunction,
+    TOOL: Tool,
+    TOOL_FUNCTION: FunctionDefinition,
+    CHOSEN_TOOL: ChosenTool,
+    CHOSEN_FUNCTION: ChosenFunction,
     THINKING: Thinking,
     RESUME: Resume,
     RESUMED_CHOICE: ResumedChoice,
@@ -197,7 +206,13 @@ def test_a_number_without_a_fraction_is_an_integer():
          'messages.0.role: must be "system", "developer", "user", "assistant" or "tool", got "narrator"'),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}]},
          'messages.0.content.1.type: this model takes and writes text only, got "image_url"'),
-        (CHAT, {"tools": [{"type": "function"}]}, "tools: this server does not make tool calls"),
+        (CHAT, {"tools": [{"type": "function"}]}, "tools.0.function is required"),
+        (CHAT, {"tools": [{"function": {"name": "a b"}}]}, "tools.0.function.name: must be 1 to 128 letters, digits and _.:/-"),
+        (CHAT, {"tool_choice": "any"}, 'tool_choice: must be "none", "auto", "required" or an object that names a function'),
+        (CHAT, {"tool_choice": "required"}, "tool_choice: is only allowed with tools"),
+        (CHAT, {"tools": [{"function": {"name": "f"}}], "tool_choice": {"function": {"name": "g"}}},
+         'tool_choice.function.name: must be one of the tools, got "g"'),
+        (COMPLETION, {"tools": [{"type": "function"}]}, "tools: tools are of chats"),
         (CHAT, {"guided_decoding_backend": "x"}, "guided_decoding_backend: the form of an answer is told by response_format"),
         (CHAT, {"length_penalty": True}, "length_penalty: this server does not search beams"),
         (CHAT, {"use_beam_search": 0}, "use_beam_search: this server does not search beams"),
@@ -292,8 +307,12 @@ def test_unknown_fields_are_refused_or_left_out(name):
     message = {**USER, name: 1, "content": [{"type": "text", "text": "x", name: 1}]}
     body = {"messages": [message], name: 1, "stream": True, "stream_options": {name: 1}}
     assert parse_request(ChatCompletionRequest, body, unknown_fields="ignore").messages[0].content[0].text == "x"
-    with pytest.raises(ApiError, match="tool calls"):
-        parse_request(ChatCompletionRequest, {**body, "tools": [{}]}, unknown_fields="ignore")
+    with pytest.raises(ApiError, match="without a predicted output"):
+        parse_request(ChatCompletionRequest, {**body, "prediction": {}}, unknown_fields="ignore")
+    tool = {"type": "function", name: 1, "function": {"name": "f", name: 1}}
+    choice = {"type": "function", name: 1, "function": {"name": "f", name: 1}}
+    parse_request(ChatCompletionRequest, {**body, "tools": [tool], "tool_choice": choice}, unknown_fields="ignore")
+    assert refusal(CHAT, {"tools": [tool]})["code"] == "unknown_parameter"
 
 
 def test_every_row_says_why():

@@ -51,7 +51,7 @@ def refusal(kind, body) -> dict:
         ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"3": 101}}, "logit_bias", "invalid_value"),
         ({"logprobs": 21}, "logprobs", "invalid_value"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
         ({"structural_tag": {"type": "json_object"}}, "structural_tag", "unsupported_parameter"),
         ({"response_format": "json"}, "response_format", "invalid_value"),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),

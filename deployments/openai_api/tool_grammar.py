@@ -1,0 +1,132 @@
+"""The grammar of an answer that calls tools: what a family writes around a call, and the schema of its arguments."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from cluster.api_errors import bad_request
+from cluster.grammar import JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, Grammar
+from deployments.openai_api.requests.protocol import ChatCompletionRequest
+from deployments.openai_api.requests.tools import AUTO, ChosenTool, FunctionDefinition
+from deployments.parsers.answer_parser import AnswerFormat
+from deployments.parsers.reasoning import ReasoningFormat
+from deployments.parsers.tool_formats import Wrapping
+
+# Arguments are written as templates show them to the model: a space behind commas and colons, and none else, so that no run of
+# white space goes on for ever.
+_SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+_ANY_TEXT = "/(.|\\n)*/"
+SpecialId = Callable[[str], int | None]
+
+
+def tool_grammar(
+    request: ChatCompletionRequest, form: AnswerFormat, own: Grammar | None, special_id: SpecialId
+) -> Grammar | None:
+    """What an answer to a request with tools must be like; None if anything may come.
+
+    Args:
+        own: what the request itself asks for, which an answer without a call follows.
+        special_id: of a special token, by its text.
+    Raises:
+        ApiError: 400, its grammar and its tools do not go together.
+    """
+    assert form.tools is not None
+    wrapping, choice = form.tools.wrapping, request.tool_choice
+    functions = [tool.function for tool in request.tools]
+    if isinstance(choice, ChosenTool):
+        functions = [function for function in functions if function.name == choice.function.name][-1:]
+    if own is not None and (own.kind != JSON_SCHEMA or choice != AUTO or wrapping is None):
+        raise bad_request(
+            f"{own.param}: does not go together with tools, unless it is JSON, tool_choice is auto, and the model writes its "
+            "calls as JSON",
+            own.param,
+            "unsupported_parameter",
+        )
+    is_free = choice == AUTO and own is None
+    if wrapping is None or (is_free and not any(function.strict for function in functions)):
+        return None
+    written = _Written(special_id)
+    rules = [written.call(i, wrapping, function) for i, function in enumerate(functions)]
+    rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(functions))))
+    several = request.parallel_tool_calls and not isinstance(choice, ChosenTool)
+    before = written.reasoning(form.reasoning, form.begins_in_reasoning, rules)
+    calls = written.calls(wrapping, several)
+    if not is_free:
+        answer = calls
+        if own is not None:
+            rules.append(f"own: %json {own.text}")
+            answer = f"({calls} | own)"
+    elif not wrapping.marker:
+        # The whole answer is calls or is none.
+        rules.append(r"WORDS: /[^\s{\[](.|\n)*/")
+        answer = f"({calls} | WORDS?)"
+    else:
+        rules += written.marked(wrapping, several)
+        answer = "marked* ANY" if several else "(marked | ANY)"
+    rules.append(f"start: {before} {answer}")
+    text = "\n".join(rules)
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise bad_request(
+            f"tools: names and parameters make a grammar of {len(text)} characters; at most {MAX_GRAMMAR_CHARS} are allowed",
+            "tools",
+        )
+    return Grammar(LARK, text, "tools")
+
+
+class _Written:
+    """Parts of a grammar in Lark's syntax. Special tokens of the model are tokens there, not characters."""
+
+    def __init__(self, special_id: SpecialId) -> None:
+        self._special_id = special_id
+
+    def text(self, text: str) -> str:
+        """Exactly this text."""
+        parts = []
+        for part in re.split(r"(<[^<>\s]+>|\[[A-Z_]+\])", text):
+            token_id = self._special_id(part) if part else None
+            if token_id is not None:
+                parts.append(f"<[{token_id}]>")
+            elif part:
+                parts.append(json.dumps(part))
+        return " ".join(parts)
+
+    def call(self, index: int, wrapping: Wrapping, function: FunctionDefinition) -> str:
+        """The rule of one call of ``function``."""
+        before, between, after = wrapping.call
+        schema: dict[str, Any] = dict(function.parameters or {})
+        schema.setdefault("type", "object")
+        # A client that did not ask for it need not know what the grammars' library can.
+        schema["x-guidance"] = {**_SPACING, "lenient": not function.strict}
+        name = json.dumps(function.name)[1:-1]
+        head = self.text(f"{before}{name}{between}")
+        return f"call_{index}: {head} %json {json.dumps(schema)} {self.text(after)}"
+
+    def calls(self, wrapping: Wrapping, several: bool) -> str:
+        """Calls and nothing else."""
+        mark = self.text(wrapping.marker)
+        each, once = (mark, "") if wrapping.is_each_marked else ("", mark)
+        more = f"({self.text(wrapping.between)} {each} call)*" if several else ""
+        return f"{once} {self.text(wrapping.begin)} {each} call {more} {self.text(wrapping.end)}"
+
+    def marked(self, wrapping: Wrapping, several: bool) -> list[str]:
+        """Rules of any text up to a marker and, behind it, calls; further calls with a marker of their own are not among them."""
+        more = f"({self.text(wrapping.between)} call)*" if several and not wrapping.is_each_marked else ""
+        marked = f"marked: to_marker {self.text(wrapping.begin)} call {more} {self.text(wrapping.end)}"
+        return [*self.until("to_marker", wrapping.marker), marked]
+
+    def until(self, rule: str, end: str) -> list[str]:
+        """Rules for any text up to and with ``end``, of which the first counts."""
+        if self._special_id(end) is not None:
+            return [f"{rule}: ANY {self.text(end)}"]
+        return [f"{rule}[lazy]: ANY {json.dumps(end)}"]
+
+    def reasoning(self, form: ReasoningFormat | None, begins: bool | None, rules: list[str]) -> str:
+        """What may stand before an answer; its rules go to ``rules``."""
+        rules.append(f"ANY: {_ANY_TEXT}")
+        if form is None or begins is False:
+            return ""
+        rules += [*self.until("thought", form.ends[0]), "SPACE: /[ \\n]{1,4}/"]
+        return "thought SPACE?" if begins else f"({self.text(form.begins[0])} thought SPACE?)?"

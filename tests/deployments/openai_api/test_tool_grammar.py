@@ -1,0 +1,181 @@
+"""Grammars that make calls: every answer that they allow is read back as calls whose arguments their schemas describe."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from actors.structured_output.grammars import Grammars
+from actors.structured_output.matcher import TokenMatcher
+from actors.text.detokenizer import IncrementalDetokenizer
+from cluster.api_errors import ApiError
+from cluster.grammar import Grammar
+from deployments.openai_api.answer_formats import AnswerFormats
+from deployments.openai_api.requests.protocol import ChatCompletionRequest, parse_request
+from deployments.openai_api.requests.structured_output import grammar_of
+from deployments.parsers.answer_parser import AnswerFormat
+from deployments.parsers.tool_formats import TOOL_FORMATS
+from gpu_ops.twins.sampling import apply_token_masks
+from tests.deployments.openai_api.tool_tokenizer import tool_tokenizer
+from tests.deployments.parsers.found import Found, found
+
+SCHEMAS = {
+    "look": {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", 'y"']}, "n": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["a"],
+        "additionalProperties": False,
+    },
+    "stop": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+MESSAGES = [{"role": "user", "content": "x"}]
+AS_JSON = [name for name, form in sorted(TOOL_FORMATS.items()) if form.wrapping]
+TOKENIZER = tool_tokenizer()
+(EOS,) = TOKENIZER.eos_token_ids
+VOCAB_SIZE = TOKENIZER.vocab_size
+GRAMMARS = Grammars(lambda: TOKENIZER, VOCAB_SIZE, (EOS,))
+
+
+def tools(*strict: str) -> list[dict[str, Any]]:
+    return [
+        {"type": "function", "function": {"name": name, "parameters": schema, "strict": name in strict}}
+        for name, schema in SCHEMAS.items()
+    ]
+
+
+def made(family: str, prompt: str = "x", reasoning: str = "none", **fields: Any) -> tuple[Any, AnswerFormat]:
+    """The grammar of a request's answers, and what is looked for in them."""
+    body = {"messages": MESSAGES, "tools": tools(), **fields}
+    request = parse_request(ChatCompletionRequest, body)
+    formats = AnswerFormats(TOKENIZER, family, reasoning)
+    own = grammar_of(request)
+    form = formats.of(request, TOKENIZER.encode(prompt), own)
+    return formats.grammar(request, form, own), form
+
+
+def allowed(matcher: TokenMatcher) -> np.ndarray:
+    """Ids of the tokens that may come."""
+    mask, logits = np.zeros((1, -(-VOCAB_SIZE // 32) + 1), np.int32), np.zeros((1, VOCAB_SIZE), np.float32)
+    matcher.fill(mask[0])
+    apply_token_masks(logits, mask, np.zeros(1, np.int32))
+    return np.flatnonzero(logits[0] == 0)
+
+
+def text_of(tokens: list[int], form: AnswerFormat) -> str:
+    shown = AnswerFormats(TOKENIZER).shown_tokens(form)
+    detokenizer = IncrementalDetokenizer(TOKENIZER, shown=shown)
+    return "".join(map(detokenizer.push, tokens))
+
+
+def answers(grammar: Grammar, form: AnswerFormat, count: int = 12) -> list[Found]:
+    """Of a model that takes tokens at random, and rather ends; those that end."""
+    whole = []
+    for seed in range(count):
+        rng, matcher, tokens = np.random.default_rng(seed), GRAMMARS.matcher(grammar), []
+        while not matcher.has_ended and len(tokens) < 600:
+            choices = allowed(matcher)
+            tokens.append(EOS if EOS in choices and rng.random() < 0.5 else int(rng.choice(choices)))
+            matcher.accept(tokens[-1])
+        if tokens[-1] == EOS:
+            whole.append(found([text_of(tokens, form)], form))
+    assert whole
+    return whole
+
+
+def check(call: tuple[str, str, bool]) -> str:
+    name, arguments, done = call
+    assert done
+    jsonschema.validate(json.loads(arguments), SCHEMAS[name])
+    return name
+
+
+@pytest.mark.parametrize("family", [*AS_JSON, "pythonic"])
+def test_required_calls_are_complete_and_fit_their_schemas(family):
+    grammar, form = made(family, tool_choice="required")
+    names, counts = set(), set()
+    for content, calls, _ in answers(grammar, form):
+        assert not content and calls
+        names |= {check(call) for call in calls}
+        counts.add(len(calls))
+    assert names == set(SCHEMAS) and len(counts) > 1
+
+
+@pytest.mark.parametrize("family", ["hermes", "mistral", "llama3_json"])
+def test_one_call_where_no_more_are_wanted(family):
+    named = {"type": "function", "function": {"name": "stop"}}
+    for fields in ({"tool_choice": "required", "parallel_tool_calls": False}, {"tool_choice": named}):
+        for content, calls, _ in answers(*made(family, **fields)):
+            assert not content and len(calls) == 1
+            check(calls[0])
+            assert "parallel_tool_calls" in fields or calls[0][0] == "stop"
+
+
+@pytest.mark.parametrize("family", AS_JSON)
+def test_strict_tools_keep_to_their_schemas_whenever_they_are_called(family):
+    grammar, form = made(family, tools=tools("look"))
+    wrapping = TOOL_FORMATS[family].wrapping
+    before = "Words first. " if wrapping.marker else ""
+    text, _ = taken(grammar, form, before + wrapping.written([("look", '{"a": "x", "b": 1}')]))
+    assert found([text], form) == Found(before.rstrip(), (("look", '{"a": "x", "', False),))
+    good = before + wrapping.written([("look", '{"a": "x"}'), ("stop", "{}")])
+    assert taken(grammar, form, good) == (good, True)
+    assert taken(grammar, form, "Only words, [1] {2}.") == ("Only words, [1] {2}.", True)
+
+
+def taken(grammar: Grammar, form: AnswerFormat, text: str) -> tuple[str, bool]:
+    """As much of a text as may come, token by token, and whether it may end there."""
+    matcher, tokens = GRAMMARS.matcher(grammar), []
+    for token in TOKENIZER.encode(text, add_special_tokens=False):
+        if token not in allowed(matcher):
+            break
+        matcher.accept(token)
+        tokens.append(token)
+    return text_of(tokens, form), EOS in allowed(matcher)
+
+
+@pytest.mark.parametrize("prompt", ["<think>", "x"])
+def test_reasoning_may_stand_before_calls(prompt):
+    grammar, form = made("hermes", prompt, "qwen3", tool_choice="required")
+    begin = "" if prompt == "<think>" else "<think>"
+    call = TOOL_FORMATS["hermes"].wrapping.written([("stop", "{}")])
+    text = f"{begin}hm [1]</think>{call}"
+    assert taken(grammar, form, text) == (text, True)
+    assert found([text], form) == Found("", (("stop", "{}", True),), "hm [1]")
+    assert taken(grammar, form, f"{begin}hm</think> words") == (f"{begin}hm</think> ", False)
+
+
+def test_an_answer_is_calls_or_what_a_schema_describes():
+    schema = {"type": "object", "properties": {"c": {"type": "boolean"}}, "required": ["c"]}
+    shape = {"type": "json_schema", "json_schema": {"name": "r", "schema": schema}}
+    grammar, form = made("hermes", response_format=shape)
+    assert taken(grammar, form, '{"c": true}') == ('{"c": true}', True)
+    call = TOOL_FORMATS["hermes"].wrapping.written([("stop", "{}")])
+    assert taken(grammar, form, call) == (call, True)
+    assert taken(grammar, form, "words") == ("", False)
+
+
+def test_what_does_not_go_together_is_refused():
+    for family, fields in (
+        ("hermes", {"guided_regex": "a"}),
+        ("pythonic", {"response_format": {"type": "json_object"}}),
+    ):
+        with pytest.raises(ApiError, match="does not go together with tools"):
+            made(family, **fields)
+    with pytest.raises(ApiError, match="how this model writes calls is not to be seen") as caught:
+        made("auto")
+    assert (caught.value.status, caught.value.param) == (400, "tool_choice")
+    with pytest.raises(ApiError, match="tools: this server looks for no tool calls"):
+        made("none")
+    large = [{"function": {"name": "f", "parameters": {"enum": ["x" * 70_000]}}}]
+    with pytest.raises(ApiError, match="at most 65536 are allowed"):
+        made("hermes", tools=large, tool_choice="required")
+
+
+def test_free_answers_have_no_grammar():
+    assert made("hermes")[0] is None
+    assert made("hermes", tool_choice="none")[0] is None
+    assert made("qwen3_coder", tools=tools("look"))[0] is None
