@@ -29,6 +29,7 @@ class AnswerParts:
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._texts: dict[int, list[str]] = {}
+        self._messages: dict[int, dict[str, Any]] = {}
 
     def add(self, chunk: Answer) -> None:
         """Take in the next chunk."""
@@ -39,6 +40,8 @@ class AnswerParts:
             self._texts.setdefault(index, []).append(
                 (raw["delta"].get("content") or "") if self._is_chat else raw["text"]
             )
+            if self._is_chat:
+                _add_delta(self._messages.setdefault(index, {}), raw["delta"])
             known = self._choices.setdefault(
                 index, {"index": index, "logprobs": None, "finish_reason": None, "stop_reason": None}
             )
@@ -62,7 +65,9 @@ class AnswerParts:
                 choice.pop("token_ids", None)
                 choice.pop("prompt_token_ids", None)
             if self._is_chat:
-                message = {"role": "assistant", "content": text, "refusal": None}
+                more = self._messages[index]
+                content = text or (None if any(more.values()) else "")
+                message = {"role": "assistant", "content": content, "refusal": None, **more}
                 choices.append({**choice, "message": message})
                 if "prompt_token_ids" in choice:
                     # All choices of a chat have one prompt.
@@ -72,6 +77,19 @@ class AnswerParts:
         if self._is_chat:
             head["object"] = "chat.completion"
         return Answer.parse({**head, "choices": choices})
+
+
+def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    """What a message has besides content: pieces of reasoning, and of the arguments of calls."""
+    for name in ("reasoning_content", "reasoning"):
+        if name in delta:
+            message[name] = (message.get(name) or "") + (delta[name] or "")
+    for piece in delta.get("tool_calls") or ():
+        calls = message.setdefault("tool_calls", [])
+        if piece["index"] == len(calls):
+            calls.append({"id": piece["id"], "type": piece["type"], "function": dict(piece["function"])})
+        else:
+            calls[piece["index"]]["function"]["arguments"] += piece["function"].get("arguments") or ""
 
 
 def _joined(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -33,15 +33,38 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool, or in a stream the next piece of it.
+
+    Attributes:
+        index: among those of its choice.
+        id: by which the tool's answer names it, and ``name``: of the function; None in a stream behind the first piece.
+        arguments: JSON of an object, as far as it came.
+    """
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any], index: int) -> ToolCall:
+        function = raw.get("function") or {}
+        return cls(raw.get("index", index), raw.get("id"), function.get("name"), function.get("arguments") or "")
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerChoice:
     """One answer, or in a stream the next piece of it.
 
     Attributes:
         text: text of a completion, or content of a chat message.
-        finish_reason: "stop" or "length"; None while a stream goes on.
+        finish_reason: "stop", "length" or "tool_calls"; None while a stream goes on.
         stop_reason: the stop string, token id or token sequence that matched.
         token_ids: only with return_token_ids.
         logprobs: as the API reports them.
+        reasoning: of a chat, where the model's reasoning is parted from its content.
+        tool_calls: of a chat with tools.
     """
 
     index: int
@@ -50,6 +73,8 @@ class AnswerChoice:
     stop_reason: str | int | list[int] | None = None
     token_ids: list[int] | None = None
     logprobs: dict[str, Any] | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> AnswerChoice:
@@ -62,6 +87,8 @@ class AnswerChoice:
             raw.get("stop_reason"),
             raw.get("token_ids"),
             raw.get("logprobs"),
+            message.get("reasoning") or message.get("reasoning_content") or "",
+            [ToolCall.parse(call, i) for i, call in enumerate(message.get("tool_calls") or ())],
         )
 
 

@@ -17,6 +17,7 @@ from cluster.client import Client
 from cluster.client.api_types import Answer
 from cluster.client.base import API_KEY_VARIABLE
 from cluster.errors import BiremeError
+from cluster.terminal.shown_parts import ShownParts
 from cluster.terminal.wrapped_text import WrappedText
 
 # Local variables of a failed command are no business of the screen: an API key may be among them.
@@ -93,12 +94,14 @@ def print_stream(chunks: Iterator[Answer]) -> str:
     """Print chunks as they come, on a terminal without what it would obey; the whole text."""
     pieces = []
     shown = WrappedText(lambda: console.width, write_at_once) if console.is_terminal else None
+    parts = ShownParts()
     for chunk in chunks:
         pieces.append(chunk.text)
+        text = parts.text(chunk)
         if shown is not None:
-            shown.add(chunk.text)
+            shown.add(text)
         else:
-            console.print(chunk.text, end="", markup=False, highlight=False, soft_wrap=True)
+            console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
     if shown is not None:
         shown.end_word()
     console.print()

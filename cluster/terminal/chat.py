@@ -30,6 +30,7 @@ from cluster.terminal.app import (
     write_at_once,
 )
 from cluster.terminal.chat_commands import ChatCommands
+from cluster.terminal.shown_parts import ShownParts
 from cluster.terminal.wrapped_text import WrappedText
 
 
@@ -142,6 +143,7 @@ def _answer(chunks: Iterator[Answer]) -> None:
         print_stream(chunks)
         return
     shown = WrappedText(lambda: console.width, write_at_once)
+    parts = ShownParts()
     seed, num_tokens, first, last = None, 0, 0.0, 0.0
     try:
         for chunk in chunks:
@@ -152,7 +154,7 @@ def _answer(chunks: Iterator[Answer]) -> None:
                 first = first or last
                 num_tokens += num_new
             if chunk.choices:
-                shown.add(chunk.text)
+                shown.add(parts.text(chunk))
     finally:
         shown.end_word()
     console.print()

@@ -21,11 +21,13 @@ from cluster.api_errors import ApiError
 from cluster.config import DEFAULT_MODEL, EngineConfig, LLMConfig
 from cluster.errors import BiremeError, ConfigError, EngineDeadError, InvalidRequestError
 from cluster.sampling_params import SamplingParams
+from deployments.answers.choice import Choice
 from deployments.answers.generation import Generation
 from deployments.offline.local_client import LocalClient
 from deployments.offline.outputs import CompletionOutput, RequestOutput
 from deployments.openai_api.answer_formats import AnswerFormats
 from deployments.openai_api.answers.answer import OpenAiResponse
+from deployments.openai_api.answers.chat_answer import ChatAnswer, finish_reason
 from deployments.openai_api.requests.chat_prompt import ChatPrompts
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.requests.sampling_defaults import sampling_defaults
@@ -136,6 +138,8 @@ class LLM:
         *,
         n: int = 1,
         bad_words: Sequence[str] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: str | Mapping[str, Any] = "auto",
         chat_template_kwargs: dict[str, Any] | None = None,
         progress: bool | None = None,
     ) -> list[RequestOutput]:
@@ -143,6 +147,7 @@ class LLM:
 
         Args:
             conversations: messages with ``role`` and ``content``; one conversation, or several.
+            tools, tool_choice: as over HTTP; calls are in ``tool_calls`` of each sequence.
             chat_template_kwargs: further variables of the template.
             sampling_params, n, bad_words, progress: as for ``generate``.
 
@@ -157,6 +162,8 @@ class LLM:
                 "n": n,
                 "bad_words": list(bad_words),
                 "chat_template_kwargs": chat_template_kwargs or {},
+                "tools": [dict(tool) for tool in tools],
+                "tool_choice": tool_choice,
                 **_chat_fields(params),
             }
             for messages, params in zip(listed, _one_each(sampling_params, len(listed)))
@@ -241,17 +248,7 @@ async def _answer(start: _Start, body: dict[str, Any]) -> RequestOutput:
             await generation.read()
     finally:
         generation.close()
-    outputs = [
-        CompletionOutput(
-            choice.index,
-            choice.output.text,
-            choice.output.token_ids,
-            choice.output.finish_reason,
-            choice.output.stop_reason,
-            choice.output.logprobs,
-        )
-        for choice in generation.choices
-    ]
+    outputs = [_output(choice, answer) for choice in generation.choices]
     prompt = body.get("prompt")
     return RequestOutput(
         prompt if isinstance(prompt, str) else None,
@@ -261,6 +258,19 @@ async def _answer(start: _Start, body: dict[str, Any]) -> RequestOutput:
         generation.fingerprint,
         answer.num_cached_tokens(),
         generation.choices[0].output.prompt_logprobs,
+    )
+
+
+def _output(choice: Choice, answer: OpenAiResponse) -> CompletionOutput:
+    output = choice.output
+    text, reason, reasoning, calls = output.text, output.finish_reason, "", []
+    if isinstance(answer, ChatAnswer):
+        message = answer.message(choice)
+        text, reasoning = message["content"] or "", message.get("reasoning") or ""
+        calls = message.get("tool_calls", [])
+        reason = finish_reason(output, len(calls))
+    return CompletionOutput(
+        choice.index, text, output.token_ids, reason, output.stop_reason, output.logprobs, reasoning, calls
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster.outputs import TokenLogprobs
 
@@ -15,9 +16,11 @@ class CompletionOutput:
         index: among those of its prompt.
         text: what was generated, without the stop that ended it.
         token_ids: generated tokens, a stop token included.
-        finish_reason: "stop" or "length".
+        finish_reason: "stop", "length" or "tool_calls".
         stop_reason: the stop string, token id or token sequence that matched; None for end-of-sequence and length.
         logprobs: one entry a token if they were asked for, else empty.
+        reasoning: of a chat, where the model's reasoning is parted from its text.
+        tool_calls: of a chat with tools, as the API has them.
     """
 
     index: int
@@ -26,6 +29,8 @@ class CompletionOutput:
     finish_reason: str | None
     stop_reason: str | int | list[int] | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class ChatAnswer(OpenAiResponse):
             "index": choice.index,
             "message": message,
             "logprobs": self._logprobs(output, ALL),
-            "finish_reason": _finish_reason(output, len(message.get("tool_calls", ()))),
+            "finish_reason": finish_reason(output, len(message.get("tool_calls", ()))),
             "stop_reason": output.stop_reason,
         }
         if self.request.return_token_ids:
@@ -96,7 +96,7 @@ class ChatAnswer(OpenAiResponse):
             "index": choice.index,
             "delta": delta,
             "logprobs": self._logprobs(output, new),
-            "finish_reason": _finish_reason(output, 0 if parts is None else parts.num_calls),
+            "finish_reason": finish_reason(output, 0 if parts is None else parts.num_calls),
         }
         if output.finish_reason is not None:
             body["stop_reason"] = output.stop_reason
@@ -121,5 +121,6 @@ class ChatAnswer(OpenAiResponse):
         }
 
 
-def _finish_reason(output: SequenceOutput, num_calls: int) -> str | None:
+def finish_reason(output: SequenceOutput, num_calls: int) -> str | None:
+    """Why a chat's answer ended: in calls, if its model ended it and there are some."""
     return "tool_calls" if output.finish_reason == FINISH_STOP and num_calls else output.finish_reason

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 
+import jsonschema
 import pytest
 
 from bireme import LLM, SamplingParams
 from cluster.errors import ConfigError, EngineDeadError, InvalidRequestError
 from cluster.grammar import CHOICE, JSON_SCHEMA, REGEX, Grammar
+from deployments.openai_api.requests.chat_prompt import ChatPrompts
+from deployments.openai_api.requests.sampling import ModelLimits
+from deployments.openai_api.service import Caller, OpenAiService
 from tests.deployments.conftest import App
 from tests.engines import write_tiny_model
 from tests.served_device import served_on_device
@@ -91,6 +96,61 @@ def test_conversations_are_one_or_several(llm: LLM):
     alone, several = llm.chat(QUESTION, params), llm.chat([QUESTION, QUESTION], params)
     assert [one.outputs for one in several] == [alone[0].outputs] * 2
     assert len(alone[0].outputs[0].logprobs) == len(alone[0].outputs[0].token_ids)
+
+
+def test_calls_that_a_grammar_makes_go_on_where_a_client_has_them(llm: LLM):
+    """The engine is real, the template a request's own: the default model's knows no tools."""
+    chats = ChatPrompts(llm.tokenizer, trust_request_chat_template=True)
+    limits = ModelLimits(llm.max_model_len, llm.tokenizer.vocab_size)
+    service = OpenAiService(llm._client, llm.tokenizer, "m", limits, 4, chats)
+    schema = {
+        "type": "object",
+        "properties": {"river": {"type": "string", "maxLength": 8}, "long": {"type": "boolean"}},
+        "required": ["river", "long"],
+        "additionalProperties": False,
+    }
+    template = "{{ tools | tojson }}<tool_call>{{ messages[0].content }}"
+    body = {
+        "messages": QUESTION, "tools": [{"function": {"name": "note", "parameters": schema}}], "tool_choice": "required",
+        "chat_template": template, "parallel_tool_calls": False, "temperature": 1.0, "seed": 3, "n": 2, "max_tokens": 120,
+        "stream": True, "return_token_ids": True,
+    }  # fmt: skip
+
+    def answered(body: dict, caller: Caller) -> tuple[list[dict], list[str]]:
+        async def run() -> tuple[list[dict], list[str]]:
+            generation, answer = await service.chat(body, caller)
+            chunks, ids = [], []
+            while not generation.finished:
+                chunks += answer.chunks(await generation.read())
+                ids += answer.event_ids
+            generation.close()
+            return chunks, ids
+
+        return llm._call(run())
+
+    def told(chunks: list[dict]) -> list[dict]:
+        made = [{"token_ids": [], "calls": {}, "ends": None} for _ in range(2)]
+        for chunk in chunks:
+            for choice in chunk["choices"]:
+                one = made[choice["index"]]
+                one["token_ids"] += choice["token_ids"]
+                one["ends"] = choice["finish_reason"] or one["ends"]
+                for call in choice["delta"].get("tool_calls", ()):
+                    known = one["calls"].setdefault(call["index"], {"id": call.get("id"), "arguments": ""})
+                    known["arguments"] += call["function"]["arguments"]
+        return made
+
+    chunks, ids = answered(body, Caller())
+    undisturbed = told(chunks)
+    for one in undisturbed:
+        assert one["ends"] == "tool_calls" and len(one["calls"]) == 1
+        jsonschema.validate(json.loads(one["calls"][0]["arguments"]), schema)
+    for cut in (len(chunks) // 3, len(chunks) - 1):
+        has = [{"token_ids": one["token_ids"], "finish_reason": one["ends"]} for one in told(chunks[:cut])]
+        resume = {"fingerprint": chunks[cut - 1]["system_fingerprint"], "choices": has}
+        rest, _ = answered({**body, "resume": resume}, Caller(resumed=service.resume_point(ids[cut - 1])))
+        assert told(chunks[:cut] + rest) == undisturbed
+    assert engine_is_idle(llm)
 
 
 async def test_it_works_where_an_event_loop_runs_as_in_notebooks(llm: LLM):

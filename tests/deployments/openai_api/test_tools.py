@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from cluster.api_errors import ApiError
+from cluster.client.answer_parts import CHAT_PATH, AnswerParts
+from cluster.client.api_types import Answer
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP, TokenDelta, TokenLogprobs
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import RequestEvents
@@ -206,3 +208,19 @@ async def test_the_template_gets_tools_and_one_without_a_place_for_them_refuses(
     with pytest.raises(ApiError, match="tools: this model's chat template has no place for it") as caught:
         await without.chat(ASK)
     assert (caught.value.status, caught.value.param) == (400, "tools")
+
+
+async def test_the_python_client_makes_of_a_stream_what_the_whole_answer_is():
+    body = {**ASK, "n": 2, "seed": 1}
+    text = f"<think>hm</think>{TWO}"
+    parts = AnswerParts({"url": CHAT_PATH, "json": body})
+    for _, chunk in await streamed({**body, "return_token_ids": True}, text):
+        parts.add(Answer.parse(chunk))
+    answer = await whole(body, text)
+    for made, wanted in zip(parts.whole().raw["choices"], answer["choices"]):
+        for call in (*made["message"]["tool_calls"], *wanted["message"]["tool_calls"]):
+            assert call.pop("id")
+        assert made["message"] == wanted["message"] and made["finish_reason"] == wanted["finish_reason"]
+    choice = Answer.parse(answer).choices[0]
+    assert (choice.text, choice.reasoning) == ("Hm.", "hm")
+    assert [(call.name, call.arguments) for call in choice.tool_calls][1] == ("weather", "{}")
