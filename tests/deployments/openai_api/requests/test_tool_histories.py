@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from actors.text.chat_template import ChatTemplate
 from actors.text.tool_arguments import ToolArguments
 from deployments.openai_api.requests.protocol import ChatCompletionRequest, parse_request
+from tests.deployments.parsers.found import found, tools
 
 # Each as its models have it, less what is not about tools.
 QWEN25 = """
@@ -163,3 +165,21 @@ def test_a_template_that_takes_one_call_says_so():
     request = parse_request(ChatCompletionRequest, {"messages": [{"role": "assistant", "tool_calls": [call, call]}]})
     with pytest.raises(Exception, match="refuses these messages: This model only supports single tool-calls at once!"):
         ChatTemplate(LLAMA31, {}, "m").render([message.as_template_message() for message in request.messages])
+
+
+@pytest.mark.parametrize(
+    ("source", "family", "begin", "end"),
+    [
+        (QWEN25, "hermes", "<|im_start|>assistant\n", "<|im_end|>"),
+        (HERMES, "hermes", "how warm?", "<tool_response>"),
+        (LLAMA31, "llama3_json", "<assistant>", "<eot>"),
+        (MISTRAL, "mistral", "[/INST]", "</s>"),
+    ],
+    ids=["qwen2.5", "hermes", "llama3.1", "mistral"],
+)
+def test_what_a_template_writes_of_a_call_is_read_as_that_call(source, family, begin, end):
+    rendered = ChatTemplate(source, {}, "m").render(history(WRITTEN))
+    answer = rendered.partition(begin)[2].partition(end)[0]
+    read = found(answer, tools(family))
+    assert read.content == "" and [(name, done) for name, _, done in read.calls] == [("weather", True)]
+    assert json.loads(read.calls[0][1]) == json.loads(WRITTEN)
