@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from deployments.parsers.scanning.events import CallArguments, CallBegin, CallEnd, Content
-from deployments.parsers.scanning.scanner import Malformed, Scanner, Steps, until
+from deployments.parsers.scanning.scanner import Malformed, Scanner, Steps, rest, until
+
+# Characters of what was no call. Each begin of one may be read up to the end of the text: of an answer that is nothing but such
+# begins, the work would grow with its square.
+_MOST_READ_AGAIN = 2**16
 
 
 class CallWriter:
@@ -73,6 +77,7 @@ def marked_calls(scan: Scanner, calls: CallWriter, begins: Sequence[str], end: s
         body: reads what stands between; is told which of ``begins`` stood before.
     """
     begin = yield from until(scan, begins, calls.content)
+    read_again = 0
     while begin:
         scan.keep()
         count = calls.count
@@ -80,8 +85,11 @@ def marked_calls(scan: Scanner, calls: CallWriter, begins: Sequence[str], end: s
             yield from body(scan, calls, begin)
         except Malformed:
             if calls.count == count:
-                scan.rewind()
+                read_again += scan.rewind()
                 yield calls.content(begin)
+                if read_again > _MOST_READ_AGAIN:
+                    yield from rest(scan, calls.content)
+                    return
                 begin = yield from until(scan, begins, calls.content)
                 continue
         scan.forget()

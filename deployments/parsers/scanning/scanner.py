@@ -48,31 +48,35 @@ class Scanner:
         ended: nothing more comes.
     """
 
-    __slots__ = ("_kept", "ended", "pos", "text")
+    __slots__ = ("_mark", "ended", "pos", "text")
 
     def __init__(self) -> None:
         self.text = ""
         self.pos = 0
         self.ended = False
-        self._kept = False
+        self._mark: int | None = None
 
     def feed(self, text: str) -> None:
         """More text came."""
-        if not self._kept:
-            self.text, self.pos = self.text[self.pos :], 0
-        self.text += text
+        begin = self.pos if self._mark is None else self._mark
+        self.text = self.text[begin:] + text
+        self.pos -= begin
+        self._mark = None if self._mark is None else 0
 
     def keep(self) -> None:
         """From here on text stays, so that ``rewind`` comes back to this place."""
-        self.text, self.pos, self._kept = self.text[self.pos :], 0, True
+        self._mark = self.pos
 
     def forget(self) -> None:
         """No ``rewind`` will come."""
-        self._kept = False
+        self._mark = None
 
-    def rewind(self) -> None:
-        """Read again from where ``keep`` was called."""
-        self.pos, self._kept = 0, False
+    def rewind(self) -> int:
+        """Read again from where ``keep`` was called; how many characters that are."""
+        assert self._mark is not None
+        length = self.pos - self._mark
+        self.pos, self._mark = self._mark, None
+        return length
 
 
 def peek(scan: Scanner) -> Steps[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -38,6 +39,15 @@ def test_a_text_among_arguments_goes_out_before_it_is_complete():
     parser = AnswerParser(tools("qwen3_coder", weather=WEATHER))
     events = parser.push('<tool_call><function=weather><parameter=city>\na "b"\n')
     assert joined(events).calls == (("weather", '{"city": "a \\"b\\"', False),)
+
+
+def test_an_answer_of_marks_alone_is_content_and_not_read_over_and_over():
+    text = '<tool_call>{"a":[' * 3000
+    parser = AnswerParser(tools("hermes"))
+    begin = time.perf_counter()
+    events = parser.push(text) + parser.finish()
+    assert time.perf_counter() - begin < 0.5
+    assert joined(events) == Found(text)
 
 
 _PIECES = [
