@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from actors.engine.loading import load_engine
 from actors.engine.loop import EngineLoop
-from actors.engine.warm_up import warm_up
+from actors.engine.starting import start_engine
 from benchmarks.workload import ANSWER_TOKENS, Timings, prompt
 from cluster.config import EngineConfig
 from cluster.request import EngineRequest
@@ -43,8 +42,7 @@ class InProcess:
 
     def __init__(self, config: EngineConfig) -> None:
         self._published: queue.SimpleQueue = queue.SimpleQueue()
-        self._engine = load_engine(config)
-        warm_up(self._engine)
+        self._engine = start_engine(config, "engine")
         self._steps: list[tuple[float, float]] = []
         self._loop = EngineLoop(self._engine, self._publish, lambda error: self._published.put(error))
         self._count = 0

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Protocol
 
-from benchmarks.serving.served_app import ServedApp
 from cluster.bench.connection import Target
 from cluster.bench.lengths import Lengths
 from cluster.bench.load import Load
@@ -17,8 +16,20 @@ _FOREVER_S = 600.0
 Tokens = int | tuple[int, int]
 
 
+class Served(Protocol):
+    """Where a load goes.
+
+    Attributes:
+        url: without /v1.
+        model: the name under which clients ask for it.
+    """
+
+    url: str
+    model: str
+
+
 def closed_loop(
-    app: ServedApp,
+    app: Served,
     streams: int,
     tokens: tuple[Tokens, Tokens],
     seed: int,
