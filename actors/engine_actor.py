@@ -28,6 +28,7 @@ from actors.model_files.peers.replies import Description, Peers, State
 from actors.model_files.peers.sender import FileSender
 from actors.model_files.source import ModelSource
 from actors.place_reservations import PlaceReservations
+from actors.requests_ahead import RequestsAhead
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError
 from cluster.observability.start_stages import StartStages, start_fields
@@ -81,6 +82,7 @@ class RunnerActor:
         self._files = FileSender(model_settings(config))
         self._found: Found | None = None
         self._live = LiveRequests()
+        self._ahead = RequestsAhead(self._abort)
         self._num_arrived = 0
         self._arrivals = Arrivals()
         self._streams: dict[str, DeltaStream] = {}
@@ -149,8 +151,17 @@ class RunnerActor:
         """``receiver`` needs no more chunks."""
         self._files.finished(receiver)
 
+    def begin(self, request: EngineRequest) -> None:
+        """Begin a request whose call of ``generate`` is on its way. What is not taken now the call will be told of."""
+        key = request.request_id, request.attempt
+        is_known = key in self._ahead or self._live.newest_attempt(request.request_id) >= request.attempt
+        if self._info is None or self._draining is not None or request.subscriber not in self._streams or is_known:
+            return
+        self._ahead.begin(key, self._loop.create_task(self._generate(request)))
+
     async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
-        """Run one request to its end. Pending for the whole generation; cancelling it aborts the request.
+        """Run one request to its end, or wait for its end if it came ahead. Pending for the whole generation; cancelling it
+        aborts the request.
 
         The subscriber learns from an empty delta that the request is here: if this process dies, it died with the request.
 
@@ -159,6 +170,10 @@ class RunnerActor:
             StaleAttemptError: this attempt or a newer one is here.
             EngineDeadError: the engine died under it.
         """
+        running = self._ahead.take((request.request_id, request.attempt))
+        return await (self._generate(request) if running is None else running)
+
+    async def _generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
         assert self._info is not None
         if self._draining is not None:
             return NotAdmitted(self._engine_id, "the engine drains")
@@ -427,6 +442,7 @@ class RunnerActor:
         """End streams and the engine loop."""
         if self._watching is not None:
             self._watching.cancel()
+        self._ahead.close()
         for stream in self._streams.values():
             stream.close()
         if self._info is not None:

@@ -144,7 +144,10 @@ class EngineReplica:
         if isinstance(reply, AttachRequired):
             return reply._replace(runner=self._runner)
         if isinstance(reply, GenerateReply):
-            return reply._replace(engine_id=info.engine_id, marks={**(reply.marks or {}), "replica": came_at})
+            marks = reply.marks or {}
+            # What came ahead of its call did not pass here.
+            passed = {"replica": came_at} if came_at <= marks.get("runner", came_at) else {}
+            return reply._replace(engine_id=info.engine_id, marks={**marks, **passed})
         return reply
 
     async def _unless_dead(self, call: Any) -> Any:

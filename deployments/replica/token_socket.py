@@ -1,10 +1,11 @@
-"""Token messages over a Unix socket, for an ingress on the runner's own machine.
+"""Token messages over a Unix socket, for an ingress on the runner's own machine, and requests the other way.
 
 A Ray stream costs both processes about a millisecond a message, which matters where they share the cores that compute;
 a socket costs a twentieth of that. What travels is the same: the items of ``RunnerActor.attach``.
 
-Wire: the client sends one frame ``[subscriber, resume]``; the server answers with one frame a message, ``[deltas, load]``, with
-deltas and load as arrays. A frame is a length (4 bytes, big endian) and MessagePack.
+Wire: the client sends one frame ``[subscriber, resume]``, and a request that is to begin before its call comes as a frame of its
+own; the server sends one frame a message, ``[deltas, load]``, with deltas and load as arrays. A frame is a length (4 bytes, big
+endian) and MessagePack.
 
 Each side talks to processes of its own user alone, whom the kernel names: whoever else gets hold of a path gains nothing.
 """
@@ -29,12 +30,18 @@ import msgspec
 
 from cluster.errors import BiremeError
 from cluster.outputs import EngineLoad, StreamItem, TokenDelta
+from cluster.request import EngineRequest
 from deployments.start.run_files.private_folder import not_private, private_base
+
+# A longer prompt comes with the call alone: what it takes to compute hides the way.
+MAX_REQUEST_BYTES = 1 << 20
+_MAX_REQUEST_TOKENS = 100_000
 
 Attach = Callable[[str, dict[str, int]], AsyncIterator[list[StreamItem]]]
 _LENGTH = struct.Struct(">I")
 _ENCODER = msgspec.msgpack.Encoder()
 _HELLO = msgspec.msgpack.Decoder(tuple[str, dict[str, int]])
+_REQUEST = msgspec.msgpack.Decoder(EngineRequest)
 _MESSAGE = msgspec.msgpack.Decoder(tuple[list[TokenDelta], list[EngineLoad]])
 _CREDENTIALS = struct.Struct("iII")  # process, user, group
 # A folder without a socket is about to get it, or its maker was killed in between.
@@ -47,15 +54,46 @@ class UnusableSocketError(Exception):
     """The socket cannot be reached from here, or another user's process listens on it. The engine may be well."""
 
 
+class RequestSender:
+    """The ingress's side of an open connection, towards the runner."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    def send(self, request: EngineRequest) -> bool:
+        """False if it cannot go this way: it is too large, the runner does not read, or the connection is gone."""
+        waiting = self._writer.transport.get_write_buffer_size()
+        num_tokens = len(request.prompt_token_ids) + len(request.output_token_ids)
+        if self._writer.is_closing() or waiting > MAX_REQUEST_BYTES or num_tokens > _MAX_REQUEST_TOKENS:
+            return False
+        try:
+            body = _ENCODER.encode(request)
+        except (
+            TypeError,
+            ValueError,
+            OverflowError,
+        ):  # pickle takes more: half a surrogate pair, an integer of any size
+            return False
+        if len(body) > MAX_REQUEST_BYTES:
+            return False
+        self._writer.write(_LENGTH.pack(len(body)) + body)
+        return True
+
+
 class TokenSocket:
     """The runner's side. The socket lies in a folder that only this user may enter.
+
+    Args:
+        attach: yields the messages of a subscriber.
+        begin: gets the requests of subscribers that are attached.
 
     Attributes:
         path: of the socket; empty until it is open.
     """
 
-    def __init__(self, attach: Attach) -> None:
+    def __init__(self, attach: Attach, begin: Callable[[EngineRequest], None]) -> None:
         self._attach = attach
+        self._begin = begin
         self.path = ""
         self._server: asyncio.Server | None = None
 
@@ -89,11 +127,12 @@ class TokenSocket:
             writer.close()
             return
         messages = self._attach(subscriber, resume)
-        # An idle stream learns of a client that is gone only here: nothing else is ever read.
-        gone = asyncio.ensure_future(reader.read())
+        # It begins before the first request is read, which is one of a subscriber that is attached then.
+        message = asyncio.ensure_future(anext(messages))
+        # An idle stream learns here of a client that is gone.
+        gone = asyncio.ensure_future(self._read_requests(reader, subscriber))
         try:
             while True:
-                message = asyncio.ensure_future(anext(messages))
                 await asyncio.wait((message, gone), return_when=asyncio.FIRST_COMPLETED)
                 if not message.done():
                     # Cancelled inside its generator, the stream ends there and the subscriber is detached.
@@ -105,11 +144,21 @@ class TokenSocket:
                 deltas = [item for item in items if isinstance(item, TokenDelta)] if loads else items
                 _write_frame(writer, (deltas, loads))
                 await writer.drain()
+                message = asyncio.ensure_future(anext(messages))
         except (StopAsyncIteration, ConnectionError):
             pass
         finally:
             gone.cancel()
             writer.close()
+
+    async def _read_requests(self, reader: asyncio.StreamReader, subscriber: str) -> None:
+        """Begin what the client asks for; returns when it is gone or sends what no client of this kind sends."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
+            while True:
+                request = _REQUEST.decode(await _read_frame(reader, MAX_REQUEST_BYTES))
+                if request.subscriber != subscriber:
+                    return
+                self._begin(request)
 
 
 def _socket_base() -> Path | None:
@@ -150,12 +199,12 @@ def _is_in_use(folder: Path) -> bool:
 
 
 async def read_messages(
-    path: str, subscriber: str, resume: dict[str, int], reached: Callable[[int], None] | None = None
+    path: str, subscriber: str, resume: dict[str, int], reached: Callable[[int, RequestSender], None] | None = None
 ) -> AsyncIterator[list[StreamItem]]:
     """The ingress's side: attach and yield messages until the runner closes the stream.
 
     Args:
-        reached: called with the id of the process that listens, as this process sees it.
+        reached: called with the id of the process that listens, as this process sees it, and what requests are sent with.
 
     Raises:
         UnusableSocketError: there is none that this user's process made; nothing was sent.
@@ -171,9 +220,9 @@ async def read_messages(
         pid, user = _peer(writer)
         if not _is_ours(user):
             raise UnusableSocketError(f"{path} is served by another user (uid {user})")
-        if reached is not None and pid:
-            reached(pid)
         _write_frame(writer, [subscriber, resume])
+        if reached is not None and pid:
+            reached(pid, RequestSender(writer))
         while True:
             try:
                 frame = await _read_frame(reader)
@@ -205,6 +254,9 @@ def _write_frame(writer: asyncio.StreamWriter, value: Any) -> None:
     writer.write(_LENGTH.pack(len(body)) + body)
 
 
-async def _read_frame(reader: asyncio.StreamReader) -> bytes:
+async def _read_frame(reader: asyncio.StreamReader, longest: int = 1 << 32) -> bytes:
+    """The next frame; ConnectionError if it is longer than it may be."""
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    if length > longest:
+        raise ConnectionError(f"a frame of {length} bytes")
     return await reader.readexactly(length)

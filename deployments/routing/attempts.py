@@ -66,6 +66,7 @@ class Attempts:
         self._departures = departures
         self._metrics = metrics
         self._taking_s = hang_timeout_s * _TAKING_SHARE
+        choices.on_chosen = self._send_ahead
 
     async def make(self, submission: Submission, request: EngineRequest, last_resort: bool) -> Outcome | None:
         """Call an engine, and wait until the attempt is over; None if the sequence is finished.
@@ -97,6 +98,22 @@ class Attempts:
             else:
                 call.cancel()
         return lost
+
+    def _send_ahead(self, request: EngineRequest, engine_id: str) -> None:
+        """The router has chosen: have the engine begin, while Serve's call goes its way. Answers that have begun and what was
+        refused once go with the call alone."""
+        submission = self._submissions.of(request.request_id)
+        if submission is None or request.attempt != submission.entry.attempt:
+            return
+        ahead = submission.ahead
+        if ahead is None:
+            stream = self._streams.of(engine_id)
+            if stream is not None and not request.attempt and not self._choices.is_avoided(engine_id):
+                submission.ahead = stream if stream.send(request) else None
+        elif ahead.engine_id != engine_id:
+            # That engine's replica did not take the call. Both would run the attempt, and their tokens need not be the same.
+            ahead.abort(request.request_id, request.attempt)
+            submission.end_attempt(NotTaken(ahead.engine_id))
 
     async def _answered(self, submission: Submission, reply: GenerateReply | Outcome) -> Outcome | None:
         """The call was answered, and the token stream has yet to say how the attempt ends; None once it has."""

@@ -144,6 +144,10 @@ class Completion:
         if time.monotonic() - tries.refused_since > ADMISSION_TIMEOUT_S:
             return unavailable(f"no engine took the request: {outcome.message}")
         tries.last_resort = outcome.last_resort and tries.refusals >= _REFUSALS_BEFORE_LAST_RESORT
+        if submission.ahead is not None:
+            # Its replica refuses what its runner may have begun.
+            submission.ahead.abort(submission.entry.request_id, submission.entry.attempt)
+            self._begin_attempt(submission, tries)
         await _pause(_REFUSAL_BACKOFF_S, tries.refusals, _MAX_REFUSAL_BACKOFF_S)
         return None
 
@@ -212,9 +216,9 @@ class Completion:
 
     def _next_attempt(self, submission: Submission, tries: _Tries, outcome: EngineLost | HandedOver | NotTaken) -> None:
         entry = submission.entry
-        if submission.stream is not None:
-            submission.is_admitted = True
-            submission.stream.abort(entry.request_id, entry.attempt)
+        submission.is_admitted = submission.is_admitted or submission.stream is not None
+        if (stream := submission.stream or submission.ahead) is not None:
+            stream.abort(entry.request_id, entry.attempt)
         submission.lost_at = submission.lost_at or time.monotonic()
         details = {"engine": outcome.engine_id, "attempt": entry.attempt + 1, "tokens": entry.next_index}
         if isinstance(outcome, HandedOver):

@@ -15,7 +15,8 @@ from cluster.outputs import AttachRequired, EngineLoad, StreamItem, TokenDelta
 from cluster.process.logs import Seldom
 from cluster.process.process_liveness import has_ended
 from cluster.process.silence_clock import TICK_S, SilenceClock
-from deployments.replica.token_socket import UnusableSocketError, read_messages
+from cluster.request import EngineRequest
+from deployments.replica.token_socket import RequestSender, UnusableSocketError, read_messages
 from deployments.routing.admission import EndRate
 from deployments.routing.router.engine_choices import AVOID_REFUSING_S, EngineChoices
 
@@ -64,12 +65,17 @@ class TokenStream:
         self.clock = SilenceClock()
         self.socket: tuple[str, str] | None = None
         self.pid = 0
+        self._sender: RequestSender | None = None
         self.task: asyncio.Task | None = None
         self._aborts: dict[tuple[str, int], tuple[float, int]] = {}  # when it was told last, and how often
 
-    def reached(self, pid: int) -> None:
-        """The runner's process, on this machine, has this id."""
-        self.pid = pid
+    def reached(self, pid: int, sender: RequestSender) -> None:
+        """The runner's process, on this machine, has this id, and may be sent requests."""
+        self.pid, self._sender = pid, sender
+
+    def send(self, request: EngineRequest) -> bool:
+        """Have the engine begin a request whose call is on its way; False if it cannot be told now."""
+        return self.alive and not self.silent and self._sender is not None and self._sender.send(request)
 
     def announced(self, load: EngineLoad) -> None:
         """The engine says how much it takes."""

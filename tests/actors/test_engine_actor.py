@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import threading
 import time
 
 import pytest
 
-from actors import delta_stream, live_requests, place_reservations
+from actors import delta_stream, live_requests, place_reservations, requests_ahead
 from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError, StaleAttemptError
@@ -181,6 +182,98 @@ async def test_a_refusal_reaches_the_caller_and_leaves_nothing_behind(actor):
     with pytest.raises(InvalidRequestError, match="maximum context length is 512 tokens"):
         await actor.generate(subscribed("a", [1] * 20, max_tokens=500))
     assert (await actor.generate(subscribed("a", [1]))).num_tokens == 8
+
+
+async def test_a_request_that_came_ahead_runs_at_once_and_its_call_gets_the_reply(actor):
+    ahead = subscribed("a", [3, 4, 5], ignore_eos=True)
+    actor.begin(ahead)
+    assert not len(actor._live), "nobody listens yet"
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    actor.begin(ahead)
+    actor.begin(ahead)
+    await stream.wait_for("a", 8)
+    assert [delta.index for delta in stream.of("a")] == list(range(8))
+    assert told(await actor.generate(subscribed("a", [3, 4, 5], ignore_eos=True))) == (8, "length")
+    actor.begin(ahead)  # later than its call
+    await asyncio.sleep(0.05)
+    assert len(stream.of("a")) == 8 and ("a", 0) not in actor._ahead
+
+    actor.begin(subscribed("refused", [1] * 20, max_tokens=500))
+    await asyncio.sleep(0.05)
+    with pytest.raises(InvalidRequestError, match="maximum context length is 512 tokens"):
+        await actor.generate(subscribed("refused", [1] * 20, max_tokens=500))
+
+    actor.begin(subscribed("left", [1], max_tokens=400))
+    await stream.wait_for("left", 2)
+    await actor.abort("left", 0)
+    assert told(await actor.generate(subscribed("left", [1], max_tokens=400)))[1] == "abort"
+
+    actor.begin(subscribed("cut", [1], max_tokens=400))
+    call = asyncio.create_task(actor.generate(subscribed("cut", [1], max_tokens=400)))
+    await stream.wait_for("cut", 2)
+    call.cancel()
+    await until(lambda: not list(actor._live.unfinished()), 10)
+
+    actor.begin(subscribed("moved", [1], max_tokens=400))
+    await stream.wait_for("moved", 1)
+    await actor.drain(0)
+    assert (await actor.generate(subscribed("moved", [1], max_tokens=400))).finish_reason == "handover"
+    actor.begin(subscribed("late", [1]))
+    assert isinstance(await actor.generate(subscribed("late", [1])), NotAdmitted)
+    await actor.check_integrity()
+
+
+async def test_a_request_whose_call_does_not_come_is_given_up_and_the_call_told_so(actor, monkeypatch):
+    monkeypatch.setattr(requests_ahead, "CALL_PATIENCE_S", 0.2)
+    monkeypatch.setattr(requests_ahead, "RETENTION_S", 0.6)
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    for name in ("long", "forgotten"):
+        actor.begin(subscribed(name, [1], max_tokens=500))
+    actor.begin(subscribed("short", [1], ignore_eos=True))
+    await until(lambda: any(delta.finish_reason == "abort" for delta in stream.of("long")), 10)
+    assert told(await actor.generate(subscribed("short", [1], ignore_eos=True))) == (8, "length")
+    assert (await actor.generate(subscribed("long", [1], max_tokens=500))).finish_reason == "abort"
+    await until(lambda: ("forgotten", 0) not in actor._ahead, 10)
+    assert (await actor.check_integrity())["num_blocks_available"] == 64
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_requests_calls_and_ends_come_in_any_order(actor, monkeypatch, seed):
+    monkeypatch.setattr(requests_ahead, "CALL_PATIENCE_S", 0.5)
+    rng = random.Random(seed)
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+
+    async def one(name: str) -> None:
+        made = subscribed(name, [rng.randrange(100)], ignore_eos=True)
+        steps = ["begin", "call", *rng.choice([(), ("abort",), ("cancel",), ("begin",), ("abort", "begin")])]
+        rng.shuffle(steps)
+        call: asyncio.Task | None = None
+        for step in steps:
+            await asyncio.sleep(rng.choice([0, 0, 0.001, 0.01, 0.03]))
+            if step == "begin":
+                actor.begin(made)
+            elif step == "call":
+                call = asyncio.create_task(actor.generate(made))
+            elif step == "abort":
+                await actor.abort(name, 0)
+            elif call is not None:
+                call.cancel()
+        assert call is not None
+        await asyncio.wait((call,), timeout=20)
+        if "cancel" in steps:
+            return
+        reply = told(call.result())
+        assert reply == (8, "length") or ("abort" in steps and reply[1] == "abort")
+        if "abort" not in steps:
+            await stream.wait_for(name, 8)
+            assert [delta.index for delta in stream.of(name)] == list(range(8)), "each token once"
+
+    await asyncio.gather(*(one(f"r{number}") for number in range(40)))
+    await until(lambda: not list(actor._live.unfinished()), 10)
+    assert (await actor.check_integrity())["num_blocks_available"] == 64
 
 
 JSON_OBJECT = Grammar(

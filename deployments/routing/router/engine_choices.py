@@ -24,12 +24,14 @@ class EngineChoices:
     """Engines by id, requests by id.
 
     Attributes:
+        on_chosen: called with each open request and the engine that it goes to.
         model: what the engines serve, as one of them said; None until one did.
         most_engines: that the router has known at once.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
+        self.on_chosen: Callable[[EngineRequest, str], None] = lambda *_: None
         self.model: ServedModel | None = None
         self.most_engines = 0
         self._engines: dict[str, str] = {}
@@ -107,6 +109,7 @@ class EngineChoices:
         self.sends(request, engine_id)
         if request.request_id in self._chosen:
             self._chosen[request.request_id] = engine_id
+            self.on_chosen(request, engine_id)
 
     def place(self, request_id: str) -> str:
         """The engine that keeps a place for the request; empty if none does."""

@@ -120,7 +120,7 @@ def test_a_peer_that_was_never_seen_from_here_has_not_ended(child):
 async def test_a_token_socket_says_who_listens(listener):
     process, path = listener
     seen: list[int] = []
-    messages = read_messages(path, "me", {}, seen.append)
+    messages = read_messages(path, "me", {}, lambda pid, _: seen.append(pid))
     assert await anext(messages) == []
     assert seen == [process.pid]
     await messages.aclose()

@@ -13,15 +13,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from cluster.grammar import Grammar
 from cluster.outputs import ENGINE_LEAVES, AttachRequired, EngineLoad, TokenDelta, TokenLogprobs
-from deployments.replica.token_socket import TokenSocket, UnusableSocketError, read_messages
+from cluster.request import EngineRequest
+from cluster.sampling_params import SamplingParams
+from deployments.replica.token_socket import (
+    MAX_REQUEST_BYTES,
+    RequestSender,
+    TokenSocket,
+    UnusableSocketError,
+    read_messages,
+)
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 from deployments.start.run_files.private_folder import private_base
 from tests.deployments.conftest import App
+from tests.waiting import until
 
 NOBODY = 65534
 
@@ -58,6 +69,7 @@ class Source:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, int]]] = []
+        self.begun: list[EngineRequest] = []
         self.detached = asyncio.Event()
 
     async def attach(self, subscriber: str, resume: dict[str, int]):
@@ -73,7 +85,7 @@ class Source:
 
 async def test_messages_arrive_as_they_were_sent():
     source = Source()
-    socket = TokenSocket(source.attach)
+    socket = TokenSocket(source.attach, source.begun.append)
     await socket.open()
     assert [message async for message in read_messages(socket.path, "short", {"a": 3})] == MESSAGES
     assert source.calls == [("short", {"a": 3})]
@@ -83,7 +95,7 @@ async def test_messages_arrive_as_they_were_sent():
 
 async def test_a_client_that_goes_away_is_detached():
     source = Source()
-    socket = TokenSocket(source.attach)
+    socket = TokenSocket(source.attach, source.begun.append)
     await socket.open()
     messages = read_messages(socket.path, "long", {})
     assert await anext(messages) == MESSAGES[0]
@@ -92,8 +104,69 @@ async def test_a_client_that_goes_away_is_detached():
     await socket.close()
 
 
+FULL = SamplingParams(
+    logit_bias={3: -1.5}, stop=("é",), bad_token_seqs=((1, 2),), grammar=Grammar("regex", "a+"), seed=2**63, logprobs=0
+)
+
+
+async def test_requests_arrive_as_they_were_sent_and_only_of_who_is_attached():
+    source = Source()
+    senders: list[RequestSender] = []
+    socket = TokenSocket(source.attach, source.begun.append)
+    await socket.open()
+    messages = read_messages(socket.path, "long", {}, lambda pid, sender: senders.append(sender))
+    await anext(messages)
+    long = EngineRequest("b", list(range(99_000)), SamplingParams(), 1, "long")
+    requests = [EngineRequest("a", [1, 2], FULL, 0, "long", [3]), long]
+    assert all(senders[0].send(request) for request in requests)
+    await until(lambda: len(source.begun) == 2, 10)
+    assert source.begun == requests
+    assert senders[0].send(EngineRequest("c", [1], SamplingParams(), subscriber="somebody else"))
+    await asyncio.wait_for(source.detached.wait(), 10)
+    assert len(source.begun) == 2
+    await messages.aclose()
+    assert not senders[0].send(requests[0]), "the connection is closed"
+    await socket.close()
+
+
+@pytest.mark.parametrize("frame", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02\x92\x01", b"\x00\x00\x00\x01\xc1"])
+async def test_what_is_no_request_ends_the_connection(frame):
+    source = Source()
+    senders: list[RequestSender] = []
+    socket = TokenSocket(source.attach, source.begun.append)
+    await socket.open()
+    messages = read_messages(socket.path, "long", {}, lambda pid, sender: senders.append(sender))
+    await anext(messages)
+    senders[0]._writer.write(frame)
+    await asyncio.wait_for(source.detached.wait(), 10)
+    await messages.aclose()
+    assert not source.begun
+    await socket.close()
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        EngineRequest("a", [1] * 100_001, SamplingParams()),
+        EngineRequest("a", [1], SamplingParams(stop=("x" * MAX_REQUEST_BYTES,))),
+        EngineRequest("a", [1], SamplingParams(stop=("\ud800",))),
+        EngineRequest("a", [1], SamplingParams(seed=2**70)),
+    ],
+)
+async def test_what_does_not_fit_goes_another_way(large):
+    written: list[bytes] = []
+    writer: Any = SimpleNamespace(
+        is_closing=lambda: False, write=written.append, transport=SimpleNamespace(get_write_buffer_size=lambda: 0)
+    )
+    small = EngineRequest("a", [1], SamplingParams())
+    assert not RequestSender(writer).send(large) and not written
+    assert RequestSender(writer).send(small) and written
+    writer.transport.get_write_buffer_size = lambda: MAX_REQUEST_BYTES + 1
+    assert not RequestSender(writer).send(small), "the runner does not read"
+
+
 async def test_only_this_user_may_connect():
-    socket = TokenSocket(Source().attach)
+    socket = TokenSocket(Source().attach, print)
     await socket.open()
     folder, base = Path(socket.path).parent, Path(socket.path).parent.parent
     assert [stat.S_IMODE(path.stat().st_mode) for path in (base, folder, Path(socket.path))] == [0o700, 0o700, 0o600]
@@ -106,7 +179,7 @@ async def test_what_killed_runners_left_goes_with_the_next_one():
     killed = subprocess.run([sys.executable, "-c", _KILLED_RUNNER], stdout=subprocess.PIPE, text=True, check=False)
     left = Path(killed.stdout.strip())
     assert left.exists()
-    first, second = TokenSocket(Source().attach), TokenSocket(Source().attach)
+    first, second = TokenSocket(Source().attach, print), TokenSocket(Source().attach, print)
     await first.open()
     assert not left.exists()
     await second.open()
@@ -119,7 +192,7 @@ _KILLED_RUNNER = """
 import asyncio, os, signal
 from deployments.replica.token_socket import TokenSocket
 async def main():
-    socket = TokenSocket(None)
+    socket = TokenSocket(None, None)
     await socket.open()
     print(os.path.dirname(socket.path), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -149,7 +222,7 @@ def stranger(path: str) -> str:
 @as_root
 async def test_another_user_gets_no_token():
     source = Source()
-    socket = TokenSocket(source.attach)
+    socket = TokenSocket(source.attach, source.begun.append)
     await socket.open()
     assert await asyncio.to_thread(stranger, socket.path) == "PermissionError"
     # Even where every door stands open: the kernel says who it is.
@@ -265,7 +338,7 @@ async def test_a_folder_that_is_not_private_is_not_used_and_tokens_come_through_
 
 @as_root
 async def test_a_socket_in_another_users_folder_is_not_used_whoever_listens():
-    socket = TokenSocket(Source().attach)
+    socket = TokenSocket(Source().attach, print)
     await socket.open()
     os.chown(os.path.dirname(socket.path), NOBODY, -1)
     with pytest.raises(UnusableSocketError, match=f"belongs to another user .uid {NOBODY}"):

@@ -54,5 +54,5 @@ async def test_on_one_machine_what_an_engine_says_is_as_old_as_its_sample(monkey
     load = EngineLoad(free=1, max_queued=0, sampled_at=time.time() - 7)
     stream.announced(load)
     assert stream.load_age_s < 5, "clocks of two machines are not compared"
-    stream.reached(1)
+    stream.reached(1, None)
     assert 7 <= stream.load_age_s < 7 + 5
