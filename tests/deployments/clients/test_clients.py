@@ -67,6 +67,8 @@ def busy(app: App) -> Iterator[None]:
 @pytest.mark.parametrize("program", [*EXPECTED, pytest.param("guidellm", marks=pytest.mark.skip(reason=NO_GUIDELLM))])
 def test_a_client_gets_answers_and_its_own_errors(app: App, environment: Clients, program: str):
     is_js = program.endswith(".mjs")
+    if is_js and environment.no_js is not None:
+        pytest.skip(environment.no_js)
     command = [environment.node if is_js else environment.python, PROGRAMS / program, app.url, DEFAULT_MODEL, KEYS[0]]
     if is_js:
         command.append(environment.root)
