@@ -497,7 +497,9 @@ async def test_streams_say_who_waits_and_what_the_cache_holds(actor):
     prompt = [3] * 40
     calls = [asyncio.create_task(actor.generate(subscribed("a", prompt, max_tokens=300, ignore_eos=True)))]
     await asyncio.to_thread(began.wait, 20)
-    calls += [asyncio.create_task(actor.generate(subscribed(name, prompt, ignore_eos=True))) for name in "bcdefg"]
+    # Long enough that a beat of the stream comes while four run and three wait.
+    lasting = {"max_tokens": 150, "ignore_eos": True}
+    calls += [asyncio.create_task(actor.generate(subscribed(name, prompt, **lasting))) for name in "bcdefg"]
     await until(lambda: _loads(stream)[-1].num_waiting >= 6, 5)
     waiting = _loads(stream)[-1]
     assert waiting.num_waiting * 40 == waiting.waiting_tokens <= waiting.num_tokens
