@@ -388,9 +388,11 @@ class OpenAiIngress:
         trace_id = trace_id_of(request.headers.get("traceparent"))
         caller = Caller(tenant, peer, service.resume_point(last_event_id, tenant), resumable, trace_id, request_id())
         max_bytes += max_resume_bytes(caller.resumed, self._config.max_choices, service.limits.max_model_len)
+        # The words that client libraries know an overflow by.
+        hint = f"This model's maximum context length is {service.limits.max_model_len} tokens"
         with large_requests.holding(peer.name) as holding:
             try:
-                body = await read_body(request, max_bytes, holding)
+                body = await read_body(request, max_bytes, holding, hint=hint)
                 return peer, resumable, await start(service, body, caller)
             except (ClientDisconnect, ClientGoneError):
                 raise _departed() from None

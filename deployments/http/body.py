@@ -31,10 +31,10 @@ def default_body_bytes(max_model_len: int, max_choices: int) -> int:
 
 
 async def read_body(
-    request: Request, max_bytes: int, holding: Holding | None = None, timeout_s: float | None = None
+    request: Request, max_bytes: int, holding: Holding | None = None, timeout_s: float | None = None, hint: str = ""
 ) -> bytearray:
     """The body; ``parse_json`` reads it. ``holding`` counts it: from the beginning if its length is told. One that came as gzip
-    is counted and bounded by what it holds.
+    is counted and bounded by what it holds. ``hint`` is a sentence for who sends too much.
 
     Raises:
         ApiError: 413 as soon as it is known to exceed ``max_bytes``, 408 if it takes longer than ``timeout_s`` seconds
@@ -53,10 +53,10 @@ async def read_body(
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit():
         if len(length) > 18 or int(length) > max_bytes:
-            raise _too_large(max_bytes)
+            raise _too_large(max_bytes, hint)
         _count(int(length), max_bytes, holding)
     try:
-        return await asyncio.wait_for(_read(request, max_bytes, holding, gunzip), timeout_s)
+        return await asyncio.wait_for(_read(request, max_bytes, holding, gunzip, hint), timeout_s)
     except asyncio.TimeoutError:
         raise ApiError(
             408,
@@ -84,13 +84,15 @@ def parse_json(body: bytes | bytearray) -> Any:
         raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
 
 
-async def _read(request: Request, max_bytes: int, holding: Holding | None, gunzip: Gunzip | None) -> bytearray:
+async def _read(
+    request: Request, max_bytes: int, holding: Holding | None, gunzip: Gunzip | None, hint: str
+) -> bytearray:
     body = bytearray()
 
     def add(piece: bytes) -> None:
         nonlocal body
         if len(body) + len(piece) > max_bytes:
-            raise _too_large(max_bytes)
+            raise _too_large(max_bytes, hint)
         body += piece
         _count(len(body), max_bytes, holding)
 
@@ -112,6 +114,7 @@ def _count(num_bytes: int, max_bytes: int, holding: Holding | None) -> None:
         holding.grow_to(num_bytes, max_bytes)
 
 
-def _too_large(max_bytes: int) -> ApiError:
+def _too_large(max_bytes: int, hint: str) -> ApiError:
     # Not with Connection: close: a client that is still writing would see a reset instead of this.
-    return ApiError(413, f"the request body exceeds {max_bytes} bytes", code="request_too_large")
+    message = f"the request body exceeds {max_bytes} bytes"
+    return ApiError(413, f"{message}. {hint}" if hint else message, code="request_too_large")

@@ -277,6 +277,8 @@ FEATURES = [
     Row("Prompt longer than the context", "POST", COMPLETION,
         Refused(400, "context_length_exceeded", "maximum context length is"),
         {**LEAST[COMPLETION], "prompt": [1] * 9000}),
+    Row("Body larger than any context", "POST", COMPLETION,
+        Refused(413, "request_too_large", "This model's maximum context length is"), b" " * (3 << 20)),
     Row("Longer answer than the context beside any prompt", "POST", COMPLETION,
         Refused(400, "context_length_exceeded", "leaves none for your prompt"),
         {**LEAST[COMPLETION], "max_tokens": 9000, "truncate_prompt_tokens": -1}),
