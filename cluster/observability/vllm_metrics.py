@@ -50,6 +50,7 @@ HISTOGRAMS = {
     "vllm:request_params_n": ("Choices of each prompt of a request.", CHOICES_BUCKETS),
     "vllm:request_prompt_tokens": ("Prompt tokens of a request.", TOKENS_BUCKETS),
     "vllm:request_generation_tokens": ("Tokens generated for a request.", TOKENS_BUCKETS),
+    "vllm:request_max_num_generation_tokens": ("Tokens of the longest choice of a prompt.", TOKENS_BUCKETS),
 }
 QUEUE_TIME = "vllm:request_queue_time_seconds", "From an engine's taking a request to its slot."
 SUCCESS = "vllm:request_success", "Requests by how they ended."

@@ -113,9 +113,20 @@ class Generation:
         if output.finish_reason is not None:
             self._num_open -= 1
             choice.times.finished(output.finish_reason, len(output.token_ids))
+            if self._num_open == 0:
+                self._observe_longest()
             if delta.finish_reason is None and choice.submission is not None:
                 self._client.cancel(choice.submission)
         return text
+
+    def _observe_longest(self) -> None:
+        """The longest answer to each prompt; the choices of one have the very same list of tokens before them."""
+        longest: dict[int, int] = {}
+        for choice in self.choices:
+            prompt = id(choice.entry.prompt_token_ids)
+            longest[prompt] = max(longest.get(prompt, 0), len(choice.output.token_ids))
+        for num_tokens in longest.values():
+            self._client.metrics.count_longest(num_tokens)
 
     def close(self) -> None:
         """Give up what is not finished; safe to call at any time."""

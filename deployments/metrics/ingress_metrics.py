@@ -61,6 +61,10 @@ class IngressMetrics:
         self.totals.max_tokens.observe(max_tokens)
         self.totals.num_choices.observe(num_choices)
 
+    def count_longest(self, num_tokens: int) -> None:
+        """All choices of a prompt are over, of which the longest has so many tokens."""
+        self.totals.longest_generation_tokens.observe(num_tokens)
+
     def load(self, num_running: int, num_held: int) -> IngressLoad:
         """At this moment, with so many sequences."""
         return IngressLoad(

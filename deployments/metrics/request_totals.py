@@ -24,6 +24,7 @@ class RequestTotals:
         decode: from the first token of a request to its last.
         prefill, inference: from its slot in an engine to the step with its first token, and to its end.
         prompt_tokens, generation_tokens: of a request.
+        longest_generation_tokens: of the longest choice of a prompt.
         max_tokens, num_choices: what requests ask for.
         ended: requests by how they ended.
     """
@@ -40,4 +41,5 @@ class RequestTotals:
         self.num_choices = Histogram(CHOICES_BUCKETS)
         self.prompt_tokens = Histogram(TOKENS_BUCKETS)
         self.generation_tokens = Histogram(TOKENS_BUCKETS)
+        self.longest_generation_tokens = Histogram(TOKENS_BUCKETS)
         self.ended: Counter[str] = Counter()

@@ -97,6 +97,7 @@ class VllmMetrics(NamedTuple):
             "vllm:request_params_n": totals.num_choices,
             "vllm:request_prompt_tokens": totals.prompt_tokens,
             "vllm:request_generation_tokens": totals.generation_tokens,
+            "vllm:request_max_num_generation_tokens": totals.longest_generation_tokens,
         }
         for name, (help_text, bounds) in HISTOGRAMS.items():
             family = HistogramMetricFamily(name, help_text, labels=labels)

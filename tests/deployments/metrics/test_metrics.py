@@ -113,6 +113,16 @@ def test_vllms_names_count_what_was_served(app: App):
     assert 1 <= rises["vllm:inter_token_latency_seconds_count"] <= 7
     assert rises["vllm:request_success_total"] == 1
     assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
+    # Of the choices of one prompt the longest counts, once.
+    with app.client() as client:
+        client.complete(["Thrice upon a time", "Now"], n=2, max_tokens=4, ignore_eos=True)
+    longest = "vllm:request_max_num_generation_tokens"
+    more = vllm_samples(app)
+    assert (more[f"{longest}_count"] - after[f"{longest}_count"], more[f"{longest}_sum"] - after[f"{longest}_sum"]) == (
+        2,
+        8,
+    )
+    assert (rises[f"{longest}_count"], rises[f"{longest}_sum"]) == (1, 8)
     assert 0 <= after["vllm:kv_cache_usage_perc"] <= 1
 
 
