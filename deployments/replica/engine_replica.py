@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,8 @@ class EngineReplica:
         listen_where_the_node_does()
         tidy_session_logs()
         guard_logs("ray.serve")
-        self._engine_id = f"engine-{uuid.uuid4().hex[:12]}"
+        # As Ray's dashboard and Serve's logs call the replica.
+        self._engine_id = f"engine-{serve.get_replica_context().replica_id.unique_id}"
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watch: RunnerWatch | None = None
         runner = ray.remote(StreamingRunner).options(

@@ -116,7 +116,7 @@ def check_name(name: str) -> str:
     plain = _plain(name)
     ours = ALIASES.get(plain, plain)
     if ours in ("api_key", "api_keys"):
-        raise BiremeError(f"{name} is not supported: {_KEYS_ELSEWHERE}", "api_keys")
+        raise BiremeError(f"{name}: {_KEYS_ELSEWHERE}", "api_keys")
     if ours not in known_names() and ours not in ELSEWHERE and ours not in MEANS_NOTHING:
         raise BiremeError(f"unknown setting {name}{_nearest_as_typed(name)}", ours)
     return ours

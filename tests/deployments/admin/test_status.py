@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import ray
 
 from tests.chaos.served.processes import kinds
 from tests.deployments.conftest import KEYS, App, wait_for
@@ -15,6 +16,14 @@ from tests.deployments.conftest import KEYS, App, wait_for
 
 def asked(app: App) -> httpx.Response:
     return httpx.get(f"{app.url}/v1/status", headers={"Authorization": f"Bearer {KEYS[0]}"}, timeout=60)
+
+
+def test_an_engine_is_called_as_its_replica_and_its_runner_are_in_the_dashboard(app: App):
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    replicas = {name.rpartition("#")[2] for name in names if "LLMServer#" in name}
+    engines = {engine["engine_id"] for engine in asked(app).json()["engines"]}
+    assert engines == {f"engine-{replica}" for replica in replicas} and len(engines) == 1
+    assert [name for name in names if name.endswith(f"::{engines.pop()}")]
 
 
 @pytest.mark.slow
