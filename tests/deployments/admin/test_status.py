@@ -21,9 +21,9 @@ def asked(app: App) -> httpx.Response:
 def test_an_engine_is_called_as_its_replica_and_its_runner_are_in_the_dashboard(app: App):
     names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
     replicas = {name.rpartition("#")[2] for name in names if "LLMServer#" in name}
-    engines = {engine["engine_id"] for engine in asked(app).json()["engines"]}
-    assert engines == {f"engine-{replica}" for replica in replicas} and len(engines) == 1
-    assert [name for name in names if name.endswith(f"::{engines.pop()}")]
+    (engine,) = {engine["engine_id"] for engine in asked(app).json()["engines"]}
+    assert {f"engine-{replica}" for replica in replicas} == {engine}
+    assert [name for name in names if name.endswith(f"::{engine}")]
 
 
 @pytest.mark.slow
