@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, FailFast, Field, StringConstraints, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    FailFast,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from cluster.api_errors import shown
 from deployments.openai_api.requests.fields import CHOSEN_FUNCTION, CHOSEN_TOOL, TOOL, TOOL_FUNCTION
 from deployments.openai_api.requests.schemas import Text, valid_unicode_inside
-from deployments.openai_api.requests.validation import RequestPart
+from deployments.openai_api.requests.validation import RequestPart, field_error
 
 MAX_TOOLS = 1024
 # As text it stands between quotes or tags of the models' own.
@@ -25,6 +34,15 @@ def _name(value: Any) -> Any:
 
 
 FunctionName = Annotated[str, StringConstraints(pattern=_NAME), BeforeValidator(_name)]
+
+
+def _of_function(value: Any) -> Any:
+    # Other types have other fields, of which nothing need be said.
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind != "function":
+        says = f"functions are the only tools of the models here, got {shown(kind)}"
+        raise field_error(("type",), kind, says, "unsupported_value")
+    return value
 
 
 class FunctionDefinition(RequestPart):
@@ -46,6 +64,8 @@ class Tool(RequestPart):
     type: Literal["function"] = "function"
     function: FunctionDefinition
 
+    _kind = model_validator(mode="before")(_of_function)
+
     def as_template_tool(self) -> dict[str, Any]:
         """The tool as chat templates read it."""
         return {"type": self.type, "function": self.function.model_dump(exclude_none=True, exclude={"strict"})}
@@ -66,6 +86,8 @@ class ChosenTool(RequestPart):
 
     type: Literal["function"] = "function"
     function: ChosenFunction
+
+    _kind = model_validator(mode="before")(_of_function)
 
 
 def _choice(value: Any, info: ValidationInfo) -> Any:
