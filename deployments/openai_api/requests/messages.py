@@ -16,7 +16,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from actors.text.tool_arguments import ToolArguments
-from cluster.api_errors import shown
 from deployments.openai_api.requests.fields import (
     CALLED_FUNCTION,
     CONTENT_PART,
@@ -28,7 +27,7 @@ from deployments.openai_api.requests.fields import (
 )
 from deployments.openai_api.requests.schemas import WITHOUT_NULLS, OrText, Text, valid_unicode_inside
 from deployments.openai_api.requests.tools import Tools
-from deployments.openai_api.requests.validation import RequestPart, field_error
+from deployments.openai_api.requests.validation import RequestPart, check_type, field_error
 
 MAX_MESSAGES = 4096
 MAX_TOOL_CALLS = 256
@@ -53,12 +52,8 @@ class TextPart(RequestPart):
     @model_validator(mode="before")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
-        # Other types have other fields, of which nothing need be said.
-        kind = value.get("type") if isinstance(value, dict) else None
-        if isinstance(kind, str) and kind != "text":
-            says = "what an assistant said goes into a text part" if kind == "refusal" else TEXT_ONLY
-            raise field_error(("type",), kind, f"{says}, got {shown(kind)}", "unsupported_value")
-        return value
+        is_refusal = isinstance(value, dict) and value.get("type") == "refusal"
+        return check_type(value, "text", "what an assistant said goes into a text part" if is_refusal else TEXT_ONLY)
 
 
 class CalledFunction(RequestPart):
@@ -83,12 +78,7 @@ class ToolCall(RequestPart):
     @model_validator(mode="before")
     @classmethod
     def _is_of_a_function(cls, value: Any) -> Any:
-        # Other types have other fields, of which nothing need be said.
-        kind = value.get("type") if isinstance(value, dict) else None
-        if isinstance(kind, str) and kind != "function":
-            says = f"calls of functions alone can be told to a model, got {shown(kind)}"
-            raise field_error(("type",), kind, says, "unsupported_value")
-        return value
+        return check_type(value, "function", "calls of functions alone can be told to a model")
 
     def as_template_call(self) -> dict[str, Any]:
         """The call as chat templates read it."""

@@ -16,10 +16,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from cluster.api_errors import shown
 from deployments.openai_api.requests.fields import CHOSEN_FUNCTION, CHOSEN_TOOL, TOOL, TOOL_FUNCTION
 from deployments.openai_api.requests.schemas import Text, valid_unicode_inside
-from deployments.openai_api.requests.validation import RequestPart, field_error
+from deployments.openai_api.requests.validation import RequestPart, check_type
 
 MAX_TOOLS = 1024
 # As text it stands between quotes or tags of the models' own.
@@ -37,12 +36,7 @@ FunctionName = Annotated[str, StringConstraints(pattern=_NAME), BeforeValidator(
 
 
 def _of_function(value: Any) -> Any:
-    # Other types have other fields, of which nothing need be said.
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind != "function":
-        says = f"functions are the only tools of the models here, got {shown(kind)}"
-        raise field_error(("type",), kind, says, "unsupported_value")
-    return value
+    return check_type(value, "function", "functions are the only tools of the models here")
 
 
 class FunctionDefinition(RequestPart):

@@ -97,6 +97,19 @@ def field_error(path: tuple[str | int, ...], value: Any, says: str, code: str = 
     return _error(path, value, _REFUSED, says=says, code=code)
 
 
+def check_type(value: Any, only: str, says: str) -> Any:
+    """``value`` as it came, unless it is an object of another type than ``only``: such a one has other fields, of which nothing
+    need be said.
+
+    Raises:
+        ValidationError: names the type behind ``says``.
+    """
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind != only:
+        raise field_error(("type",), kind, f"{says}, got {shown(kind)}", "unsupported_value")
+    return value
+
+
 def _error(path: tuple[str | int, ...], value: Any, kind: Any, **context: Any) -> ValidationError:
     custom = PydanticCustomError(kind, kind, context)
     return ValidationError.from_exception_data("", [InitErrorDetails(type=custom, loc=path, input=value)])
