@@ -407,8 +407,16 @@ async def test_streams_say_how_much_the_engine_takes_when_it_has_changed(actor):
     await until(lambda: told()[-1].open_places == 4 and len(told()) > len(rooms()) + 1, 5)
 
 
+def _slow_down(actor: RunnerActor, seconds: float) -> None:
+    """Each of its steps takes so much longer."""
+    model = actor._engine_loop._engine.executor.model
+    forward = model.forward
+    model.forward = lambda *args: (time.sleep(seconds), forward(*args))[1]
+
+
 async def test_places_are_kept_for_who_reserves_them_and_for_nobody_for_long(actor, monkeypatch):
     monkeypatch.setattr(place_reservations, "RESERVED_FOR_S", 0.5)
+    _slow_down(actor, 0.01)  # 300 tokens outlast the reservation: no place is free because an answer has ended
     stream = Subscriber(actor)
     await asyncio.sleep(0)
     assert (await actor.reserve("ingress", 3))[0] == 3
@@ -435,9 +443,7 @@ async def test_places_are_kept_for_who_reserves_them_and_for_nobody_for_long(act
 
 async def test_waiting_requests_go_back_to_their_ingress_in_the_order_of_service(actor):
     stream, waiting = Subscriber(actor), "efghij"
-    model = actor._engine_loop._engine.executor.model
-    forward = model.forward
-    model.forward = lambda *args: (time.sleep(0.02), forward(*args))[1]
+    _slow_down(actor, 0.02)
     await asyncio.sleep(0)
     running = [
         asyncio.create_task(actor.generate(subscribed(name, [1], max_tokens=200, ignore_eos=True))) for name in "abcd"
