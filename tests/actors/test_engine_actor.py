@@ -415,7 +415,7 @@ def _slow_down(actor: RunnerActor, seconds: float) -> None:
 
 
 async def test_places_are_kept_for_who_reserves_them_and_for_nobody_for_long(actor, monkeypatch):
-    monkeypatch.setattr(place_reservations, "RESERVED_FOR_S", 0.5)
+    monkeypatch.setattr(place_reservations, "RESERVED_FOR_S", 1.5)
     _slow_down(actor, 0.01)  # 300 tokens outlast the reservation: no place is free because an answer has ended
     stream = Subscriber(actor)
     await asyncio.sleep(0)
@@ -423,10 +423,10 @@ async def test_places_are_kept_for_who_reserves_them_and_for_nobody_for_long(act
     assert (await actor.reserve("other", 3))[0] == 1
     await actor.give_back("other", 1)
     # A stranger finds the one place that is left; the next one waits, though slots are free.
-    calls = [asyncio.create_task(actor.generate(subscribed(name, [1], max_tokens=300))) for name in ("x", "y")]
+    calls = [asyncio.create_task(actor.generate(subscribed(name, [1], max_tokens=300, ignore_eos=True))) for name in ("x", "y")]
     await stream.wait_for("x", 2)
     assert not stream.of("y")
-    moved = subscribed("m", [1], max_tokens=300)
+    moved = subscribed("m", [1], max_tokens=300, ignore_eos=True)
     moved.moved = True
     calls.append(asyncio.create_task(actor.generate(moved)))
     await stream.wait_for("m", 1)
