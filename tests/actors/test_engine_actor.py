@@ -423,7 +423,10 @@ async def test_places_are_kept_for_who_reserves_them_and_for_nobody_for_long(act
     assert (await actor.reserve("other", 3))[0] == 1
     await actor.give_back("other", 1)
     # A stranger finds the one place that is left; the next one waits, though slots are free.
-    calls = [asyncio.create_task(actor.generate(subscribed(name, [1], max_tokens=300, ignore_eos=True))) for name in ("x", "y")]
+    calls = [
+        asyncio.create_task(actor.generate(subscribed(name, [1], max_tokens=300, ignore_eos=True)))
+        for name in ("x", "y")
+    ]
     await stream.wait_for("x", 2)
     assert not stream.of("y")
     moved = subscribed("m", [1], max_tokens=300, ignore_eos=True)
