@@ -65,3 +65,15 @@ class SamplingParams:
     grammar: Grammar | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+
+    @property
+    def has_penalties(self) -> bool:
+        """Penalties, a bias, or forbidden tokens change the logits of every token."""
+        return bool(
+            self.logit_bias
+            or self.allowed_token_ids
+            or self.bad_token_seqs
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1
+        )

@@ -88,8 +88,7 @@ class InFlightStep:
         self._ticket += 1
         self.scheduled.array[:] = 0
         self.cleared.array[:] = 0
-        for slot, count in plan.scheduled.items():
-            self.scheduled.array[slot] = count
+        self.scheduled.array[list(plan.scheduled)] = list(plan.scheduled.values())
         self.cleared.array[plan.preempted] = 1
         self.block_updates = self._no_updates
         self._staged = []

@@ -288,9 +288,17 @@ class ModelRunner(StepExecutor):
         assert plan is not None
         packed = unpack_outputs(out.landing.array)
         outputs = []
+        preempted = {slot for slot in plan.preempted if self.preempted_idx[slot] == plan.step}
+        is_plain = packed.logprobs is None and not out.matchers and not out.prompt_logprobs
+        tokens, goes_on = (
+            packed.tokens.tolist(),
+            ((packed.num_sampled == 1) & (packed.stop_reason == StopReason.NONE)).tolist(),
+        )
         for slot, request_id in plan.request_ids.items():
-            if self.preempted_idx[slot] == plan.step:
+            if slot in preempted:
                 outputs.append(SlotOutput(slot, request_id, PREEMPTED))
+            elif is_plain and goes_on[slot]:
+                outputs.append(SlotOutput(slot, request_id, tokens[slot]))
             else:
                 outputs.append(_slot_output(slot, request_id, packed, out))
         # Only now: a marker that is cleared before it was emitted leaves its request waiting for ever.

@@ -14,13 +14,14 @@ every running sequence could still take one more: admission cannot thrash.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import deque
 from collections.abc import Iterable
 
 from actors.scheduling.kv_cache import KVCache
 from actors.scheduling.prompt_shares import Prompt, has_tokens_for, prompt_shares
 from actors.scheduling.sequence import Sequence
-from actors.scheduling.step_plan import PromptLogprobs, SlotInsert, SlotOutput, StepPlan, StepResult
+from actors.scheduling.step_plan import PromptLogprobs, SamplingNeeds, SlotInsert, SlotOutput, StepPlan, StepResult
 from actors.scheduling.waiting_queue import WaitingQueue
 from cluster.errors import InvalidRequestError, OverloadedError
 from cluster.outputs import FINISH_ABORT, NO_TOKEN, PREEMPTED, TokenDelta
@@ -68,6 +69,9 @@ class Scheduler:
         self.max_queue_share = max_queue_share
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
+        self._decoding: list[
+            Sequence
+        ] = []  # of these, in the order of service; may lack some until the next step is planned
         self.leaving: dict[int, Sequence] = {}  # slot -> preempted or retiring, until its marker has been saved
         self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_prompt_tokens = self.num_generated_tokens = 0
@@ -194,7 +198,8 @@ class Scheduler:
         if plan.is_empty:
             return None
         for slot in plan.scheduled:
-            self._register_full_blocks(owners[slot])
+            if owners[slot].has_full_block(self.kv_cache.block_size):
+                self._register_full_blocks(owners[slot])
         self._step += 1
         self._launched.append((plan, owners))
         return plan
@@ -204,7 +209,7 @@ class Scheduler:
         plan, owners = self._launched.popleft()
         if plan.step != result.step:
             raise SchedulerError(f"result of step {result.step}, expected {plan.step}")
-        sampling, deltas = set(plan.sampling), []
+        deltas: list[TokenDelta] = []
         for output in result.outputs:
             sequence = owners[output.slot]
             if output.token == PREEMPTED:
@@ -214,24 +219,27 @@ class Scheduler:
                     sequence.prompt_logprobs += output.prompt_logprobs
                 if output.token != NO_TOKEN:
                     deltas.append(self._accept(sequence, output))
-                elif output.slot in sampling:
+                elif output.slot in plan.sampling:
                     raise SchedulerError(f"step {plan.step}: slot {output.slot} was to sample and did not")
         return deltas
 
     # Planning.
 
     def _schedule_decodes(self, plan: StepPlan, owners: dict[int, Sequence]) -> None:
-        oldest = min(self.running, key=lambda s: s.arrival, default=None)
-        # The oldest goes first, so that a victim is never one that this plan has already scheduled.
-        for sequence in sorted(self.running, key=lambda s: (s is not oldest, s.order)):
-            if sequence.state is not _State.RUNNING or not sequence.is_decoding or sequence.will_have_finished:
+        if len(self._decoding) < len(self.running):  # somebody's prompt may be done
+            self._decoding = sorted((s for s in self.running if s.is_decoding), key=_order_of_decoding)
+        oldest = min(self.running, key=_arrival, default=None)
+        # A copy, as victims leave. The oldest goes first, so that a victim is never one that this plan has already scheduled.
+        for sequence in sorted(self._decoding, key=lambda s: s is not oldest):
+            if sequence.state is not _State.RUNNING or sequence.num_tokens >= sequence.max_num_tokens:
                 continue
-            missing = self.kv_cache.num_blocks_for(sequence.num_computed_tokens + 1) - len(sequence.block_ids)
-            while missing > 0 and not self.kv_cache.can_allocate(missing) and sequence.state is _State.RUNNING:
-                self._preempt(self._pick_victim(oldest, plan), plan, owners)
-            if sequence.state is _State.RUNNING:
-                self._extend(sequence, missing, plan)
-                self._launch(sequence, 1, plan, owners)
+            if sequence.num_computed_tokens >= len(sequence.block_ids) * self.kv_cache.block_size:
+                while not self.kv_cache.can_allocate(1) and sequence.state is _State.RUNNING:
+                    self._preempt(self._pick_victim(oldest, plan), plan, owners)
+                if sequence.state is not _State.RUNNING:
+                    continue
+                self._extend(sequence, 1, plan)
+            self._launch(sequence, 1, plan, owners)
 
     def _schedule_prompts(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
         # After every decoding sequence, so that none of these is a victim any more; their blocks they have.
@@ -243,6 +251,8 @@ class Scheduler:
 
     def _prefilling(self, plan: StepPlan) -> list[Sequence]:
         """Who has tokens to compute when all decoding sequences have been scheduled."""
+        if len(self._decoding) == len(self.running):
+            return []
         return [s for s in self.running if s.slot not in plan.scheduled and not s.will_have_finished]
 
     def _pick_victim(self, oldest: Sequence | None, plan: StepPlan) -> Sequence:
@@ -349,56 +359,49 @@ class Scheduler:
             plan.block_updates += [(sequence.slot, i, sequence.block_ids[i]) for i in range(first, first + count)]
 
     def _launch(self, sequence: Sequence, count: int, plan: StepPlan, owners: dict[int, Sequence]) -> None:
-        slot, params, start = sequence.slot, sequence.request.params, sequence.num_computed_tokens
+        slot, request = sequence.slot, sequence.request
         plan.scheduled[slot] = count
-        plan.request_ids[slot] = sequence.request.request_id
+        plan.request_ids[slot] = request.request_id
         owners[slot] = sequence
-        if self._wants_prompt_logprobs(sequence):
-            targets = tuple(sequence.request.prompt_token_ids[start + 1 : start + count + 1])
+        if request.params.prompt_logprobs is not None and self._wants_prompt_logprobs(sequence):
+            start = sequence.num_computed_tokens
+            targets = tuple(request.prompt_token_ids[start + 1 : start + count + 1])
             if targets:
-                plan.needs.prompt_logprobs.append(PromptLogprobs(slot, start, targets, params.prompt_logprobs or 0))
+                plan.needs.prompt_logprobs.append(PromptLogprobs(slot, start, targets, request.params.prompt_logprobs))
         sequence.num_computed_tokens += count
-        if sequence.num_uncomputed_tokens == 0:
+        if sequence.num_computed_tokens == sequence.num_tokens:
             plan.sampling.append(slot)
-            if params.logprobs is not None:
-                plan.needs.num_logprobs = max(plan.needs.num_logprobs, params.logprobs)
-            plan.needs.grammar |= params.grammar is not None
-            plan.needs.penalties |= bool(
-                params.logit_bias
-                or params.allowed_token_ids
-                or params.bad_token_seqs
-                or params.presence_penalty
-                or params.frequency_penalty
-                or params.repetition_penalty != 1
-                or sequence.num_tokens - sequence.num_prompt_tokens < params.min_tokens
-            )
-            sequence.num_in_flight += 1
+            if not sequence.samples_plainly:
+                self._add_needs(plan.needs, sequence)
+            sequence.num_tokens += 1
+
+    @staticmethod
+    def _add_needs(needs: SamplingNeeds, sequence: Sequence) -> None:
+        params = sequence.request.params
+        if params.logprobs is not None:
+            needs.num_logprobs = max(needs.num_logprobs, params.logprobs)
+        needs.grammar |= params.grammar is not None
+        num_output_tokens = sequence.num_tokens - sequence.num_prompt_tokens
+        needs.penalties |= params.has_penalties or num_output_tokens < params.min_tokens
 
     @staticmethod
     def _wants_prompt_logprobs(sequence: Sequence) -> bool:
-        return sequence.request.params.prompt_logprobs is not None and sequence.num_tokens == sequence.num_prompt_tokens
+        return sequence.request.params.prompt_logprobs is not None and sequence.is_to_begin
 
     # Saved results.
 
     def _accept(self, sequence: Sequence, output: SlotOutput) -> TokenDelta:
-        request, index = sequence.request, sequence.num_output_tokens
+        request, index = sequence.request, len(sequence.token_ids) - sequence.num_prompt_tokens
         sequence.token_ids.append(output.token)
         self.num_generated_tokens += 1
-        sequence.num_in_flight -= 1
+        is_first = index == len(request.output_token_ids)
+        if output.finish_reason is None and output.logprobs is None and not is_first:
+            return TokenDelta(request.request_id, request.attempt, index, [output.token])
         matched: int | list[int] | None = output.matched_stop
         if output.finish_reason is not None:
             if output.stopped_by_sequence:
                 matched = list(request.params.stop_token_seqs[output.matched_stop or 0])
-            if sequence.state is _State.RUNNING:
-                # The last token's own KV was never computed.
-                self._register_full_blocks(sequence, len(sequence.token_ids) - 1)
-                self._give_back(sequence)
-                self._free_slots.append(sequence.slot)
-                self._finish(sequence)
-            else:
-                sequence.move_to(_State.RETIRING)
-                del self._sequences[request.request_id, request.attempt]
-        is_first = index == len(request.output_token_ids)
+            self._take_leave(sequence)
         prompt_logprobs = None
         if index == 0 and request.params.prompt_logprobs is not None:
             prompt_logprobs = [None, *sequence.prompt_logprobs]
@@ -418,6 +421,18 @@ class Scheduler:
             sequence.num_cached_tokens if is_first else 0,
             prompt_logprobs,
         )
+
+    def _take_leave(self, sequence: Sequence) -> None:
+        """It has its last token."""
+        if sequence.state is not _State.RUNNING:
+            sequence.move_to(_State.RETIRING)
+            del self._sequences[sequence.key]
+            return
+        # The last token's own KV was never computed.
+        self._register_full_blocks(sequence, len(sequence.token_ids) - 1)
+        self._give_back(sequence)
+        self._free_slots.append(sequence.slot)
+        self._finish(sequence)
 
     def _release_marked(self, sequence: Sequence) -> None:
         del self.leaving[sequence.slot]
@@ -450,6 +465,8 @@ class Scheduler:
         sequence.block_ids = []
         sequence.num_registered_blocks = 0
         self.running.remove(sequence)
+        if sequence in self._decoding:
+            self._decoding.remove(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
         sequence.move_to(_State.FINISHED)
@@ -479,12 +496,18 @@ class Scheduler:
         for state, queue in expected.items():
             if any(s.state is not state for s in queue):
                 raise SchedulerError(f"a sequence in the {state.value} queue has another state")
+        if any(s.state is not _State.RUNNING for s in self._decoding) or not {*self._decoding} <= {*self.running}:
+            raise SchedulerError("a sequence that does not run is to decode")
         slots = sorted([*self._free_slots, *(s.slot for s in self.running), *self.leaving])
         if slots != list(range(self.max_num_seqs)):
             raise SchedulerError(f"slots are lost or owned twice: {slots}")
         live = {id(s) for s in places if s.state is not _State.RETIRING}
         if live != {id(s) for s in self._sequences.values()}:
             raise SchedulerError("a live request is in no queue, or a finished one is known")
+
+
+_arrival = operator.attrgetter("arrival")
+_order_of_decoding = operator.attrgetter("request.priority", "arrival")  # as ``Sequence.order``
 
 
 def _prompt(sequence: Sequence, remaining: int) -> Prompt:

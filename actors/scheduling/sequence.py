@@ -14,8 +14,11 @@ class Sequence:
 
     Attributes:
         token_ids: prompt, then every output token the host has seen (those of earlier attempts included).
+        num_prompt_tokens, max_num_tokens: of its prompt, and with the longest answer.
+        num_tokens: tokens that exist once all launched steps are done.
         num_computed_tokens: positions whose KV is in the cache once all launched steps are done.
-        num_in_flight: tokens that launched steps will sample and the host has not seen yet.
+        samples_plainly: a token is drawn from the logits as they are, and nothing is told besides (``SamplingNeeds``); not so
+            while a minimum length is not reached.
         block_ids: KV blocks in order of position.
         slot: row in the runner's state, -1 without one.
         num_preemptions: how often it was preempted.
@@ -26,11 +29,14 @@ class Sequence:
     arrival: int
     turn: int = 0
     token_ids: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
+    max_num_tokens: int = field(init=False)
+    num_tokens: int = field(init=False)
+    samples_plainly: bool = field(init=False)
     state: RequestState = RequestState.WAITING
     slot: int = -1
     block_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
-    num_in_flight: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     num_registered_blocks: int = 0
@@ -38,7 +44,14 @@ class Sequence:
     _hashes: list[BlockHash] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.token_ids = [*self.request.prompt_token_ids, *self.request.output_token_ids]
+        request = self.request
+        self.token_ids = [*request.prompt_token_ids, *request.output_token_ids]
+        self.num_prompt_tokens, self.num_tokens = len(request.prompt_token_ids), len(self.token_ids)
+        params = request.params
+        self.max_num_tokens = self.num_prompt_tokens + params.max_tokens
+        self.samples_plainly = (
+            params.logprobs is None and params.grammar is None and not params.has_penalties and not params.min_tokens
+        )
 
     @property
     def order(self) -> tuple[int, bool, int, int]:
@@ -62,17 +75,13 @@ class Sequence:
         return self.request.request_id, self.request.attempt
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
-
-    @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens that exist once all launched steps are done."""
-        return len(self.token_ids) + self.num_in_flight
+    def num_in_flight(self) -> int:
+        """Tokens that launched steps will sample and the host has not seen yet."""
+        return self.num_tokens - len(self.token_ids)
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -85,11 +94,16 @@ class Sequence:
     @property
     def will_have_finished(self) -> bool:
         """The tokens in flight already reach max_tokens, so there is nothing left to launch."""
-        return self.num_tokens - self.num_prompt_tokens >= self.request.params.max_tokens
+        return self.num_tokens >= self.max_num_tokens
 
     def move_to(self, state: RequestState) -> None:
         """Change state along the transition table."""
         self.state = check_transition(self.state, state, self.request.request_id)
+
+    def has_full_block(self, block_size: int) -> bool:
+        """Whether a block has become full, of tokens that the host knows, since those that are registered."""
+        known = min(self.num_computed_tokens, len(self.token_ids))
+        return known >= (self.num_registered_blocks + 1) * block_size
 
     def block_hashes(self, block_size: int, num_tokens: int) -> list[BlockHash]:
         """Hash chain of the full blocks within the first ``num_tokens`` known tokens; computed once a block."""

@@ -88,7 +88,7 @@ class StepPlan:
 
     @property
     def has_prefill(self) -> bool:
-        return any(count > 1 for count in self.scheduled.values())
+        return self.num_tokens > len(self.scheduled)
 
     @property
     def is_empty(self) -> bool:
