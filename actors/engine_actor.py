@@ -463,14 +463,19 @@ class RunnerActor:
 
     def _deliver(self, deltas: list[TokenDelta]) -> None:
         by_subscriber: dict[str, list[TokenDelta]] = {}
+        deliver, waited_s = self._live.deliver, self._engine_loop.take_queue_time
         for delta in deltas:
-            live = self._live.deliver(delta, self._engine_loop.take_queue_time)
+            live = deliver(delta, waited_s)
             if live is None:
                 continue
-            self._stage_ended("first_token")
-            by_subscriber.setdefault(live.request.subscriber, []).append(delta)
+            batch = by_subscriber.get(live.request.subscriber)
+            if batch is None:
+                batch = by_subscriber[live.request.subscriber] = []
+            batch.append(delta)
             if delta.finish_reason is not None:
                 self._arrivals.forget((delta.request_id, delta.attempt))
+        if by_subscriber:
+            self._stage_ended("first_token")
         for subscriber, batch in by_subscriber.items():
             if subscriber in self._streams:
                 self._streams[subscriber].put(batch)

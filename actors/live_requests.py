@@ -100,8 +100,7 @@ class LiveRequests:
         Args:
             waited_s: how long a request waited for a slot, asked once it has had one.
         """
-        key = delta.request_id, delta.attempt
-        live = self._of.get(key)
+        live = self._of.get((delta.request_id, delta.attempt))
         if live is None:
             return None
         live.deltas.append(delta)
@@ -110,17 +109,22 @@ class LiveRequests:
         if live.waited_s is None and waited_s is not None:
             live.waited_s = waited_s(delta.request_id)
         if live.finished_at is None:
-            live.num_tokens += len(delta.token_ids)
-            self.num_tokens += len(delta.token_ids)
+            num_tokens = len(delta.token_ids)
+            live.num_tokens += num_tokens
+            self.num_tokens += num_tokens
         if delta.finish_reason is not None:
-            self._finish(live)
-            self.num_ended += 1
-            if not live.done.done():
-                num_tokens = delta.index + len(delta.token_ids)
-                live.done.set_result(GenerateReply(num_tokens, delta.finish_reason, marks=live.marks))
-            if delta.finish_reason in FINISHES_ELSEWHERE:
-                self.drop(key)
+            self._end(live, delta, delta.finish_reason)
         return live
+
+    def _end(self, live: LiveRequest, delta: TokenDelta, finish_reason: str) -> None:
+        """``delta`` is the engine's last word."""
+        self._finish(live)
+        self.num_ended += 1
+        if not live.done.done():
+            num_tokens = delta.index + len(delta.token_ids)
+            live.done.set_result(GenerateReply(num_tokens, finish_reason, marks=live.marks))
+        if finish_reason in FINISHES_ELSEWHERE:
+            self.drop((delta.request_id, delta.attempt))
 
     def fail_all(self, error: BaseException) -> None:
         """Nothing more will be said about any of them."""
