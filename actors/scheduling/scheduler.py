@@ -274,7 +274,8 @@ class Scheduler:
 
     def _admit(self, plan: StepPlan, budget: int) -> None:
         prefilling = self._prefilling(plan)
-        while self.waiting and self._free_slots and self._has_tokens_for_more(prefilling, budget):
+        left = budget - sum(s.num_uncomputed_tokens for s in prefilling)
+        while self.waiting and self._free_slots and (left > 0 or self._has_tokens_for_one_more(prefilling, budget)):
             sequence, in_order = self._next_waiting(prefilling)
             if sequence is None or (len(self._free_slots) <= self.num_reserved and not sequence.request.moved):
                 return
@@ -311,13 +312,13 @@ class Scheduler:
             )
             plan.block_updates += [(sequence.slot, index, block) for index, block in enumerate(cached)]
             self._extend(sequence, missing, plan)
+            left -= sequence.num_uncomputed_tokens
 
-    def _has_tokens_for_more(self, prefilling: list[Sequence], budget: int) -> bool:
-        """Whether somebody among as many as there are free slots would get more of this step than everybody gets. A prompt that
-        would only be next in line waits here: it holds no blocks, and may find more of itself in the cache."""
+    def _has_tokens_for_one_more(self, prefilling: list[Sequence], budget: int) -> bool:
+        """Whether somebody among as many as there are free slots would get more of this step than everybody gets, where these
+        prompts alone fill it. A prompt that would only be next in line waits here: it holds no blocks, and may find more of
+        itself in the cache."""
         prompts = [_prompt(s, s.num_uncomputed_tokens) for s in prefilling]
-        if sum(prompt.remaining for prompt in prompts) < budget:
-            return True
         candidates = itertools.islice(self.waiting, len(self._free_slots))
         return has_tokens_for(min(_prompt(s, self._num_missing_tokens(s)) for s in candidates), prompts, budget)
 
@@ -343,13 +344,15 @@ class Scheduler:
         if not self.kv_cache.enable_prefix_caching or self._wants_prompt_logprobs(sequence):
             return False
         num_known, block_size = len(sequence.token_ids), self.kv_cache.block_size
-        own = _prompt(sequence, num_known)
+        hashes, own = sequence.block_hashes(block_size, num_known - 1), _prompt(sequence, num_known)
         for other in prefilling:
             index = other.num_registered_blocks
-            if _prompt(other, len(other.token_ids)) <= own and (index + 1) * block_size < num_known:
-                end = (index + 1) * block_size
-                if sequence.block_hashes(block_size, end)[index:] == other.block_hashes(block_size, end)[index:]:
-                    return True
+            if index >= len(hashes) or _prompt(other, len(other.token_ids)) > own:
+                continue
+            if other.block_hashes(block_size, (index + 1) * block_size)[index:] == [
+                hashes[index]
+            ]:  # of all up to its end
+                return True
         return False
 
     def _extend(self, sequence: Sequence, count: int, plan: StepPlan) -> None:
