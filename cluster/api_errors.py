@@ -98,7 +98,11 @@ def shown(value: Any) -> str:
             return f"a{' list' if isinstance(value, list) else 'n object'} of {len(value)} items"
     if isinstance(value, str):
         value = value[: MAX_SHOWN + 1]
-    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        # Settings come from Python and YAML, too, which have more than JSON.
+        return f"a value of the type {type(value).__name__}"
     if not text.isprintable():
         text = json.dumps(value)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

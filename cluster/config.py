@@ -8,12 +8,24 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from cluster.api_key import is_api_key
+from cluster.wording import nearest, setting_fault
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 SIMULATED = "simulated"
+# The kind of error that an unknown setting is.
+UNKNOWN_SETTING = "extra_forbidden"
 
 
 # Formats of answers, which parsers of ``deployments/parsers`` read.
@@ -25,10 +37,21 @@ ReasoningParser = Literal["auto", "none", "deepseek_r1", "ernie45", "ernie_x1", 
 
 
 class EngineConfig(BaseModel):
-    """Settings of one engine (one copy of the model)."""
+    """Settings of one engine (one copy of the model).
+
+    Raises:
+        ValidationError: every setting at fault with what it may be, in this project's words; none shows an API key.
+    """
 
     # strict: a number of another type is a mistake (max_num_seqs=True), not something to convert.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        hide_input_in_errors=True,
+    )
 
     model: str = Field(
         DEFAULT_MODEL, description="Model: the default's name, a GGUF file, a directory, or a Hugging Face id."
@@ -141,6 +164,31 @@ class EngineConfig(BaseModel):
         0.0, ge=0, le=1, description="With device simulated, seconds that each token of a step adds."
     )
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_own_words(cls, values: Any, validate: ModelWrapValidatorHandler[EngineConfig]) -> EngineConfig:
+        try:
+            return validate(values)
+        except ValidationError as error:
+            faults = error.errors(include_url=False)
+            raise ValidationError.from_exception_data(
+                cls.__name__, [cls._reworded(fault) for fault in faults]
+            ) from None
+
+    @classmethod
+    def _reworded(cls, fault: ErrorDetails) -> InitErrorDetails:
+        path = fault["loc"]
+        if fault["type"] == UNKNOWN_SETTING:
+            known = sorted(cls.model_fields)
+            near = nearest(str(path[-1]), known)
+            says = f"is no setting{f'; did you mean {near}?' if near else ''}; allowed: {', '.join(known)}"
+        else:
+            says = setting_fault(fault, is_secret=path[:1] == ("api_keys",))
+        kind: Any = fault["type"]
+        # The kind stays; as a value, a sentence may have braces.
+        custom = PydanticCustomError(kind, "{says}", {"says": says})
+        return InitErrorDetails(type=custom, loc=path, input=fault["input"])
+
     @field_validator("model_id")
     @classmethod
     def _printable(cls, value: str | None) -> str | None:
@@ -184,12 +232,7 @@ SERVE_OPTIONS = frozenset(
 
 
 class LLMConfig(EngineConfig):
-    """Argument of ``deployments.llm:build_openai_app``: the engine's settings and those of the Serve application.
-
-    Neither it nor an error about it shows API keys.
-    """
-
-    model_config = ConfigDict(hide_input_in_errors=True)
+    """Argument of ``deployments.llm:build_openai_app``: the engine's settings and those of the Serve application."""
 
     deployment_config: dict[str, Any] = Field(
         default_factory=dict,

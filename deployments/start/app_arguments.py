@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from typing import Any
 
 import click
 from pydantic import ValidationError, model_validator
 
-from cluster.config import LLMConfig
+from cluster.config import UNKNOWN_SETTING, LLMConfig
 from cluster.errors import BiremeError
+from cluster.wording import setting_name
 from deployments.start.ray_llm_config import is_ray_llm_config, settings_of
 from deployments.start.settings_names import OTHER_WAYS, instead_of
 
@@ -79,17 +79,10 @@ def settings_message(error: ValidationError) -> str:
     """Which settings are wrong, and what they may be."""
     lines = []
     for fault in error.errors(include_url=False):
-        name = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden" and (instead := instead_of(name)) is not None:
-            lines.append(f"{name} is no setting: {instead}")
-        elif fault["type"] == "extra_forbidden":
-            allowed = sorted(LLMConfig.model_fields)
-            near = difflib.get_close_matches(name, allowed, n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            lines.append(f"unknown setting {name}{meant}; allowed: {', '.join(allowed)}")
+        name, says = setting_name(fault["loc"]), fault["msg"]
+        if fault["type"] == UNKNOWN_SETTING:
+            instead = instead_of(name)
+            lines.append(f"{name} {says}" if instead is None else f"{name} is no setting: {instead}")
         else:
-            message = fault["msg"].removeprefix("Value error, ")
-            is_secret = fault["loc"][:1] == ("api_keys",)
-            shown = f", got {fault['input']!r}" if name and fault["type"] != "value_error" and not is_secret else ""
-            lines.append(f"{name}: {message}{shown}" if name else message)
+            lines.append(f"{name}: {says}" if name else says)
     return "; ".join(lines)

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve import Deployment
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
-from deployments.start.app_arguments import SettingsError, settings_message
+from cluster.wording import nearest, setting_fault, setting_name
+from deployments.start.app_arguments import SettingsError
 
 # Ray Serve takes these from any number, so that true would be one replica and 2.9 an error of another kind.
 _WHOLE_NUMBERS = frozenset(
@@ -24,8 +26,12 @@ _WHOLE_NUMBERS = frozenset(
         "initial_replicas",
     }
 )
-_NESTED: dict[str, Any] = {"autoscaling_config": AutoscalingConfig, "request_router_config": RequestRouterConfig}
-_WITH_SWITCHES = frozenset({"logging_config", "ray_actor_options", "request_router_config"})
+_NESTED: dict[str, Any] = {
+    "autoscaling_config": AutoscalingConfig,
+    "logging_config": LoggingConfig,
+    "request_router_config": RequestRouterConfig,
+}
+_WITH_SWITCHES = frozenset({"enable_access_log", "logging_config", "ray_actor_options", "request_router_config"})
 
 
 class _AnyDeployment:
@@ -42,10 +48,11 @@ def check_serve_options(setting: str, options: Mapping[str, Any]) -> None:
     for name, model in _NESTED.items():
         nested = options.get(name)
         if isinstance(nested, dict):
-            unknown = sorted(set(map(str, nested)) - set(model.model_fields))
-            if unknown:
-                allowed = ", ".join(sorted(field for field in model.model_fields if not field.startswith("_")))
-                raise SettingsError(f"{setting}.{name}: unknown option {', '.join(unknown)}; allowed: {allowed}")
+            allowed = sorted(field for field in model.model_fields if not field.startswith("_"))
+            for option in sorted(set(map(str, nested)) - set(model.model_fields)):
+                near = nearest(option, allowed)
+                meant = f"; did you mean {near}?" if near else ""
+                raise SettingsError(f"{setting}.{name}.{option} is no option{meant}; allowed: {', '.join(allowed)}")
             _check_numbers(f"{setting}.{name}", nested)
     # Ray Serve writes defaults into what it is given.
     with_options(serve.deployment(_AnyDeployment), setting, copy.deepcopy(dict(options)))
@@ -60,7 +67,10 @@ def with_options(deployment: Deployment, setting: str, options: Mapping[str, Any
     try:
         return deployment.options(**options)
     except ValidationError as error:
-        raise SettingsError(f"{setting}.{settings_message(error)}") from None
+        faults = error.errors(include_url=False)
+        raise SettingsError(
+            "; ".join(f"{setting_name((setting, *fault['loc']))}: {setting_fault(fault)}" for fault in faults)
+        ) from None
     except (ValueError, TypeError) as error:
         raise SettingsError(f"{setting}: {error}") from None
 

@@ -20,9 +20,9 @@ from pydantic import (
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from cluster.api_errors import ApiError, bad_request, shown
+from cluster.wording import field_name, nearest, sentence
 from deployments.openai_api.requests.fields import ROWS, FieldRow, Verdict
 from deployments.openai_api.requests.schemas import NOTHING, NULL, or_nothing
-from deployments.openai_api.requests.wording import field_name, nearest, sentence
 
 UnknownFields = Literal["refuse", "ignore"]
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)

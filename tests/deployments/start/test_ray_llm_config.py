@@ -214,7 +214,7 @@ def test_every_key_of_rays_schema_is_decided():
         ({"llm_configs": [{}]}, r"llm_configs\[0\].model_loading_config is missing"),
         ({"llm_configs": ["nowhere.yaml"]}, "'nowhere.yaml' is no YAML file"),
         ({"llm_configs": [{"model_loading_config": {"model_id": "m"}, "engine_kwargs": {"max_num_seqs": 0}}]},
-         "max_num_seqs: Input should be greater than or equal to 1"),
+         "max_num_seqs: must be at least 1, got 0"),
     ],
 )  # fmt: skip
 def test_what_is_no_configuration_is_one_error(config: dict[str, Any], error: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,73 @@ def test_a_value_of_another_kind_is_refused_by_name(name, value):
         AppArguments.with_keys({name: value})
 
 
+def of_every_setting() -> list[tuple[str, Any]]:
+    """Of each setting, values of other types, and some below, at and above its bounds."""
+    wrong: list[tuple[str, Any]] = []
+    for name, field in LLMConfig.model_fields.items():
+        odd = (object(), "{\u00e4}\n", "", "x" * 2000, [["x"]], ["x"] * 100, {1: 2}, float("inf"))
+        wrong += [(name, value) for value in odd]
+        for bound in field.metadata:
+            limits = [getattr(bound, kind, None) for kind in ("ge", "gt", "le", "lt")]
+            wrong += [(name, type(limit)(limit + off)) for limit in limits if limit is not None for off in (-1, 0, 1)]
+    return wrong
+
+
+def test_every_error_of_every_setting_is_in_own_words():
+    said = set()
+    for name, value in of_every_setting():
+        try:
+            LLMConfig(**{name: value})
+        except ValidationError as error:
+            faults = error.errors()
+        else:
+            continue
+        assert {fault["loc"][0] for fault in faults} == {name}
+        said |= {fault["msg"] for fault in faults}
+    foreign = re.compile(r"Input|[Vv]alid |should|[Pp]ydantic|NoneType|instance of|is not a value that")
+    assert not [message for message in said if foreign.search(message)]
+    begins = {" ".join(message.split()[:3]) for message in said}
+    assert begins >= {
+        "must be at",
+        "must be greater",
+        "must be less",
+        "must be an",
+        "must be a",
+        "must be true",
+        "must have at",
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs: must be at least 1, got 0"),
+        ({"gpu_memory_utilization": 2}, "gpu_memory_utilization: must be at most 1, got 2"),
+        ({"enable_prefix_caching": "maybe"}, 'enable_prefix_caching: must be true or false, got "maybe"'),
+        ({"deployment_config": {1: 2}}, "deployment_config.1: must be a string, got 1"),
+        ({"model_id": "a{b}\n"}, "model_id: must be of printable characters, got 'a{b}\\n'"),
+        (
+            {"max_num_seq": 3},
+            "max_num_seq is no setting; did you mean max_num_seqs?; allowed: accelerator_type, allowed_",
+        ),
+        ({"swap_spice": 3}, "swap_spice is no setting; allowed: accelerator_type, allowed_"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size is no setting: an engine computes on one device"),
+        (
+            {"max_num_seqs": 0, "dtype": "int4"},
+            'dtype: must be "auto", "float32", "bfloat16" or "float16", got "int4"; max_num_seqs: must be at',
+        ),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_it_may_be(setting, message):
+    with pytest.raises(SettingsError) as refused:
+        AppArguments.model_validate(setting)
+    assert refused.value.message.startswith(message)
+
+
 def test_a_routing_policy_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(SettingsError) as refused:
         AppArguments.model_validate({"routing_policy": "round_robin"})
-    assert str(refused.value) == ("routing_policy: Input should be 'power_of_two' or 'least_tokens', got 'round_robin'")
+    assert str(refused.value) == 'routing_policy: must be "power_of_two" or "least_tokens", got "round_robin"'
 
 
 @pytest.mark.parametrize("policy", ["power_of_two", "least_tokens"])
@@ -67,7 +131,7 @@ def test_the_engines_router_gets_the_policy(policy):
 @pytest.mark.parametrize("text", ["8.0", "1e2", "true", "eight", "0x8", "1_6", "", "\uff18"])
 def test_text_of_a_command_line_is_a_plain_decimal(text):
     assert AppArguments.model_validate({"max_num_seqs": "8"}).max_num_seqs == 8
-    with pytest.raises(SettingsError, match="max_num_seqs: Input should be a valid integer"):
+    with pytest.raises(SettingsError, match="max_num_seqs: must be an integer, got "):
         AppArguments.model_validate({"max_num_seqs": text})
 
 
@@ -223,18 +287,25 @@ def test_keys_of_the_variable(monkeypatch):
         ({"num_replicas": 0}, "num_replicas"),
         ({"num_replicas": True}, "num_replicas"),
         ({"num_replicas": 2.0}, "num_replicas"),
-        ({"max_ongoing_requests": 0}, "max_ongoing_requests"),
+        ({"max_ongoing_requests": 0}, "max_ongoing_requests: must be greater than 0, got 0"),
         ({"max_queued_requests": -5}, "max_queued_requests"),
         ({"health_check_period_s": True}, "health_check_period_s"),
-        ({"health_check_period_s": "often"}, "health_check_period_s"),
+        ({"health_check_period_s": "often"}, 'health_check_period_s: must be a number, got "often"'),
         ({"autoscaling_config": 5}, "autoscaling_config"),
-        ({"autoscaling_config": {"min_replicaz": 1}}, "autoscaling_config: unknown option min_replicaz"),
+        (
+            {"autoscaling_config": {"min_replicaz": 1}},
+            "autoscaling_config.min_replicaz is no option; did you mean min_replicas?",
+        ),
         ({"autoscaling_config": {"min_replicas": 5, "max_replicas": 2}}, "autoscaling_config"),
         ({"autoscaling_config": {"max_replicas": True}}, "autoscaling_config.max_replicas"),
         ({"autoscaling_config": {"max_replicas": 2}, "num_replicas": 2}, "num_replicas"),
         ({"ray_actor_options": 5}, "ray_actor_options"),
         ({"ray_actor_options": {"num_cpus": -1}}, "num_cpus"),
-        ({"logging_config": {"level": "x"}}, "logging_config.level"),
+        ({"logging_config": {"level": "x"}}, "logging_config.level is no option; allowed: additional_log"),
+        (
+            {"logging_config": {"enable_access_log": "x"}},
+            'logging_config.enable_access_log: must be true or false, got "x"',
+        ),
     ],
 )
 def test_serve_options_are_checked_by_name_where_the_application_is_built(setting, options, named):

@@ -1,4 +1,4 @@
-"""What is wrong with a value, in words of JSON."""
+"""What is wrong with a value, in words of JSON: of a request's field, of a setting."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cluster.api_errors import MAX_SHOWN
+from pydantic_core import ErrorDetails
+
+from cluster.api_errors import MAX_SHOWN, shown
 
 # Kind of a validation error to its sentence, with the names of what that kind tells.
 _SENTENCES = {
     "missing": "is required",
-    "int_type": "must be an integer",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be an integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
     "string_type": "must be a string",
     "list_type": "must be a list",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "dataclass_type"), "must be an object"),
     "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
     "finite_number": "must be a finite number",
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
@@ -40,13 +42,34 @@ def sentence(kind: str, context: Mapping[str, Any], own: str) -> str:
     if text is None:
         return own if kind in OWN_KINDS else "is not a value that this field may have"
     values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
-    if kind == "literal_error":
+    if "expected" in context:
         values["expected"] = str(context.get("expected", "")).replace("'", '"')
     text = text.format_map(values)
     return text.replace("least 1 characters", "least 1 character").replace("least 1 items", "least 1 item")
 
 
 OWN_KINDS = frozenset({"field_value"})
+
+
+def setting_fault(fault: ErrorDetails, is_secret: bool = False) -> str:
+    """What is wrong with a setting, and what it was: all that is said behind its name.
+
+    Args:
+        fault: of pydantic, or of a validator that raised ValueError with a sentence of its own.
+        is_secret: its value is not shown.
+    """
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind in ("value_error", "assertion_error"):
+        return str(context["error"])
+    if kind in OWN_KINDS:
+        return fault["msg"]
+    said = sentence(kind, context, fault["msg"])
+    return said if is_secret or kind == "missing" else f"{said}, got {shown(fault['input'])}"
+
+
+def setting_name(path: Iterable[int | str]) -> str:
+    """Of a setting, or of what stands in it. A key that is none of a mapping's is said to be so of the mapping."""
+    return ".".join(field_name(part) for part in path if part != "[key]")
 
 
 def field_name(name: Any) -> str:
