@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -79,6 +80,21 @@ def field_name(name: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that somebody may have meant."""
-    found = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75) if len(name) <= MAX_SHOWN else []
-    return found[0] if found else None
+    """The known name that somebody may have meant. Names that have much in common but for one word are different things."""
+    if len(name) > MAX_SHOWN:
+        return None
+    by_lower = {one.lower(): one for one in known}
+    typed = name.lower()
+    for found in difflib.get_close_matches(typed, by_lower, n=3, cutoff=0.75):
+        if _ratio(typed, found) >= 0.9 or _words_are_near(typed, found):
+            return by_lower[found]
+    return None
+
+
+def _words_are_near(typed: str, found: str) -> bool:
+    words, others = (re.findall(r"[a-z0-9]+", one) for one in (typed, found))
+    return all(any(_ratio(word, other) >= 0.6 for other in others) for word in words)
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()

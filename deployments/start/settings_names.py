@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from cluster import wording
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from deployments.start.vllm_names import (
@@ -46,6 +47,9 @@ def split_settings(items: Sequence[str], say: Say = str) -> tuple[list[str], dic
     rest = deque(items)
     while rest:
         item = rest.popleft()
+        if re.fullmatch(r"-O\d", item):
+            rest.appendleft(item[2:])
+            item = "-O"
         name, equals, value = item.partition("=")
         if not item.startswith("-"):
             # A path may have the sign, too.
@@ -84,7 +88,10 @@ def _opposite(value: str) -> str:
 
 def _plain(name: str) -> str:
     plain = name.lstrip("-").replace("-", "_")
-    return SHORT.get(plain, plain) if name.startswith("-") and not name.startswith("--") else plain
+    # vLLM's --compilation-config.mode is an item of --compilation-config.
+    plain, dot, item = plain.partition(".")
+    plain = SHORT.get(plain, plain) if name.startswith("-") and not name.startswith("--") else plain
+    return plain if plain in ELSEWHERE or plain in MEANS_NOTHING else plain + dot + item
 
 
 def known_names() -> list[str]:
@@ -94,8 +101,8 @@ def known_names() -> list[str]:
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """``; did you mean X?`` or nothing."""
-    found = difflib.get_close_matches(name, list(candidates), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    found = wording.nearest(name, candidates)
+    return f"; did you mean {found}?" if found else ""
 
 
 def _nearest_as_typed(name: str) -> str:
@@ -104,7 +111,8 @@ def _nearest_as_typed(name: str) -> str:
     known = [*known_names(), *ALIASES, *ELSEWHERE, *MEANS_NOTHING, *(_OPTIONS if is_flag else ())]
     if not is_flag:
         return nearest(_plain(name), known)
-    return nearest(f"--{name.lstrip('-')}", (f"--{one.replace('_', '-')}" for one in known))
+    found = wording.nearest(_plain(name), known)
+    return f"; did you mean --{found.replace('_', '-')}?" if found else ""
 
 
 def check_name(name: str) -> str:
@@ -118,7 +126,8 @@ def check_name(name: str) -> str:
     if ours in ("api_key", "api_keys"):
         raise BiremeError(f"{name}: {_KEYS_ELSEWHERE}", "api_keys")
     if ours not in known_names() and ours not in ELSEWHERE and ours not in MEANS_NOTHING:
-        raise BiremeError(f"unknown setting {name}{_nearest_as_typed(name)}", ours)
+        hint = _nearest_as_typed(name) or "; docs/configure.md has them all"
+        raise BiremeError(f"unknown setting {name}{hint}", ours)
     return ours
 
 
@@ -133,7 +142,8 @@ def setting(name: str, value: str, say: Say = str) -> tuple[str, str]:
         say(f"{name} changes nothing here: {MEANS_NOTHING[ours]}")
         return "", ""
     if ours in ELSEWHERE:
-        if not is_same(ELSEWHERE[ours], _decoded(value)):
+        # An item of a mapping is never what is so of the whole.
+        if "." in name or not is_same(ELSEWHERE[ours], _decoded(value)):
             raise BiremeError(f"{name} is not supported: {ELSEWHERE[ours].instead}", ours)
         say(f"{name} {value} changes nothing here: {ELSEWHERE[ours].instead}")
         return "", ""

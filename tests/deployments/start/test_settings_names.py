@@ -12,7 +12,7 @@ import yaml
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from deployments.start.serve_config import BUILDER, configured_model, serve_config
-from deployments.start.settings_names import known_names, split_settings
+from deployments.start.settings_names import check_name, known_names, split_settings
 from deployments.start.vllm_names import ALIASES, ELSEWHERE, MEANS_NOTHING, is_switch
 
 
@@ -63,6 +63,17 @@ def test_flags_and_names_of_vllm_are_settings(typed, name, value):
         (["--max-num-seqs", "--dtype", "half"], "--max-num-seqs needs a value"),
         (["smollm2", "max_num_seqs=8", "more"], "'more' is no setting"),
         (["smollm2-135m-instrct"], "did you mean smollm2-135m-instruct?"),
+        (
+            ["--compilation-config.mode", "3"],
+            "--compilation-config.mode is not supported: the nearest are enforce_eager",
+        ),
+        (
+            ["--attention-config.flash_attn", "false"],
+            "--attention-config.flash_attn is not supported: kernels are chosen",
+        ),
+        (["-O3"], "-O is not supported: the nearest are enforce_eager"),
+        (["-dcp", "2"], "-dcp is not supported: an engine computes on one device"),
+        (["--disable-fastapi-docs"], "--disable-fastapi-docs is not supported: GET /docs"),
         (["num_replicas=0"], "num_replicas: got '0', allowed: 1 and more"),
     ],
 )
@@ -80,6 +91,19 @@ def test_what_is_not_known_is_refused_with_what_is_near(typed, message):
         (["--seed", "0"], {}, "--seed 0 changes nothing here: requests have a seed"),
         (["-tp", "1"], {}, "-tp 1 changes nothing here: an engine computes on one device"),
         (["--enable-chunked-prefill"], {}, "--enable-chunked-prefill true changes nothing here: long prompts"),
+        (["--watermark", "0.01"], {}, "--watermark changes nothing here: the engine does this its own way"),
+        (["--disable-hybrid-kv-cache-manager"], {}, "--disable-hybrid-kv-cache-manager changes nothing here: "),
+        (
+            ["--disable-access-log-for-endpoints", "/health"],
+            {},
+            "--disable-access-log-for-endpoints changes nothing here: request",
+        ),
+        (
+            ["--structured-outputs-config.backend", "xgrammar"],
+            {},
+            "--structured-outputs-config.backend changes nothing here: ",
+        ),
+        (["--language-model-only"], {}, "--language-model-only true changes nothing here: models that see"),
         (["--no-enable-lora"], {}, "--enable-lora false changes nothing here: adapters"),
         (
             ["--load-format", "safetensors"],
@@ -93,6 +117,42 @@ def test_options_of_vllm_that_change_nothing_are_accepted_with_a_sentence(typed,
     assert split_settings([*typed, "owner/name"], sentences.append) == (["owner/name"], settings)
     (sentence,) = sentences
     assert sentence.startswith(said)
+
+
+def test_every_option_of_vllm_is_decided():
+    """Of its engine and its server, in the versions that were looked at."""
+    options = Path(__file__).with_name("vllm_options.txt").read_text().split()
+    decided = {*known_names(), *ELSEWHERE, *MEANS_NOTHING}
+    assert not [name for name in options if check_name(f"--{name.replace('_', '-')}") not in decided]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("max_num_seq", "max_num_seqs"),
+        ("maxnumseqs", "max_num_seqs"),
+        ("max_seqs", "max_num_seqs"),
+        ("gpu_mem_utilization", "gpu_memory_utilization"),
+        ("dtpye", "dtype"),
+        ("Max_Model_Len", "max_model_len"),
+        ("speculative_configs", "speculative_config"),
+        # One word is another one, and so it is another option.
+        ("enable_lora_width", None),
+        ("max_num_planned_tokens", None),
+        ("weight_export_config", None),
+        ("kv_import_config", None),
+        ("mm_processor_cache_limit", None),
+        ("enable_batching", None),
+    ],
+)
+def test_a_name_is_suggested_where_it_is_near(typed, meant):
+    for flag, dashes in ((typed, False), (f"--{typed.replace('_', '-')}", True)):
+        with pytest.raises(BiremeError) as raised:
+            check_name(flag)
+        hint = "; docs/configure.md has them all"
+        if meant is not None:
+            hint = f"; did you mean {'--' + meant.replace('_', '-') if dashes else meant}?"
+        assert raised.value.message == f"unknown setting {flag}{hint}"
 
 
 def test_every_name_that_a_file_may_have_is_known_on_the_command_line():
