@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from cluster.api_errors import shown
 from cluster.api_key import is_api_key
 from cluster.wording import nearest, setting_fault
 
@@ -234,6 +235,11 @@ SERVE_OPTIONS = frozenset(
 class LLMConfig(EngineConfig):
     """Argument of ``deployments.llm:build_openai_app``: the engine's settings and those of the Serve application."""
 
+    model_aliases: list[str] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Further names under which clients may ask for the model; answers and metrics have model_id.",
+    )
     deployment_config: dict[str, Any] = Field(
         default_factory=dict,
         description="Ray Serve options of the engine deployment, e.g. num_replicas or autoscaling_config.",
@@ -346,6 +352,14 @@ class LLMConfig(EngineConfig):
         description="Origins (like https://chat.example, or * for all) whose pages a browser lets read answers, by CORS; never with its cookies. Default: none.",
     )
 
+    @field_validator("model_aliases")
+    @classmethod
+    def _names(cls, value: list[str]) -> list[str]:
+        for i, name in enumerate(value):
+            if not 1 <= len(name) <= 1024 or not name.isprintable() or name in value[:i]:
+                raise ValueError(f"name {i} must be another one of 1 to 1024 printable characters, got {shown(name)}")
+        return value
+
     @field_validator("deployment_config", "ingress_config")
     @classmethod
     def _known_serve_options(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -392,10 +406,11 @@ class LLMConfig(EngineConfig):
         return scaling.get("min_replicas", 1), scaling.get("max_replicas", 1)
 
     def for_engines(self) -> LLMConfig:
-        """What an engine replica is told: nothing of how many there are, so that a change of it replaces none."""
+        """What an engine replica is told: nothing of how many there are and of other names, so that a change of it replaces
+        none."""
         counts = ("num_replicas", "autoscaling_config")
         kept = {name: value for name, value in self.deployment_config.items() if name not in counts}
-        return self.model_copy(update={"deployment_config": kept, "ingress_config": {}})
+        return self.model_copy(update={"deployment_config": kept, "ingress_config": {}, "model_aliases": []})
 
     def for_ingress(self) -> LLMConfig:
         """What an ingress is told: of the engines' options only the bounds of their number, where Serve changes it by itself."""

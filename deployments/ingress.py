@@ -255,6 +255,7 @@ class OpenAiIngress:
             unknown_fields=self._config.unknown_fields,
             lines=self._lines,
             formats=AnswerFormats(self._tokenizer, self._config.tool_call_parser, self._config.reasoning_parser),
+            aliases=self._config.model_aliases,
         )
         shown = " ".join(f"{name}={value}" for name, value in self._defaults.shown().items())
         logger.info("sampling defaults of %s: %s (from %s)", model.model_id, shown or "none", self._defaults.where)
@@ -353,15 +354,17 @@ class OpenAiIngress:
         return JsonResponseInPieces(pieces)
 
     async def models(self, request: Request) -> Response:
-        """The one model of this application."""
+        """The one model of this application, under each of its names."""
         service = await self._ready()
-        return JSONResponse({"object": "list", "data": [self._model_object(service)]})
+        models = [self._model_object(service, name) for name in service.model_names]
+        return JSONResponse({"object": "list", "data": models})
 
     async def model(self, request: Request) -> Response:
         """The model by name."""
         service = await self._ready()
-        service.check_model(request.path_params["model_id"])
-        return JSONResponse(self._model_object(service))
+        name = request.path_params["model_id"]
+        service.check_model(name)
+        return JSONResponse(self._model_object(service, name))
 
     async def completions(self, request: Request) -> Response:
         """A completion, whole or as a stream of events."""
@@ -411,9 +414,9 @@ class OpenAiIngress:
             raise unavailable("the model is still loading", code="loading")
         return self._service
 
-    def _model_object(self, service: OpenAiService) -> dict:
+    def _model_object(self, service: OpenAiService, name: str) -> dict:
         shown = service.defaults.shown()
-        return model_object(service.model_id, self._created, service.limits.max_model_len, shown)
+        return model_object(name, self._created, service.limits.max_model_len, shown)
 
 
 async def _answer(peer: Peer, generation: Generation, answer: OpenAiResponse, resumable: bool) -> Response:

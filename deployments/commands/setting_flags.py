@@ -11,7 +11,7 @@ import typer
 
 from cluster.config import LLMConfig
 from cluster.terminal.app import errors
-from deployments.start.vllm_names import ALIASES, NUM_REPLICAS
+from deployments.start.vllm_names import ALIASES, NUM_REPLICAS, SEVERAL
 
 # All settings may be given so; these are what most people set, which help and completion show.
 _SHOWN = (
@@ -54,7 +54,10 @@ def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str) -> inspect.Parameter:
     flag = name.replace("_", "-")
-    aliases = [f"--{alias.replace('_', '-')}" for alias, ours in ALIASES.items() if ours == name]
+    # What may have several values is left to ``split_settings``, too.
+    aliases = [
+        f"--{alias.replace('_', '-')}" for alias, ours in ALIASES.items() if ours == name and alias not in SEVERAL
+    ]
     field = LLMConfig.model_fields.get(name)
     text = (field.description if field else None) or "How many engines there are; default: 1."
     option = typer.Option(

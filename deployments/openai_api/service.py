@@ -90,16 +90,18 @@ class OpenAiService:
     """Starts generations for validated requests.
 
     Attributes:
+        model_names: under which clients ask for the model, ``model_id`` first.
         traces: of the newest requests.
 
     Args:
-        model_id: name under which clients ask for the model.
+        model_id: name of the model in answers.
         max_choices: most sequences (prompts times n) of one request.
         chats: renders and encodes chats; by default with nothing but the model's own template.
         defaults: what a request has where it says nothing.
         unknown_fields: whether a field that nobody knows is refused, or left out.
         lines: takes each request once it is over.
         formats: what is looked for in the answers of chats; by default what the model's own template tells of.
+        aliases: further names under which clients may ask for the model.
     """
 
     def __init__(
@@ -114,8 +116,10 @@ class OpenAiService:
         unknown_fields: UnknownFields = "refuse",
         lines: RequestLines | None = None,
         formats: AnswerFormats | None = None,
+        aliases: Sequence[str] = (),
     ) -> None:
         self.model_id = model_id
+        self.model_names = tuple(dict.fromkeys((model_id, *aliases)))
         self.defaults = defaults or SamplingDefaults()
         self.set_limits(limits)
         self._client = client
@@ -262,10 +266,10 @@ class OpenAiService:
 
     def check_model(self, model: str | None) -> None:
         """Raise ApiError 404 for a model that is not served."""
-        if model is not None and model != self.model_id:
+        if model is not None and model not in self.model_names:
             raise ApiError(
                 404,
-                f"the model {shown(model[:80])} does not exist; this server has {shown(self.model_id)}",
+                f"the model {shown(model[:80])} does not exist; this server has {', '.join(map(shown, self.model_names))}",
                 param="model",
                 code="model_not_found",
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -13,8 +12,15 @@ from cluster.errors import BiremeError
 from cluster.wording import setting_name
 from deployments.start.ray_llm_config import is_ray_llm_config, settings_of
 from deployments.start.settings_names import OTHER_WAYS, instead_of
+from deployments.start.text_values import decoded, short_number
+from deployments.start.vllm_names import NO_VALUES
 
-_TEXT_FIELDS = frozenset({"model", "model_id", "tokenizer", "accelerator_type"})
+
+def _of_type(kind: type) -> frozenset[str]:
+    return frozenset(name for name, field in LLMConfig.model_fields.items() if field.annotation in (kind, kind | None))
+
+
+_TEXTS, _WHOLE_NUMBERS = _of_type(str), _of_type(int)
 
 
 class SettingsError(click.ClickException):
@@ -22,8 +28,8 @@ class SettingsError(click.ClickException):
 
 
 class AppArguments(LLMConfig):
-    """``LLMConfig`` that also takes its values as text: ``max_num_seqs=8``, ``deployment_config={"num_replicas": 2}``; and a
-    configuration of Ray Serve LLM in their place.
+    """``LLMConfig`` that also takes its values as text: ``max_num_seqs=8``, ``max_model_len=8k``,
+    ``deployment_config={"num_replicas": 2}``; and a configuration of Ray Serve LLM in their place.
 
     Ray Serve writes an application's arguments into logs that others may read, and shows them to whoever asks: there are no keys
     among them.
@@ -39,7 +45,7 @@ class AppArguments(LLMConfig):
                 values = settings_of(values)
             except BiremeError as error:
                 raise ValueError(error.message) from None
-        return {name: _decoded(value) if name not in _TEXT_FIELDS else value for name, value in values.items()}
+        return {name: _value(name, value) for name, value in values.items()}
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> AppArguments:
@@ -62,17 +68,18 @@ class AppArguments(LLMConfig):
 
 def hold_keys(arguments: Any) -> bool:
     """Whether there are API keys among the arguments of the application."""
-    return isinstance(arguments, dict) and bool(_decoded(arguments.get("api_keys")))
+    keys = arguments.get("api_keys") if isinstance(arguments, dict) else None
+    return bool(decoded(keys) if isinstance(keys, str) else keys)
 
 
-def _decoded(value: Any) -> Any:
-    """The JSON value that a text stands for; a text that stands for none is left to the field's own validation."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
-    except ValueError:
-        return value
+def _value(name: str, value: Any) -> Any:
+    """What a text stands for; one that stands for nothing is left to the field's own validation."""
+    if isinstance(value, str) and name not in _TEXTS:
+        number = short_number(value) if name in _WHOLE_NUMBERS else None
+        value = decoded(value) if number is None else number
+    if isinstance(value, (str, int)) and (instead := NO_VALUES.get((name, value))) is not None:
+        raise ValueError(f"{name} {value} is not supported: {instead}")
+    return value
 
 
 def settings_message(error: ValidationError) -> str:

@@ -7,16 +7,17 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from cluster import wording
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
+from deployments.start.text_values import decoded
 from deployments.start.vllm_names import (
     ALIASES,
     ELSEWHERE,
     MEANS_NOTHING,
     NUM_REPLICAS,
+    SEVERAL,
     SHORT,
     VALUES,
     is_same,
@@ -36,7 +37,8 @@ def split_settings(items: Sequence[str], say: Say = str) -> tuple[list[str], dic
     """What was typed, as words that are no settings, and settings under our names.
 
     Args:
-        items: words, ``name=value``, ``--name=value``, ``--name value``; ``--switch`` and ``--no-switch`` of what is on or off.
+        items: words, ``name=value``, ``--name=value``, ``--name value``; ``--switch`` and ``--no-switch`` of what is on or off;
+            ``--served-model-name a b``, behind the model.
         say: is given a sentence for each option of vLLM that is accepted and changes nothing here.
 
     Raises:
@@ -69,7 +71,17 @@ def split_settings(items: Sequence[str], say: Say = str) -> tuple[list[str], dic
         ours, value = setting(name, value, say)
         if ours:
             settings[ours] = value
+        if not equals and (of_more := SEVERAL.get(_plain(name))) is not None and (more := _more_values(rest, words)):
+            settings[of_more] = json.dumps(more)
     return words, settings
+
+
+def _more_values(rest: deque[str], words: list[str]) -> list[str]:
+    """Values that follow the first one, taken from ``rest``. Before a model has been named, the next word may be one."""
+    more = []
+    while words and rest and not rest[0].startswith("-") and "=" not in rest[0]:
+        more.append(rest.popleft())
+    return more
 
 
 def _switched(item: str) -> tuple[str, str]:
@@ -143,21 +155,13 @@ def setting(name: str, value: str, say: Say = str) -> tuple[str, str]:
         return "", ""
     if ours in ELSEWHERE:
         # An item of a mapping is never what is so of the whole.
-        if "." in name or not is_same(ELSEWHERE[ours], _decoded(value)):
+        if "." in name or not is_same(ELSEWHERE[ours], decoded(value)):
             raise BiremeError(f"{name} is not supported: {ELSEWHERE[ours].instead}", ours)
         say(f"{name} {value} changes nothing here: {ELSEWHERE[ours].instead}")
         return "", ""
     if (ours, value) in VALUES:
         say(f"{name} {value} is {ours}={VALUES[ours, value]} here")
     return ours, VALUES.get((ours, value), value)
-
-
-def _decoded(value: str) -> Any:
-    """What a text of the command line stands for."""
-    try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
-    except ValueError:
-        return value
 
 
 def instead_of(name: str) -> str | None:

@@ -30,6 +30,8 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "async_scheduling": "enable_overlap_schedule",
     }
 )
+# Options of which several values may follow, and the setting that has those after the first.
+SEVERAL: Mapping[str, str] = MappingProxyType({"served_model_name": "model_aliases"})
 # As a few letters behind one dash.
 SHORT: Mapping[str, str] = MappingProxyType(
     {
@@ -62,11 +64,20 @@ VALUES: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         ("dtype", "half"): "float16",
         ("dtype", "float"): "float32",
+        ("device", "cuda"): "gpu",
         ("generation_config", "vllm"): "none",
         ("logprobs_mode", "raw_logprobs"): "raw",
         ("logprobs_mode", "processed_logprobs"): "processed",
         **{("load_format", name): "auto" for name in ("safetensors", "hf", "gguf")},
     }
+)
+_FITTING = (
+    "leave it out for the model's own limit, at most 8192, or give a number; bireme config check shows how many streams of a "
+    "length fit"
+)
+# Values by our name of the setting that mean what no value means here: what to do.
+NO_VALUES: Mapping[tuple[str, str | int], str] = MappingProxyType(
+    {("max_model_len", "auto"): _FITTING, ("max_model_len", -1): _FITTING}
 )
 ONE_DEVICE = "an engine computes on one device; num_replicas (of deployment_config) says how many engines there are"
 ADAPTERS = "adapters are not supported; merge them into the model"
@@ -87,7 +98,9 @@ _KERNELS = "kernels are chosen by the device; batch_invariant chooses those whos
 ELSEWHERE: Mapping[str, Elsewhere] = {
     **dict.fromkeys(("quantization", "quantization_config"), Elsewhere(_QUANTIZATION, (None, {}))),
     "allow_deprecated_quantization": Elsewhere(_QUANTIZATION, (None, False)),
-    "kv_cache_memory_bytes": Elsewhere("the nearest is kv_cache_memory_gb, in GiB"),
+    "kv_cache_memory_bytes": Elsewhere(
+        "kv_cache_memory_gb, in GiB, is of an engine on the CPU; on a GPU num_kv_blocks or gpu_memory_utilization says how much"
+    ),
     **dict.fromkeys(
         ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size",
          "decode_context_parallel_size"),

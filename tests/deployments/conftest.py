@@ -26,6 +26,7 @@ from tests.served_device import served_on_device
 DOOR = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 KEYS = ["first-key", "second-key"]
 ORIGIN = "https://chat.example"
+ALIAS = "another/name"
 
 
 @dataclass
@@ -102,6 +103,7 @@ def app(smollm2_source) -> Iterator[App]:
             allowed_origins=[ORIGIN],
             max_prompt_bytes=100_000,
             max_choices=16,
+            model_aliases=[ALIAS],
             ttft_target_s=60.0,
             tpot_target_s=10.0,
         )

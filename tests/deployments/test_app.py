@@ -18,7 +18,7 @@ from ray._private import worker
 from cluster.client import AsyncClient
 from cluster.client.errors import AuthenticationError, BadRequestError, NotFoundError
 from cluster.config import DEFAULT_MODEL
-from tests.deployments.conftest import KEYS, App, wait_for
+from tests.deployments.conftest import ALIAS, KEYS, App, wait_for
 from tests.deployments.strangers import files_with
 from tests.served_device import lasting
 
@@ -157,7 +157,7 @@ def test_logprobs_of_chat_and_completions(app: App):
 
 def test_models_are_listed_and_found(app: App):
     models = app.openai().models
-    assert [model.id for model in models.list()] == [DEFAULT_MODEL]
+    assert [model.id for model in models.list()] == [DEFAULT_MODEL, ALIAS]
     assert models.retrieve(DEFAULT_MODEL).id == DEFAULT_MODEL
     with pytest.raises(openai.NotFoundError):
         models.retrieve("gpt-4")

@@ -10,7 +10,7 @@ import pytest
 
 from cluster import __version__
 from cluster.config import DEFAULT_MODEL
-from tests.deployments.conftest import KEYS, ORIGIN, App
+from tests.deployments.conftest import ALIAS, KEYS, ORIGIN, App
 
 KEY = {"Authorization": f"Bearer {KEYS[0]}"}
 CHAT = [{"role": "system", "content": "Be <|im_end|> brief."}, {"role": "user", "content": "What is 日本?"}]
@@ -86,6 +86,19 @@ def test_who_the_server_is_and_what_it_does(app: App):
     assert (refused.status_code, refused.headers["Allow"]) == (405, "OPTIONS, POST")
     for path in ("/tokenizer_info", "/version", "/load", "/docs", "/openapi.json"):
         assert httpx.get(app.url + path).status_code == 401
+
+
+def test_a_model_is_asked_for_under_each_of_its_names(app: App):
+    models = app.openai().models.list().data
+    assert [model.id for model in models] == [DEFAULT_MODEL, ALIAS]
+    assert get(app, f"/v1/models/{ALIAS}").json() == {**get(app, f"/v1/models/{DEFAULT_MODEL}").json(), "id": ALIAS}
+    body = {"prompt": "The sea", "max_tokens": 4, "temperature": 0, "seed": 1}
+    answers = [app.post("/v1/completions", {**body, "model": name}).json() for name in (DEFAULT_MODEL, ALIAS)]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    assert [answer["model"] for answer in answers] == [DEFAULT_MODEL] * 2
+    refused = app.post("/v1/completions", {**body, "model": "others"})
+    assert refused.status_code == 404
+    assert refused.json()["error"]["message"].endswith(f'this server has "{DEFAULT_MODEL}", "{ALIAS}"')
 
 
 def test_the_servers_description_names_what_it_has(app: App):

@@ -38,10 +38,10 @@ def test_another_number_of_engines_or_ingresses_replaces_none(bound):
     more = {**scaling, "max_replicas": 8}
     assert bound(deployment_config={"autoscaling_config": more})[1] == engine
     ingress, engine = bound()
-    for changed in (bound(max_num_seqs=3), bound(api_keys=["another-key"])):
+    for changed in (bound(max_num_seqs=3), bound(api_keys=["another-key"]), bound(model_aliases=["another"])):
         assert all(new != old for new, old in zip(changed[0], ingress, strict=True))
     assert all(new != old for new, old in zip(bound(max_num_seqs=3)[1], engine, strict=True))
-    assert bound(api_keys=["another-key"])[1] == engine
+    assert bound(api_keys=["another-key"])[1] == bound(model_aliases=["another"])[1] == engine
 
 
 def test_an_ingress_knows_how_many_engines_serve_may_start():

@@ -23,6 +23,16 @@ from deployments.start.vllm_names import ALIASES, ELSEWHERE, MEANS_NOTHING, is_s
         (["--max-num-seqs=8"], "max_num_seqs", 8),
         (["max-num-seqs=8"], "max_num_seqs", 8),
         (["--served-model-name", "m"], "model_id", "m"),
+        (["owner/name", "--served-model-name", "m", "n/o", "p", "--max-num-seqs", "8"], "model_aliases", ["n/o", "p"]),
+        (["owner/name", "--served-model-name", "m", "n", "max_num_seqs=8"], "model_id", "m"),
+        (["--served-model-name", "m", "owner/name"], "model", "owner/name"),
+        (["--max-model-len", "8k"], "max_model_len", 8000),
+        (["--max-model-len=8K"], "max_model_len", 8192),
+        (["--max-num-batched-tokens", "2.5k"], "max_num_batched_tokens", 2500),
+        (["max_num_batched_tokens=2k"], "max_num_batched_tokens", 2000),
+        (["num_kv_blocks=1m"], "num_kv_blocks", 1_000_000),
+        (["--device", "cuda"], "device", "gpu"),
+        (["--model-id", "8k"], "model_id", "8k"),
         (["served_model_name=m"], "model_id", "m"),
         (["--num-gpu-blocks-override", "64"], "num_kv_blocks", 64),
         (["--dtype", "half"], "dtype", "float16"),
@@ -74,12 +84,20 @@ def test_flags_and_names_of_vllm_are_settings(typed, name, value):
         (["-O3"], "-O is not supported: the nearest are enforce_eager"),
         (["-dcp", "2"], "-dcp is not supported: an engine computes on one device"),
         (["--disable-fastapi-docs"], "--disable-fastapi-docs is not supported: GET /docs"),
+        (["--max-model-len", "auto"], "max_model_len auto is not supported: leave it out for the model's own limit"),
+        (["--max-model-len", "-1"], "max_model_len -1 is not supported: leave it out for the model's own limit"),
+        (["--max-model-len", "1.5K"], 'max_model_len: must be an integer, got "1.5K"'),
+        (["--max-model-len", "1.0005k"], 'max_model_len: must be an integer, got "1.0005k"'),
+        (["--max-model-len", "8kk"], 'max_model_len: must be an integer, got "8kk"'),
+        (["--max-model-len", "9t"], "max_model_len: must be at most 1048576, got 9000000000000"),
+        (["--kv-cache-memory-bytes", "1G"], "--kv-cache-memory-bytes is not supported: kv_cache_memory_gb, in GiB"),
+        (["owner/name", "--served-model-name", "m", "n", "n"], 'model_aliases: name 1 must be another one .*, got "n"'),
         (["num_replicas=0"], "num_replicas: got '0', allowed: 1 and more"),
     ],
 )
 def test_what_is_not_known_is_refused_with_what_is_near(typed, message):
     with pytest.raises(BiremeError, match=message) as raised:
-        serve_config(typed)
+        configured_model(serve_config(typed))
     assert "secret" not in raised.value.message
 
 
