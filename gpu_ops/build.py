@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shutil
@@ -32,6 +33,11 @@ KERNEL_FLAGS = [
     "-Wall",
     "-pthread",
 ]
+# Of a kernel file that is made for more than every processor has; which one runs is chosen when it does.
+INSTRUCTION_SET_FLAGS = {
+    "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
+    "_avx2": ["-mavx2", "-mfma", "-mf16c"],
+}
 BINDING_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-DPADDLE_WITH_CUSTOM_KERNEL", "-w", "-pthread"]
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC"]
 CUDA_ARCHS = "80 89 90a 90+PTX"
@@ -98,6 +104,14 @@ def _is_cpu_kernel(source: Path) -> bool:
     return source.suffix == ".cc" and source.parent.name != "bindings"
 
 
+def kernel_flags(source: Path) -> list[str]:
+    """The compiler's flags for a CPU kernel."""
+    if platform.machine() != "x86_64":
+        return KERNEL_FLAGS
+    own = (flags for ending, flags in INSTRUCTION_SET_FLAGS.items() if source.stem.endswith(ending))
+    return [*KERNEL_FLAGS, *itertools.chain(*own)]
+
+
 def _instruction_set() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -129,6 +143,7 @@ def environment_key() -> str:
         platform.machine(),
         _instruction_set(),
         *KERNEL_FLAGS,
+        *itertools.chain(*INSTRUCTION_SET_FLAGS.values()),
         *BINDING_FLAGS,
     ]
     home = cuda_home()
@@ -195,7 +210,7 @@ def _compile(target: Path, progress: Progress | None) -> None:
 
     def compile_one(source: Path) -> Path:
         nonlocal done
-        flags = [compiler(), *(KERNEL_FLAGS if _is_cpu_kernel(source) else BINDING_FLAGS + includes)]
+        flags = [compiler(), *(kernel_flags(source) if _is_cpu_kernel(source) else BINDING_FLAGS + includes)]
         if source.suffix == ".cu":
             flags = [f"{home}/bin/nvcc", "-ccbin", compiler(), *CUDA_FLAGS, *cuda_targets()]
         # A changed kernel must not cost the bindings' slow compilation again, so objects are cached on their own.

@@ -9,14 +9,7 @@
 #include <cstring>
 #include <limits>
 
-#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
-// GCC's own header marks undefined values in a way that GCC warns of.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
+#include "kernels/device/intrinsics.h"
 
 #define BIREME_INLINE inline __attribute__((always_inline))
 

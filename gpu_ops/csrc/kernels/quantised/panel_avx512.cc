@@ -1,0 +1,92 @@
+// AVX-512 with VNNI: 16 columns a register, four products a lane.
+#include "kernels/device/intrinsics.h"
+#include "kernels/quantised/panel_formats.h"
+
+#if defined(__x86_64__)
+
+namespace bireme {
+namespace {
+
+constexpr int kAhead = 4096;
+
+inline __attribute__((always_inline)) __m512 broadcast_float(const int32_t* from) {
+  return _mm512_castsi512_ps(_mm512_set1_epi32(*from));
+}
+
+template <class F, int R>
+void panel_tile(const PanelArgs& a) {
+  __m512 sum[R][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    for (int h = 0; h < 2; ++h) sum[r][h] = _mm512_loadu_ps(a.start + r * a.ld_start + 16 * h);
+  }
+  const __m512i low = _mm512_set1_epi8(15);
+  const int32_t* x = a.x;
+  const uint8_t* record = a.panel;
+  for (int64_t block = 0; block < a.blocks; ++block, x += kInputWords * R, record += record_bytes<F>()) {
+    prefetch_record<F>(record + kAhead);
+    const uint8_t* quants = record + quants_offset<F>();
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      __m512i dot[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        dot[r] = _mm512_setzero_si512();
+        if (F::kHasZero) dot[r] = _mm512_sub_epi32(dot[r], _mm512_set1_epi32(x[10 * R + r] << F::kZeroShift));
+      }
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; g += F::kBits == 4 ? 2 : 1) {
+        if (F::kBits == 4) {
+          const __m512i both = _mm512_loadu_si512(quants + g / 2 * kGroupStride + 64 * h);
+          const __m512i first = _mm512_and_si512(both, low);
+          const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], first, _mm512_set1_epi32(x[g * R + r]));
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], second, _mm512_set1_epi32(x[(g + 1) * R + r]));
+        } else {
+          const __m512i all = _mm512_loadu_si512(quants + g * kGroupStride + 64 * h);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], all, _mm512_set1_epi32(x[g * R + r]));
+        }
+      }
+      const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(record + 32 * h)));
+      __m512 minimum = _mm512_setzero_ps();
+      if (F::kHasMinimum) {
+        minimum = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(record + kScaleBytes + 32 * h)));
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const __m512 factor = _mm512_mul_ps(scale, broadcast_float(x + 8 * R + r));
+        sum[r][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r]), factor, sum[r][h]);
+        if (F::kHasMinimum) sum[r][h] = _mm512_fmadd_ps(minimum, broadcast_float(x + 9 * R + r), sum[r][h]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    for (int h = 0; h < 2; ++h) _mm512_storeu_ps(a.out + r * a.ld_out + 16 * h, sum[r][h]);
+  }
+}
+
+#define BIREME_TILES(F)                                                                                              \
+  {                                                                                                                  \
+    panel_tile<F, 1>, panel_tile<F, 2>, panel_tile<F, 3>, panel_tile<F, 4>, panel_tile<F, 5>, panel_tile<F, 6>,       \
+        panel_tile<F, 7>, panel_tile<F, 8>                                                                            \
+  }
+constexpr PanelKernels kKernels{"avx512", 8, {BIREME_TILES(Q4_0), BIREME_TILES(Q4_1), BIREME_TILES(Q8_0)}};
+
+}  // namespace
+
+const PanelKernels* avx512_panel_kernels() {
+  static const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  return here ? &kKernels : nullptr;
+}
+
+}  // namespace bireme
+#else
+namespace bireme {
+const PanelKernels* avx512_panel_kernels() { return nullptr; }
+}  // namespace bireme
+#endif

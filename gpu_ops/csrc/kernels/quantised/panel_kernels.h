@@ -1,0 +1,56 @@
+// Products of a tile of quantised rows and one panel, for several instruction sets: no Paddle headers.
+//
+// The files panel_*.cc are compiled for one instruction set each. Nothing in them or in this header may be an inline function
+// with a name for the linker: it could take the one that the processor does not know.
+#pragma once
+#include <cstdint>
+
+namespace bireme {
+
+constexpr int64_t kBlockInputs = 32;
+constexpr int64_t kQuantisedColumns = 32;
+// Of one row and block: 8 words of quants, d, s and the sum of the quants.
+constexpr int64_t kInputWords = 11;
+constexpr int kMaxPanelRows = 8;
+
+// ggml's numbers.
+enum class BlockType : int32_t { kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 8 };
+
+struct PanelFormat {
+  BlockType type;
+  int32_t index;         // in the tables of kernels
+  int32_t bits;          // of a quant: 4 or 8
+  int32_t zero_point;    // a power of two or 0
+  int32_t has_minimum;
+  int32_t record_bytes;  // of a block of 32 columns
+};
+
+constexpr int kNumPanelFormats = 3;
+extern const PanelFormat kPanelFormats[kNumPanelFormats];
+
+struct PanelArgs {
+  int64_t blocks;
+  const int32_t* x;  // [block][kInputWords][rows of the tile]
+  const uint8_t* panel;
+  const float* start;  // what the sums start from: start[row * ld_start + column]
+  int64_t ld_start;
+  float* out;  // out[row * ld_out + column], 32 columns; may be start
+  int64_t ld_out;
+};
+
+using PanelKernel = void (*)(const PanelArgs&);
+
+struct PanelKernels {
+  const char* name;
+  int rows;                                                 // of the largest tile
+  PanelKernel kernels[kNumPanelFormats][kMaxPanelRows];     // [format][rows - 1]
+};
+
+// Null where the library was built for another architecture, or the processor lacks the instructions.
+const PanelKernels* avx512_panel_kernels();
+const PanelKernels* avx2_panel_kernels();
+const PanelKernels* portable_panel_kernels();
+
+const PanelKernels& best_panel_kernels();
+
+}  // namespace bireme

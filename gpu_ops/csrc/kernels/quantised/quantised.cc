@@ -1,0 +1,243 @@
+#include "kernels/quantised/quantised.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "kernels/device/scratch.h"
+#include "kernels/device/thread_pool.h"
+#include "kernels/device/tile_fma.h"
+#include "kernels/quantised/half.h"
+
+namespace bireme {
+namespace {
+
+// Blocks of depth: what a panel has of them comes from the cache for every row tile after the first.
+constexpr int64_t kDepthBlocks = 48;
+constexpr int64_t kGroupPanels = 4;
+constexpr int64_t kGroupTiles = 8;
+// With this many row tiles or fewer the op is bound by reading weights, and a task is a run of whole panels.
+constexpr int64_t kStreamTiles = 4;
+constexpr int64_t kStreamGrainBytes = 32 * 1024;
+constexpr int64_t kQuantiseGrain = 8 * 1024;  // floats
+
+const float kZeros[kQuantisedColumns] = {};
+
+int64_t num_panels(int64_t rows) { return (rows + kQuantisedColumns - 1) / kQuantisedColumns; }
+
+// 32 inputs -> words[i * stride], i < kInputWords.
+void quantise_block(const float* x, float factor, int32_t* words, int64_t stride) {
+  int32_t bits[kBlockInputs];
+  std::memcpy(bits, x, sizeof bits);
+  int32_t most = 0;  // of the bits of |x|, which are ordered as the numbers are; what is not finite comes last
+  for (int i = 0; i < kBlockInputs; ++i) most = std::max(most, bits[i] & 0x7fffffff);
+  float amax;
+  std::memcpy(&amax, &most, sizeof amax);
+  int8_t quants[kBlockInputs] = {};
+  float d = 0.0f;
+  int32_t sum = 0;
+  if (most >= 0x7f800000) {
+    d = std::numeric_limits<float>::quiet_NaN();
+  } else if (amax >= 0x1p-100f) {
+    const float inverse = 127.0f / amax;
+    d = amax / 127.0f * factor;
+    for (int i = 0; i < kBlockInputs; ++i) {
+      // Adding 1.5 * 2^23 rounds to the nearest integer, which the last bits then hold.
+      const float shifted = x[i] * inverse + 12582912.0f;
+      std::memcpy(&bits[i], &shifted, sizeof shifted);
+      bits[i] -= 0x4b400000;
+    }
+    for (int i = 0; i < kBlockInputs; ++i) {
+      sum += bits[i];
+      quants[i] = static_cast<int8_t>(bits[i]);
+    }
+  }
+  const float s = d * static_cast<float>(sum);
+  for (int g = 0; g < 8; ++g) std::memcpy(words + g * stride, quants + 4 * g, 4);
+  std::memcpy(words + 8 * stride, &d, sizeof d);
+  std::memcpy(words + 9 * stride, &s, sizeof s);
+  words[10 * stride] = sum;
+}
+
+// x -> [row tile][block][kInputWords][rows of the tile].
+void quantise(const float* x, int64_t in_features, float factor, const EvenSplit& tiles, int32_t* out) {
+  const int64_t blocks = in_features / kBlockInputs;
+  const int64_t grain = std::max<int64_t>(1, kQuantiseGrain / (in_features * std::max<int64_t>(1, tiles.size(0))));
+  parallel_for(tiles.parts, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t rows = tiles.size(tile);
+      const float* from = x + tiles.begin(tile) * in_features;
+      int32_t* to = out + tiles.begin(tile) * blocks * kInputWords;
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t b = 0; b < blocks; ++b) {
+          quantise_block(from + r * in_features + b * kBlockInputs, factor, to + b * kInputWords * rows + r, rows);
+        }
+      }
+    }
+  });
+}
+
+struct Product {
+  const PanelKernels& kernels;
+  const QuantisedPart& part;
+  const int32_t* x;
+  const float* bias;  // of the part's first column, as y
+  float* y;
+  int64_t blocks, ld_y;
+  EvenSplit tiles, depths;
+
+  // One depth block of one row tile times one panel, added to y.
+  void panel_block(int64_t depth, int64_t tile, int64_t panel) const {
+    const int64_t column = panel * kQuantisedColumns, columns = std::min(kQuantisedColumns, part.rows - column);
+    const int64_t row = tiles.begin(tile), rows = tiles.size(tile);
+    float* out = y + row * ld_y + column;
+    PanelArgs args{};
+    args.blocks = depths.size(depth);
+    args.x = x + (row * blocks + depths.begin(depth) * rows) * kInputWords;
+    args.panel = part.panels + (panel * blocks + depths.begin(depth)) * part.format->record_bytes;
+    const PanelKernel kernel = kernels.kernels[part.format->index][rows - 1];
+    const bool first = depth == 0;
+    if (columns == kQuantisedColumns) {
+      args.out = out;
+      args.ld_out = ld_y;
+      args.start = !first ? out : bias ? bias + column : kZeros;
+      args.ld_start = first ? 0 : ld_y;
+      kernel(args);
+      return;
+    }
+    // The last panel is wider than y: it is computed aside.
+    alignas(64) float edge[kMaxPanelRows * kQuantisedColumns] = {};
+    if (!first || bias) {
+      for (int64_t r = 0; r < rows; ++r) {
+        std::memcpy(edge + r * kQuantisedColumns, first ? bias + column : out + r * ld_y, columns * sizeof(float));
+      }
+    }
+    args.start = args.out = edge;
+    args.ld_start = args.ld_out = kQuantisedColumns;
+    kernel(args);
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(out + r * ld_y, edge + r * kQuantisedColumns, columns * sizeof(float));
+  }
+
+  void run() const {
+    const int64_t panels = num_panels(part.rows);
+    if (tiles.parts <= kStreamTiles) {
+      const int64_t grain = std::max<int64_t>(1, kStreamGrainBytes / (blocks * part.format->record_bytes * tiles.parts));
+      parallel_for(panels, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+          for (int64_t depth = 0; depth < depths.parts; ++depth) {
+            for (int64_t tile = 0; tile < tiles.parts; ++tile) panel_block(depth, tile, panel);
+          }
+        }
+      });
+      return;
+    }
+    const EvenSplit row_groups(tiles.parts, kGroupTiles), panel_groups(panels, kGroupPanels);
+    parallel_for(row_groups.parts * panel_groups.parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t rg = task % row_groups.parts, pg = task / row_groups.parts;
+        for (int64_t depth = 0; depth < depths.parts; ++depth) {
+          for (int64_t panel = panel_groups.begin(pg); panel < panel_groups.begin(pg + 1); ++panel) {
+            for (int64_t tile = row_groups.begin(rg); tile < row_groups.begin(rg + 1); ++tile) {
+              panel_block(depth, tile, panel);
+            }
+          }
+        }
+      }
+    });
+  }
+};
+
+const PanelFormat* format_of(int64_t type) {
+  for (const PanelFormat& format : kPanelFormats) {
+    if (static_cast<int64_t>(format.type) == type) return &format;
+  }
+  return nullptr;
+}
+
+void expand_row(const QuantisedPart& part, int64_t row, int64_t blocks, float factor, float* out) {
+  const PanelFormat& format = *part.format;
+  const int64_t column = row % kQuantisedColumns;
+  const uint8_t* record = part.panels + row / kQuantisedColumns * blocks * format.record_bytes;
+  for (int64_t b = 0; b < blocks; ++b, record += format.record_bytes, out += kBlockInputs) {
+    const float scale = half_to_float(record + 2 * column);
+    const float minimum = format.has_minimum ? half_to_float(record + 64 + 2 * column) : 0.0f;
+    const uint8_t* quants = record + (format.has_minimum ? 128 : 64) + 4 * column;
+    for (int k = 0; k < kBlockInputs; ++k) {
+      int quant = format.bits == 8 ? quants[k / 4 * 128 + k % 4] : quants[k / 8 * 128 + k % 4];
+      if (format.bits == 4) quant = k % 8 < 4 ? quant & 15 : quant >> 4;
+      const float value = scale * static_cast<float>(quant - format.zero_point);
+      out[k] = (format.has_minimum ? value + minimum : value) * factor;
+    }
+  }
+}
+
+}  // namespace
+
+const PanelKernels& best_panel_kernels() {
+  static const PanelKernels* const best = [] {
+    for (const auto find : {avx512_panel_kernels, avx2_panel_kernels}) {
+      if (const PanelKernels* kernels = find()) return kernels;
+    }
+    return portable_panel_kernels();
+  }();
+  return *best;
+}
+
+const char* read_quantised_weight(const uint8_t* data, int64_t bytes, QuantisedWeight* weight) {
+  int64_t header[kQuantisedHeaderWords];
+  int64_t at = sizeof header;
+  if (bytes < at) return "is shorter than its header";
+  std::memcpy(header, data, sizeof header);
+  *weight = {header[1], 0, header[2], 1.0f, {}};
+  std::memcpy(&weight->factor, &header[3], sizeof weight->factor);
+  if (header[0] != kQuantisedMagic) return "has no header of a quantised weight";
+  if (weight->in_features < 1 || weight->in_features % kBlockInputs || weight->in_features > (int64_t{1} << 31)) {
+    return "needs a multiple of 32 inputs";
+  }
+  if (weight->num_parts < 1 || weight->num_parts > kQuantisedParts) return "needs from 1 to 6 parts";
+  for (int64_t i = 0; i < weight->num_parts; ++i) {
+    const PanelFormat* format = format_of(header[4 + 2 * i]);
+    const int64_t rows = header[5 + 2 * i];
+    if (format == nullptr) return "has a part of an unknown type";
+    if (rows < 1 || rows > (int64_t{1} << 31)) return "has a part without rows";
+    const int64_t panel_bytes = weight->in_features / kBlockInputs * format->record_bytes;
+    if (num_panels(rows) > (bytes - at) / panel_bytes) return "is shorter than its parts";
+    weight->parts[i] = {format, rows, num_panels(rows) * panel_bytes, data + at};
+    weight->out_features += rows;
+    at += weight->parts[i].bytes;
+  }
+  return at == bytes ? nullptr : "is longer than its parts";
+}
+
+void quantised_linear_cpu(const float* x, int64_t rows, const QuantisedWeight& weight, const float* bias, float* y,
+                          const PanelKernels& kernels) {
+  if (rows == 0) return;
+  thread_local Scratch scratch;
+  const int64_t blocks = weight.in_features / kBlockInputs;
+  const EvenSplit tiles(rows, kernels.rows), depths(blocks, kDepthBlocks);
+  auto* quants = reinterpret_cast<int32_t*>(scratch.get(rows * blocks * kInputWords));
+  quantise(x, weight.in_features, weight.factor, tiles, quants);
+  for (int64_t i = 0, column = 0; i < weight.num_parts; column += weight.parts[i++].rows) {
+    Product{kernels, weight.parts[i], quants, bias ? bias + column : nullptr, y + column, blocks, weight.out_features, tiles,
+            depths}
+        .run();
+  }
+}
+
+void quantised_embedding_cpu(const QuantisedWeight& weight, const int64_t* ids, int64_t rows, float* out) {
+  const int64_t width = weight.in_features;
+  parallel_for(rows, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      int64_t id = ids[t], part = 0;
+      float* to = out + t * width;
+      if (id < 0 || id >= weight.out_features) {
+        std::memset(to, 0, width * sizeof(float));
+        continue;
+      }
+      while (id >= weight.parts[part].rows) id -= weight.parts[part++].rows;
+      expand_row(weight.parts[part], id, width / kBlockInputs, weight.factor, to);
+    }
+  });
+}
+
+}  // namespace bireme

@@ -1,0 +1,78 @@
+"""Rows of a weight as a model file stores them: blocks of few bits, in the formats of ggml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+BLOCK_INPUTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class BlockType:
+    """A format of blocks.
+
+    Attributes:
+        type_id: ggml's number.
+        block_bytes: of 32 inputs, in a file.
+        bits: of a quant.
+        has_minimum: a block has a minimum beside its scale.
+    """
+
+    type_id: int
+    block_bytes: int
+    bits: int
+    has_minimum: bool
+
+    @property
+    def record_bytes(self) -> int:
+        """Of 32 inputs of 32 output columns in a panel."""
+        return 32 * (4 if self.has_minimum else 2) + 32 * 4 * self.bits
+
+
+BLOCK_TYPES = {
+    "Q4_0": BlockType(2, 18, 4, False),
+    "Q4_1": BlockType(3, 20, 4, True),
+    "Q8_0": BlockType(8, 34, 8, False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """A matrix [out_features, in_features].
+
+    Attributes:
+        kind: a key of BLOCK_TYPES.
+        blocks: uint8 [out_features, bytes of a row].
+        factor: on every number.
+    """
+
+    kind: str
+    blocks: np.ndarray
+    factor: float = 1.0
+
+    ndim = 2
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.blocks), self.blocks.shape[1] // BLOCK_TYPES[self.kind].block_bytes * BLOCK_INPUTS
+
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.nbytes
+
+    def with_blocks(self, blocks: np.ndarray) -> StoredRows:
+        """The same of other rows."""
+        return replace(self, blocks=blocks)
+
+    def expanded(self) -> np.ndarray:
+        """As float32 [out_features, in_features]."""
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        values = dequantize(self.blocks, GGMLQuantizationType(BLOCK_TYPES[self.kind].type_id))
+        return values if self.factor == 1 else values * np.float32(self.factor)

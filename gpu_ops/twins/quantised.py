@@ -1,0 +1,102 @@
+"""NumPy twins of the ops on quantised weights. They give the bits of the kernels: every float is rounded where these round."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+_BLOCK = _COLUMNS = 32
+_HEADER_BYTES = 128
+# type: (bits of a quant, zero point, has a minimum)
+_TYPES = {2: (4, 8, False), 3: (4, 0, True), 8: (8, 128, False)}
+
+
+class Unpacked(NamedTuple):
+    """A packed weight: quants less their zero point int32 [N, B, 32], scales and minima float32 [N, B], which rows have minima,
+    and the factor on all."""
+
+    quants: np.ndarray
+    scales: np.ndarray
+    minima: np.ndarray
+    has_minimum: np.ndarray
+    factor: np.float32
+
+
+def unpack(weight: np.ndarray) -> Unpacked:
+    """Inverse of ``gpu_ops.quantised.packing.pack_rows``."""
+    header = weight[:_HEADER_BYTES].view(np.int64)
+    blocks, factor = int(header[1]) // _BLOCK, np.int64(header[3]).astype(np.int32).view(np.float32)
+    at = _HEADER_BYTES
+    quants, scales, minima, with_minimum = [], [], [], []
+    for type_id, rows in header[4 : 4 + 2 * int(header[2])].reshape(-1, 2).tolist():
+        bits, zero, has_minimum = _TYPES[type_id]
+        head, panels = (128 if has_minimum else 64), -(-rows // _COLUMNS)
+        size = panels * blocks * (head + 128 * bits)
+        records = weight[at : at + size].reshape(panels, blocks, -1)
+        at += size
+
+        def columns(first: int, records: np.ndarray = records, rows: int = rows) -> np.ndarray:
+            halves = np.ascontiguousarray(records[..., first : first + 64]).view(np.float16)
+            return halves.transpose(0, 2, 1).reshape(-1, blocks)[:rows].astype(np.float32)
+
+        codes = records[..., head:].reshape(panels, blocks, bits, _COLUMNS, 4)
+        if bits == 4:
+            codes = np.stack([codes & 15, codes >> 4], axis=3)  # [panels, blocks, input / 8, half, columns, input % 4]
+        codes = codes.reshape(panels, blocks, 8, _COLUMNS, 4).transpose(0, 3, 1, 2, 4)
+        quants.append(codes.reshape(-1, blocks, _BLOCK)[:rows].astype(np.int32) - zero)
+        scales.append(columns(0))
+        minima.append(columns(64) if has_minimum else np.zeros((rows, blocks), np.float32))
+        with_minimum.append(np.full(rows, has_minimum))
+    joined = [np.concatenate(arrays) for arrays in (quants, scales, minima, with_minimum)]
+    return Unpacked(joined[0], joined[1], joined[2], joined[3], factor)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a * b + c of float32, rounded once: float64 holds the product exactly, and of the sum rounded to odd all that counts."""
+    product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = np.asarray(product + c)
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    bits = total.view(np.int64)
+    away = (error > 0) == (total > 0)
+    inexact = np.isfinite(total) & (error != 0) & (bits & 1 == 0)
+    return np.where(inexact, bits + np.where(away, 1, -1), bits).view(np.float64).astype(np.float32)
+
+
+def quantise_rows(x: np.ndarray, factor: np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x [T, K] as quants int32 [T, B, 32], d and s float32 [T, B]."""
+    blocks = x.reshape(len(x), -1, _BLOCK)
+    finite = np.isfinite(blocks).all(axis=-1)
+    amax = np.where(finite, np.abs(np.where(np.isfinite(blocks), blocks, 0)).max(axis=-1), np.float32(0))
+    large = amax >= np.float32(2.0**-100)
+    inverse = np.float32(127) / np.where(large, amax, np.float32(1))
+    quants = np.where(large[..., None], np.rint(np.where(large[..., None], blocks, 0) * inverse[..., None]), 0)
+    d = np.where(large, amax / np.float32(127) * factor, np.float32(0))
+    d = np.where(finite, d, np.float32(np.nan))
+    return quants.astype(np.int32), d, d * quants.sum(axis=-1).astype(np.float32)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def quantised_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """x W^T + bias: over ascending blocks one chain of fused multiply-adds an output."""
+    quants, scales, minima, has_minimum, factor = unpack(weight)
+    inputs, d, s = quantise_rows(x, factor)
+    total = np.zeros((len(x), len(quants)), np.float32)
+    if bias is not None:
+        total += bias
+    for block in range(quants.shape[1]):
+        dots = (inputs[:, block] @ quants[:, block].T).astype(np.float32)
+        total = fma(dots, scales[:, block] * d[:, block, None], total)
+        total = np.where(has_minimum, fma(minima[:, block], s[:, block, None], total), total)
+    return total
+
+
+def quantised_embedding(weight: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Rows as float32; zeros where there is none."""
+    quants, scales, minima, has_minimum, factor = unpack(weight)
+    table = scales[..., None] * quants.astype(np.float32)
+    table = np.where(has_minimum[:, None, None], table + minima[..., None], table).reshape(len(quants), -1) * factor
+    known = (ids >= 0) & (ids < len(table))
+    return np.where(known[:, None], table[np.where(known, ids, 0)], np.float32(0))

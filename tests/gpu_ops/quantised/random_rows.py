@@ -1,0 +1,20 @@
+"""Random weights in the formats of model files."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpu_ops.quantised.stored_rows import BLOCK_TYPES, StoredRows
+
+
+def random_rows(
+    random: np.random.Generator, kind: str, rows: int, in_features: int, factor: float = 1.0, quant: int | None = None
+) -> StoredRows:
+    """Scales and minima of a normal distribution; random bytes of quants, or ``quant`` in all of them."""
+    block_type = BLOCK_TYPES[kind]
+    shape = (rows, in_features // 32, block_type.block_bytes)
+    blocks = random.integers(0, 256, shape, np.uint8) if quant is None else np.full(shape, quant, np.uint8)
+    head = 4 if block_type.has_minimum else 2
+    numbers = random.standard_normal((*shape[:2], head // 2)).astype(np.float16)
+    blocks[..., :head] = numbers.view(np.uint8)
+    return StoredRows(kind, blocks.reshape(rows, -1), factor)

@@ -1,0 +1,163 @@
+"""Ops on quantised weights have the bits of their NumPy twins with every instruction set that the processor has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gpu_ops import forward
+from gpu_ops.quantised.ops import INSTRUCTION_SETS, quantised_embedding, quantised_linear
+from gpu_ops.quantised.packing import pack_rows, packed_bytes
+from gpu_ops.quantised.stored_rows import BLOCK_TYPES, StoredRows
+from gpu_ops.twins import quantised as twins
+from tests.gpu_ops.quantised.random_rows import random_rows
+
+KINDS = sorted(BLOCK_TYPES)
+FLAGS = {"avx512": " avx512_vnni ", "avx2": " avx2 ", "portable": ""}
+HERE = [name for name in INSTRUCTION_SETS if FLAGS[name] in Path("/proc/cpuinfo").read_text().replace("\n", " ")]
+# Two depth blocks, the second shorter.
+DEEP = 1696
+
+
+def assert_bits(actual: paddle.Tensor, expected: np.ndarray) -> None:
+    same = actual.numpy().view(np.int32) == expected.view(np.int32)
+    same |= np.isnan(actual.numpy()) & np.isnan(expected)
+    assert same.all(), f"{np.count_nonzero(~same)} of {same.size} values differ"
+
+
+def linear_everywhere(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """What all instruction sets give, and the twin."""
+    expected = twins.quantised_linear(x, weight, bias)
+    for name in HERE:
+        given_bias = None if bias is None else paddle.to_tensor(bias)
+        assert_bits(quantised_linear(paddle.to_tensor(x), paddle.to_tensor(weight), given_bias, name), expected)
+    return expected
+
+
+@settings(deadline=None)
+@given(
+    parts=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 70)), min_size=1, max_size=3),
+    blocks=st.integers(1, 5),
+    rows=st.integers(1, 20),
+    has_bias=st.booleans(),
+    factor=st.sampled_from([1.0, 0.22]),
+    seed=st.integers(0, 999),
+)
+@example([("Q4_1", 40), ("Q8_0", 33)], DEEP // 32, 9, True, 1.0, 0)
+@example([("Q4_0", 161)], DEEP // 32, 75, False, 1.0, 0)
+def test_linear_has_the_bits_of_its_twin_and_the_value_of_the_product(parts, blocks, rows, has_bias, factor, seed):
+    random = np.random.default_rng(seed)
+    matrices = [random_rows(random, kind, count, 32 * blocks, factor) for kind, count in parts]
+    weight = pack_rows(matrices)
+    assert weight.nbytes == packed_bytes(parts, 32 * blocks)
+    table = np.concatenate([matrix.expanded() for matrix in matrices])
+    x = random.standard_normal((rows, 32 * blocks), np.float32)
+    bias = random.standard_normal(len(table), np.float32) if has_bias else None
+    y = linear_everywhere(x, weight, bias)
+    exact = x.astype(np.float64) @ table.T + (0 if bias is None else bias)
+    # Half a step of the rounded inputs, for each of them.
+    steps = np.abs(x).reshape(rows, -1, 32).max(axis=-1).repeat(32, axis=-1) / 127
+    assert (np.abs(y - exact) <= 0.51 * steps @ np.abs(table).T + 1e-4 * (1 + np.abs(exact))).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quant", [0x00, 0x7F, 0x80, 0xFF, None])
+def test_the_largest_products_do_not_saturate(kind: str, quant: int | None):
+    random = np.random.default_rng(0)
+    weight = pack_rows([random_rows(random, kind, 64, 64, quant=quant)])
+    signs = np.where(np.arange(64) % 2 == 0, 1, -1)
+    x = np.stack([np.ones(64), -np.ones(64), signs, -signs]).astype(np.float32)
+    linear_everywhere(x, weight)
+
+
+def test_a_row_depends_on_nothing_but_itself():
+    random = np.random.default_rng(0)
+    weight = pack_rows([random_rows(random, "Q4_1", 300, DEEP), random_rows(random, "Q8_0", 70, DEEP)])
+    x = random.standard_normal((70, DEEP), np.float32)
+    packed, threads = paddle.to_tensor(weight), forward.get_num_threads()
+    try:
+        for name in HERE:
+            results = []
+            for count in (1, 2):
+                forward.set_num_threads(count)
+                results.append(quantised_linear(paddle.to_tensor(x), packed, None, name).numpy())
+            alone = [
+                quantised_linear(paddle.to_tensor(x[i : i + 1]), packed, None, name).numpy()[0] for i in (0, 5, 69)
+            ]
+            assert (results[0] == results[1]).all() and (results[0][[0, 5, 69]] == alone).all()
+    finally:
+        forward.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_at_the_ends_of_their_range(kind: str):
+    random = np.random.default_rng(0)
+    weight = pack_rows([random_rows(random, kind, 40, 96)])
+    x = random.standard_normal((8, 96), np.float32)
+    x[0] = 0
+    x[1, :32] *= np.float32(1e-38)
+    x[2, 32:] *= np.float32(2.0**-101)
+    x[3] = np.float32(3e37)
+    x[4, 7], x[5, 40], x[6, 95] = np.nan, np.inf, -np.inf
+    y = linear_everywhere(x, weight)
+    assert (y[0] == 0).all() and np.isnan(y[4:7]).all() and np.isfinite(y[[0, 1, 2, 7]]).all()
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.3])
+def test_embedding_is_the_stored_table(factor: float):
+    random = np.random.default_rng(0)
+    matrices = [
+        random_rows(random, kind, count, 96, factor) for kind, count in (("Q4_0", 33), ("Q4_1", 5), ("Q8_0", 65))
+    ]
+    weight = pack_rows(matrices)
+    ids = np.array([*range(103), -1, 103, 2**40])
+    rows = quantised_embedding(paddle.to_tensor(weight), paddle.to_tensor(ids))
+    assert_bits(rows, twins.quantised_embedding(weight, ids))
+    assert_bits(rows[:103], np.concatenate([matrix.expanded() for matrix in matrices]))
+    assert (rows[103:].numpy() == 0).all()
+
+
+def test_what_is_no_quantised_weight_is_refused():
+    sound = pack_rows([random_rows(np.random.default_rng(0), "Q4_1", 40, 64)])
+
+    def with_word(index: int, value: int) -> np.ndarray:
+        changed = sound.copy()
+        changed.view(np.int64)[index] = value
+        return changed
+
+    damaged = {
+        "header": sound[:100],
+        "no header": with_word(0, 1),
+        "multiple of 32": with_word(1, 65),
+        "1 to 6 parts": with_word(2, 7),
+        "unknown type": with_word(4, 99),
+        "without rows": with_word(5, 0),
+        "shorter than its parts": sound[:-1],
+        "longer than its parts": np.concatenate([sound, sound[:1]]),
+    }
+    x = paddle.ones([1, 64])
+    for said, weight in damaged.items():
+        with pytest.raises((RuntimeError, ValueError, OSError), match=said):
+            quantised_linear(x, paddle.to_tensor(weight))
+    with pytest.raises((RuntimeError, ValueError, OSError), match="x: has shape"):
+        quantised_linear(paddle.ones([1, 32]), paddle.to_tensor(sound))
+    with pytest.raises((RuntimeError, ValueError, OSError), match="instruction_set"):
+        quantised_linear(x, paddle.to_tensor(sound), instruction_set="mmx")
+
+
+def test_matrices_that_cannot_be_one_weight_are_refused():
+    random = np.random.default_rng(0)
+    for others in ({"in_features": 64}, {"factor": 2.0}):
+        wanted = {"in_features": 32, **others}
+        with pytest.raises(ValueError, match="same inputs and factor"):
+            pack_rows([random_rows(random, "Q4_0", 8, 32), random_rows(random, "Q4_0", 8, **wanted)])
+
+
+def test_stored_rows_say_their_shape():
+    matrix: StoredRows = random_rows(np.random.default_rng(0), "Q8_0", 5, 96)
+    assert (matrix.shape, len(matrix), matrix.ndim, matrix.nbytes) == ((5, 96), 5, 2, 5 * 3 * 34)
