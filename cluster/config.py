@@ -78,6 +78,10 @@ class EngineConfig(BaseModel):
         "auto",
         description="Type of weights and KV cache; auto: float32 on the CPU, bfloat16 on a GPU. The CPU runs float32 only, a GPU the 16-bit types.",
     )
+    weight_format: Literal["auto", "stored", "float32"] = Field(
+        "auto",
+        description="stored: on the CPU, matrices that a GGUF file holds as Q4_0, Q4_1 or Q8_0 are multiplied as they are stored, by inputs that are rounded to 8 bits; float32: all are expanded. auto: float32.",
+    )
     max_model_len: int | None = Field(
         None,
         ge=16,

@@ -11,6 +11,7 @@ from cluster.config import EngineConfig
 from cluster.outputs import TokenDelta
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
+from tests.actors.model_files.gguf_writer import METADATA, random_tensors, write_gguf
 
 TINY_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -49,8 +50,35 @@ FAMILIES: dict[str, dict] = {
 OTHER_FAMILIES = [family for family in FAMILIES if family != "llama"]
 
 
+# A model that is computed from its file's quantised weights, in several formats.
+QUANTISED = "quantised"
+OTHER_MODELS = [*OTHER_FAMILIES, QUANTISED]
+
+
+def write_quantised_model(folder: Path) -> Path:
+    """A GGUF file of two layers: matmuls of one format and of several, and one matrix that stays dense."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden, inner, keys = (TINY_CONFIG[name] for name in ("hidden_size", "intermediate_size", "head_dim"))
+    shapes = {"token_embd.weight": (TINY_CONFIG["vocab_size"], hidden), "output_norm.weight": (hidden,)}
+    formats = {"token_embd.weight": "Q8_0"}
+    parts = {
+        "attn_norm": (hidden,), "ffn_norm": (hidden,), "attn_q": (hidden, hidden), "attn_k": (2 * keys, hidden),
+        "attn_v": (2 * keys, hidden), "attn_output": (hidden, hidden), "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden),
+        "ffn_down": (hidden, inner),
+    }  # fmt: skip
+    for layer, by_part in enumerate(({}, {"attn_v": "Q8_0", "attn_q": "Q4_0", "attn_output": "F32"})):
+        for part, shape in parts.items():
+            shapes[f"blk.{layer}.{part}.weight"] = shape
+            formats[f"blk.{layer}.{part}.weight"] = by_part.get(part, "Q4_1")
+    metadata = METADATA | {"block_count": 2, "context_length": TINY_CONFIG["max_position_embeddings"]}
+    tensors = {name: 0.2 * array if array.ndim > 1 else 1 + array / 4 for name, array in random_tensors(shapes).items()}
+    return write_gguf(folder / "tiny.gguf", tensors, metadata=metadata, qtype=formats)
+
+
 def write_tiny_model(folder: Path, family: str = "llama") -> Path:
-    """A folder that ``load_format=dummy`` serves."""
+    """A model that ``make_engine`` serves: a folder for ``load_format=dummy``, or the file of QUANTISED."""
+    if family == QUANTISED:
+        return write_quantised_model(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(TINY_CONFIG | FAMILIES[family]))
     return folder
@@ -59,7 +87,8 @@ def write_tiny_model(folder: Path, family: str = "llama") -> Path:
 def make_engine(folder: Path, record: list | None = None, **settings) -> Engine:
     """An engine on the tiny model; settings as in EngineConfig."""
     defaults = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "num_kv_blocks": 64, "num_threads": 1}
-    config = EngineConfig(model=str(folder), load_format="dummy", **{**defaults, **settings})
+    defaults |= {"weight_format": "stored"} if folder.suffix == ".gguf" else {"load_format": "dummy"}
+    config = EngineConfig(model=str(folder), **{**defaults, **settings})
     return load_engine(config, record=record)
 
 

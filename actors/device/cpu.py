@@ -43,6 +43,7 @@ class CpuDevice:
         is_gpu: ops run on a GPU.
         dtype: type of weights and KV cache.
         item_bytes: of one number of that type.
+        other_dtypes: of weights that keep a file's format.
         math_version: of what makes the ops' bits besides their sources; on the CPU nothing does.
         batch_invariant: ops are asked for results that do not depend on the other rows; on the CPU they never do.
     """
@@ -50,6 +51,7 @@ class CpuDevice:
     is_gpu = False
     dtype = "float32"
     item_bytes = 4
+    other_dtypes: tuple[str, ...] = ("uint8",)
     batch_invariant = False
     name = "cpu"
     math_version = ""

@@ -111,6 +111,7 @@ class GpuDevice(CpuDevice):
     """
 
     is_gpu = True
+    other_dtypes = ()
     item_bytes = 2
 
     def __init__(self, dtype: str = "bfloat16", batch_invariant: bool = False) -> None:

@@ -11,7 +11,13 @@ import numpy as np
 import paddle
 from paddle.utils.dlpack import from_dlpack
 
-_NUMPY_TYPES = {paddle.int64: np.int64, paddle.int32: np.int32, paddle.float32: np.float32, paddle.bool: np.bool_}
+_NUMPY_TYPES = {
+    paddle.int64: np.int64,
+    paddle.int32: np.int32,
+    paddle.float32: np.float32,
+    paddle.uint8: np.uint8,
+    paddle.bool: np.bool_,
+}
 
 
 def host_view(tensor: paddle.Tensor) -> np.ndarray:

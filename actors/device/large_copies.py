@@ -97,9 +97,9 @@ def _read_array(data: np.ndarray, offset: int, into: np.ndarray) -> None:
     into[:] = data[offset : offset + into.size]
 
 
-def fetched(device: CpuDevice, tensor: paddle.Tensor, lane: HostLane) -> Iterator[np.ndarray]:
+def fetched(tensor: paddle.Tensor, lane: HostLane) -> Iterator[np.ndarray]:
     """The bytes of a contiguous tensor in pieces; each is overwritten by the next."""
-    address, size = tensor.data_ptr(), device.item_bytes * int(np.prod(tensor.shape))
+    address, size = tensor.data_ptr(), tensor.element_size() * int(np.prod(tensor.shape))
     for offset in range(0, size, lane.buffer.size):
         count = min(lane.buffer.size, size - offset)
         lane.fetch(address + offset, count)

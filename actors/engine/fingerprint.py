@@ -8,6 +8,7 @@ from actors.device.cpu import CpuDevice
 from actors.model_files.end_tokens import eos_token_ids
 from actors.model_files.file_hash import content_id
 from actors.model_files.source import ModelSource
+from actors.model_files.weight_format import is_stored
 from actors.model_files.weights import weights_fingerprint
 from actors.structured_output.library import library_version
 from cluster import __version__
@@ -21,6 +22,8 @@ CONTENT = frozenset({"model", "tokenizer", "load_format"})
 OF_ANSWERS = frozenset({"logprobs_mode"})
 OF_DUMMY_WEIGHTS = frozenset({"dummy_seed"})
 ON_A_GPU = frozenset({"dtype", "batch_invariant"})
+# What it comes to counts.
+OF_QUANTISED_FILES = frozenset({"weight_format"})
 # Settings that change when and where something is computed, and how much fits. A new setting belongs into one of these.
 KEEPS_BITS = frozenset(
     {
@@ -58,6 +61,7 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
     a grammar allows comes from a library, too; its version counts for answers under one (``cluster.routing.fingerprint``).
     """
     parts = [__version__, weights_fingerprint(source), _tokenizer_content(source), sources_hash()]
+    parts.append(f"stored={is_stored(config, source, device.is_gpu)}")
     parts.append(f"end={eos_token_ids(source)}")  # of more files than those above
     parts += [f"{name}={getattr(config, name)!r}" for name in sorted(OF_ANSWERS)]
     if config.load_format == "dummy":

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import actors
-from actors.model_files.ready_weights import ReadyFile, ReadyWeights
+from actors.model_files.ready_weights import ReadyArray, ReadyFile, ReadyWeights
 from actors.model_files.source import ModelSource
+from actors.model_files.weight_format import is_stored
 from actors.model_files.weights import weights_fingerprint
 from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
@@ -45,6 +46,7 @@ def ready_weights(
     if source.kind == "dummy" and not on_gpu:
         return None
     key = [weights_identity(source, model_config), sources_hash(), _loading_code_hash(), dtype, str(on_gpu)]
+    key.append(str(is_stored(config, source, on_gpu)))
     limit = config.ready_weights_gb
     return ReadyWeights("\0".join(key), None if limit is None else int(limit * 2**30))
 
@@ -60,8 +62,8 @@ def tensors_of(file: ReadyFile, device: CpuDevice) -> dict[str, paddle.Tensor]:
     Raises:
         OSError, ValueError: the file is not what it was, or of another type.
     """
-    if file.dtype != device.dtype:
-        raise ValueError(f"its numbers are {file.dtype}")
+    if foreign := {array.dtype for array in file.arrays.values()} - {device.dtype, *device.other_dtypes}:
+        raise ValueError(f"its numbers are {', '.join(foreign)}")
     if not device.is_gpu:
         return {name: device.mapped_tensor(array) for name, array in file.mapped().items()}
     from actors.device.large_copies import Upload
@@ -70,9 +72,9 @@ def tensors_of(file: ReadyFile, device: CpuDevice) -> dict[str, paddle.Tensor]:
     try:
         with Upload(device) as upload:
             tensors = {}
-            for name, (shape, offset) in file.arrays.items():
-                tensors[name] = device.empty(list(shape))
-                upload.fill(tensors[name], partial(read_at, descriptor, offset))
+            for name, array in file.arrays.items():
+                tensors[name] = device.empty(list(array.shape))
+                upload.fill(tensors[name], partial(read_at, descriptor, array.offset))
             upload.finish()
     finally:
         os.close(descriptor)
@@ -84,21 +86,24 @@ def keep(ready: ReadyWeights, model: Decoder) -> Callable[[], None]:
     from actors.device.large_copies import fetched, make_fetching_lane
 
     device, found = model.device, weakref.ref(model)
-    names = {name: tuple(tensor.shape) for name, tensor in model.ready_tensors().items()}
+    arrays = {
+        name: ReadyArray(str(tensor.dtype).removeprefix("paddle."), tuple(tensor.shape))
+        for name, tensor in model.ready_tensors().items()
+    }
     lane = make_fetching_lane(device)
 
     def pieces(name: str) -> Iterator[np.ndarray]:
         here = found()
         if here is None:
             raise OSError("the engine ended before its weights were written")
-        return fetched(device, here.ready_tensors()[name], lane)
+        return fetched(here.ready_tensors()[name], lane)
 
     def run() -> None:
         time.sleep(PAUSE_S)
         lane.enter()
         started = time.monotonic()
         try:
-            if ready.write(device.dtype, names, pieces):
+            if ready.write(arrays, pieces):
                 logger.info("event=weights_kept %s", log_fields(seconds=round(time.monotonic() - started, 1)))
         finally:
             lane.close()

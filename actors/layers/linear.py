@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import paddle
 
 from actors.device.cpu import CpuDevice
 from actors.layers.norm import RMSNorm
-from actors.layers.weights.weight import Weight
+from actors.layers.weights.weight import MatrixPart, Weight
 
 _BIAS = ".bias"
 
@@ -31,11 +31,11 @@ class Linear:
 
     @staticmethod
     def ready_shapes(
-        device: CpuDevice, kind: type[Weight], out_features: int, in_features: int, num_biases: int
+        device: CpuDevice, kind: type[Weight], parts: Sequence[MatrixPart], in_features: int, num_biases: int
     ) -> dict[str, tuple[int, ...]]:
-        """Of those tensors, of a layer with a weight of that kind."""
+        """Of those tensors, of a layer with a weight of that kind which consists of ``parts``."""
         bias = {_BIAS: (num_biases,)} if num_biases else {}
-        return {**kind.ready_shapes(device, out_features, in_features), **bias}
+        return {**kind.ready_shapes(device, parts, in_features), **bias}
 
     @classmethod
     def from_ready(

@@ -36,9 +36,21 @@ MIN_BYTES = 32 << 20
 _DEFAULT_LIMIT_BYTES = 4 << 30
 # What stays free of the disk.
 _FREE_BYTES = 256 << 20
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
 
 Shape = tuple[int, ...]
+
+
+class ReadyArray(NamedTuple):
+    """What is known of an array: its type, a key of ``_ITEM_BYTES``, its shape, and where in the file it begins."""
+
+    dtype: str
+    shape: Shape
+    offset: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return _ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
 
 class ReadyFile(NamedTuple):
@@ -46,18 +58,16 @@ class ReadyFile(NamedTuple):
 
     Attributes:
         path: opened anew by whoever reads it.
-        dtype: of all numbers.
-        arrays: (shape, offset in the file) by name.
+        arrays: by name.
         num_bytes: of the whole file.
     """
 
     path: Path
-    dtype: str
-    arrays: dict[str, tuple[Shape, int]]
+    arrays: dict[str, ReadyArray]
     num_bytes: int
 
     def mapped(self) -> dict[str, np.ndarray]:
-        """float32 arrays by name, not to be written to.
+        """Arrays by name, of types that NumPy has, not to be written to.
 
         Raises:
             OSError, ValueError: the file went or shrank.
@@ -66,8 +76,8 @@ class ReadyFile(NamedTuple):
             # Copy on write: what shares memory with Paddle must look writable, and nothing reaches the file.
             data = np.memmap(file, np.uint8, "c", 0, (self.num_bytes,)).view(np.ndarray)
         return {
-            name: data[offset : offset + 4 * math.prod(shape)].view(np.float32).reshape(shape)
-            for name, (shape, offset) in self.arrays.items()
+            name: data[array.offset : array.offset + array.num_bytes].view(array.dtype).reshape(array.shape)
+            for name, array in self.arrays.items()
         }
 
     def prefetch(self) -> None:
@@ -104,7 +114,7 @@ class ReadyWeights:
             os.utime(self._path)  # who was used last stays longest
         return found
 
-    def write(self, dtype: str, shapes: Mapping[str, Shape], pieces: Callable[[str], Iterable[np.ndarray]]) -> bool:
+    def write(self, arrays: Mapping[str, ReadyArray], pieces: Callable[[str], Iterable[np.ndarray]]) -> bool:
         """Keep arrays, and remove files that were not used for longest until all fit the limit.
 
         Args:
@@ -113,7 +123,7 @@ class ReadyWeights:
             Whether that was done. Not where it is not worth it, not allowed, or another process does it now; nor, after a
             word in the log, where it is too large, or the disk is full or cannot be written to.
         """
-        num_bytes = sum(_padded(_size(shape, dtype)) for shape in shapes.values())
+        num_bytes = sum(_padded(array.num_bytes) for array in arrays.values())
         if num_bytes < MIN_BYTES or self._limit_bytes == 0 or other_writer(self._path) is not None:
             return False
         limit = max(_DEFAULT_LIMIT_BYTES, num_bytes) if self._limit_bytes is None else self._limit_bytes
@@ -133,7 +143,7 @@ class ReadyWeights:
                 return False
             try:
                 with file:
-                    _write(file, dtype, shapes, pieces)
+                    _write(file, arrays, pieces)
                 os.replace(part, self._path)
             finally:
                 part.unlink(missing_ok=True)
@@ -157,20 +167,18 @@ class ReadyWeights:
             raise OSError(f"{num_bytes} bytes do not fit on the disk of {self._folder}: {free} are free")
 
 
-def _write(
-    file: BinaryIO, dtype: str, shapes: Mapping[str, Shape], pieces: Callable[[str], Iterable[np.ndarray]]
-) -> None:
+def _write(file: BinaryIO, arrays: Mapping[str, ReadyArray], pieces: Callable[[str], Iterable[np.ndarray]]) -> None:
     entries, offset = [], 0
-    for name, shape in shapes.items():
-        entries.append([name, list(shape), offset])
-        offset += _padded(_size(shape, dtype))
-    header = json.dumps({"dtype": dtype, "arrays": entries, "num_bytes": offset}).encode()
+    for name, array in arrays.items():
+        entries.append([name, list(array.shape), offset, array.dtype])
+        offset += _padded(array.num_bytes)
+    header = json.dumps({"arrays": entries, "num_bytes": offset}).encode()
     line = hashlib.sha256(header).hexdigest().encode() + b" " + header + b"\n"
     file.write(line.ljust(_padded(len(line)), b"\0"))
-    for name, shape in shapes.items():
+    for name, array in arrays.items():
         written = sum(file.write(piece.data) for piece in pieces(name))
-        if written != _size(shape, dtype):
-            raise ValueError(f"{name}: {written} bytes, not {_size(shape, dtype)}")
+        if written != array.num_bytes:
+            raise ValueError(f"{name}: {written} bytes, not {array.num_bytes}")
         file.write(bytes(_padded(written) - written))
     file.flush()
     os.fsync(file.fileno())
@@ -187,12 +195,8 @@ def _read_header(path: Path) -> ReadyFile:
     start = _padded(len(line))
     if size != start + found["num_bytes"]:
         raise ValueError(f"it has {size} bytes, not {start + found['num_bytes']}")
-    arrays = {name: (tuple(shape), start + offset) for name, shape, offset in found["arrays"]}
-    return ReadyFile(path, found["dtype"], arrays, size)
-
-
-def _size(shape: Shape, dtype: str) -> int:
-    return _ITEM_BYTES[dtype] * math.prod(shape)
+    arrays = {name: ReadyArray(dtype, tuple(shape), start + offset) for name, shape, offset, dtype in found["arrays"]}
+    return ReadyFile(path, arrays, size)
 
 
 def _padded(num_bytes: int) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -25,11 +25,12 @@ from actors.model_files.formats.number_types import convert
 from actors.model_files.formats.paddle_layout import PaddleTensor, from_paddle_layout, is_paddle_layout
 from actors.model_files.formats.safetensors import ITEM_BYTES, SafeTensor, read_header
 from actors.model_files.gguf.file import read_gguf
-from actors.model_files.gguf.tensors import read_tensor
+from actors.model_files.gguf.tensors import read_tensor, stored_rows
 from actors.model_files.source import ModelSource
 from actors.model_files.unread import ReadKeys, report_unread_tensors
 from actors.models.config import ModelConfig
 from cluster.errors import ModelLoadError
+from gpu_ops.quantised.stored_rows import StoredRows
 
 DTYPES = ("float32", "float16", "bfloat16")
 Loader = Callable[[], np.ndarray]
@@ -55,6 +56,22 @@ def iter_weights(source: ModelSource, config: ModelConfig, dtype: str = "float32
     if dtype == "float32":
         return ((name, loader()) for name, loader in loaders)
     return _in_parallel(loaders)
+
+
+def iter_stored_weights(
+    source: ModelSource, config: ModelConfig, kinds: Mapping[str, str]
+) -> Iterator[tuple[str, np.ndarray | StoredRows]]:
+    """``iter_weights`` in float32, but for the matrices that ``kinds`` names (``weight_format.stored_kinds``) as the file stores
+    them."""
+    tensors = read_gguf(source.path).tensors if kinds else {}
+    for name, loader in _loaders(source, config, "float32"):
+        if name not in kinds:
+            yield name, loader()
+            continue
+        rows = stored_rows(tensors[gguf_name(name, config)])
+        heads = rotated_heads(name, config) if config.rope_interleaved else 0
+        blocks = to_half_rotation(rows.blocks, heads) if heads else rows.blocks
+        yield name, StoredRows(rows.kind, blocks, folded_factor(name, config))
 
 
 def num_weight_elements(config: ModelConfig) -> int:

@@ -5,7 +5,7 @@ bias, tied head, multipliers) and by the kind of their layers, not by code.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from actors.layers.batch_rows import BatchRows
 from actors.layers.linear import Linear
 from actors.layers.norm import HeadNorm, ProjectionNorm, RMSNorm
 from actors.layers.weights.dense import DenseWeight
-from actors.layers.weights.weight import Put, Weight
+from actors.layers.weights.quantised import QuantisedWeight
+from actors.layers.weights.weight import MatrixPart, Put, Weight
 from actors.models.config import ModelConfig
 from actors.models.layer import Layer
 from actors.models.post_norm_layer import PostNormLayer
@@ -27,6 +28,7 @@ from cluster.process.cache import Progress
 from gpu_ops import decode_ops
 from gpu_ops import forward as ops
 from gpu_ops.kernel_limits import MAX_SMALL_BATCH_ROWS
+from gpu_ops.quantised.stored_rows import StoredRows
 
 __all__ = ["BatchRows", "Decoder", "largest_small_batch"]
 
@@ -51,7 +53,8 @@ class Decoder:
         config: the architecture.
         max_model_len: rows of the rotary table.
         device: where it computes; default the CPU.
-        weight_kind: how the weights of its matmuls are stored.
+        weight_kind: how matrices of the device's type are held. Those that keep a file's format are quantised weights where
+            all matrices of a matmul do; else they are expanded.
     """
 
     def __init__(
@@ -76,8 +79,11 @@ class Decoder:
         heads, qk_norm = (config.num_heads, config.num_kv_heads), kind() if config.qk_norm else None
         return _LAYERS[config.norms](Attention(self.device, heads, config.score_scale, self.cos_sin, qk_norm))
 
-    def load_weights(self, weights: Iterator[tuple[str, np.ndarray]], progress: Progress | None = None) -> None:
-        """Take (Hugging Face name, array of the device's type) pairs in any order; fused parts wait only for their partners."""
+    def load_weights(
+        self, weights: Iterator[tuple[str, np.ndarray | StoredRows]], progress: Progress | None = None
+    ) -> None:
+        """Take pairs of a Hugging Face name and an array of the device's type, or a matrix as a file stores it, in any order;
+        fused parts wait only for their partners."""
         if self.device.is_gpu:
             with Upload(self.device) as upload:
                 self._load_weights(weights, upload.joined, progress)
@@ -85,8 +91,10 @@ class Decoder:
         else:
             self._load_weights(weights, self.device.joined, progress)
 
-    def _load_weights(self, weights: Iterator[tuple[str, np.ndarray]], put: Put, progress: Progress | None) -> None:
-        parts: dict[str, np.ndarray] = {}
+    def _load_weights(
+        self, weights: Iterator[tuple[str, np.ndarray | StoredRows]], put: Put, progress: Progress | None
+    ) -> None:
+        parts: dict[str, np.ndarray | StoredRows] = {}
         owners = {
             name: (index, attribute, names)
             for index in range(len(self.layers))
@@ -100,7 +108,7 @@ class Decoder:
             elif name == "lm_head.weight":
                 self.lm_head = self._linear([array], put)
             elif name == "model.norm.weight":
-                self.final_norm = self._norm(array, self.config.stream_eps)
+                self.final_norm = self._norm([array], self.config.stream_eps)
             else:
                 index, attribute, names = owners[name]
                 parts[name] = array
@@ -124,41 +132,49 @@ class Decoder:
                 tensors |= {path + ending: tensor for ending, tensor in parameter.ready_tensors().items()}
         return tensors
 
-    def take_ready_tensors(self, tensors: Mapping[str, paddle.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def take_ready_tensors(
+        self,
+        tensors: Mapping[str, paddle.Tensor],
+        shapes: Mapping[str, tuple[int, ...]],
+        stored: Mapping[str, str] | None = None,
+    ) -> None:
         """Instead of ``load_weights``: compute with the memory of ``tensors``, which may be filled until the first step.
 
         Args:
             shapes: of the model's tensors by Hugging Face name.
+            stored: the formats of those that keep the file's.
         Raises:
             ValueError: the tensors are not those of this configuration; nothing was taken.
         """
-        expected, linears = self._ready_shapes(shapes)
+        expected, linears = self._ready_shapes(shapes, stored or {})
         if expected != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
             raise ValueError("its arrays are not those of the model")
         for path in self._parameters():
             if path in linears:
-                rows, endings = linears[path]
+                rows, endings, kind = linears[path]
                 own = {ending: tensors[path + ending] for ending in endings}
-                self._set(path, Linear.from_ready(self.device, self.weight_kind, own, rows))
+                self._set(path, Linear.from_ready(self.device, kind, own, rows))
             else:
                 self._set(path, RMSNorm(tensors[path], self._eps(path)))
         self._tie_head()
 
     def _ready_shapes(
-        self, shapes: Mapping[str, tuple[int, ...]]
-    ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, list[str]]]]:
-        """Of ``ready_tensors``; and for each linear layer its number of output rows and the endings of its tensors."""
+        self, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, str]
+    ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, list[str], type[Weight]]]]:
+        """Of ``ready_tensors``; and for each linear layer its number of output rows, the endings of its tensors and the kind of
+        its weight."""
         expected: dict[str, tuple[int, ...]] = {}
-        linears: dict[str, tuple[int, list[str]]] = {}
+        linears: dict[str, tuple[int, list[str], type[Weight]]] = {}
         for path, names in self._parameters().items():
-            matrices = [shapes[name] for name in names if len(shapes[name]) == 2]
+            matrices = [name for name in names if len(shapes[name]) == 2]
             num_biases = sum(shapes[name][0] for name in names if len(shapes[name]) == 1)
             if not matrices:
                 expected[path] = shapes[names[0]]
                 continue
-            rows = sum(shape[0] for shape in matrices)
-            wanted = Linear.ready_shapes(self.device, self.weight_kind, rows, matrices[0][1], num_biases)
-            linears[path] = rows, list(wanted)
+            parts = [MatrixPart(shapes[name][0], stored.get(name, "")) for name in matrices]
+            kind = QuantisedWeight if all(part.stored for part in parts) else self.weight_kind
+            wanted = Linear.ready_shapes(self.device, kind, parts, shapes[matrices[0]][1], num_biases)
+            linears[path] = sum(part.rows for part in parts), list(wanted), kind
             expected |= {path + ending: shape for ending, shape in wanted.items()}
         return expected, linears
 
@@ -189,19 +205,21 @@ class Decoder:
     def _eps(self, path: str) -> float:
         return self.config.rms_norm_eps if "qk_norm" in path else self.config.stream_eps
 
-    def _parameter(self, attribute: str, arrays: list[np.ndarray], put: Put) -> Linear | RMSNorm:
+    def _parameter(self, attribute: str, arrays: list[np.ndarray | StoredRows], put: Put) -> Linear | RMSNorm:
         if arrays[0].ndim == 2:
             return self._linear(arrays, put)
-        return self._norm(arrays[0], self._eps(attribute))
+        return self._norm(arrays, self._eps(attribute))
 
-    def _norm(self, weight: np.ndarray, eps: float) -> RMSNorm:
-        return RMSNorm(self.device.tensor(weight), eps)
+    def _norm(self, arrays: Sequence[np.ndarray | StoredRows], eps: float) -> RMSNorm:
+        return RMSNorm(self.device.joined(_vectors(arrays)), eps)
 
-    def _linear(self, arrays: list[np.ndarray], put: Put) -> Linear:
+    def _linear(self, arrays: list[np.ndarray | StoredRows], put: Put) -> Linear:
         """Weights and then biases of projections that are one matmul here, in order of output rows."""
-        weights = [array for array in arrays if array.ndim == 2]
-        biases = [array for array in arrays if array.ndim == 1]
-        return Linear(self.weight_kind.store(self.device, weights, put), self.device.joined(biases) if biases else None)
+        weights, biases = [array for array in arrays if array.ndim == 2], _vectors(arrays)
+        kind = QuantisedWeight if all(isinstance(weight, StoredRows) for weight in weights) else self.weight_kind
+        if kind is not QuantisedWeight:
+            weights = [weight.expanded() if isinstance(weight, StoredRows) else weight for weight in weights]
+        return Linear(kind.store(self.device, weights, put), self.device.joined(biases) if biases else None)
 
     def _layer_parameters(self, index: int) -> dict[str, list[str]]:
         """Attribute of a layer to the names it is made of: weights in order of output rows, then biases."""
@@ -294,3 +312,7 @@ class Decoder:
     def compute_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Logits float32 [T, vocab_size]; give it every row for all-position logits, the last ones for sampling."""
         return self.lm_head(hidden, float32_output=self.device.is_gpu)
+
+
+def _vectors(arrays: Sequence[np.ndarray | StoredRows]) -> list[np.ndarray]:
+    return [array for array in arrays if isinstance(array, np.ndarray) and array.ndim == 1]

@@ -10,11 +10,12 @@ from actors.device.cpu import CpuDevice
 from actors.models.config import ModelConfig
 from actors.models.decoder import Decoder
 from cluster.process.cache import Progress
+from gpu_ops.quantised.stored_rows import StoredRows
 
 
 def load_model(
     config: ModelConfig,
-    weights: Iterator[tuple[str, np.ndarray]],
+    weights: Iterator[tuple[str, np.ndarray | StoredRows]],
     max_model_len: int,
     progress: Progress | None = None,
     device: CpuDevice | None = None,

@@ -34,6 +34,11 @@ def joined_parts(parts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     return joined
 
 
+def in_features_of(packed: np.ndarray) -> int:
+    """Of a weight as ``pack_rows`` returned it."""
+    return int(packed[: 8 * HEADER_WORDS].view(np.int64)[1])
+
+
 def pack_rows(matrices: Sequence[StoredRows]) -> np.ndarray:
     """The rows of matrices, one after the other, as one quantised weight: uint8 [packed_bytes].
 

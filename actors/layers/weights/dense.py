@@ -9,9 +9,10 @@ import paddle
 
 from actors.device.cpu import CpuDevice
 from actors.layers.norm import RMSNorm
-from actors.layers.weights.weight import Put, Weight
+from actors.layers.weights.weight import MatrixPart, Put, Weight
 from gpu_ops import decode_ops
 from gpu_ops import forward as ops
+from gpu_ops.quantised.stored_rows import StoredRows
 
 
 class DenseWeight(Weight):
@@ -29,16 +30,19 @@ class DenseWeight(Weight):
         self._batch_invariant = device.batch_invariant
 
     @classmethod
-    def store(cls, device: CpuDevice, arrays: Sequence[np.ndarray], put: Put) -> DenseWeight:
-        num_rows, num_bytes = sum(len(array) for array in arrays), sum(array.nbytes for array in arrays)
-        return cls(device, ops.pack_weight(put(arrays)), num_rows, num_bytes)
+    def store(cls, device: CpuDevice, arrays: Sequence[np.ndarray | StoredRows], put: Put) -> DenseWeight:
+        matrices = [array for array in arrays if isinstance(array, np.ndarray)]
+        num_rows, num_bytes = sum(map(len, matrices)), sum(matrix.nbytes for matrix in matrices)
+        return cls(device, ops.pack_weight(put(matrices)), num_rows, num_bytes)
 
     def ready_tensors(self) -> dict[str, paddle.Tensor]:
         return {"": self.packed}
 
     @classmethod
-    def ready_shapes(cls, device: CpuDevice, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
-        return {"": ops.packed_shape(out_features, in_features, device.is_gpu)}
+    def ready_shapes(
+        cls, device: CpuDevice, parts: Sequence[MatrixPart], in_features: int
+    ) -> dict[str, tuple[int, ...]]:
+        return {"": ops.packed_shape(sum(part.rows for part in parts), in_features, device.is_gpu)}
 
     @classmethod
     def from_ready(cls, device: CpuDevice, tensors: Mapping[str, paddle.Tensor], out_features: int) -> DenseWeight:

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
 from actors.layers.norm import RMSNorm
+from gpu_ops.quantised.stored_rows import StoredRows
 
 # The rows of arrays, one after the other, as one tensor of the device. On a GPU its content comes later, before the first step.
 Put = Callable[[Sequence[np.ndarray]], paddle.Tensor]
+
+
+class MatrixPart(NamedTuple):
+    """Rows of W.
+
+    Attributes:
+        stored: the format of ``gpu_ops.quantised`` that they keep; "" where they are numbers of the device's type.
+    """
+
+    rows: int
+    stored: str = ""
 
 
 class Weight(ABC):
@@ -28,8 +41,9 @@ class Weight(ABC):
 
     @classmethod
     @abstractmethod
-    def store(cls, device: CpuDevice, arrays: Sequence[np.ndarray], put: Put) -> Weight:
-        """From rows of W, as arrays of the device's type, which ``put`` brings there; nothing is written to those any more."""
+    def store(cls, device: CpuDevice, arrays: Sequence[np.ndarray | StoredRows], put: Put) -> Weight:
+        """From rows of W, which ``put`` brings there; nothing is written to those any more. Arrays are of the device's type;
+        either all rows keep a file's format or none do."""
 
     @abstractmethod
     def ready_tensors(self) -> dict[str, paddle.Tensor]:
@@ -37,8 +51,10 @@ class Weight(ABC):
 
     @classmethod
     @abstractmethod
-    def ready_shapes(cls, device: CpuDevice, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
-        """Of those tensors."""
+    def ready_shapes(
+        cls, device: CpuDevice, parts: Sequence[MatrixPart], in_features: int
+    ) -> dict[str, tuple[int, ...]]:
+        """Of those tensors, where W consists of these parts."""
 
     @classmethod
     @abstractmethod

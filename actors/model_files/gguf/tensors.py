@@ -1,10 +1,11 @@
-"""Tensors of a GGUF file as float32."""
+"""Tensors of a GGUF file, as float32 or as they are stored."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from actors.model_files.gguf.file import TENSOR_TYPES, GGUFTensor
+from gpu_ops.quantised.stored_rows import StoredRows
 
 _SLICE_BYTES = 4 << 20
 
@@ -31,3 +32,9 @@ def read_tensor(tensor: GGUFTensor) -> np.ndarray:
         row = np.asarray(blocks[start : start + step]).reshape(1, -1)
         out[start : start + step] = dequantize(row, GGMLQuantizationType(tensor.type_id)).reshape(-1, block)
     return out.reshape(tensor.shape)
+
+
+def stored_rows(tensor: GGUFTensor) -> StoredRows:
+    """A matrix in one of the formats of ``gpu_ops.quantised``, over the mapped file."""
+    blocks = np.memmap(tensor.path, np.uint8, "r", tensor.offset, (tensor.num_bytes,)).view(np.ndarray)
+    return StoredRows(TENSOR_TYPES[tensor.type_id][0], blocks.reshape(tensor.shape[0], -1))

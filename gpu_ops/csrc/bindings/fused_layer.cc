@@ -1,16 +1,30 @@
 // fused_layer: a custom-op call costs about 10 us of dispatch, nine of them a layer a tenth of a decode step.
 #include "kernels/layers/fused_layer.h"
 
-#include "kernels/linear/linear.h"
 #include "bindings/attention_checks.h"
+#include "bindings/quantised_checks.h"
 
 namespace {
 using OptionalTensor = paddle::optional<paddle::Tensor>;
 constexpr auto kFloat = paddle::DataType::FLOAT32;
 
-const float* packed_data(const paddle::Tensor& packed, const char* name, int64_t out_features, int64_t in_features) {
-  check_shape(packed, name, kFloat, {bireme::panel_count(out_features), in_features, bireme::kPanelColumns});
-  return packed.data<float>();
+bool is_quantised(const paddle::Tensor& weight) { return weight.dtype() == paddle::DataType::UINT8; }
+
+int64_t inputs_of(const paddle::Tensor& weight, const char* name) {
+  if (is_quantised(weight)) return quantised_weight(weight, name).in_features;
+  check_shape(weight, name, kFloat, {kAnySize, kAnySize, kAnySize});
+  return weight.shape()[1];
+}
+
+bireme::LinearWeight linear_weight(const paddle::Tensor& weight, const char* name, int64_t out_features, int64_t in_features) {
+  if (is_quantised(weight)) {
+    const auto quantised = quantised_weight(weight, name);
+    PD_CHECK(quantised.out_features == out_features && quantised.in_features == in_features, name, ": is a quantised weight [",
+             quantised.out_features, ", ", quantised.in_features, "], needs [", out_features, ", ", in_features, "]");
+    return {nullptr, quantised};
+  }
+  check_shape(weight, name, kFloat, {bireme::panel_count(out_features), in_features, bireme::kPanelColumns});
+  return {weight.data<float>(), {}};
 }
 
 const float* vector_data(const paddle::Tensor& vector, const char* name, int64_t size) {
@@ -39,23 +53,22 @@ std::vector<paddle::Tensor> FusedLayer(
   const auto shape =
       check_cache(rows, k_cache, v_cache, block_tables, positions, batch_id_per_token, q_heads, kv_heads);
   check_shape(cos_sin, "cos_sin", kFloat, {kAnySize, shape.head_dim});
-  check_shape(down, "down", kFloat, {kAnySize, kAnySize, kAnySize});
   PD_CHECK(static_cast<bool>(q_norm) == static_cast<bool>(k_norm), "k_norm: needs to come with q_norm, or neither");
 
   const int64_t qkv_size = (q_heads + 2 * kv_heads) * shape.head_dim;
   bireme::FusedLayerWeights weights{};
   weights.hidden = size;
-  weights.inner = down.shape()[1];
-  weights.qkv = packed_data(qkv, "qkv", qkv_size, size);
+  weights.inner = inputs_of(down, "down");
+  weights.qkv = linear_weight(qkv, "qkv", qkv_size, size);
   weights.qkv_bias = vector_data(qkv_bias, "qkv_bias", qkv_size);
   weights.q_norm = vector_data(q_norm, "q_norm", shape.head_dim);
   weights.k_norm = vector_data(k_norm, "k_norm", shape.head_dim);
-  weights.o = packed_data(o, "o", size, q_heads * shape.head_dim);
+  weights.o = linear_weight(o, "o", size, q_heads * shape.head_dim);
   weights.o_bias = vector_data(o_bias, "o_bias", size);
   weights.post_attention_norm = vector_data(post_attention_norm, "post_attention_norm", size);
-  weights.gate_up = packed_data(gate_up, "gate_up", 2 * weights.inner, size);
+  weights.gate_up = linear_weight(gate_up, "gate_up", 2 * weights.inner, size);
   weights.gate_up_bias = vector_data(gate_up_bias, "gate_up_bias", 2 * weights.inner);
-  weights.down = packed_data(down, "down", size, weights.inner);
+  weights.down = linear_weight(down, "down", size, weights.inner);
   weights.down_bias = vector_data(down_bias, "down_bias", size);
   weights.next_norm = vector_data(next_norm, "next_norm", size);
 

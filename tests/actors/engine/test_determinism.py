@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from actors.engine.loading import load_engine
 from cluster.config import EngineConfig
 from tests.actors.runner.test_overlap import generate, preempt_at
-from tests.engines import OTHER_FAMILIES, answer, make_engine, request, write_tiny_model
+from tests.engines import OTHER_MODELS, answer, make_engine, request, write_tiny_model
 
 LIMIT = 96  # tokens a request may have: six blocks
 
@@ -211,8 +211,8 @@ def test_processed_logprobs_are_of_what_is_drawn_from(tiny_model):
     assert first[0] - first[2] == pytest.approx((greedy_first[0] - greedy_first[2]) / 2, abs=1e-5)
 
 
-@pytest.mark.parametrize("family", OTHER_FAMILIES)
-def test_other_families_give_the_same_bits_overlapped_preempted_and_alone(tmp_path, family):
+@pytest.mark.parametrize("family", OTHER_MODELS)
+def test_other_models_give_the_same_bits_overlapped_preempted_and_alone(tmp_path, family):
     """Beside neighbours, in chunks of other sizes, with prefixes found in the cache, on two threads, and on a pool too small."""
     folder = write_tiny_model(tmp_path, family)
     params = [{}, {"temperature": 1.0, "seed": 9}]

@@ -8,11 +8,20 @@ import pytest
 
 from actors.device.cpu import CpuDevice
 from actors.engine import fingerprint as fingerprint_module
-from actors.engine.fingerprint import CONTENT, KEEPS_BITS, OF_ANSWERS, OF_DUMMY_WEIGHTS, ON_A_GPU, fingerprint
+from actors.engine.fingerprint import (
+    CONTENT,
+    KEEPS_BITS,
+    OF_ANSWERS,
+    OF_DUMMY_WEIGHTS,
+    OF_QUANTISED_FILES,
+    ON_A_GPU,
+    fingerprint,
+)
 from actors.model_files.source import resolve_model
 from cluster.config import EngineConfig
+from cluster.errors import ConfigError
 from cluster.routing.fingerprint import can_continue, of_answer
-from tests.engines import answer, make_engine, request
+from tests.engines import answer, make_engine, request, write_quantised_model
 
 # Another value of each setting that keeps the bits, as far as a CPU engine takes another one.
 OTHER_VALUES = {
@@ -57,7 +66,7 @@ def of(folder, on=None, **settings) -> str:
 
 
 def test_every_setting_is_one_that_changes_bits_or_one_that_keeps_them():
-    kinds = [CONTENT, OF_ANSWERS, OF_DUMMY_WEIGHTS, ON_A_GPU, KEEPS_BITS]
+    kinds = [CONTENT, OF_ANSWERS, OF_DUMMY_WEIGHTS, OF_QUANTISED_FILES, ON_A_GPU, KEEPS_BITS]
     assert sum(map(len, kinds)) == len(frozenset().union(*kinds)), "a setting is of two kinds"
     assert frozenset().union(*kinds) == set(EngineConfig.model_fields)
     assert set(OTHER_VALUES) == KEEPS_BITS
@@ -138,3 +147,16 @@ def test_the_grammar_librarys_version_counts_for_answers_under_a_grammar_alone(t
         assert can_continue(engine, begun)
         assert can_continue(other, begun) is not has_grammar
     assert not can_continue(engine, "") and not can_continue(engine, of_answer(engine, False)[:-1])
+
+
+def test_what_the_weight_format_comes_to_changes_it(tiny_model, tmp_path):
+    file = write_quantised_model(tmp_path)
+
+    def of_file(**settings) -> str:
+        return fingerprint(EngineConfig(model=str(file), **settings), resolve_model(str(file)), CpuDevice())
+
+    assert of_file() == of_file(weight_format="float32") != of_file(weight_format="stored")
+    assert of(tiny_model) == of(tiny_model, weight_format="float32")
+    for refused in (lambda: of(tiny_model, weight_format="stored"), lambda: of(file, Gpu(), weight_format="stored")):
+        with pytest.raises(ConfigError, match=r"weight_format: .* got stored; allowed here: auto, float32"):
+            refused()

@@ -22,7 +22,7 @@ from actors.model_files.weights import iter_weights
 from actors.models.decoder import Decoder
 from cluster.config import EngineConfig
 from gpu_ops import forward
-from tests.engines import request, tokens_of
+from tests.engines import request, tokens_of, write_quantised_model
 
 
 class HostAsGpu(CpuDevice):
@@ -55,9 +55,13 @@ def unreadable(*arguments):
     raise AssertionError("weights are read again")
 
 
-def test_the_second_start_reads_no_weights_and_answers_the_same(golden: Path, folder: Path, monkeypatch):
-    model = min(path for path in golden.iterdir() if (path / "config.json").is_file())
-    config = EngineConfig(model=str(model), num_kv_blocks=16, max_model_len=64)
+@pytest.mark.parametrize("weight_format", ["float32", "stored"])
+def test_the_second_start_reads_no_weights_and_answers_the_same(
+    golden: Path, folder: Path, tmp_path: Path, monkeypatch, weight_format: str
+):
+    stored = weight_format == "stored"
+    model = write_quantised_model(tmp_path) if stored else golden / "ernie4_5"
+    config = EngineConfig(model=str(model), num_kv_blocks=16, max_model_len=64, weight_format=weight_format)
 
     def answer(settings: EngineConfig) -> list[int]:
         engine = start_engine(settings, "engine")
@@ -86,6 +90,9 @@ def test_the_second_start_reads_no_weights_and_answers_the_same(golden: Path, fo
                 answer(config.model_copy(update={"max_num_seqs": 3}))
         with pytest.raises(AssertionError):
             answer(config.model_copy(update={"ready_weights_gb": 0}))
+        if stored:
+            with pytest.raises(AssertionError):
+                answer(config.model_copy(update={"weight_format": "float32"}))
         kept.write_bytes(kept.read_bytes()[:-1])
         with pytest.raises(AssertionError):
             answer(config)

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.engines import OTHER_FAMILIES, make_engine, write_tiny_model
+from tests.engines import OTHER_MODELS, make_engine, write_tiny_model
 from tests.random_load import (
     SMALL_ENGINE,
     RandomLoad,
@@ -31,8 +31,8 @@ def test_random_steps_give_the_same_bits_overlapped_and_plain(tiny_model, num_st
     check_random_steps(lambda seed: make(tiny_model, seed), num_steps)
 
 
-@pytest.mark.parametrize("family", OTHER_FAMILIES)
-def test_random_steps_of_other_families_give_the_same_bits(tmp_path, family):
+@pytest.mark.parametrize("family", OTHER_MODELS)
+def test_random_steps_of_other_models_give_the_same_bits(tmp_path, family):
     folder = write_tiny_model(tmp_path, family)
     check_random_steps(lambda seed: make(folder, seed), 400)
 

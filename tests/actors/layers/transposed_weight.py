@@ -8,7 +8,8 @@ import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
-from actors.layers.weights.weight import Put, Weight
+from actors.layers.weights.weight import MatrixPart, Put, Weight
+from gpu_ops.quantised.stored_rows import StoredRows
 
 
 class TransposedWeight(Weight):
@@ -20,8 +21,8 @@ class TransposedWeight(Weight):
         self.num_bytes = 4 * out_features * self.in_features
 
     @classmethod
-    def store(cls, device: CpuDevice, arrays: Sequence[np.ndarray], put: Put) -> TransposedWeight:
-        array = np.concatenate(arrays)
+    def store(cls, device: CpuDevice, arrays: Sequence[np.ndarray | StoredRows], put: Put) -> TransposedWeight:
+        array = np.concatenate([array for array in arrays if isinstance(array, np.ndarray)])
         middle = array.shape[1] // 2
         halves = [put([half]) for half in (array.T[:middle], array.T[middle:])]
         return cls(device, halves, array.shape[0])
@@ -30,7 +31,10 @@ class TransposedWeight(Weight):
         return {f".half{i}": half for i, half in enumerate(self._halves)}
 
     @classmethod
-    def ready_shapes(cls, device: CpuDevice, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
+    def ready_shapes(
+        cls, device: CpuDevice, parts: Sequence[MatrixPart], in_features: int
+    ) -> dict[str, tuple[int, ...]]:
+        out_features = sum(part.rows for part in parts)
         middle = in_features // 2
         return {".half0": (middle, out_features), ".half1": (in_features - middle, out_features)}
 

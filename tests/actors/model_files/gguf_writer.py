@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,12 @@ def write_gguf(
     *,
     arch: str = "llama",
     metadata: dict[str, Any] | None = None,
-    qtype: str = "F32",
+    qtype: str | Mapping[str, str] = "F32",
     extra: dict[str, Any] | None = None,
     split: int = 0,
 ) -> Path:
-    """Write a file; matrices are stored as ``qtype``, vectors as float32; ``extra`` keys get no architecture prefix.
+    """Write a file; matrices are stored as ``qtype`` or what that says for them, vectors as float32; ``extra`` keys get no
+    architecture prefix.
 
     Args:
         split: most tensors of a part of a split model; 0 writes one file.
@@ -73,7 +75,8 @@ def write_gguf(
         else:
             writer.add_array(key, value)
     for name, tensor in tensors.items():
-        kind = gguf.GGMLQuantizationType[qtype if tensor.ndim > 1 else "F32"]
+        own = qtype if isinstance(qtype, str) else qtype.get(name, "F32")
+        kind = gguf.GGMLQuantizationType[own if tensor.ndim > 1 else "F32"]
         if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
             writer.add_tensor(name, tensor.astype(np.float16 if kind.name == "F16" else np.float32))
         else:

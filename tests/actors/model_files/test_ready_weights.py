@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 
 from actors.model_files import ready_weights
-from actors.model_files.ready_weights import ReadyWeights
+from actors.model_files.ready_weights import ReadyArray, ReadyWeights
 
 ARRAYS = {
     "a": np.arange(5000, dtype=np.float32).reshape(2, -1),
     "b": np.float32([-0.0, np.inf, 1e-42]),
     "empty": np.zeros((0, 3), np.float32),
+    "bytes": np.arange(9001, dtype=np.uint8),
 }
 GIB = 1 << 30
 
 
-def write(ready: ReadyWeights, arrays: dict[str, np.ndarray] = ARRAYS, dtype: str = "float32") -> bool:
+def write(ready: ReadyWeights, arrays: dict[str, np.ndarray] = ARRAYS) -> bool:
     """In pieces of a thousand bytes, each overwritten once it was read."""
 
     def pieces(name: str) -> Iterator[np.ndarray]:
@@ -32,7 +33,7 @@ def write(ready: ReadyWeights, arrays: dict[str, np.ndarray] = ARRAYS, dtype: st
             yield piece
             piece[:] = 0
 
-    return ready.write(dtype, {name: array.shape for name, array in arrays.items()}, pieces)
+    return ready.write({name: ReadyArray(str(a.dtype), a.shape) for name, a in arrays.items()}, pieces)
 
 
 def read(ready: ReadyWeights) -> dict[str, np.ndarray] | None:

@@ -11,16 +11,19 @@ import pytest
 
 from actors.device.host_tensor import host_view
 from actors.engine.loading import load_engine
+from actors.layers.weights.dense import DenseWeight
+from actors.layers.weights.quantised import QuantisedWeight
 from actors.model_files.config import load_model_config
 from actors.model_files.formats.layout import expected_tensors
 from actors.model_files.source import resolve_model
-from actors.model_files.weights import iter_weights
+from actors.model_files.weight_format import stored_kinds
+from actors.model_files.weights import iter_stored_weights, iter_weights
 from actors.models.decoder import BatchRows, Decoder
 from actors.models.load import load_model
 from cluster.config import EngineConfig
 from gpu_ops import forward
 from tests.actors.layers.transposed_weight import TransposedWeight
-from tests.engines import request, tokens_of
+from tests.engines import request, tokens_of, write_quantised_model
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 BLOCK = 16
@@ -95,6 +98,40 @@ def test_a_model_of_another_kind_of_weight_is_loaded_kept_and_computed_alike(nam
     assert (all_logits(again, reference["token_ids"], [len(reference["token_ids"])]) == logits).all()
 
 
+def test_a_model_of_quantised_weights_is_loaded_kept_and_computed_alike(tmp_path):
+    source = resolve_model(str(write_quantised_model(tmp_path)))
+    config = load_model_config(source)
+    kinds = stored_kinds(source, config)
+    assert set(kinds.values()) == {"Q4_0", "Q4_1", "Q8_0"}
+    assert [name for name in expected_tensors(config) if name.endswith("_proj.weight") and name not in kinds] == [
+        "model.layers.1.self_attn.o_proj.weight"
+    ]
+    token_ids = np.random.default_rng(0).integers(0, config.vocab_size, 40)
+    model = load_model(config, iter_stored_weights(source, config, kinds), 64)
+    weights = [layer.attention for layer in model.layers] + [model.layers[0].mlp]
+    assert [type(part.qkv.weight) for part in weights[:2]] == [QuantisedWeight] * 2
+    assert [type(part.o.weight) for part in weights[:2]] == [QuantisedWeight, DenseWeight]
+    whole = all_logits(model, token_ids, [40])
+    dense = all_logits(load_model(config, iter_weights(source, config), 64), token_ids, [40])
+    assert 0 < np.abs(whole - dense).mean() < 0.05 * np.abs(dense).mean()
+    chunked = all_logits(model, token_ids, [1, 20, *[1] * 10, 9])
+    assert (chunked == whole).all(), "chunks must not change a bit"
+    assert (all_logits(model, token_ids, [40], Decoder.forward_op_by_op) == whole).all(), "nor may the fused block"
+    twin, kept = Decoder(config, 64), copies_of(model)
+    twin.take_ready_tensors(kept, expected_tensors(config), kinds)
+    assert (all_logits(twin, token_ids, [40]) == whole).all(), "nor may kept weights"
+    with pytest.raises(ValueError, match="not those of the model"):
+        Decoder(config, 64).take_ready_tensors(kept, expected_tensors(config))
+    # Of a matmul with one dense matrix all are.
+    del kinds["model.layers.0.self_attn.v_proj.weight"]
+    mixed = load_model(config, iter_stored_weights(source, config, kinds), 64)
+    assert type(mixed.layers[0].attention.qkv.weight) is DenseWeight
+    assert np.abs(all_logits(mixed, token_ids, [40]) - dense).mean() < 0.05 * np.abs(dense).mean()
+    assert [*Decoder(config, 64)._ready_shapes(expected_tensors(config), kinds)[0].items()] == [
+        (name, tuple(tensor.shape)) for name, tensor in mixed.ready_tensors().items()
+    ]
+
+
 def test_untied_heads_and_biases_are_among_the_references():
     configs = [json.loads((path / "config.json").read_text()) for path in GOLDEN.iterdir() if path.is_dir()]
     assert {bool(config.get("tie_word_embeddings")) for config in configs} == {True, False}
@@ -103,7 +140,7 @@ def test_untied_heads_and_biases_are_among_the_references():
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_source):
-    engine = load_engine(EngineConfig(max_num_batched_tokens=256))
+    engine = load_engine(EngineConfig(max_num_batched_tokens=256, weight_format="float32"))
     yield engine
     engine.close()
 
@@ -129,3 +166,24 @@ def test_smollm2_logits_match_transformers(smollm2):
     for row, name in ((0, "first"), (-1, "last")):
         difference = np.abs(logits[row] - reference[name]).max()
         assert difference < 1e-5 * np.abs(reference[name]).max(), f"{name}: {difference}"
+
+
+@pytest.mark.slow
+def test_smollm2_from_its_stored_weights_answers_as_ever_and_stays_close_to_float32(smollm2_source, smollm2):
+    """tests/golden/make_stored.py wrote the tokens: on every processor they are these."""
+    cases = json.loads((GOLDEN / "smollm2_stored.json").read_text())
+    engine = load_engine(EngineConfig(max_num_batched_tokens=256, weight_format="stored"))
+    try:
+        prompts = [request(str(i), ids, max_tokens=len(tokens)) for i, (ids, tokens) in enumerate(cases)]
+        answers = engine.generate(prompts)
+        assert [tokens_of(answers[str(i)]) for i in range(len(cases))] == [tokens for _, tokens in cases]
+        model = engine.executor.model
+        held = sum(tensor.element_size() * int(np.prod(tensor.shape)) for tensor in model.ready_tensors().values())
+        assert held < 1.2 * smollm2_source.path.stat().st_size
+        token_ids = np.array(cases[0][0] + cases[0][1])
+        stored, dense = (all_logits(m, token_ids, [len(token_ids)]) for m in (model, smollm2.executor.model))
+    finally:
+        engine.close()
+    log_p, log_q = (x - np.logaddexp.reduce(x.astype(np.float64), axis=1, keepdims=True) for x in (dense, stored))
+    divergence = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    assert 0 < divergence.mean() < 0.01

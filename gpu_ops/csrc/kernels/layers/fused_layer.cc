@@ -1,6 +1,5 @@
 #include "kernels/layers/fused_layer.h"
 
-#include "kernels/linear/linear.h"
 #include "kernels/layers/norm.h"
 #include "kernels/device/scratch.h"
 
@@ -15,7 +14,7 @@ RowFault fused_layer_cpu(const FusedLayerWeights& weights, const float* hidden, 
   const int64_t qkv_size = (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim;
 
   float* qkv = qkv_scratch.get(rows * qkv_size);
-  linear_cpu(hidden, rows, weights.hidden, weights.qkv, qkv_size, weights.qkv_bias, qkv);
+  apply_linear_cpu(hidden, rows, weights.hidden, weights.qkv, qkv_size, weights.qkv_bias, qkv);
   if (weights.q_norm) {
     qk_norm_cpu(qkv, weights.q_norm, weights.k_norm, eps, rows, shape.q_heads, shape.kv_heads, shape.head_dim);
   }
@@ -25,14 +24,14 @@ RowFault fused_layer_cpu(const FusedLayerWeights& weights, const float* hidden, 
   float* attended = narrow_scratch.get(rows * attended_size);
   fault = paged_attention_cpu(qkv, k_cache, v_cache, block_tables, positions, batch_ids, scale, shape, attended);
   if (fault.row >= 0) return fault;
-  linear_cpu(attended, rows, attended_size, weights.o, weights.hidden, weights.o_bias, out);
+  apply_linear_cpu(attended, rows, attended_size, weights.o, weights.hidden, weights.o_bias, out);
   add_rms_norm_cpu(out, residual, weights.post_attention_norm, eps, rows, weights.hidden, out);
 
   float* gate_up = wide_scratch.get(rows * 2 * weights.inner);
-  linear_cpu(out, rows, weights.hidden, weights.gate_up, 2 * weights.inner, weights.gate_up_bias, gate_up);
+  apply_linear_cpu(out, rows, weights.hidden, weights.gate_up, 2 * weights.inner, weights.gate_up_bias, gate_up);
   float* activated = narrow_scratch.get(rows * weights.inner);
   swiglu_cpu(gate_up, rows, weights.inner, activated);
-  linear_cpu(activated, rows, weights.inner, weights.down, weights.hidden, weights.down_bias, out);
+  apply_linear_cpu(activated, rows, weights.inner, weights.down, weights.hidden, weights.down_bias, out);
   add_rms_norm_cpu(out, residual, weights.next_norm, eps, rows, weights.hidden, out);
   return {};
 }

@@ -3,14 +3,15 @@
 #include <cstdint>
 
 #include "kernels/attention/attention.h"
+#include "kernels/quantised/linear_weight.h"
 
 namespace bireme {
 
-// Packed weights as in linear.h; biases, q_norm and k_norm may be null.
+// Biases, q_norm and k_norm may be null.
 struct FusedLayerWeights {
-  const float *qkv, *qkv_bias, *q_norm, *k_norm, *o, *o_bias;
+  LinearWeight qkv, o, gate_up, down;
+  const float *qkv_bias, *q_norm, *k_norm, *o_bias, *gate_up_bias, *down_bias;
   const float* post_attention_norm;
-  const float *gate_up, *gate_up_bias, *down, *down_bias;
   const float* next_norm;  // what the following block, or the head, norms its input with
   int64_t hidden, inner;
 };
