@@ -6,12 +6,17 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from actors.model_files.source import ModelSource, resolve_model
 from actors.text.tokenizer import Tokenizer, load_tokenizer
 from cluster.config import DEFAULT_MODEL
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("bireme", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("bireme")
 
 # A shell without job control starts background commands with SIGINT ignored, and every child would inherit that: commands
 # that tests end with Ctrl-C would never hear it.
