@@ -188,7 +188,7 @@ class RunnerActor:
         try:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
             self._streams[request.subscriber].put([accepted])
-            if request.params.grammar is not None and (gone := await self._compile(live)):
+            if request.params.is_masked and (gone := await self._compile(live)):
                 self._deliver([accepted._replace(finish_reason=gone)])
                 return await live.done
             submitted = self._engine_loop.call(self._adding(live))

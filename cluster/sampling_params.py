@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.grammar import Grammar
+from cluster.reasoning import ReasoningMarks
 
 MAX_LOGIT_BIAS = 300
 # Of the model; 32 are one look of a warp.
@@ -41,6 +42,8 @@ class SamplingParams:
         ignore_eos: do not end at the model's end-of-sequence tokens.
         grammar: what the text of the answer must be like; the end of its structure ends the answer. It goes before all that
             forbids tokens: where nothing that it allows is left, one of what it allows is taken.
+        thinking_token_budget: most tokens of reasoning; the tokens that end it come behind them. None for no bound.
+        reasoning_marks: where the reasoning begins and ends, assigned by the ingress; None where there is nothing to bound.
         logprobs: number of alternatives reported with each token, None for no log-probabilities.
         prompt_logprobs: the same for prompt tokens.
     """
@@ -63,6 +66,8 @@ class SamplingParams:
     stop_token_seqs: tuple[tuple[int, ...], ...] = ()
     ignore_eos: bool = False
     grammar: Grammar | None = None
+    thinking_token_budget: int | None = None
+    reasoning_marks: ReasoningMarks | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
 
@@ -77,3 +82,13 @@ class SamplingParams:
             or self.frequency_penalty
             or self.repetition_penalty != 1
         )
+
+    @property
+    def bounds_reasoning(self) -> bool:
+        """Whether its tokens of reasoning are counted."""
+        return self.thinking_token_budget is not None and self.reasoning_marks is not None
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the tokens before it decide which one may come next."""
+        return self.grammar is not None or self.bounds_reasoning

@@ -81,20 +81,21 @@ class Engine:
         self.queue_times.came(request.request_id, self.clock.now())
 
     def compile_grammar(self, request: EngineRequest) -> CompiledGrammar | None:
-        """What the caller holds until the request has ended, so that its grammar stays compiled; None without one. Any thread may
-        call it.
+        """Make what decides on a request's tokens one by one. Returns what the caller holds until the request has ended, so that
+        its grammar stays compiled; None without one. Any thread may call it.
 
         Raises:
-            InvalidRequestError: the grammar is not valid, or no grammar can be followed here.
+            InvalidRequestError: the grammar is not valid, or no grammar and no budget can be followed here.
         """
-        grammar = request.params.grammar
-        if grammar is None:
+        params = request.params
+        if not params.is_masked:
             return None
         if self.grammars is None:
+            param = "thinking_token_budget" if params.grammar is None else params.grammar.param
             raise InvalidRequestError(
-                f"{grammar.param}: this engine ({self.executor.device_name}) follows no grammar", grammar.param
+                f"{param}: this engine ({self.executor.device_name}) follows no grammar and no budget", param
             )
-        return self.grammars.compile(grammar)
+        return self.grammars.prepare(params)
 
     def abort(self, request_id: str, attempt: int = 0) -> TokenDelta | None:
         """End a request; its blocks are free at once. None if it is not here."""

@@ -16,7 +16,7 @@ from actors.device.cpu import CpuDevice
 from actors.device.host_tensor import fill_with_poison, host_view
 from actors.runner.slot_insert import pack_inserts
 from actors.scheduling.step_plan import StepPlan
-from actors.structured_output.matcher import TokenMatcher
+from actors.structured_output.thinking import Matcher
 from cluster.outputs import TokenLogprobs
 from cluster.sampling_params import MAX_LOGPROBS
 from gpu_ops.host_flag import copy_async, event_record, event_wait
@@ -33,11 +33,11 @@ class InFlightStep:
         num_rows, num_samples: what its forward computed, for its sampling; known on the device stream alone.
         scheduled, cleared: int32 [B] staging buffers.
         block_updates, insert_ints, insert_floats, insert_tokens: staging tensors of this step's own size.
-        token_masks: int32 [B, 1 + words], which tokens the slots with a grammar may take; the host writes it between launching
-            the forward and the sampling.
+        token_masks: int32 [B, 1 + words], which tokens the slots with a grammar or a budget may take; the host writes it between
+            launching the forward and the sampling.
         mask_tensor: where the device reads them.
-        matchers: slots that sample under a grammar in this step, with where in it they stand; the step's tokens are told to them
-            when it is saved.
+        matchers: slots that sample under a grammar or a budget in this step, with where in it they stand; the step's tokens are
+            told to them when it is saved.
         packed: int64 block that the device packs its results into.
         landing: where the host reads them; the same memory on the CPU.
         prompt_logprobs: slot to scored prompt positions, filled by the device stream.
@@ -56,7 +56,7 @@ class InFlightStep:
         self.cleared = device.host_buffer([max_num_seqs], "int32")
         self.token_masks = device.host_buffer([max_num_seqs, mask_words(vocab_size)], "int32")
         self.mask_tensor = device.input_block(self.token_masks)
-        self.matchers: dict[int, TokenMatcher] = {}
+        self.matchers: dict[int, Matcher] = {}
         self.landing = device.host_buffer([landing_size(max_num_seqs, MAX_LOGPROBS)], "int64")
         self.packed = device.packed_outputs(self.landing)
         self._no_updates = paddle.to_tensor(np.zeros((0, 3), np.int32), place=paddle.CPUPlace())
@@ -73,7 +73,7 @@ class InFlightStep:
         self._event = device.event_cell()
         self._ticket = 0
 
-    def begin(self, plan: StepPlan, eos_token_ids: tuple[int, ...], matchers: dict[int, TokenMatcher]) -> None:
+    def begin(self, plan: StepPlan, eos_token_ids: tuple[int, ...], matchers: dict[int, Matcher]) -> None:
         """Take a plan and stage what the device needs of it."""
         if self.plan is not None:
             raise RuntimeError(f"step {self.plan.step} has not been saved yet")

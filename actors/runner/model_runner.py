@@ -26,7 +26,7 @@ from actors.runner.sampler import Sampler, SamplingGraph
 from actors.runner.step_executor import StepExecutor
 from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
 from actors.structured_output.grammars import Grammars
-from actors.structured_output.matcher import TokenMatcher
+from actors.structured_output.thinking import Matcher
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, TokenLogprobs
 from cluster.process.cache import Progress
 from gpu_ops import state
@@ -46,7 +46,7 @@ class ModelRunner(StepExecutor):
         num_blocks, block_size: KV cache.
         eos_token_ids: the model's end-of-sequence tokens.
         processed_logprobs: as of ``Sampler``.
-        grammars: compiles those of requests; None: no request has one.
+        grammars: says which tokens requests with a grammar or a budget may have; None: no request has one.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class ModelRunner(StepExecutor):
     ) -> None:
         self.model = model
         self.grammars = grammars
-        # Where in its grammar the request stands that is in a slot; follows from the tokens alone.
-        self._matchers: dict[int, TokenMatcher] = {}
+        # Where in its grammar or reasoning the request stands that is in a slot; follows from the tokens alone.
+        self._matchers: dict[int, Matcher] = {}
         self.eos_token_ids = eos_token_ids
         self.device = device = model.device
         self.stream = device.make_stream()
@@ -153,7 +153,7 @@ class ModelRunner(StepExecutor):
 
     def launch_forward(self, plan: StepPlan) -> None:
         out = self._free_outputs.pop()
-        self._enter_grammars(plan)
+        self._enter_matchers(plan)
         matchers = {slot: self._matchers[slot] for slot in plan.sampling if slot in self._matchers}
         out.begin(plan, self.eos_token_ids, matchers)
         self.preempted_idx[plan.preempted] = plan.step
@@ -167,14 +167,18 @@ class ModelRunner(StepExecutor):
         self.stream.run(lambda: self._run_sampling(out))
         out.enqueued_at = time.perf_counter()
 
-    def _enter_grammars(self, plan: StepPlan) -> None:
+    def _enter_matchers(self, plan: StepPlan) -> None:
         for insert in plan.inserts:
             self._matchers.pop(insert.slot, None)
-            if (grammar := insert.params.grammar) is not None:
-                if self.grammars is None:
-                    raise RuntimeError(f"request {insert.request_id} has a grammar, and nothing here compiles it")
-                outputs = insert.token_ids[insert.num_prompt_tokens :]
-                self._matchers[insert.slot] = self.grammars.matcher(grammar, outputs)
+            if not insert.params.is_masked:
+                continue
+            if self.grammars is None:
+                raise RuntimeError(
+                    f"request {insert.request_id} has a grammar or a budget, and nothing here follows it"
+                )
+            matcher = self.grammars.matcher_of(insert.params, insert.token_ids[insert.num_prompt_tokens :])
+            assert matcher is not None
+            self._matchers[insert.slot] = matcher
 
     def _run_forward(self, out: InFlightStep) -> None:
         out.timer.mark_start()

@@ -383,7 +383,7 @@ class Scheduler:
         params = sequence.request.params
         if params.logprobs is not None:
             needs.num_logprobs = max(needs.num_logprobs, params.logprobs)
-        needs.grammar |= params.grammar is not None
+        needs.grammar |= params.is_masked
         num_output_tokens = sequence.num_tokens - sequence.num_prompt_tokens
         needs.penalties |= params.has_penalties or num_output_tokens < params.min_tokens
 

@@ -50,7 +50,7 @@ class Sequence:
         params = request.params
         self.max_num_tokens = self.num_prompt_tokens + params.max_tokens
         self.samples_plainly = (
-            params.logprobs is None and params.grammar is None and not params.has_penalties and not params.min_tokens
+            params.logprobs is None and not params.is_masked and not params.has_penalties and not params.min_tokens
         )
 
     @property

@@ -36,7 +36,8 @@ class SamplingNeeds:
 
     Attributes:
         penalties: some sampling request has penalties, a bias, forbidden tokens, or a minimum length not yet reached.
-        grammar: some sampling request has one: the tokens of the step before decide which it may take now.
+        grammar: some sampling request has one, or a budget of reasoning: the tokens of the step before decide which it may
+            take now.
         num_logprobs: most alternatives any sampling request wants, -1 for none.
         prompt_logprobs: prompt positions to score.
     """

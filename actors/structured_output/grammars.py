@@ -15,10 +15,13 @@ import numpy as np
 from actors.structured_output.matcher import TokenMatcher
 from actors.structured_output.multiples import MOST_REMAINDERS, too_fine_multiple
 from actors.structured_output.schema_place import place_of_error
+from actors.structured_output.thinking import Matcher, ThinkingMatcher
 from actors.structured_output.token_trie import token_trie
 from actors.text.tokenizer import Tokenizer
 from cluster.errors import InvalidRequestError, ModelLoadError
 from cluster.grammar import CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, Grammar
+from cluster.reasoning import ReasoningMarks
+from cluster.sampling_params import SamplingParams
 
 # How many are kept that no request has.
 _KEPT = 64
@@ -65,6 +68,7 @@ class Grammars:
         self._load_tokenizer = load_tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._tokenizer: Tokenizer | None = None
         self._trie: llguidance.LLTokenizer | None = None
         allowed = np.zeros(32 * ((vocab_size + 31) // 32), bool)
         allowed[list(eos_token_ids)] = True
@@ -73,6 +77,42 @@ class Grammars:
         self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
         self._compiling = threading.Lock()
+        self._loading = threading.Lock()
+
+    def prepare(self, params: SamplingParams) -> CompiledGrammar | None:
+        """What ``matcher_of`` needs, made now; who holds the grammar keeps it compiled. Takes as long as ``compile``.
+
+        Raises:
+            InvalidRequestError: the grammar is not valid, or nothing that masks tokens can be followed here.
+        """
+        if params.bounds_reasoning:
+            try:
+                self._loaded_tokenizer()
+            except ModelLoadError as error:
+                says = f"thinking_token_budget: cannot be followed by this model: {error.message}"
+                raise InvalidRequestError(says, "thinking_token_budget", "unsupported_parameter") from error
+        return None if params.grammar is None else self.compile(params.grammar)
+
+    def matcher_of(self, params: SamplingParams, tokens: Sequence[int] = ()) -> Matcher | None:
+        """Which tokens may come behind ``tokens`` of an answer; None for any. Quick behind ``prepare``."""
+        inner = None if params.grammar is None else self.matcher(params.grammar, tokens)
+        if not params.bounds_reasoning:
+            return inner
+        budget, marks = params.thinking_token_budget, params.reasoning_marks
+        assert budget is not None and marks is not None
+        return ThinkingMatcher(budget, marks, self._token_bytes(marks), inner, tokens)
+
+    def _token_bytes(self, marks: ReasoningMarks) -> Callable[[int], bytes]:
+        """What tokens write into an answer, in which special ones are seen where they are marks."""
+        tokenizer = self._loaded_tokenizer()
+        unseen = tokenizer.special_ids - {tokenizer.special_id(mark) for mark in (*marks.begins, *marks.ends)}
+        return lambda token: b"" if token in unseen else tokenizer.token_bytes(token)
+
+    def _loaded_tokenizer(self) -> Tokenizer:
+        with self._loading:
+            if self._tokenizer is None:
+                self._tokenizer = self._load_tokenizer()
+            return self._tokenizer
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Compile ``grammar``, or find it. Takes up to a second, and longer at the first use: not for the engine's thread.
@@ -111,7 +151,7 @@ class Grammars:
             raise _refused(grammar, "cannot be followed by this model: it has no token that ends an answer")
         if self._trie is None:
             try:
-                tokenizer = self._load_tokenizer()
+                tokenizer = self._loaded_tokenizer()
             except ModelLoadError as error:
                 raise _refused(grammar, f"cannot be followed by this model: {error.message}") from error
             self._trie = token_trie(tokenizer, self._vocab_size, sorted(self._eos_token_ids))

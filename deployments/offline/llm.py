@@ -306,6 +306,7 @@ def _fields(params: SamplingParams | None) -> dict[str, Any]:
     fields["allowed_token_ids"] = list(params.allowed_token_ids) or None
     if (grammar := fields.pop("grammar")) is not None:
         fields["structured_outputs"] = structured_outputs(grammar)
+    del fields["reasoning_marks"]  # follow from the model
     if fields.pop("bad_token_seqs"):
         raise InvalidRequestError("bad_token_seqs is made by the tokenizer: give the texts as bad_words", "bad_words")
     return fields

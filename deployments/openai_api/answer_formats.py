@@ -7,6 +7,7 @@ import functools
 from actors.text.tokenizer import Tokenizer
 from cluster.api_errors import bad_request
 from cluster.grammar import Grammar
+from cluster.reasoning import ReasoningMarks
 from deployments.openai_api.requests.protocol import ChatCompletionRequest
 from deployments.openai_api.requests.tools import AUTO, NONE
 from deployments.openai_api.tool_grammar import tool_grammar
@@ -62,6 +63,28 @@ class AnswerFormats:
         if form.tools is None:
             return own
         return tool_grammar(request, form, own, self._tokenizer.special_id)
+
+    def marks(self, request: ChatCompletionRequest, form: AnswerFormat) -> ReasoningMarks | None:
+        """Between what the request's budget counts tokens; None where it has none, or there is nothing to count.
+
+        Raises:
+            ApiError: how the model reasons is not known.
+        """
+        name, budget = request.asked_thinking_budget
+        if budget is None:
+            return None
+        reasoning = form.reasoning
+        if reasoning is None:
+            raise bad_request(
+                f"{name}: how this model reasons is not to be seen in its chat template, or not looked for; the setting "
+                "reasoning_parser says it. Leave it out; max_tokens bounds the whole answer",
+                name,
+                "unsupported_parameter",
+            )
+        if form.begins_in_reasoning is False:
+            return None
+        end = tuple(self._tokenizer.encode(reasoning.ends[0], add_special_tokens=False))
+        return ReasoningMarks(reasoning.begins, reasoning.ends, end, form.begins_in_reasoning is True)
 
     def shown_tokens(self, form: AnswerFormat) -> frozenset[int]:
         """Special tokens that the text of an answer has, because they are looked for."""

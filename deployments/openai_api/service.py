@@ -14,6 +14,7 @@ from cluster.api_errors import ApiError, bad_request, shown
 from cluster.errors import InvalidRequestError
 from cluster.grammar import Grammar
 from cluster.journal import JournalEntry
+from cluster.reasoning import ReasoningMarks
 from cluster.tenant import NOBODY, Tenant
 from deployments.answers.choice import Choice
 from deployments.answers.generation import Generation
@@ -245,12 +246,12 @@ class OpenAiService:
         echo = echoed(request.messages) if request.echo else ""
         grammar = grammar_of(request)
         form = self._formats.of(request, prompt_ids[0], grammar)
-        grammar = self._formats.grammar(request, form, grammar)
+        grammar, marks = self._formats.grammar(request, form, grammar), self._formats.marks(request, form)
         # As above.
         request.messages, request.documents, request.tools = [], [], []
         request.chat_template_kwargs, request.chat_template = {}, None
         generation, options = self._generation(
-            request, prompt_ids, caller, received, grammar, self._formats.shown_tokens(form)
+            request, prompt_ids, caller, received, grammar, self._formats.shown_tokens(form), marks
         )
         answer = ChatAnswer(
             request, self.model_id, self._tokenizer, generation, prompt_ids, **options, created=created,
@@ -325,12 +326,14 @@ class OpenAiService:
         received: float,
         grammar: Grammar | None,
         shown: frozenset[int] = frozenset(),
+        marks: ReasoningMarks | None = None,
     ) -> tuple[Generation, dict[str, Any]]:
         """The sequences of a request, not yet submitted, and what its answer is built with.
 
         Args:
             grammar: that the answers follow.
             shown: special tokens that are part of their text.
+            marks: between which a budget counts their tokens.
         """
         seed, tenant, resumed = assign_seed(request), caller.tenant, caller.resumed
         cache_salt = tenant.cache_salt(request.cache_salt)
@@ -356,7 +359,7 @@ class OpenAiService:
         choices: list[Choice] = []
         bad_seqs = bad_token_seqs(request.bad_words, self._tokenizer)
         for prompt_ids in prompts:
-            first = sampling_params(request, len(prompt_ids), seed, self.limits, bad_seqs, grammar)
+            first = sampling_params(request, len(prompt_ids), seed, self.limits, bad_seqs, grammar, marks)
             check_prompt_logprobs(prompts, request.n, first.prompt_logprobs, self.limits)
             self._client.metrics.count_params(first.max_tokens, request.n)
             for i in range(request.n):

@@ -157,6 +157,12 @@ FIELDS: tuple[FieldRow, ...] = (
         parallel_tool_calls="false: one call where a grammar makes the calls",
     ),
     *_works([CHAT], ([],), tools="functions that the model may call, where the chat template has a place for them"),
+    *_works(
+        [CHAT],
+        (-1,),
+        thinking_token_budget="most tokens of reasoning, then its end is forced; -1: as many as the model likes",
+        thinking_budget="the same under Qwen's name",
+    ),
     *_works([CHAT], (), tool_choice="none, auto, required, or the function that is called"),
     *_no_op(
         _BOTH, ShortText, "names somebody or something of the client's",
@@ -197,9 +203,8 @@ FIELDS: tuple[FieldRow, ...] = (
     *_refused(
         [COMPLETION], _REASONING,
         reasoning_effort=("none",), thinking=({"type": "disabled"}, {"type": "disabled", "budget_tokens": 0}),
-        enable_thinking=(False,),
+        enable_thinking=(False,), thinking_token_budget=(-1,), thinking_budget=(-1,),
     ),
-    *_refused(_BOTH, "this server does not bound how long a model reasons", thinking_token_budget=(-1,)),
     *_refused(_BOTH, "this server runs no code of its clients", logits_processors=([],)),
     *_refused(
         _BOTH, "chats have reasoning_effort and enable_thinking", reasoning=({"effort": "none"}, {"enabled": False}),
@@ -290,8 +295,7 @@ FIELDS: tuple[FieldRow, ...] = (
     ),
     *_works([CHOSEN_TOOL], type="function", function="what is called"),
     *_works([CHOSEN_FUNCTION], name="of one of the tools"),
-    *_works([THINKING], type="enabled or disabled"),
-    *_refused([THINKING], "this server does not bound how long a model reasons", budget_tokens=(0,)),
+    *_works([THINKING], type="enabled or disabled", budget_tokens="thinking_token_budget, for the type enabled"),
     *_works([RESUME], fingerprint="system_fingerprint of the chunks", choices="one entry a choice"),
     *_works([RESUMED_CHOICE], token_ids="of the choice, so far", finish_reason="if it has ended"),
 )  # fmt: skip

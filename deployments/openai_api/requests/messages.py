@@ -149,6 +149,13 @@ class Thinking(RequestPart):
     place = THINKING
 
     type: Literal["enabled", "disabled"]
+    budget_tokens: int | None = Field(None, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _bounds_what_there_is(self) -> Thinking:
+        if self.type == "disabled" and self.budget_tokens:
+            raise field_error(("budget_tokens",), self.budget_tokens, 'is only allowed with the type "enabled"')
+        return self
 
 
 class TemplatedChat(RequestPart):

@@ -198,6 +198,34 @@ class ChatCompletionRequest(GenerationRequest, TemplatedChat):
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
+    thinking_token_budget: int | None = Field(None, ge=0, lt=2**31)
+    thinking_budget: int | None = Field(None, ge=0, lt=2**31)
+
+    @property
+    def asked_thinking_budget(self) -> tuple[str, int | None]:
+        """The field that bounds the reasoning, and its value; None if nothing does."""
+        given = self._thinking_budgets()
+        return next(iter(given.items()), ("thinking_token_budget", None))
+
+    def _thinking_budgets(self) -> dict[str, int]:
+        thinking = self.thinking
+        named = {
+            "thinking_token_budget": self.thinking_token_budget,
+            "thinking_budget": self.thinking_budget,
+            "thinking.budget_tokens": None
+            if thinking is None or thinking.type != "enabled"
+            else thinking.budget_tokens,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _has_one_budget(self) -> ChatCompletionRequest:
+        first, *others = self._thinking_budgets().items() or [("", None)]
+        for name, value in others:
+            if value != first[1]:
+                says = f"must be that of {first[0]} ({first[1]}), got {value}"
+                raise field_error(tuple(name.split(".")), value, says)
+        return self
 
     @model_validator(mode="after")
     def _offers_what_it_chooses(self) -> ChatCompletionRequest:

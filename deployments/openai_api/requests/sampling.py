@@ -9,6 +9,7 @@ from typing import NamedTuple
 from actors.text.tokenizer import Tokenizer
 from cluster.api_errors import ApiError, bad_request, shown
 from cluster.grammar import Grammar
+from cluster.reasoning import ReasoningMarks
 from cluster.sampling_params import MAX_BAD_SEQ_LEN, MAX_LOGPROBS, SamplingParams
 from deployments.openai_api.requests.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 
@@ -45,9 +46,10 @@ def sampling_params(
     limits: ModelLimits,
     bad_token_seqs: tuple[tuple[int, ...], ...] = (),
     grammar: Grammar | None = None,
+    marks: ReasoningMarks | None = None,
 ) -> SamplingParams:
     """Parameters of one sequence behind a prompt of ``prompt_len`` tokens; ``bad_token_seqs`` are those of bad_words, ``grammar``
-    is what the request comes to.
+    is what the request comes to, and ``marks`` are around the reasoning that its budget bounds.
 
     Raises:
         ApiError: prompt and output do not fit the model, or a token id is not in its vocabulary.
@@ -80,9 +82,15 @@ def sampling_params(
         stop_token_seqs=tuple(tuple(seq) for seq in request.stop_token_seqs),
         ignore_eos=request.ignore_eos,
         grammar=grammar,
+        thinking_token_budget=None if marks is None else _thinking_budget(request),
+        reasoning_marks=marks,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+
+
+def _thinking_budget(request: GenerationRequest) -> int | None:
+    return request.asked_thinking_budget[1] if isinstance(request, ChatCompletionRequest) else None
 
 
 def bad_token_seqs(bad_words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:

@@ -1,4 +1,5 @@
-"""Answers under a grammar: the same overlapped, plain, alone, preempted and continued; complete, or said to be cut."""
+"""Answers under a grammar or a budget of reasoning: the same overlapped, plain, alone, preempted and continued; complete, or said
+to be cut."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import InvalidRequestError
-from cluster.grammar import ANY_OBJECT, CHOICE, JSON_SCHEMA, REGEX, Grammar
+from cluster.grammar import ANY_OBJECT, CHOICE, JSON_SCHEMA, LARK, REGEX, Grammar
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP
+from cluster.reasoning import ReasoningMarks
 from tests.actors.runner.test_overlap import answers, generate, replay
 from tests.actors.structured_output.json_tokenizer import EOS, json_tokenizer, write_json_tokenizer
 from tests.actors.structured_output.random_schemas import schemas
@@ -31,6 +33,10 @@ PERSON = {
     "additionalProperties": False,
 }  # fmt: skip
 A_PERSON = Grammar(JSON_SCHEMA, json.dumps(PERSON))
+# Of a mark of several tokens.
+THOUGHT_END = TOKENIZER.encode("<ab>", add_special_tokens=False)
+THOUGHT = ReasoningMarks(("{",), ("<ab>",), tuple(THOUGHT_END), is_open=True)
+A_THOUGHT_FIRST = Grammar(LARK, 'start: thought /[01]{3}/\nthought[lazy]: /(.|\n)*/ "<ab>"')
 FREE = {"temperature": 2.0, "seed": 5, "max_tokens": 60}
 PROMPT = [5, 9, 17, 33]
 
@@ -78,6 +84,8 @@ def workloads(draw):
         )
         if draw(st.integers(0, 3)):
             params["grammar"] = Grammar(JSON_SCHEMA, json.dumps(draw(schemas())))
+        if draw(st.booleans()):
+            params |= {"thinking_token_budget": draw(st.integers(0, 20)), "reasoning_marks": THOUGHT}
         requests.append(request(str(index), prompt, **params))
     engine = {
         "num_kv_blocks": draw(st.sampled_from([6, 7, 8, 30])),
@@ -103,6 +111,7 @@ def test_overlapped_plain_and_solo_runs_agree_bit_for_bit_and_completed_answers_
             assert overlapped[one.request_id] == alone(one)
             grammar = one.params.grammar
             if grammar is None:
+                seen["thought"] += ends_its_thought(one, overlapped[one.request_id])
                 continue
             _, _, _, reason, matched = overlapped[one.request_id]
             seen[reason] += 1
@@ -111,14 +120,31 @@ def test_overlapped_plain_and_solo_runs_agree_bit_for_bit_and_completed_answers_
                 seen["valid"] += 1
 
     check()
-    assert min(seen["preempted"], seen["valid"], seen[FINISH_LENGTH]) >= 3, seen
+    assert min(seen["preempted"], seen["valid"], seen[FINISH_LENGTH], seen["thought"]) >= 3, seen
 
 
-def test_an_answer_preempted_and_continued_at_every_token_is_the_undisturbed_one(folder, alone):
-    one = request("a", PROMPT, logprobs=2, frequency_penalty=0.5, grammar=A_PERSON, **FREE)
+def ends_its_thought(one, got) -> bool:
+    """Whether an answer is longer than its reasoning may be; whatever forbids tokens, the end stands behind it then."""
+    budget = one.params.thinking_token_budget
+    tokens = got[0] if budget is None else got[0][budget : budget + len(THOUGHT_END)]
+    if budget is None or not tokens:
+        return False
+    assert tokens == THOUGHT_END[: len(tokens)]
+    return len(tokens) == len(THOUGHT_END)
+
+
+BOUNDED = {"thinking_token_budget": 7, "reasoning_marks": THOUGHT}
+
+
+@pytest.mark.parametrize("form", [{"grammar": A_PERSON}, {"grammar": A_THOUGHT_FIRST, **BOUNDED}])
+def test_an_answer_preempted_and_continued_at_every_token_is_the_undisturbed_one(folder, alone, form):
+    one = request("a", PROMPT, logprobs=2, frequency_penalty=0.5, **form, **FREE)
     beside = request("b", [8, 8, 8], temperature=1.0, max_tokens=60, ignore_eos=True)
     expected, tokens = alone(one), alone(one)[0]
-    jsonschema.validate(json.loads(text_of(expected)), PERSON)
+    if form["grammar"] is A_PERSON:
+        jsonschema.validate(json.loads(text_of(expected)), PERSON)
+    else:
+        assert tokens[7 : 7 + len(THOUGHT_END)] == THOUGHT_END and set(text_of(expected)[-3:]) <= {"0", "1"}
     assert expected[3:] == (FINISH_STOP, EOS) and len(tokens) > 10
     free = alone(beside)
     for cut in range(1, len(tokens)):

@@ -98,8 +98,8 @@ def test_conversations_are_one_or_several(llm: LLM):
     assert len(alone[0].outputs[0].logprobs) == len(alone[0].outputs[0].token_ids)
 
 
-def test_calls_that_a_grammar_makes_go_on_where_a_client_has_them(llm: LLM):
-    """The engine is real, the template a request's own: the default model's knows no tools."""
+def test_calls_that_a_grammar_makes_behind_a_budget_of_reasoning_go_on_where_a_client_has_them(llm: LLM):
+    """The engine is real, the template a request's own: the default model's knows no tools and no reasoning."""
     chats = ChatPrompts(llm.tokenizer, trust_request_chat_template=True)
     limits = ModelLimits(llm.max_model_len, llm.tokenizer.vocab_size)
     service = OpenAiService(llm._client, llm.tokenizer, "m", limits, 4, chats)
@@ -109,11 +109,11 @@ def test_calls_that_a_grammar_makes_go_on_where_a_client_has_them(llm: LLM):
         "required": ["river", "long"],
         "additionalProperties": False,
     }
-    template = "{{ tools | tojson }}<tool_call>{{ messages[0].content }}"
+    template = "{{ tools | tojson }}<tool_call>{{ messages[0].content }}<think>{# </think> #}"
     body = {
         "messages": QUESTION, "tools": [{"function": {"name": "note", "parameters": schema}}], "tool_choice": "required",
         "chat_template": template, "parallel_tool_calls": False, "temperature": 1.0, "seed": 3, "n": 2, "max_tokens": 120,
-        "stream": True, "return_token_ids": True,
+        "thinking_token_budget": 9, "stream": True, "return_token_ids": True,
     }  # fmt: skip
 
     def answered(body: dict, caller: Caller) -> tuple[list[dict], list[str]]:
@@ -129,12 +129,13 @@ def test_calls_that_a_grammar_makes_go_on_where_a_client_has_them(llm: LLM):
         return llm._call(run())
 
     def told(chunks: list[dict]) -> list[dict]:
-        made = [{"token_ids": [], "calls": {}, "ends": None} for _ in range(2)]
+        made = [{"token_ids": [], "reasoning": "", "calls": {}, "ends": None} for _ in range(2)]
         for chunk in chunks:
             for choice in chunk["choices"]:
                 one = made[choice["index"]]
                 one["token_ids"] += choice["token_ids"]
                 one["ends"] = choice["finish_reason"] or one["ends"]
+                one["reasoning"] += choice["delta"].get("reasoning") or ""
                 for call in choice["delta"].get("tool_calls", ()):
                     known = one["calls"].setdefault(call["index"], {"id": call.get("id"), "arguments": ""})
                     known["arguments"] += call["function"]["arguments"]
@@ -142,10 +143,14 @@ def test_calls_that_a_grammar_makes_go_on_where_a_client_has_them(llm: LLM):
 
     chunks, ids = answered(body, Caller())
     undisturbed = told(chunks)
+    end = llm.tokenizer.encode("</think>", add_special_tokens=False)
     for one in undisturbed:
+        assert one["token_ids"][9 : 9 + len(end)] == end and len(end) > 1
+        assert llm.tokenizer.decode(one["token_ids"][:9]).strip() == one["reasoning"]
         assert one["ends"] == "tool_calls" and len(one["calls"]) == 1
         jsonschema.validate(json.loads(one["calls"][0]["arguments"]), schema)
-    for cut in (len(chunks) // 3, len(chunks) - 1):
+    # Within the reasoning, within its end, and within the call.
+    for cut in (12, 22, len(chunks) // 2, len(chunks) - 1):
         has = [{"token_ids": one["token_ids"], "finish_reason": one["ends"]} for one in told(chunks[:cut])]
         resume = {"fingerprint": chunks[cut - 1]["system_fingerprint"], "choices": has}
         rest, _ = answered({**body, "resume": resume}, Caller(resumed=service.resume_point(ids[cut - 1])))

@@ -189,6 +189,37 @@ async def test_reasoning_has_fields_of_its_own():
     assert (parts["reasoning_content"], parts["content"], parts["ends"]) == ("hm", "Warm.", "stop")
 
 
+async def test_a_budget_of_reasoning_goes_to_the_engine_with_its_marks_or_is_refused():
+    body = {"messages": ASK["messages"]}
+
+    async def params(fields: dict[str, Any], **options: str) -> Any:
+        engines = Engines("x")
+        await service(engines, **options).chat({**body, **fields})
+        return engines.entries[0].params
+
+    for fields in (
+        {"thinking_token_budget": 0},
+        {"thinking_budget": 0},
+        {"thinking": {"type": "enabled", "budget_tokens": 0}},
+    ):
+        found = await params(fields)
+        assert (found.thinking_token_budget, found.bounds_reasoning, found.is_masked) == (0, True, True)
+        assert found.reasoning_marks.ends == ("</think>",) and not found.reasoning_marks.is_open
+        assert TOKENIZER.decode(list(found.reasoning_marks.end_token_ids)) == "</think>"
+    assert (await params({"thinking_token_budget": 9}, reasoning_parser="deepseek_r1")).reasoning_marks.is_open
+    # Where there is no reasoning, nothing is counted.
+    for fields in ({"enable_thinking": False}, {"response_format": {"type": "json_object"}}):
+        assert not (await params({"thinking_token_budget": 9, **fields})).bounds_reasoning
+    for name, fields in (
+        ("thinking_token_budget", {"thinking_token_budget": 5}),
+        ("thinking.budget_tokens", {"thinking": {"type": "enabled", "budget_tokens": 5}}),
+    ):
+        with pytest.raises(ApiError, match=f"{name}: how this model reasons is not to be seen") as caught:
+            await params(fields, reasoning_parser="none")
+        assert (caught.value.status, caught.value.param) == (400, name)
+        assert caught.value.code == "unsupported_parameter"
+
+
 async def test_special_tokens_that_mark_calls_are_read_and_others_are_not_shown():
     text = '[TOOL_CALLS][{"name": "weather", "arguments": {}}]<|im_start|>'
     message = (await whole(ASK, text, tool_parser="mistral"))["choices"][0]["message"]
