@@ -66,7 +66,9 @@ def write_quantised_model(folder: Path) -> Path:
         "attn_v": (2 * keys, hidden), "attn_output": (hidden, hidden), "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden),
         "ffn_down": (hidden, inner),
     }  # fmt: skip
-    for layer, by_part in enumerate(({}, {"attn_v": "Q8_0", "attn_q": "Q4_0", "attn_output": "F32"})):
+    for layer, by_part in enumerate(
+        ({}, {"attn_v": "Q8_0", "attn_q": "Q4_0", "attn_output": "F32", "ffn_up": "Q5_0", "ffn_down": "Q5_1"})
+    ):
         for part, shape in parts.items():
             shapes[f"blk.{layer}.{part}.weight"] = shape
             formats[f"blk.{layer}.{part}.weight"] = by_part.get(part, "Q4_1")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from gpu_ops.quantised.stored_rows import BLOCK_INPUTS, BLOCK_TYPES, StoredRows
+from gpu_ops.quantised.stored_rows import BLOCK_INPUTS, BLOCK_TYPES, BlockType, StoredRows
 
 PANEL_COLUMNS = 32
 HEADER_WORDS = 16
@@ -75,20 +75,60 @@ def _pack_panels(kind: str, rows: np.ndarray, out: np.ndarray) -> None:
         missing = len(panels) * PANEL_COLUMNS - len(part)
         if missing:
             part = np.concatenate([part, np.zeros((missing, rows.shape[1]), np.uint8)])
-        _pack_whole_panels(kind, part.reshape(len(panels), PANEL_COLUMNS, out.shape[1], -1), panels)
+        blocks = part.reshape(len(panels), PANEL_COLUMNS, -1, BLOCK_TYPES[kind].block_bytes)
+        _pack_whole_panels(BLOCK_TYPES[kind], blocks, panels)
 
 
-def _pack_whole_panels(kind: str, blocks: np.ndarray, out: np.ndarray) -> None:
-    """blocks uint8 [panels, 32 columns, blocks, block_bytes] -> out [panels, blocks, record_bytes]."""
-    block_type = BLOCK_TYPES[kind]
-    head = 4 if block_type.has_minimum else 2
-    panels, _, count, _ = blocks.shape
-    for i in range(0, head, 2):  # the scale, and the minimum
-        out[..., 32 * i : 32 * i + 64] = blocks[..., i : i + 2].transpose(0, 2, 1, 3).reshape(panels, count, 64)
-    quants = blocks[..., head:]
+def _pack_whole_panels(block_type: BlockType, blocks: np.ndarray, out: np.ndarray) -> None:
+    """blocks uint8 [panels, 32 columns, blocks of the file, block_bytes] -> out [panels, blocks of 32 inputs, record_bytes]."""
+    panels, count, _ = out.shape
+    head, codes = (_parts_of_large if block_type.has_factors else _parts_of)(block_type, blocks)
+    at = 0
+    for numbers in head:  # [panels, columns, blocks, bytes of a number]
+        size = PANEL_COLUMNS * numbers.shape[-1]
+        out[..., at : at + size] = numbers.transpose(0, 2, 1, 3).reshape(panels, count, size)
+        at += size
+    codes = codes.reshape(panels, PANEL_COLUMNS, count, 8, 4)  # [panels, columns, blocks, input / 4, input % 4]
+    low = codes if block_type.bits == 8 else (codes[..., ::2, :] & 15) | (codes[..., 1::2, :] << 4)
+    end = at + PANEL_COLUMNS * 4 * low.shape[3]
+    out[..., at:end] = low.transpose(0, 2, 3, 1, 4).reshape(panels, count, -1)
+    if block_type.bits == 5:
+        high = ((codes >> 4) << np.arange(8, dtype=np.uint8)[:, None]).sum(axis=3, dtype=np.uint8)
+        out[..., end:] = high.transpose(0, 2, 1, 3).reshape(panels, count, -1)
+
+
+def _nibbles(quants: np.ndarray) -> np.ndarray:
+    """All low halves, then all high halves, of the last axis."""
+    return np.concatenate([quants & 15, quants >> 4], axis=-1)
+
+
+def _parts_of(block_type: BlockType, blocks: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Blocks of 32 inputs as scales and minima, 2 bytes each, and quants in the order of inputs, a byte each."""
+    at = 4 if block_type.has_minimum else 2
+    head = [blocks[..., i : i + 2] for i in range(0, at, 2)]
+    if block_type.bits == 8:
+        return head, blocks[..., at:] ^ 0x80
     if block_type.bits == 4:
-        codes = np.concatenate([quants & 15, quants >> 4], axis=-1).reshape(panels, 32, count, 4, 2, 4)
-        quants = codes[..., 0, :] | (codes[..., 1, :] << 4)  # [panels, columns, blocks, 4, 4 inputs]
-    else:
-        quants = (quants ^ 0x80).reshape(panels, 32, count, 8, 4)
-    out[..., 32 * head :] = quants.transpose(0, 2, 3, 1, 4).reshape(panels, count, -1)
+        return head, _nibbles(blocks[..., at:])
+    fifths = np.unpackbits(blocks[..., at : at + 4], axis=-1, bitorder="little")
+    return head, _nibbles(blocks[..., at + 4 :]) | (fifths << 4)
+
+
+def _parts_of_large(block_type: BlockType, blocks: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Blocks of 256 inputs as blocks of 32: scales, minima (of the other sign, as they are subtracted), their factors, quants."""
+    *outer, count, _ = blocks.shape
+
+    def of_blocks(array: np.ndarray, size: int) -> np.ndarray:
+        return array.reshape(*outer, 8 * count, size)
+
+    minima = blocks[..., 2:4] ^ np.array([0, 0x80], np.uint8)
+    head = [of_blocks(np.repeat(numbers[..., None, :], 8, axis=-2), 2) for numbers in (blocks[..., :2], minima)]
+    first, second, third = (blocks[..., i : i + 4] for i in (4, 8, 12))
+    for low, shared in ((first, third & 15), (second, third >> 4)):
+        head.append(of_blocks(np.concatenate([low & 63, shared | ((low >> 2) & 0x30)], axis=-1), 1))
+    quants = blocks[..., -128:].reshape(*outer, count, 4, 32)
+    codes = _nibbles(quants).reshape(*outer, count, 8, 32)
+    if block_type.bits == 5:
+        bits = np.unpackbits(blocks[..., 16:48, None], axis=-1, bitorder="little")  # [..., 32 inputs, 8 blocks]
+        codes = codes | (bits.swapaxes(-1, -2) << 4)
+    return head, of_blocks(codes, 32)

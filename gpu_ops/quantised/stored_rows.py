@@ -15,26 +15,41 @@ class BlockType:
 
     Attributes:
         type_id: ggml's number.
-        block_bytes: of 32 inputs, in a file.
+        block_bytes: of a block in a file.
         bits: of a quant.
-        has_minimum: a block has a minimum beside its scale.
+        has_minimum: 32 inputs have a minimum beside their scale.
+        block_inputs: of a block in a file; with more than 32 scale and minimum are one of the block times a whole number.
     """
 
     type_id: int
     block_bytes: int
     bits: int
     has_minimum: bool
+    block_inputs: int = BLOCK_INPUTS
+
+    @property
+    def has_factors(self) -> bool:
+        return self.block_inputs > BLOCK_INPUTS
+
+    @property
+    def head_bytes(self) -> int:
+        """Of a record, before the quants."""
+        return 32 * ((4 if self.has_minimum else 2) + (2 if self.has_factors else 0))
 
     @property
     def record_bytes(self) -> int:
         """Of 32 inputs of 32 output columns in a panel."""
-        return 32 * (4 if self.has_minimum else 2) + 32 * 4 * self.bits
+        return self.head_bytes + 32 * 4 * self.bits
 
 
 BLOCK_TYPES = {
     "Q4_0": BlockType(2, 18, 4, False),
     "Q4_1": BlockType(3, 20, 4, True),
+    "Q5_0": BlockType(6, 22, 5, False),
+    "Q5_1": BlockType(7, 24, 5, True),
     "Q8_0": BlockType(8, 34, 8, False),
+    "Q4_K": BlockType(12, 144, 4, True, 256),
+    "Q5_K": BlockType(13, 176, 5, True, 256),
 }
 
 
@@ -59,7 +74,8 @@ class StoredRows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self.blocks), self.blocks.shape[1] // BLOCK_TYPES[self.kind].block_bytes * BLOCK_INPUTS
+        block_type = BLOCK_TYPES[self.kind]
+        return len(self.blocks), self.blocks.shape[1] // block_type.block_bytes * block_type.block_inputs
 
     @property
     def nbytes(self) -> int:

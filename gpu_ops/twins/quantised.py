@@ -8,8 +8,11 @@ import numpy as np
 
 _BLOCK = _COLUMNS = 32
 _HEADER_BYTES = 128
-# type: (bits of a quant, zero point, has a minimum)
-_TYPES = {2: (4, 8, False), 3: (4, 0, True), 8: (8, 128, False)}
+# type: (bits of a quant, zero point, has a minimum, has factors)
+_TYPES = {
+    2: (4, 8, False, False), 3: (4, 0, True, False), 6: (5, 16, False, False), 7: (5, 0, True, False),
+    8: (8, 128, False, False), 12: (4, 0, True, True), 13: (5, 0, True, True),
+}  # fmt: skip
 
 
 class Unpacked(NamedTuple):
@@ -30,8 +33,8 @@ def unpack(weight: np.ndarray) -> Unpacked:
     at = _HEADER_BYTES
     quants, scales, minima, with_minimum = [], [], [], []
     for type_id, rows in header[4 : 4 + 2 * int(header[2])].reshape(-1, 2).tolist():
-        bits, zero, has_minimum = _TYPES[type_id]
-        head, panels = (128 if has_minimum else 64), -(-rows // _COLUMNS)
+        bits, zero, has_minimum, has_factors = _TYPES[type_id]
+        head, panels = (128 if has_minimum else 64) + 64 * has_factors, -(-rows // _COLUMNS)
         size = panels * blocks * (head + 128 * bits)
         records = weight[at : at + size].reshape(panels, blocks, -1)
         at += size
@@ -40,13 +43,22 @@ def unpack(weight: np.ndarray) -> Unpacked:
             halves = np.ascontiguousarray(records[..., first : first + 64]).view(np.float16)
             return halves.transpose(0, 2, 1).reshape(-1, blocks)[:rows].astype(np.float32)
 
+        def factors(first: int, records: np.ndarray = records, rows: int = rows) -> np.ndarray:
+            return records[..., first : first + 32].transpose(0, 2, 1).reshape(-1, blocks)[:rows].astype(np.float32)
+
         codes = records[..., head:].reshape(panels, blocks, bits, _COLUMNS, 4)
-        if bits == 4:
-            codes = np.stack([codes & 15, codes >> 4], axis=3)  # [panels, blocks, input / 8, half, columns, input % 4]
+        if bits < 8:
+            fifths = codes[:, :, 4] if bits == 5 else np.zeros_like(codes[:, :, 0])
+            codes = np.stack([codes[:, :, :4] & 15, codes[:, :, :4] >> 4], axis=3).reshape(
+                panels, blocks, 8, _COLUMNS, 4
+            )
+            codes = codes | ((fifths[:, :, None] >> np.arange(8, dtype=np.uint8)[:, None, None] & 1) << 4)
         codes = codes.reshape(panels, blocks, 8, _COLUMNS, 4).transpose(0, 3, 1, 2, 4)
         quants.append(codes.reshape(-1, blocks, _BLOCK)[:rows].astype(np.int32) - zero)
-        scales.append(columns(0))
+        scales.append(columns(0) * factors(128) if has_factors else columns(0))
         minima.append(columns(64) if has_minimum else np.zeros((rows, blocks), np.float32))
+        if has_factors:
+            minima[-1] *= factors(160)
         with_minimum.append(np.full(rows, has_minimum))
     joined = [np.concatenate(arrays) for arrays in (quants, scales, minima, with_minimum)]
     return Unpacked(joined[0], joined[1], joined[2], joined[3], factor)

@@ -15,7 +15,7 @@ from actors.layers.weights.quantised import QuantisedWeight
 from actors.layers.weights.weight import MatrixPart, Weight
 from gpu_ops.quantised.stored_rows import BLOCK_TYPES
 from tests.actors.layers.transposed_weight import TransposedWeight
-from tests.gpu_ops.quantised.random_rows import random_rows
+from tests.gpu_ops.quantised.random_rows import random_rows, width_of
 
 KINDS = [DenseWeight, TransposedWeight]
 
@@ -59,18 +59,19 @@ def test_what_is_kept_of_a_layer_makes_the_same_layer(
 )
 def test_what_is_kept_of_a_quantised_layer_makes_the_same_layer(formats, blocks: int, has_bias: bool, seed: int):
     random, device = np.random.default_rng(seed), CpuDevice()
-    matrices = [random_rows(random, kind, rows, 32 * blocks) for kind, rows in formats]
+    width = width_of([kind for kind, _ in formats], blocks)
+    matrices = [random_rows(random, kind, rows, width) for kind, rows in formats]
     table = np.concatenate([matrix.expanded() for matrix in matrices])
     bias = random.normal(size=len(table)).astype(np.float32)
     weight = QuantisedWeight.store(device, matrices, device.joined)
     layer = Linear(weight, device.tensor(bias) if has_bias else None)
     kept = {ending: host_view(part).copy() for ending, part in layer.ready_tensors().items()}
     parts = [MatrixPart(rows, kind) for kind, rows in formats]
-    shapes = Linear.ready_shapes(device, QuantisedWeight, parts, 32 * blocks, len(table) if has_bias else 0)
+    shapes = Linear.ready_shapes(device, QuantisedWeight, parts, width, len(table) if has_bias else 0)
     assert {ending: part.shape for ending, part in kept.items()} == shapes
     tensors = {ending: device.mapped_tensor(part) for ending, part in kept.items()}
     again = Linear.from_ready(device, QuantisedWeight, tensors, len(table))
-    x = device.tensor(random.normal(size=(3, 32 * blocks)).astype(np.float32))
+    x = device.tensor(random.normal(size=(3, width)).astype(np.float32))
     assert (again(x).numpy() == layer(x).numpy()).all()
     assert (
         (again.weight.out_features, again.weight.in_features)

@@ -12,9 +12,14 @@ def random_rows(
 ) -> StoredRows:
     """Scales and minima of a normal distribution; random bytes of quants, or ``quant`` in all of them."""
     block_type = BLOCK_TYPES[kind]
-    shape = (rows, in_features // 32, block_type.block_bytes)
+    shape = (rows, in_features // block_type.block_inputs, block_type.block_bytes)
     blocks = random.integers(0, 256, shape, np.uint8) if quant is None else np.full(shape, quant, np.uint8)
     head = 4 if block_type.has_minimum else 2
     numbers = random.standard_normal((*shape[:2], head // 2)).astype(np.float16)
     blocks[..., :head] = numbers.view(np.uint8)
     return StoredRows(kind, blocks.reshape(rows, -1), factor)
+
+
+def width_of(kinds: list[str], blocks: int) -> int:
+    """Inputs of ``blocks`` of the largest blocks among ``kinds``."""
+    return blocks * max(BLOCK_TYPES[kind].block_inputs for kind in kinds)

@@ -15,7 +15,7 @@ from gpu_ops.quantised.stored_rows import BLOCK_TYPES
 from gpu_ops.sources import CSRC, write_generated_headers
 from gpu_ops.twins import quantised as twins
 from tests.gpu_ops.compiled import shared_libraries
-from tests.gpu_ops.quantised.random_rows import random_rows
+from tests.gpu_ops.quantised.random_rows import random_rows, width_of
 
 FOLDER = Path(__file__).parent
 NAMES = ("quantised/quantised", "quantised/panel_portable", "device/thread_pool")
@@ -38,12 +38,13 @@ def library(tmp_path_factory) -> ctypes.CDLL:
 @pytest.mark.parametrize("quant", [None, 0xFF])
 def test_the_bits_are_those_of_the_twin(library: ctypes.CDLL, kind: str, quant: int | None):
     random = np.random.default_rng(0)
-    weight = pack_rows([random_rows(random, kind, 70, 96, quant=quant)])
+    width = width_of([kind], 3)
+    weight = pack_rows([random_rows(random, kind, 70, width, quant=quant)])
     bias = random.standard_normal(70, np.float32)
     for rows in range(1, 10):
-        x = random.standard_normal((rows, 96), np.float32)
+        x = random.standard_normal((rows, width), np.float32)
         if rows == 9:
-            x[:, 32:] = np.where(np.arange(64) % 2, 1, -1)
+            x[:, 32:] = np.where(np.arange(width - 32) % 2, 1, -1)
         expected = twins.quantised_linear(x, weight, bias)
         for avx512, tile in ((0, 2), (1, 8)):
             y = np.empty((rows, 70), np.float32)

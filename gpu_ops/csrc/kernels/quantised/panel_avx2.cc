@@ -1,5 +1,5 @@
-// AVX2 with FMA and F16C: 8 columns a register. Products of 4-bit quants are summed in 16 bits: 16 of them are at most
-// 16 * 15 * 127, which fits. Two products of 8-bit quants fit as |w| * (x with w's sign): at most 2 * 128 * 127.
+// AVX2 with FMA and F16C: 8 columns a register. Products of quants of 4 and 5 bits are summed in 16 bits: 16 of the
+// first are at most 16 * 15 * 127 and 8 of the others 8 * 31 * 127, which fits. Two products of 8-bit quants fit as |w| * (x with w's sign): at most 2 * 128 * 127.
 #include "kernels/device/intrinsics.h"
 #include "kernels/quantised/panel_formats.h"
 
@@ -19,27 +19,58 @@ inline __attribute__((always_inline)) __m256 load_halves(const uint8_t* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
-template <class F, int R>
-inline __attribute__((always_inline)) void quarter_dots(const uint8_t* quants, const int32_t* x, __m256i dot[R]) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  if (F::kBits == 4) {
-    const __m256i low = _mm256_set1_epi8(15);
-    __m256i short_dot[R];
-#pragma GCC unroll 4
-    for (int g = 0; g < 8; g += 2) {
-      const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quants + g / 2 * kGroupStride));
-      const __m256i first = _mm256_and_si256(both, low);
-      const __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+inline __attribute__((always_inline)) __m256 load_bytes(const uint8_t* from) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
+
+// The fifth bits of group g, where they belong in a quant.
+template <int G>
+inline __attribute__((always_inline)) __m256i fifth_bits(__m256i words) {
+  const __m256i moved = G < 4 ? _mm256_slli_epi32(words, G < 4 ? 4 - G : 0) : _mm256_srli_epi32(words, G < 4 ? 0 : G - 4);
+  return _mm256_and_si256(moved, _mm256_set1_epi8(16));
+}
+
+// Of two groups, added to `sum` where it is not the first.
+template <class F, int R, int G, bool First>
+inline __attribute__((always_inline)) void two_groups(const uint8_t* quants, __m256i fifths, const int32_t* x, __m256i* sum) {
+  const __m256i low = _mm256_set1_epi8(15);
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quants + G / 2 * kGroupStride));
+  __m256i first = _mm256_and_si256(both, low);
+  __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+  if (F::kBits == 5) {
+    first = _mm256_or_si256(first, fifth_bits<G>(fifths));
+    second = _mm256_or_si256(second, fifth_bits<G + 1>(fifths));
+  }
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(first, _mm256_set1_epi32(x[g * R + r])),
-                                                  _mm256_maddubs_epi16(second, _mm256_set1_epi32(x[(g + 1) * R + r])));
-        short_dot[r] = g == 0 ? products : _mm256_add_epi16(short_dot[r], products);
-      }
+  for (int r = 0; r < R; ++r) {
+    const __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(first, _mm256_set1_epi32(x[G * R + r])),
+                                              _mm256_maddubs_epi16(second, _mm256_set1_epi32(x[(G + 1) * R + r])));
+    sum[r] = First ? products : _mm256_add_epi16(sum[r], products);
+  }
+}
+
+template <class F, int R>
+inline __attribute__((always_inline)) void quarter_dots(const uint8_t* record, int quarter, const int32_t* x, __m256i* dot) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  const uint8_t* quants = record + quants_offset<F>() + 32 * quarter;
+  if (F::kBits != 8) {
+    __m256i sum[R], fifths = _mm256_setzero_si256();
+    if (F::kBits == 5) {
+      fifths = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(record + high_offset<F>() + 32 * quarter));
     }
+    constexpr bool kTwoSums = F::kBits == 5;
+    two_groups<F, R, 0, true>(quants, fifths, x, sum);
+    two_groups<F, R, 2, false>(quants, fifths, x, sum);
+    if (kTwoSums) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) dot[r] = _mm256_madd_epi16(sum[r], ones);
+    }
+    two_groups<F, R, 4, kTwoSums>(quants, fifths, x, sum);
+    two_groups<F, R, 6, false>(quants, fifths, x, sum);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      dot[r] = _mm256_madd_epi16(short_dot[r], ones);
+      const __m256i last = _mm256_madd_epi16(sum[r], ones);
+      dot[r] = kTwoSums ? _mm256_add_epi32(dot[r], last) : last;
       if (F::kHasZero) dot[r] = _mm256_sub_epi32(dot[r], _mm256_set1_epi32(x[10 * R + r] << F::kZeroShift));
     }
   } else {
@@ -74,15 +105,17 @@ void panel_tile(const PanelArgs& a) {
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
       __m256i dot[R];
-      quarter_dots<F, R>(record + quants_offset<F>() + 32 * q, x, dot);
-      const __m256 scale = load_halves(record + 16 * q);
+      quarter_dots<F, R>(record, q, x, dot);
+      __m256 scale = load_halves(record + 16 * q);
+      if (F::kHasFactors) scale = _mm256_mul_ps(scale, load_bytes(record + factors_offset<F>() + 8 * q));
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const __m256 factor = _mm256_mul_ps(scale, broadcast_float(x + 8 * R + r));
         sum[r][q] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), factor, sum[r][q]);
       }
       if (F::kHasMinimum) {
-        const __m256 minimum = load_halves(record + kScaleBytes + 16 * q);
+        __m256 minimum = load_halves(record + kScaleBytes + 16 * q);
+        if (F::kHasFactors) minimum = _mm256_mul_ps(minimum, load_bytes(record + factors_offset<F>() + 32 + 8 * q));
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) sum[r][q] = _mm256_fmadd_ps(minimum, broadcast_float(x + 9 * R + r), sum[r][q]);
       }
@@ -95,7 +128,11 @@ void panel_tile(const PanelArgs& a) {
 }
 
 #define BIREME_TILES(F) {panel_tile<F, 1>, panel_tile<F, 2>, panel_tile<F, 3>, panel_tile<F, 4>}
-constexpr PanelKernels kKernels{"avx2", kRows, {BIREME_TILES(Q4_0), BIREME_TILES(Q4_1), BIREME_TILES(Q8_0)}};
+constexpr PanelKernels kKernels{
+    "avx2",
+    kRows,
+    {BIREME_TILES(Q4_0), BIREME_TILES(Q4_1), BIREME_TILES(Q5_0), BIREME_TILES(Q5_1), BIREME_TILES(Q8_0), BIREME_TILES(Q4_K),
+     BIREME_TILES(Q5_K)}};
 
 }  // namespace
 

@@ -13,6 +13,37 @@ inline __attribute__((always_inline)) __m512 broadcast_float(const int32_t* from
   return _mm512_castsi512_ps(_mm512_set1_epi32(*from));
 }
 
+inline __attribute__((always_inline)) __m512 load_halves(const uint8_t* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+inline __attribute__((always_inline)) __m512 load_bytes(const uint8_t* from) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+
+// The fifth bits of group g, where they belong in a quant.
+template <int G>
+inline __attribute__((always_inline)) __m512i fifth_bits(__m512i words) {
+  const __m512i moved = G < 4 ? _mm512_slli_epi32(words, G < 4 ? 4 - G : 0) : _mm512_srli_epi32(words, G < 4 ? 0 : G - 4);
+  return _mm512_and_si512(moved, _mm512_set1_epi8(16));
+}
+
+template <class F, int R, int G>
+inline __attribute__((always_inline)) void two_groups(const uint8_t* quants, __m512i fifths, const int32_t* x, __m512i* dot) {
+  const __m512i low = _mm512_set1_epi8(15);
+  const __m512i both = _mm512_loadu_si512(quants + G / 2 * kGroupStride);
+  __m512i first = _mm512_and_si512(both, low);
+  __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+  if (F::kBits == 5) {
+    first = _mm512_or_si512(first, fifth_bits<G>(fifths));
+    second = _mm512_or_si512(second, fifth_bits<G + 1>(fifths));
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], first, _mm512_set1_epi32(x[G * R + r]));
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], second, _mm512_set1_epi32(x[(G + 1) * R + r]));
+}
+
 template <class F, int R>
 void panel_tile(const PanelArgs& a) {
   __m512 sum[R][2];
@@ -20,7 +51,6 @@ void panel_tile(const PanelArgs& a) {
   for (int r = 0; r < R; ++r) {
     for (int h = 0; h < 2; ++h) sum[r][h] = _mm512_loadu_ps(a.start + r * a.ld_start + 16 * h);
   }
-  const __m512i low = _mm512_set1_epi8(15);
   const int32_t* x = a.x;
   const uint8_t* record = a.panel;
   for (int64_t block = 0; block < a.blocks; ++block, x += kInputWords * R, record += record_bytes<F>()) {
@@ -34,26 +64,26 @@ void panel_tile(const PanelArgs& a) {
         dot[r] = _mm512_setzero_si512();
         if (F::kHasZero) dot[r] = _mm512_sub_epi32(dot[r], _mm512_set1_epi32(x[10 * R + r] << F::kZeroShift));
       }
+      if (F::kBits == 8) {
 #pragma GCC unroll 8
-      for (int g = 0; g < 8; g += F::kBits == 4 ? 2 : 1) {
-        if (F::kBits == 4) {
-          const __m512i both = _mm512_loadu_si512(quants + g / 2 * kGroupStride + 64 * h);
-          const __m512i first = _mm512_and_si512(both, low);
-          const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], first, _mm512_set1_epi32(x[g * R + r]));
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], second, _mm512_set1_epi32(x[(g + 1) * R + r]));
-        } else {
+        for (int g = 0; g < 8; ++g) {
           const __m512i all = _mm512_loadu_si512(quants + g * kGroupStride + 64 * h);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], all, _mm512_set1_epi32(x[g * R + r]));
         }
+      } else {
+        __m512i fifths = _mm512_setzero_si512();
+        if (F::kBits == 5) fifths = _mm512_loadu_si512(record + high_offset<F>() + 64 * h);
+        two_groups<F, R, 0>(quants + 64 * h, fifths, x, dot);
+        two_groups<F, R, 2>(quants + 64 * h, fifths, x, dot);
+        two_groups<F, R, 4>(quants + 64 * h, fifths, x, dot);
+        two_groups<F, R, 6>(quants + 64 * h, fifths, x, dot);
       }
-      const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(record + 32 * h)));
-      __m512 minimum = _mm512_setzero_ps();
-      if (F::kHasMinimum) {
-        minimum = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(record + kScaleBytes + 32 * h)));
+      __m512 scale = load_halves(record + 32 * h), minimum = _mm512_setzero_ps();
+      if (F::kHasMinimum) minimum = load_halves(record + kScaleBytes + 32 * h);
+      if (F::kHasFactors) {
+        scale = _mm512_mul_ps(scale, load_bytes(record + factors_offset<F>() + 16 * h));
+        minimum = _mm512_mul_ps(minimum, load_bytes(record + factors_offset<F>() + 32 + 16 * h));
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -74,7 +104,11 @@ void panel_tile(const PanelArgs& a) {
     panel_tile<F, 1>, panel_tile<F, 2>, panel_tile<F, 3>, panel_tile<F, 4>, panel_tile<F, 5>, panel_tile<F, 6>,       \
         panel_tile<F, 7>, panel_tile<F, 8>                                                                            \
   }
-constexpr PanelKernels kKernels{"avx512", 8, {BIREME_TILES(Q4_0), BIREME_TILES(Q4_1), BIREME_TILES(Q8_0)}};
+constexpr PanelKernels kKernels{
+    "avx512",
+    8,
+    {BIREME_TILES(Q4_0), BIREME_TILES(Q4_1), BIREME_TILES(Q5_0), BIREME_TILES(Q5_1), BIREME_TILES(Q8_0), BIREME_TILES(Q4_K),
+     BIREME_TILES(Q5_K)}};
 
 }  // namespace
 

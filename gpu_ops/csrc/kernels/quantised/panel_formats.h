@@ -8,22 +8,31 @@ namespace {
 constexpr int kScaleBytes = 64;   // of a record: 32 float16
 constexpr int kGroupStride = 128;  // of 32 columns, 4 bytes each
 
-struct Q4_0 {
-  static constexpr int kBits = 4, kZeroShift = 3;
-  static constexpr bool kHasZero = true, kHasMinimum = false;
+template <int Bits, int ZeroShift, bool Minimum, bool Factors>
+struct Format {
+  static constexpr int kBits = Bits, kZeroShift = ZeroShift;
+  static constexpr bool kHasZero = ZeroShift > 0, kHasMinimum = Minimum, kHasFactors = Factors;
 };
-struct Q4_1 {
-  static constexpr int kBits = 4, kZeroShift = 0;
-  static constexpr bool kHasZero = false, kHasMinimum = true;
-};
-struct Q8_0 {
-  static constexpr int kBits = 8, kZeroShift = 7;
-  static constexpr bool kHasZero = true, kHasMinimum = false;
-};
+using Q4_0 = Format<4, 3, false, false>;
+using Q4_1 = Format<4, 0, true, false>;
+using Q5_0 = Format<5, 4, false, false>;
+using Q5_1 = Format<5, 0, true, false>;
+using Q8_0 = Format<8, 7, false, false>;
+using Q4_K = Format<4, 0, true, true>;
+using Q5_K = Format<5, 0, true, true>;
 
 template <class F>
-constexpr int quants_offset() {
+constexpr int factors_offset() {
   return F::kHasMinimum ? 2 * kScaleBytes : kScaleBytes;
+}
+template <class F>
+constexpr int quants_offset() {
+  return factors_offset<F>() + (F::kHasFactors ? 64 : 0);
+}
+// Of the fifth bits.
+template <class F>
+constexpr int high_offset() {
+  return quants_offset<F>() + 4 * kGroupStride;
 }
 template <class F>
 constexpr int record_bytes() {

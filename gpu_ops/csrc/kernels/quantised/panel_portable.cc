@@ -13,12 +13,20 @@ constexpr int kRows = 2;
 template <class F>
 void unpack(const uint8_t* quants, int16_t* values) {
   constexpr int zero = F::kHasZero ? 1 << F::kZeroShift : 0;
-  if (F::kBits == 4) {
+  if (F::kBits != 8) {
     for (int pair = 0; pair < 4; ++pair) {
       const uint8_t* from = quants + pair * kGroupStride;
       int16_t* to = values + 2 * pair * kGroupStride;
       for (int i = 0; i < kGroupStride; ++i) to[i] = static_cast<int16_t>((from[i] & 15) - zero);
       for (int i = 0; i < kGroupStride; ++i) to[kGroupStride + i] = static_cast<int16_t>((from[i] >> 4) - zero);
+    }
+    if (F::kBits == 5) {
+      const uint8_t* high = quants + 4 * kGroupStride;
+      for (int g = 0; g < 8; ++g) {
+        for (int i = 0; i < kGroupStride; ++i) {
+          values[g * kGroupStride + i] = static_cast<int16_t>(values[g * kGroupStride + i] + (high[i] >> g & 1) * 16);
+        }
+      }
     }
   } else {
     for (int i = 0; i < 8 * kGroupStride; ++i) values[i] = static_cast<int16_t>(quants[i] - zero);
@@ -36,6 +44,16 @@ void panel_tile(const PanelArgs& a) {
   const uint8_t* record = a.panel;
   for (int64_t block = 0; block < a.blocks; ++block, x += kInputWords * R, record += record_bytes<F>()) {
     int16_t values[8 * kGroupStride];
+    float scale[columns], minimum[columns];
+    const uint8_t* factors = record + factors_offset<F>();
+    for (int c = 0; c < columns; ++c) {
+      scale[c] = half_to_float(record + 2 * c);
+      if (F::kHasMinimum) minimum[c] = half_to_float(record + kScaleBytes + 2 * c);
+      if (F::kHasFactors) {
+        scale[c] *= factors[c];
+        minimum[c] *= factors[32 + c];
+      }
+    }
     unpack<F>(record + quants_offset<F>(), values);
     for (int r = 0; r < R; ++r) {
       int32_t dot[columns] = {};
@@ -51,8 +69,8 @@ void panel_tile(const PanelArgs& a) {
       std::memcpy(&d, x + 8 * R + r, sizeof d);
       std::memcpy(&s, x + 9 * R + r, sizeof s);
       for (int c = 0; c < columns; ++c) {
-        sum[r][c] = __builtin_fmaf(static_cast<float>(dot[c]), half_to_float(record + 2 * c) * d, sum[r][c]);
-        if (F::kHasMinimum) sum[r][c] = __builtin_fmaf(half_to_float(record + kScaleBytes + 2 * c), s, sum[r][c]);
+        sum[r][c] = __builtin_fmaf(static_cast<float>(dot[c]), scale[c] * d, sum[r][c]);
+        if (F::kHasMinimum) sum[r][c] = __builtin_fmaf(minimum[c], s, sum[r][c]);
       }
     }
   }
@@ -62,14 +80,24 @@ void panel_tile(const PanelArgs& a) {
 }
 
 #define BIREME_TILES(F) {panel_tile<F, 1>, panel_tile<F, 2>}
-constexpr PanelKernels kKernels{"portable", kRows, {BIREME_TILES(Q4_0), BIREME_TILES(Q4_1), BIREME_TILES(Q8_0)}};
+constexpr PanelKernels kKernels{
+    "portable",
+    kRows,
+    {BIREME_TILES(Q4_0), BIREME_TILES(Q4_1), BIREME_TILES(Q5_0), BIREME_TILES(Q5_1), BIREME_TILES(Q8_0), BIREME_TILES(Q4_K),
+     BIREME_TILES(Q5_K)}};
+
+template <class F>
+constexpr PanelFormat format_of(BlockType type, int32_t index) {
+  return {type,           index,         F::kBits, F::kHasZero ? 1 << F::kZeroShift : 0, F::kHasMinimum, F::kHasFactors,
+          quants_offset<F>(), record_bytes<F>()};
+}
 
 }  // namespace
 
 const PanelFormat kPanelFormats[kNumPanelFormats] = {
-    {BlockType::kQ4_0, 0, 4, 8, 0, record_bytes<Q4_0>()},
-    {BlockType::kQ4_1, 1, 4, 0, 1, record_bytes<Q4_1>()},
-    {BlockType::kQ8_0, 2, 8, 128, 0, record_bytes<Q8_0>()},
+    format_of<Q4_0>(BlockType::kQ4_0, 0), format_of<Q4_1>(BlockType::kQ4_1, 1), format_of<Q5_0>(BlockType::kQ5_0, 2),
+    format_of<Q5_1>(BlockType::kQ5_1, 3), format_of<Q8_0>(BlockType::kQ8_0, 4), format_of<Q4_K>(BlockType::kQ4_K, 5),
+    format_of<Q5_K>(BlockType::kQ5_K, 6),
 };
 
 const PanelKernels* portable_panel_kernels() { return &kKernels; }

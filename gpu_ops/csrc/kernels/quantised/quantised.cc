@@ -159,12 +159,17 @@ void expand_row(const QuantisedPart& part, int64_t row, int64_t blocks, float fa
   const int64_t column = row % kQuantisedColumns;
   const uint8_t* record = part.panels + row / kQuantisedColumns * blocks * format.record_bytes;
   for (int64_t b = 0; b < blocks; ++b, record += format.record_bytes, out += kBlockInputs) {
-    const float scale = half_to_float(record + 2 * column);
-    const float minimum = format.has_minimum ? half_to_float(record + 64 + 2 * column) : 0.0f;
-    const uint8_t* quants = record + (format.has_minimum ? 128 : 64) + 4 * column;
+    float scale = half_to_float(record + 2 * column);
+    float minimum = format.has_minimum ? half_to_float(record + 64 + 2 * column) : 0.0f;
+    if (format.has_factors) {
+      scale *= record[128 + column];
+      minimum *= record[160 + column];
+    }
+    const uint8_t* quants = record + format.quants_offset + 4 * column;
     for (int k = 0; k < kBlockInputs; ++k) {
-      int quant = format.bits == 8 ? quants[k / 4 * 128 + k % 4] : quants[k / 8 * 128 + k % 4];
-      if (format.bits == 4) quant = k % 8 < 4 ? quant & 15 : quant >> 4;
+      int quant = quants[(format.bits == 8 ? k / 4 : k / 8) * 128 + k % 4];
+      if (format.bits != 8) quant = k % 8 < 4 ? quant & 15 : quant >> 4;
+      if (format.bits == 5) quant += (quants[512 + k % 4] >> (k / 4) & 1) * 16;
       const float value = scale * static_cast<float>(quant - format.zero_point);
       out[k] = (format.has_minimum ? value + minimum : value) * factor;
     }

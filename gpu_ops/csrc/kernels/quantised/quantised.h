@@ -3,8 +3,10 @@
 // A quantised weight is one array of bytes: a header of 16 int64 (kQuantisedMagic, in_features, number of parts, factor as the
 // bits of a float32, then type and rows of each part), and for each part its panels of 32 output columns. A panel is one record
 // a block of 32 inputs:
-//   32 scales, float16; with a minimum 32 minima, float16; then the quants, 4 inputs of a column side by side:
+//   32 scales, float16; with a minimum 32 minima, float16; of formats with factors 32 bytes on the
+// scales and 32 on the minima; then the quants, 4 inputs of a column side by side:
 //   4 bits: [input / 8][column][input % 4], the low half of a byte has input % 8 < 4, the high half the others;
+//   5 bits: four of them like that, then a word a column: bit input / 4 of its byte input % 4 is the fifth;
 //   8 bits: [input / 4][column][input % 4], offset by 128.
 // Columns beyond the rows of a part are zero. Element (n, k) is
 // factor * (scale * (quant - zero point) + minimum).

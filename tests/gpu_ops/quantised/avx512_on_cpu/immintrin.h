@@ -15,6 +15,9 @@ struct __m512i {
 struct __m256i {
   uint16_t lane[16];
 };
+struct __m128i {
+  uint8_t lane[16];
+};
 
 template <typename To, typename From>
 To as(const From& from) {
@@ -96,4 +99,21 @@ inline __m512 _mm512_mul_ps(__m512 a, __m512 b) {
 }
 inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
   return each_lane<__m512>([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); });
+}
+inline __m128i _mm_loadu_si128(const __m128i* from) {
+  __m128i to;
+  std::memcpy(&to, from, sizeof to);
+  return to;
+}
+inline __m512i _mm512_cvtepu8_epi32(__m128i a) {
+  return each_lane<__m512i>([&](int i) { return a.lane[i]; });
+}
+inline __m512i _mm512_or_si512(__m512i a, __m512i b) {
+  return each_lane<__m512i>([&](int i) { return a.lane[i] | b.lane[i]; });
+}
+inline __m512i _mm512_slli_epi32(__m512i a, unsigned count) {
+  return each_lane<__m512i>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) << count); });
+}
+inline __m512i _mm512_srli_epi32(__m512i a, unsigned count) {
+  return each_lane<__m512i>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) >> count); });
 }
