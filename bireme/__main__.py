@@ -15,7 +15,10 @@ COMMANDS = {
         name: f"cluster.terminal.{name}" for name in ("bench", "chat", "complete", "status", "timeline", "top", "trace")
     },
     "run-batch": "cluster.terminal.run_batch",
-    **{name: f"deployments.commands.{name}" for name in ("config", "dashboard", "doctor", "logs", "models", "serve")},
+    **{
+        name: f"deployments.commands.{name}"
+        for name in ("autoscale", "config", "dashboard", "doctor", "logs", "models", "serve")
+    },
     "pull": "deployments.commands.models",
     "rm": "deployments.commands.models",
 }

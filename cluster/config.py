@@ -6,7 +6,7 @@ Names are vLLM's, FastDeploy's and Ray Serve LLM's where they agree. Unknown or 
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -35,6 +35,15 @@ ToolCallParser = Literal[
     "llama4_pythonic", "mistral", "pythonic", "qwen3_coder", "qwen3_xml",
 ]  # fmt: skip
 ReasoningParser = Literal["auto", "none", "deepseek_r1", "ernie45", "ernie_x1", "glm45", "granite", "qwen3"]
+
+
+def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+    """Whose fields stand at that place of a ``model``."""
+    for name in path:
+        annotation = model.model_fields[str(name)].annotation
+        kinds = (annotation, *get_args(annotation))
+        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return model
 
 
 class EngineConfig(BaseModel):
@@ -184,7 +193,7 @@ class EngineConfig(BaseModel):
     def _reworded(cls, fault: ErrorDetails) -> InitErrorDetails:
         path = fault["loc"]
         if fault["type"] == UNKNOWN_SETTING:
-            known = sorted(cls.model_fields)
+            known = sorted(_model_at(cls, path[:-1]).model_fields)
             near = nearest(str(path[-1]), known)
             says = f"is no setting{f'; did you mean {near}?' if near else ''}; allowed: {', '.join(known)}"
         else:
@@ -236,6 +245,45 @@ SERVE_OPTIONS = frozenset(
 )
 
 
+# More engines than this nobody starts by mistake.
+MOST_ENGINES = 10_000
+
+
+class Autoscaling(BaseModel):
+    """How many engines there are, by objectives; all but that it is on can be changed while the application runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    min_replicas: int = Field(
+        1,
+        ge=0,
+        le=MOST_ENGINES,
+        description="Engines that stay without load; 0: none, and the next request starts one.",
+    )
+    max_replicas: int = Field(ge=1, le=MOST_ENGINES, description="Engines at most; has to be given.")
+    slo_ttft_s: float = Field(
+        2.0, gt=0, le=3600, description="Seconds within which the first token of an answer is to come."
+    )
+    slo_tpot_ms: float = Field(
+        100.0, gt=0, le=3_600_000, description="Milliseconds that each further token of an answer may take on the mean."
+    )
+    slo_share: float = Field(
+        0.99, gt=0, lt=1, description="Share of the answers that are to come within these objectives."
+    )
+    cost_weight: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="How much an engine's time counts against answers that come late; more than 1: fewer engines, less head room.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Autoscaling:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) must be at most max_replicas ({self.max_replicas})")
+        return self
+
+
 class LLMConfig(EngineConfig):
     """Argument of ``deployments.llm:build_openai_app``: the engine's settings and those of the Serve application."""
 
@@ -250,6 +298,10 @@ class LLMConfig(EngineConfig):
     )
     ingress_config: dict[str, Any] = Field(
         default_factory=dict, description="Ray Serve options of the ingress deployment."
+    )
+    autoscaling: Autoscaling | None = Field(
+        None,
+        description="Engines come and go by objectives (docs/autoscaling.md), instead of num_replicas or Ray Serve's autoscaling_config. Default: as deployment_config says.",
     )
     runner_num_cpus: float = Field(0.5, gt=0, le=256, description="CPUs that Ray reserves for a runner actor.")
     runner_num_gpus: float | None = Field(
@@ -341,13 +393,13 @@ class LLMConfig(EngineConfig):
         None,
         gt=0,
         le=3600,
-        description="Target for the time to the first token, in seconds; metrics count the answers within it. Default: none.",
+        description="Target for the time to the first token, in seconds; metrics count the answers within it. Default: autoscaling.slo_ttft_s, else none.",
     )
     tpot_target_s: float | None = Field(
         None,
         gt=0,
         le=3600,
-        description="Target for the mean time between the tokens of an answer, in seconds; metrics count the answers within it. Default: none.",
+        description="Target for the mean time between the tokens of an answer, in seconds; metrics count the answers within it. Default: that of autoscaling.slo_tpot_ms, else none.",
     )
     max_choices: int = Field(128, ge=1, le=1024, description="Most sequences of one HTTP request (prompts times n).")
     allowed_origins: list[str] = Field(
@@ -398,9 +450,20 @@ class LLMConfig(EngineConfig):
             raise ValueError("api_keys and api_keys_file: give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _one_way_to_scale(self) -> LLMConfig:
+        given = [name for name in ("num_replicas", "autoscaling_config") if name in self.deployment_config]
+        if self.autoscaling is not None and given:
+            raise ValueError(
+                f"autoscaling and deployment_config.{given[0]} both say how many engines there are: give one of them"
+            )
+        return self
+
     @property
     def engine_counts(self) -> tuple[int, int]:
         """How many engines there are at least, and at most."""
+        if self.autoscaling is not None:
+            return self.autoscaling.min_replicas, self.autoscaling.max_replicas
         options = self.deployment_config
         scaling = options.get("autoscaling_config")
         if scaling is None:
@@ -409,20 +472,30 @@ class LLMConfig(EngineConfig):
             return count, count
         return scaling.get("min_replicas", 1), scaling.get("max_replicas", 1)
 
+    @property
+    def latency_targets_s(self) -> tuple[float | None, float | None]:
+        """For the first token, and for each one after it; None: not counted."""
+        if (own := self.autoscaling) is None:
+            return self.ttft_target_s, self.tpot_target_s
+        return self.ttft_target_s or own.slo_ttft_s, self.tpot_target_s or own.slo_tpot_ms / 1e3
+
     def for_engines(self) -> LLMConfig:
         """What an engine replica is told: nothing of how many there are and of other names, so that a change of it replaces
         none."""
         counts = ("num_replicas", "autoscaling_config")
         kept = {name: value for name, value in self.deployment_config.items() if name not in counts}
-        return self.model_copy(update={"deployment_config": kept, "ingress_config": {}, "model_aliases": []})
+        mine = {"ingress_config": {}, "model_aliases": [], "autoscaling": None}
+        return self.model_copy(update={"deployment_config": kept, **mine})
 
     def for_ingress(self) -> LLMConfig:
-        """What an ingress is told: of the engines' options only the bounds of their number, where Serve changes it by itself."""
+        """What an ingress is told: of the engines' options only the bounds of their number, where it changes by itself."""
+        if (own := self.autoscaling) is not None:
+            own = Autoscaling.model_validate({"min_replicas": own.min_replicas, "max_replicas": own.max_replicas})
         scaling = self.deployment_config.get("autoscaling_config")
         minimum, maximum = self.engine_counts
         bounds = {"min_replicas": minimum, "max_replicas": maximum}
         kept = {} if scaling is None else {"autoscaling_config": bounds}
-        return self.model_copy(update={"deployment_config": kept, "ingress_config": {}})
+        return self.model_copy(update={"deployment_config": kept, "ingress_config": {}, "autoscaling": own})
 
     def engine_config(self) -> EngineConfig:
         """The part that an engine needs."""

@@ -22,7 +22,7 @@ from actors.text.tokenizer import load_tokenizer
 from cluster import __version__
 from cluster.api_errors import ApiError, unavailable
 from cluster.client.resumable import RESUMABLE_HEADER
-from cluster.config import LLMConfig
+from cluster.config import Autoscaling, LLMConfig
 from cluster.errors import BiremeError
 from cluster.observability.request_trace import trace_id_of
 from cluster.outputs import EngineLoad, ServedModel
@@ -36,6 +36,7 @@ from deployments.answers.event_stream import EventStream
 from deployments.answers.generation import Generation
 from deployments.answers.request_line import RequestLines
 from deployments.answers.whole_answer import WholeAnswer
+from deployments.autoscaling.report_publisher import ReportPublisher
 from deployments.http.body import default_body_bytes, read_body
 from deployments.http.connection import ClientGoneError, Peer, while_connected
 from deployments.http.errors import ERROR_HANDLERS, error_response
@@ -142,6 +143,7 @@ class OpenAiIngress:
         self._recording: asyncio.Task | None = None
         self._spares = SpareKeepers(processes, config.warm_spares) if processes else None
         self._keeping: asyncio.Task | None = None
+        self._reporting: asyncio.Task | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         endpoints = self._endpoints
@@ -199,7 +201,7 @@ class OpenAiIngress:
             idle_room,
             config.max_queue_share,
             max(1, config.engine_counts[1]),
-            IngressMetrics(config.ttft_target_s, config.tpot_target_s),
+            IngressMetrics(*config.latency_targets_s),
             lambda: have_controller_look(self._engines),
             self._spares.prepare_first if self._spares else None,
         )
@@ -208,17 +210,24 @@ class OpenAiIngress:
             self._serve(self._client, self._expected)
         self._starting = asyncio.create_task(self._connect(self._client))
         self._recording = asyncio.create_task(self._record_load(self._client))
+        if config.autoscaling is not None:
+            client = self._client
+            report = ReportPublisher(application_name(), client.subscriber, client.inputs, self._in_force)
+            self._reporting = asyncio.create_task(report.run())
         if self._spares is not None:
             self._keeping = asyncio.create_task(self._spares.keep())
 
+    def _in_force(self, settings: Autoscaling) -> None:
+        assert self._client is not None
+        self._client.may_be(settings.max_replicas)
+        config, tpot_s = self._config, settings.slo_tpot_ms / 1e3
+        self._client.metrics.aim(config.ttft_target_s or settings.slo_ttft_s, config.tpot_target_s or tpot_s)
+
     async def stop(self) -> None:
         """Cancel what runs and detach from the engines."""
-        if self._starting is not None:
-            self._starting.cancel()
-        if self._recording is not None:
-            self._recording.cancel()
-        if self._keeping is not None:
-            self._keeping.cancel()
+        for task in (self._starting, self._recording, self._keeping, self._reporting):
+            if task is not None:
+                task.cancel()
         if self._client is not None:
             await self._client.close()
 

@@ -13,6 +13,7 @@ from ray.serve import Application
 
 from cluster import __version__
 from cluster.config import LLMConfig
+from deployments.autoscaling.serve_options import autoscaling_config
 from deployments.http.keys import key_digest
 from deployments.ingress import OpenAiIngress
 from deployments.ray_private.serve import with_version
@@ -63,7 +64,11 @@ def engine_options(
         **config.deployment_config,
     }
     autoscaling = options.get("autoscaling_config")
-    if autoscaling is not None:
+    if config.autoscaling is not None:
+        options["autoscaling_config"] = autoscaling_config(
+            config.autoscaling, f"{config.model} on {config.device}", config.max_num_seqs
+        )
+    elif autoscaling is not None:
         options["autoscaling_config"] = {
             "target_ongoing_requests": config.max_num_seqs,
             **_PROMPT_SCALING,

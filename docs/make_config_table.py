@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +36,7 @@ def type_text(annotation: Any) -> str:
         return " or ".join(type_text(argument) for argument in arguments if argument is not type(None))
     if get_origin(annotation) is list:
         return f"list of {type_text(arguments[0])}"
-    if get_origin(annotation) is dict:
+    if get_origin(annotation) is dict or issubclass(annotation, BaseModel):
         return "mapping"
     return annotation.__name__
 
@@ -58,17 +60,23 @@ def values_text(field: FieldInfo) -> str:
 
 
 def default_text(field: FieldInfo) -> str:
-    value = field.get_default(call_default_factory=True)
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
     return "" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def config_table() -> str:
     """The table in Markdown, one row a setting, in the order of the class."""
-    rows = ["| setting | values | default | meaning |", "|---|---|---|---|"]
-    for name, field in LLMConfig.model_fields.items():
+    return "\n".join(["| setting | values | default | meaning |", "|---|---|---|---|", *rows_of(LLMConfig)])
+
+
+def rows_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """A row a setting; those in a mapping follow it."""
+    for name, field in model.model_fields.items():
         meaning = (field.description or "").replace("|", "\\|")
-        rows.append(f"| `{name}` | {values_text(field)} | {default_text(field)} | {meaning} |")
-    return "\n".join(rows)
+        yield f"| `{prefix}{name}` | {values_text(field)} | {default_text(field)} | {meaning} |"
+        for inner in get_args(field.annotation):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from rows_of(inner, f"{prefix}{name}.")
 
 
 def with_table(page: str) -> str:

@@ -49,6 +49,12 @@ class IngressMetrics:
         self._per_token = metrics["bireme_time_per_output_token_seconds"]
         self._whole = metrics["bireme_e2e_request_latency_seconds"]
 
+    def aim(self, ttft_s: float, tpot_s: float) -> None:
+        """Count answers against these from now on, where they are counted at all."""
+        for target, seconds in ((self._ttft, ttft_s), (self._tpot, tpot_s)):
+            if target is not None:
+                target.target_s = seconds
+
     def count_arrival(self, num_prompt_tokens: int) -> None:
         """A sequence was asked for."""
         self._num_arrived += 1

@@ -13,23 +13,26 @@ _LEAST = 0.02
 class LatencyTarget:
     """Counts times against ``target_s`` seconds. Belongs to one event loop.
 
+    Attributes:
+        target_s: may be changed; counts go on.
+
     Args:
         counter: of Ray, with a tag ``met``.
     """
 
     def __init__(self, target_s: float, counter) -> None:
-        self._target_s = target_s
+        self.target_s = target_s
         self._counter = counter
         self._counts = {True: 0, False: 0}
         self._recent = {True: RecentSum(_MEMORY_S), False: RecentSum(_MEMORY_S)}
 
     def count(self, seconds: float) -> None:
         """An answer took so long."""
-        self._count(seconds <= self._target_s)
+        self._count(seconds <= self.target_s)
 
     def count_missing(self, waited_s: float, failed: bool) -> None:
         """It never came; a client that left before the target says nothing."""
-        if failed or waited_s > self._target_s:
+        if failed or waited_s > self.target_s:
             self._count(False)
 
     def _count(self, met: bool) -> None:

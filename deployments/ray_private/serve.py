@@ -37,9 +37,13 @@ FALLBACK_PROXY_PORT: int = RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
 _QUEUE_LENGTHS_REMEMBERED_S = 10.0
 
 
-def gcs_client() -> Any:
-    """A client of Ray's head: its key-value store, and the nodes that drain."""
-    return GcsClient(address=ray.get_runtime_context().gcs_address)
+def gcs_client(address: str | None = None) -> Any:
+    """A client of Ray's head: its key-value store, and the nodes that drain.
+
+    Args:
+        address: host:port of the head; None: of the cluster that this process belongs to.
+    """
+    return GcsClient(address=address or ray.get_runtime_context().gcs_address)
 
 
 def session_logs() -> str | None:

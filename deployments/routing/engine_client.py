@@ -118,6 +118,10 @@ class EngineClient:
         engines = (EngineSample(s.engine_id, s.load, s.load_age_s) for s in self._streams if s.load is not None)
         return ScalingInputs(self.metrics.load(self.num_running, len(self._submissions.unplaced)), tuple(engines))
 
+    def may_be(self, max_engines: int) -> None:
+        """There may be so many engines from now on."""
+        self._rooms.max_engines = max_engines
+
     @property
     def streams(self) -> list[TokenStream]:
         """The engines that this ingress is attached to."""

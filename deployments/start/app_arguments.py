@@ -11,7 +11,7 @@ from cluster.config import UNKNOWN_SETTING, LLMConfig
 from cluster.errors import BiremeError
 from cluster.wording import setting_name
 from deployments.start.ray_llm_config import is_ray_llm_config, settings_of
-from deployments.start.settings_names import OTHER_WAYS, instead_of
+from deployments.start.settings_names import OTHER_WAYS, instead_of, is_nested
 from deployments.start.text_values import decoded, short_number
 from deployments.start.vllm_names import NO_VALUES
 
@@ -45,7 +45,7 @@ class AppArguments(LLMConfig):
                 values = settings_of(values)
             except BiremeError as error:
                 raise ValueError(error.message) from None
-        return {name: _value(name, value) for name, value in values.items()}
+        return _nested({name: _value(name, value) for name, value in values.items()})
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> AppArguments:
@@ -80,6 +80,25 @@ def _value(name: str, value: Any) -> Any:
     if isinstance(value, (str, int)) and (instead := NO_VALUES.get((name, value))) is not None:
         raise ValueError(f"{name} {value} is not supported: {instead}")
     return value
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with what is called ``mapping.name`` in that mapping, in place of what the mapping itself says of it."""
+    found: dict[str, Any] = {}
+    for name in sorted(values, key=lambda name: str(name).count(".")):
+        value, place = values[name], found
+        *within, last = str(name).split(".") if is_nested(str(name)) else [name]
+        for part in within:
+            inner = place.get(part)
+            if inner is None:
+                inner = {}
+            elif not isinstance(inner, dict):
+                raise ValueError(f"{name}: {part} is no mapping, got {inner!r}")
+            # Of its own: what was given stays as it was.
+            place[part] = dict(inner)
+            place = place[part]
+        place[last] = value
+    return found
 
 
 def settings_message(error: ValidationError) -> str:

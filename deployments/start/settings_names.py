@@ -6,10 +6,13 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+from pydantic import BaseModel
 
 from cluster import wording
-from cluster.config import LLMConfig
+from cluster.config import Autoscaling, LLMConfig
 from cluster.errors import BiremeError
 from deployments.start.text_values import decoded
 from deployments.start.vllm_names import (
@@ -29,6 +32,11 @@ _KEYS_ELSEWHERE = f"every user of this machine can read a command line; {OTHER_W
 
 # Of the commands that take settings, beside these.
 _OPTIONS = ("host", "port", "address", "verbose", "help", "gpu_gib")
+
+# Settings that are mappings, and what describes the names in them, where that is not Ray Serve's to say.
+MAPPINGS: Mapping[str, type[BaseModel] | None] = MappingProxyType(
+    {"autoscaling": Autoscaling, "deployment_config": None, "ingress_config": None}
+)
 
 Say = Callable[[str], object]
 
@@ -106,9 +114,21 @@ def _plain(name: str) -> str:
     return plain if plain in ELSEWHERE or plain in MEANS_NOTHING else plain + dot + item
 
 
+def is_nested(name: str) -> bool:
+    """Whether ``name`` is of something in a setting that is a mapping: ``autoscaling.max_replicas``."""
+    return "." in name and name.partition(".")[0] in MAPPINGS
+
+
+def names_within(setting: str) -> list[str]:
+    """What may stand in ``setting``, with its name before it; nothing where Ray Serve says what may."""
+    inner = MAPPINGS.get(setting)
+    return [f"{setting}.{name}" for name in inner.model_fields] if inner is not None else []
+
+
 def known_names() -> list[str]:
     """Every setting that a command line may name."""
-    return sorted({*LLMConfig.model_fields, NUM_REPLICAS} - {"api_keys"})
+    inner = [name for setting in MAPPINGS for name in names_within(setting)]
+    return sorted({*LLMConfig.model_fields, NUM_REPLICAS, *inner} - {"api_keys"})
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
@@ -137,7 +157,8 @@ def check_name(name: str) -> str:
     ours = ALIASES.get(plain, plain)
     if ours in ("api_key", "api_keys"):
         raise BiremeError(f"{name}: {_KEYS_ELSEWHERE}", "api_keys")
-    if ours not in known_names() and ours not in ELSEWHERE and ours not in MEANS_NOTHING:
+    of_ray_serve = is_nested(ours) and MAPPINGS[ours.partition(".")[0]] is None
+    if not of_ray_serve and ours not in known_names() and ours not in ELSEWHERE and ours not in MEANS_NOTHING:
         hint = _nearest_as_typed(name) or "; docs/configure.md has them all"
         raise BiremeError(f"unknown setting {name}{hint}", ours)
     return ours

@@ -37,6 +37,10 @@ def test_another_number_of_engines_or_ingresses_replaces_none(bound):
     assert bound(deployment_config={"autoscaling_config": slower}) == (ingress, engine)
     more = {**scaling, "max_replicas": 8}
     assert bound(deployment_config={"autoscaling_config": more})[1] == engine
+    ingress, engine = bound(autoscaling={"max_replicas": 4})
+    assert engine == before[1]
+    assert bound(autoscaling={"max_replicas": 4, "slo_ttft_s": 1.0}) == (ingress, engine)
+    assert bound(autoscaling={"max_replicas": 5})[1] == engine
     ingress, engine = bound()
     for changed in (bound(max_num_seqs=3), bound(api_keys=["another-key"]), bound(model_aliases=["another"])):
         assert all(new != old for new, old in zip(changed[0], ingress, strict=True))
@@ -47,5 +51,6 @@ def test_another_number_of_engines_or_ingresses_replaces_none(bound):
 def test_an_ingress_knows_how_many_engines_serve_may_start():
     scaling = {"min_replicas": 0, "max_replicas": 4, "downscale_delay_s": 300}
     assert LLMConfig(deployment_config={"autoscaling_config": scaling}).for_ingress().engine_counts == (0, 4)
+    assert LLMConfig(autoscaling={"min_replicas": 0, "max_replicas": 4}).for_ingress().engine_counts == (0, 4)
     kept = LLMConfig(deployment_config={"num_replicas": 2, "graceful_shutdown_timeout_s": 7}).for_engines()
     assert kept.deployment_config == {"graceful_shutdown_timeout_s": 7}

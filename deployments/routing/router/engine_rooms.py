@@ -20,7 +20,7 @@ class EngineRooms:
         idle_room: what an engine takes that has nothing to do; one that has yet to speak counts for such.
         max_queue_share: of the engines' queues, what the sequences of one tenant may hold.
         max_engines: so many there may be at least. While there is none, as many requests wait as they take, or as those took that
-            were there.
+            were there. May be changed.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class EngineRooms:
         self._line = PlaceLine()
         self._idle_room = idle_room
         self._max_queue_share = max_queue_share
-        self._max_engines = max_engines
+        self.max_engines = max_engines
 
     def check(self, num_sequences: int, tenant: str = "") -> None:
         """Raise ApiError 429 if the engines do not take so many now, or not of this tenant."""
         streams = self._usable_streams()
         ends_per_s = sum(stream.ends.per_s for stream in streams if stream is not None)
-        rooms = self._rooms(streams) or [self._idle_room] * max(self._max_engines, self._choices.most_engines)
+        rooms = self._rooms(streams) or [self._idle_room] * max(self.max_engines, self._choices.most_engines)
         num_booked, refused = len(self._submissions.unplaced), None
         if tenant:
             live = list(self._submissions)
@@ -64,7 +64,7 @@ class EngineRooms:
     def num_too_few(self) -> int:
         """How many engines there are, where requests wait that another one would take and there may be one; else 0."""
         num_engines = len(self._choices.engines)
-        if not 0 < num_engines < self._max_engines:
+        if not 0 < num_engines < self.max_engines:
             return 0
         num_slots = num_engines * (self._idle_room.free - self._idle_room.max_queued)
         loads = (stream.load for stream in self._streams if stream.load is not None)

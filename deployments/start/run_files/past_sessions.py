@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -93,6 +94,14 @@ def dashboard_address(session: Path) -> str | None:
     except OSError:
         return None
     return found[-1] if found else None
+
+
+def head_address(session: Path) -> str | None:
+    """host:port of Ray's head, which listens on this machine alone; None if it never came up."""
+    for file in session.glob("gcs_server_port_*"):
+        with contextlib.suppress(OSError, ValueError):
+            return f"127.0.0.1:{int(file.read_text())}"
+    return None
 
 
 class FollowedLogs:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ray import cloudpickle
 
 from cluster.api_errors import ApiError
-from cluster.config import LLMConfig
+from cluster.config import Autoscaling, LLMConfig
 from cluster.errors import BiremeError
 from deployments.http.keys import API_KEY_VARIABLE, ApiKeys
 from deployments.llm import build_openai_app, engine_options
@@ -126,6 +126,59 @@ def test_the_engines_router_gets_the_policy(policy):
     options = engine_options(LLMConfig(routing_policy=policy))["request_router_config"]
     assert options["request_router_kwargs"] == {"policy": policy}
     assert options["request_router_class"] == f"{EngineRouter.__module__}:{EngineRouter.__name__}"
+
+
+AUTOSCALING = {"max_replicas": 4, "slo_ttft_s": 1.5}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"autoscaling": AUTOSCALING},
+        {"autoscaling": '{"max_replicas": 4, "slo_ttft_s": 1.5}'},
+        {"autoscaling.max_replicas": "4", "autoscaling.slo_ttft_s": "1.5"},
+        {"autoscaling.slo_ttft_s": "1.5", "autoscaling": '{"max_replicas": 4, "slo_ttft_s": 9}'},
+    ],
+)
+def test_the_line_that_turns_autoscaling_on_may_be_a_mapping_or_names_in_it(settings):
+    given = dict(settings)
+    line = AppArguments.model_validate(settings).autoscaling
+    assert line == Autoscaling(**AUTOSCALING)
+    assert settings == given
+    assert line.min_replicas == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"autoscaling": {}}, "autoscaling.max_replicas: Field required"),
+        ({"autoscaling": {"max_replicas": 2.0}}, "autoscaling.max_replicas: Input should be a valid integer, got 2.0"),
+        ({"autoscaling": {"max_replicas": 0}}, "autoscaling.max_replicas: Input should be greater than or equal to 1"),
+        ({"autoscaling": {"max_replicas": 2, "min_replicas": 3}}, "autoscaling: min_replicas (3) must be at most"),
+        ({"autoscaling": {"max_replicas": 2, "slo_share": 1}}, "autoscaling.slo_share: Input should be less than 1"),
+        ({"autoscaling": {"max_replicas": 2, "slo_ttft": 1}}, "did you mean autoscaling.slo_ttft_s?; allowed: autoscaling."),
+        ({"autoscaling": 3, "autoscaling.max_replicas": 2}, "autoscaling.max_replicas: autoscaling is no mapping, got 3"),
+        (
+            {"autoscaling": {"max_replicas": 2}, "deployment_config": {"num_replicas": 2}},
+            "autoscaling and deployment_config.num_replicas both say how many engines there are: give one of them",
+        ),
+        (
+            {"autoscaling.max_replicas": 2, "deployment_config.autoscaling_config.max_replicas": 2},
+            "autoscaling and deployment_config.autoscaling_config both say how many engines there are: give one of them",
+        ),
+    ],
+)  # fmt: skip
+def test_a_line_of_autoscaling_that_cannot_be_is_refused_by_name(settings, said):
+    with pytest.raises(SettingsError) as refused:
+        AppArguments.model_validate(settings)
+    assert said in refused.value.message
+
+
+def test_options_of_ray_serve_may_be_set_by_name():
+    given = {"deployment_config": '{"num_replicas": 2}', "deployment_config.ray_actor_options.num_cpus": "0.5"}
+    config = AppArguments.model_validate({**given, "ingress_config.num_replicas": "3"})
+    assert config.deployment_config == {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.5}}
+    assert config.ingress_config == {"num_replicas": 3}
 
 
 @pytest.mark.parametrize("text", ["8.0", "1e2", "true", "eight", "0x8", "1_6", "", "\uff18"])

@@ -1,0 +1,36 @@
+"""Ray Serve's own settings of autoscaling, all derived from the one line ``autoscaling``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.config import MOST_ENGINES, Autoscaling
+
+POLICY = "deployments.autoscaling.serve_policy:ServePolicy"
+DECIDE = "cluster.scaling.policy:decide"
+
+# What Serve itself measures decides only whether a first engine is started: soon, by what waits now.
+_METRICS_INTERVAL_S, _LOOK_BACK_S = 0.5, 0.6
+
+
+def autoscaling_config(line: Autoscaling, kind: str, max_num_seqs: int, decide: str = DECIDE) -> dict[str, Any]:
+    """Serve's ``autoscaling_config``. Its bounds are wide, since those of ``line`` may change while replicas stay; when to wait
+    is the policy's to say, so Serve's delays are 0. Arguments as of ``ServePolicy``."""
+    return {
+        "min_replicas": min(1, line.min_replicas),
+        "max_replicas": MOST_ENGINES,
+        "target_ongoing_requests": 1,
+        "upscale_delay_s": 0,
+        "downscale_delay_s": 0,
+        "metrics_interval_s": _METRICS_INTERVAL_S,
+        "look_back_period_s": _LOOK_BACK_S,
+        "policy": {
+            "policy_function": POLICY,
+            "policy_kwargs": {
+                "line": line.model_dump(mode="json"),
+                "kind": kind,
+                "max_num_seqs": max_num_seqs,
+                "decide": decide,
+            },
+        },
+    }

@@ -1,0 +1,63 @@
+"""``bireme autoscale``: what it shows, what it refuses, and how it finds the server. A running one is in test_autoscaling.py."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from deployments.cli import app
+from deployments.commands.autoscale import lines_of
+from deployments.start.run_files.past_sessions import head_address
+
+SAID = {
+    "line": {"min_replicas": 1, "max_replicas": 4, "slo_ttft_s": 2.0},
+    "settings": {"min_replicas": 1, "max_replicas": 4, "slo_ttft_s": 1.5},
+    "target": 3,
+    "running": 2,
+    "reason": "up: the load needs 2.40 engines",
+    "sequence": 1288,
+    "at": 1000.0,
+    "log": "/logs/autoscaling.jsonl",
+}
+
+
+def test_it_shows_what_is_in_force_and_what_was_decided():
+    assert list(lines_of(SAID, now=1000.4)) == [
+        "min_replicas  1",
+        "max_replicas  4",
+        "slo_ttft_s    1.5  (configured: 2.0)",
+        "engines       2 running, 3 wanted",
+        "why           up: the load needs 2.40 engines",
+        "decided       0.4 s ago, number 1288",
+        "log           /logs/autoscaling.jsonl",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["slo_ttft_s"], "'slo_ttft_s' is no setting of the form NAME=VALUE"),
+        ([], "no server of yours runs on this machine"),
+        (["--replay", "/nowhere/log.jsonl"], "--replay: /nowhere/log.jsonl: No such file"),
+    ],
+)
+def test_what_it_cannot_do_is_one_line(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.setattr("deployments.commands.autoscale.ray_base", lambda: tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    shown = CliRunner().invoke(app, ["autoscale", *arguments])
+    assert shown.exit_code == 1
+    assert said in shown.output.replace("\n", " ")
+
+
+def test_a_log_of_nothing_is_replayed_to_nothing(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("no record\n")
+    shown = CliRunner().invoke(app, ["autoscale", "--replay", str(log)])
+    assert shown.exit_code == 0
+    assert shown.output.splitlines()[:2] == ["0 decisions made again, 0 of them otherwise", "1 lines are no records"]
+
+
+def test_the_head_of_a_session_is_on_the_port_that_ray_wrote_down(tmp_path):
+    assert head_address(tmp_path) is None
+    (tmp_path / "gcs_server_port_abc").write_text("41589")
+    assert head_address(tmp_path) == "127.0.0.1:41589"
