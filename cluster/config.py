@@ -6,7 +6,7 @@ Names are vLLM's, FastDeploy's and Ray Serve LLM's where they agree. Unknown or 
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -37,16 +37,38 @@ ToolCallParser = Literal[
 ReasoningParser = Literal["auto", "none", "deepseek_r1", "ernie45", "ernie_x1", "glm45", "granite", "qwen3"]
 
 
-def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
-    """Whose fields stand at that place of a ``model``."""
-    for name in path:
-        annotation = model.model_fields[str(name)].annotation
-        kinds = (annotation, *get_args(annotation))
-        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return model
+class Settings(BaseModel):
+    """Settings that say in this project's words what is wrong with them."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_own_words(cls, values: Any, validate: ModelWrapValidatorHandler[Any]) -> Any:
+        try:
+            return validate(values)
+        except ValidationError as error:
+            faults = error.errors(include_url=False)
+            raise ValidationError.from_exception_data(
+                cls.__name__, [cls._reworded(fault) for fault in faults]
+            ) from None
+
+    @classmethod
+    def _reworded(cls, fault: ErrorDetails) -> InitErrorDetails:
+        path = fault["loc"]
+        if "says" in (context := fault.get("ctx", {})):  # a mapping within has done so
+            says = context["says"]
+        elif fault["type"] == UNKNOWN_SETTING:
+            known = sorted(cls.model_fields)
+            near = nearest(str(path[-1]), known)
+            says = f"is no setting{f'; did you mean {near}?' if near else ''}; allowed: {', '.join(known)}"
+        else:
+            says = setting_fault(fault, is_secret=path[:1] == ("api_keys",))
+        kind: Any = fault["type"]
+        # The kind stays; as a value, a sentence may have braces.
+        custom = PydanticCustomError(kind, "{says}", {"says": says})
+        return InitErrorDetails(type=custom, loc=path, input=fault["input"])
 
 
-class EngineConfig(BaseModel):
+class EngineConfig(Settings):
     """Settings of one engine (one copy of the model).
 
     Raises:
@@ -178,31 +200,6 @@ class EngineConfig(BaseModel):
         0.0, ge=0, le=1, description="With device simulated, seconds that each token of a step adds."
     )
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _in_own_words(cls, values: Any, validate: ModelWrapValidatorHandler[EngineConfig]) -> EngineConfig:
-        try:
-            return validate(values)
-        except ValidationError as error:
-            faults = error.errors(include_url=False)
-            raise ValidationError.from_exception_data(
-                cls.__name__, [cls._reworded(fault) for fault in faults]
-            ) from None
-
-    @classmethod
-    def _reworded(cls, fault: ErrorDetails) -> InitErrorDetails:
-        path = fault["loc"]
-        if fault["type"] == UNKNOWN_SETTING:
-            known = sorted(_model_at(cls, path[:-1]).model_fields)
-            near = nearest(str(path[-1]), known)
-            says = f"is no setting{f'; did you mean {near}?' if near else ''}; allowed: {', '.join(known)}"
-        else:
-            says = setting_fault(fault, is_secret=path[:1] == ("api_keys",))
-        kind: Any = fault["type"]
-        # The kind stays; as a value, a sentence may have braces.
-        custom = PydanticCustomError(kind, "{says}", {"says": says})
-        return InitErrorDetails(type=custom, loc=path, input=fault["input"])
-
     @field_validator("model_id")
     @classmethod
     def _printable(cls, value: str | None) -> str | None:
@@ -249,7 +246,7 @@ SERVE_OPTIONS = frozenset(
 MOST_ENGINES = 10_000
 
 
-class Autoscaling(BaseModel):
+class Autoscaling(Settings):
     """How many engines there are, by objectives; all but that it is on can be changed while the application runs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -484,7 +481,7 @@ class LLMConfig(EngineConfig):
         none."""
         counts = ("num_replicas", "autoscaling_config")
         kept = {name: value for name, value in self.deployment_config.items() if name not in counts}
-        mine = {"ingress_config": {}, "model_aliases": [], "autoscaling": None}
+        mine: dict[str, Any] = {"ingress_config": {}, "model_aliases": [], "autoscaling": None}
         return self.model_copy(update={"deployment_config": kept, **mine})
 
     def for_ingress(self) -> LLMConfig:

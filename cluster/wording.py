@@ -18,7 +18,7 @@ _SENTENCES = {
     **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be an integer"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
-    "string_type": "must be a string",
+    **dict.fromkeys(("string_type", "invalid_key"), "must be a string"),
     "list_type": "must be a list",
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "dataclass_type"), "must be an object"),
     "literal_error": "must be {expected}",

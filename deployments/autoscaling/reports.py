@@ -73,7 +73,7 @@ class HeardReports:
                     self._heard.pop(name, None)
                     continue
                 age_s = 0.0 if heard is not None else abs(self._wall() - inputs.ingress.sampled_at)
-                age_s = min(age_s, FORGOTTEN_S)  # a wrong clock is no reason to forget it before it is renewed
+                age_s = min(age_s, FORGOTTEN_S / 2)  # a wrong clock is no reason to forget it before it is renewed
                 self._heard[name] = text, inputs, self._now() - age_s
             if self._now() - self._heard[name][2] > FORGOTTEN_S:
                 gone.append(name)

@@ -13,7 +13,7 @@ from cluster.api_errors import ApiError, unavailable
 from cluster.outputs import AttachRequired, NotAdmitted
 from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, Moved, NotTaken
 from cluster.request import EngineRequest
-from cluster.suspicion import Verdict
+from cluster.routing.suspicion import Verdict
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import ATTEMPTS, HANDOVERS, MOVES, QUARANTINED, RequestEvents
 from deployments.routing.attempts import ADMISSION_TIMEOUT_S, Attempts

@@ -11,7 +11,7 @@ from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
 from cluster.replies import EngineLost, HandedOver, Moved, NotTaken
-from cluster.suspicion import Suspicion
+from cluster.routing.suspicion import Suspicion
 from deployments.routing.token_streams import TokenStream
 
 

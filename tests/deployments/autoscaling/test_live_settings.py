@@ -37,8 +37,8 @@ def test_changes_that_no_longer_fit_the_line_change_nothing():
     ("changes", "said"),
     [
         ({"slo_ttft": 1}, "unknown setting slo_ttft; did you mean slo_ttft_s\\?; allowed: min_replicas, max_replicas"),
-        ({"slo_ttft_s": 0}, "slo_ttft_s: Input should be greater than 0, got 0"),
-        ({"slo_share": "x"}, "slo_share: Input should be a valid number, got 'x'"),
+        ({"slo_ttft_s": 0}, "slo_ttft_s: must be greater than 0, got 0"),
+        ({"slo_share": "x"}, 'slo_share: must be a number, got "x"'),
         ({"min_replicas": 5}, "min_replicas \\(5\\) must be at most max_replicas \\(4\\)"),
         ({"min_replicas": 0}, "min_replicas: 0 only where the application was started with 0"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.process.silence_clock import SilenceClock
-from cluster.suspicion import Suspicion, Verdict
+from cluster.routing.suspicion import Suspicion, Verdict
 
 
 def test_two_engines_that_die_under_a_request_alone_convict_it():
