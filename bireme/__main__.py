@@ -17,9 +17,10 @@ COMMANDS = {
     "run-batch": "cluster.terminal.run_batch",
     **{
         name: f"deployments.commands.{name}"
-        for name in ("autoscale", "config", "dashboard", "doctor", "logs", "models", "serve")
+        for name in ("autoscale", "config", "dashboard", "doctor", "logs", "models", "serve", "simulate")
     },
     "pull": "deployments.commands.models",
+    "plan": "deployments.commands.simulate",
     "rm": "deployments.commands.models",
 }
 _ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))

@@ -28,10 +28,10 @@ GRAMMAR_ROOM = "actors/structured_output"
 ROOMS: dict[str, dict[str, set[str]]] = {
     "cluster": {
         "": {"terminal"},
-        "bench": {""},
+        "bench": {"", "scaling"},
         "client": {""},
         "observability": set(),
-        "terminal": {"", "bench", "client", "observability"},
+        "terminal": {"", "bench", "client", "observability", "scaling"},
         "process": set(),
         "routing": set(),
         "scaling": {""},
@@ -64,7 +64,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             "ray_private",
         },
         "autoscaling": {"start", "ray_private"},
-        "commands": {"autoscaling", "openai_api", "http", "replica", "start", "supervision", "ray_private"},
+        "commands": {"autoscaling", "openai_api", "http", "replica", "simulator", "start", "supervision", "ray_private"},
+        "simulator": set(),
         "offline": {"openai_api", "answers", "routing", "metrics", "start"},
         "admin": {"routing", "replica", "spares"},
         "openai_api": {"answers", "http", "parsers", "routing", "metrics"},

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from cluster.bench.arrivals import at_rate, at_rates
 from cluster.bench.lengths import Lengths
 from cluster.bench.load import Request
-from cluster.bench.traces import Trace
 from cluster.errors import BiremeError
+from cluster.scaling.traces import Trace
 
 # No run sends more than this; a rate that wants more is a mistake.
 _MOST_REQUESTS = 2_000_000

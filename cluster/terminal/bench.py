@@ -28,9 +28,9 @@ from cluster.bench.plan import Shape, make_requests
 from cluster.bench.processes import LoadProcesses, ProcessDiedError, Result
 from cluster.bench.prompts import PromptKind
 from cluster.bench.text_fit import fitted
-from cluster.bench.traces import read_trace
 from cluster.client.base import DEFAULT_URL
 from cluster.errors import BiremeError
+from cluster.scaling.traces import read_trace
 from cluster.terminal.app import ApiKey, app, check_writable, connected, console, errors, show_error
 from cluster.terminal.bench_view import (
     comparison_table,

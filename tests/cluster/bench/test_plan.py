@@ -17,8 +17,8 @@ from cluster.bench.lengths import Lengths
 from cluster.bench.load import Request
 from cluster.bench.plan import Shape, make_requests
 from cluster.bench.prompts import PromptKind, Prompts
-from cluster.bench.traces import read_trace
 from cluster.errors import BiremeError
+from cluster.scaling.traces import read_trace
 
 FIXED = Lengths.parse("10", "x"), Lengths.parse("4", "x")
 

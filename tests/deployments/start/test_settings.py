@@ -156,7 +156,10 @@ def test_the_line_that_turns_autoscaling_on_may_be_a_mapping_or_names_in_it(sett
         ({"autoscaling": {"max_replicas": 0}}, "autoscaling.max_replicas: must be at least 1, got 0"),
         ({"autoscaling": {"max_replicas": 2, "min_replicas": 3}}, "autoscaling: min_replicas (3) must be at most"),
         ({"autoscaling": {"max_replicas": 2, "slo_share": 1}}, "autoscaling.slo_share: must be less than 1, got 1"),
-        ({"autoscaling": {"max_replicas": 2, "slo_ttft": 1}}, "autoscaling.slo_ttft is no setting; did you mean slo_ttft_s?; allowed: cost_weight, "),
+        (
+            {"autoscaling": {"max_replicas": 2, "slo_ttft": 1}},
+            "autoscaling.slo_ttft is no setting; did you mean slo_ttft_s?; allowed: cost_weight, ",
+        ),
         ({"autoscaling": 3, "autoscaling.max_replicas": 2}, "autoscaling.max_replicas: autoscaling is no mapping, got 3"),
         (
             {"autoscaling": {"max_replicas": 2}, "deployment_config": {"num_replicas": 2}},

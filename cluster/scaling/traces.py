@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -77,22 +78,34 @@ class _LineError(Exception):
 def _read(file: TextIO) -> Trace:
     first = file.readline()
     if first.lstrip().startswith("{"):
-        return Trace(requests=tuple(_mooncake([first, *file])))
-    names = next(csv.reader([first]), [])
+        return _from_first(_mooncake(itertools.chain([first], file)))
+    names = [name.strip() for name in next(csv.reader([first]), [])]
     if set(_AZURE) <= set(names):
-        return Trace(requests=tuple(_azure(csv.DictReader(file, names))))
+        return _from_first(_azure(csv.DictReader(file, names)))
     if set(_RATES) <= set(names):
-        return Trace(rates=tuple(_rates(csv.DictReader(file, names))))
+        return Trace(rates=_in_order(_rates(csv.DictReader(file, names))))
     raise _LineError(f"line 1: got {first.strip()[:80]!r}, allowed: {FORMATS}")
 
 
+def _from_first(requests: Iterable[Recorded]) -> Trace:
+    """In order of time, which not every recording is in."""
+    ordered = sorted(requests, key=lambda request: request.at)
+    begin = ordered[0].at if ordered else 0.0
+    return Trace(tuple(Recorded(r.at - begin, r.prompt_tokens, r.output_tokens, r.prefix) for r in ordered))
+
+
+def _in_order(rates: Iterable[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    ordered = sorted(rates)
+    for (second, _), (next_one, _) in itertools.pairwise(ordered):
+        if second == next_one:
+            raise _LineError(f"second {second:g} has two rates")
+    return tuple(ordered)
+
+
 def _azure(rows: Iterable[dict[str, Any]]) -> Iterator[Recorded]:
-    begin = None
     for number, row in enumerate(rows, 2):
         try:
-            at = _seconds(row["TIMESTAMP"])
-            begin = at if begin is None else begin
-            yield _checked(at - begin, int(row["ContextTokens"]), int(row["GeneratedTokens"]))
+            yield _checked(_seconds(row["TIMESTAMP"]), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
         except (ValueError, TypeError) as error:
             raise _LineError(f"line {number}: {error}") from None
 
@@ -106,21 +119,19 @@ def _seconds(text: str) -> float:
 
 
 def _mooncake(lines: Iterable[str]) -> Iterator[Recorded]:
-    begin = None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             at, tokens = float(row["timestamp"]) / 1e3, int(row["input_length"])
-            begin = at if begin is None else begin
             left, prefix = tokens, []
             for name in row.get("hash_ids", ()):
                 prefix.append((int(name), min(left, _BLOCK_TOKENS)))
                 left -= prefix[-1][1]
                 if left <= 0:
                     break
-            yield _checked(at - begin, tokens, int(row["output_length"]), tuple(prefix))
+            yield _checked(at, tokens, int(row["output_length"]), tuple(prefix))
         except KeyError as error:
             raise _LineError(f"line {number}: there is no {error}") from None
         except (ValueError, TypeError) as error:
@@ -128,21 +139,19 @@ def _mooncake(lines: Iterable[str]) -> Iterator[Recorded]:
 
 
 def _rates(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[float, float]]:
-    last = float("-inf")
     for number, row in enumerate(rows, 2):
         try:
             second, rate = float(row["second"]), float(row["requests_per_second"])
         except (ValueError, TypeError) as error:
             raise _LineError(f"line {number}: {error}") from None
-        if not 0 <= rate < float("inf") or second <= last:
-            raise _LineError(f"line {number}: rates are not negative, and seconds grow")
-        last = second
+        if not 0 <= rate < float("inf") or not abs(second) < float("inf"):
+            raise _LineError(f"line {number}: a rate is a number that is not negative, a second a number")
         yield second, rate
 
 
 def _checked(at: float, prompt: int, output: int, prefix: tuple[tuple[int, int], ...] = ()) -> Recorded:
-    if at < 0 or prompt < 0 or output < 0:
-        raise ValueError("a time or a length is negative, or requests are out of order")
+    if not abs(at) < float("inf") or prompt < 0 or output < 0:
+        raise ValueError("a time is no number, or a length is negative")
     # A recording counts what was generated: nothing is a request that failed there, and one token is the least to ask for.
     return Recorded(at, max(prompt, 1), max(output, 1), prefix)
 

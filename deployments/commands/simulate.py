@@ -1,0 +1,171 @@
+"""``bireme simulate`` and ``bireme plan``: what recorded load costs under the scaling policy, without a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from cluster.errors import BiremeError
+from cluster.terminal.app import app, console, errors, show_error
+from deployments.simulator.result import Result
+from deployments.simulator.setup import SimulatorSettings
+from deployments.simulator.study import Progress, Study
+
+_Trace = Annotated[Path, typer.Argument(help="Recorded load: Azure's CSV, Mooncake's JSON lines or ServeGen's rates.")]
+_Config = Annotated[Path | None, typer.Option(help="JSON with settings of the simulator; docs/simulate.md has them.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def simulate(
+    trace: _Trace,
+    config: _Config = None,
+    as_json: _Json = False,
+    engines_mean: Annotated[
+        float, typer.Option(min=0, help="Scale the load so that the oracle's mean is this; 0 leaves it as it is.")
+    ] = 12.0,
+    compare: Annotated[bool, typer.Option("--compare", help="Other rules and a schedule of the future, too.")] = False,
+) -> None:
+    """Run the scaling policy on recorded load under a virtual clock: attainment, engine-hours, and the oracle's."""
+    with _one_line_errors():
+        settings = _settings(config)
+        study = Study(trace, settings, engines_mean)
+        results: dict[str, Result | None] = {}
+        with _bar(as_json) as told:
+            results["this policy"] = ours = study.run(progress=told("this policy"))
+            if compare:
+                for name, scaler in study.others().items():
+                    results[name] = study.run(scaler, told(name))
+                results["schedule of the future"] = study.upper_bound(told("schedule of the future"))
+    if as_json:
+        found = study.report(ours)
+        if compare:
+            found["compared"] = {
+                name: {"attainment": r.attainment, "engine_hours": r.engine_hours} for name, r in results.items() if r
+            }
+        console.print(json.dumps(found), highlight=False, markup=False, soft_wrap=True)
+        return
+    console.print(
+        f"{ours.requests:,.0f} requests in {study.load.duration_s / 3600:.2f} h, load × {study.factor:.4g}; objectives: "
+        f"TTFT {settings.policy.slo_ttft_s:g} s, TPOT {settings.policy.slo_tpot_ms:g} ms",
+        highlight=False,
+        markup=False,
+    )
+    console.print(_table(study, results))
+
+
+@app.command()
+def plan(
+    trace: _Trace,
+    slo: Annotated[list[str] | None, typer.Option(help="ttft_s=2, tpot_ms=100 or share=0.99; can be repeated.")] = None,
+    price: Annotated[float, typer.Option(min=0, help="Of an engine for an hour.")] = 0.0,
+    config: _Config = None,
+    as_json: _Json = False,
+) -> None:
+    """How many engines recorded load needs as it is, and what they cost: a fixed fleet, the policy, the oracle."""
+    with _one_line_errors():
+        settings = _with_slo(_settings(config), slo or [])
+        study = Study(trace, settings, None)
+        with _bar(as_json) as told:
+            ours = study.run(progress=told("this policy"))
+    hours = max(study.load.duration_s / 3600, 1e-9)
+    rows = {
+        "fixed at the peak": float(ours.peak_engines) * hours,
+        "this policy": ours.engine_hours,
+        "oracle, at least": study.bound.engine_hours,
+    }
+    if as_json:
+        found = {"peak_engines": ours.peak_engines, "attainment": ours.attainment, "engine_hours": rows}
+        found["cost"] = {name: value * price for name, value in rows.items()}
+        console.print(json.dumps(found), highlight=False, markup=False, soft_wrap=True)
+        return
+    table = Table("", "engine-hours", "mean engines", "cost")
+    for name, value in rows.items():
+        table.add_row(name, f"{value:.2f}", f"{value / hours:.2f}", f"{value * price:.2f}" if price else "–")
+    console.print(table)
+    console.print(
+        f"peak {ours.peak_engines} engines; {ours.attainment:.2%} within the objectives", highlight=False, markup=False
+    )
+
+
+def _table(study: Study, results: dict[str, Result | None]) -> Table:
+    table = Table("", "attainment", "TTFT p50 / p95 s", "TPOT p95 ms", "engine-hours", "over oracle", "peak")
+    for name, result in results.items():
+        if result is None:
+            table.add_row(name, *["–"] * 6)
+            continue
+        table.add_row(
+            name,
+            f"{result.attainment:.2%}",
+            f"{result.ttft_s.get('p50', 0):.2f} / {result.ttft_s.get('p95', 0):.2f}",
+            f"{result.tpot_ms.get('p95', 0):.0f}",
+            f"{result.engine_hours:.2f}",
+            f"{result.engine_hours / max(study.bound.engine_hours, 1e-9):.3f}",
+            str(result.peak_engines),
+        )
+    table.add_row("oracle, at least", "–", "–", "–", f"{study.bound.engine_hours:.2f}", "1.000", "–")
+    return table
+
+
+def _settings(file: Path | None) -> SimulatorSettings:
+    if file is None:
+        return SimulatorSettings()
+    try:
+        given = msgspec.json.decode(file.read_bytes())
+        if not isinstance(given, dict):
+            raise BiremeError(f"{file}: want an object of settings", "--config")
+        default = msgspec.to_builtins(SimulatorSettings())
+        unknown = sorted(given.keys() - default.keys())
+        if unknown:
+            raise BiremeError(f"{file}: {unknown[0]} is no setting; allowed: {', '.join(default)}", "--config")
+        policy = {**default["policy"], **given.pop("policy", {})}
+        return msgspec.convert({**default, **given, "policy": policy}, SimulatorSettings)
+    except OSError as error:
+        raise BiremeError(f"{file}: {error.strerror}", "--config") from None
+    except (msgspec.MsgspecError, TypeError) as error:
+        raise BiremeError(f"{file}: {error}", "--config") from None
+
+
+def _with_slo(settings: SimulatorSettings, given: list[str]) -> SimulatorSettings:
+    changes: dict[str, Any] = {}
+    for part in " ".join(given).replace(",", " ").split():
+        name, _, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if name not in ("ttft_s", "tpot_ms", "share") or number <= 0 or (name == "share" and number >= 1):
+            raise BiremeError(f"--slo: got {part!r}, allowed: ttft_s=, tpot_ms= and share= with a number", "--slo")
+        changes[f"slo_{name}"] = number
+    return replace(settings, policy=replace(settings.policy, **changes))
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except BiremeError as error:
+        show_error(error)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _bar(is_quiet: bool) -> Iterator[Any]:
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn()
+    with Bar(*columns, console=errors, disable=is_quiet and not errors.is_terminal, transient=True) as bar:
+
+        def told(name: str) -> Progress:
+            task = bar.add_task(name, total=1.0)
+            return lambda share: bar.update(task, completed=share)
+
+        yield told

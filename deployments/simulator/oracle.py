@@ -1,0 +1,97 @@
+"""What a scaler that knows the future would pay at least: a fluid relaxation with start times.
+
+Work flows: a request's prompt is due within the objective for the first token, its answer at the pace of the other one. An engine
+does as much of it as with the longest steps that the objective allows. Engines are not whole, a request may be split, and nothing
+is lost at random: no real fleet pays less. Starting one engine costs what it is paid for until it serves, so a valley is slept
+through only if it is longer than that.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cluster.scaling.capacity import request_work_s, useful_share
+from deployments.simulator.arrivals import Array, Arrivals
+from deployments.simulator.setup import SimulatorSettings
+
+_BIN_S = 10.0
+
+
+class Bound(NamedTuple):
+    """Engine-hours, the mean of engines, and the engines wanted in each bin of ``bin_s`` seconds."""
+
+    engine_hours: float
+    mean_engines: float
+    demand: Array
+    bin_s: float
+
+
+def demand_of(load: Arrivals, settings: SimulatorSettings, bin_s: float = _BIN_S) -> Array:
+    """Engines wanted in each bin."""
+    costs, policy, shape = settings.costs, settings.policy, load.shape
+    tpot_s = policy.slo_tpot_ms / 1e3
+    rows = min(settings.max_num_seqs, settings.kv_tokens / shape.context_tokens)
+    share = useful_share(costs, shape, tpot_s, rows)
+    bins = max(1, int(np.ceil(load.duration_s / bin_s)))
+    if load.rates is not None:
+        ends = np.append(load.at, load.duration_s)
+        edges = np.arange(bins + 1) * bin_s
+        total = np.concatenate([[0.0], np.cumsum(load.rates * np.diff(ends))])
+        return np.diff(np.interp(edges, ends, total)) / bin_s * request_work_s(costs, shape) / share
+    context = load.prompt + load.output / 2
+    decode = load.output * (costs.decode_row + costs.context_token * context)
+    lasts = np.maximum(load.output * tpot_s, 1e-3)
+    # The longest answers end after the last arrival; their work counts where it is done.
+    bins = max(1, int(np.ceil((load.at + lasts).max() / bin_s)) + 1)
+    work = np.bincount((load.at // bin_s).astype(int), load.prompt * costs.prefill_token, bins).astype(float)
+    # Spread evenly from arrival to end: cumulated, each answer is a ramp.
+    edges = np.arange(bins + 1) * bin_s
+    order_a, order_e = np.sort(load.at), load.at + lasts
+    rate = decode / lasts
+    by_begin = np.argsort(load.at, kind="stable")
+    by_end = np.argsort(order_e, kind="stable")
+
+    def ramp(times: Array, slopes: Array) -> Array:
+        slope = np.concatenate([[0.0], np.cumsum(slopes)])
+        moment = np.concatenate([[0.0], np.cumsum(slopes * times)])
+        count = np.searchsorted(times, edges, side="right")
+        return edges * slope[count] - moment[count]
+
+    done = ramp(order_a, rate[by_begin]) - ramp(order_e[by_end], rate[by_end])
+    return (work + np.diff(done)) / bin_s / share
+
+
+def lower_bound(load: Arrivals, settings: SimulatorSettings, min_engines: float | None = None) -> Bound:
+    """The fewest engine-hours."""
+    least = settings.policy.min_replicas if min_engines is None else min_engines
+    demand = demand_of(load, settings)
+    held = np.maximum(demand, least)
+    start_s = settings.mean_start_s
+    paid = held.sum() * _BIN_S + start_s * _starts(_calm(held))
+    return Bound(paid / 3600, paid / (len(held) * _BIN_S), demand, _BIN_S)
+
+
+def _calm(demand: Array) -> Array:
+    """The path that changes least within one engine above the demand: less than one engine is no reason to start one."""
+    path = np.empty_like(demand)
+    level = demand[0]
+    for i, wanted in enumerate(demand.tolist()):
+        level = min(max(level, wanted), wanted + 1.0)
+        path[i] = level
+    return path
+
+
+def _starts(path: Array) -> float:
+    """Engines that start, without those for a valley of a single bin, which costs less asleep than a start."""
+    if len(path) > 2:
+        path = path.copy()
+        path[1:-1] = np.maximum(path[1:-1], np.minimum(path[:-2], path[2:]))
+    return float(np.maximum(np.diff(path), 0).sum())
+
+
+def factor_for(load: Arrivals, settings: SimulatorSettings, engines: float) -> float:
+    """By which the load is scaled so that the bound's mean is ``engines``."""
+    mean = lower_bound(load, settings, 0.0).mean_engines
+    return engines / mean if mean > 0 else 1.0

@@ -1,0 +1,45 @@
+"""What a simulation found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deployments.simulator.arrivals import Array
+
+
+@dataclass
+class Result:
+    """Of one policy on one recording.
+
+    Attributes:
+        requests: simulated, expected ones for rates.
+        attainment: share of the requests within both objectives.
+        ttft_attainment, tpot_attainment: within each.
+        engine_hours: paid, starts and drains included.
+        ttft_s, tpot_ms: percentiles by name (p50, p95, p99).
+        engines: (second, engines paid for) where that changes, or in windows.
+    """
+
+    requests: float
+    attainment: float
+    ttft_attainment: float
+    tpot_attainment: float
+    engine_hours: float
+    peak_engines: int
+    num_starts: int
+    ttft_s: dict[str, float] = field(default_factory=dict)
+    tpot_ms: dict[str, float] = field(default_factory=dict)
+    engines: list[tuple[float, int]] = field(default_factory=list)
+
+
+def percentiles(values: Array, weights: Array | None = None) -> dict[str, float]:
+    """p50, p95 and p99 of values that count ``weights`` times."""
+    if not len(values):
+        return {}
+    order = np.argsort(values)
+    share = np.cumsum(np.ones(len(values)) if weights is None else weights[order])
+    picks = np.searchsorted(share, np.array([0.5, 0.95, 0.99]) * share[-1])
+    found = values[order][np.minimum(picks, len(values) - 1)]
+    return {name: round(float(value), 6) for name, value in zip(("p50", "p95", "p99"), found)}

@@ -1,0 +1,116 @@
+"""A recording from file to figures: scaled, bounded by the oracle, run under a policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.scaling.capacity import requests_per_s
+from cluster.scaling.traces import read_trace
+from deployments.simulator.arrivals import Arrivals, arrivals_of, scaled
+from deployments.simulator.compare import QueueTarget, RegressionGuard, Schedule, ServeDefault
+from deployments.simulator.oracle import Bound, factor_for, lower_bound
+from deployments.simulator.rates_fleet import simulate_rates
+from deployments.simulator.requests_fleet import simulate_requests
+from deployments.simulator.result import Result
+from deployments.simulator.scaler import PolicyScaler, Scaler
+from deployments.simulator.setup import SimulatorSettings
+
+Progress = Callable[[float], None]
+# A shorter recording says nothing of a rate that could be scaled.
+_LEAST_S = 60.0
+_LEAST_REQUESTS = 100
+_SPARE = 1.1
+_FIRST_S = 120.0
+
+
+class Study:
+    """One recording on one kind of fleet.
+
+    Attributes:
+        factor: by which the load was scaled.
+        load: after that.
+        bound: the oracle's.
+
+    Args:
+        engines_mean: the oracle's mean engines to scale the load for; None leaves the load as it is.
+
+    Raises:
+        BiremeError: the recording cannot be read.
+    """
+
+    def __init__(self, trace: Path, settings: SimulatorSettings, engines_mean: float | None) -> None:
+        self.settings = settings
+        recorded = arrivals_of(read_trace(trace), settings)
+        is_long = recorded.duration_s >= _LEAST_S and recorded.count >= _LEAST_REQUESTS
+        self.factor = factor_for(recorded, settings, engines_mean) if engines_mean and is_long else 1.0
+        self.load: Arrivals = scaled(recorded, self.factor, settings)
+        self.bound: Bound = lower_bound(self.load, settings)
+        policy = settings.policy
+        initial = math.ceil(self._first_demand() * _SPARE)
+        self.initial = min(max(initial, policy.min_replicas, 0), policy.max_replicas)
+
+    def _first_demand(self) -> float:
+        """Engines of the service that was running when the recording began: for the arrivals of its first two minutes."""
+        load, settings = self.load, self.settings
+        if load.rates is not None:
+            first = float(load.rates[0])
+        else:
+            seconds = min(max(load.duration_s, 1.0), _FIRST_S)
+            first = float(np.count_nonzero(load.at < seconds)) / seconds
+        shape, tpot_s = load.shape, settings.policy.slo_tpot_ms / 1e3
+        rows = min(settings.max_num_seqs, settings.kv_tokens / shape.context_tokens)
+        return first / requests_per_s(settings.costs, shape, tpot_s, rows)
+
+    def run(self, scaler: Scaler | None = None, progress: Progress = lambda share: None) -> Result:
+        """Of ``scaler``, by default the policy."""
+        simulate = simulate_requests if self.load.rates is None else simulate_rates
+        return simulate(self.load, self.settings, scaler or PolicyScaler(self.settings), self.initial, progress)
+
+    def others(self) -> dict[str, Scaler]:
+        """What the policy is compared with, by name. Queue targets are the requests that an engine holds at its objective."""
+        shape, settings = self.load.shape, self.settings
+        tpot_s = settings.policy.slo_tpot_ms / 1e3
+        served = requests_per_s(settings.costs, shape, tpot_s)
+        ongoing = min(settings.max_num_seqs, max(1.0, served * shape.output_tokens * tpot_s))
+        return {
+            "Serve's default": ServeDefault(settings, 0.8 * ongoing),
+            "target queue": QueueTarget(settings, 0.8 * ongoing),
+            "regression, 80 % guard": RegressionGuard(settings, shape),
+        }
+
+    def upper_bound(self, progress: Progress = lambda share: None) -> Result | None:
+        """The cheapest of some schedules of the future that reaches the share; None if none does."""
+        for spare in (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0):
+            result = self.run(Schedule(self._schedule(spare), self.bound.bin_s), progress)
+            if result.attainment >= self.settings.policy.slo_share:
+                return result
+        return None
+
+    def _schedule(self, spare: float) -> list[int]:
+        wanted = np.ceil(self.bound.demand * spare)
+        ahead = max(1, math.ceil((max(self.settings.start_times_s) + 2.0) / self.bound.bin_s))
+        held = np.array([wanted[max(0, i - 1) : i + ahead + 1].max() for i in range(len(wanted))])
+        policy = self.settings.policy
+        return np.clip(held, policy.min_replicas, policy.max_replicas).astype(int).tolist()
+
+    def report(self, result: Result) -> dict[str, Any]:
+        """One object for ``--json``; times in seconds unless their names say otherwise."""
+        found = asdict(result)
+        del found["engines"]
+        return {
+            **found,
+            "oracle_engine_hours": self.bound.engine_hours,
+            "oracle_mean_engines": self.bound.mean_engines,
+            "over_oracle": result.engine_hours / self.bound.engine_hours if self.bound.engine_hours else None,
+            "load_factor": self.factor,
+            "duration_s": self.load.duration_s,
+            "fidelity": "fluid",
+            "slo_ttft_s": self.settings.policy.slo_ttft_s,
+            "slo_tpot_ms": self.settings.policy.slo_tpot_ms,
+        }
