@@ -88,7 +88,9 @@ class PolicyState:
         at: when it was made; 0 before the first decision.
         target: what was decided.
         arrivals_per_s: level of the arrivals; None before any were seen.
-        prompt_tokens, output_tokens: of a request on average, without what the prefix cache had; None before any were seen.
+        since: when the decisions without a long pause began.
+        num_arrived, prompt_tokens, num_ended, output_tokens: requests of late and their tokens, older ones ever less; prompts
+            without what the prefix cache had.
         context_tokens: of a row that decodes, on average.
         head_room: share of the demand that is kept in reserve; learned from the objectives that were missed.
         num_met, num_missed: answers of all ingresses when it was looked last.
@@ -100,8 +102,11 @@ class PolicyState:
     at: float = 0.0
     target: int = 0
     arrivals_per_s: float | None = None
-    prompt_tokens: float | None = None
-    output_tokens: float | None = None
+    since: float = 0.0
+    num_arrived: float = 0.0
+    prompt_tokens: float = 0.0
+    num_ended: float = 0.0
+    output_tokens: float = 0.0
     context_tokens: float | None = None
     head_room: float | None = None
     num_met: int = 0

@@ -37,6 +37,7 @@ _FALL_S = 10.0
 _SHAPE_S = 120.0
 # Until lengths are known, a request is this.
 _UNKNOWN = RequestShape(1000.0, 200.0, 1100.0)
+_UNKNOWN_WEIGHT = 3.0
 _DEMAND_STEP_S = 5.0
 # An engine that leaves too early costs its start again, and answers meanwhile.
 _HOLD_STARTS = 4.0
@@ -45,14 +46,18 @@ _HEAD_ROOM = 0.06
 _HEAD_ROOM_BOUNDS = (-0.05, 0.5)
 # While no answer misses an objective, so much head room is given up in an hour.
 _GIVE_UP_PER_S = 0.06 / 3600
+# It grows at most so many times as fast: a start from nothing is no reason to keep more for hours.
+_MOST_RISE = 40.0
 # Of the answers that may miss an objective, those that the head room aims at.
 _BUDGET_USED = 0.5
 
 
 class _Measured(NamedTuple):
     arrivals_per_s: float | None
-    prompt_tokens: float | None
-    output_tokens: float | None
+    num_arrived: float
+    prompt_tokens: float
+    num_ended: float
+    output_tokens: float
     context_tokens: float | None
     num_in_system: float
     rows_limit: float
@@ -102,8 +107,8 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     found = _measure(inputs, fresh, state, settings, elapsed, num_ready)
     costs = step_costs(found.capacity, settings.costs)
     shape = RequestShape(
-        _or(found.prompt_tokens, _UNKNOWN.prompt_tokens),
-        max(1.0, _or(found.output_tokens, _UNKNOWN.output_tokens)),
+        _mean(found.prompt_tokens, found.num_arrived, _UNKNOWN.prompt_tokens),
+        max(1.0, _mean(found.output_tokens, found.num_ended, _UNKNOWN.output_tokens)),
         _or(found.context_tokens, _UNKNOWN.context_tokens),
     )
     tpot_s = settings.slo_tpot_ms / 1e3
@@ -112,11 +117,13 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     head_room, num_met, num_missed = _head_room(inputs, state, settings, elapsed)
     demands = _remembered(state.demands, inputs.now, wanted, settings)
 
+    is_new = not state.at or not 0 <= inputs.now - state.at <= settings.max_state_age_s
+    since = inputs.now if is_new else state.since
     need = _whole(wanted * (1 + head_room))
     kept = _whole(max(demand for _, demand in demands) * (1 + head_room))
     if need > current:
         target, reason = need, f"up: the load needs {wanted:.2f} engines and {head_room:+.0%}"
-    elif kept < current:
+    elif kept < current and inputs.now - since >= _hold_s(settings):
         target, reason = kept, f"down: the largest demand of late fits {kept}, with {head_room:+.0%}"
     else:
         target, reason = current, "enough"
@@ -128,7 +135,10 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
         at=inputs.now,
         target=target,
         arrivals_per_s=found.arrivals_per_s,
+        since=since,
+        num_arrived=found.num_arrived,
         prompt_tokens=found.prompt_tokens,
+        num_ended=found.num_ended,
         output_tokens=found.output_tokens,
         context_tokens=found.context_tokens,
         head_room=head_room,
@@ -143,6 +153,10 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
+
+
+def _mean(total: float, count: float, unknown: float) -> float:
+    return (total + _UNKNOWN_WEIGHT * unknown) / (count + _UNKNOWN_WEIGHT)
 
 
 def _whole(engines: float) -> int:
@@ -182,7 +196,7 @@ def _head_room(
     allowed = max(1e-4, (1 - settings.slo_share) * _BUDGET_USED)
     share = more_missed / (more_met + more_missed)
     lowest, highest = _HEAD_ROOM_BOUNDS
-    after = before + _GIVE_UP_PER_S * settings.cost_weight * elapsed * (share / allowed - 1)
+    after = before + _GIVE_UP_PER_S * settings.cost_weight * elapsed * (min(share / allowed, _MOST_RISE) - 1)
     return min(max(after, lowest), highest), met, missed
 
 
@@ -247,11 +261,9 @@ def _measure(
         rate: float | None = sum(max(0.0, i.arrivals_per_s) for i in ingresses)
     else:
         rate = arrived / seconds * num_ready if seconds else None
-    weight = 1 - math.exp(-elapsed / _SHAPE_S)
-    prompt_mean, output_mean, context_mean = state.prompt_tokens, state.output_tokens, state.context_tokens
-    if ended >= 1:
-        prompt_mean = _towards(prompt_mean, prompt_tokens / max(arrived, 1.0), weight) if arrived else prompt_mean
-        output_mean = _towards(output_mean, generated / ended, weight)
+    kept = math.exp(-elapsed / _SHAPE_S)
+    weight = 1 - kept
+    context_mean = state.context_tokens
     num_running = sum(e.load.num_running for e in sampled)
     if num_running:
         context_mean = _towards(context_mean, sum(e.load.running_tokens for e in sampled) / num_running, weight)
@@ -261,8 +273,10 @@ def _measure(
         slots = min(slots, max(1.0, 0.95 * memory / context_mean))
     return _Measured(
         _level(state.arrivals_per_s, rate, elapsed),
-        prompt_mean,
-        output_mean,
+        state.num_arrived * kept + arrived,
+        state.prompt_tokens * kept + prompt_tokens,
+        state.num_ended * kept + ended,
+        state.output_tokens * kept + generated,
         context_mean,
         running + held,
         slots,

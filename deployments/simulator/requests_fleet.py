@@ -29,7 +29,7 @@ class _Engine:
 
     # fmt: off
     __slots__ = (
-        "arrived", "ended", "free_at", "full_until", "generated", "name", "prefill", "prompts", "queue", "rows", "steps", "tokens",
+        "arrived", "ended", "free_at", "full_until", "generated", "name", "prefill", "prompts", "queue", "rows", "steps", "tokens",  # noqa: E501
     )
     # fmt: on
 

@@ -18,8 +18,8 @@ class SimulatorSettings:
     Attributes:
         costs: what a step really takes; the policy begins with ``policy.costs``.
         max_num_seqs, max_num_batched_tokens, max_model_len, kv_tokens: of an engine. Longer requests are cut.
-        prefill_weight: a request goes to the engine with the fewest tokens, of which those of prompts to compute count so often: a
-            new engine must not get every prompt until it has as many tokens as the others. 1 is ``least_tokens``.
+        prefill_weight: a request goes to the engine with the fewest tokens, of which those of prompts to compute count so often:
+            a new engine must not get every prompt until it has as many tokens as the others. 1 is ``least_tokens``.
         start_times_s: from a decision to an engine that serves; one is drawn for each start.
         prompt_tokens, output_tokens: mean lengths for rates without requests.
         length_sigma: of the logarithm of those lengths.
