@@ -136,6 +136,16 @@ def useful_share(costs: StepCosts, shape: RequestShape, tpot_s: float, max_rows:
     return rows * row / (costs.step + rows * row) if row > 0 else 1.0
 
 
+def most_rows(shape: RequestShape, max_num_seqs: float, kv_tokens: float, max_num_batched_tokens: float) -> float:
+    """Rows that an engine holds on average by its slots, its memory, and the prompts that a step has room for; 0 is unknown."""
+    limits = [max_num_seqs] if max_num_seqs > 0 else []
+    if kv_tokens > 0:
+        limits.append(kv_tokens / max(shape.context_tokens, 1.0))
+    if max_num_batched_tokens > 0:
+        limits.append(max_num_batched_tokens / (1 + shape.prompt_tokens / max(shape.output_tokens, 1.0)))
+    return max(1.0, min(limits, default=math.inf))
+
+
 def requests_per_s(costs: StepCosts, shape: RequestShape, tpot_s: float, max_rows: float = math.inf) -> float:
     """That one engine serves with the longest steps that are allowed."""
     work = request_work_s(costs, shape)

@@ -27,7 +27,7 @@ class FleetInputs(NamedTuple):
         num_starting: engines that were started and do not serve yet.
         current_target: what Serve was told last; 0 also after a controller has restarted.
         kind: model and device, by which step times are learned.
-        max_num_seqs: slots of an engine; 0 if unknown.
+        max_num_seqs, max_num_batched_tokens: slots of an engine, and tokens of a step; 0 if unknown.
     """
 
     now: float
@@ -38,6 +38,7 @@ class FleetInputs(NamedTuple):
     current_target: int = 0
     kind: str = ""
     max_num_seqs: int = 0
+    max_num_batched_tokens: int = 0
 
 
 @dataclass(frozen=True)

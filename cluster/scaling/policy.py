@@ -18,6 +18,7 @@ from cluster.scaling.capacity import (
     RequestShape,
     StepCosts,
     learned,
+    most_rows,
     request_work_s,
     requests_per_s,
     step_costs,
@@ -34,11 +35,13 @@ _RATE_WINDOW_S = 10.0
 _CHANGE = 3.0
 _LEVEL_S = 45.0
 _FALL_S = 10.0
-_SHAPE_S = 120.0
+_SHAPE_S = 60.0
 # Until lengths are known, a request is this.
 _UNKNOWN = RequestShape(1000.0, 200.0, 1100.0)
 _UNKNOWN_WEIGHT = 3.0
 _DEMAND_STEP_S = 5.0
+_TREND_S = 60.0
+_MOST_GROWTH = 1.15
 # An engine that leaves too early costs its start again, and answers meanwhile.
 _HOLD_STARTS = 4.0
 _LEAST_HOLD_S = 60.0
@@ -60,7 +63,7 @@ class _Measured(NamedTuple):
     output_tokens: float
     context_tokens: float | None
     num_in_system: float
-    rows_limit: float
+    kv_tokens: int
     capacity: CapacityModel
     seen: dict[str, SeenEngine]
 
@@ -112,14 +115,15 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
         _or(found.context_tokens, _UNKNOWN.context_tokens),
     )
     tpot_s = settings.slo_tpot_ms / 1e3
-    wanted = _or(found.arrivals_per_s, 0.0) / requests_per_s(costs, shape, tpot_s, found.rows_limit)
-    wanted = max(wanted, _engines_for_those_here(costs, shape, found, tpot_s))
+    rows_limit = most_rows(shape, inputs.max_num_seqs, found.kv_tokens, inputs.max_num_batched_tokens)
+    wanted = _or(found.arrivals_per_s, 0.0) / requests_per_s(costs, shape, tpot_s, rows_limit)
+    wanted = max(wanted, _engines_for_those_here(costs, shape, found.num_in_system, tpot_s, rows_limit))
     head_room, num_met, num_missed = _head_room(inputs, state, settings, elapsed)
     demands = _remembered(state.demands, inputs.now, wanted, settings)
 
     is_new = not state.at or not 0 <= inputs.now - state.at <= settings.max_state_age_s
     since = inputs.now if is_new else state.since
-    need = _whole(wanted * (1 + head_room))
+    need = _whole(max(wanted, _forecast(demands, inputs.now, settings)) * (1 + head_room))
     kept = _whole(max(demand for _, demand in demands) * (1 + head_room))
     if need > current:
         target, reason = need, f"up: the load needs {wanted:.2f} engines and {head_room:+.0%}"
@@ -180,6 +184,20 @@ def _remembered(
     return (*kept, (now, wanted))
 
 
+def _forecast(demands: tuple[tuple[float, float], ...], now: float, settings: PolicySettings) -> float:
+    """The demand when an engine that is started now serves, on the line through the last minute's."""
+    points = [(at - now, demand) for at, demand in demands if at > now - _TREND_S]
+    if len(points) < 6:
+        return 0.0
+    points[-1] = (0.0, points[-1][1])
+    mean_at = sum(at for at, _ in points) / len(points)
+    mean = sum(demand for _, demand in points) / len(points)
+    spread = sum((at - mean_at) ** 2 for at, _ in points) or 1.0
+    slope = sum((at - mean_at) * (demand - mean) for at, demand in points) / spread
+    # A line is a guess: it may ask for a little more than is wanted now, not for twice as much.
+    return min(mean + slope * (settings.start_s - mean_at), _MOST_GROWTH * points[-1][1])
+
+
 def _head_room(
     inputs: FleetInputs, state: PolicyState, settings: PolicySettings, elapsed: float
 ) -> tuple[float, int, int]:
@@ -200,12 +218,14 @@ def _head_room(
     return min(max(after, lowest), highest), met, missed
 
 
-def _engines_for_those_here(costs: StepCosts, shape: RequestShape, found: _Measured, tpot_s: float) -> float:
+def _engines_for_those_here(
+    costs: StepCosts, shape: RequestShape, num_in_system: float, tpot_s: float, rows_limit: float
+) -> float:
     """So many that what runs and waits now, spread evenly, decodes within the objective."""
-    share = useful_share(costs, shape, tpot_s, found.rows_limit)
+    share = useful_share(costs, shape, tpot_s, rows_limit)
     row = request_work_s(costs, shape) / shape.output_tokens
     rows = costs.step * share / (1 - share) / row if row > 0 and share < 1 else math.inf
-    return found.num_in_system / rows
+    return num_in_system / rows
 
 
 def _measure(
@@ -267,10 +287,7 @@ def _measure(
     num_running = sum(e.load.num_running for e in sampled)
     if num_running:
         context_mean = _towards(context_mean, sum(e.load.running_tokens for e in sampled) / num_running, weight)
-    slots = inputs.max_num_seqs or math.inf
     memory = max((e.load.kv_tokens for e in sampled), default=0)
-    if memory and context_mean:
-        slots = min(slots, max(1.0, 0.95 * memory / context_mean))
     return _Measured(
         _level(state.arrivals_per_s, rate, elapsed),
         state.num_arrived * kept + arrived,
@@ -279,7 +296,7 @@ def _measure(
         state.output_tokens * kept + generated,
         context_mean,
         running + held,
-        slots,
+        memory,
         capacity,
         seen,
     )

@@ -79,7 +79,7 @@ class RegressionGuard:
         self._last = view.now
         policy = self._settings.policy
         limit = policy.slo_tpot_ms / 1e3
-        served = requests_per_s(self._settings.costs, self._shape, limit)
+        served = requests_per_s(self._settings.costs, self._shape, limit, self._settings.rows_limit(self._shape))
         floor = math.ceil(sum(r for _, r in self._rates) / len(self._rates) / served)
         target = view.target
         if self._tpot_s(view.arrivals_per_s, target) > limit:

@@ -32,7 +32,7 @@ def demand_of(load: Arrivals, settings: SimulatorSettings, bin_s: float = _BIN_S
     """Engines wanted in each bin."""
     costs, policy, shape = settings.costs, settings.policy, load.shape
     tpot_s = policy.slo_tpot_ms / 1e3
-    rows = min(settings.max_num_seqs, settings.kv_tokens / shape.context_tokens)
+    rows = settings.rows_limit(shape)
     share = useful_share(costs, shape, tpot_s, rows)
     bins = max(1, int(np.ceil(load.duration_s / bin_s)))
     if load.rates is not None:

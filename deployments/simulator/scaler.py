@@ -50,7 +50,7 @@ class PolicyScaler:
     def __init__(self, settings: SimulatorSettings) -> None:
         self.settings = settings.policy
         self.state = PolicyState()
-        self._slots = settings.max_num_seqs
+        self._slots, self._step_tokens = settings.max_num_seqs, settings.max_num_batched_tokens
 
     def target(self, view: View) -> int:
         at = view.now + 1e6  # a moment since 1970; 0 would mean never
@@ -68,7 +68,15 @@ class PolicyScaler:
         )
         decision = decide(
             FleetInputs(
-                at, engines, (ingress,), view.num_ready, view.num_starting, view.target, "simulated", self._slots
+                at,
+                engines,
+                (ingress,),
+                view.num_ready,
+                view.num_starting,
+                view.target,
+                "simulated",
+                self._slots,
+                self._step_tokens,
             ),
             self.state,
             self.settings,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.scaling.capacity import PRIOR_COSTS, StepCosts
+from cluster.scaling.capacity import PRIOR_COSTS, RequestShape, StepCosts, most_rows
 from cluster.scaling.fleet import PolicySettings
 
 # So many engines that the bound is none.
@@ -31,7 +31,7 @@ class SimulatorSettings:
 
     costs: StepCosts = PRIOR_COSTS
     max_num_seqs: int = 128
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = 1024
     max_model_len: int = 16384
     kv_tokens: int = 200_000
     prefill_weight: float = 10.0
@@ -40,9 +40,13 @@ class SimulatorSettings:
     output_tokens: float = 250.0
     length_sigma: float = 0.8
     mooncake_divisor: int = 16
-    spread_s: float = 15.0
+    spread_s: float = 30.0
     seed: int = 0
     policy: PolicySettings = _UNBOUNDED
+
+    def rows_limit(self, shape: RequestShape) -> float:
+        """Rows that an engine holds on average."""
+        return most_rows(shape, self.max_num_seqs, self.kv_tokens, self.max_num_batched_tokens)
 
     @property
     def mean_start_s(self) -> float:

@@ -64,8 +64,7 @@ class Study:
             seconds = min(max(load.duration_s, 1.0), _FIRST_S)
             first = float(np.count_nonzero(load.at < seconds)) / seconds
         shape, tpot_s = load.shape, settings.policy.slo_tpot_ms / 1e3
-        rows = min(settings.max_num_seqs, settings.kv_tokens / shape.context_tokens)
-        return first / requests_per_s(settings.costs, shape, tpot_s, rows)
+        return first / requests_per_s(settings.costs, shape, tpot_s, settings.rows_limit(shape))
 
     def run(self, scaler: Scaler | None = None, progress: Progress = lambda share: None) -> Result:
         """Of ``scaler``, by default the policy."""
@@ -76,8 +75,8 @@ class Study:
         """What the policy is compared with, by name. Queue targets are the requests that an engine holds at its objective."""
         shape, settings = self.load.shape, self.settings
         tpot_s = settings.policy.slo_tpot_ms / 1e3
-        served = requests_per_s(settings.costs, shape, tpot_s)
-        ongoing = min(settings.max_num_seqs, max(1.0, served * shape.output_tokens * tpot_s))
+        served = requests_per_s(settings.costs, shape, tpot_s, settings.rows_limit(shape))
+        ongoing = min(settings.rows_limit(shape), max(1.0, served * shape.output_tokens * tpot_s))
         return {
             "Serve's default": ServeDefault(settings, 0.8 * ongoing),
             "target queue": QueueTarget(settings, 0.8 * ongoing),
