@@ -95,6 +95,10 @@ def _pack_whole_panels(block_type: BlockType, blocks: np.ndarray, out: np.ndarra
     if block_type.bits == 5:
         high = ((codes >> 4) << np.arange(8, dtype=np.uint8)[:, None]).sum(axis=3, dtype=np.uint8)
         out[..., end:] = high.transpose(0, 2, 1, 3).reshape(panels, count, -1)
+    elif block_type.bits == 6:
+        halves = (codes >> 4).reshape(panels, PANEL_COLUMNS, count, 2, 4, 4)
+        high = (halves << np.arange(0, 8, 2, dtype=np.uint8)[:, None]).sum(axis=4, dtype=np.uint8)
+        out[..., end:] = high.transpose(0, 2, 3, 1, 4).reshape(panels, count, -1)
 
 
 def _nibbles(quants: np.ndarray) -> np.ndarray:
@@ -121,6 +125,14 @@ def _parts_of_large(block_type: BlockType, blocks: np.ndarray) -> tuple[list[np.
     def of_blocks(array: np.ndarray, size: int) -> np.ndarray:
         return array.reshape(*outer, 8 * count, size)
 
+    if not block_type.has_minimum:
+        scales = np.repeat(blocks[..., None, 208:210], 8, axis=-2)
+        factors = blocks[..., 192:208].reshape(*outer, 8 * count, 2)
+        codes = _nibbles(blocks[..., :128].reshape(*outer, count, 2, 64)).reshape(*outer, count, 8, 32)
+        places = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+        high = (blocks[..., 128:192].reshape(*outer, count, 2, 1, 32) >> places) & 3
+        codes = codes | (high.reshape(codes.shape) << 4)
+        return [of_blocks(scales, 2), factors[..., :1], factors[..., 1:]], of_blocks(codes, 32)
     minima = blocks[..., 2:4] ^ np.array([0, 0x80], np.uint8)
     head = [of_blocks(np.repeat(numbers[..., None, :], 8, axis=-2), 2) for numbers in (blocks[..., :2], minima)]
     first, second, third = (blocks[..., i : i + 4] for i in (4, 8, 12))

@@ -18,7 +18,8 @@ class BlockType:
         block_bytes: of a block in a file.
         bits: of a quant.
         has_minimum: 32 inputs have a minimum beside their scale.
-        block_inputs: of a block in a file; with more than 32 scale and minimum are one of the block times a whole number.
+        block_inputs: of a block in a file; with more than 32 scale and minimum are one of the block times a whole number;
+            without a minimum there are two scales, of 16 inputs each.
     """
 
     type_id: int
@@ -50,6 +51,7 @@ BLOCK_TYPES = {
     "Q8_0": BlockType(8, 34, 8, False),
     "Q4_K": BlockType(12, 144, 4, True, 256),
     "Q5_K": BlockType(13, 176, 5, True, 256),
+    "Q6_K": BlockType(14, 210, 6, False, 256),
 }
 
 

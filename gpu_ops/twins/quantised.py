@@ -12,15 +12,17 @@ _HEADER_BYTES = 128
 _TYPES = {
     2: (4, 8, False, False), 3: (4, 0, True, False), 6: (5, 16, False, False), 7: (5, 0, True, False),
     8: (8, 128, False, False), 12: (4, 0, True, True), 13: (5, 0, True, True),
+    14: (6, 32, False, True),
 }  # fmt: skip
 
 
 class Unpacked(NamedTuple):
-    """A packed weight: quants less their zero point int32 [N, B, 32], scales and minima float32 [N, B], which rows have minima,
-    and the factor on all."""
+    """A packed weight: quants less their zero point int32 [N, B, 32], scales of the first and last 16 inputs float32 [N, B, 2],
+    which rows have two of them, minima float32 [N, B], which rows have those, and the factor on all."""
 
     quants: np.ndarray
     scales: np.ndarray
+    has_halves: np.ndarray
     minima: np.ndarray
     has_minimum: np.ndarray
     factor: np.float32
@@ -31,7 +33,7 @@ def unpack(weight: np.ndarray) -> Unpacked:
     header = weight[:_HEADER_BYTES].view(np.int64)
     blocks, factor = int(header[1]) // _BLOCK, np.int64(header[3]).astype(np.int32).view(np.float32)
     at = _HEADER_BYTES
-    quants, scales, minima, with_minimum = [], [], [], []
+    quants, scales, with_halves, minima, with_minimum = [], [], [], [], []
     for type_id, rows in header[4 : 4 + 2 * int(header[2])].reshape(-1, 2).tolist():
         bits, zero, has_minimum, has_factors = _TYPES[type_id]
         head, panels = (128 if has_minimum else 64) + 64 * has_factors, -(-rows // _COLUMNS)
@@ -43,25 +45,32 @@ def unpack(weight: np.ndarray) -> Unpacked:
             halves = np.ascontiguousarray(records[..., first : first + 64]).view(np.float16)
             return halves.transpose(0, 2, 1).reshape(-1, blocks)[:rows].astype(np.float32)
 
-        def factors(first: int, records: np.ndarray = records, rows: int = rows) -> np.ndarray:
-            return records[..., first : first + 32].transpose(0, 2, 1).reshape(-1, blocks)[:rows].astype(np.float32)
+        def factors(first: int, dtype: type, records: np.ndarray = records, rows: int = rows) -> np.ndarray:
+            numbers: np.ndarray = np.ascontiguousarray(records[..., first : first + 32]).view(dtype)
+            return numbers.transpose(0, 2, 1).reshape(-1, blocks)[:rows].astype(np.float32)
 
         codes = records[..., head:].reshape(panels, blocks, bits, _COLUMNS, 4)
         if bits < 8:
-            fifths = codes[:, :, 4] if bits == 5 else np.zeros_like(codes[:, :, 0])
-            codes = np.stack([codes[:, :, :4] & 15, codes[:, :, :4] >> 4], axis=3).reshape(
-                panels, blocks, 8, _COLUMNS, 4
-            )
-            codes = codes | ((fifths[:, :, None] >> np.arange(8, dtype=np.uint8)[:, None, None] & 1) << 4)
+            groups, high = np.arange(8, dtype=np.uint8)[:, None, None], np.zeros_like(codes[:, :, :1])
+            if bits == 5:
+                high = codes[:, :, 4:5] >> groups & 1
+            elif bits == 6:
+                high = codes[:, :, 4:].repeat(4, axis=2) >> groups % 4 * 2 & 3
+            low = np.stack([codes[:, :, :4] & 15, codes[:, :, :4] >> 4], axis=3)
+            codes = low.reshape(panels, blocks, 8, _COLUMNS, 4) | (high << 4)
         codes = codes.reshape(panels, blocks, 8, _COLUMNS, 4).transpose(0, 3, 1, 2, 4)
         quants.append(codes.reshape(-1, blocks, _BLOCK)[:rows].astype(np.int32) - zero)
-        scales.append(columns(0) * factors(128) if has_factors else columns(0))
-        minima.append(columns(64) if has_minimum else np.zeros((rows, blocks), np.float32))
-        if has_factors:
-            minima[-1] *= factors(160)
+        both, smallest = [columns(0)] * 2, columns(64) if has_minimum else np.zeros((rows, blocks), np.float32)
+        if has_factors and has_minimum:
+            both, smallest = [columns(0) * factors(128, np.uint8)] * 2, smallest * factors(160, np.uint8)
+        elif has_factors:
+            both = [columns(0) * factors(at_, np.int8) for at_ in (64, 96)]
+        scales.append(np.stack(both, axis=-1))
+        with_halves.append(np.full(rows, has_factors and not has_minimum))
+        minima.append(smallest)
         with_minimum.append(np.full(rows, has_minimum))
-    joined = [np.concatenate(arrays) for arrays in (quants, scales, minima, with_minimum)]
-    return Unpacked(joined[0], joined[1], joined[2], joined[3], factor)
+    joined = [np.concatenate(arrays) for arrays in (quants, scales, with_halves, minima, with_minimum)]
+    return Unpacked(joined[0], joined[1], joined[2], joined[3], joined[4], factor)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -93,22 +102,24 @@ def quantise_rows(x: np.ndarray, factor: np.float32) -> tuple[np.ndarray, np.nda
 @np.errstate(over="ignore", invalid="ignore")
 def quantised_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """x W^T + bias: over ascending blocks one chain of fused multiply-adds an output."""
-    quants, scales, minima, has_minimum, factor = unpack(weight)
+    quants, scales, has_halves, minima, has_minimum, factor = unpack(weight)
     inputs, d, s = quantise_rows(x, factor)
     total = np.zeros((len(x), len(quants)), np.float32)
     if bias is not None:
         total += bias
     for block in range(quants.shape[1]):
-        dots = (inputs[:, block] @ quants[:, block].T).astype(np.float32)
-        total = fma(dots, scales[:, block] * d[:, block, None], total)
+        first, last = (inputs[:, block, half] @ quants[:, block, half].T for half in (slice(16), slice(16, 32)))
+        early, late = (scales[:, block, half] * d[:, block, None] for half in (0, 1))
+        total = np.where(has_halves, fma(first.astype(np.float32), early, total), total)
+        total = fma(np.where(has_halves, last, first + last).astype(np.float32), late, total)
         total = np.where(has_minimum, fma(minima[:, block], s[:, block, None], total), total)
     return total
 
 
 def quantised_embedding(weight: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Rows as float32; zeros where there is none."""
-    quants, scales, minima, has_minimum, factor = unpack(weight)
-    table = scales[..., None] * quants.astype(np.float32)
+    quants, scales, _, minima, has_minimum, factor = unpack(weight)
+    table = scales.repeat(16, axis=-1) * quants.astype(np.float32)
     table = np.where(has_minimum[:, None, None], table + minima[..., None], table).reshape(len(quants), -1) * factor
     known = (ids >= 0) & (ids < len(table))
     return np.where(known[:, None], table[np.where(known, ids, 0)], np.float32(0))

@@ -16,7 +16,8 @@ def random_rows(
     blocks = random.integers(0, 256, shape, np.uint8) if quant is None else np.full(shape, quant, np.uint8)
     head = 4 if block_type.has_minimum else 2
     numbers = random.standard_normal((*shape[:2], head // 2)).astype(np.float16)
-    blocks[..., :head] = numbers.view(np.uint8)
+    place = slice(208, 210) if kind == "Q6_K" else slice(head)
+    blocks[..., place] = numbers.view(np.uint8)
     return StoredRows(kind, blocks.reshape(rows, -1), factor)
 
 

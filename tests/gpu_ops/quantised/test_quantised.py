@@ -50,7 +50,7 @@ def linear_everywhere(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
 )
 @example([("Q4_1", 40), ("Q8_0", 33)], DEEP // 32, 9, True, 1.0, 0)
 @example([("Q4_0", 161)], DEEP // 32, 75, False, 1.0, 0)
-@example([("Q4_K", 70), ("Q5_K", 33)], DEEP // 256, 9, True, 1.0, 0)
+@example([("Q4_K", 70), ("Q6_K", 33)], DEEP // 256, 9, True, 1.0, 0)
 def test_linear_has_the_bits_of_its_twin_and_the_value_of_the_product(parts, blocks, rows, has_bias, factor, seed):
     random = np.random.default_rng(seed)
     width = width_of([kind for kind, _ in parts], blocks)
@@ -115,7 +115,7 @@ def test_inputs_at_the_ends_of_their_range(kind: str):
 @pytest.mark.parametrize("factor", [1.0, 0.3])
 def test_embedding_is_the_stored_table(factor: float):
     random = np.random.default_rng(0)
-    counts = zip(KINDS, (33, 5, 65, 1, 32, 40, 20), strict=True)
+    counts = zip(KINDS, (33, 5, 65, 1, 32, 40, 20, 37), strict=True)
     matrices = [random_rows(random, kind, count, 512, factor) for kind, count in counts]
     for some in (matrices[:4], matrices[4:]):  # a weight has up to six parts
         check_embedding(some)

@@ -30,6 +30,19 @@ inline __attribute__((always_inline)) __m256i fifth_bits(__m256i words) {
   return _mm256_and_si256(moved, _mm256_set1_epi8(16));
 }
 
+// The fifth and sixth bits of group g.
+template <int G>
+inline __attribute__((always_inline)) __m256i two_bits(__m256i words) {
+  constexpr int place = G % 4;
+  const __m256i moved = place < 2 ? _mm256_slli_epi32(words, place < 2 ? 4 - 2 * place : 0)
+                                  : _mm256_srli_epi32(words, place < 2 ? 0 : 2 * place - 4);
+  return _mm256_and_si256(moved, _mm256_set1_epi8(48));
+}
+
+inline __attribute__((always_inline)) __m256 load_signed_bytes(const uint8_t* from) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
+
 // Of two groups, added to `sum` where it is not the first.
 template <class F, int R, int G, bool First>
 inline __attribute__((always_inline)) void two_groups(const uint8_t* quants, __m256i fifths, const int32_t* x, __m256i* sum) {
@@ -41,12 +54,35 @@ inline __attribute__((always_inline)) void two_groups(const uint8_t* quants, __m
     first = _mm256_or_si256(first, fifth_bits<G>(fifths));
     second = _mm256_or_si256(second, fifth_bits<G + 1>(fifths));
   }
+  if (F::kBits == 6) {
+    first = _mm256_or_si256(first, two_bits<G>(fifths));
+    second = _mm256_or_si256(second, two_bits<G + 1>(fifths));
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     const __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(first, _mm256_set1_epi32(x[G * R + r])),
                                               _mm256_maddubs_epi16(second, _mm256_set1_epi32(x[(G + 1) * R + r])));
     sum[r] = First ? products : _mm256_add_epi16(sum[r], products);
   }
+}
+
+// Products of 16 inputs, of half 0 or 1: those of 6-bit quants are at most 4 * 63 * 127 in 16 bits.
+template <class F, int R, int Half>
+inline __attribute__((always_inline)) void half_dots(const uint8_t* record, int quarter, const int32_t* x, __m256i* dot) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  const uint8_t* quants = record + quants_offset<F>() + 32 * quarter;
+  const __m256i highs = _mm256_loadu_si256(
+      reinterpret_cast<const __m256i*>(record + high_offset<F>() + Half * kGroupStride + 32 * quarter));
+  __m256i sum[R];
+  two_groups<F, R, 4 * Half, true>(quants, highs, x, sum);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const int32_t first = x[11 * R + r], all = Half == 0 ? first : x[10 * R + r] - first;
+    dot[r] = _mm256_sub_epi32(_mm256_madd_epi16(sum[r], ones), _mm256_set1_epi32(all << F::kZeroShift));
+  }
+  two_groups<F, R, 4 * Half + 2, true>(quants, highs, x, sum);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(sum[r], ones));
 }
 
 template <class F, int R>
@@ -105,9 +141,22 @@ void panel_tile(const PanelArgs& a) {
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
       __m256i dot[R];
-      quarter_dots<F, R>(record, q, x, dot);
       __m256 scale = load_halves(record + 16 * q);
-      if (F::kHasFactors) scale = _mm256_mul_ps(scale, load_bytes(record + factors_offset<F>() + 8 * q));
+      if constexpr (F::kHasHalves) {
+        const uint8_t* factors = record + factors_offset<F>() + 8 * q;
+        const __m256 early = _mm256_mul_ps(scale, load_signed_bytes(factors));
+        half_dots<F, R, 0>(record, q, x, dot);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const __m256 factor = _mm256_mul_ps(early, broadcast_float(x + 8 * R + r));
+          sum[r][q] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), factor, sum[r][q]);
+        }
+        half_dots<F, R, 1>(record, q, x, dot);
+        scale = _mm256_mul_ps(scale, load_signed_bytes(factors + 32));
+      } else {
+        quarter_dots<F, R>(record, q, x, dot);
+      }
+      if (F::kHasFactors && !F::kHasHalves) scale = _mm256_mul_ps(scale, load_bytes(record + factors_offset<F>() + 8 * q));
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const __m256 factor = _mm256_mul_ps(scale, broadcast_float(x + 8 * R + r));
@@ -132,7 +181,7 @@ constexpr PanelKernels kKernels{
     "avx2",
     kRows,
     {BIREME_TILES(Q4_0), BIREME_TILES(Q4_1), BIREME_TILES(Q5_0), BIREME_TILES(Q5_1), BIREME_TILES(Q8_0), BIREME_TILES(Q4_K),
-     BIREME_TILES(Q5_K)}};
+     BIREME_TILES(Q5_K), BIREME_TILES(Q6_K)}};
 
 }  // namespace
 

@@ -28,6 +28,19 @@ inline __attribute__((always_inline)) __m512i fifth_bits(__m512i words) {
   return _mm512_and_si512(moved, _mm512_set1_epi8(16));
 }
 
+// The fifth and sixth bits of group g.
+template <int G>
+inline __attribute__((always_inline)) __m512i two_bits(__m512i words) {
+  constexpr int place = G % 4;
+  const __m512i moved = place < 2 ? _mm512_slli_epi32(words, place < 2 ? 4 - 2 * place : 0)
+                                  : _mm512_srli_epi32(words, place < 2 ? 0 : 2 * place - 4);
+  return _mm512_and_si512(moved, _mm512_set1_epi8(48));
+}
+
+inline __attribute__((always_inline)) __m512 load_signed_bytes(const uint8_t* from) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+
 template <class F, int R, int G>
 inline __attribute__((always_inline)) void two_groups(const uint8_t* quants, __m512i fifths, const int32_t* x, __m512i* dot) {
   const __m512i low = _mm512_set1_epi8(15);
@@ -37,6 +50,10 @@ inline __attribute__((always_inline)) void two_groups(const uint8_t* quants, __m
   if (F::kBits == 5) {
     first = _mm512_or_si512(first, fifth_bits<G>(fifths));
     second = _mm512_or_si512(second, fifth_bits<G + 1>(fifths));
+  }
+  if (F::kBits == 6) {
+    first = _mm512_or_si512(first, two_bits<G>(fifths));
+    second = _mm512_or_si512(second, two_bits<G + 1>(fifths));
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], first, _mm512_set1_epi32(x[G * R + r]));
@@ -62,8 +79,10 @@ void panel_tile(const PanelArgs& a) {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         dot[r] = _mm512_setzero_si512();
-        if (F::kHasZero) dot[r] = _mm512_sub_epi32(dot[r], _mm512_set1_epi32(x[10 * R + r] << F::kZeroShift));
+        if (F::kHasZero) dot[r] = _mm512_sub_epi32(dot[r], _mm512_set1_epi32(x[(F::kHasHalves ? 11 : 10) * R + r] << F::kZeroShift));
       }
+      __m512 scale = load_halves(record + 32 * h), minimum = _mm512_setzero_ps();
+      const __m512 whole_scale = scale;
       if (F::kBits == 8) {
 #pragma GCC unroll 8
         for (int g = 0; g < 8; ++g) {
@@ -73,15 +92,26 @@ void panel_tile(const PanelArgs& a) {
         }
       } else {
         __m512i fifths = _mm512_setzero_si512();
-        if (F::kBits == 5) fifths = _mm512_loadu_si512(record + high_offset<F>() + 64 * h);
+        if (F::kBits > 4) fifths = _mm512_loadu_si512(record + high_offset<F>() + 64 * h);
         two_groups<F, R, 0>(quants + 64 * h, fifths, x, dot);
         two_groups<F, R, 2>(quants + 64 * h, fifths, x, dot);
+        if (F::kHasHalves) {
+          fifths = _mm512_loadu_si512(record + high_offset<F>() + kGroupStride + 64 * h);
+          scale = _mm512_mul_ps(whole_scale, load_signed_bytes(record + factors_offset<F>() + 16 * h));
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) {
+            const __m512 factor = _mm512_mul_ps(scale, broadcast_float(x + 8 * R + r));
+            sum[r][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r]), factor, sum[r][h]);
+            const int32_t quants_left = x[10 * R + r] - x[11 * R + r];
+            dot[r] = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_set1_epi32(quants_left << F::kZeroShift));
+          }
+          scale = _mm512_mul_ps(whole_scale, load_signed_bytes(record + factors_offset<F>() + 32 + 16 * h));
+        }
         two_groups<F, R, 4>(quants + 64 * h, fifths, x, dot);
         two_groups<F, R, 6>(quants + 64 * h, fifths, x, dot);
       }
-      __m512 scale = load_halves(record + 32 * h), minimum = _mm512_setzero_ps();
       if (F::kHasMinimum) minimum = load_halves(record + kScaleBytes + 32 * h);
-      if (F::kHasFactors) {
+      if (F::kHasFactors && !F::kHasHalves) {
         scale = _mm512_mul_ps(scale, load_bytes(record + factors_offset<F>() + 16 * h));
         minimum = _mm512_mul_ps(minimum, load_bytes(record + factors_offset<F>() + 32 + 16 * h));
       }
@@ -108,7 +138,7 @@ constexpr PanelKernels kKernels{
     "avx512",
     8,
     {BIREME_TILES(Q4_0), BIREME_TILES(Q4_1), BIREME_TILES(Q5_0), BIREME_TILES(Q5_1), BIREME_TILES(Q8_0), BIREME_TILES(Q4_K),
-     BIREME_TILES(Q5_K)}};
+     BIREME_TILES(Q5_K), BIREME_TILES(Q6_K)}};
 
 }  // namespace
 

@@ -9,17 +9,17 @@ namespace bireme {
 
 constexpr int64_t kBlockInputs = 32;
 constexpr int64_t kQuantisedColumns = 32;
-// Of one row and block: 8 words of quants, d, s and the sum of the quants.
-constexpr int64_t kInputWords = 11;
+// Of one row and block: 8 words of quants, d, s, the sum of the quants, and of the first 16 of them.
+constexpr int64_t kInputWords = 12;
 constexpr int kMaxPanelRows = 8;
 
 // ggml's numbers.
-enum class BlockType : int32_t { kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ4_K = 12, kQ5_K = 13 };
+enum class BlockType : int32_t { kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ4_K = 12, kQ5_K = 13, kQ6_K = 14 };
 
 struct PanelFormat {
   BlockType type;
   int32_t index;         // in the tables of kernels
-  int32_t bits;          // of a quant: 4, 5 or 8
+  int32_t bits;          // of a quant: 4, 5, 6 or 8
   int32_t zero_point;    // a power of two or 0
   int32_t has_minimum;
   int32_t has_factors;   // whole numbers on scale and minimum
@@ -27,7 +27,7 @@ struct PanelFormat {
   int32_t record_bytes;  // of a block of 32 columns
 };
 
-constexpr int kNumPanelFormats = 7;
+constexpr int kNumPanelFormats = 8;
 extern const PanelFormat kPanelFormats[kNumPanelFormats];
 
 struct PanelArgs {

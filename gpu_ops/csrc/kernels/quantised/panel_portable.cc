@@ -28,6 +28,14 @@ void unpack(const uint8_t* quants, int16_t* values) {
         }
       }
     }
+    if (F::kBits == 6) {
+      for (int g = 0; g < 8; ++g) {
+        const uint8_t* high = quants + (4 + g / 4) * kGroupStride;
+        for (int i = 0; i < kGroupStride; ++i) {
+          values[g * kGroupStride + i] = static_cast<int16_t>(values[g * kGroupStride + i] + (high[i] >> g % 4 * 2 & 3) * 16);
+        }
+      }
+    }
   } else {
     for (int i = 0; i < 8 * kGroupStride; ++i) values[i] = static_cast<int16_t>(quants[i] - zero);
   }
@@ -44,19 +52,22 @@ void panel_tile(const PanelArgs& a) {
   const uint8_t* record = a.panel;
   for (int64_t block = 0; block < a.blocks; ++block, x += kInputWords * R, record += record_bytes<F>()) {
     int16_t values[8 * kGroupStride];
-    float scale[columns], minimum[columns];
+    float scale[columns], late_scale[columns], minimum[columns];
     const uint8_t* factors = record + factors_offset<F>();
     for (int c = 0; c < columns; ++c) {
       scale[c] = half_to_float(record + 2 * c);
       if (F::kHasMinimum) minimum[c] = half_to_float(record + kScaleBytes + 2 * c);
-      if (F::kHasFactors) {
+      if (F::kHasHalves) {
+        late_scale[c] = scale[c] * static_cast<int8_t>(factors[32 + c]);
+        scale[c] *= static_cast<int8_t>(factors[c]);
+      } else if (F::kHasFactors) {
         scale[c] *= factors[c];
         minimum[c] *= factors[32 + c];
       }
     }
     unpack<F>(record + quants_offset<F>(), values);
     for (int r = 0; r < R; ++r) {
-      int32_t dot[columns] = {};
+      int32_t dot[columns] = {}, first_dot[columns] = {};
       for (int g = 0; g < 8; ++g) {
         int8_t q[4];
         std::memcpy(q, x + g * R + r, sizeof q);
@@ -64,12 +75,17 @@ void panel_tile(const PanelArgs& a) {
         for (int c = 0; c < columns; ++c) {
           for (int i = 0; i < 4; ++i) dot[c] += value[4 * c + i] * q[i];
         }
+        if (F::kHasHalves && g == 3) {
+          std::memcpy(first_dot, dot, sizeof dot);
+          std::memset(dot, 0, sizeof dot);
+        }
       }
       float d, s;
       std::memcpy(&d, x + 8 * R + r, sizeof d);
       std::memcpy(&s, x + 9 * R + r, sizeof s);
       for (int c = 0; c < columns; ++c) {
-        sum[r][c] = __builtin_fmaf(static_cast<float>(dot[c]), scale[c] * d, sum[r][c]);
+        if (F::kHasHalves) sum[r][c] = __builtin_fmaf(static_cast<float>(first_dot[c]), scale[c] * d, sum[r][c]);
+        sum[r][c] = __builtin_fmaf(static_cast<float>(dot[c]), (F::kHasHalves ? late_scale : scale)[c] * d, sum[r][c]);
         if (F::kHasMinimum) sum[r][c] = __builtin_fmaf(minimum[c], s, sum[r][c]);
       }
     }
@@ -84,7 +100,7 @@ constexpr PanelKernels kKernels{
     "portable",
     kRows,
     {BIREME_TILES(Q4_0), BIREME_TILES(Q4_1), BIREME_TILES(Q5_0), BIREME_TILES(Q5_1), BIREME_TILES(Q8_0), BIREME_TILES(Q4_K),
-     BIREME_TILES(Q5_K)}};
+     BIREME_TILES(Q5_K), BIREME_TILES(Q6_K)}};
 
 template <class F>
 constexpr PanelFormat format_of(BlockType type, int32_t index) {
@@ -97,7 +113,7 @@ constexpr PanelFormat format_of(BlockType type, int32_t index) {
 const PanelFormat kPanelFormats[kNumPanelFormats] = {
     format_of<Q4_0>(BlockType::kQ4_0, 0), format_of<Q4_1>(BlockType::kQ4_1, 1), format_of<Q5_0>(BlockType::kQ5_0, 2),
     format_of<Q5_1>(BlockType::kQ5_1, 3), format_of<Q8_0>(BlockType::kQ8_0, 4), format_of<Q4_K>(BlockType::kQ4_K, 5),
-    format_of<Q5_K>(BlockType::kQ5_K, 6),
+    format_of<Q5_K>(BlockType::kQ5_K, 6), format_of<Q6_K>(BlockType::kQ6_K, 7),
 };
 
 const PanelKernels* portable_panel_kernels() { return &kKernels; }

@@ -35,7 +35,7 @@ void quantise_block(const float* x, float factor, int32_t* words, int64_t stride
   std::memcpy(&amax, &most, sizeof amax);
   int8_t quants[kBlockInputs] = {};
   float d = 0.0f;
-  int32_t sum = 0;
+  int32_t sum = 0, first_sum = 0;
   if (most >= 0x7f800000) {
     d = std::numeric_limits<float>::quiet_NaN();
   } else if (amax >= 0x1p-100f) {
@@ -49,6 +49,7 @@ void quantise_block(const float* x, float factor, int32_t* words, int64_t stride
     }
     for (int i = 0; i < kBlockInputs; ++i) {
       sum += bits[i];
+      if (i < kBlockInputs / 2) first_sum += bits[i];
       quants[i] = static_cast<int8_t>(bits[i]);
     }
   }
@@ -57,6 +58,7 @@ void quantise_block(const float* x, float factor, int32_t* words, int64_t stride
   std::memcpy(words + 8 * stride, &d, sizeof d);
   std::memcpy(words + 9 * stride, &s, sizeof s);
   words[10 * stride] = sum;
+  words[11 * stride] = first_sum;
 }
 
 // x -> [row tile][block][kInputWords][rows of the tile].
@@ -161,16 +163,22 @@ void expand_row(const QuantisedPart& part, int64_t row, int64_t blocks, float fa
   for (int64_t b = 0; b < blocks; ++b, record += format.record_bytes, out += kBlockInputs) {
     float scale = half_to_float(record + 2 * column);
     float minimum = format.has_minimum ? half_to_float(record + 64 + 2 * column) : 0.0f;
-    if (format.has_factors) {
-      scale *= record[128 + column];
-      minimum *= record[160 + column];
+    float late_scale = scale;  // of the last 16 inputs
+    const uint8_t* factors = record + format.quants_offset - 64 + column;
+    if (format.has_factors && format.has_minimum) {
+      scale = late_scale *= factors[0];
+      minimum *= factors[32];
+    } else if (format.has_factors) {
+      scale *= static_cast<int8_t>(factors[0]);
+      late_scale *= static_cast<int8_t>(factors[32]);
     }
     const uint8_t* quants = record + format.quants_offset + 4 * column;
     for (int k = 0; k < kBlockInputs; ++k) {
       int quant = quants[(format.bits == 8 ? k / 4 : k / 8) * 128 + k % 4];
       if (format.bits != 8) quant = k % 8 < 4 ? quant & 15 : quant >> 4;
       if (format.bits == 5) quant += (quants[512 + k % 4] >> (k / 4) & 1) * 16;
-      const float value = scale * static_cast<float>(quant - format.zero_point);
+      if (format.bits == 6) quant += (quants[512 + k / 16 * 128 + k % 4] >> (k / 4 % 4 * 2) & 3) * 16;
+      const float value = (k < 16 ? scale : late_scale) * static_cast<float>(quant - format.zero_point);
       out[k] = (format.has_minimum ? value + minimum : value) * factor;
     }
   }

@@ -108,6 +108,9 @@ inline __m128i _mm_loadu_si128(const __m128i* from) {
 inline __m512i _mm512_cvtepu8_epi32(__m128i a) {
   return each_lane<__m512i>([&](int i) { return a.lane[i]; });
 }
+inline __m512i _mm512_cvtepi8_epi32(__m128i a) {
+  return each_lane<__m512i>([&](int i) { return static_cast<int8_t>(a.lane[i]); });
+}
 inline __m512i _mm512_or_si512(__m512i a, __m512i b) {
   return each_lane<__m512i>([&](int i) { return a.lane[i] | b.lane[i]; });
 }
