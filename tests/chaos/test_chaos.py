@@ -22,7 +22,7 @@ from tests.chaos.faults.kinds import (
 from tests.chaos.load.clients import Load
 from tests.chaos.load.openai_streams import OPENAI, OPENAI_WITH_IDS
 from tests.chaos.load.requests import NUM_REQUESTS, cut_at, has_stops, stop_string
-from tests.chaos.load.seen import Seen, SeenChoice, Twin
+from tests.chaos.load.seen import Seen, SeenCall, SeenChoice, Twin
 from tests.chaos.report import Report
 from tests.chaos.scenario import ingress_leaks, judge, recoveries, run_scenario
 from tests.chaos.served.application import Setup, application
@@ -99,9 +99,10 @@ def test_what_took_longer_than_it_should_is_told_apart_by_what_happened():
 
 
 def test_every_choice_is_judged_by_tokens_text_reason_and_log_probabilities():
-    whole = SeenChoice([5, 6, 7], "abc", "stop", "c", [-1.0, -2.0, -3.0])
+    call = SeenCall("note", '{"a": 1}', 1)
+    whole = SeenChoice([5, 6, 7], "abc", "stop", "c", [-1.0, -2.0, -3.0], "hm", {0: call})
     twin: Twin = ([SeenChoice([1], "x", "length"), whole], (3, 4))
-    began = SeenChoice([5, 6], "ab", logprobs=[-1.0, -2.0])
+    began = SeenChoice([5, 6], "ab", None, None, [-1.0, -2.0], "hm", {0: replace(call, arguments='{"a')})
     wrong = [
         replace(whole, token_ids=[5, 6, 8]),
         replace(whole, token_ids=[5, 6, 7, 7]),
@@ -109,15 +110,20 @@ def test_every_choice_is_judged_by_tokens_text_reason_and_log_probabilities():
         replace(whole, logprobs=[-1.0, -2.0, -3.5]),
         replace(whole, finish_reason="length"),
         replace(whole, stop_reason=None),
+        replace(whole, reasoning="hmm"),
+        replace(whole, calls={}),
+        replace(whole, calls={0: replace(call, name="notenote")}),
+        replace(whole, calls={0: call, 1: call}),
         began,
     ]
     load = Load("", 0, 0, 0)
     load.seen = [Seen(0, "resuming", [0.0], {0: twin[0][0], 1: choice}, (3, 4)) for choice in [*wrong, whole]]
-    load.seen += [Seen(0, "vanishing", [0.0], {1: choice}) for choice in (began, wrong[0])]
+    of_another_id = replace(began, calls={0: replace(call, num_ids=2)})
+    load.seen += [Seen(0, "vanishing", [0.0], {1: choice}) for choice in (began, wrong[0], of_another_id)]
     load.seen.append(Seen(0, "resuming", [0.0], {1: whole}, (3, 4)))
     report = Report([1])
     judge(report, load, {0: twin})
-    assert (len(report.changed), report.lost) == (len(wrong) + 2, [])
+    assert (len(report.changed), report.lost) == (len(wrong) + 3, [])
 
 
 def test_a_client_may_see_a_break_before_the_process_that_hit_itself_is_seen_dead():

@@ -16,7 +16,17 @@ from cluster.client.api_types import Answer
 from cluster.client.errors import ApiStatusError, BrokenStreamError, ClientError
 from cluster.errors import BiremeError
 from tests.chaos.load.openai_streams import OPENAI, OPENAI_ERRORS, OPENAI_WITH_IDS, is_break, openai_stream
-from tests.chaos.load.requests import NUM_REQUESTS, cut_at, has_stops, is_chat, num_choices, request_body, stop_string
+from tests.chaos.load.requests import (
+    NUM_REQUESTS,
+    calls_tools,
+    cut_at,
+    has_stops,
+    is_chat,
+    num_choices,
+    reasons,
+    request_body,
+    stop_string,
+)
 from tests.chaos.load.seen import Seen, Twin
 
 # The code of a request whose body the way to the ingress lost; nothing was begun.
@@ -72,6 +82,8 @@ class Load:
             await self.ask(client, seen, random.Random(0))
             assert seen.error is None, seen.error
             assert len(seen.choices) == num_choices(number)
+            assert all(bool(choice.calls) == calls_tools(number) for choice in seen.choices.values())
+            assert all(bool(choice.reasoning) == reasons(number) for choice in seen.choices.values())
             return seen
 
         found = {}

@@ -24,15 +24,51 @@ _RECORDS = {"type": "array", "items": _RECORD, "minItems": 200}
 # Structures that are longer than any answer, so that every cut lies within one, and one that ends early.
 _GRAMMARS: dict[int, dict[str, Any]] = {
     2: {"response_format": {"type": "json_schema", "json_schema": {"name": "one", "schema": _RECORD, "strict": True}}},
-    6: {"response_format": {"type": "json_schema", "json_schema": {"name": "all", "schema": _RECORDS, "strict": True}}},
     9: {"guided_regex": r"([A-Z][a-z]{1,9} [0-9]{1,4}, ){400}"},
     12: {"structured_outputs": {"json": _RECORDS}},
+}
+
+# What Hermes and Qwen write, and, where the prompt begins it, reasoning before; the default model's own template knows neither.
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ tools | tojson }}"
+)
+_CALLING = _TEMPLATE + "<|im_start|>assistant\n{# <tool_call> #}"
+_THINKING = _CALLING + "<think>{# </think> #}"
+
+
+def _tool(name: str, **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+# Calls of one function, longer than any answer, and several calls of either behind reasoning that is cut.
+_TOOLS: dict[int, dict[str, Any]] = {
+    6: {
+        "chat_template": _CALLING,
+        "tools": [_tool("look"), _tool("note", records=_RECORDS)],
+        "tool_choice": {"type": "function", "function": {"name": "note"}},
+    },
+    14: {
+        "chat_template": _THINKING,
+        "tools": [_tool("look", at={"type": "string", "maxLength": 40}), _tool("note", record=_RECORD)],
+        "tool_choice": "required",
+        "thinking_token_budget": 40,
+    },
 }
 
 
 def is_chat(number: int) -> bool:
     """Whether it is a conversation, not a completion."""
     return number % 4 == 2
+
+
+def calls_tools(number: int) -> bool:
+    return number in _TOOLS
+
+
+def reasons(number: int) -> bool:
+    """Whether its answer begins in its reasoning."""
+    return "thinking_token_budget" in _TOOLS.get(number, {})
 
 
 def num_choices(number: int) -> int:
@@ -50,8 +86,8 @@ def number_of(seed: int) -> int:
 
 
 def request_body(number: int, max_tokens: int, stops: dict[int, str]) -> dict[str, Any]:
-    """Completions and chats of one or two choices, greedy and sampled, with penalties, log-probabilities, stop strings and
-    grammars."""
+    """Completions and chats of one or two choices, greedy and sampled, with penalties, log-probabilities, stop strings,
+    grammars, tools and a budget of reasoning."""
     chance = random.Random(number)
     words = f"Story number {number}: " + "word " * chance.randint(1, 60)
     count, fewest = num_choices(number), max_tokens // 3
@@ -74,7 +110,7 @@ def request_body(number: int, max_tokens: int, stops: dict[int, str]) -> dict[st
         body |= {"logprobs": 1}
     if number == 14:
         body |= {"logprobs": True}
-    body |= _GRAMMARS.get(number, {})
+    body |= _GRAMMARS.get(number, {}) | _TOOLS.get(number, {})
     if number in stops:
         body |= {"stop": ["xyzzy qqqq", stops[number]], "include_stop_str_in_output": number == 5}
     return body

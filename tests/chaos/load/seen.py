@@ -5,12 +5,29 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from cluster.client.api_types import Answer, AnswerChoice
+from cluster.client.api_types import Answer, AnswerChoice, ToolCall
 from tests.chaos.load.openai_streams import OPENAI_KINDS
 
 # A fault takes effect within this time.
 UNDER_WAY_S = 3.0
 AFTERMATH_S = 30.0  # until the last one to know has learned of a process that is gone
+
+
+@dataclass
+class SeenCall:
+    """A call of a tool, as far as it came. Ids follow from that of the answer, and are another run's no more."""
+
+    name: str = ""
+    arguments: str = ""
+    num_ids: int = 0
+
+    def add(self, call: ToolCall) -> None:
+        self.name += call.name or ""
+        self.arguments += call.arguments
+        self.num_ids += call.id is not None
+
+    def begins(self, whole: SeenCall) -> bool:
+        return (self.name, self.num_ids) == (whole.name, whole.num_ids) and whole.arguments.startswith(self.arguments)
 
 
 @dataclass
@@ -22,11 +39,16 @@ class SeenChoice:
     finish_reason: str | None = None
     stop_reason: str | int | list[int] | None = None
     logprobs: list[float] = field(default_factory=list)
+    reasoning: str = ""
+    calls: dict[int, SeenCall] = field(default_factory=dict)
 
     def add(self, choice: AnswerChoice) -> None:
         """The next piece, or the whole."""
         self.token_ids += choice.token_ids or []
         self.text += choice.text
+        self.reasoning += choice.reasoning
+        for call in choice.tool_calls:
+            self.calls.setdefault(call.index, SeenCall()).add(call)
         self.finish_reason = choice.finish_reason or self.finish_reason
         self.stop_reason = choice.stop_reason if choice.stop_reason is not None else self.stop_reason
         told = choice.logprobs or {}
@@ -39,6 +61,8 @@ class SeenChoice:
             self.token_ids == whole.token_ids[:known]
             and self.logprobs == whole.logprobs[: len(self.logprobs)]
             and whole.text.startswith(self.text)
+            and whole.reasoning.startswith(self.reasoning)
+            and all(i in whole.calls and call.begins(whole.calls[i]) for i, call in self.calls.items())
         )
 
 

@@ -78,6 +78,7 @@ class Setup:
             "load_format": "dummy",
             "tokenizer": str(self.tokenizer or resolve_model(DEFAULT_MODEL).tokenizer),
             "model_id": "tiny",
+            "trust_request_chat_template": True,
             "device": self.device,
             "routing_policy": self.routing_policy,
             "max_num_seqs": self.max_num_seqs,
