@@ -8,10 +8,13 @@ JSON_SCHEMA = "json_schema"
 REGEX = "regex"
 CHOICE = "choice"
 LARK = "grammar"
-KINDS = (JSON_SCHEMA, REGEX, CHOICE, LARK)
+STRUCTURAL_TAG = "structural_tag"
+KINDS = (JSON_SCHEMA, REGEX, CHOICE, LARK, STRUCTURAL_TAG)
 
 # Characters of a grammar's text; what it may cost beyond is bounded where it is compiled.
 MAX_GRAMMAR_CHARS = 65_536
+# Between two tokens of JSON: as its printers write it. Without a bound a model that writes spaces can go on until max_tokens.
+JSON_WHITESPACE = r"( {1,2}|\r?\n[ \t]{0,64})?"
 ANY_OBJECT = '{"type":"object"}'
 
 
@@ -21,7 +24,8 @@ class Grammar:
 
     Attributes:
         kind: one of ``KINDS``.
-        text: a JSON schema or a list of choices as JSON, a regular expression, or a grammar in Lark's syntax or EBNF.
+        text: a JSON schema, a structural tag or a list of choices as JSON, a regular expression, or a grammar in Lark's syntax or
+            EBNF.
         param: the field of the request that it came in, for errors.
     """
 

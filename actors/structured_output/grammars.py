@@ -15,11 +15,21 @@ import numpy as np
 from actors.structured_output.matcher import TokenMatcher
 from actors.structured_output.multiples import MOST_REMAINDERS, too_fine_multiple
 from actors.structured_output.schema_place import place_of_error
+from actors.structured_output.structural_tags import SpecialId, structural_tag_grammar
 from actors.structured_output.thinking import Matcher, ThinkingMatcher
 from actors.structured_output.token_trie import token_trie
 from actors.text.tokenizer import Tokenizer
 from cluster.errors import InvalidRequestError, ModelLoadError
-from cluster.grammar import CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, Grammar
+from cluster.grammar import (
+    CHOICE,
+    JSON_SCHEMA,
+    JSON_WHITESPACE,
+    LARK,
+    MAX_GRAMMAR_CHARS,
+    REGEX,
+    STRUCTURAL_TAG,
+    Grammar,
+)
 from cluster.reasoning import ReasoningMarks
 from cluster.sampling_params import SamplingParams
 
@@ -38,8 +48,6 @@ _LIMITS = llguidance.LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
-# Between two tokens of JSON: as its printers write it. Without a bound a model that writes spaces can go on until max_tokens.
-_JSON_WHITESPACE = r"( {1,2}|\r?\n[ \t]{0,64})?"
 # What an error says of a grammar; the library's own may quote all of it.
 _MAX_ERROR_CHARS = 500
 
@@ -157,7 +165,7 @@ class Grammars:
             self._trie = token_trie(tokenizer, self._vocab_size, sorted(self._eos_token_ids))
         try:
             schema = json.loads(grammar.text) if grammar.kind == JSON_SCHEMA else None
-            source = library_grammar(grammar)
+            source = library_grammar(grammar, self._loaded_tokenizer().special_id)
         except json.JSONDecodeError as error:
             where = f"line {error.lineno} column {error.colno}"
             raise _refused(grammar, f"is not valid: no JSON at {where}") from None
@@ -197,8 +205,11 @@ class Grammars:
         return None
 
 
-def library_grammar(grammar: Grammar) -> str:
+def library_grammar(grammar: Grammar, special_id: SpecialId = lambda text: None) -> str:
     """In the library's own form.
+
+    Args:
+        special_id: of a special token, by its text.
 
     Raises:
         ValueError: it is not even of its kind.
@@ -208,7 +219,7 @@ def library_grammar(grammar: Grammar) -> str:
         if not (isinstance(schema, dict) or schema is True):
             return llguidance.LLMatcher.grammar_from_json_schema(grammar.text)  # its compilation says what is wrong
         text = "{}" if schema is True else grammar.text
-        return llguidance.LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": _JSON_WHITESPACE})
+        return llguidance.LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": JSON_WHITESPACE})
     if grammar.kind == REGEX:
         return llguidance.LLMatcher.grammar_from_regex(grammar.text)
     if grammar.kind == CHOICE:
@@ -217,6 +228,8 @@ def library_grammar(grammar: Grammar) -> str:
         return llguidance.LLMatcher.grammar_from_regex(texts)
     if grammar.kind == LARK:
         return llguidance.grammar_from("grammar", grammar.text)
+    if grammar.kind == STRUCTURAL_TAG:
+        return llguidance.grammar_from("grammar", structural_tag_grammar(grammar.text, special_id))
     raise ValueError(f"unknown kind {grammar.kind}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.api_errors import bad_request
-from cluster.grammar import JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, Grammar
+from cluster.grammar import JSON_SCHEMA, JSON_WHITESPACE, LARK, MAX_GRAMMAR_CHARS, Grammar
 from deployments.openai_api.requests.protocol import ChatCompletionRequest
 from deployments.openai_api.requests.tools import AUTO, ChosenTool, FunctionDefinition
 from deployments.parsers.answer_parser import AnswerFormat
@@ -57,7 +57,7 @@ def tool_grammar(
     if not is_free:
         answer = calls
         if own is not None:
-            rules.append(f"own: %json {own.text}")
+            rules.append(f"own: %json {_bounded(own.text)}")
             answer = f"({calls} | own)"
     elif not wrapping.marker:
         # The whole answer is calls or is none.
@@ -74,6 +74,13 @@ def tool_grammar(
             "tools",
         )
     return Grammar(LARK, text, "tools")
+
+
+def _bounded(text: str) -> str:
+    """A schema whose JSON has white space as everywhere; what is no object, the library refuses."""
+    schema = json.loads(text)
+    guidance = {"x-guidance": {"whitespace_pattern": JSON_WHITESPACE}}
+    return json.dumps(guidance | schema) if isinstance(schema, dict) else text
 
 
 class _Written:

@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 from cluster.api_errors import shown
 from cluster.grammar import MAX_GRAMMAR_CHARS
 from deployments.openai_api.requests.fields import (
-    NO_STRUCTURAL_TAGS,
     RESPONSE_FORMAT,
     RESPONSE_SCHEMA,
     STRUCTURED_OUTPUTS,
@@ -38,6 +37,19 @@ JsonSchema = Annotated[
 ]
 
 
+def _tag(value: Any) -> Any:
+    if not isinstance(value, (dict, str)):
+        raise PydanticCustomError("field_value", "must be a structural tag")
+    if isinstance(value, str) and len(value) > MAX_GRAMMAR_CHARS:
+        raise PydanticCustomError("field_value", "must have at most {most} characters", {"most": MAX_GRAMMAR_CHARS})
+    return value
+
+
+StructuralTag = Annotated[
+    Any, BeforeValidator(_tag), WithJsonSchema({"type": ["object", "string"], "maxLength": MAX_GRAMMAR_CHARS})
+]
+
+
 class ResponseSchema(RequestPart):
     """A schema in OpenAI's words; what it is called is for people, and it is strict whatever it says."""
 
@@ -52,18 +64,21 @@ class ResponseFormat(RequestPart):
 
     place = RESPONSE_FORMAT
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: ResponseSchema | None = None
+    format: dict[str, Any] | None = None
+    structures: list[dict[str, Any]] | None = None
+    triggers: list[str] | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _has_no_tags(cls, value: Any) -> Any:
-        # They have other fields, of which nothing need be said.
-        if isinstance(value, dict) and value.get("type") == "structural_tag":
-            raise field_error(
-                ("type",), "structural_tag", f'{NO_STRUCTURAL_TAGS}, got "structural_tag"', "unsupported_value"
-            )
-        return value
+    @model_validator(mode="after")
+    def _has_its_tags(self) -> ResponseFormat:
+        for name in ("format", "structures", "triggers"):
+            if self.type != "structural_tag" and getattr(self, name) is not None:
+                says = f'is only for the type "structural_tag", got the type {shown(self.type)}'
+                raise field_error((name,), None, says)
+        if self.type == "structural_tag" and (self.format is None) == (self.structures is None):
+            raise field_error(("type",), None, "structural_tag has format, or structures with triggers")
+        return self
 
     @model_validator(mode="after")
     def _has_its_schema(self) -> ResponseFormat:
@@ -85,3 +100,4 @@ class StructuredOutputs(RequestPart):
     regex: GrammarText | None = None
     choice: Choices | None = None
     grammar: GrammarText | None = None
+    structural_tag: StructuralTag = None

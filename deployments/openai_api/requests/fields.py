@@ -83,7 +83,6 @@ def _refused(places: Iterable[str], reason: str, **harmless: tuple[Any, ...]) ->
     return [FieldRow(tuple(places), name, Verdict.REFUSED, reason, None, values) for name, values in harmless.items()]
 
 
-NO_STRUCTURAL_TAGS = "this server follows no structural tags; there are json_schema, regex, choice and grammar"
 _STRUCTURED = "the form of an answer is told by response_format or structured_outputs"
 _TOOLS = "tools are of chats"
 _OLD_TOOLS = "OpenAI's older form of tools and tool_choice"
@@ -191,7 +190,7 @@ FIELDS: tuple[FieldRow, ...] = (
         guided_decoding_backend=("auto",), guided_whitespace_pattern=(), grammar=("",), json_schema=(),
         regex=(), ebnf=(),
     ),
-    *_refused((*_BOTH, STRUCTURED_OUTPUTS), NO_STRUCTURAL_TAGS, structural_tag=()),
+    *_refused(_BOTH, _STRUCTURED, structural_tag=()),
     *_refused([COMPLETION], _TOOLS, tools=([],), tool_choice=("none", "auto")),
     *_refused(_BOTH, _OLD_TOOLS, functions=([],), function_call=("none", "auto")),
     *_refused(_BOTH, TEXT_ONLY, modalities=(["text"], []), audio=(), media_io_kwargs=({},), mm_processor_kwargs=({},)),
@@ -227,8 +226,11 @@ FIELDS: tuple[FieldRow, ...] = (
     *_refused([COMPLETION], "a completion takes the number of alternatives as logprobs", top_logprobs=(0,)),
     *_works(
         [RESPONSE_FORMAT],
-        type="text, json_object or json_schema",
+        type="text, json_object, json_schema or structural_tag",
         json_schema="what the type json_schema needs",
+        format="of structural_tag: a format object",
+        structures="of structural_tag, in its older form: begin, schema and end of each tag",
+        triggers="of structural_tag, in its older form: what begins a tag",
     ),
     *_works([RESPONSE_SCHEMA], name="for people", schema="the schema; any JSON object without one"),
     *_no_op([RESPONSE_SCHEMA], _LongText, "for people", "description"),
@@ -240,6 +242,7 @@ FIELDS: tuple[FieldRow, ...] = (
         regex="a regular expression that matches the whole answer",
         choice="the answer is one of these texts",
         grammar="in Lark's syntax or EBNF",
+        structural_tag="parts between tags that are bound, in free text; an object or its text, in either of vLLM's forms",
     ),
     *_no_op([STRUCTURED_OUTPUTS], bool, "there is one library, and nothing to fall back to", "disable_fallback"),
     *_refused(

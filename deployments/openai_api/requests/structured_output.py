@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.api_errors import ApiError, bad_request
-from cluster.grammar import ANY_OBJECT, CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, Grammar
+from cluster.grammar import ANY_OBJECT, CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, STRUCTURAL_TAG, Grammar
 from deployments.openai_api.requests.answer_forms import ResponseFormat
 from deployments.openai_api.requests.protocol import GenerationRequest
 
 # vLLM's names, within structured_outputs and behind guided_.
-_KINDS = {"json": JSON_SCHEMA, "regex": REGEX, "choice": CHOICE, "grammar": LARK}
+_KINDS = {"json": JSON_SCHEMA, "regex": REGEX, "choice": CHOICE, "grammar": LARK, "structural_tag": STRUCTURAL_TAG}
 
 
 def grammar_of(request: GenerationRequest) -> Grammar | None:
@@ -37,12 +37,18 @@ def _found(request: GenerationRequest) -> Iterator[Grammar]:
             yield Grammar(JSON_SCHEMA, ANY_OBJECT, "structured_outputs.json_object")
         values = {"json": outputs.json_, "regex": outputs.regex, "choice": outputs.choice, "grammar": outputs.grammar}
         yield from _of_kinds(values, "structured_outputs.")
-    yield from _of_kinds({name: getattr(request, f"guided_{name}") for name in _KINDS}, "guided_")
+        if outputs.structural_tag is not None:
+            yield _of_kind("structural_tag", outputs.structural_tag, "structured_outputs.structural_tag")
+    guided = ("json", "regex", "choice", "grammar")
+    yield from _of_kinds({name: getattr(request, f"guided_{name}") for name in guided}, "guided_")
 
 
 def _of_format(value: ResponseFormat) -> Grammar | None:
     if value.type == "text":
         return None
+    if value.type == "structural_tag":
+        named = {"format": value.format, "structures": value.structures, "triggers": value.triggers}
+        return _of_kind("structural_tag", {k: v for k, v in named.items() if v is not None}, "response_format")
     if value.json_schema is None or value.json_schema.schema_ is None:
         return Grammar(JSON_SCHEMA, ANY_OBJECT, "response_format")
     return _of_kind("json", value.json_schema.schema_, "response_format.json_schema.schema")

@@ -56,7 +56,7 @@ INSIDE: dict[str, tuple[Any, Any]] = {
 # Of other roles than the one that stands around it.
 NOT_HERE = {("messages", "tool_call_id"), ("messages", "role")}
 # Which of them may stand beside each other.
-NOT_ALONE = {("response_format", "type"), ("response_format", "json_schema")}
+NOT_ALONE = {("response_format", name) for name in ("type", "json_schema", "format", "structures", "triggers")}
 SCALARS = [
     None, True, False, 0, 1, -1, 2.0, 0.5, 20, 21, 300, -(2**63), 2**63, 2**31, 1e300, "", "x", "x" * 2000, "x" * 70_000, "auto",
     "none", "medium", "text", "left", "default", "24h", "enabled", "low", "stop",

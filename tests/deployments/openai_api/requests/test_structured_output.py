@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.api_errors import ApiError
-from cluster.grammar import ANY_OBJECT, CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, Grammar
+from cluster.grammar import ANY_OBJECT, CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, STRUCTURAL_TAG, Grammar
 from deployments.openai_api.requests.protocol import CompletionRequest, parse_request
 from deployments.openai_api.requests.structured_output import grammar_of
 
@@ -37,6 +37,12 @@ def of_schema(schema: object, **more) -> dict:
         ({"structured_outputs": {"json": TEXT}}, Grammar(JSON_SCHEMA, TEXT, "structured_outputs.json")),
         ({"structured_outputs": {"json_object": True}}, Grammar(JSON_SCHEMA, ANY_OBJECT, "structured_outputs.json_object")),
         ({"structured_outputs": {"regex": "a+", "json": None, "x": None}}, Grammar(REGEX, "a+", "structured_outputs.regex")),
+        ({"structured_outputs": {"structural_tag": "{}"}},
+         Grammar(STRUCTURAL_TAG, "{}", "structured_outputs.structural_tag")),
+        ({"response_format": {"type": "structural_tag", "format": {"type": "any_text"}}},
+         Grammar(STRUCTURAL_TAG, '{"format":{"type":"any_text"}}', "response_format")),
+        ({"response_format": {"type": "structural_tag", "structures": [{"begin": "<a>"}], "triggers": ["<"]}},
+         Grammar(STRUCTURAL_TAG, '{"structures":[{"begin":"<a>"}],"triggers":["<"]}', "response_format")),
         ({"guided_json": SCHEMA}, Grammar(JSON_SCHEMA, TEXT, "guided_json")),
         ({"guided_regex": "a+"}, Grammar(REGEX, "a+", "guided_regex")),
         ({"guided_choice": ["a", "é"]}, Grammar(CHOICE, '["a","\\u00e9"]', "guided_choice")),
@@ -51,17 +57,19 @@ def test_each_way_to_say_it_is_one_grammar(fields, expected):
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"response_format": {"type": "xml"}}, "response_format.type", '"json_object" or "json_schema", got "xml"'),
+        ({"response_format": {"type": "xml"}}, "response_format.type", '"json_schema" or "structural_tag", got "xml"'),
         ({"response_format": {}}, "response_format.type", "is required"),
         ({"response_format": {"type": "text", "json_schema": {}}}, "response_format.json_schema", "only for the type"),
-        ({"response_format": {"type": "structural_tag", "a": 1}}, "response_format.type", "follows no structural tags"),
+        ({"response_format": {"type": "structural_tag"}}, "response_format.type", "has format, or structures"),
+        ({"response_format": {"type": "text", "format": {}}}, "response_format.format", 'only for the type "structural_tag"'),
         ({"response_format": {"typ": "text"}}, "response_format.typ", "did you mean type?"),
         ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema", "unknown field"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "must be an object"),
         (of_schema([1]), "response_format.json_schema.schema", "must be a JSON schema, got [1]"),
         (of_schema({}, shcema={}), "response_format.json_schema.shcema", "unknown field"),
         (of_schema({"enum": ["x" * 100] * 1000}), "response_format.json_schema.schema", f"at most {MAX_GRAMMAR_CHARS} char"),
-        ({"structured_outputs": {"structural_tag": {"a": 1}}}, "structured_outputs.structural_tag", "follows no structural tags"),
+        ({"structured_outputs": {"structural_tag": 1}}, "structured_outputs.structural_tag", "must be a structural tag"),
+        ({"structural_tag": {}}, "structural_tag", "response_format or structured_outputs"),
         ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex", "at least 1 character"),
         ({"guided_choice": []}, "guided_choice", "at least 1 item"),
         ({"guided_choice": ["a", 1]}, "guided_choice.1", "must be a string"),
