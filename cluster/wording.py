@@ -6,11 +6,12 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from pydantic_core import ErrorDetails
+from typing import TYPE_CHECKING, Any
 
 from cluster.api_errors import MAX_SHOWN, shown
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 # Kind of a validation error to its sentence, with the names of what that kind tells.
 _SENTENCES = {

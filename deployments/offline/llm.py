@@ -10,7 +10,7 @@ import dataclasses
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -18,13 +18,14 @@ from rich.console import Console
 from actors.model_files.source import model_of
 from actors.text.tokenizer import Tokenizer, load_tokenizer
 from cluster.api_errors import ApiError
-from cluster.config import DEFAULT_MODEL, EngineConfig, LLMConfig
+from cluster.config import DEFAULT_MODEL, LLMConfig
 from cluster.errors import BiremeError, ConfigError, EngineDeadError, InvalidRequestError
 from cluster.sampling_params import SamplingParams
 from deployments.answers.choice import Choice
 from deployments.answers.generation import Generation
 from deployments.offline.local_client import LocalClient
 from deployments.offline.outputs import CompletionOutput, RequestOutput
+from deployments.offline.settings import LLMSettings
 from deployments.openai_api.answer_formats import AnswerFormats
 from deployments.openai_api.answers.answer import OpenAiResponse
 from deployments.openai_api.answers.chat_answer import ChatAnswer, finish_reason
@@ -36,19 +37,14 @@ from deployments.openai_api.service import OpenAiService
 from deployments.start.app_arguments import settings_message
 from deployments.start.prepare import progress_bar
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
 _Start = Callable[[dict[str, Any]], Awaitable[tuple[Generation, OpenAiResponse]]]
 
-# What a server has besides its engines.
-_SETTINGS = (
-    *EngineConfig.model_fields,
-    "generation_config",
-    "special_tokens_in_messages",
-    "max_choices",
-    "tool_call_parser",
-    "reasoning_parser",
-)
+_SETTINGS = ("model", *LLMSettings.__annotations__)
 # The engine always has the next one waiting, and no more are kept in memory than that takes.
 _ROUNDS_AHEAD = 2
 
@@ -58,14 +54,15 @@ class LLM:
 
     Args:
         model: the default's name, a GGUF file, a directory, or a Hugging Face id.
-        settings: of an engine, by the names of the server's settings: ``max_num_seqs=32``, ``device="gpu"``.
+        settings: of an engine, by the names of the server's settings: ``max_num_seqs=32``, ``device="gpu"``. A type checker
+            knows their names and types.
 
     Raises:
         ConfigError: a setting is unknown, out of range, or does not fit.
         ModelLoadError, OpBuildError: one message that says what to do.
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, **settings: Any) -> None:
+    def __init__(self, model: str = DEFAULT_MODEL, **settings: Unpack[LLMSettings]) -> None:
         config = _config(model, settings)
         # Here, because it loads Paddle.
         from actors.engine.starting import start_engine
@@ -274,7 +271,7 @@ def _output(choice: Choice, answer: OpenAiResponse) -> CompletionOutput:
     )
 
 
-def _config(model: str, settings: dict[str, Any]) -> LLMConfig:
+def _config(model: str, settings: LLMSettings) -> LLMConfig:
     unknown = sorted(set(settings) - set(_SETTINGS))
     if unknown:
         of_server = [name for name in unknown if name in LLMConfig.model_fields]
@@ -282,7 +279,7 @@ def _config(model: str, settings: dict[str, Any]) -> LLMConfig:
         name = (of_server or unknown)[0]
         raise ConfigError(f"{name} {why}; the library has {', '.join(sorted(_SETTINGS))}", name)
     try:
-        return LLMConfig(model=model, **settings)
+        return LLMConfig.model_validate({"model": model, **settings})
     except ValidationError as error:
         raise ConfigError(settings_message(error)) from None
 

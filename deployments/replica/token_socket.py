@@ -28,7 +28,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.errors import BiremeError
+from cluster.errors import BiremeError, InvalidRequestError
 from cluster.outputs import EngineLoad, StreamItem, TokenDelta
 from cluster.request import EngineRequest
 from deployments.start.run_files.private_folder import not_private, private_base
@@ -153,7 +153,9 @@ class TokenSocket:
 
     async def _read_requests(self, reader: asyncio.StreamReader, subscriber: str) -> None:
         """Begin what the client asks for; returns when it is gone or sends what no client of this kind sends."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
+        with contextlib.suppress(
+            asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError, InvalidRequestError
+        ):
             while True:
                 request = _REQUEST.decode(await _read_frame(reader, MAX_REQUEST_BYTES))
                 if request.subscriber != subscriber:

@@ -28,6 +28,8 @@ from cluster.sampling_params import (
     MAX_LOGPROBS,
     MAX_STOP_SEQ_LEN,
     MAX_STOP_SEQS,
+    MAX_STOP_STRING_CHARS,
+    MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
 )
 from deployments.openai_api.requests.answer_forms import (
@@ -51,8 +53,6 @@ from deployments.openai_api.requests.token_lists import TOKEN_ID_KEYS, PromptFie
 from deployments.openai_api.requests.tools import ChosenTool, ToolChoice
 from deployments.openai_api.requests.validation import RequestPart, TokenId, UnknownFields, field_error, validated
 
-MAX_STOP_STRINGS = 16
-MAX_STOP_STRING_CHARS = 1024
 MAX_N = 128
 MAX_FIELDS = 256
 MAX_RESUMED_TOKENS = 2**20

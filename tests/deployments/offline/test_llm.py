@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from typing import get_type_hints
 
 import jsonschema
 import pytest
 
 from bireme import LLM, SamplingParams
+from cluster.config import EngineConfig, LLMConfig
 from cluster.errors import ConfigError, EngineDeadError, InvalidRequestError
 from cluster.grammar import CHOICE, JSON_SCHEMA, REGEX, Grammar
+from deployments.offline.settings import LLMSettings
 from deployments.openai_api.requests.chat_prompt import ChatPrompts
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import Caller, OpenAiService
@@ -171,7 +174,7 @@ async def test_it_works_where_an_event_loop_runs_as_in_notebooks(llm: LLM):
         ({"prompts": ["a", [10**6]]}, r"prompts\[1\]: prompt.0: token ids of this model are below 49152"),
         ({"prompts": "a", "n": 0}, "^n: "),
         ({"prompts": ["a", "b"], "sampling_params": [SamplingParams()]}, "1 entries for 2 prompts"),
-        ({"prompts": "a", "sampling_params": SamplingParams(temperature=-1)}, "temperature"),
+        ({"prompts": "a", "sampling_params": SamplingParams(stop_token_ids=(10**6,))}, "stop_token_ids.0"),
     ],
 )
 def test_what_is_at_fault_is_named_and_nothing_stays(llm: LLM, arguments, message):
@@ -192,6 +195,21 @@ def test_what_is_at_fault_is_named_and_nothing_stays(llm: LLM, arguments, messag
 def test_settings_are_checked_before_anything_is_loaded(settings, message):
     with pytest.raises(ConfigError, match=message):
         LLM(**settings)
+
+
+def test_type_checkers_know_the_settings_as_they_are():
+    """Of an engine all, and of the server those that say what a request is."""
+    types = get_type_hints(LLMSettings)
+    of_requests = {
+        "generation_config",
+        "special_tokens_in_messages",
+        "max_choices",
+        "tool_call_parser",
+        "reasoning_parser",
+    }
+    assert types.keys() == EngineConfig.model_fields.keys() - {"model"} | of_requests
+    assert types == {name: LLMConfig.model_fields[name].annotation for name in types}
+    assert not LLMSettings.__required_keys__
 
 
 def test_a_closed_library_says_so(tmp_path):

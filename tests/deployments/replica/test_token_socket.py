@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from cluster.grammar import Grammar
@@ -105,7 +106,12 @@ async def test_a_client_that_goes_away_is_detached():
 
 
 FULL = SamplingParams(
-    logit_bias={3: -1.5}, stop=("é",), bad_token_seqs=((1, 2),), grammar=Grammar("regex", "a+"), seed=2**63, logprobs=0
+    logit_bias={3: -1.5},
+    stop=("é",),
+    bad_token_seqs=((1, 2),),
+    grammar=Grammar("regex", "a+"),
+    seed=2**63 - 1,
+    logprobs=0,
 )
 
 
@@ -129,7 +135,16 @@ async def test_requests_arrive_as_they_were_sent_and_only_of_who_is_attached():
     await socket.close()
 
 
-@pytest.mark.parametrize("frame", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02\x92\x01", b"\x00\x00\x00\x01\xc1"])
+# A request that no ingress makes, which would have an answer of no tokens.
+_NO_TOKENS = msgspec.msgpack.encode(
+    {"request_id": "a", "prompt_token_ids": [1], "params": {"max_tokens": 0}, "subscriber": "long"}
+)
+WITH_NO_TOKENS = len(_NO_TOKENS).to_bytes(4, "big") + _NO_TOKENS
+
+
+@pytest.mark.parametrize(
+    "frame", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02\x92\x01", b"\x00\x00\x00\x01\xc1", WITH_NO_TOKENS]
+)
 async def test_what_is_no_request_ends_the_connection(frame):
     source = Source()
     senders: list[RequestSender] = []
@@ -148,9 +163,9 @@ async def test_what_is_no_request_ends_the_connection(frame):
     "large",
     [
         EngineRequest("a", [1] * 100_001, SamplingParams()),
-        EngineRequest("a", [1], SamplingParams(stop=("x" * MAX_REQUEST_BYTES,))),
-        EngineRequest("a", [1], SamplingParams(stop=("\ud800",))),
-        EngineRequest("a", [1], SamplingParams(seed=2**70)),
+        EngineRequest("a", [1], SamplingParams(grammar=Grammar("regex", "x" * MAX_REQUEST_BYTES))),
+        EngineRequest("a", [1], SamplingParams(grammar=Grammar("regex", "\ud800"))),
+        EngineRequest("a", [1], SamplingParams(), priority=2**70),
     ],
 )
 async def test_what_does_not_fit_goes_another_way(large):

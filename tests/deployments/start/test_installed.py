@@ -76,6 +76,9 @@ def test_an_installed_wheel_has_all_that_a_server_needs(environment, tmp_path):
     found, _, sources = ran.stdout.strip().partition("\n")
     assert found == "['llama_8b_gpu', 'smollm2_cpu', 'smollm2_gpu'] True True", ran.stderr
     assert Path(sources).is_relative_to(environment)
+    # Without it a type checker takes a package of an environment for untyped, and what comes from it for anything.
+    typed = {path.parent.name for path in environment.glob("lib/python*/site-packages/*/py.typed")}
+    assert typed >= {*PACKAGES, "bireme"}
     ours = ROOT / "gpu_ops" / "csrc"
     assert {path.relative_to(ours) for path in ours.rglob("*")} == {
         path.relative_to(sources) for path in Path(sources).rglob("*")
