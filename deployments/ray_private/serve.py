@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray._private import worker
 from ray._private.accelerators import get_accelerator_manager_for_resource
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.state import state
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.serve import Deployment
@@ -43,6 +44,9 @@ def gcs_client(address: str | None = None) -> Any:
     Args:
         address: host:port of the head; None: of the cluster that this process belongs to.
     """
+    if address is not None:
+        # As a process that joins a cluster: with this user's token, where there is one.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     return GcsClient(address=address or ray.get_runtime_context().gcs_address)
 
 

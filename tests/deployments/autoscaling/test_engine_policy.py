@@ -168,3 +168,13 @@ def test_a_decision_costs_the_controller_a_millisecond_at_most():
         took.append(time.perf_counter() - began)
     assert sorted(took)[25] < 0.005, "five times the millisecond: the machine is shared"
     assert SETTINGS not in kept.entries
+
+
+def test_an_idle_application_may_sleep_and_stays_asleep_until_somebody_asks():
+    line = Autoscaling(min_replicas=0, max_replicas=4)
+    kept = Kept(seen(report()))
+    ours = policy(kept, line=line)
+    assert ours.target(context(target=1, lowest=0)) == 0
+    assert ours.target(context(target=0, ready=(), lowest=0)) == 0
+    kept.seen = seen(report(num_held=1, engines=()))
+    assert ours.target(context(target=1, ready=(), lowest=0)) >= 1
