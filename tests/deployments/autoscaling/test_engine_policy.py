@@ -172,9 +172,15 @@ def test_a_decision_costs_the_controller_a_millisecond_at_most():
 
 def test_an_idle_application_may_sleep_and_stays_asleep_until_somebody_asks():
     line = Autoscaling(min_replicas=0, max_replicas=4)
-    kept = Kept(seen(report()))
-    ours = policy(kept, line=line)
-    assert ours.target(context(target=1, lowest=0)) == 0
-    assert ours.target(context(target=0, ready=(), lowest=0)) == 0
-    kept.seen = seen(report(num_held=1, engines=()))
-    assert ours.target(context(target=1, ready=(), lowest=0)) >= 1
+    kept, seconds = Kept(), [1000.0]
+    clock = lambda: seconds[0]  # noqa: E731
+    ours = EnginePolicy(line, "k", 2, decide, kept, "", clock, clock)  # type: ignore[arg-type]
+
+    def after_a_second(told: ScalingInputs, target: int, ready: tuple[str, ...]) -> int:
+        seconds[0] += 1
+        kept.seen = Seen(None, None, {report_name("0"): (told, clock())})
+        return ours.target(context(target=target, ready=ready, lowest=0))
+
+    assert 0 in [after_a_second(report(), 1, ("a",)) for _ in range(300)]
+    assert {after_a_second(report(engines=()), 0, ()) for _ in range(5)} == {0}
+    assert after_a_second(report(num_held=1, engines=()), 1, ()) >= 1
