@@ -6,6 +6,7 @@ It imports Ray Serve, which reads its environment variables then.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -45,7 +46,8 @@ def gcs_client(address: str | None = None) -> Any:
         address: host:port of the head; None: of the cluster that this process belongs to.
     """
     if address is not None:
-        # As a process that joins a cluster: with this user's token, where there is one.
+        # As a process that joins a cluster: with this user's token, where there is one, which is nothing to warn of.
+        logging.getLogger(maybe_enable_token_auth_if_token_available.__module__).setLevel(logging.ERROR)
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     return GcsClient(address=address or ray.get_runtime_context().gcs_address)
 
