@@ -19,7 +19,8 @@ from deployments.openai_api.requests.chat_prompt import ChatPrompts
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import Caller, OpenAiService
 from tests.deployments.conftest import App
-from tests.engines import write_tiny_model
+from tests.deployments.openai_api.tool_tokenizer import tool_tokenizer
+from tests.engines import TINY_CONFIG, write_tiny_model
 from tests.served_device import served_on_device
 
 QUESTION = [{"role": "user", "content": "Name three colours."}]
@@ -238,3 +239,40 @@ def test_answers_follow_a_grammar(llm, grammar, pattern):
     with pytest.raises(InvalidRequestError, match=r"structured_outputs\.regex: the regex is not valid"):
         llm.generate("x", SamplingParams(grammar=Grammar(REGEX, "(")))
     assert engine_is_idle(llm)
+
+
+def test_chats_call_tools_behind_reasoning_that_is_bounded(tmp_path):
+    """Of a model whose own template knows tools and begins in reasoning."""
+    template = (
+        "{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<think>{# </think> #}{% endif %}"
+    )
+    tokenizer = tool_tokenizer()
+    tokenizer._backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text(template)
+    (eos,) = tokenizer.eos_token_ids
+    config = {**TINY_CONFIG, "vocab_size": 512, "max_position_embeddings": 1024, "eos_token_id": eos}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    tools = [{"type": "function", "function": {"name": name, "parameters": schema}} for name in ("look", "note")]
+    (end,) = tokenizer.encode("</think>", add_special_tokens=False)
+    params = SamplingParams(temperature=1.0, seed=4, max_tokens=250, thinking_token_budget=6)
+    with LLM(str(tmp_path), load_format="dummy", num_kv_blocks=64) as llm:
+        named = {"type": "function", "function": {"name": "note"}}
+        (output,) = llm.chat(QUESTION, params, n=2, tools=tools, tool_choice=named)
+        for one in output.outputs:
+            (call,) = one.tool_calls
+            assert call["function"]["name"] == "note" and one.finish_reason == "tool_calls"
+            jsonschema.validate(json.loads(call["function"]["arguments"]), schema)
+            # A grammar may complete a character first, of four bytes at most.
+            assert one.reasoning and 6 <= one.token_ids.index(end) <= 9
+        assert llm.chat(QUESTION, params, tools=tools)[0].outputs[0].token_ids[6] == end
+        with pytest.raises(InvalidRequestError, match="must be one of the tools"):
+            llm.chat(QUESTION, params, tools=tools[:1], tool_choice=named)
+        with pytest.raises(InvalidRequestError, match="thinking_token_budget: reasoning is of chats"):
+            llm.generate("x", params)
