@@ -27,6 +27,8 @@ EXPECTED = {
     "pydantic_ai_client.py": ("ModelHTTPError", "ModelHTTPError", "ModelHTTPError"),
     "openai_js.mjs": ("BadRequestError", "AuthenticationError", "RateLimitError"),
 }
+# Those that read an answer into a model of it.
+DESCRIBING = ("instructor_client.py", "pydantic_ai_client.py")
 NO_GUIDELLM = (
     "guidellm 0.8.1 pins click~=8.4.0 (the lock has 8.5.1) and needs torch, whose wheels for Linux on PyPI bring CUDA"
 )
@@ -89,6 +91,10 @@ def test_a_client_gets_answers_and_its_own_errors(app: App, environment: Clients
     assert len(reports) == 1, "".join(said)[-4000:]
     found = json.loads(reports[0].removeprefix("REPORT "))
     assert found["whole"] == found["streamed"] == "The capital of France is Paris."
+    if program in DESCRIBING:
+        lake = found["described"]
+        assert set(lake) == {"name", "size", "salty"}
+        assert len(lake["name"]) <= 12 and lake["size"] in ("small", "large") and isinstance(lake["salty"], bool)
     overflow, key, full = EXPECTED[program]
     for what, name, status in (
         ("overflow", overflow, 400),

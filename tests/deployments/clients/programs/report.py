@@ -16,8 +16,15 @@ MAX_TOKENS = 20
 TOO_MANY = 16
 
 
-def report(ask: Callable[[str, str, int, bool], str]) -> None:
-    """Print it. ``ask`` takes prompt, key, number of choices and whether to stream, and returns the answer's text."""
+def report(
+    ask: Callable[[str, str, int, bool], str], describe: Callable[[str, str], dict[str, object]] | None = None
+) -> None:
+    """Print it.
+
+    Args:
+        ask: takes prompt, key, number of choices and whether to stream, and returns the answer's text.
+        describe: takes prompt and key, and returns the fields of an object that the answer was read into.
+    """
     found: dict[str, object] = {
         "whole": ask(QUESTION, KEY, 1, False),
         "streamed": ask(QUESTION, KEY, 1, True),
@@ -25,6 +32,8 @@ def report(ask: Callable[[str, str, int, bool], str]) -> None:
         "overflow streamed": _failure(lambda: ask("word " * 9000, KEY, 1, True)),
         "key": _failure(lambda: ask(QUESTION, "wrong", 1, False)),
     }
+    if describe is not None:
+        found["described"] = describe("Describe a lake as JSON.", KEY)
     print("READY", flush=True)
     sys.stdin.readline()
     found["busy"] = _failure(lambda: ask(QUESTION, KEY, TOO_MANY, False))
