@@ -97,6 +97,9 @@ def test_the_second_start_reads_no_weights_and_answers_the_same(
         with pytest.raises(AssertionError):
             answer(config)
     assert answer(config) == first
+    if stored:
+        answer(config.model_copy(update={"weight_format": "float32"}))
+        assert len(list(folder.iterdir())) == 2, "either is kept beside the other"
 
 
 def test_a_prepared_model_is_not_used_where_the_files_have_changed_since(golden, folder, tmp_path, monkeypatch):
