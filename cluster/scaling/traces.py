@@ -145,7 +145,7 @@ def _rates(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[float, float]]:
         except (ValueError, TypeError) as error:
             raise _LineError(f"line {number}: {error}") from None
         if not 0 <= rate < float("inf") or not abs(second) < float("inf"):
-            raise _LineError(f"line {number}: a rate is a number that is not negative, a second a number")
+            raise _LineError(f"line {number}: rates are not negative, and both are numbers")
         yield second, rate
 
 

@@ -12,7 +12,7 @@ from deployments.simulator.result import Result, percentiles
 from deployments.simulator.scaler import Scaler, View
 from deployments.simulator.setup import SimulatorSettings
 
-_MOST_WINDOWS = 130_000
+_MOST_WINDOWS = 60_000
 _MEMORY_S = 5.0
 
 

@@ -207,7 +207,7 @@ def simulate_requests(
                 (missed[0], missed[1]),
             )
             target = scaler.target(view)
-            if target == 0 and len(engines) + len(starting) > 1:
+            if target == 0 and (view.num_in_system or len(engines) + len(starting) > 1):
                 target = 1
             decided = target
             progress(following / max(count, 1))

@@ -1,0 +1,171 @@
+"""The scaling policy: bounds, hold, monotone in load, calm on constant load, quick, and the same again from its record."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.outputs import EngineLoad
+from cluster.scaling.capacity import CapacityModel, Observation, StepCosts, learned, step_costs
+from cluster.scaling.fleet import Decision, FleetInputs, PolicySettings, PolicyState, from_json, to_json
+from cluster.scaling.inputs import EngineSample, IngressLoad, TargetCount
+from cluster.scaling.policy import decide
+
+numbers = st.one_of(st.floats(), st.integers(-5, 10**6).map(float))
+counts = st.integers(-3, 10**6)
+engines = st.builds(
+    EngineSample,
+    st.integers(0, 9).map(str),
+    st.builds(
+        EngineLoad,
+        free=counts,
+        max_queued=counts,
+        num_ended=counts,
+        num_tokens=counts,
+        num_running=counts,
+        num_waiting=counts,
+        kv_tokens=counts,
+        num_arrived=counts,
+        num_prompt_tokens=counts,
+        num_generated_tokens=counts,
+    ),
+    numbers,
+)
+ingresses = st.builds(
+    IngressLoad,
+    numbers,
+    counts,
+    numbers,
+    numbers,
+    counts,
+    counts,
+    st.none(),
+    st.builds(TargetCount, counts, counts, st.none()),
+)
+odd_inputs = st.builds(
+    FleetInputs,
+    numbers,
+    st.lists(engines, max_size=2).map(tuple),
+    st.lists(ingresses, max_size=1).map(tuple),
+    st.one_of(st.none(), counts),
+    counts,
+    counts,
+)
+
+
+def steady(at: float, rate: float, num_engines: int, target: int) -> FleetInputs:
+    """A fleet that has served ``rate`` since the beginning, with prompts of 1,000 tokens and answers of 200."""
+    done = int(rate * at / num_engines)
+    load = EngineLoad(
+        1,
+        1,
+        num_ended=done,
+        num_tokens=int(rate * 8 * 1100 / num_engines),
+        num_running=int(rate * 8 / num_engines),
+        kv_tokens=200_000,
+        num_arrived=done,
+        num_prompt_tokens=1000 * done,
+        num_generated_tokens=200 * done,
+    )
+    ingress = IngressLoad(
+        at, int(rate * at), rate, rate * 1000, int(rate * 8), 0, None, TargetCount(int(rate * at), 0, 1.0)
+    )
+    samples = tuple(EngineSample(str(i), load, 0.1) for i in range(num_engines))
+    return FleetInputs(at, samples, (ingress,), current_target=target)
+
+
+def run(rate: float, num_engines: int, seconds: int, limits: PolicySettings) -> list[Decision]:
+    state, target, made = PolicyState(), num_engines, []
+    for second in range(1, seconds):
+        made.append(decide(steady(1e6 + second, rate, num_engines, target), state, limits))
+        state, target = made[-1].state, made[-1].target
+    return made
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(odd_inputs, min_size=1, max_size=3), st.integers(0, 5), st.integers(0, 50))
+def test_whatever_comes_the_target_is_a_count_within_the_bounds(sequence, lowest, more):
+    limits, state = PolicySettings(min_replicas=lowest, max_replicas=lowest + more), PolicyState()
+    for inputs in sequence:
+        decision = decide(inputs, state, limits)
+        assert isinstance(decision.target, int) and lowest <= decision.target <= lowest + more
+        state = decision.state
+
+
+@given(st.integers(1, 50), st.floats(0, 1e5))
+def test_without_inputs_the_target_stays(target, now):
+    limits = PolicySettings(max_replicas=50)
+    assert decide(FleetInputs(now, current_target=target), PolicyState(), limits).target == target
+    remembered = PolicyState(at=now, target=target)
+    assert decide(FleetInputs(now + 1, current_target=0), remembered, limits).target == target
+
+
+def test_stale_engines_hold_the_target():
+    inputs = steady(1e6, 50.0, 3, 3)
+    old = inputs._replace(engines=tuple(e._replace(age_s=60.0) for e in inputs.engines))
+    assert decide(old, PolicyState(), PolicySettings(max_replicas=50)).target == 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.5, 100), st.floats(1, 3), st.integers(1, 20))
+def test_more_load_never_wants_fewer_engines(rate, factor, num_engines):
+    limits = PolicySettings(max_replicas=1000)
+    state = run(rate, num_engines, 20, limits)[-1].state
+    less = decide(steady(1e6 + 21, rate, num_engines, num_engines), state, limits)
+    more = decide(steady(1e6 + 21, rate * factor, num_engines, num_engines), state, limits)
+    assert more.target >= less.target
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.floats(1, 100))
+def test_a_constant_load_keeps_its_engines(rate):
+    targets = [decision.target for decision in run(rate, 4, 400, PolicySettings(max_replicas=1000))]
+    changes = sum(a != b for a, b in itertools.pairwise(targets[100:]))
+    assert changes <= 1, targets[100:]
+
+
+def test_one_leaves_only_after_a_while_and_none_is_left_when_nothing_comes():
+    limits = PolicySettings(min_replicas=0)
+    idle = [d.target for d in run(0.0, 1, 200, limits)]
+    assert idle[-1] == 0
+    assert run(0.0, 1, 200, PolicySettings())[-1].target == 1
+    held = steady(1e6 + 500, 0.0, 1, 0)
+    waiting = held._replace(engines=(), ingresses=(held.ingresses[0]._replace(num_held=1),))
+    assert decide(waiting, PolicyState(), limits).target == 1
+
+
+def test_a_record_is_decided_again_alike():
+    state, limits = PolicyState(), PolicySettings(max_replicas=30)
+    for second in range(30):
+        inputs = steady(1e6 + second, 40.0 + second, 5, 5)
+        again = [from_json(to_json(v), type(v)) for v in (inputs, state, limits)]
+        decision = decide(inputs, state, limits)
+        assert decide(*again) == decision == from_json(to_json(decision), Decision)
+        state = decision.state
+
+
+def test_a_decision_takes_less_than_a_millisecond():
+    state, limits, times = PolicyState(), PolicySettings(max_replicas=200), []
+    for second in range(50):
+        inputs = steady(1e6 + second, 300.0, 100, 100)
+        begin = time.process_time()
+        state = decide(inputs, state, limits).state
+        times.append(time.process_time() - begin)
+    assert sorted(times)[25] < 0.005  # five times as much as it may take
+
+
+def test_step_times_are_learned():
+    true, model, prior = StepCosts(0.05, 3e-4, 1e-4, 4e-7), CapacityModel(), StepCosts()
+    for i in range(400):
+        prefill, rows, context = (i * 37) % 900, 5 + (i * 13) % 90, 1000.0 * ((i * 29) % 150)
+        seconds = true.step + true.prefill_token * prefill + true.decode_row * rows + true.context_token * context
+        model = learned(model, prior, Observation(seconds, prefill, rows, context))
+    found = step_costs(model, prior)
+    predicted = found.step + found.prefill_token * 500 + found.decode_row * 50 + found.context_token * 60_000
+    wanted = true.step + true.prefill_token * 500 + true.decode_row * 50 + true.context_token * 60_000
+    assert abs(predicted / wanted - 1) < 0.05
+    assert learned(model, prior, Observation(math.nan, 1, 1, 1)) is model

@@ -1,0 +1,124 @@
+"""Recorded load under a virtual clock: the command's object, the oracle's bound, scaling of the load, what a fleet pays."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from deployments.cli import app
+from deployments.simulator.arrivals import Arrivals, scaled
+from deployments.simulator.compare import Schedule
+from deployments.simulator.oracle import factor_for, lower_bound
+from deployments.simulator.requests_fleet import simulate_requests
+from deployments.simulator.setup import SimulatorSettings
+from deployments.simulator.study import Study
+
+
+def azure(rate: float, seconds: int, seed: int = 0) -> str:
+    rng, at, rows = random.Random(seed), 0.0, []
+    while (at := at + rng.expovariate(rate)) < seconds:
+        clock = f"2024-01-01 00:{int(at) // 60:02d}:{at % 60:010.7f}"
+        rows.append(f"{clock},{rng.randint(50, 2000)},{rng.randint(5, 300)}")
+    return "\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n"
+
+
+def simulated(tmp_path, text: str, *options: str) -> dict:
+    file = tmp_path / "trace"
+    file.write_text(text)
+    found = CliRunner().invoke(app, ["simulate", str(file), "--json", *options])
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+def test_one_object_says_what_the_policy_achieves_and_what_the_oracle_pays(tmp_path):
+    found = simulated(tmp_path, azure(4.0, 300), "--engines-mean", "3")
+    assert 0.9 < found["attainment"] <= 1
+    assert found["oracle_mean_engines"] == pytest.approx(3, rel=0.1)
+    assert found["oracle_engine_hours"] < found["engine_hours"] < 3 * found["oracle_engine_hours"]
+
+
+def test_the_order_of_rows_is_no_matter(tmp_path):
+    head, *rows = azure(3.0, 120).splitlines()
+    mixed = list(rows)
+    random.Random(1).shuffle(mixed)
+    options = "--engines-mean", "2"
+    assert simulated(tmp_path, "\n".join([head, *mixed]), *options) == simulated(
+        tmp_path, "\n".join([head, *rows]), *options
+    )
+
+
+def test_a_single_request_has_its_answer(tmp_path):
+    found = simulated(tmp_path, '{"timestamp": 5, "input_length": 100, "output_length": 20}\n')
+    assert (found["requests"], found["attainment"], found["load_factor"]) == (1, 1.0, 1.0)
+
+
+def test_rates_are_enough(tmp_path):
+    rates = "second,requests_per_second\n" + "".join(f"{600 * i},{20 + 10 * (i % 3)}\n" for i in range(12))
+    found = simulated(tmp_path, rates)
+    assert found["attainment"] > 0.9
+    assert found["engine_hours"] > found["oracle_engine_hours"] > 0
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "TIMESTAMP,ContextTokens\n2024-01-01 00:00:00,5\n"])
+def test_what_is_no_recording_is_one_clear_error(tmp_path, text):
+    file = tmp_path / "trace"
+    file.write_text(text)
+    found = CliRunner().invoke(app, ["simulate", str(file), "--json"])
+    assert found.exit_code == 1
+    assert "Error" in found.output and "Traceback" not in found.output
+
+
+def test_a_setting_that_is_none_is_named(tmp_path):
+    (tmp_path / "trace").write_text(azure(1.0, 60))
+    (tmp_path / "settings.json").write_text('{"slots": 3}')
+    found = CliRunner().invoke(app, ["simulate", str(tmp_path / "trace"), "--config", str(tmp_path / "settings.json")])
+    assert found.exit_code == 1 and "slots is no setting" in found.output
+
+
+def test_a_plan_names_its_costs(tmp_path):
+    (tmp_path / "trace").write_text(azure(4.0, 120))
+    command = ["plan", str(tmp_path / "trace"), "--slo", "ttft_s=3", "--price", "2", "--json"]
+    found = json.loads(CliRunner().invoke(app, command).stdout)
+    hours = found["engine_hours"]
+    assert hours["oracle, at least"] <= hours["this policy"]
+    assert found["cost"]["this policy"] == 2 * hours["this policy"]
+
+
+def poisson(rate: float, seconds: float) -> Arrivals:
+    rng = np.random.default_rng(0)
+    at = np.sort(rng.uniform(0, seconds, int(rate * seconds)))
+    return Arrivals(at, np.full(len(at), 800.0), np.full(len(at), 150.0), None, seconds)
+
+
+def test_load_is_scaled_in_place():
+    load, settings = poisson(3.0, 600.0), SimulatorSettings()
+    more = scaled(load, factor_for(load, settings, 6.0), settings)
+    assert lower_bound(more, settings, 0.0).mean_engines == pytest.approx(6.0, rel=0.05)
+    assert np.all(np.diff(more.at) >= 0) and more.at.max() <= 600.0
+
+
+def test_no_fleet_serves_for_less_than_the_oracle():
+    settings = SimulatorSettings()
+    load = poisson(40.0, 240.0)
+    bound = lower_bound(load, settings)
+    short = max(1, int(bound.mean_engines * 0.9))
+    found = simulate_requests(load, settings, Schedule([short], 1.0), short)
+    assert found.attainment < settings.policy.slo_share
+    plenty = 3 * short
+    found = simulate_requests(load, settings, Schedule([plenty], 1.0), plenty)
+    assert found.attainment > settings.policy.slo_share and found.engine_hours > bound.engine_hours
+
+
+def test_a_fleet_wakes_from_nothing_without_its_policy(tmp_path):
+    settings = SimulatorSettings()
+    settings = replace(settings, policy=replace(settings.policy, min_replicas=0))
+    (tmp_path / "trace").write_text(azure(0.2, 60))
+    study = Study(tmp_path / "trace", settings, None)
+    found = simulate_requests(study.load, settings, Schedule([0], 1.0), 0)
+    assert found.num_starts == 1 and np.isfinite(found.ttft_s["p99"])
+    assert found.ttft_s["p99"] >= min(settings.start_times_s) / 2
