@@ -130,6 +130,7 @@ WITHOUT_PADDLE = (
     "deployments.replica.engine_replica",
     "deployments.ingress",
     "deployments.llm",
+    "deployments.simulator.study",
     "deployments.start.prepare",
     "gpu_ops.build",
     "bireme",

@@ -120,5 +120,5 @@ def test_a_fleet_wakes_from_nothing_without_its_policy(tmp_path):
     (tmp_path / "trace").write_text(azure(0.2, 60))
     study = Study(tmp_path / "trace", settings, None)
     found = simulate_requests(study.load, settings, Schedule([0], 1.0), 0)
-    assert found.num_starts == 1 and np.isfinite(found.ttft_s["p99"])
+    assert found.num_starts >= 1 and np.isfinite(found.ttft_s["p99"])
     assert found.ttft_s["p99"] >= min(settings.start_times_s) / 2
