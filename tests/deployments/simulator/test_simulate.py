@@ -58,7 +58,7 @@ def test_a_single_request_has_its_answer(tmp_path):
 
 
 def test_rates_are_enough(tmp_path):
-    rates = "second,requests_per_second\n" + "".join(f"{600 * i},{20 + 10 * (i % 3)}\n" for i in range(12))
+    rates = "second,requests_per_second\n" + "".join(f"{60 * i},{20 + 10 * (i % 3)}\n" for i in range(12))
     found = simulated(tmp_path, rates)
     assert found["attainment"] > 0.9
     assert found["engine_hours"] > found["oracle_engine_hours"] > 0
