@@ -76,9 +76,19 @@ def workloads(draw):
     for index in range(draw(st.integers(1, 3))):
         prompt = draw(st.lists(st.integers(3, 127), min_size=1, max_size=30))
         params = {"max_tokens": draw(st.sampled_from([3, 30, 60])), "seed": index}
-        params |= draw(st.sampled_from([{}, {"temperature": 1.0}, {"temperature": 3.0, "top_p": 0.9}]))
+        params |= draw(st.sampled_from([{}, {"temperature": 1.0}, {"temperature": 2.0, "top_p": 0.9}]))
         params |= draw(st.sampled_from([{}, {"repetition_penalty": 1.2, "logprobs": 2}, {"frequency_penalty": 1.0}]))
-        params |= draw(st.sampled_from([{}, {}, {"min_tokens": 20}, {"logit_bias": {EOS: 20.0}}, {"ignore_eos": True}]))
+        params |= draw(
+            st.sampled_from(
+                [
+                    {},
+                    {},
+                    {"min_tokens": min(20, params["max_tokens"])},
+                    {"logit_bias": {EOS: 20.0}},
+                    {"ignore_eos": True},
+                ]
+            )
+        )
         params |= draw(
             st.sampled_from([{}, {}, {"allowed_token_ids": tuple(range(60, 90))}, {"stop_token_seqs": ((4, 4), (90,))}])
         )
