@@ -16,7 +16,15 @@ from cluster.sampling_params import SamplingParams
 from deployments.openai_api.requests.protocol import CompletionRequest, parse_request
 
 # What is none in a request is a default here, or has another form.
-OWN = {"max_tokens", "logit_bias", "allowed_token_ids", "bad_token_seqs", "grammar"}
+OWN = {
+    "max_tokens",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_token_seqs",
+    "grammar",
+    "thinking_token_budget",
+    "reasoning_marks",
+}
 LISTS = {"stop", "stop_token_ids", "stop_token_seqs"}
 NUMBERS = [field.name for field in fields(SamplingParams) if field.name not in OWN | LISTS | {"ignore_eos"}]
 
@@ -53,6 +61,12 @@ def test_a_number_is_refused_where_the_api_refuses_it(name):
     assert said == {str(value): refusal_of_api(**{name: value}) for value in tried(name)}
     assert sum(message is not None for message in said.values()) >= 5
     assert None in said.values()
+
+
+def test_a_budget_of_reasoning_is_refused_by_name():
+    assert refusal(thinking_token_budget=0) is None
+    assert refusal(thinking_token_budget=-1) == "thinking_token_budget: must be at least 0, got -1"
+    assert refusal(thinking_token_budget=1.5) == "thinking_token_budget: must be an integer, got 1.5"
 
 
 @pytest.mark.parametrize(

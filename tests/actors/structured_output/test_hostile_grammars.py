@@ -88,7 +88,7 @@ def check(grammars: Grammars, grammar: Grammar, seed: int = 0) -> bool:
 
 def watched(grammars: Grammars, grammar: Grammar, seed: int) -> tuple[bool, tuple[float, float]]:
     """Whether it was taken, and for how long compiling stopped others, and a token the engine."""
-    anew, stops = Grammars(lambda: None, 49_152, sorted(grammars._eos_token_ids)), Stops()
+    anew, stops = Grammars(grammars._loaded_tokenizer, 49_152, sorted(grammars._eos_token_ids)), Stops()
     anew._trie = grammars._trie
     with stops.watched():
         try:
