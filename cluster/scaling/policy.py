@@ -33,6 +33,7 @@ MAX_SEEN = 8
 _RATE_WINDOW_S = 10.0
 # So many standard deviations are a change of the load, not noise.
 _CHANGE = 3.0
+_FEW = 10.0
 _LEVEL_S = 45.0
 _FALL_S = 10.0
 _SHAPE_S = 60.0
@@ -291,10 +292,11 @@ def _measure(
     memory = max((e.load.kv_tokens for e in sampled), default=0)
     return _Measured(
         _level(state.arrivals_per_s, rate, elapsed),
-        state.num_arrived * kept + arrived,
-        state.prompt_tokens * kept + prompt_tokens,
-        state.num_ended * kept + ended,
-        state.output_tokens * kept + generated,
+        # While nothing comes, what came last is what is known of it.
+        state.num_arrived * (kept if arrived else 1.0) + arrived,
+        state.prompt_tokens * (kept if arrived else 1.0) + prompt_tokens,
+        state.num_ended * (kept if ended else 1.0) + ended,
+        state.output_tokens * (kept if ended else 1.0) + generated,
         context_mean,
         running + held,
         memory,
@@ -316,5 +318,11 @@ def _level(level: float | None, rate: float | None, elapsed: float) -> float | N
     noise = _CHANGE * math.sqrt(max(level, 0.05) / _RATE_WINDOW_S)
     if rate > level + noise:
         return rate
-    memory = _FALL_S if rate < level - noise else _LEVEL_S
+    counted, expected = max(rate, 0.0) * _RATE_WINDOW_S, level * _RATE_WINDOW_S
+    if expected < _FEW:
+        # A count of few is no normal one; its root deviates by a half, so that none where some were expected is a change, too.
+        has_fallen = 2 * (math.sqrt(expected) - math.sqrt(counted)) > _CHANGE
+    else:
+        has_fallen = rate < level - noise
+    memory = _FALL_S if has_fallen else _LEVEL_S
     return level + (1 - math.exp(-elapsed / memory)) * (rate - level)

@@ -15,6 +15,7 @@ class LLMSettings(TypedDict, total=False):
     load_format: Literal["auto", "dummy"]
     device: Literal["auto", "cpu", "gpu", "simulated"]
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    weight_format: Literal["auto", "stored", "float32"]
     max_model_len: int | None
     max_num_seqs: int
     max_num_batched_tokens: int | None

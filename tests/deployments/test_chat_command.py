@@ -97,7 +97,7 @@ def test_a_prompt_may_come_in_a_pipe_and_status_be_for_programs(app: App):
     assert piped.stdout == run(app, "complete", "One, two, three,", *options).stdout != b""
     assert run(app, "complete", piped=b"\xff").stderr.startswith(b"Error: the prompt is not UTF-8")
     found = json.loads(run(app, "status", "--json").stdout)
-    assert (found["ready"], len(found["engines"]) > 0, len(found["models"])) == (True, True, 1)
+    assert (found["ready"], len(found["engines"]) > 0, len(found["models"]) > 0) == (True, True, True)
     top = run(app, "top", "--once").stdout.decode()
     assert found["engines"][0]["engine_id"].removeprefix("engine-") in top
 
