@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -17,9 +17,11 @@ from rich.table import Table
 
 from cluster.errors import BiremeError
 from cluster.terminal.app import app, console, errors, show_error
-from deployments.simulator.result import Result
 from deployments.simulator.setup import SimulatorSettings
-from deployments.simulator.study import Progress, Study
+
+if TYPE_CHECKING:
+    from deployments.simulator.result import Result
+    from deployments.simulator.study import Progress, Study
 
 _Trace = Annotated[Path, typer.Argument(help="Recorded load: Azure's CSV, Mooncake's JSON lines or ServeGen's rates.")]
 _Config = Annotated[Path | None, typer.Option(help="JSON with settings of the simulator; docs/simulate.md has them.")]
@@ -39,7 +41,7 @@ def simulate(
     """Run the scaling policy on recorded load under a virtual clock: attainment, engine-hours, and the oracle's."""
     with _one_line_errors():
         settings = _settings(config)
-        study = Study(trace, settings, engines_mean)
+        study = _study(trace, settings, engines_mean)
         results: dict[str, Result | None] = {}
         with _bar(as_json) as told:
             results["this policy"] = ours = study.run(progress=told("this policy"))
@@ -75,7 +77,7 @@ def plan(
     """How many engines recorded load needs as it is, and what they cost: a fixed fleet, the policy, the oracle."""
     with _one_line_errors():
         settings = _with_slo(_settings(config), slo or [])
-        study = Study(trace, settings, None)
+        study = _study(trace, settings, None)
         with _bar(as_json) as told:
             ours = study.run(progress=told("this policy"))
     hours = max(study.load.duration_s / 3600, 1e-9)
@@ -96,6 +98,12 @@ def plan(
     console.print(
         f"peak {ours.peak_engines} engines; {ours.attainment:.2%} within the objectives", highlight=False, markup=False
     )
+
+
+def _study(trace: Path, settings: SimulatorSettings, engines_mean: float | None) -> Study:
+    from deployments.simulator.study import Study  # loads NumPy, which no other command needs
+
+    return Study(trace, settings, engines_mean)
 
 
 def _table(study: Study, results: dict[str, Result | None]) -> Table:
