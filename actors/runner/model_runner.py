@@ -292,12 +292,10 @@ class ModelRunner(StepExecutor):
         assert plan is not None
         packed = unpack_outputs(out.landing.array)
         outputs = []
-        preempted = {slot for slot in plan.preempted if self.preempted_idx[slot] == plan.step}
+        preempted = set(np.flatnonzero(self.preempted_idx == plan.step).tolist())
         is_plain = packed.logprobs is None and not out.matchers and not out.prompt_logprobs
-        tokens, goes_on = (
-            packed.tokens.tolist(),
-            ((packed.num_sampled == 1) & (packed.stop_reason == StopReason.NONE)).tolist(),
-        )
+        goes_on = ((packed.num_sampled == 1) & (packed.stop_reason == StopReason.NONE)).tolist()
+        tokens = packed.tokens.tolist()
         for slot, request_id in plan.request_ids.items():
             if slot in preempted:
                 outputs.append(SlotOutput(slot, request_id, PREEMPTED))
