@@ -49,12 +49,15 @@ def run_with_bug(trees: Queue[Path], patch: Path) -> subprocess.CompletedProcess
     """The named test in one of the trees, which is patched meanwhile."""
     tree = trees.get()
     apply = ["git", "apply", "--unsafe-paths", "--whitespace=nowarn", str(patch)]
-    subprocess.run(apply, cwd=tree, check=True, capture_output=True, env={**os.environ, "GIT_CEILING_DIRECTORIES": "/"})
+    how = {"cwd": tree, "check": True, "capture_output": True, "env": {**os.environ, "GIT_CEILING_DIRECTORIES": "/"}}
     try:
-        return run_test(tree, named_test(patch))
+        subprocess.run(apply, **how)
+        try:
+            return run_test(tree, named_test(patch))
+        finally:
+            subprocess.run([*apply, "--reverse"], **how)
     finally:
-        subprocess.run([*apply, "--reverse"], cwd=tree, check=True, capture_output=True)
-        trees.put(tree)
+        trees.put(tree)  # also where the patch does not apply: others wait for it
 
 
 @pytest.fixture(scope="module")
