@@ -14,7 +14,10 @@ from cluster.terminal.app import ApiKey, Url, app, connected, console
 @app.command()
 def trace(
     answer_id: Annotated[
-        str, typer.Argument(help="Id of an answer (cmpl-..., chatcmpl-...), or of a traceparent's trace.")
+        str,
+        typer.Argument(
+            help="Id of an answer (cmpl-..., chatcmpl-...), of a request (X-Request-ID), or of a traceparent's trace."
+        ),
     ],
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,

@@ -60,6 +60,8 @@ def _parameter(name: str) -> inspect.Parameter:
     ]
     field = LLMConfig.model_fields.get(name)
     text = (field.description if field else None) or "How many engines there are; default: 1."
+    several = [alias.replace("_", "-") for alias, ours in ALIASES.items() if ours == name and alias in SEVERAL]
+    text += "".join(f" Also --{alias} NAME [NAME …], behind the model." for alias in several)
     option = typer.Option(
         f"--{flag}", *aliases, help=text, metavar="VALUE", rich_help_panel="Settings", show_default=False
     )
