@@ -12,6 +12,7 @@ from actors.model_files.gguf.split import gguf_parts, is_gguf, model_name
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.errors import ModelLoadError, ModelNotHereError
 from cluster.process.cache import Progress
+from cluster.wording import nearest
 
 LOAD_FORMATS = ("auto", "dummy")
 
@@ -146,8 +147,10 @@ def _locate(model: str, dummy: bool, progress: Progress | None, download: bool) 
             "and safetensors files.",
             "model",
         )
+    near = nearest(model, [DEFAULT_MODEL])
+    meant = f"; did you mean {near}?" if near else ""
     raise ModelLoadError(
-        f"model {model!r} is unknown; allowed: {DEFAULT_MODEL}, a GGUF file, a directory, or a Hugging Face id "
+        f"model {model!r} is unknown{meant}; allowed: {DEFAULT_MODEL}, a GGUF file, a directory, or a Hugging Face id "
         "(owner/name).",
         "model",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.model_files.source import ModelSource, resolve_model
+from cluster.config import DEFAULT_MODEL
 from cluster.errors import ModelLoadError
 
 CONTENT = b"GGUF" + bytes(range(256)) * 64
@@ -92,3 +93,12 @@ def test_file_and_directory_that_hold_no_model(tmp_path: Path):
 def test_unknown_load_format_is_refused(golden: Path):
     with pytest.raises(ModelLoadError, match="allowed: auto, dummy"):
         resolve_model(str(golden / "qwen2"), load_format="gguf")
+
+
+def test_a_misspelt_model_is_refused_with_the_one_that_was_meant():
+    with pytest.raises(
+        ModelLoadError, match=f"is unknown; did you mean {DEFAULT_MODEL}\\?; allowed: {DEFAULT_MODEL}, a"
+    ):
+        resolve_model(DEFAULT_MODEL.replace("instruct", "instrct"))
+    with pytest.raises(ModelLoadError, match="'mistral' is unknown; allowed: "):
+        resolve_model("mistral")
