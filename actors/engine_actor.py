@@ -468,10 +468,7 @@ class RunnerActor:
             live = deliver(delta, waited_s)
             if live is None:
                 continue
-            batch = by_subscriber.get(live.request.subscriber)
-            if batch is None:
-                batch = by_subscriber[live.request.subscriber] = []
-            batch.append(delta)
+            by_subscriber.setdefault(live.request.subscriber, []).append(delta)
             if delta.finish_reason is not None:
                 self._arrivals.forget((delta.request_id, delta.attempt))
         if by_subscriber:

@@ -69,9 +69,8 @@ class Scheduler:
         self.max_queue_share = max_queue_share
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
-        self._decoding: list[
-            Sequence
-        ] = []  # of these, in the order of service; may lack some until the next step is planned
+        # Of these, in the order of service; may lack some until the next step is planned.
+        self._decoding: list[Sequence] = []
         self.leaving: dict[int, Sequence] = {}  # slot -> preempted or retiring, until its marker has been saved
         self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_prompt_tokens = self.num_generated_tokens = 0
@@ -349,9 +348,8 @@ class Scheduler:
             index = other.num_registered_blocks
             if index >= len(hashes) or _prompt(other, len(other.token_ids)) > own:
                 continue
-            if other.block_hashes(block_size, (index + 1) * block_size)[index:] == [
-                hashes[index]
-            ]:  # of all up to its end
+            next_hash = other.block_hashes(block_size, (index + 1) * block_size)[index:]
+            if next_hash == [hashes[index]]:  # of all tokens up to the block's end
                 return True
         return False
 
