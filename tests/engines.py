@@ -89,7 +89,7 @@ def write_tiny_model(folder: Path, family: str = "llama") -> Path:
 def make_engine(folder: Path, record: list | None = None, **settings) -> Engine:
     """An engine on the tiny model; settings as in EngineConfig."""
     defaults = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "num_kv_blocks": 64, "num_threads": 1}
-    defaults |= {"weight_format": "stored"} if folder.suffix == ".gguf" else {"load_format": "dummy"}
+    defaults |= {} if folder.suffix == ".gguf" else {"load_format": "dummy"}
     config = EngineConfig(model=str(folder), **{**defaults, **settings})
     return load_engine(config, record=record)
 

@@ -11,7 +11,7 @@ from actors.engine.prepared import take
 from actors.model_files.formats.layout import expected_tensors
 from actors.model_files.ready_weights import ReadyWeights
 from actors.model_files.source import ModelSource
-from actors.model_files.weight_format import is_stored, stored_kinds
+from actors.model_files.weight_format import kinds_in_use
 from actors.model_files.weights import iter_stored_weights, iter_weights
 from actors.models.config import ModelConfig
 from actors.models.decoder import Decoder
@@ -42,7 +42,7 @@ def load_weights(
     model = prepared or load_kept_weights(config, source, model_config, max_model_len, device)
     if model is not None:
         return model
-    kinds = _stored_kinds(config, source, model_config, device)
+    kinds = kinds_in_use(config, source, model_config, device.is_gpu)
     weights = (
         iter_stored_weights(source, model_config, kinds) if kinds else iter_weights(source, model_config, device.dtype)
     )
@@ -66,7 +66,7 @@ def load_kept_weights(
         return None
     model = Decoder(model_config, max_model_len, device)
     try:
-        kinds = _stored_kinds(config, source, model_config, device)
+        kinds = kinds_in_use(config, source, model_config, device.is_gpu)
         model.take_ready_tensors(tensors_of(file, device), expected_tensors(model_config), kinds)
     except (OSError, ValueError, RuntimeError) as error:  # the last from the driver
         logger.warning("kept weights are not used: %s", error)
@@ -78,9 +78,3 @@ def _ready_weights(
     config: EngineConfig, source: ModelSource, model_config: ModelConfig, device: CpuDevice
 ) -> ReadyWeights | None:
     return ready_weights(config, source, model_config, device.dtype, device.is_gpu)
-
-
-def _stored_kinds(
-    config: EngineConfig, source: ModelSource, model_config: ModelConfig, device: CpuDevice
-) -> dict[str, str]:
-    return stored_kinds(source, model_config) if is_stored(config, source, device.is_gpu) else {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
+from actors.model_files.weight_format import weight_bytes
 from actors.model_files.weights import num_weight_elements
 from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
@@ -11,6 +14,7 @@ from cluster.errors import ConfigError
 from gpu_ops.kernel_limits import INVARIANT_PART_POSITIONS, MAX_ATTENTION_PARTS
 
 DEFAULT_MAX_MODEL_LEN = 8192
+_NONE_STORED: Mapping[str, str] = MappingProxyType({})
 # Memory that the CUDA context's later growth and matmul workspaces take.
 _GPU_RESERVED_BYTES = 2 << 30
 # Paddle keeps what steps of many different sizes left behind. With Llama-3.1-8B's sizes on an H200, beside weights, cache
@@ -138,12 +142,19 @@ class MemoryPlan(NamedTuple):
 
 
 def plan_memory(
-    config: EngineConfig, model: ModelConfig, is_gpu: bool, free: int, total: int, weights_loaded: bool = False
+    config: EngineConfig,
+    model: ModelConfig,
+    is_gpu: bool,
+    free: int,
+    total: int,
+    weights_loaded: bool = False,
+    stored: Mapping[str, str] = _NONE_STORED,
 ) -> MemoryPlan:
     """The plan for a device of which ``free`` of ``total`` bytes are free now.
 
     Args:
         weights_loaded: ``free`` no longer holds the room for them.
+        stored: the matrices that are computed with as the file has them (``weight_format.kinds_in_use``).
     Raises:
         ConfigError: settings, model and memory do not fit each other.
     """
@@ -160,7 +171,7 @@ def plan_memory(
         budget,
         num_blocks,
         block_bytes,
-        item_bytes * num_weight_elements(model),
+        weight_bytes(model, stored, item_bytes),
         gpu_step_bytes(config, model, budget) if is_gpu else 0,
         int(config.decode_graph_memory_gb * 2**30) if is_gpu and not config.enforce_eager else 0,
     )

@@ -50,6 +50,7 @@ def check(
     from actors.engine.memory_plan import plan_memory
     from actors.model_files.config import load_model_config
     from actors.model_files.source import resolve_model
+    from actors.model_files.weight_format import kinds_in_use
     from actors.models.gpu_limits import check_gpu_model
 
     try:
@@ -62,7 +63,8 @@ def check(
         if gpu is not None:
             check_gpu_model(found)
         free, total = gpu or _host_memory()
-        plan = plan_memory(model, found, gpu is not None, free, total)
+        stored = kinds_in_use(model, source, found, gpu is not None)
+        plan = plan_memory(model, found, gpu is not None, free, total, stored=stored)
     except (BiremeError, SettingsError) as error:
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None

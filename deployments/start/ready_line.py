@@ -36,7 +36,7 @@ def curl(url: str, model_id: str, needs_key: bool) -> str:
     body = json.dumps(
         {
             "model": model_id,
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "messages": [{"role": "user", "content": "Name the capital of France."}],
             "max_tokens": 60,
         }
     )

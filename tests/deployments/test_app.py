@@ -22,7 +22,7 @@ from tests.deployments.conftest import ALIAS, KEYS, App, wait_for
 from tests.deployments.strangers import files_with
 from tests.served_device import lasting
 
-CHAT = [{"role": "user", "content": "What is the capital of France?"}]
+CHAT = [{"role": "user", "content": "Name the capital of France."}]
 
 
 def test_openai_client_chats(app: App):
@@ -220,7 +220,7 @@ def test_keys_from_python_stand_in_no_file_of_rays(app: App):
 
 async def test_the_async_client_streams_and_raises_typed_errors(app: App):
     async with AsyncClient(app.url, api_key=KEYS[0]) as client:
-        chunks = [chunk async for chunk in client.stream_chat("What is the capital of France?", temperature=0)]
+        chunks = [chunk async for chunk in client.stream_chat("Name the capital of France.", temperature=0)]
         assert "".join(chunk.text for chunk in chunks) == "The capital of France is Paris."
         with pytest.raises(BadRequestError, match="temperature"):
             await client.chat("x", temperature=9)

@@ -29,7 +29,7 @@ def test_ctrl_c_stops_an_answer_or_clears_a_line_and_leaves_an_empty_one(app: Ap
         terminal.read_until("(stopped)")
         terminal.read_until("> ")
         app.wait_until_idle()
-        terminal.type("What is the capital of France?\n")
+        terminal.type("Name the capital of France.\n")
         assert "The capital of France is Paris." in terminal.read_until("Paris.")
         assert re.search(r"\d+ tokens, [\d.]+ tokens/s, seed \d+", terminal.read_until("> "))
         terminal.type("/set max_tokens=1\r")

@@ -155,7 +155,7 @@ def test_what_the_weight_format_comes_to_changes_it(tiny_model, tmp_path):
     def of_file(**settings) -> str:
         return fingerprint(EngineConfig(model=str(file), **settings), resolve_model(str(file)), CpuDevice())
 
-    assert of_file() == of_file(weight_format="float32") != of_file(weight_format="stored")
+    assert of_file() == of_file(weight_format="stored") != of_file(weight_format="float32")
     assert of(tiny_model) == of(tiny_model, weight_format="float32")
     for refused in (lambda: of(tiny_model, weight_format="stored"), lambda: of(file, Gpu(), weight_format="stored")):
         with pytest.raises(ConfigError, match=r"weight_format: .* got stored; allowed here: auto, float32"):

@@ -16,7 +16,7 @@ from actors.layers.weights.quantised import QuantisedWeight
 from actors.model_files.config import load_model_config
 from actors.model_files.formats.layout import expected_tensors
 from actors.model_files.source import resolve_model
-from actors.model_files.weight_format import stored_kinds
+from actors.model_files.weight_format import stored_kinds, weight_bytes
 from actors.model_files.weights import iter_stored_weights, iter_weights
 from actors.models.decoder import BatchRows, Decoder
 from actors.models.load import load_model
@@ -108,6 +108,9 @@ def test_a_model_of_quantised_weights_is_loaded_kept_and_computed_alike(tmp_path
     ]
     token_ids = np.random.default_rng(0).integers(0, config.vocab_size, 40)
     model = load_model(config, iter_stored_weights(source, config, kinds), 64)
+    held = sum(array.nbytes for array in map(host_view, model.ready_tensors().values()))
+    # The plan counts a header for each matrix, and projections that are one matmul share one.
+    assert held <= weight_bytes(config, kinds, 4) <= held + 128 * len(kinds)
     weights = [layer.attention for layer in model.layers] + [model.layers[0].mlp]
     assert [type(part.qkv.weight) for part in weights[:2]] == [QuantisedWeight] * 2
     assert [type(part.o.weight) for part in weights[:2]] == [QuantisedWeight, DenseWeight]

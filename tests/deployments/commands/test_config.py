@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import app
-from tests.engines import TINY_CONFIG
+from tests.engines import TINY_CONFIG, write_quantised_model
 
 
 @pytest.fixture
@@ -34,6 +34,19 @@ def test_a_plan_is_shown_without_weights_or_a_server(folder):
     assert "engines    3, each on one CPU" in shown.output
     assert ": 64 blocks of 16 tokens" in shown.output
     assert "streams    4 × 64 tokens, of at most 4 at once" in shown.output
+
+
+def test_weights_count_as_they_are_held(tmp_path, monkeypatch):
+    monkeypatch.setattr("deployments.commands.config._GIB", 2**20)
+    file = str(write_quantised_model(tmp_path))
+
+    def weights(*settings: str) -> float:
+        shown = CliRunner().invoke(app, ["config", "check", file, "num_kv_blocks=64", "device=cpu", *settings])
+        assert shown.exit_code == 0, shown.output
+        (line,) = [line for line in shown.output.splitlines() if line.startswith("weights ")]
+        return float(line.split()[1])
+
+    assert 0 < weights() == weights("weight_format=stored") < 0.6 * weights("weight_format=float32")
 
 
 def test_settings_that_do_not_fit_the_model_are_refused_in_one_line(folder):

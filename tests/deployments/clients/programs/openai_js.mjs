@@ -3,7 +3,7 @@ import { createRequire } from "node:module";
 
 const [url, model, key, root] = process.argv.slice(2);
 const OpenAI = createRequire(`${root}/`)("openai");
-const question = "What is the capital of France?";
+const question = "Name the capital of France.";
 
 async function ask(prompt, apiKey, n, stream) {
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0 });

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 URL, MODEL, KEY = sys.argv[1:4]
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 MAX_TOKENS = 20
 # More sequences than a busy server has room for.
 TOO_MANY = 16
