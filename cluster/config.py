@@ -111,7 +111,7 @@ class EngineConfig(Settings):
     )
     weight_format: Literal["auto", "stored", "float32"] = Field(
         "auto",
-        description="stored: on the CPU, matrices that a GGUF file holds as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K are multiplied as they are stored, by inputs that are rounded to 8 bits; float32: all are expanded. auto: stored where the CPU computes and the file has such matrices, else float32.",
+        description="stored: on the CPU, matrices that a GGUF file holds as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K or IQ4_NL are multiplied as they are stored, by inputs that are rounded to 8 bits, and those of F16 and BF16 by inputs as they are; float32: all are expanded. auto: stored where the CPU computes and the file has such matrices, else float32.",
     )
     max_model_len: int | None = Field(
         None,

@@ -67,7 +67,10 @@ def write_quantised_model(folder: Path) -> Path:
         "ffn_down": (hidden, inner),
     }  # fmt: skip
     for layer, by_part in enumerate(
-        ({}, {"attn_v": "Q8_0", "attn_q": "Q4_0", "attn_output": "F32", "ffn_up": "Q5_0", "ffn_down": "Q5_1"})
+        (
+            {"ffn_gate": "BF16", "attn_output": "F16"},
+            {"attn_v": "Q8_0", "attn_q": "Q4_0", "attn_output": "F32", "ffn_up": "Q5_0", "ffn_down": "Q5_1"},
+        )
     ):
         for part, shape in parts.items():
             shapes[f"blk.{layer}.{part}.weight"] = shape

@@ -12,7 +12,7 @@ from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
 from cluster.errors import ConfigError
 from gpu_ops.quantised.packing import packed_bytes
-from gpu_ops.quantised.stored_rows import BLOCK_TYPES
+from gpu_ops.quantised.stored_rows import BLOCK_INPUTS, BLOCK_TYPES
 
 # Projections of a layer that are one matmul: either all of them keep the file's format or none does.
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -32,7 +32,11 @@ def is_stored(config: EngineConfig, source: ModelSource, on_gpu: bool) -> bool:
     # Of a file that is looked at without its weights (``bireme config check``) the table of tensors counts as well.
     from_file = source.is_gguf and config.load_format != "dummy"
     tensors = read_gguf(source.path).tensors.values() if from_file else ()
-    found = {TENSOR_TYPES[tensor.type_id][0] for tensor in tensors if len(tensor.shape) == 2} & BLOCK_TYPES.keys()
+    found = {
+        TENSOR_TYPES[tensor.type_id][0]
+        for tensor in tensors
+        if len(tensor.shape) == 2 and tensor.shape[1] % BLOCK_INPUTS == 0
+    } & BLOCK_TYPES.keys()
     if not found and wanted == "stored":
         raise _refused(f"the model has no weights of {', '.join(BLOCK_TYPES)}")
     return bool(found)
@@ -45,7 +49,11 @@ def stored_kinds(source: ModelSource, model_config: ModelConfig) -> dict[str, st
         tensor = tensors.get(gguf_name(name, model_config))
         if len(shape) == 2 and tensor is not None and tensor.shape == shape:
             kinds[name] = TENSOR_TYPES[tensor.type_id][0]
-    kinds = {name: kind for name, kind in kinds.items() if kind in BLOCK_TYPES}
+    kinds = {
+        name: kind
+        for name, kind in kinds.items()
+        if kind in BLOCK_TYPES and tensors[gguf_name(name, model_config)].shape[1] % BLOCK_INPUTS == 0
+    }
     return {name: kind for name, kind in kinds.items() if all(other in kinds for other in _of_one_matmul(name))}
 
 

@@ -18,9 +18,13 @@ _PANELS_AT_ONCE = 64
 
 def packed_bytes(parts: Iterable[tuple[str, int]], in_features: int) -> int:
     """Size of what ``pack_rows`` returns for parts of (kind, rows)."""
-    blocks = in_features // BLOCK_INPUTS
-    sizes = (-(-rows // PANEL_COLUMNS) * blocks * BLOCK_TYPES[kind].record_bytes for kind, rows in joined_parts(parts))
+    sizes = (-(-rows // PANEL_COLUMNS) * _panel_bytes(kind, in_features) for kind, rows in joined_parts(parts))
     return 8 * HEADER_WORDS + sum(sizes)
+
+
+def _panel_bytes(kind: str, in_features: int) -> int:
+    block_type = BLOCK_TYPES[kind]
+    return in_features // BLOCK_INPUTS // block_type.record_blocks * block_type.record_bytes
 
 
 def joined_parts(parts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -61,14 +65,14 @@ def pack_rows(matrices: Sequence[StoredRows]) -> np.ndarray:
         while sum(map(len, blocks)) < rows:
             blocks.append(left.pop(0).blocks)
         panels = -(-rows // PANEL_COLUMNS)
-        size = panels * (in_features // BLOCK_INPUTS) * block_type.record_bytes
+        size = panels * _panel_bytes(kind, in_features)
         _pack_panels(kind, np.concatenate(blocks), out[at : at + size].reshape(panels, -1, block_type.record_bytes))
         at += size
     return out
 
 
 def _pack_panels(kind: str, rows: np.ndarray, out: np.ndarray) -> None:
-    """rows uint8 [N, bytes of a row] -> out [panels, blocks, record_bytes], which is zero."""
+    """rows uint8 [N, bytes of a row] -> out [panels, records, record_bytes], which is zero."""
     for first in range(0, len(out), _PANELS_AT_ONCE):
         part = rows[first * PANEL_COLUMNS : (first + _PANELS_AT_ONCE) * PANEL_COLUMNS]
         panels = out[first : first + _PANELS_AT_ONCE]
@@ -80,25 +84,38 @@ def _pack_panels(kind: str, rows: np.ndarray, out: np.ndarray) -> None:
 
 
 def _pack_whole_panels(block_type: BlockType, blocks: np.ndarray, out: np.ndarray) -> None:
-    """blocks uint8 [panels, 32 columns, blocks of the file, block_bytes] -> out [panels, blocks of 32 inputs, record_bytes]."""
-    panels, count, _ = out.shape
-    head, codes = (_parts_of_large if block_type.has_factors else _parts_of)(block_type, blocks)
+    """blocks uint8 [panels, 32 columns, blocks of the file, block_bytes] -> out [panels, records, record_bytes]."""
+    panels, records, _ = out.shape
+    if block_type.is_dense:
+        numbers = blocks.reshape(panels, PANEL_COLUMNS, records, BLOCK_INPUTS, 2)
+        out[...] = numbers.transpose(0, 2, 3, 1, 4).reshape(panels, records, -1)
+        return
+    head, factors, codes = (_parts_of_large if block_type.has_factors else _parts_of)(block_type, blocks)
+    for i, numbers in enumerate(head):  # [panels, columns, records, 2]
+        size = 2 * PANEL_COLUMNS
+        out[..., i * size : (i + 1) * size] = numbers.transpose(0, 2, 1, 3).reshape(panels, records, size)
+    # Blocks of 32 inputs, one behind the other.
+    inner = out[..., block_type.head_bytes :].reshape(panels, records, block_type.record_blocks, -1)
+    assert np.shares_memory(inner, out)
+
+    def put(at: int, numbers: np.ndarray) -> int:
+        """Numbers [panels, records, blocks, ...], of a block one after the other; returns where they end."""
+        flat = numbers.reshape(*inner.shape[:3], -1)
+        inner[..., at : at + flat.shape[-1]] = flat
+        return at + flat.shape[-1]
+
     at = 0
-    for numbers in head:  # [panels, columns, blocks, bytes of a number]
-        size = PANEL_COLUMNS * numbers.shape[-1]
-        out[..., at : at + size] = numbers.transpose(0, 2, 1, 3).reshape(panels, count, size)
-        at += size
-    codes = codes.reshape(panels, PANEL_COLUMNS, count, 8, 4)  # [panels, columns, blocks, input / 4, input % 4]
-    low = codes if block_type.bits == 8 else (codes[..., ::2, :] & 15) | (codes[..., 1::2, :] << 4)
-    end = at + PANEL_COLUMNS * 4 * low.shape[3]
-    out[..., at:end] = low.transpose(0, 2, 3, 1, 4).reshape(panels, count, -1)
+    for numbers in factors:  # [panels, columns, records, blocks]
+        at = put(at, numbers.transpose(0, 2, 3, 1))
+    # [panels, records, blocks, input / 4, columns, input % 4]
+    codes = codes.reshape(panels, PANEL_COLUMNS, *inner.shape[1:3], 8, 4).transpose(0, 2, 3, 4, 1, 5)
+    low = codes if block_type.bits == 8 else (codes[:, :, :, ::2] & 15) | (codes[:, :, :, 1::2] << 4)
+    at = put(at, low)
     if block_type.bits == 5:
-        high = ((codes >> 4) << np.arange(8, dtype=np.uint8)[:, None]).sum(axis=3, dtype=np.uint8)
-        out[..., end:] = high.transpose(0, 2, 1, 3).reshape(panels, count, -1)
+        put(at, ((codes >> 4) << np.arange(8, dtype=np.uint8)[:, None, None]).sum(axis=3, dtype=np.uint8))
     elif block_type.bits == 6:
-        halves = (codes >> 4).reshape(panels, PANEL_COLUMNS, count, 2, 4, 4)
-        high = (halves << np.arange(0, 8, 2, dtype=np.uint8)[:, None]).sum(axis=4, dtype=np.uint8)
-        out[..., end:] = high.transpose(0, 2, 3, 1, 4).reshape(panels, count, -1)
+        halves = (codes >> 4).reshape(*inner.shape[:3], 2, 4, PANEL_COLUMNS, 4)
+        put(at, (halves << np.arange(0, 8, 2, dtype=np.uint8)[:, None, None]).sum(axis=4, dtype=np.uint8))
 
 
 def _nibbles(quants: np.ndarray) -> np.ndarray:
@@ -106,41 +123,36 @@ def _nibbles(quants: np.ndarray) -> np.ndarray:
     return np.concatenate([quants & 15, quants >> 4], axis=-1)
 
 
-def _parts_of(block_type: BlockType, blocks: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Blocks of 32 inputs as scales and minima, 2 bytes each, and quants in the order of inputs, a byte each."""
+def _parts_of(block_type: BlockType, blocks: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Blocks of 32 inputs as scales and minima, 2 bytes each, no factors, and quants in the order of inputs, a byte each."""
     at = 4 if block_type.has_minimum else 2
     head = [blocks[..., i : i + 2] for i in range(0, at, 2)]
     if block_type.bits == 8:
-        return head, blocks[..., at:] ^ 0x80
+        return head, [], blocks[..., at:] ^ 0x80
     if block_type.bits == 4:
-        return head, _nibbles(blocks[..., at:])
+        return head, [], _nibbles(blocks[..., at:])
     fifths = np.unpackbits(blocks[..., at : at + 4], axis=-1, bitorder="little")
-    return head, _nibbles(blocks[..., at + 4 :]) | (fifths << 4)
+    return head, [], _nibbles(blocks[..., at + 4 :]) | (fifths << 4)
 
 
-def _parts_of_large(block_type: BlockType, blocks: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Blocks of 256 inputs as blocks of 32: scales, minima (of the other sign, as they are subtracted), their factors, quants."""
+def _parts_of_large(block_type: BlockType, blocks: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Blocks of 256 inputs as scales and minima (of the other sign, as they are subtracted), factors of each 32 inputs, and
+    quants."""
     *outer, count, _ = blocks.shape
-
-    def of_blocks(array: np.ndarray, size: int) -> np.ndarray:
-        return array.reshape(*outer, 8 * count, size)
-
     if not block_type.has_minimum:
-        scales = np.repeat(blocks[..., None, 208:210], 8, axis=-2)
-        factors = blocks[..., 192:208].reshape(*outer, 8 * count, 2)
+        of_halves = blocks[..., 192:208].reshape(*outer, count, 8, 2)
         codes = _nibbles(blocks[..., :128].reshape(*outer, count, 2, 64)).reshape(*outer, count, 8, 32)
         places = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
         high = (blocks[..., 128:192].reshape(*outer, count, 2, 1, 32) >> places) & 3
-        codes = codes | (high.reshape(codes.shape) << 4)
-        return [of_blocks(scales, 2), factors[..., :1], factors[..., 1:]], of_blocks(codes, 32)
-    minima = blocks[..., 2:4] ^ np.array([0, 0x80], np.uint8)
-    head = [of_blocks(np.repeat(numbers[..., None, :], 8, axis=-2), 2) for numbers in (blocks[..., :2], minima)]
+        return [blocks[..., 208:210]], [of_halves[..., 0], of_halves[..., 1]], codes | (high.reshape(codes.shape) << 4)
+    head = [blocks[..., :2], blocks[..., 2:4] ^ np.array([0, 0x80], np.uint8)]
     first, second, third = (blocks[..., i : i + 4] for i in (4, 8, 12))
-    for low, shared in ((first, third & 15), (second, third >> 4)):
-        head.append(of_blocks(np.concatenate([low & 63, shared | ((low >> 2) & 0x30)], axis=-1), 1))
-    quants = blocks[..., -128:].reshape(*outer, count, 4, 32)
-    codes = _nibbles(quants).reshape(*outer, count, 8, 32)
+    factors = [
+        np.concatenate([low & 63, shared | ((low >> 2) & 0x30)], axis=-1)
+        for low, shared in ((first, third & 15), (second, third >> 4))
+    ]
+    codes = _nibbles(blocks[..., -128:].reshape(*outer, count, 4, 32)).reshape(*outer, count, 8, 32)
     if block_type.bits == 5:
         bits = np.unpackbits(blocks[..., 16:48, None], axis=-1, bitorder="little")  # [..., 32 inputs, 8 blocks]
         codes = codes | (bits.swapaxes(-1, -2) << 4)
-    return head, of_blocks(codes, 32)
+    return head, factors, codes

@@ -16,10 +16,10 @@ class BlockType:
     Attributes:
         type_id: ggml's number.
         block_bytes: of a block in a file.
-        bits: of a quant.
+        bits: of a quant; 16 for what is a number by itself.
         has_minimum: 32 inputs have a minimum beside their scale.
-        block_inputs: of a block in a file; with more than 32 scale and minimum are one of the block times a whole number;
-            without a minimum there are two scales, of 16 inputs each.
+        block_inputs: of a block in a file; 1 of numbers; with more than 32 scale and minimum are one of the block times a
+            whole number, and without a minimum there are two scales, of 16 inputs each.
     """
 
     type_id: int
@@ -33,14 +33,24 @@ class BlockType:
         return self.block_inputs > BLOCK_INPUTS
 
     @property
+    def is_dense(self) -> bool:
+        """Whether it is numbers without scales."""
+        return self.bits == 16
+
+    @property
+    def record_blocks(self) -> int:
+        """How many blocks of 32 inputs a record of a panel has, which share scale and minimum."""
+        return max(1, self.block_inputs // BLOCK_INPUTS)
+
+    @property
     def head_bytes(self) -> int:
-        """Of a record, before the quants."""
-        return 32 * ((4 if self.has_minimum else 2) + (2 if self.has_factors else 0))
+        """Scales and minima of a record of 32 output columns."""
+        return 0 if self.is_dense else 32 * (4 if self.has_minimum else 2)
 
     @property
     def record_bytes(self) -> int:
-        """Of 32 inputs of 32 output columns in a panel."""
-        return self.head_bytes + 32 * 4 * self.bits
+        """Of 32 output columns in a panel."""
+        return self.head_bytes + self.record_blocks * 32 * ((2 if self.has_factors else 0) + 4 * self.bits)
 
 
 BLOCK_TYPES = {
@@ -52,6 +62,9 @@ BLOCK_TYPES = {
     "Q4_K": BlockType(12, 144, 4, True, 256),
     "Q5_K": BlockType(13, 176, 5, True, 256),
     "Q6_K": BlockType(14, 210, 6, False, 256),
+    "IQ4_NL": BlockType(20, 18, 4, False),
+    "F16": BlockType(1, 2, 16, False, 1),
+    "BF16": BlockType(30, 2, 16, False, 1),
 }
 
 

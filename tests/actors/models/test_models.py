@@ -102,7 +102,7 @@ def test_a_model_of_quantised_weights_is_loaded_kept_and_computed_alike(tmp_path
     source = resolve_model(str(write_quantised_model(tmp_path)))
     config = load_model_config(source)
     kinds = stored_kinds(source, config)
-    assert set(kinds.values()) == {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"}
+    assert set(kinds.values()) == {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16"}
     assert [name for name in expected_tensors(config) if name.endswith("_proj.weight") and name not in kinds] == [
         "model.layers.1.self_attn.o_proj.weight"
     ]

@@ -51,6 +51,7 @@ def linear_everywhere(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
 @example([("Q4_1", 40), ("Q8_0", 33)], DEEP // 32, 9, True, 1.0, 0)
 @example([("Q4_0", 161)], DEEP // 32, 75, False, 1.0, 0)
 @example([("Q4_K", 70), ("Q6_K", 33)], DEEP // 256, 9, True, 1.0, 0)
+@example([("F16", 70), ("IQ4_NL", 33), ("BF16", 5)], 20, 9, True, 0.22, 0)
 def test_linear_has_the_bits_of_its_twin_and_the_value_of_the_product(parts, blocks, rows, has_bias, factor, seed):
     random = np.random.default_rng(seed)
     width = width_of([kind for kind, _ in parts], blocks)
@@ -97,6 +98,22 @@ def test_a_row_depends_on_nothing_but_itself():
         forward.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+@pytest.mark.parametrize("factor", [1.0, 0.22])
+def test_numbers_of_16_bits_give_the_bits_of_float32(kind: str, factor: float):
+    random = np.random.default_rng(0)
+    matrix = random_rows(random, kind, 70, DEEP, factor)
+    matrix.blocks[:, ::97] = 0x81  # numbers near zero: in F16 subnormal
+    matrix.blocks[:, 1::97] = 0
+    bias = paddle.to_tensor(random.standard_normal(70, np.float32))
+    dense, packed = forward.pack_weight(paddle.to_tensor(matrix.expanded())), paddle.to_tensor(pack_rows([matrix]))
+    for rows in (1, 2, 9, 33):
+        x = paddle.to_tensor(random.standard_normal((rows, DEEP), np.float32))
+        expected = forward.linear(x, dense, 70, bias).numpy()
+        for name in HERE:
+            assert_bits(quantised_linear(x, packed, bias, name), expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_inputs_at_the_ends_of_their_range(kind: str):
     random = np.random.default_rng(0)
@@ -109,15 +126,17 @@ def test_inputs_at_the_ends_of_their_range(kind: str):
     x[3] = np.float32(1e35)
     x[4, 7], x[5, 40], x[6, 95] = np.nan, np.inf, -np.inf
     y = linear_everywhere(x, weight)
-    assert (y[0] == 0).all() and np.isnan(y[4:7]).all() and np.isfinite(y[[0, 1, 2, 7]]).all()
+    assert (y[0] == 0).all() and np.isfinite(y[[0, 1, 2, 7]]).all()
+    # Of inputs that are not rounded infinities stay what they are.
+    assert np.isnan(y[4:5] if BLOCK_TYPES[kind].is_dense else y[4:7]).all() and not np.isfinite(y[4:7]).any()
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.3])
 def test_embedding_is_the_stored_table(factor: float):
     random = np.random.default_rng(0)
-    counts = zip(KINDS, (33, 5, 65, 1, 32, 40, 20, 37), strict=True)
+    counts = zip(KINDS, (33, 5, 65, 1, 32, 40, 20, 37, 31, 64, 2), strict=True)
     matrices = [random_rows(random, kind, count, 512, factor) for kind, count in counts]
-    for some in (matrices[:4], matrices[4:]):  # a weight has up to six parts
+    for some in (matrices[:6], matrices[6:]):  # a weight has up to six parts
         check_embedding(some)
 
 
@@ -142,6 +161,7 @@ def test_what_is_no_quantised_weight_is_refused():
         "header": sound[:100],
         "no header": with_word(0, 1),
         "multiple of 32": with_word(1, 65),
+        "multiple of 256": with_word(4, 12),
         "1 to 6 parts": with_word(2, 7),
         "unknown type": with_word(4, 99),
         "without rows": with_word(5, 0),

@@ -5,7 +5,9 @@
 
 #include "kernels/device/scratch.h"
 #include "kernels/device/thread_pool.h"
+#include "kernels/device/interleave.h"
 #include "kernels/device/tile_fma.h"
+#include "kernels/linear/panel_edge.h"
 
 namespace bireme {
 namespace {
@@ -22,8 +24,6 @@ constexpr int64_t kStreamGrain = 16 * 1024;
 constexpr int64_t kPrefetchFloats = 48 * kPanelColumns;
 
 constexpr TileKernels kKernels = tile_kernels<kTileVecs, Interleaved, false, true>();
-
-const float kZeros[kPanelColumns] = {};
 
 struct Product {
   const float* x_tiles;  // [row tile][in_features][rows of the tile]
@@ -44,28 +44,15 @@ struct Product {
     args.w = packed + (panel * in_features + depths.begin(depth)) * kPanelColumns;
     args.ldw = kPanelColumns;
     args.ahead = args.w + kPrefetchFloats;
-    const bool first = depth == 0;
-    if (columns == kPanelColumns) {
-      args.out = out;
-      args.ld_out = out_features;
-      args.start = !first ? out : bias ? bias + column : kZeros;
-      args.ld_start = first ? 0 : out_features;
-      run(args, rows);
-      return;
-    }
-    // The last panel is wider than y: it is computed aside.
-    alignas(64) float edge[kTileRows * kPanelColumns] = {};
-    if (!first || bias) {
-      for (int64_t r = 0; r < rows; ++r) {
-        std::memcpy(edge + r * kPanelColumns, first ? bias + column : out + r * out_features, columns * sizeof(float));
-      }
-    }
-    args.start = args.out = edge;
-    args.ld_start = args.ld_out = kPanelColumns;
-    run(args, rows);
-    for (int64_t r = 0; r < rows; ++r) {
-      std::memcpy(out + r * out_features, edge + r * kPanelColumns, columns * sizeof(float));
-    }
+    over_panel<kPanelColumns, kTileRows>(
+        out, out_features, rows, columns, depth > 0, bias ? bias + column : nullptr,
+        [&](const float* start, int64_t ld_start, float* to, int64_t ld_to) {
+          args.start = start;
+          args.ld_start = ld_start;
+          args.out = to;
+          args.ld_out = ld_to;
+          run(args, rows);
+        });
   }
 
  private:
@@ -79,21 +66,6 @@ struct Product {
     }
   }
 };
-
-// x -> [row tile][in_features][rows of the tile].
-void interleave(const float* x, int64_t in_features, const EvenSplit& tiles, float* x_tiles) {
-  const int64_t grain = std::max<int64_t>(1, 16 * 1024 / in_features / kTileRows);
-  parallel_for(tiles.parts, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t rows = tiles.size(tile);
-      const float* from = x + tiles.begin(tile) * in_features;
-      float* to = x_tiles + tiles.begin(tile) * in_features;
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t k = 0; k < in_features; ++k) to[k * rows + r] = from[r * in_features + k];
-      }
-    }
-  });
-}
 
 }  // namespace
 

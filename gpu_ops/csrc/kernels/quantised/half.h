@@ -1,4 +1,4 @@
-// float16 as float, without instructions for it.
+// float16 and bfloat16 as float, without instructions for them.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -24,6 +24,15 @@ inline float half_to_float(const uint8_t* from) {
     std::memcpy(&value, &bits, sizeof value);
   }
   return half & 0x8000 ? -value : value;
+}
+
+inline float bfloat_to_float(const uint8_t* from) {
+  uint16_t half;
+  std::memcpy(&half, from, sizeof half);
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 }  // namespace

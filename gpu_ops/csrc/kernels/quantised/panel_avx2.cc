@@ -9,7 +9,16 @@ namespace bireme {
 namespace {
 
 constexpr int kAhead = 4096;
-constexpr int kRows = 4;
+constexpr int kRows = 8;
+
+// The compiler neither moves a sum behind others nor orders its terms anew: it would keep all products in memory for that.
+inline __attribute__((always_inline)) void keep_order(__m256i& sum) { asm("" : "+x"(sum)); }
+
+// The same address, of which the compiler does not know that: what is read from there is read again, not kept in memory.
+inline __attribute__((always_inline)) const int32_t* read_again(const int32_t* x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 
 inline __attribute__((always_inline)) __m256 broadcast_float(const int32_t* from) {
   return _mm256_castsi256_ps(_mm256_set1_epi32(*from));
@@ -63,16 +72,17 @@ inline __attribute__((always_inline)) void two_groups(const uint8_t* quants, __m
     const __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(first, _mm256_set1_epi32(x[G * R + r])),
                                               _mm256_maddubs_epi16(second, _mm256_set1_epi32(x[(G + 1) * R + r])));
     sum[r] = First ? products : _mm256_add_epi16(sum[r], products);
+    keep_order(sum[r]);
   }
 }
 
 // Products of 16 inputs, of half 0 or 1: those of 6-bit quants are at most 4 * 63 * 127 in 16 bits.
 template <class F, int R, int Half>
-inline __attribute__((always_inline)) void half_dots(const uint8_t* record, int quarter, const int32_t* x, __m256i* dot) {
+inline __attribute__((always_inline)) void half_dots(const uint8_t* block, int quarter, const int32_t* x, __m256i* dot) {
   const __m256i ones = _mm256_set1_epi16(1);
-  const uint8_t* quants = record + quants_offset<F>() + 32 * quarter;
+  const uint8_t* quants = block + F::kQuantsOffset + 32 * quarter;
   const __m256i highs = _mm256_loadu_si256(
-      reinterpret_cast<const __m256i*>(record + high_offset<F>() + Half * kGroupStride + 32 * quarter));
+      reinterpret_cast<const __m256i*>(block + F::kHighOffset + Half * kGroupStride + 32 * quarter));
   __m256i sum[R];
   two_groups<F, R, 4 * Half, true>(quants, highs, x, sum);
 #pragma GCC unroll 8
@@ -85,14 +95,25 @@ inline __attribute__((always_inline)) void half_dots(const uint8_t* record, int 
   for (int r = 0; r < R; ++r) dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(sum[r], ones));
 }
 
+// Of group g, where a quant is a signed byte.
+template <class F>
+inline __attribute__((always_inline)) __m256i signed_quants(const uint8_t* quants, int g) {
+  const __m256i offset = _mm256_set1_epi8(-128);
+  if (!F::kIsCoded) return _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(quants + g * kGroupStride)), offset);
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quants + g / 2 * kGroupStride));
+  const __m256i bits = _mm256_and_si256(g % 2 ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
+  const __m256i codes = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kCodes)));
+  return _mm256_xor_si256(_mm256_shuffle_epi8(codes, bits), offset);
+}
+
 template <class F, int R>
-inline __attribute__((always_inline)) void quarter_dots(const uint8_t* record, int quarter, const int32_t* x, __m256i* dot) {
+inline __attribute__((always_inline)) void quarter_dots(const uint8_t* block, int quarter, const int32_t* x, __m256i* dot) {
   const __m256i ones = _mm256_set1_epi16(1);
-  const uint8_t* quants = record + quants_offset<F>() + 32 * quarter;
-  if (F::kBits != 8) {
+  const uint8_t* quants = block + F::kQuantsOffset + 32 * quarter;
+  if (F::kBits != 8 && !F::kIsCoded) {
     __m256i sum[R], fifths = _mm256_setzero_si256();
     if (F::kBits == 5) {
-      fifths = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(record + high_offset<F>() + 32 * quarter));
+      fifths = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + F::kHighOffset + 32 * quarter));
     }
     constexpr bool kTwoSums = F::kBits == 5;
     two_groups<F, R, 0, true>(quants, fifths, x, sum);
@@ -110,78 +131,126 @@ inline __attribute__((always_inline)) void quarter_dots(const uint8_t* record, i
       if (F::kHasZero) dot[r] = _mm256_sub_epi32(dot[r], _mm256_set1_epi32(x[10 * R + r] << F::kZeroShift));
     }
   } else {
-    const __m256i offset = _mm256_set1_epi8(-128);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) dot[r] = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
-      const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quants + g * kGroupStride));
-      const __m256i value = _mm256_xor_si256(all, offset);
+      const __m256i value = signed_quants<F>(quants, g);
       const __m256i size = _mm256_abs_epi8(value);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const __m256i signed_x = _mm256_sign_epi8(_mm256_set1_epi32(x[g * R + r]), value);
         dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(_mm256_maddubs_epi16(size, signed_x), ones));
+        keep_order(dot[r]);
       }
     }
   }
+}
+
+template <class F>
+inline __attribute__((always_inline)) __m256 load_numbers(const uint8_t* from, __m256 factor) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  const __m256 value = F::kIsBfloat ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16))
+                                    : _mm256_cvtph_ps(halves);
+  return _mm256_mul_ps(value, factor);
+}
+
+template <class F, int R>
+void dense_tile(const PanelArgs& a) {
+  // As many vectors of columns at a time as their sums fit into registers; of few rows all, whose sums wait for themselves.
+  constexpr int vectors = R <= 2 ? 4 : R <= 6 ? 2 : 1;
+  const __m256 on_all = _mm256_set1_ps(a.factor);
+  for (int first = 0; first < kQuantisedColumns; first += 8 * vectors) {
+    __m256 sum[R][vectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < vectors; ++v) sum[r][v] = _mm256_loadu_ps(a.start + r * a.ld_start + first + 8 * v);
+    }
+    const int32_t* x = a.x;
+    const uint8_t* from = a.panel + 2 * first;
+    for (int64_t k = 0; k < a.blocks * kBlockInputs; ++k, x += R, from += 64) {
+      __builtin_prefetch(from + kAhead);
+      __m256 number[vectors];
+      for (int v = 0; v < vectors; ++v) number[v] = load_numbers<F>(from + 16 * v, on_all);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const __m256 input = broadcast_float(x + r);
+        for (int v = 0; v < vectors; ++v) sum[r][v] = _mm256_fmadd_ps(input, number[v], sum[r][v]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < vectors; ++v) _mm256_storeu_ps(a.out + r * a.ld_out + first + 8 * v, sum[r][v]);
+    }
+  }
+}
+
+// The sums of one row and eight columns go on by one product of blocks.
+inline __attribute__((always_inline)) void add_block(float* sum, __m256i dot, __m256 scale, const int32_t* d) {
+  const __m256 factor = _mm256_mul_ps(scale, broadcast_float(d));
+  _mm256_store_ps(sum, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), factor, _mm256_load_ps(sum)));
 }
 
 template <class F, int R>
 void panel_tile(const PanelArgs& a) {
-  __m256 sum[R][4];
-#pragma GCC unroll 8
+  if constexpr (F::kIsDense) return dense_tile<F, R>(a);
+  // The sums stay in memory, which costs a load and a store a block: registers hold what is summed within one.
+  alignas(32) float sum[4][R][8];
   for (int r = 0; r < R; ++r) {
-    for (int q = 0; q < 4; ++q) sum[r][q] = _mm256_loadu_ps(a.start + r * a.ld_start + 8 * q);
+    for (int q = 0; q < 4; ++q) _mm256_store_ps(sum[q][r], _mm256_loadu_ps(a.start + r * a.ld_start + 8 * q));
   }
-  const int32_t* x = a.x;
-  const uint8_t* record = a.panel;
-  for (int64_t block = 0; block < a.blocks; ++block, x += kInputWords * R, record += record_bytes<F>()) {
-    prefetch_record<F>(record + kAhead);
-#pragma GCC unroll 4
+  const int32_t* inputs = a.x;
+  const uint8_t *head = a.panel, *at = a.panel;
+  for (int64_t block = 0; block < a.blocks; ++block, inputs += kInputWords * R, at += F::kBlockBytes) {
+    if (block % F::kRecordBlocks == 0) {
+      head = at;
+      at += F::kHeadBytes;
+      __builtin_prefetch(at + kAhead + F::kBlockBytes);
+    }
+    prefetch_block<F>(at + kAhead);
+#pragma GCC unroll 1
     for (int q = 0; q < 4; ++q) {
+      const int32_t* x = read_again(inputs);
       __m256i dot[R];
-      __m256 scale = load_halves(record + 16 * q);
+      __m256 scale = load_halves(head + 16 * q);
       if constexpr (F::kHasHalves) {
-        const uint8_t* factors = record + factors_offset<F>() + 8 * q;
+        const uint8_t* factors = at + 8 * q;
         const __m256 early = _mm256_mul_ps(scale, load_signed_bytes(factors));
-        half_dots<F, R, 0>(record, q, x, dot);
+        half_dots<F, R, 0>(at, q, x, dot);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const __m256 factor = _mm256_mul_ps(early, broadcast_float(x + 8 * R + r));
-          sum[r][q] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), factor, sum[r][q]);
-        }
-        half_dots<F, R, 1>(record, q, x, dot);
+        for (int r = 0; r < R; ++r) add_block(sum[q][r], dot[r], early, x + 8 * R + r);
+        half_dots<F, R, 1>(at, q, x, dot);
         scale = _mm256_mul_ps(scale, load_signed_bytes(factors + 32));
       } else {
-        quarter_dots<F, R>(record, q, x, dot);
+        quarter_dots<F, R>(at, q, x, dot);
       }
-      if (F::kHasFactors && !F::kHasHalves) scale = _mm256_mul_ps(scale, load_bytes(record + factors_offset<F>() + 8 * q));
+      if (F::kHasFactors && !F::kHasHalves) scale = _mm256_mul_ps(scale, load_bytes(at + 8 * q));
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const __m256 factor = _mm256_mul_ps(scale, broadcast_float(x + 8 * R + r));
-        sum[r][q] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), factor, sum[r][q]);
-      }
+      for (int r = 0; r < R; ++r) add_block(sum[q][r], dot[r], scale, x + 8 * R + r);
       if (F::kHasMinimum) {
-        __m256 minimum = load_halves(record + kScaleBytes + 16 * q);
-        if (F::kHasFactors) minimum = _mm256_mul_ps(minimum, load_bytes(record + factors_offset<F>() + 32 + 8 * q));
+        __m256 minimum = load_halves(head + kScaleBytes + 16 * q);
+        if (F::kHasFactors) minimum = _mm256_mul_ps(minimum, load_bytes(at + 32 + 8 * q));
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sum[r][q] = _mm256_fmadd_ps(minimum, broadcast_float(x + 9 * R + r), sum[r][q]);
+        for (int r = 0; r < R; ++r) {
+          _mm256_store_ps(sum[q][r], _mm256_fmadd_ps(minimum, broadcast_float(x + 9 * R + r), _mm256_load_ps(sum[q][r])));
+        }
       }
     }
   }
-#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    for (int q = 0; q < 4; ++q) _mm256_storeu_ps(a.out + r * a.ld_out + 8 * q, sum[r][q]);
+    for (int q = 0; q < 4; ++q) _mm256_storeu_ps(a.out + r * a.ld_out + 8 * q, _mm256_load_ps(sum[q][r]));
   }
 }
 
-#define BIREME_TILES(F) {panel_tile<F, 1>, panel_tile<F, 2>, panel_tile<F, 3>, panel_tile<F, 4>}
+#define BIREME_TILES(F)                                                                                              \
+  {                                                                                                                  \
+    panel_tile<F, 1>, panel_tile<F, 2>, panel_tile<F, 3>, panel_tile<F, 4>, panel_tile<F, 5>, panel_tile<F, 6>,       \
+        panel_tile<F, 7>, panel_tile<F, 8>                                                                            \
+  }
 constexpr PanelKernels kKernels{
     "avx2",
     kRows,
-    {BIREME_TILES(Q4_0), BIREME_TILES(Q4_1), BIREME_TILES(Q5_0), BIREME_TILES(Q5_1), BIREME_TILES(Q8_0), BIREME_TILES(Q4_K),
-     BIREME_TILES(Q5_K), BIREME_TILES(Q6_K)}};
+    {BIREME_FORMATS(BIREME_TILES)}};
 
 }  // namespace
 

@@ -6,22 +6,23 @@
 
 #include "kernels/device/scratch.h"
 #include "kernels/device/thread_pool.h"
+#include "kernels/device/interleave.h"
 #include "kernels/device/tile_fma.h"
+#include "kernels/linear/panel_edge.h"
 #include "kernels/quantised/half.h"
+#include "kernels/quantised/panel_formats.h"
 
 namespace bireme {
 namespace {
 
-// Blocks of depth: what a panel has of them comes from the cache for every row tile after the first.
-constexpr int64_t kDepthBlocks = 48;
+// Of a panel: what comes from the cache for every row tile after the first. 48 blocks of Q4_1.
+constexpr int64_t kDepthBytes = 48 * 640;
 constexpr int64_t kGroupPanels = 4;
 constexpr int64_t kGroupTiles = 8;
 // With this many row tiles or fewer the op is bound by reading weights, and a task is a run of whole panels.
 constexpr int64_t kStreamTiles = 4;
 constexpr int64_t kStreamGrainBytes = 32 * 1024;
 constexpr int64_t kQuantiseGrain = 8 * 1024;  // floats
-
-const float kZeros[kQuantisedColumns] = {};
 
 int64_t num_panels(int64_t rows) { return (rows + kQuantisedColumns - 1) / kQuantisedColumns; }
 
@@ -83,10 +84,11 @@ struct Product {
   const PanelKernels& kernels;
   const QuantisedPart& part;
   const int32_t* x;
+  float factor;
   const float* bias;  // of the part's first column, as y
   float* y;
-  int64_t blocks, ld_y;
-  EvenSplit tiles, depths;
+  int64_t blocks, panel_bytes, ld_y;
+  EvenSplit tiles, depths;  // depths are of records
 
   // One depth block of one row tile times one panel, added to y.
   void panel_block(int64_t depth, int64_t tile, int64_t panel) const {
@@ -94,36 +96,28 @@ struct Product {
     const int64_t row = tiles.begin(tile), rows = tiles.size(tile);
     float* out = y + row * ld_y + column;
     PanelArgs args{};
-    args.blocks = depths.size(depth);
-    args.x = x + (row * blocks + depths.begin(depth) * rows) * kInputWords;
-    args.panel = part.panels + (panel * blocks + depths.begin(depth)) * part.format->record_bytes;
-    const PanelKernel kernel = kernels.kernels[part.format->index][rows - 1];
-    const bool first = depth == 0;
-    if (columns == kQuantisedColumns) {
-      args.out = out;
-      args.ld_out = ld_y;
-      args.start = !first ? out : bias ? bias + column : kZeros;
-      args.ld_start = first ? 0 : ld_y;
-      kernel(args);
-      return;
-    }
-    // The last panel is wider than y: it is computed aside.
-    alignas(64) float edge[kMaxPanelRows * kQuantisedColumns] = {};
-    if (!first || bias) {
-      for (int64_t r = 0; r < rows; ++r) {
-        std::memcpy(edge + r * kQuantisedColumns, first ? bias + column : out + r * ld_y, columns * sizeof(float));
-      }
-    }
-    args.start = args.out = edge;
-    args.ld_start = args.ld_out = kQuantisedColumns;
-    kernel(args);
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(out + r * ld_y, edge + r * kQuantisedColumns, columns * sizeof(float));
+    const PanelFormat& format = *part.format;
+    const int64_t first_block = depths.begin(depth) * format.record_blocks;
+    args.blocks = depths.size(depth) * format.record_blocks;
+    args.x = x + (row * blocks + first_block * rows) * format.input_words();
+    args.factor = factor;
+    args.panel = part.panels + panel * panel_bytes + depths.begin(depth) * format.record_bytes();
+    const PanelKernel kernel = kernels.kernels[format.index][rows - 1];
+    over_panel<kQuantisedColumns, kMaxPanelRows>(
+        out, ld_y, rows, columns, depth > 0, bias ? bias + column : nullptr,
+        [&](const float* start, int64_t ld_start, float* to, int64_t ld_to) {
+          args.start = start;
+          args.ld_start = ld_start;
+          args.out = to;
+          args.ld_out = ld_to;
+          kernel(args);
+        });
   }
 
   void run() const {
     const int64_t panels = num_panels(part.rows);
     if (tiles.parts <= kStreamTiles) {
-      const int64_t grain = std::max<int64_t>(1, kStreamGrainBytes / (blocks * part.format->record_bytes * tiles.parts));
+      const int64_t grain = std::max<int64_t>(1, kStreamGrainBytes / (panel_bytes * tiles.parts));
       parallel_for(panels, grain, [&](int64_t begin, int64_t end) {
         for (int64_t panel = begin; panel < end; ++panel) {
           for (int64_t depth = 0; depth < depths.parts; ++depth) {
@@ -156,31 +150,43 @@ const PanelFormat* format_of(int64_t type) {
   return nullptr;
 }
 
+void expand_block(const PanelFormat& format, const uint8_t* head, const uint8_t* block, int64_t column, float factor, float* out) {
+  if (format.bits == 16) {
+    for (int k = 0; k < kBlockInputs; ++k) {
+      const uint8_t* from = block + 64 * k + 2 * column;
+      out[k] = (format.is_bfloat ? bfloat_to_float(from) : half_to_float(from)) * factor;
+    }
+    return;
+  }
+  float scale = half_to_float(head + 2 * column);
+  float minimum = format.has_minimum ? half_to_float(head + 64 + 2 * column) : 0.0f;
+  float late_scale = scale;  // of the last 16 inputs
+  if (format.has_factors && format.has_minimum) {
+    scale = late_scale *= block[column];
+    minimum *= block[32 + column];
+  } else if (format.has_factors) {
+    scale *= static_cast<int8_t>(block[column]);
+    late_scale *= static_cast<int8_t>(block[32 + column]);
+  }
+  const uint8_t* quants = block + format.quants_offset + 4 * column;
+  for (int k = 0; k < kBlockInputs; ++k) {
+    int quant = quants[(format.bits == 8 ? k / 4 : k / 8) * 128 + k % 4];
+    if (format.bits != 8) quant = k % 8 < 4 ? quant & 15 : quant >> 4;
+    if (format.bits == 5) quant += (quants[512 + k % 4] >> (k / 4) & 1) * 16;
+    if (format.bits == 6) quant += (quants[512 + k / 16 * 128 + k % 4] >> (k / 4 % 4 * 2) & 3) * 16;
+    if (format.is_coded) quant = kCodes[quant];
+    const float value = (k < 16 ? scale : late_scale) * static_cast<float>(quant - format.zero_point);
+    out[k] = (format.has_minimum ? value + minimum : value) * factor;
+  }
+}
+
 void expand_row(const QuantisedPart& part, int64_t row, int64_t blocks, float factor, float* out) {
   const PanelFormat& format = *part.format;
-  const int64_t column = row % kQuantisedColumns;
-  const uint8_t* record = part.panels + row / kQuantisedColumns * blocks * format.record_bytes;
-  for (int64_t b = 0; b < blocks; ++b, record += format.record_bytes, out += kBlockInputs) {
-    float scale = half_to_float(record + 2 * column);
-    float minimum = format.has_minimum ? half_to_float(record + 64 + 2 * column) : 0.0f;
-    float late_scale = scale;  // of the last 16 inputs
-    const uint8_t* factors = record + format.quants_offset - 64 + column;
-    if (format.has_factors && format.has_minimum) {
-      scale = late_scale *= factors[0];
-      minimum *= factors[32];
-    } else if (format.has_factors) {
-      scale *= static_cast<int8_t>(factors[0]);
-      late_scale *= static_cast<int8_t>(factors[32]);
-    }
-    const uint8_t* quants = record + format.quants_offset + 4 * column;
-    for (int k = 0; k < kBlockInputs; ++k) {
-      int quant = quants[(format.bits == 8 ? k / 4 : k / 8) * 128 + k % 4];
-      if (format.bits != 8) quant = k % 8 < 4 ? quant & 15 : quant >> 4;
-      if (format.bits == 5) quant += (quants[512 + k % 4] >> (k / 4) & 1) * 16;
-      if (format.bits == 6) quant += (quants[512 + k / 16 * 128 + k % 4] >> (k / 4 % 4 * 2) & 3) * 16;
-      const float value = (k < 16 ? scale : late_scale) * static_cast<float>(quant - format.zero_point);
-      out[k] = (format.has_minimum ? value + minimum : value) * factor;
-    }
+  const uint8_t* head = part.panels + row / kQuantisedColumns * (blocks / format.record_blocks) * format.record_bytes();
+  for (int64_t b = 0; b < blocks; ++b, out += kBlockInputs) {
+    const int64_t place = b % format.record_blocks;
+    expand_block(format, head, head + format.head_bytes + place * format.block_bytes, row % kQuantisedColumns, factor, out);
+    if (place + 1 == format.record_blocks) head += format.record_bytes();
   }
 }
 
@@ -213,7 +219,8 @@ const char* read_quantised_weight(const uint8_t* data, int64_t bytes, QuantisedW
     const int64_t rows = header[5 + 2 * i];
     if (format == nullptr) return "has a part of an unknown type";
     if (rows < 1 || rows > (int64_t{1} << 31)) return "has a part without rows";
-    const int64_t panel_bytes = weight->in_features / kBlockInputs * format->record_bytes;
+    if (weight->in_features / kBlockInputs % format->record_blocks) return "needs a multiple of 256 inputs";
+    const int64_t panel_bytes = weight->in_features / kBlockInputs / format->record_blocks * format->record_bytes();
     if (num_panels(rows) > (bytes - at) / panel_bytes) return "is shorter than its parts";
     weight->parts[i] = {format, rows, num_panels(rows) * panel_bytes, data + at};
     weight->out_features += rows;
@@ -225,14 +232,26 @@ const char* read_quantised_weight(const uint8_t* data, int64_t bytes, QuantisedW
 void quantised_linear_cpu(const float* x, int64_t rows, const QuantisedWeight& weight, const float* bias, float* y,
                           const PanelKernels& kernels) {
   if (rows == 0) return;
-  thread_local Scratch scratch;
+  thread_local Scratch quant_scratch, float_scratch;
   const int64_t blocks = weight.in_features / kBlockInputs;
-  const EvenSplit tiles(rows, kernels.rows), depths(blocks, kDepthBlocks);
-  auto* quants = reinterpret_cast<int32_t*>(scratch.get(rows * blocks * kInputWords));
-  quantise(x, weight.in_features, weight.factor, tiles, quants);
+  const EvenSplit tiles(rows, kernels.rows);
+  const int32_t *quants = nullptr, *floats = nullptr;
   for (int64_t i = 0, column = 0; i < weight.num_parts; column += weight.parts[i++].rows) {
-    Product{kernels, weight.parts[i], quants, bias ? bias + column : nullptr, y + column, blocks, weight.out_features, tiles,
-            depths}
+    const QuantisedPart& part = weight.parts[i];
+    const bool is_dense = part.format->bits == 16;
+    if (is_dense && floats == nullptr) {
+      float* tiled = float_scratch.get(rows * weight.in_features);
+      interleave(x, weight.in_features, tiles, tiled);
+      floats = reinterpret_cast<const int32_t*>(tiled);
+    } else if (!is_dense && quants == nullptr) {
+      auto* rounded = reinterpret_cast<int32_t*>(quant_scratch.get(rows * blocks * kInputWords));
+      quantise(x, weight.in_features, weight.factor, tiles, rounded);
+      quants = rounded;
+    }
+    const int64_t records = blocks / part.format->record_blocks;
+    const EvenSplit depths(records, std::max<int64_t>(1, kDepthBytes / part.format->record_bytes()));
+    Product{kernels, part, is_dense ? floats : quants, weight.factor, bias ? bias + column : nullptr, y + column, blocks,
+            records * part.format->record_bytes(), weight.out_features, tiles, depths}
         .run();
   }
 }

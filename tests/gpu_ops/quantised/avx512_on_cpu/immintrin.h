@@ -120,3 +120,21 @@ inline __m512i _mm512_slli_epi32(__m512i a, unsigned count) {
 inline __m512i _mm512_srli_epi32(__m512i a, unsigned count) {
   return each_lane<__m512i>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) >> count); });
 }
+inline __m512 _mm512_set1_ps(float x) {
+  return each_lane<__m512>([&](int) { return x; });
+}
+inline __m512i _mm512_cvtepu16_epi32(__m256i a) {
+  return each_lane<__m512i>([&](int i) { return a.lane[i]; });
+}
+inline __m512i _mm512_broadcast_i32x4(__m128i a) {
+  Bytes bytes;
+  for (int i = 0; i < 64; ++i) bytes.lane[i] = a.lane[i % 16];
+  return as<__m512i>(bytes);
+}
+// Within each 16 bytes, the one that the low half of b says; its high bit is never set here.
+inline __m512i _mm512_shuffle_epi8(__m512i a, __m512i b) {
+  const auto from = as<Bytes>(a), which = as<Bytes>(b);
+  Bytes bytes;
+  for (int i = 0; i < 64; ++i) bytes.lane[i] = from.lane[i / 16 * 16 + which.lane[i] % 16];
+  return as<__m512i>(bytes);
+}
