@@ -17,6 +17,7 @@ import paddle
 
 from benchmarks.machine_peaks import MachinePeaks
 from gpu_ops import forward as ops
+from gpu_ops.kv_cache import kv_cache_shape
 
 LAYERS, HIDDEN, INNER, VOCAB = 30, 576, 1536, 49152
 Q_HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 9, 3, 64, 16
@@ -125,7 +126,7 @@ def layer_cases(rows: int) -> list[Case]:
 def attention_case(slots: int, new: int, context: int) -> list[Case]:
     """Each slot computes its last ``new`` of ``context`` positions, in as many layers as the model has."""
     blocks_each = -(-context // BLOCK_SIZE)
-    k_shape, v_shape = ops.kv_cache_shape(slots * blocks_each, BLOCK_SIZE, KV_HEADS, HEAD_DIM)
+    k_shape, v_shape = kv_cache_shape(slots * blocks_each, BLOCK_SIZE, KV_HEADS, HEAD_DIM)
     caches = [(paddle.randn(k_shape), paddle.randn(v_shape)) for _ in range(LAYERS if new == 1 else 2)]
     tables = paddle.randperm(slots * blocks_each, dtype="int32").reshape([slots, blocks_each])
     positions = paddle.tile(paddle.arange(context - new, context, dtype="int32"), [slots])

@@ -107,7 +107,7 @@ class EngineConfig(Settings):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Type of weights and KV cache; auto: float32 on the CPU, bfloat16 on a GPU. The CPU runs float32 only, a GPU the 16-bit types.",
+        description="Type that is computed in, and that weights have; auto: float32 on the CPU, bfloat16 on a GPU. The CPU runs float32 only, a GPU the 16-bit types.",
     )
     weight_format: Literal["auto", "stored", "float32"] = Field(
         "auto",
@@ -129,6 +129,10 @@ class EngineConfig(Settings):
     block_size: Literal[16, 32, 64] = Field(16, description="Tokens in one KV-cache block.")
     num_kv_blocks: int | None = Field(
         None, ge=2, le=16_777_216, description="KV blocks; default: from the memory settings below."
+    )
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="Type that the KV cache stores. On the CPU float32, or for 2 and almost 4 times the tokens bfloat16 and int8; auto: float32. A GPU stores the type of its weights.",
     )
     kv_cache_memory_gb: float = Field(1.0, gt=0, le=4096, description="Memory for the KV cache on the CPU, in GiB.")
     ready_weights_gb: float | None = Field(

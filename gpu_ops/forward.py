@@ -1,7 +1,8 @@
 """Forward ops: everything between token ids and logits. Twins in NumPy: ``gpu_ops.twins.forward``.
 
-On the CPU all floats are float32, and a row's result depends on that row's inputs alone: not on the other rows, how many
-there are, the number of threads or the instruction set. On the GPU activations, weights and caches are float16 or bfloat16
+On the CPU floats are float32, but for what a KV cache of another type stores (``gpu_ops.kv_cache``), and a row's result
+depends on that row's inputs alone: not on the other rows, how many there are, the number of threads or the instruction set.
+On the GPU activations, weights and caches are float16 or bfloat16
 (sums, rotary table and logits float32), rows are multiples of 8 elements, and ``linear`` and ``paged_attention`` keep that
 promise where ``batch_invariant`` asks for it. Shapes are checked natively; an error names the argument.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 import paddle
 
 from gpu_ops.in_place import require_contiguous
-from gpu_ops.kernel_limits import BLOCK_SIZES, MAX_HEAD_DIM, choices
 from gpu_ops.loader import run_op
 
 DEFAULT_SPIN_MICROSECONDS = 50
@@ -144,26 +144,6 @@ def swiglu(gate_up: paddle.Tensor) -> paddle.Tensor:
     return run_op("swiglu", gate_up)[0]
 
 
-def kv_cache_shape(
-    num_blocks: int, block_size: int, kv_heads: int, head_dim: int, on_gpu: bool = False
-) -> tuple[list[int], list[int]]:
-    """Shapes of one layer's key and value cache.
-
-    On the CPU keys lie position-fastest, so that a block's scores are full vectors; on the GPU, whose tensor cores turn
-    them, keys lie as values do.
-
-    Raises:
-        ValueError: ``kernel_limits`` has no such block_size or head_dim.
-    """
-    if block_size not in BLOCK_SIZES:
-        raise ValueError(f"block_size is {block_size}, needs to be {choices(BLOCK_SIZES)}")
-    if head_dim % 8 or not 8 <= head_dim <= MAX_HEAD_DIM:
-        raise ValueError(f"head_dim is {head_dim}, needs to be a multiple of 8 up to {MAX_HEAD_DIM}")
-    if on_gpu:
-        return [num_blocks, kv_heads, block_size, head_dim], [num_blocks, kv_heads, block_size, head_dim]
-    return [num_blocks, kv_heads, head_dim, block_size], [num_blocks, kv_heads, block_size, head_dim]
-
-
 def rotary_kv_write(
     qkv: paddle.Tensor,
     cos_sin: paddle.Tensor,
@@ -184,7 +164,7 @@ def rotary_kv_write(
         positions: int32 [T].
         batch_id_per_token: int32 [T], the row's slot; -1 skips the row.
         block_tables: int32 [B, NB].
-        k_cache, v_cache: as ``kv_cache_shape`` says.
+        k_cache, v_cache: as ``kv_cache.kv_cache_shape`` says; their type is what is stored.
     Raises:
         RuntimeError, ValueError, OSError: a shape is wrong, or a row's position has no block. Nothing was written then.
     """

@@ -8,6 +8,8 @@ NAME = "generated/kernel_limits.h"
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 # Of a head on the CPU, where any multiple of 8 will do.
 MAX_HEAD_DIM = 256
+# Rows of an int8 KV cache behind a block's keys: two floats a position, the scales of its key and its value.
+KV_SCALE_ROWS = 8
 # The CUDA attention kernels are compiled for each of these.
 GPU_HEAD_DIMS = (64, 80, 96, 128)
 # Query heads that share a key head are lines of one query tile.
@@ -43,7 +45,7 @@ def text() -> str:
 
 namespace bireme {{
 
-constexpr int64_t kMaxHeadDim = {MAX_HEAD_DIM};
+constexpr int64_t kMaxHeadDim = {MAX_HEAD_DIM}, kKvScaleRows = {KV_SCALE_ROWS};
 constexpr int kMaxGroup = {MAX_GROUP}, kSmallBatchRows = {MAX_SMALL_BATCH_ROWS};
 constexpr int kMaxSmallLinearFeatures = {MAX_SMALL_LINEAR_FEATURES};
 constexpr int kMaxAttentionParts = {MAX_ATTENTION_PARTS}, kInvariantPartPositions = {INVARIANT_PART_POSITIONS};

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from actors.device.cpu import CpuDevice
 from actors.device.gpu import GpuDevice, has_gpu
+from actors.device.kv_cache_type import kv_cache_dtype
 from cluster.config import EngineConfig
 from cluster.errors import ConfigError
 
@@ -22,7 +23,8 @@ def choose_device(config: EngineConfig) -> CpuDevice:
     if config.device == "cpu" or not has_gpu():
         if config.dtype not in ("auto", "float32"):
             raise ConfigError(f"dtype: the CPU computes in float32, got {config.dtype}", "dtype")
-        return CpuDevice()
+        return CpuDevice(kv_cache_dtype(config, is_gpu=False))
     if config.dtype == "float32":
         raise ConfigError("dtype: a GPU computes in bfloat16 or float16, got float32", "dtype")
+    kv_cache_dtype(config, is_gpu=True)
     return GpuDevice("bfloat16" if config.dtype == "auto" else config.dtype, config.batch_invariant)

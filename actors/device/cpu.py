@@ -39,9 +39,12 @@ class CpuTimer:
 class CpuDevice:
     """The processor: float32, a worker thread as the stream, and buffers that the host and the stream share.
 
+    Args:
+        kv_cache_dtype: one of ``gpu_ops.kv_cache.CPU_TYPES``.
     Attributes:
         is_gpu: ops run on a GPU.
-        dtype: type of weights and KV cache.
+        dtype: what is computed in, and the type of weights.
+        kv_cache_dtype: type of what the KV cache stores.
         item_bytes: of one number of that type.
         other_dtypes: of weights that keep a file's format.
         math_version: of what makes the ops' bits besides their sources; on the CPU nothing does.
@@ -56,7 +59,8 @@ class CpuDevice:
     name = "cpu"
     math_version = ""
 
-    def __init__(self) -> None:
+    def __init__(self, kv_cache_dtype: str = "float32") -> None:
+        self.kv_cache_dtype = kv_cache_dtype
         self.place: Any = paddle.CPUPlace()
         if paddle.is_compiled_with_cuda():
             paddle.set_device("cpu")
@@ -127,7 +131,7 @@ class CpuDevice:
 
     def kv_cache(self, shape: list[int]) -> paddle.Tensor:
         """One layer's keys or values."""
-        return zero_pages(shape)
+        return zero_pages(shape, self.kv_cache_dtype)
 
     def copy_of(self, tensor: paddle.Tensor) -> paddle.Tensor:
         """A tensor of the same values."""

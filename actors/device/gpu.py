@@ -116,7 +116,7 @@ class GpuDevice(CpuDevice):
 
     def __init__(self, dtype: str = "bfloat16", batch_invariant: bool = False) -> None:
         paddle.set_device("gpu:0")
-        self.dtype = dtype
+        self.dtype = self.kv_cache_dtype = dtype
         self.batch_invariant = batch_invariant
         self.place = paddle.CUDAPlace(0)
         self.name = paddle.device.cuda.get_device_name()

@@ -36,13 +36,16 @@ def tensor_over(array: np.ndarray) -> paddle.Tensor:
     return from_dlpack(array.__dlpack__())
 
 
-def zero_pages(shape: list[int]) -> paddle.Tensor:
-    """float32 zeros whose memory the system gives page by page at first touch, rather than all of it now."""
-    pages = mmap.mmap(-1, max(1, 4 * int(np.prod(shape))), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def zero_pages(shape: list[int], dtype: str = "float32") -> paddle.Tensor:
+    """Zeros of float32, bfloat16 or int8 whose memory the system gives page by page at first touch, rather than all of it now."""
+    in_numpy = np.dtype(np.int16 if dtype == "bfloat16" else dtype)  # which has no bfloat16
+    num_bytes = in_numpy.itemsize * int(np.prod(shape))
+    pages = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
-    return tensor_over(np.frombuffer(pages, np.float32, int(np.prod(shape))).reshape(shape))
+    zeros = tensor_over(np.frombuffer(pages, in_numpy, int(np.prod(shape))).reshape(shape))
+    return zeros.view(dtype) if dtype == "bfloat16" else zeros
 
 
 def fill_with_poison(array: np.ndarray) -> None:

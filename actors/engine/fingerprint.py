@@ -24,6 +24,7 @@ OF_DUMMY_WEIGHTS = frozenset({"dummy_seed"})
 ON_A_GPU = frozenset({"dtype", "batch_invariant"})
 # What it comes to counts.
 OF_QUANTISED_FILES = frozenset({"weight_format"})
+OF_THE_KV_CACHE = frozenset({"kv_cache_dtype"})
 # Settings that change when and where something is computed, and how much fits. A new setting belongs into one of these.
 KEEPS_BITS = frozenset(
     {
@@ -62,6 +63,7 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
     """
     parts = [__version__, weights_fingerprint(source), _tokenizer_content(source), sources_hash()]
     parts.append(f"stored={is_stored(config, source, device.is_gpu)}")
+    parts.append(f"kv={device.kv_cache_dtype}")
     parts.append(f"end={eos_token_ids(source)}")  # of more files than those above
     parts += [f"{name}={getattr(config, name)!r}" for name in sorted(OF_ANSWERS)]
     if config.load_format == "dummy":

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from actors.device.kv_cache_type import kv_cache_dtype
 from actors.model_files.weight_format import weight_bytes
 from actors.model_files.weights import num_weight_elements
 from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
 from cluster.errors import ConfigError
 from gpu_ops.kernel_limits import INVARIANT_PART_POSITIONS, MAX_ATTENTION_PARTS
+from gpu_ops.kv_cache import kv_block_bytes
 
 DEFAULT_MAX_MODEL_LEN = 8192
 _NONE_STORED: Mapping[str, str] = MappingProxyType({})
@@ -29,11 +31,6 @@ CPU_MAX_NUM_BATCHED_TOKENS = 64
 MIN_PREFILL_TOKENS = 48
 # A GPU's matmuls reach their peak from about a thousand rows on.
 GPU_MAX_NUM_BATCHED_TOKENS = 2048
-
-
-def kv_block_bytes(model: ModelConfig, block_size: int, item_bytes: int) -> int:
-    """Bytes of one block over all layers, keys and values."""
-    return 2 * item_bytes * block_size * model.num_layers * model.num_kv_heads * model.head_dim
 
 
 def gpu_step_bytes(config: EngineConfig, model: ModelConfig, budget: int) -> int:
@@ -120,6 +117,7 @@ class MemoryPlan(NamedTuple):
     Attributes:
         budget: most tokens of a step.
         num_blocks: of the KV pool; ``block_bytes`` is the size of one, over all layers.
+        kv_cache_dtype: type of what it stores.
         step_bytes: kept for what steps compute; 0 on the CPU, where nothing is set aside.
         graph_bytes: kept for CUDA graphs.
     """
@@ -131,6 +129,7 @@ class MemoryPlan(NamedTuple):
     weight_bytes: int
     step_bytes: int
     graph_bytes: int
+    kv_cache_dtype: str
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -160,8 +159,8 @@ def plan_memory(
     """
     default_budget = GPU_MAX_NUM_BATCHED_TOKENS if is_gpu else CPU_MAX_NUM_BATCHED_TOKENS
     budget = config.max_num_batched_tokens or max(default_budget, config.max_num_seqs + MIN_PREFILL_TOKENS)
-    item_bytes = 2 if is_gpu else 4
-    block_bytes = kv_block_bytes(model, config.block_size, item_bytes)
+    kv_dtype = kv_cache_dtype(config, is_gpu)
+    block_bytes = model.num_layers * kv_block_bytes(config.block_size, model.num_kv_heads, model.head_dim, kv_dtype)
     pool_bytes = int(config.kv_cache_memory_gb * 2**30)
     if is_gpu:
         pool_bytes = gpu_pool_bytes(config, model, budget, free, total, weights_loaded)
@@ -171,7 +170,8 @@ def plan_memory(
         budget,
         num_blocks,
         block_bytes,
-        weight_bytes(model, stored, item_bytes),
+        weight_bytes(model, stored, 2 if is_gpu else 4),
         gpu_step_bytes(config, model, budget) if is_gpu else 0,
         int(config.decode_graph_memory_gb * 2**30) if is_gpu and not config.enforce_eager else 0,
+        kv_dtype,
     )

@@ -52,6 +52,7 @@ def prepare(config: EngineConfig, on_gpu: bool) -> None:
     import_paddle()
     from actors.device.cpu import CpuDevice
     from actors.device.host_tensor import host_view
+    from actors.device.kv_cache_type import kv_cache_dtype
     from actors.engine.kept_weights import weights_identity
     from actors.engine.load_weights import load_kept_weights
     from actors.engine.memory_plan import expected_max_model_len
@@ -64,7 +65,8 @@ def prepare(config: EngineConfig, on_gpu: bool) -> None:
         return  # the engine's start will bring the files here
     model_config = load_model_config(source)
     max_model_len = expected_max_model_len(config, model_config.max_position_embeddings)
-    model = load_kept_weights(config, source, model_config, max_model_len, CpuDevice())
+    device = CpuDevice(kv_cache_dtype(config, is_gpu=False))
+    model = load_kept_weights(config, source, model_config, max_model_len, device)
     if model is not None:
         for array in map(host_view, model.ready_tensors().values()):
             array.reshape(-1)[:: _PAGE // array.itemsize].sum()  # each page is mapped now, not in the first step

@@ -26,8 +26,8 @@ from actors.models.post_norm_layer import PostNormLayer
 from actors.models.pre_norm_layer import PreNormLayer
 from cluster.process.cache import Progress
 from gpu_ops import decode_ops
-from gpu_ops import forward as ops
 from gpu_ops.kernel_limits import MAX_SMALL_BATCH_ROWS
+from gpu_ops.kv_cache import kv_cache_shape
 from gpu_ops.quantised.stored_rows import StoredRows
 
 __all__ = ["BatchRows", "Decoder", "largest_small_batch"]
@@ -246,8 +246,8 @@ class Decoder:
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> list[LayerCache]:
         """One (k, v) pair of cache tensors per layer."""
         config, device = self.config, self.device
-        k_shape, v_shape = ops.kv_cache_shape(
-            num_blocks, block_size, config.num_kv_heads, config.head_dim, device.is_gpu
+        k_shape, v_shape = kv_cache_shape(
+            num_blocks, block_size, config.num_kv_heads, config.head_dim, device.kv_cache_dtype, device.is_gpu
         )
         return [(device.kv_cache(k_shape), device.kv_cache(v_shape)) for _ in self.layers]
 

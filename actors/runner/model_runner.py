@@ -141,6 +141,7 @@ class ModelRunner(StepExecutor):
         figures: dict[str, Any] = {
             "device": device.name,
             "dtype": device.dtype,
+            "kv_cache_dtype": device.kv_cache_dtype,
             "batch_invariant": device.batch_invariant or not device.is_gpu,
         }
         if device.is_gpu:

@@ -10,6 +10,7 @@ import paddle
 from actors.models.decoder import largest_small_batch
 from gpu_ops import decode_ops
 from gpu_ops import forward as ops
+from gpu_ops.kv_cache import kv_cache_shape
 from gpu_ops.slots.share_inputs import ShareInputs, field_arrays
 
 BLOCK_SIZE = 64
@@ -82,7 +83,7 @@ class Model:
         ]
         self.head = upload(bits(shape.vocab, shape.hidden, scale=2.0**-6))
         self.norm = upload(np.full(shape.hidden, 0x3F80, np.uint16))
-        cache, _ = ops.kv_cache_shape(num_blocks, BLOCK_SIZE, shape.kv_heads, shape.head_dim, on_gpu=True)
+        cache, _ = kv_cache_shape(num_blocks, BLOCK_SIZE, shape.kv_heads, shape.head_dim, on_gpu=True)
         self.caches = [(upload(bits(*cache)), upload(bits(*cache))) for _ in range(shape.layers)]
         angles = np.arange(max_positions)[:, None] / 10000 ** (np.arange(shape.head_dim // 2) * 2 / shape.head_dim)
         self.cos_sin = upload(np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))

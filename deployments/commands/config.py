@@ -84,8 +84,8 @@ def plan_lines(config: LLMConfig, model: ModelConfig, plan: MemoryPlan, device: 
         f"engines    {engines}, each on one {device} of {total / _GIB:.1f} GiB",
         f"weights    {plan.weight_bytes / _GIB:.2f} GiB",
         (
-            f"KV cache   {plan.kv_cache_bytes / _GIB:.2f} GiB: {plan.num_blocks:,} blocks of {config.block_size} tokens, "
-            f"{plan.block_bytes / 1024:.0f} KiB each"
+            f"KV cache   {plan.kv_cache_bytes / _GIB:.2f} GiB of {plan.kv_cache_dtype}: {plan.num_blocks:,} blocks of "
+            f"{config.block_size} tokens, {plan.block_bytes / 1024:.0f} KiB each"
         ),
     ]
     if plan.step_bytes:

@@ -23,6 +23,7 @@ _SHOWN = (
     "max_num_batched_tokens",
     "block_size",
     "num_kv_blocks",
+    "kv_cache_dtype",
     "kv_cache_memory_gb",
     "gpu_memory_utilization",
     "tokenizer",

@@ -21,6 +21,7 @@ class LLMSettings(TypedDict, total=False):
     max_num_batched_tokens: int | None
     block_size: Literal[16, 32, 64]
     num_kv_blocks: int | None
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"]
     kv_cache_memory_gb: float
     ready_weights_gb: float | None
     weights_from_peers: bool

@@ -90,7 +90,7 @@ _GRAPHS = "the nearest are enforce_eager and decode_graph_memory_gb"
 _SPECULATIVE = "speculative decoding is not supported; leave it out"
 _HYBRIDS = "models with states beside the KV cache are not supported"
 _QUANTIZATION = "the nearest is a GGUF file as model, which says itself how its weights are stored"
-_KV_DTYPE = "the nearest is dtype, the type of weights and KV cache"
+_KV_DTYPE = "the nearest is kv_cache_dtype; scales are made of each token's own vectors"
 _OFFLOADING = "weights are not offloaded; a smaller model or a GGUF file needs less memory"
 _TEXT = "models generate text"
 _NO_PLUG_INS = "there are no plug-ins; leave it out"
@@ -116,7 +116,6 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "trust_remote_code": Elsewhere(
         "code that comes with a model is never run; docs/models.md has the architectures", (None, False)
     ),
-    "kv_cache_dtype": Elsewhere(_KV_DTYPE, (None, "auto")),
     **dict.fromkeys(("calculate_kv_scales", "kv_cache_dtype_skip_layers"), Elsewhere(_KV_DTYPE, (None, False, []))),
     "scheduling_policy": Elsewhere(
         "the nearest is oldest_first_every; requests have the field priority", (None, "fcfs", "priority")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpu_ops.twins import kv_cache
+
 PANEL_COLUMNS = 32
 
 
@@ -95,14 +97,18 @@ def rotary_kv_write(
 ) -> None:
     """Rotate queries in place; write rotated keys [.., D, entry] and values [.., entry, D] into their block."""
     block_size = v_cache.shape[2]
+    keys, scales = kv_cache.parts(k_cache)
     heads = qkv.reshape(len(qkv), q_heads + 2 * kv_heads, -1)
     for row, slot, position in zip(heads, batch_id_per_token, positions):
         if slot < 0:
             continue
         block, entry = block_tables[slot, position // block_size], position % block_size
         row[:q_heads] = _rotate(row[:q_heads], cos_sin[position])
-        k_cache[block, :, :, entry] = _rotate(row[q_heads:-kv_heads], cos_sin[position])
-        v_cache[block, :, entry, :] = row[-kv_heads:]
+        rotated = _rotate(row[q_heads:-kv_heads], cos_sin[position])
+        keys[block, :, :, entry], key_scales = kv_cache.store(rotated, keys.dtype)
+        v_cache[block, :, entry, :], value_scales = kv_cache.store(row[-kv_heads:], keys.dtype)
+        if scales is not None:
+            scales[block, :, 0, entry], scales[block, :, 1, entry] = key_scales, value_scales
 
 
 def paged_attention(
@@ -117,7 +123,8 @@ def paged_attention(
     scale: float,
 ) -> np.ndarray:
     """softmax(scale * q k) v over cache positions 0..position of the row's slot; zeros where the slot is -1."""
-    head_dim, block_size = k_cache.shape[2:]
+    block_size, head_dim = v_cache.shape[2:]
+    all_keys, scales = kv_cache.parts(k_cache)
     group = q_heads // kv_heads
     out = np.zeros((len(qkv), q_heads, head_dim), np.float32)
     queries = qkv.reshape(len(qkv), -1, head_dim)[:, :q_heads]
@@ -125,8 +132,12 @@ def paged_attention(
         if slot < 0:
             continue
         blocks = block_tables[slot, : position // block_size + 1]
-        keys = k_cache[blocks].transpose(1, 0, 3, 2).reshape(kv_heads, -1, head_dim)[:, : position + 1]
+        keys = all_keys[blocks].transpose(1, 0, 3, 2).reshape(kv_heads, -1, head_dim)[:, : position + 1]
         values = v_cache[blocks].transpose(1, 0, 2, 3).reshape(kv_heads, -1, head_dim)[:, : position + 1]
+        keys, values = kv_cache.numbers(keys), kv_cache.numbers(values)
+        if scales is not None:
+            own = scales[blocks].transpose(2, 1, 0, 3).reshape(2, kv_heads, -1, 1)[:, :, : position + 1]
+            keys, values = keys * own[0], values * own[1]
         for head in range(q_heads):
             scores = keys[head // group] @ queries[row, head] * np.float32(scale)
             weights = np.exp(scores - scores.max())

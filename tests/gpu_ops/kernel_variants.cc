@@ -29,15 +29,15 @@ void swiglu(const float* gate_up, int64_t rows, int64_t inner, float* out) {
   bireme::swiglu_cpu(gate_up, rows, inner, out);
 }
 
-// One slot whose block table is the identity; writes the cache, then attends. Returns the faulty row or -1.
+// One slot whose block table is the identity; writes the cache of type `type`, then attends. Returns the faulty row or -1.
 int64_t attend(float* qkv, const float* cos_sin, const int32_t* positions, const int32_t* slots, const int32_t* blocks,
-               float* k_cache, float* v_cache, int64_t rows, int64_t q_heads, int64_t kv_heads, int64_t dim, int64_t num_blocks,
+               int64_t type, void* k_cache, void* v_cache, int64_t rows, int64_t q_heads, int64_t kv_heads, int64_t dim, int64_t num_blocks,
                int64_t block_size, float* out) {
   const bireme::AttentionShape shape{rows, q_heads, kv_heads, dim, num_blocks, block_size, 1, num_blocks};
-  const auto fault = bireme::rotary_kv_write_cpu(qkv, cos_sin, num_blocks * block_size, positions, slots, blocks, k_cache,
-                                                 v_cache, shape);
+  const bireme::KvCache cache{static_cast<bireme::KvType>(type), k_cache, v_cache};
+  const auto fault = bireme::rotary_kv_write_cpu(qkv, cos_sin, num_blocks * block_size, positions, slots, blocks, cache, shape);
   if (fault.row >= 0) return fault.row;
-  return bireme::paged_attention_cpu(qkv, k_cache, v_cache, blocks, positions, slots, 0.125f, shape, out).row;
+  return bireme::paged_attention_cpu(qkv, cache, blocks, positions, slots, 0.125f, shape, out).row;
 }
 
 }  // extern "C"

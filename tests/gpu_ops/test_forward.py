@@ -11,6 +11,7 @@ import paddle
 import pytest
 
 from gpu_ops import forward as ops
+from gpu_ops.kv_cache import kv_cache_shape
 from gpu_ops.twins import forward as twins
 from tests.gpu_ops.tensors import REFUSED, assert_bits_equal, normal, tensor
 
@@ -245,8 +246,8 @@ def test_in_place_ops_refuse_non_contiguous_tensors():
         ("qkv", lambda: ops.projection_norm(paddle.zeros([2, 15]), paddle.zeros([8]), paddle.zeros([4]), EPS)),
         ("qkv", lambda: ops.qk_norm(paddle.zeros([2, 15]), paddle.zeros([4]), paddle.zeros([4]), 2, 1, EPS)),
         ("gate_up", lambda: ops.swiglu(paddle.zeros([2, 5]))),
-        ("block_size", lambda: ops.kv_cache_shape(4, 24, 1, 64)),
-        ("head_dim", lambda: ops.kv_cache_shape(4, 16, 1, 60)),
+        ("block_size", lambda: kv_cache_shape(4, 24, 1, 64)),
+        ("head_dim", lambda: kv_cache_shape(4, 16, 1, 60)),
     ],
 )  # fmt: skip
 def test_bad_shapes_raise_with_the_name_of_the_argument(argument, call):

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from gpu_ops.build import KERNEL_FLAGS
+from gpu_ops.kv_cache import CPU_TYPES, kv_cache_shape
 from gpu_ops.sources import CSRC, write_generated_headers
 from tests.gpu_ops.compiled import shared_libraries
+from tests.gpu_ops.test_attention import EMPTY
 
 NAMES = ("linear/linear", "layers/norm", "attention/paged_attention", "attention/rotary", "device/thread_pool")
 SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in NAMES), Path(__file__).parent / "kernel_variants.cc"]
@@ -120,21 +122,24 @@ def test_norm_and_swiglu_are_the_same(variants, rows, width):
     assert_same_bits(activations)
 
 
+@pytest.mark.parametrize("dtype", CPU_TYPES)
 @pytest.mark.parametrize(("q_heads", "kv_heads", "dim", "block_size"), [(9, 3, 64, 16), (2, 2, 24, 32), (7, 1, 80, 64)])
-def test_rotary_and_attention_are_the_same(variants, q_heads, kv_heads, dim, block_size):
+def test_rotary_and_attention_are_the_same(variants, q_heads, kv_heads, dim, block_size, dtype):
     rng = np.random.default_rng(dim)
     rows = 300
     blocks = -(-rows // block_size)
     qkv = rng.standard_normal((rows, (q_heads + 2 * kv_heads) * dim), dtype=np.float32)
     cos_sin = rng.standard_normal((blocks * block_size, dim), dtype=np.float32)
     positions, slots = np.arange(rows, dtype=np.int32), np.zeros(rows, np.int32)
-    results = {}
+    results, stored = {}, {}
     for level, library in variants.items():
-        k_cache = np.full((blocks, kv_heads, dim, block_size), np.nan, np.float32)
-        v_cache = np.full((blocks, kv_heads, block_size, dim), np.nan, np.float32)
+        k_cache, v_cache = map(EMPTY[dtype], kv_cache_shape(blocks, block_size, kv_heads, dim, dtype))
         results[level] = np.empty((rows, q_heads * dim), np.float32)
-        fault = _call(library.attend, qkv.copy(), cos_sin, positions, slots, np.arange(blocks, dtype=np.int32), k_cache,
-                      v_cache, rows, q_heads, kv_heads, dim, blocks, block_size, results[level])  # fmt: skip
+        fault = _call(library.attend, qkv.copy(), cos_sin, positions, slots, np.arange(blocks, dtype=np.int32),
+                      CPU_TYPES.index(dtype), k_cache, v_cache, rows, q_heads, kv_heads, dim, blocks, block_size,
+                      results[level])  # fmt: skip
         assert fault == -1
         assert np.isfinite(results[level]).all()
+        stored[level] = np.concatenate([cache.reshape(-1).view(np.uint8) for cache in (k_cache, v_cache)])
     assert_same_bits(results)
+    assert_same_bits(stored)

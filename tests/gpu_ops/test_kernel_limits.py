@@ -7,6 +7,7 @@ import pytest
 
 from gpu_ops import forward as ops
 from gpu_ops import kernel_limits
+from gpu_ops.kv_cache import kv_cache_shape
 from gpu_ops.sources import CSRC, generated_headers, with_includes
 
 
@@ -26,7 +27,7 @@ def call_with_block_size(size: int) -> None:
 
 @pytest.mark.parametrize("size", kernel_limits.BLOCK_SIZES)
 def test_a_block_size_of_the_list_is_taken(size):
-    ops.kv_cache_shape(1, size, 1, 8)
+    kv_cache_shape(1, size, 1, 8)
     call_with_block_size(size)
 
 
@@ -34,7 +35,7 @@ def test_a_block_size_of_the_list_is_taken(size):
 def test_another_block_size_is_refused_in_the_same_words(size):
     needed = f"needs (to be )?{kernel_limits.choices(kernel_limits.BLOCK_SIZES)}"
     with pytest.raises(ValueError, match=needed):
-        ops.kv_cache_shape(1, size, 1, 8)
+        kv_cache_shape(1, size, 1, 8)
     with pytest.raises((RuntimeError, ValueError, OSError), match=needed):
         call_with_block_size(size)
 

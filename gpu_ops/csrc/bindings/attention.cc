@@ -27,8 +27,7 @@ void RotaryKvWrite(const paddle::Tensor& qkv, const paddle::Tensor& cos_sin, con
   check_shape(cos_sin, "cos_sin", kFloat, {kAnySize, shape.head_dim});
   check_fault(bireme::rotary_kv_write_cpu(mutable_data<float>(qkv), cos_sin.data<float>(), cos_sin.shape()[0],
                                           positions.data<int32_t>(), batch_id_per_token.data<int32_t>(),
-                                          block_tables.data<int32_t>(), mutable_data<float>(k_cache),
-                                          mutable_data<float>(v_cache), shape));
+                                          block_tables.data<int32_t>(), kv_cache(k_cache, v_cache), shape));
 }
 
 std::vector<paddle::Tensor> PagedAttention(const paddle::Tensor& qkv, const paddle::Tensor& k_cache,
@@ -60,9 +59,9 @@ std::vector<paddle::Tensor> PagedAttention(const paddle::Tensor& qkv, const padd
   const auto shape =
       check_attention(qkv, k_cache, v_cache, block_tables, positions, batch_id_per_token, q_heads, kv_heads);
   auto out = paddle::empty({shape.rows, q_heads * shape.head_dim}, kFloat, qkv.place());
-  check_fault(bireme::paged_attention_cpu(qkv.data<float>(), k_cache.data<float>(), v_cache.data<float>(),
-                                          block_tables.data<int32_t>(), positions.data<int32_t>(),
-                                          batch_id_per_token.data<int32_t>(), scale, shape, out.data<float>()));
+  check_fault(bireme::paged_attention_cpu(qkv.data<float>(), kv_cache(k_cache, v_cache), block_tables.data<int32_t>(),
+                                          positions.data<int32_t>(), batch_id_per_token.data<int32_t>(), scale, shape,
+                                          out.data<float>()));
   return {out};
 }
 

@@ -75,8 +75,8 @@ std::vector<paddle::Tensor> FusedLayer(
   auto out = paddle::empty({rows, size}, kFloat, hidden.place());
   check_fault(bireme::fused_layer_cpu(weights, hidden.data<float>(), mutable_data<float>(residual), cos_sin.data<float>(),
                                       cos_sin.shape()[0], positions.data<int32_t>(), batch_id_per_token.data<int32_t>(),
-                                      block_tables.data<int32_t>(), mutable_data<float>(k_cache),
-                                      mutable_data<float>(v_cache), eps, scale, shape, out.data<float>()));
+                                      block_tables.data<int32_t>(), kv_cache(k_cache, v_cache), eps, scale, shape,
+                                      out.data<float>()));
   return {out};
 }
 

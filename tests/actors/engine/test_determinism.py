@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from actors.engine.loading import load_engine
 from cluster.config import EngineConfig
+from gpu_ops.kv_cache import CPU_TYPES
 from tests.actors.runner.test_overlap import generate, preempt_at
 from tests.engines import OTHER_MODELS, answer, make_engine, request, write_tiny_model
 
@@ -22,16 +23,21 @@ LIMIT = 96  # tokens a request may have: six blocks
 @pytest.fixture(scope="module")
 def solo(tiny_model):
     """Answer of a request that runs alone, plain, with a pool to itself and nothing cached; remembered by its content."""
-    engine = make_engine(
-        tiny_model, max_num_seqs=1, num_kv_blocks=8, enable_overlap_schedule=False, enable_prefix_caching=False
-    )
+    engines = {
+        dtype: make_engine(
+            tiny_model, max_num_seqs=1, num_kv_blocks=8, enable_overlap_schedule=False, enable_prefix_caching=False,
+            kv_cache_dtype=dtype,
+        )
+        for dtype in CPU_TYPES
+    }  # fmt: skip
 
     @functools.cache
-    def run(prompt: tuple[int, ...], items: tuple) -> tuple:
-        return answer(engine.generate([request("solo", list(prompt), **dict(items))])["solo"])
+    def run(prompt: tuple[int, ...], items: tuple, dtype: str) -> tuple:
+        return answer(engines[dtype].generate([request("solo", list(prompt), **dict(items))])["solo"])
 
-    yield lambda prompt, params: run(tuple(prompt), tuple(sorted(params.items())))
-    engine.close()
+    yield lambda prompt, params, dtype="float32": run(tuple(prompt), tuple(sorted(params.items())), dtype)
+    for engine in engines.values():
+        engine.close()
 
 
 @st.composite
@@ -73,6 +79,7 @@ def workloads(draw):
         "max_num_batched_tokens": draw(st.sampled_from([16, 24, 64])),
         "num_threads": draw(st.integers(1, 2)),
         "enable_prefix_caching": draw(st.sampled_from([True, True, False])),
+        "kv_cache_dtype": draw(st.sampled_from(CPU_TYPES)),
     }
     return requests, engine
 
@@ -114,18 +121,21 @@ def test_overlapped_plain_and_solo_runs_agree_bit_for_bit(tiny_model, solo):
         for r in requests:
             for got in answers:
                 if r["name"] in got:
-                    assert got[r["name"]] == solo(r["prompt"], r["params"])
+                    assert got[r["name"]] == solo(r["prompt"], r["params"], settings_["kv_cache_dtype"])
         seen["preempted"] += engine.scheduler.num_preemptions > 0
         seen["prefix found"] += engine.scheduler.num_cached_prompt_tokens > 0
         seen["aborted"] += len(answers[1]) < len(requests)
         seen["all"] += 1
+        seen[settings_["kv_cache_dtype"]] += 1
 
     check()
     # A workload that never gets into trouble proves little.
     assert min(seen["preempted"], seen["prefix found"], seen["aborted"]) > seen["all"] // 10, seen
+    assert all(seen[dtype] for dtype in CPU_TYPES), seen
 
 
-def test_a_continuation_on_another_engine_goes_on_exactly(tiny_model):
+@pytest.mark.parametrize("dtype", CPU_TYPES)
+def test_a_continuation_on_another_engine_goes_on_exactly(tiny_model, dtype):
     params = {
         "temperature": 0.9,
         "seed": 4,
@@ -134,16 +144,16 @@ def test_a_continuation_on_another_engine_goes_on_exactly(tiny_model):
         "max_tokens": 16,
         "logprobs": 1,
     }
-    _continue_everywhere(tiny_model, params)
+    _continue_everywhere(tiny_model, params, kv_cache_dtype=dtype)
 
 
-def _continue_everywhere(folder, params) -> list[int]:
+def _continue_everywhere(folder, params, **settings) -> list[int]:
     """The tokens of an answer, after a look whether it goes on exactly from each of them."""
-    whole, _ = generate(folder, [request("a", [3, 4, 5], **params)])
+    whole, _ = generate(folder, [request("a", [3, 4, 5], **params)], **settings)
     tokens, logprobs, *end = whole["a"]
     for cut in range(1, len(tokens)):
         resumed = request("a", [3, 4, 5], attempt=1, output_token_ids=tokens[:cut], **params)
-        got, _ = generate(folder, [resumed])
+        got, _ = generate(folder, [resumed], **settings)
         assert got["a"] == (tokens[cut:], logprobs[cut:], *end)
     return tokens
 
@@ -211,8 +221,11 @@ def test_processed_logprobs_are_of_what_is_drawn_from(tiny_model):
     assert first[0] - first[2] == pytest.approx((greedy_first[0] - greedy_first[2]) / 2, abs=1e-5)
 
 
-@pytest.mark.parametrize("family", OTHER_MODELS)
-def test_other_models_give_the_same_bits_overlapped_preempted_and_alone(tmp_path, family):
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [*((family, "auto") for family in OTHER_MODELS), ("llama", "bfloat16"), ("llama", "int8"), ("olmo2", "int8")],
+)
+def test_other_models_and_caches_give_the_same_bits_overlapped_preempted_and_alone(tmp_path, family, dtype):
     """Beside neighbours, in chunks of other sizes, with prefixes found in the cache, on two threads, and on a pool too small."""
     folder = write_tiny_model(tmp_path, family)
     params = [{}, {"temperature": 1.0, "seed": 9}]
@@ -223,26 +236,33 @@ def test_other_models_give_the_same_bits_overlapped_preempted_and_alone(tmp_path
         for i in range(4)
     ]
     plain = {"max_num_seqs": 1, "enable_overlap_schedule": False, "enable_prefix_caching": False}
-    expected, _ = generate(folder, requests, **plain)
+    expected, _ = generate(folder, requests, kv_cache_dtype=dtype, **plain)
     for budget, overlap, threads in ((16, True, 1), (33, True, 2), (64, False, 2)):
         got, scheduler = generate(
             folder, requests, max_num_seqs=4, max_num_batched_tokens=budget, num_threads=threads, num_kv_blocks=11,
-            max_model_len=LIMIT, enable_overlap_schedule=overlap,
+            max_model_len=LIMIT, enable_overlap_schedule=overlap, kv_cache_dtype=dtype,
         )  # fmt: skip
         assert got == expected
         assert scheduler.num_preemptions > 0
 
 
-def test_neighbours_and_chunk_sizes_do_not_change_a_bit(tiny_model, solo):
+@pytest.mark.parametrize("dtype", CPU_TYPES)
+def test_neighbours_and_chunk_sizes_do_not_change_a_bit(tiny_model, solo, dtype):
     params = {"temperature": 1.0, "seed": 9, "logprobs": 4, "max_tokens": 10}
     prompt = list(range(1, 80))
     for budget in (16, 17, 33, 64, 128):
         for neighbours in (0, 3):
             others = [request(f"n{i}", [i + 1] * (i + 5), max_tokens=10) for i in range(neighbours)]
             got, _ = generate(
-                tiny_model, [*others, request("a", prompt, **params)], max_num_batched_tokens=budget, num_threads=2
-            )
-            assert got["a"] == solo(prompt, params)
+                tiny_model, [*others, request("a", prompt, **params)], max_num_batched_tokens=budget, num_threads=2,
+                kv_cache_dtype=dtype,
+            )  # fmt: skip
+            assert got["a"] == solo(prompt, params, dtype)
+
+
+def test_the_types_of_a_cache_are_not_the_same_by_another_name(solo):
+    params = {"logprobs": 4, "max_tokens": 10}
+    assert len({str(solo(list(range(1, 80)), params, dtype)) for dtype in CPU_TYPES}) == len(CPU_TYPES)
 
 
 @pytest.mark.slow

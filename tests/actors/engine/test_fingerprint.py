@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from actors.device.choice import choose_device
 from actors.device.cpu import CpuDevice
 from actors.engine import fingerprint as fingerprint_module
 from actors.engine.fingerprint import (
@@ -14,6 +15,7 @@ from actors.engine.fingerprint import (
     OF_ANSWERS,
     OF_DUMMY_WEIGHTS,
     OF_QUANTISED_FILES,
+    OF_THE_KV_CACHE,
     ON_A_GPU,
     fingerprint,
 )
@@ -21,6 +23,7 @@ from actors.model_files.source import resolve_model
 from cluster.config import EngineConfig
 from cluster.errors import ConfigError
 from cluster.routing.fingerprint import can_continue, of_answer
+from gpu_ops.kv_cache import CPU_TYPES
 from tests.engines import answer, make_engine, request, write_quantised_model
 
 # Another value of each setting that keeps the bits, as far as a CPU engine takes another one.
@@ -66,7 +69,7 @@ def of(folder, on=None, **settings) -> str:
 
 
 def test_every_setting_is_one_that_changes_bits_or_one_that_keeps_them():
-    kinds = [CONTENT, OF_ANSWERS, OF_DUMMY_WEIGHTS, OF_QUANTISED_FILES, ON_A_GPU, KEEPS_BITS]
+    kinds = [CONTENT, OF_ANSWERS, OF_DUMMY_WEIGHTS, OF_QUANTISED_FILES, OF_THE_KV_CACHE, ON_A_GPU, KEEPS_BITS]
     assert sum(map(len, kinds)) == len(frozenset().union(*kinds)), "a setting is of two kinds"
     assert frozenset().union(*kinds) == set(EngineConfig.model_fields)
     assert set(OTHER_VALUES) == KEEPS_BITS
@@ -160,3 +163,11 @@ def test_what_the_weight_format_comes_to_changes_it(tiny_model, tmp_path):
     for refused in (lambda: of(tiny_model, weight_format="stored"), lambda: of(file, Gpu(), weight_format="stored")):
         with pytest.raises(ConfigError, match=r"weight_format: .* got stored; allowed here: auto, float32"):
             refused()
+
+
+def test_the_type_of_the_kv_cache_changes_it(tiny_model):
+    def with_cache_of(dtype: str) -> str:
+        return of(tiny_model, choose_device(EngineConfig(device="cpu", kv_cache_dtype=dtype)), kv_cache_dtype=dtype)
+
+    assert with_cache_of("auto") == with_cache_of("float32") == of(tiny_model)
+    assert len({with_cache_of(dtype) for dtype in CPU_TYPES}) == len(CPU_TYPES)

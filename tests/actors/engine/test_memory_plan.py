@@ -9,6 +9,7 @@ from actors.model_files.config import config_from_json
 from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
 from cluster.errors import ConfigError
+from gpu_ops.kv_cache import CPU_TYPES
 from tests.engines import TINY_CONFIG
 
 GIB = 1 << 30
@@ -47,6 +48,34 @@ def test_streams_are_what_blocks_and_slots_hold(model, num_kv_blocks, num_tokens
     plan = plan_memory(config, model, is_gpu=False, free=GIB, total=GIB)
     assert plan.num_streams(config, num_tokens) == streams
     assert (plan.num_blocks, plan.step_bytes, plan.graph_bytes) == (num_kv_blocks, 0, 0)
+
+
+def test_a_smaller_type_of_the_kv_cache_has_room_for_more_streams(model):
+    plans = {}
+    for dtype in ("auto", *CPU_TYPES):
+        config = EngineConfig(kv_cache_memory_gb=1 / 1024, kv_cache_dtype=dtype, max_num_seqs=1024)
+        plans[dtype] = plan = plan_memory(config, model, is_gpu=False, free=GIB, total=GIB)
+        numbers = 2 * 16 * model.num_layers * model.num_kv_heads * model.head_dim
+        item_bytes = {"bfloat16": 2, "int8": 1 + 4 / model.head_dim}.get(dtype, 4)
+        assert plan.block_bytes == numbers * item_bytes
+        assert plan.num_streams(config, 16) == plan.num_blocks == GIB // 1024 // plan.block_bytes
+    assert plans["auto"] == plans["float32"]
+    assert plans["bfloat16"].num_blocks == 2 * plans["float32"].num_blocks
+
+
+@pytest.mark.parametrize(
+    ("dtype", "asked", "allowed"),
+    [("auto", "int8", "auto, bfloat16"), ("bfloat16", "float32", "auto, bfloat16"), ("float16", "bfloat16", "auto")],
+)
+def test_a_type_that_a_gpu_does_not_keep_is_refused_with_those_that_it_does(model, dtype, asked, allowed):
+    config = EngineConfig(dtype=dtype, kv_cache_dtype=asked)
+    with pytest.raises(ConfigError, match=rf"kv_cache_dtype: .*got {asked}; allowed here: {allowed}$") as refused:
+        plan_memory(config, model, is_gpu=True, free=20 * GIB, total=20 * GIB)
+    assert refused.value.param == "kv_cache_dtype"
+    for own in {"auto", allowed.split()[-1]}:
+        kept = EngineConfig(dtype=dtype, kv_cache_dtype=own)
+        plan = plan_memory(kept, model, is_gpu=True, free=20 * GIB, total=20 * GIB)
+        assert plan.kv_cache_dtype == ("bfloat16" if dtype == "auto" else dtype)
 
 
 def test_the_shares_of_a_gpu_are_within_what_may_be_used(model):

@@ -17,9 +17,9 @@ from tests.random_load import (
 )
 
 
-def make(folder, seed: int):
+def make(folder, seed: int, **settings):
     """A small engine whose host and device are late at random, and whose released buffers hold nonsense."""
-    engine = make_engine(folder, **SMALL_ENGINE)
+    engine = make_engine(folder, **SMALL_ENGINE, **settings)
     engine.executor.poison_released = True
     runner = engine.executor
     add_pauses(runner, np.random.default_rng(seed), lambda seconds: runner.stream.run(lambda: time.sleep(seconds)))
@@ -35,6 +35,11 @@ def test_random_steps_give_the_same_bits_overlapped_and_plain(tiny_model, num_st
 def test_random_steps_of_other_models_give_the_same_bits(tmp_path, family):
     folder = write_tiny_model(tmp_path, family)
     check_random_steps(lambda seed: make(folder, seed), 400)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_random_steps_with_other_types_of_the_cache_give_the_same_bits(tiny_model, dtype):
+    check_random_steps(lambda seed: make(tiny_model, seed, kv_cache_dtype=dtype), 400)
 
 
 def test_a_reader_of_released_buffers_is_found_out(tiny_model):

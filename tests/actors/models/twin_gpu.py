@@ -10,6 +10,7 @@ import paddle
 import pytest
 
 from actors.device.cpu import CpuDevice
+from actors.models import decoder
 from gpu_ops import decode_ops, forward
 from gpu_ops.twins import decode_ops as twins
 from gpu_ops.twins.forward import embedding
@@ -80,8 +81,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
         return call
 
-    shape = forward.kv_cache_shape
-    monkeypatch.setattr(forward, "kv_cache_shape", lambda *args: shape(*args[:4]))
+    shape = decoder.kv_cache_shape
+    monkeypatch.setattr(decoder, "kv_cache_shape", lambda *args: shape(*args[:4]))
     monkeypatch.setattr(forward, "pack_weight", lambda weight: weight)
     monkeypatch.setattr(decode_ops, "has_small_linear", lambda in_features: False)
     for module, names in OPS.items():

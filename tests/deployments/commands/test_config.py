@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -32,7 +33,7 @@ def test_a_plan_is_shown_without_weights_or_a_server(folder):
     shown = CliRunner().invoke(app, ["config", "check", folder, *settings])
     assert shown.exit_code == 0, shown.output
     assert "engines    3, each on one CPU" in shown.output
-    assert ": 64 blocks of 16 tokens" in shown.output
+    assert " of float32: 64 blocks of 16 tokens" in shown.output
     assert "streams    4 × 64 tokens, of at most 4 at once" in shown.output
 
 
@@ -47,6 +48,16 @@ def test_weights_count_as_they_are_held(tmp_path, monkeypatch):
         return float(line.split()[1])
 
     assert 0 < weights() == weights("weight_format=stored") < 0.6 * weights("weight_format=float32")
+
+
+def test_a_plan_shows_what_another_type_of_the_kv_cache_holds(folder):
+    settings = ["kv_cache_memory_gb=0.0001", "max_num_seqs=64", "device=cpu"]
+    blocks = {}
+    for dtype in ("float32", "bfloat16", "int8"):
+        shown = CliRunner().invoke(app, ["config", "check", folder, *settings, "--kv-cache-dtype", dtype])
+        assert shown.exit_code == 0, shown.output
+        blocks[dtype] = int(re.search(rf"of {dtype}: ([\d,]+) blocks", shown.output)[1].replace(",", ""))
+    assert blocks["float32"] < blocks["bfloat16"] < blocks["int8"]
 
 
 def test_settings_that_do_not_fit_the_model_are_refused_in_one_line(folder):

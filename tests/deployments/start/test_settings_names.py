@@ -36,6 +36,7 @@ from deployments.start.vllm_names import ALIASES, ELSEWHERE, MEANS_NOTHING, is_s
         (["served_model_name=m"], "model_id", "m"),
         (["--num-gpu-blocks-override", "64"], "num_kv_blocks", 64),
         (["--dtype", "half"], "dtype", "float16"),
+        (["--kv-cache-dtype", "int8"], "kv_cache_dtype", "int8"),
         (["--enforce-eager"], "enforce_eager", True),
         (["--no-enable-prefix-caching"], "enable_prefix_caching", False),
         (["--gpu-memory-utilization", "0.5", "--tensor-parallel-size", "1"], "gpu_memory_utilization", 0.5),
@@ -92,6 +93,10 @@ def test_flags_and_names_of_vllm_are_settings(typed, name, value):
         (["--max-model-len", "9t"], "max_model_len: must be at most 1048576, got 9000000000000"),
         (["--kv-cache-memory-bytes", "1G"], "--kv-cache-memory-bytes is not supported: kv_cache_memory_gb, in GiB"),
         (["owner/name", "--served-model-name", "m", "n", "n"], 'model_aliases: name 1 must be another one .*, got "n"'),
+        (
+            ["--kv-cache-dtype", "fp8"],
+            'kv_cache_dtype: must be "auto", "float32", "bfloat16" or "int8", got "fp8"',
+        ),
         (["num_replicas=0"], "num_replicas: got '0', allowed: 1 and more"),
     ],
 )

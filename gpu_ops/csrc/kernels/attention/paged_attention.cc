@@ -8,7 +8,7 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/attention/attention.h"
+#include "kernels/attention/kv_cache.h"
 #include "kernels/device/scratch.h"
 #include "kernels/device/thread_pool.h"
 #include "kernels/device/tile_fma.h"
@@ -22,11 +22,16 @@ constexpr int64_t kPositionsAhead = 32;
 constexpr int64_t kGrainFmas = 128 * 1024;
 constexpr int64_t kWide = kTileVecs * kLanes;
 
-constexpr TileKernels kScoreWide = tile_kernels<kTileVecs, Interleaved, false, true>();
-constexpr TileKernels kScoreNarrow = tile_kernels<1, Interleaved, false, true>();
-constexpr TileKernels kValueWide = tile_kernels<kTileVecs, Strided<kStride>, false, true>();
-constexpr TileKernels kValueNarrow = tile_kernels<1, Strided<kStride>, false, true>();
-constexpr TileKernels kValuePartial = tile_kernels<1, Strided<kStride>, true, true>();
+template <typename Number>
+constexpr TileKernels<Number> kScoreWide = tile_kernels<kTileVecs, Interleaved, false, true, Number>();
+template <typename Number>
+constexpr TileKernels<Number> kScoreNarrow = tile_kernels<1, Interleaved, false, true, Number>();
+template <typename Number>
+constexpr TileKernels<Number> kValueWide = tile_kernels<kTileVecs, Strided<kStride>, false, true, Number>();
+template <typename Number>
+constexpr TileKernels<Number> kValueNarrow = tile_kernels<1, Strided<kStride>, false, true, Number>();
+template <typename Number>
+constexpr TileKernels<Number> kValuePartial = tile_kernels<1, Strided<kStride>, true, true, Number>();
 
 // Query vectors that share cache loads: `heads` heads of one group, of `rows` rows at consecutive positions of one slot.
 // Vector r is row r / heads, head r % heads.
@@ -52,8 +57,11 @@ struct State {
   }
 };
 
+// `Number` is the type that keys and values are stored in.
+template <typename Number>
 struct Attention {
-  const float *qkv, *k_cache, *v_cache;
+  const float* qkv;
+  const Number *k_cache, *v_cache;
   float scale;
   AttentionShape shape;
   float* out;
@@ -71,22 +79,22 @@ struct Attention {
   }
 
   // Where position's entry of a cache begins: k advances by 1 a position inside a block, v by head_dim.
-  const float* key_at(const Tile& tile, int64_t kv_head, int64_t position) const {
-    return block_of(k_cache, tile, kv_head, position) + position % shape.block_size;
+  const Number* key_at(const Tile& tile, int64_t kv_head, int64_t position) const {
+    return block_of(k_cache, layout().key_numbers(), tile, kv_head, position) + position % shape.block_size;
   }
-  const float* value_at(const Tile& tile, int64_t kv_head, int64_t position) const {
-    return block_of(v_cache, tile, kv_head, position) + position % shape.block_size * shape.head_dim;
+  const Number* value_at(const Tile& tile, int64_t kv_head, int64_t position) const {
+    return block_of(v_cache, layout().value_numbers(), tile, kv_head, position) + position % shape.block_size * shape.head_dim;
   }
-  const float* block_of(const float* cache, const Tile& tile, int64_t kv_head, int64_t position) const {
-    const int64_t block = tile.blocks[position / shape.block_size];
-    return cache + (block * shape.kv_heads + kv_head) * shape.head_dim * shape.block_size;
+  const Number* block_of(const Number* cache, int64_t numbers, const Tile& tile, int64_t kv_head, int64_t position) const {
+    return cache + (tile.blocks[position / shape.block_size] * shape.kv_heads + kv_head) * numbers;
   }
+  KvLayout<Number> layout() const { return {shape.head_dim, shape.block_size}; }
 
   // scores[r][j] = q_r k_{first + j} for j < count, rounded up to full vectors; the padding is whatever the block holds.
   // Blocks lie anywhere in memory, which defeats the hardware's prefetcher; hence `ahead`, here and for the values.
   void score(const Tile& tile, int64_t kv_head, int64_t first, int64_t count, const float* queries, float* scores) const {
     static const float zeros[kWide] = {};
-    TileArgs args{};
+    TileArgsOf<Number> args{};
     args.depth = shape.head_dim;
     args.x = queries;
     args.ldw = shape.block_size;
@@ -106,7 +114,7 @@ struct Attention {
         args.ahead_vec_step = ahead(j + kLanes) - args.ahead;
       }
       args.out = scores + j;
-      (wide ? kScoreWide : kScoreNarrow)[tile.vectors() - 1](args, 0);
+      (wide ? kScoreWide<Number> : kScoreNarrow<Number>)[tile.vectors() - 1](args, 0);
       j += wide ? kWide : kLanes;
     }
   }
@@ -114,22 +122,24 @@ struct Attention {
   // acc[r] += sum over j in [from, to) of weights[r][j] v_{first + j}, for `vectors` rows.
   void add_values(const Tile& tile, int64_t kv_head, int64_t first, int64_t from, int64_t to, const float* weights,
                   int64_t vectors, float* acc) const {
-    TileArgs args{};
+    TileArgsOf<Number> args{};
     args.ldw = shape.head_dim;
     args.ld_start = args.ld_out = kMaxHeadDim;
     while (from < to) {
       const int64_t left_in_block = shape.block_size - (first + from) % shape.block_size;
       args.depth = std::min({left_in_block, kPositionsAhead, to - from});
       args.x = weights + from;
-      const float* values = value_at(tile, kv_head, first + from);
+      const Number* values = value_at(tile, kv_head, first + from);
       const int64_t next = from + kPositionsAhead;
-      const float* ahead = next < to ? value_at(tile, kv_head, first + next) : values;
+      const Number* ahead = next < to ? value_at(tile, kv_head, first + next) : values;
       for (int64_t d = 0; d < shape.head_dim;) {
         const int64_t left = shape.head_dim - d;
         args.w = values + d;
         args.ahead = ahead + d;
         args.start = args.out = acc + d;
-        const TileKernels& kernels = left >= kWide ? kValueWide : left >= kLanes ? kValueNarrow : kValuePartial;
+        const TileKernels<Number>& kernels = left >= kWide    ? kValueWide<Number>
+                                             : left >= kLanes ? kValueNarrow<Number>
+                                                              : kValuePartial<Number>;
         kernels[vectors - 1](args, static_cast<int>(left));
         d += left >= kWide ? kWide : kLanes;
       }
@@ -145,7 +155,19 @@ struct Attention {
     const auto visible = [&](int64_t r) {
       return std::clamp<int64_t>(tile.position + r / tile.heads + 1 - first, 0, kSegment);
     };
-    for (int64_t r = 0; r < vectors; ++r) soften(weights + r * kStride, visible(r), &state.peak[r], &state.sum[r]);
+    if constexpr (kHasScales<Number>) {
+      // q k = scale * (q numbers), and a weight of v one of its numbers: once a position instead of once a number.
+      alignas(64) float key_scales[kStride], value_scales[kStride];
+      collect_scales(tile, kv_head, first, longest, key_scales, value_scales);
+      for (int64_t r = 0; r < vectors; ++r) {
+        float* row = weights + r * kStride;
+        multiply(row, key_scales, visible(r));
+        soften(row, visible(r), &state.peak[r], &state.sum[r]);
+        multiply(row, value_scales, visible(r));
+      }
+    } else {
+      for (int64_t r = 0; r < vectors; ++r) soften(weights + r * kStride, visible(r), &state.peak[r], &state.sum[r]);
+    }
     std::memset(state.acc, 0, vectors * kMaxHeadDim * sizeof(float));
     // Positions that every row sees, then those that only later rows see: a masked weight of 0 must not meet a value that
     // was never written.
@@ -154,6 +176,22 @@ struct Attention {
     for (int64_t r = tile.heads; r < vectors; ++r) {
       add_values(tile, kv_head, first, common, visible(r), weights + r * kStride, 1, state.acc + r * kMaxHeadDim);
     }
+  }
+
+  // Of positions [first, first + count), rounded up to full vectors.
+  void collect_scales(const Tile& tile, int64_t kv_head, int64_t first, int64_t count, float* keys, float* values) const {
+    const int64_t size = shape.block_size;
+    for (int64_t j = 0; j < count; j += kLanes) {
+      const int64_t entry = (first + j) % size;
+      const float* scales = layout().scales(key_at(tile, kv_head, first + j) - entry) + entry;
+      store(keys + j, load(scales));
+      store(values + j, load(scales + size));
+    }
+  }
+
+  // Up to full vectors; what follows row[count - 1] may become anything.
+  static void multiply(float* row, const float* by, int64_t count) {
+    for (int64_t j = 0; j < count; j += kLanes) store(row + j, load(row + j) * load(by + j));
   }
 
   // scores[0, count) -> e^(score - peak), their maximum and sum. Lane i sums positions i, i + 16, ...
@@ -266,12 +304,11 @@ RowFault find_fault(const int32_t* block_table, int64_t row, int64_t position, c
   return {};
 }
 
-}  // namespace
-
-RowFault paged_attention_cpu(const float* qkv, const float* k_cache, const float* v_cache, const int32_t* block_tables,
-                             const int32_t* positions, const int32_t* batch_ids, float scale, const AttentionShape& shape,
-                             float* out) {
-  const Attention attention{qkv, k_cache, v_cache, scale, shape, out};
+template <typename Number>
+RowFault attend(const Attention<Number>& attention, const int32_t* block_tables, const int32_t* positions,
+                const int32_t* batch_ids) {
+  const AttentionShape& shape = attention.shape;
+  float* out = attention.out;
   const EvenSplit heads(attention.group(), kTileRows);
   const int64_t most_rows = heads.parts > 1 ? 1 : kTileRows / attention.group();
   std::vector<Tile> tiles;
@@ -314,6 +351,18 @@ RowFault paged_attention_cpu(const float* qkv, const float* k_cache, const float
     }
   });
   return {};
+}
+
+}  // namespace
+
+RowFault paged_attention_cpu(const float* qkv, const KvCache& cache, const int32_t* block_tables, const int32_t* positions,
+                             const int32_t* batch_ids, float scale, const AttentionShape& shape, float* out) {
+  return with_kv_number(cache.type, [&](auto number) {
+    using Number = decltype(number);
+    const Attention<Number> attention{qkv, static_cast<const Number*>(cache.k), static_cast<const Number*>(cache.v), scale,
+                                      shape, out};
+    return attend(attention, block_tables, positions, batch_ids);
+  });
 }
 
 }  // namespace bireme

@@ -2,8 +2,8 @@
 #include "kernels/attention/attention.h"
 
 #include <algorithm>
-#include <cstring>
 
+#include "kernels/attention/kv_cache.h"
 #include "kernels/device/thread_pool.h"
 #include "kernels/device/vec16.h"
 
@@ -35,36 +35,51 @@ RowFault find_fault(int64_t max_positions, const int32_t* positions, const int32
   return {};
 }
 
+// Rows [begin, end).
+template <typename Number>
+void write_rows(int64_t begin, int64_t end, float* qkv, const float* cos_sin, const int32_t* positions,
+                const int32_t* batch_ids, const int32_t* block_tables, Number* k_cache, Number* v_cache,
+                const AttentionShape& shape) {
+  const int64_t dim = shape.head_dim, half = dim / 2, size = shape.block_size;
+  const int64_t width = (shape.q_heads + 2 * shape.kv_heads) * dim;
+  const KvLayout<Number> layout{dim, size};
+  for (int64_t t = begin; t < end; ++t) {
+    if (batch_ids[t] < 0) continue;
+    const int64_t position = positions[t], entry = position % size;
+    const int64_t block = block_tables[batch_ids[t] * shape.table_width + position / size];
+    const float* cosine = cos_sin + position * dim;
+    const float* sine = cosine + half;
+    float* row = qkv + t * width;
+    for (int64_t head = 0; head < shape.q_heads; ++head) rotate(row + head * dim, cosine, sine, half, row + head * dim);
+    for (int64_t head = 0; head < shape.kv_heads; ++head) {
+      const float* k = row + (shape.q_heads + head) * dim;
+      const float* v = k + shape.kv_heads * dim;
+      Number* keys = k_cache + (block * shape.kv_heads + head) * layout.key_numbers();
+      Number* values = v_cache + (block * shape.kv_heads + head) * layout.value_numbers();
+      float* scales = layout.scales(keys) + entry;
+      float rotated[kMaxHeadDim];
+      rotate(k, cosine, sine, half, rotated);
+      store_vector(rotated, dim, keys + entry, size, scales);
+      store_vector(v, dim, values + entry * dim, 1, scales + size);
+    }
+  }
+}
+
 }  // namespace
 
 RowFault rotary_kv_write_cpu(float* qkv, const float* cos_sin, int64_t max_positions, const int32_t* positions,
-                             const int32_t* batch_ids, const int32_t* block_tables, float* k_cache, float* v_cache,
+                             const int32_t* batch_ids, const int32_t* block_tables, const KvCache& cache,
                              const AttentionShape& shape) {
   const RowFault fault = find_fault(max_positions, positions, batch_ids, block_tables, shape);
   if (fault.row >= 0) return fault;
-  const int64_t dim = shape.head_dim, half = dim / 2, size = shape.block_size;
-  const int64_t width = (shape.q_heads + 2 * shape.kv_heads) * dim;
+  const int64_t width = (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim;
   const int64_t grain = std::max<int64_t>(1, 8 * 1024 / width);
-  parallel_for(shape.rows, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      if (batch_ids[t] < 0) continue;
-      const int64_t position = positions[t], entry = position % size;
-      const int64_t block = block_tables[batch_ids[t] * shape.table_width + position / size];
-      const float* cosine = cos_sin + position * dim;
-      const float* sine = cosine + half;
-      float* row = qkv + t * width;
-      for (int64_t head = 0; head < shape.q_heads; ++head) rotate(row + head * dim, cosine, sine, half, row + head * dim);
-      for (int64_t head = 0; head < shape.kv_heads; ++head) {
-        const float* k = row + (shape.q_heads + head) * dim;
-        const float* v = k + shape.kv_heads * dim;
-        float* k_entry = k_cache + (block * shape.kv_heads + head) * dim * size + entry;
-        float* v_entry = v_cache + ((block * shape.kv_heads + head) * size + entry) * dim;
-        float rotated[kMaxHeadDim];
-        rotate(k, cosine, sine, half, rotated);
-        for (int64_t d = 0; d < dim; ++d) k_entry[d * size] = rotated[d];
-        std::memcpy(v_entry, v, dim * sizeof(float));
-      }
-    }
+  with_kv_number(cache.type, [&](auto number) {
+    using Number = decltype(number);
+    parallel_for(shape.rows, grain, [&](int64_t begin, int64_t end) {
+      write_rows(begin, end, qkv, cos_sin, positions, batch_ids, block_tables, static_cast<Number*>(cache.k),
+                 static_cast<Number*>(cache.v), shape);
+    });
   });
   return {};
 }

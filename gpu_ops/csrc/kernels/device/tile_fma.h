@@ -12,19 +12,22 @@
 namespace bireme {
 namespace {
 
-struct TileArgs {
+// `Stored` is the type of w's numbers in memory; in registers they are floats.
+template <typename Stored>
+struct TileArgsOf {
   int64_t depth;
   const float* x;  // element (row, k), laid out as the kernel's Layout says
-  const float* w;  // w[k * ldw + vector * vec_step + lane]
+  const Stored* w;  // w[k * ldw + vector * vec_step + lane]
   int64_t ldw;
   int64_t vec_step = kLanes;
   const float* start;  // what the sums start from: start[row * ld_start + column]; ld_start 0 repeats one row
   int64_t ld_start;
   float* out;  // out[row * ld_out + column]
   int64_t ld_out;
-  const float* ahead;  // prefetched in the same steps as w is read; only by kernels with Prefetch; may lie anywhere
+  const Stored* ahead;  // prefetched in the same steps as w is read; only by kernels with Prefetch; may lie anywhere
   int64_t ahead_vec_step = kLanes;
 };
+using TileArgs = TileArgsOf<float>;
 
 // x as packed rows, x[k * rows + row]: one stream, which the hardware prefetches.
 struct Interleaved {
@@ -40,16 +43,16 @@ struct Strided {
 };
 
 // The columns are Vecs full vectors, or with `Partial` the first `lanes` of one; start and out are always full vectors.
-template <int Rows, int Vecs, typename Layout, bool Partial, bool Prefetch>
-void tile_fma(const TileArgs& a, int lanes) {
+template <int Rows, int Vecs, typename Layout, bool Partial, bool Prefetch, typename Stored>
+void tile_fma(const TileArgsOf<Stored>& a, int lanes) {
   Vec16 sum[Rows][Vecs];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < Vecs; ++v) sum[r][v] = load(a.start + r * a.ld_start + v * kLanes);
   }
-  const float* w = a.w;
+  const Stored* w = a.w;
   const float* x = a.x;
-  const float* ahead = a.ahead;
+  const Stored* ahead = a.ahead;
   for (int64_t k = 0; k < a.depth; ++k, w += a.ldw, x += Layout::step(Rows)) {
     if (Prefetch) {
       for (int v = 0; v < Vecs; ++v) __builtin_prefetch(ahead + v * a.ahead_vec_step);
@@ -69,17 +72,19 @@ void tile_fma(const TileArgs& a, int lanes) {
   }
 }
 
-using TileKernel = void (*)(const TileArgs&, int lanes);
-using TileKernels = std::array<TileKernel, kTileRows>;  // [rows - 1]
+template <typename Stored>
+using TileKernel = void (*)(const TileArgsOf<Stored>&, int lanes);
+template <typename Stored = float>
+using TileKernels = std::array<TileKernel<Stored>, kTileRows>;  // [rows - 1]
 
-template <int Vecs, typename Layout, bool Partial, bool Prefetch, size_t... Row>
-constexpr TileKernels tile_kernels_of(std::index_sequence<Row...>) {
-  return {tile_fma<static_cast<int>(Row) + 1, Vecs, Layout, Partial, Prefetch>...};
+template <int Vecs, typename Layout, bool Partial, bool Prefetch, typename Stored, size_t... Row>
+constexpr TileKernels<Stored> tile_kernels_of(std::index_sequence<Row...>) {
+  return {tile_fma<static_cast<int>(Row) + 1, Vecs, Layout, Partial, Prefetch, Stored>...};
 }
 
-template <int Vecs, typename Layout, bool Partial, bool Prefetch>
-constexpr TileKernels tile_kernels() {
-  return tile_kernels_of<Vecs, Layout, Partial, Prefetch>(std::make_index_sequence<kTileRows>());
+template <int Vecs, typename Layout, bool Partial, bool Prefetch, typename Stored = float>
+constexpr TileKernels<Stored> tile_kernels() {
+  return tile_kernels_of<Vecs, Layout, Partial, Prefetch, Stored>(std::make_index_sequence<kTileRows>());
 }
 
 // How `count` things are cut into the fewest parts of at most `most`, as evenly as possible.

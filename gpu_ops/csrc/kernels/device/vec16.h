@@ -9,6 +9,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/device/bfloat16.h"
 #include "kernels/device/intrinsics.h"
 
 #define BIREME_INLINE inline __attribute__((always_inline))
@@ -30,6 +31,13 @@ struct Vec16 {
 
 BIREME_INLINE __mmask16 first_lanes(int lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
 BIREME_INLINE Vec16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+BIREME_INLINE Vec16 load(const Bfloat16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+BIREME_INLINE Vec16 load(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 BIREME_INLINE void store(float* p, Vec16 a) { _mm512_storeu_ps(p, a.v); }
 BIREME_INLINE Vec16 load_first(const float* p, int lanes) { return {_mm512_maskz_loadu_ps(first_lanes(lanes), p)}; }
 BIREME_INLINE void store_first(float* p, Vec16 a, int lanes) { _mm512_mask_storeu_ps(p, first_lanes(lanes), a.v); }
@@ -69,6 +77,17 @@ BIREME_INLINE __m256i first_lanes(int lanes) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 BIREME_INLINE Vec16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+BIREME_INLINE __m256 load_half(const Bfloat16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+BIREME_INLINE __m256 load_half(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+template <typename Stored>
+BIREME_INLINE Vec16 load(const Stored* p) {
+  return {load_half(p), load_half(p + 8)};
+}
 BIREME_INLINE void store(float* p, Vec16 a) {
   _mm256_storeu_ps(p, a.lo);
   _mm256_storeu_ps(p + 8, a.hi);
@@ -121,6 +140,12 @@ BIREME_INLINE Vec16 each_lane(F f) {
 }
 BIREME_INLINE Vec16 load(const float* p) {
   return each_lane([=](int i) { return p[i]; });
+}
+BIREME_INLINE Vec16 load(const Bfloat16* p) {
+  return each_lane([=](int i) { return to_float(p[i]); });
+}
+BIREME_INLINE Vec16 load(const int8_t* p) {
+  return each_lane([=](int i) { return static_cast<float>(p[i]); });
 }
 BIREME_INLINE void store(float* p, const Vec16& a) { std::memcpy(p, a.v, sizeof a.v); }
 BIREME_INLINE Vec16 load_first(const float* p, int lanes) {
@@ -176,6 +201,14 @@ BIREME_INLINE Vec16 scale_by_power_of_two(const Vec16& p, const Vec16& n) {
 #endif
 
 BIREME_INLINE Vec16 zero() { return broadcast(0.0f); }
+
+// Of a stored type, zeros in the other lanes; nothing behind the first `lanes` numbers is read.
+template <typename Stored>
+BIREME_INLINE Vec16 load_first(const Stored* p, int lanes) {
+  Stored padded[kLanes] = {};
+  std::memcpy(padded, p, lanes * sizeof(Stored));
+  return load(padded);
+}
 
 // Sum of the lanes as a fixed tree: lane i with i + 8, then i + 4, i + 2, i + 1.
 BIREME_INLINE float sum_lanes(Vec16 a) {

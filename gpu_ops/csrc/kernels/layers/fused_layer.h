@@ -20,7 +20,7 @@ struct FusedLayerWeights {
 // attention and feed-forward in place. Keys and values of the rows enter the cache. On a fault out is not written.
 RowFault fused_layer_cpu(const FusedLayerWeights& weights, const float* hidden, float* residual, const float* cos_sin,
                          int64_t max_positions, const int32_t* positions, const int32_t* batch_ids,
-                         const int32_t* block_tables, float* k_cache, float* v_cache, float eps, float scale,
+                         const int32_t* block_tables, const KvCache& cache, float eps, float scale,
                          const AttentionShape& shape, float* out);
 
 }  // namespace bireme

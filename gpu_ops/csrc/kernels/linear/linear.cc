@@ -23,7 +23,7 @@ constexpr int64_t kStreamGrain = 16 * 1024;
 // 6 KiB ahead in the panel's stream covers the memory's latency with up to 12 rows; less starves them.
 constexpr int64_t kPrefetchFloats = 48 * kPanelColumns;
 
-constexpr TileKernels kKernels = tile_kernels<kTileVecs, Interleaved, false, true>();
+constexpr TileKernels<> kKernels = tile_kernels<kTileVecs, Interleaved, false, true>();
 
 struct Product {
   const float* x_tiles;  // [row tile][in_features][rows of the tile]
