@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import paddle
@@ -22,6 +23,7 @@ from actors.models.decoder import BatchRows, Decoder
 from actors.models.load import load_model
 from cluster.config import EngineConfig
 from gpu_ops import forward
+from gpu_ops.kv_cache import CPU_TYPES
 from tests.actors.layers.transposed_weight import TransposedWeight
 from tests.engines import request, tokens_of, write_quantised_model
 
@@ -169,6 +171,22 @@ def test_smollm2_logits_match_transformers(smollm2):
     for row, name in ((0, "first"), (-1, "last")):
         difference = np.abs(logits[row] - reference[name]).max()
         assert difference < 1e-5 * np.abs(reference[name]).max(), f"{name}: {difference}"
+
+
+@pytest.mark.slow
+def test_smollm2_with_a_rounded_kv_cache_stays_close_to_float32(smollm2, smollm2_tokenizer, monkeypatch):
+    """Rounding to bfloat16 or int8 alone: weights are float32."""
+    model = smollm2.executor.model
+    token_ids = np.array(smollm2_tokenizer.encode(topics["types"])[:256])
+    logs = {}
+    for dtype in CPU_TYPES:
+        monkeypatch.setattr(model.device, "kv_cache_dtype", dtype)
+        logits = all_logits(model, token_ids, [128, 128]).astype(np.float64)
+        logs[dtype] = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    exact = logs["float32"]
+    divergence = {dtype: (np.exp(exact) * (exact - log)).sum(axis=1).mean() for dtype, log in logs.items()}
+    assert 0 < divergence["bfloat16"] < 0.0002
+    assert divergence["bfloat16"] < divergence["int8"] < 0.003
 
 
 @pytest.mark.slow
