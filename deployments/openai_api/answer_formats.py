@@ -10,7 +10,7 @@ from cluster.grammar import Grammar
 from cluster.reasoning import ReasoningMarks
 from deployments.openai_api.requests.protocol import ChatCompletionRequest
 from deployments.openai_api.requests.tools import AUTO, NONE
-from deployments.openai_api.tool_grammar import tool_grammar
+from deployments.openai_api.tool_grammar import binds, tool_grammar
 from deployments.parsers.answer_parser import AnswerFormat
 from deployments.parsers.from_template import reasoning_parser_of, tool_parser_of
 from deployments.parsers.reasoning import FORMATS, ReasoningFormat
@@ -115,8 +115,9 @@ class AnswerFormats:
             name = self._of_model[0] if request.chat_template is None else tool_parser_of(request.chat_template)
         form = None if name is None else TOOL_FORMATS[name]
         if request.tool_choice != AUTO:
-            # A grammar makes the calls, in any form that is JSON.
-            return form if form is not None and form.wrapping is not None else JSON
+            # A grammar makes the calls: in the family's form, if that can be bound.
+            functions = [tool.function for tool in request.tools]
+            return form if form is not None and binds(form, functions) else JSON
         if form is None:
             raise bad_request(
                 "tool_choice: how this model writes calls is not to be seen in its chat template; the setting tool_call_parser "

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.api_errors import bad_request
 from cluster.grammar import JSON_SCHEMA, JSON_WHITESPACE, LARK, MAX_GRAMMAR_CHARS, Grammar
+from deployments.openai_api.argument_grammar import ArgumentRules, arguments_of
 from deployments.openai_api.requests.protocol import ChatCompletionRequest
 from deployments.openai_api.requests.tools import AUTO, ChosenTool, FunctionDefinition
 from deployments.parsers.answer_parser import AnswerFormat
 from deployments.parsers.reasoning import ReasoningFormat
-from deployments.parsers.tool_formats import Wrapping
+from deployments.parsers.tool_formats import ToolFormat, Wrapping
 
 # Arguments are written as templates show them to the model: a space behind commas and colons, and none else, so that no run of
 # white space goes on for ever.
@@ -38,18 +39,19 @@ def tool_grammar(
     functions = [tool.function for tool in request.tools]
     if isinstance(choice, ChosenTool):
         functions = [function for function in functions if function.name == choice.function.name][-1:]
-    if own is not None and (own.kind != JSON_SCHEMA or choice != AUTO or wrapping is None):
+    is_bound = binds(form.tools, functions)
+    if own is not None and (own.kind != JSON_SCHEMA or choice != AUTO or not is_bound):
         raise bad_request(
-            f"{own.param}: does not go together with tools, unless it is JSON, tool_choice is auto, and the model writes its "
-            "calls as JSON",
+            f"{own.param}: does not go together with tools, unless it is JSON, tool_choice is auto, and a grammar can "
+            "describe calls of these tools as the model writes them",
             own.param,
             "unsupported_parameter",
         )
     is_free = choice == AUTO and own is None
-    if wrapping is None or (is_free and not any(function.strict for function in functions)):
+    if not is_bound or (is_free and not any(function.strict for function in functions)):
         return None
-    written = _Written(special_id)
-    rules = [written.call(i, wrapping, function) for i, function in enumerate(functions)]
+    written = _Written(special_id, wrapping.no_words)
+    rules = [rule for i, function in enumerate(functions) for rule in written.call(i, wrapping, function)]
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(functions))))
     several = request.parallel_tool_calls and not isinstance(choice, ChosenTool)
     before = written.reasoning(form.reasoning, form.begins_in_reasoning, rules)
@@ -65,7 +67,7 @@ def tool_grammar(
         answer = f"({calls} | WORDS?)"
     else:
         rules += written.marked(wrapping, several)
-        answer = "marked* ANY" if several else "(marked | ANY)"
+        answer = f"marked* {written.words}" if several else f"(marked | {written.words})"
     rules.append(f"start: {before} {answer}")
     text = "\n".join(rules)
     if len(text) > MAX_GRAMMAR_CHARS:
@@ -74,6 +76,17 @@ def tool_grammar(
             "tools",
         )
     return Grammar(LARK, text, "tools")
+
+
+def binds(tools: ToolFormat, functions: Sequence[FunctionDefinition]) -> bool:
+    """Whether a grammar can describe calls of these functions in the family's own form."""
+    form = tools.wrapping.arguments
+    if form is None:
+        return True
+    # Arguments are read by what the last function of a name says of them.
+    return len({function.name for function in functions}) == len(functions) and all(
+        arguments_of(function.name, function.parameters or {}, form) is not None for function in functions
+    )
 
 
 def _bounded(text: str) -> str:
@@ -86,8 +99,10 @@ def _bounded(text: str) -> str:
 class _Written:
     """Parts of a grammar in Lark's syntax. Special tokens of the model are tokens there, not characters."""
 
-    def __init__(self, special_id: SpecialId) -> None:
+    def __init__(self, special_id: SpecialId, no_words: Sequence[str]) -> None:
         self._special_id = special_id
+        self._no_words = no_words
+        self.words = "WORDS" if no_words else "ANY"
 
     def text(self, text: str) -> str:
         """Exactly this text."""
@@ -100,16 +115,23 @@ class _Written:
                 parts.append(json.dumps(part))
         return " ".join(parts)
 
-    def call(self, index: int, wrapping: Wrapping, function: FunctionDefinition) -> str:
-        """The rule of one call of ``function``."""
+    def call(self, index: int, wrapping: Wrapping, function: FunctionDefinition) -> list[str]:
+        """The rules of one call of ``function``."""
         before, between, after = wrapping.call
         schema: dict[str, Any] = dict(function.parameters or {})
-        schema.setdefault("type", "object")
         # A client that did not ask for it need not know what the grammars' library can.
-        schema["x-guidance"] = {**_SPACING, "lenient": not function.strict}
+        guidance = {**_SPACING, "lenient": not function.strict}
         name = json.dumps(function.name)[1:-1]
         head = self.text(f"{before}{name}{between}")
-        return f"call_{index}: {head} %json {json.dumps(schema)} {self.text(after)}"
+        if wrapping.arguments is None:
+            schema.setdefault("type", "object")
+            schema["x-guidance"] = guidance
+            return [f"call_{index}: {head} %json {json.dumps(schema)} {self.text(after)}"]
+        arguments = arguments_of(function.name, schema, wrapping.arguments)
+        assert arguments is not None
+        rules = ArgumentRules(wrapping.arguments, self.text, lambda text: self._special_id(text) is not None, guidance)
+        inner = rules.expression(f"a{index}", arguments, schema)
+        return [*rules.rules, f"call_{index}: {head} {inner} {self.text(after)}"]
 
     def calls(self, wrapping: Wrapping, several: bool) -> str:
         """Calls and nothing else."""
@@ -122,17 +144,19 @@ class _Written:
         """Rules of any text up to a marker and, behind it, calls; further calls with a marker of their own are not among them."""
         more = f"({self.text(wrapping.between)} call)*" if several and not wrapping.is_each_marked else ""
         marked = f"marked: to_marker {self.text(wrapping.begin)} call {more} {self.text(wrapping.end)}"
-        return [*self.until("to_marker", wrapping.marker), marked]
+        return [*self.until("to_marker", wrapping.marker, self.words), marked]
 
-    def until(self, rule: str, end: str) -> list[str]:
+    def until(self, rule: str, end: str, words: str = "ANY") -> list[str]:
         """Rules for any text up to and with ``end``, of which the first counts."""
         if self._special_id(end) is not None:
-            return [f"{rule}: ANY {self.text(end)}"]
-        return [f"{rule}[lazy]: ANY {json.dumps(end)}"]
+            return [f"{rule}: {words} {self.text(end)}"]
+        return [f"{rule}[lazy]: {words} {json.dumps(end)}"]
 
     def reasoning(self, form: ReasoningFormat | None, begins: bool | None, rules: list[str]) -> str:
         """What may stand before an answer; its rules go to ``rules``."""
         rules.append(f"ANY: {_ANY_TEXT}")
+        if self._no_words:
+            rules.append("WORDS: ANY" + "".join(f" & ~/(.|\\n)*{re.escape(word)}(.|\\n)*/" for word in self._no_words))
         if form is None or begins is False:
             return ""
         rules += [*self.until("thought", form.ends[0]), "SPACE: /[ \\n]{1,4}/"]

@@ -14,14 +14,31 @@ from deployments.parsers.tools.pythonic import pythonic
 
 
 @dataclass(frozen=True)
+class SeparateArguments:
+    """How arguments are written one by one, where a grammar makes the call.
+
+    Attributes:
+        argument: around one: before its name, between name and value, behind the value.
+        between: what stands between two.
+        are_texts_bare: texts have no quotes, and end where the next tag begins.
+    """
+
+    argument: tuple[str, str, str]
+    between: str = ""
+    are_texts_bare: bool = True
+
+
+@dataclass(frozen=True)
 class Wrapping:
-    """What stands around the JSON of a call's arguments, where a grammar makes the call.
+    """What stands around the arguments of a call, where a grammar makes the call.
 
     Attributes:
         marker: which no other answer has; empty if only an answer's beginning tells.
         begin, between, end: around all calls, behind the first marker, and between two.
         call: around one: before its name, between name and arguments, behind them.
         is_each_marked: each call has a marker, and not only all together.
+        arguments: how arguments are written that are not one JSON object.
+        no_words: texts that words around calls must not have, since they begin calls, too.
     """
 
     marker: str
@@ -30,9 +47,11 @@ class Wrapping:
     end: str
     call: tuple[str, str, str]
     is_each_marked: bool = False
+    arguments: SeparateArguments | None = None
+    no_words: tuple[str, ...] = ()
 
     def written(self, calls: Sequence[tuple[str, str]]) -> str:
-        """Calls, each a name and the JSON of its arguments."""
+        """Calls, each a name and its arguments as they are written."""
         before, middle, after = self.call
         mark = self.marker if self.is_each_marked else ""
         texts = [f"{mark}{before}{name}{middle}{arguments}{after}" for name, arguments in calls]
@@ -49,13 +68,13 @@ class ToolFormat:
     Attributes:
         read: the parser.
         markers: texts that it looks for, where tokens of the model have them.
-        wrapping: of calls that a grammar makes; None where arguments are not written as JSON.
+        wrapping: of calls that a grammar makes.
         id_chars: how long ids of calls are, where the family's template wants to know that.
     """
 
     read: Callable[[Scanner, CallWriter, Functions], Steps[None]]
-    markers: tuple[str, ...] = ()
-    wrapping: Wrapping | None = None
+    markers: tuple[str, ...]
+    wrapping: Wrapping
     id_chars: int | None = None
 
 
@@ -73,7 +92,13 @@ _HERMES = ToolFormat(
 _LLAMA3 = ToolFormat(
     _plain(llama3_json), (PYTHON_TAG,), Wrapping("", "", "; ", "", ('{"name": "', '", "parameters": ', "}"))
 )
-_PYTHONIC = ToolFormat(_plain(pythonic), ("<|python_start|>", "<|python_end|>", PYTHON_TAG))
+_PYTHONIC = ToolFormat(
+    _plain(pythonic),
+    ("<|python_start|>", "<|python_end|>", PYTHON_TAG),
+    Wrapping(
+        "", "[", ", ", "]", ("", "(", ")"), arguments=SeparateArguments(("", "=", ""), ", ", are_texts_bare=False)
+    ),
+)
 _DEEPSEEK = (deepseek.CALLS_BEGIN, deepseek.CALLS_END, deepseek.CALL_BEGIN, deepseek.CALL_END, deepseek.SEPARATOR)
 _DEEPSEEK_V31 = ToolFormat(
     _plain(deepseek.deepseek_v31),
@@ -86,6 +111,22 @@ _QWEN3_CODER = ToolFormat(
     qwen3_coder.qwen3_coder,
     (qwen3_coder.BEGIN, qwen3_coder.END, qwen3_coder.FUNCTION, qwen3_coder.FUNCTION_END, qwen3_coder.PARAMETER,
      qwen3_coder.PARAMETER_END),
+    Wrapping(
+        qwen3_coder.BEGIN, "", "\n", "",
+        ("\n" + qwen3_coder.FUNCTION, ">\n", qwen3_coder.FUNCTION_END + "\n" + qwen3_coder.END),
+        is_each_marked=True,
+        arguments=SeparateArguments((qwen3_coder.PARAMETER, ">\n", "\n" + qwen3_coder.PARAMETER_END + "\n")),
+        no_words=(qwen3_coder.FUNCTION,),
+    ),
+)  # fmt: skip
+_GLM45 = ToolFormat(
+    glm45.glm45,
+    (glm45.BEGIN, glm45.END, glm45.KEY, glm45.KEY_END, glm45.VALUE, glm45.VALUE_END),
+    Wrapping(
+        glm45.BEGIN, "", "\n", "", ("", "\n", glm45.END),
+        is_each_marked=True,
+        arguments=SeparateArguments((glm45.KEY, f"{glm45.KEY_END}\n{glm45.VALUE}", glm45.VALUE_END + "\n")),
+    ),
 )  # fmt: skip
 JSON = ToolFormat(_plain(bare_json), (), Wrapping("", "[", ", ", "]", _OBJECT))
 
@@ -116,7 +157,7 @@ TOOL_FORMATS: dict[str, ToolFormat] = {
         ),
     ),
     "deepseek_v31": _DEEPSEEK_V31,
-    "glm45": ToolFormat(glm45.glm45, (glm45.BEGIN, glm45.END, glm45.KEY, glm45.KEY_END, glm45.VALUE, glm45.VALUE_END)),
+    "glm45": _GLM45,
     "granite": ToolFormat(
         _plain(granite.granite), granite.BEGINS, Wrapping(granite.BEGINS[0], "[", ", ", "]", _OBJECT)
     ),

@@ -9,7 +9,7 @@ from deployments.parsers.scanning.scanner import Malformed, Scanner, Steps, rest
 
 # Characters of what was no call. Each begin of one may be read up to the end of the text: of an answer that is nothing but such
 # begins, the work would grow with its square.
-_MOST_READ_AGAIN = 2**16
+MOST_READ_AGAIN = 2**16
 
 
 class CallWriter:
@@ -18,13 +18,15 @@ class CallWriter:
     Attributes:
         count: calls so far.
         is_open: the last of them may get more arguments.
+        read_again: characters that were taken for something that they were not.
     """
 
-    __slots__ = ("_scan", "_space", "count", "is_open")
+    __slots__ = ("_scan", "_space", "count", "is_open", "read_again")
 
     def __init__(self, scan: Scanner) -> None:
         self.count = 0
         self.is_open = False
+        self.read_again = 0
         self._scan = scan
         self._space = ""
 
@@ -77,7 +79,6 @@ def marked_calls(scan: Scanner, calls: CallWriter, begins: Sequence[str], end: s
         body: reads what stands between; is told which of ``begins`` stood before.
     """
     begin = yield from until(scan, begins, calls.content)
-    read_again = 0
     while begin:
         scan.keep()
         count = calls.count
@@ -85,9 +86,9 @@ def marked_calls(scan: Scanner, calls: CallWriter, begins: Sequence[str], end: s
             yield from body(scan, calls, begin)
         except Malformed:
             if calls.count == count:
-                read_again += scan.rewind()
+                calls.read_again += scan.rewind()
                 yield calls.content(begin)
-                if read_again > _MOST_READ_AGAIN:
+                if calls.read_again > MOST_READ_AGAIN:
                     yield from rest(scan, calls.content)
                     return
                 begin = yield from until(scan, begins, calls.content)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
+import sys
 from typing import Any
 
 from deployments.parsers.scanning.call_writer import CallWriter
@@ -104,4 +106,6 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Dict):
         # A key of None is ** of another one.
         return {ast.literal_eval(key): _value(item) for key, item in zip(node.keys, node.values) if key is not None}
-    return ast.literal_eval(node)
+    value = ast.literal_eval(node)
+    # JSON has no infinity, which a number of a model may be in Python.
+    return math.copysign(sys.float_info.max, value) if isinstance(value, float) and math.isinf(value) else value

@@ -15,7 +15,7 @@ from deployments.parsers.tool_formats import TOOL_FORMATS
 from tests.deployments.parsers.found import Found, found, joined, tools
 from tests.deployments.parsers.written_calls import D_BEGIN, D_CALL, D_CALL_END, D_END, D_SEP, WEATHER, WRITTEN, call
 
-AS_JSON = [name for name, form in sorted(TOOL_FORMATS.items()) if form.wrapping]
+AS_JSON = [name for name, form in sorted(TOOL_FORMATS.items()) if form.wrapping.arguments is None]
 
 
 @pytest.mark.parametrize(("family", "text", "expected"), WRITTEN)
