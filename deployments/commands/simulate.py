@@ -17,7 +17,8 @@ from rich.table import Table
 
 from cluster.errors import BiremeError
 from cluster.terminal.app import app, console, errors, show_error
-from deployments.simulator.setup import SimulatorSettings
+from deployments.simulator.events import event_of_pairs, in_order, read_events, read_start_times
+from deployments.simulator.setup import FIDELITIES, SimulatorSettings
 
 if TYPE_CHECKING:
     from deployments.simulator.result import Result
@@ -37,11 +38,31 @@ def simulate(
         float, typer.Option(min=0, help="Scale the load so that the oracle's mean is this; 0 leaves it as it is.")
     ] = 12.0,
     compare: Annotated[bool, typer.Option("--compare", help="Other rules and a schedule of the future, too.")] = False,
+    fidelity: Annotated[
+        str,
+        typer.Option(
+            help="fluid: steps by the capacity model. exact: the real scheduler, to 20,000 requests, 50 engines."
+        ),
+    ] = "fluid",
+    begin: Annotated[float, typer.Option(min=0, help="Second of the recording to begin at.")] = 0.0,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Take so many seconds of the recording.")] = None,
+    events: Annotated[
+        Path | None, typer.Option(help="JSON lines of what happens to engines, nodes, controller.")
+    ] = None,
+    event: Annotated[
+        list[str] | None, typer.Option(help="One event, as 'at=600 event=death engines=2'; can be repeated.")
+    ] = None,
+    start_times: Annotated[Path | None, typer.Option(help="Measured seconds that starts took, one a line.")] = None,
 ) -> None:
     """Run the scaling policy on recorded load under a virtual clock: attainment, engine-hours, and the oracle's."""
     with _one_line_errors():
         settings = _settings(config)
-        study = _study(trace, settings, engines_mean)
+        if start_times is not None:
+            settings = replace(settings, start_times_s=read_start_times(start_times))
+        if fidelity not in FIDELITIES:
+            raise BiremeError(f"--fidelity: got {fidelity!r}, allowed: {', '.join(FIDELITIES)}", "--fidelity")
+        happens = in_order([*(read_events(events) if events else ()), *map(event_of_pairs, event or ())])
+        study = _study(trace, settings, engines_mean, fidelity, happens, (begin, seconds))
         results: dict[str, Result | None] = {}
         with _bar(as_json) as told:
             results["this policy"] = ours = study.run(progress=told("this policy"))
@@ -100,10 +121,10 @@ def plan(
     )
 
 
-def _study(trace: Path, settings: SimulatorSettings, engines_mean: float | None) -> Study:
+def _study(trace: Path, settings: SimulatorSettings, *how: Any) -> Study:
     from deployments.simulator.study import Study  # loads NumPy, which no other command needs
 
-    return Study(trace, settings, engines_mean)
+    return Study(trace, settings, *how)
 
 
 def _table(study: Study, results: dict[str, Result | None]) -> Table:

@@ -74,6 +74,23 @@ def _fitted(prompt: Array, output: Array, settings: SimulatorSettings) -> tuple[
     return prompt, np.clip(np.round(output), 1, settings.max_model_len - prompt)
 
 
+def single_requests(load: Arrivals, settings: SimulatorSettings) -> Arrivals:
+    """Of rates: Poisson arrivals, each with lengths of its own. Single requests stay as they are."""
+    if load.rates is None:
+        return load
+    rng = np.random.default_rng(settings.seed + 2)
+    lasts = np.diff(np.append(load.at, load.duration_s))
+    counts = rng.poisson(load.rates * lasts)
+    at = np.sort(np.repeat(load.at, counts) + rng.random(int(counts.sum())) * np.repeat(lasts, counts))
+    if not len(at):
+        at = np.zeros(1)
+    # The factors of a log-normal distribution whose mean is 1.
+    sigma = settings.length_sigma
+    factors = np.exp(sigma * rng.standard_normal((2, len(at))) - sigma * sigma / 2)
+    prompt, output = settings.prompt_tokens * factors[0], settings.output_tokens * factors[1]
+    return Arrivals(at, *_fitted(np.maximum(prompt, 1.0), output, settings), None, load.duration_s)
+
+
 def scaled(load: Arrivals, factor: float, settings: SimulatorSettings) -> Arrivals:
     """``factor`` times as much load. Copies come near their original, as of other users at that time of the day; the first copy
     of each stays where it is."""

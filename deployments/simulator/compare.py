@@ -21,6 +21,9 @@ class ServeDefault:
         self._seen: list[tuple[float, float]] = []
         self._since, self._way = 0.0, 0
 
+    def restart(self, keeps_state: bool) -> None:
+        self._seen, self._way = [], 0
+
     def target(self, view: View) -> int:
         self._seen = [(at, n) for at, n in self._seen if at > view.now - 30.0] + [(view.now, view.num_in_system)]
         mean = sum(n for _, n in self._seen) / len(self._seen)
@@ -48,6 +51,9 @@ class QueueTarget:
         self._wishes: list[tuple[float, int]] = []
         self._last = -math.inf
 
+    def restart(self, keeps_state: bool) -> None:
+        """It runs elsewhere."""
+
     def target(self, view: View) -> int:
         if view.now - self._last < 15.0:
             return view.target
@@ -67,6 +73,9 @@ class RegressionGuard:
         self._settings, self._shape = settings, shape
         self._last = -math.inf
         self._rates: list[tuple[float, float]] = []
+
+    def restart(self, keeps_state: bool) -> None:
+        """It runs elsewhere."""
 
     def _tpot_s(self, rate: float, engines: int) -> float:
         work = rate / max(engines, 1) * request_work_s(self._settings.costs, self._shape)
@@ -94,6 +103,9 @@ class Schedule:
 
     def __init__(self, engines: list[int], bin_s: float) -> None:
         self._engines, self._bin_s = engines, bin_s
+
+    def restart(self, keeps_state: bool) -> None:
+        """The future is written."""
 
     def target(self, view: View) -> int:
         return self._engines[min(int(view.now / self._bin_s), len(self._engines) - 1)]

@@ -1,9 +1,13 @@
 """What a scaler that knows the future would pay at least: a fluid relaxation with start times.
 
-Work flows: a request's prompt is due within the objective for the first token, its answer at the pace of the other one. An engine
-does as much of it as with the longest steps that the objective allows. Engines are not whole, a request may be split, and nothing
-is lost at random: no real fleet pays less. Starting one engine costs what it is paid for until it serves, so a valley is slept
-through only if it is longer than that.
+The work is what the requests cost. Beside it every engine pays for its steps, and no schedule has fewer of them than
+``fewest_steps`` says, whatever the mix of requests at a time; the share of requests that may miss their objectives, those with
+the longest answers, need none. Engines are not whole, a request may be split, and nothing is lost at random. Starting one
+engine costs what it is paid for until it serves, so a valley is slept through only if it is longer than that.
+
+That the sum over the work is a bound is proved there. The engines that start are those of the demand over time, where prompts
+are computed when they come and answers at the slowest pace that is allowed: a fleet that moves work within the objectives may
+start fewer.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cluster.scaling.capacity import request_work_s, useful_share
+from cluster.scaling.capacity import request_work_s
 from deployments.simulator.arrivals import Array, Arrivals
+from deployments.simulator.fewest_steps import Totals, fewest_steps
 from deployments.simulator.setup import SimulatorSettings
 
 _BIN_S = 10.0
@@ -28,12 +33,26 @@ class Bound(NamedTuple):
     bin_s: float
 
 
+def useful_share(load: Arrivals, settings: SimulatorSettings) -> float:
+    """At most this share of an engine's time goes into the requests of a load."""
+    costs, rates = settings.costs, load.rates is not None
+    decoded = load.output - 1
+    context = decoded * (load.prompt + load.output / 2)
+    work = float((load.prompt * costs.prefill_token + decoded * costs.decode_row + context * costs.context_token).sum())
+    # Classes of rates come equally often: each is many requests, of which a part may miss.
+    left = int(len(decoded) * (1 - settings.policy.slo_share)) if not rates else 0
+    kept = len(decoded) - left
+    totals = Totals(
+        float(load.prompt.sum()), float(np.sort(decoded)[:kept].sum()), float(np.sort(context)[:kept].sum())
+    )
+    return work / (work + costs.step * fewest_steps(totals, settings)) if work > 0 else 1.0
+
+
 def demand_of(load: Arrivals, settings: SimulatorSettings, bin_s: float = _BIN_S) -> Array:
     """Engines wanted in each bin."""
-    costs, policy, shape = settings.costs, settings.policy, load.shape
-    tpot_s = policy.slo_tpot_ms / 1e3
-    rows = settings.rows_limit(shape)
-    share = useful_share(costs, shape, tpot_s, rows)
+    costs, shape = settings.costs, load.shape
+    tpot_s = settings.policy.slo_tpot_ms / 1e3
+    share = useful_share(load, settings)
     bins = max(1, int(np.ceil(load.duration_s / bin_s)))
     if load.rates is not None:
         ends = np.append(load.at, load.duration_s)
@@ -41,7 +60,7 @@ def demand_of(load: Arrivals, settings: SimulatorSettings, bin_s: float = _BIN_S
         total = np.concatenate([[0.0], np.cumsum(load.rates * np.diff(ends))])
         return np.diff(np.interp(edges, ends, total)) / bin_s * request_work_s(costs, shape) / share
     context = load.prompt + load.output / 2
-    decode = load.output * (costs.decode_row + costs.context_token * context)
+    decode = (load.output - 1) * (costs.decode_row + costs.context_token * context)
     lasts = np.maximum(load.output * tpot_s, 1e-3)
     # The longest answers end after the last arrival; their work counts where it is done.
     bins = max(1, int(np.ceil((load.at + lasts).max() / bin_s)) + 1)
@@ -67,7 +86,10 @@ def lower_bound(load: Arrivals, settings: SimulatorSettings, min_engines: float 
     """The fewest engine-hours."""
     least = settings.policy.min_replicas if min_engines is None else min_engines
     demand = demand_of(load, settings)
-    held = np.maximum(demand, least)
+    held = demand.copy()
+    # Nobody pays for the fewest engines once all requests have come and been answered.
+    whole = int(load.duration_s / _BIN_S)
+    held[:whole] = np.maximum(held[:whole], least)
     start_s = settings.mean_start_s
     paid = held.sum() * _BIN_S + start_s * _starts(_calm(held))
     return Bound(paid / 3600, paid / (len(held) * _BIN_S), demand, _BIN_S)

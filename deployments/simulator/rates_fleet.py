@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from cluster.outputs import EngineLoad
 from deployments.simulator.arrivals import Arrivals
+from deployments.simulator.events import Event
 from deployments.simulator.result import Result, percentiles
 from deployments.simulator.scaler import Scaler, View
 from deployments.simulator.setup import SimulatorSettings
@@ -22,6 +23,7 @@ def simulate_rates(
     scaler: Scaler,
     initial: int,
     progress: Callable[[float], None] = lambda share: None,
+    events: Sequence[Event] = (),
 ) -> Result:
     """Run ``scaler`` on rates; arrivals of a window are drawn from Poisson's distribution.
 

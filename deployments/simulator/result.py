@@ -20,6 +20,7 @@ class Result:
         engine_hours: paid, starts and drains included.
         ttft_s, tpot_ms: percentiles by name (p50, p95, p99).
         engines: (second, engines paid for) where that changes, or in windows.
+        num_lost: engines that were lost to events.
     """
 
     requests: float
@@ -32,6 +33,7 @@ class Result:
     ttft_s: dict[str, float] = field(default_factory=dict)
     tpot_ms: dict[str, float] = field(default_factory=dict)
     engines: list[tuple[float, int]] = field(default_factory=list)
+    num_lost: int = 0
 
 
 def percentiles(values: Array, weights: Array | None = None) -> dict[str, float]:

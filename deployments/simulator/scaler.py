@@ -23,6 +23,7 @@ class View(NamedTuple):
         num_held: of these, those that no engine has.
         arrivals_per_s, prompt_tokens_per_s: over about ten seconds.
         num_met, num_missed: answers so far, by objective (TTFT, TPOT).
+        is_blind: the controller has just restarted: no target and nothing of the engines is known yet.
     """
 
     now: float
@@ -36,12 +37,16 @@ class View(NamedTuple):
     prompt_tokens_per_s: float
     num_met: tuple[int, int]
     num_missed: tuple[int, int]
+    is_blind: bool = False
 
 
 class Scaler(Protocol):
     """Decides how many engines there are to be."""
 
     def target(self, view: View) -> int: ...
+
+    def restart(self, keeps_state: bool) -> None:
+        """The controller has restarted; what is kept outside of it is there, or lost, too."""
 
 
 class PolicyScaler:
@@ -52,7 +57,13 @@ class PolicyScaler:
         self.state = PolicyState()
         self._slots, self._step_tokens = settings.max_num_seqs, settings.max_num_batched_tokens
 
+    def restart(self, keeps_state: bool) -> None:
+        if not keeps_state:
+            self.state = PolicyState()
+
     def target(self, view: View) -> int:
+        if view.is_blind:
+            view = view._replace(loads=(), target=0)
         at = view.now + 1e6  # a moment since 1970; 0 would mean never
         engines = tuple(EngineSample(name, load, 0.0) for name, load in view.loads)
         ttft, tpot = (TargetCount(met, missed, None) for met, missed in zip(view.num_met, view.num_missed))
@@ -70,7 +81,7 @@ class PolicyScaler:
             FleetInputs(
                 at,
                 engines,
-                (ingress,),
+                () if view.is_blind else (ingress,),
                 view.num_ready,
                 view.num_starting,
                 view.target,

@@ -9,6 +9,7 @@ from cluster.scaling.fleet import PolicySettings
 
 # So many engines that the bound is none.
 _UNBOUNDED = PolicySettings(max_replicas=10_000)
+FIDELITIES = ("fluid", "exact")
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,12 @@ class SimulatorSettings:
 
     Attributes:
         costs: what a step really takes; the policy begins with ``policy.costs``.
-        max_num_seqs, max_num_batched_tokens, max_model_len, kv_tokens: of an engine. Longer requests are cut.
+        max_num_seqs, max_num_batched_tokens, max_model_len, kv_tokens, block_size: of an engine. Longer requests are cut.
         prefill_weight: a request goes to the engine with the fewest tokens, of which those of prompts to compute count so often:
             a new engine must not get every prompt until it has as many tokens as the others. 1 is ``least_tokens``.
+        balance: requests that wait go to engines where they begin at once.
+        engines_per_node: so many engines are lost with a node.
+        death_seen_s: from the death of an engine until its requests go to others.
         start_times_s: from a decision to an engine that serves; one is drawn for each start.
         prompt_tokens, output_tokens: mean lengths for rates without requests.
         length_sigma: of the logarithm of those lengths.
@@ -34,7 +38,11 @@ class SimulatorSettings:
     max_num_batched_tokens: int = 1024
     max_model_len: int = 16384
     kv_tokens: int = 200_000
+    block_size: int = 16
     prefill_weight: float = 10.0
+    balance: bool = True
+    engines_per_node: int = 8
+    death_seen_s: float = 1.0
     start_times_s: tuple[float, ...] = (8.0, 10.0, 12.5, 14.0, 17.0)
     prompt_tokens: float = 1000.0
     output_tokens: float = 250.0
@@ -43,6 +51,22 @@ class SimulatorSettings:
     spread_s: float = 30.0
     seed: int = 0
     policy: PolicySettings = _UNBOUNDED
+
+    def __post_init__(self) -> None:
+        """Raises ValueError with the setting that makes no sense."""
+        for name in ("max_num_seqs", "max_model_len", "block_size", "engines_per_node", "mooncake_divisor"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, allowed: at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens: got {self.max_num_batched_tokens}, allowed: at least max_num_seqs"
+            )
+        if self.kv_tokens < self.max_model_len + self.block_size:
+            raise ValueError(f"kv_tokens: got {self.kv_tokens}, allowed: at least max_model_len and a block")
+        if not self.start_times_s or min(self.start_times_s) < 0:
+            raise ValueError("start_times_s: allowed: one or more numbers of seconds, none below 0")
+        if self.death_seen_s < 0:
+            raise ValueError(f"death_seen_s: got {self.death_seen_s}, allowed: at least 0")
 
     def rows_limit(self, shape: RequestShape) -> float:
         """Rows that an engine holds on average."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cluster.errors import BiremeError
 from cluster.scaling.capacity import requests_per_s
 from cluster.scaling.traces import read_trace
-from deployments.simulator.arrivals import Arrivals, arrivals_of, scaled
+from deployments.simulator.arrivals import Arrivals, arrivals_of, scaled, single_requests
 from deployments.simulator.compare import QueueTarget, RegressionGuard, Schedule, ServeDefault
+from deployments.simulator.events import Event
+from deployments.simulator.exact_engine import ExactEngine
+from deployments.simulator.fluid_engine import FluidEngine
 from deployments.simulator.oracle import Bound, factor_for, lower_bound
 from deployments.simulator.rates_fleet import simulate_rates
 from deployments.simulator.requests_fleet import simulate_requests
@@ -25,6 +29,10 @@ Progress = Callable[[float], None]
 # A shorter recording says nothing of a rate that could be scaled.
 _LEAST_S = 60.0
 _LEAST_REQUESTS = 100
+# Rates of more requests than that flow; of fewer, single ones come.
+_MOST_SINGLE = 1_000_000
+# What the exact fidelity is for: every token of every request is planned.
+MOST_EXACT_REQUESTS, MOST_EXACT_ENGINES = 20_000, 50
 _SPARE = 1.1
 _FIRST_S = 120.0
 
@@ -39,17 +47,42 @@ class Study:
 
     Args:
         engines_mean: the oracle's mean engines to scale the load for; None leaves the load as it is.
+        fidelity: one of ``setup.FIDELITIES``.
+        events: what happens to the fleet, in order of time.
+        part: (second of the recording to begin at, seconds that are taken or None).
 
     Raises:
-        BiremeError: the recording cannot be read.
+        BiremeError: the recording cannot be read, or is too much for the exact fidelity.
     """
 
-    def __init__(self, trace: Path, settings: SimulatorSettings, engines_mean: float | None) -> None:
+    def __init__(
+        self,
+        trace: Path,
+        settings: SimulatorSettings,
+        engines_mean: float | None,
+        fidelity: str = "fluid",
+        events: Sequence[Event] = (),
+        part: tuple[float, float | None] = (0.0, None),
+    ) -> None:
+        self.fidelity, self.events = fidelity, events
+        if fidelity == "exact":
+            policy = settings.policy
+            settings = replace(
+                settings, policy=replace(policy, max_replicas=min(policy.max_replicas, MOST_EXACT_ENGINES))
+            )
         self.settings = settings
-        recorded = arrivals_of(read_trace(trace), settings)
+        recorded = arrivals_of(read_trace(trace, *part), settings)
         is_long = recorded.duration_s >= _LEAST_S and recorded.count >= _LEAST_REQUESTS
         self.factor = factor_for(recorded, settings, engines_mean) if engines_mean and is_long else 1.0
         self.load: Arrivals = scaled(recorded, self.factor, settings)
+        if self.load.count <= _MOST_SINGLE:
+            self.load = single_requests(self.load, settings)
+        if fidelity == "exact" and self.load.count > MOST_EXACT_REQUESTS:
+            raise BiremeError(
+                f"{self.load.count:,.0f} requests are too many for the exact fidelity, which takes {MOST_EXACT_REQUESTS:,}: "
+                "take a part of the recording (--begin, --seconds) or fewer engines (--engines-mean)",
+                "--fidelity",
+            )
         self.bound: Bound = lower_bound(self.load, settings)
         policy = settings.policy
         initial = math.ceil(self._first_demand() * _SPARE)
@@ -68,8 +101,11 @@ class Study:
 
     def run(self, scaler: Scaler | None = None, progress: Progress = lambda share: None) -> Result:
         """Of ``scaler``, by default the policy."""
-        simulate = simulate_requests if self.load.rates is None else simulate_rates
-        return simulate(self.load, self.settings, scaler or PolicyScaler(self.settings), self.initial, progress)
+        scaler = scaler or PolicyScaler(self.settings)
+        if self.load.rates is not None:
+            return simulate_rates(self.load, self.settings, scaler, self.initial, progress, self.events)
+        make = ExactEngine if self.fidelity == "exact" else FluidEngine
+        return simulate_requests(self.load, self.settings, scaler, self.initial, progress, self.events, make)
 
     def others(self) -> dict[str, Scaler]:
         """What the policy is compared with, by name. Queue targets are the requests that an engine holds at its objective."""
@@ -109,7 +145,7 @@ class Study:
             "over_oracle": result.engine_hours / self.bound.engine_hours if self.bound.engine_hours else None,
             "load_factor": self.factor,
             "duration_s": self.load.duration_s,
-            "fidelity": "fluid",
+            "fidelity": self.fidelity,
             "slo_ttft_s": self.settings.policy.slo_ttft_s,
             "slo_tpot_ms": self.settings.policy.slo_tpot_ms,
         }

@@ -1,0 +1,184 @@
+"""An engine with the real scheduler and KV cache, and an executor that takes the time that the costs of a step say.
+
+A step is planned when the one before has ended: the host's part of a step is hidden behind the device's, as overlap does it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from actors.engine.simulated import SimulatedExecutor, VirtualClock
+from actors.scheduling.kv_cache import KVCache
+from actors.scheduling.queue_state import queue_state
+from actors.scheduling.scheduler import Scheduler
+from actors.scheduling.step_plan import StepPlan
+from cluster.outputs import EngineLoad
+from cluster.request import EngineRequest
+from cluster.sampling_params import SamplingParams
+from cluster.scaling.balance import BalanceView
+from cluster.scaling.capacity import StepCosts
+from deployments.simulator.answers import Answers, Task
+from deployments.simulator.setup import SimulatorSettings
+
+# What a prompt and an answer consist of: prompts of different requests share nothing, as their salts differ.
+_TOKEN = 1
+
+
+class _StepTimes:
+    """Seconds of a plan; knows how far each slot is."""
+
+    def __init__(self, costs: StepCosts, slots: int) -> None:
+        self._costs = costs
+        self._context = [0] * slots
+
+    def __call__(self, plan: StepPlan) -> float:
+        for insert in plan.inserts:
+            self._context[insert.slot] = insert.num_computed_tokens
+        rows = looked_at = prompt_tokens = 0
+        for slot, count in plan.scheduled.items():
+            self._context[slot] += count
+            if count == 1:
+                rows += 1
+                looked_at += self._context[slot]
+            else:
+                prompt_tokens += count
+        costs = self._costs
+        return (
+            costs.step + prompt_tokens * costs.prefill_token + rows * costs.decode_row + looked_at * costs.context_token
+        )
+
+
+class ExactEngine:
+    """One engine (``deployments.simulator.fleet.Engine``).
+
+    Args:
+        name: unique in its fleet.
+        now: when it begins to serve, in seconds of the recording.
+    """
+
+    def __init__(self, name: int, now: float, settings: SimulatorSettings, answers: Answers) -> None:
+        self.name, self.node = name, 0
+        self._settings, self._answers = settings, answers
+        slots, block = settings.max_num_seqs, settings.block_size
+        self._scheduler = Scheduler(
+            KVCache(settings.kv_tokens // block, block), slots, settings.max_num_batched_tokens, settings.max_model_len
+        )
+        self._clock = VirtualClock(now)
+        self._executor = SimulatedExecutor(
+            self._clock,
+            _StepTimes(settings.costs, slots),
+            lambda request, index: _TOKEN,
+            max_num_seqs=slots,
+            max_model_len=settings.max_model_len,
+            block_size=block,
+        )
+        self._inbox: deque[tuple[float, Task]] = deque()
+        self._tasks: dict[str, Task] = {}
+        self._num_arrived = self._num_ended = 0
+
+    # What a fleet asks.
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._tasks) + len(self._inbox)
+
+    @property
+    def row_tokens(self) -> int:
+        return sum(s.num_tokens for s in self._scheduler.running if s.is_decoding)
+
+    @property
+    def prefill_tokens(self) -> int:
+        prompts = sum(s.num_uncomputed_tokens for s in self._scheduler.running if not s.is_decoding)
+        waiting = sum(len(s.token_ids) for s in self._scheduler.waiting)
+        return prompts + waiting + sum(self._answers.prompts[task.request] + task.done for _, task in self._inbox)
+
+    def submit(self, task: Task, at: float) -> None:
+        self._inbox.append((at, task))
+
+    def give_up(self) -> list[Task]:
+        """Everything it has, for others to go on with. It must not be advanced any more."""
+        tasks = [
+            self._tasks[s.request.request_id]._replace(done=s.num_output_tokens)
+            for s in (*self._scheduler.running, *self._scheduler.waiting)
+        ]
+        tasks += [task for _, task in self._inbox]
+        self._tasks.clear()
+        self._inbox.clear()
+        return tasks
+
+    def balance_view(self, now: float) -> BalanceView:
+        movable = [s.request.request_id for s in self._scheduler.waiting if s.is_movable]
+        oldest = min((self._answers.arrived_at(self._tasks[name].request) for name in movable), default=now)
+        places = self._scheduler.num_open_places - len(self._inbox)
+        return BalanceView(str(self.name), len(movable), max(0.0, now - oldest), places)
+
+    def take_waiting(self, count: int) -> list[Task]:
+        """Up to ``count`` requests that wait and may move, the first in the order of service."""
+        names = [s.request.request_id for s in self._scheduler.waiting if s.is_movable][:count]
+        for name in names:
+            self._scheduler.abort(name, 0)
+        return [self._tasks.pop(name)._replace(is_moved=True) for name in names]
+
+    def told(self) -> EngineLoad:
+        scheduler = self._scheduler
+        state = queue_state(scheduler)
+        on_the_way = sum(self._answers.prompts[task.request] + task.done for _, task in self._inbox)
+        return EngineLoad(
+            free=1,
+            max_queued=1,
+            num_ended=self._num_ended,
+            num_tokens=sum(s.num_tokens for s in scheduler.running) + state.waiting_tokens + on_the_way,
+            open_places=state.open_places,
+            num_running=state.num_running,
+            num_waiting=state.num_waiting + len(self._inbox),
+            waiting_tokens=state.waiting_tokens + on_the_way,
+            kv_tokens=state.kv_tokens,
+            free_kv_tokens=state.free_kv_tokens,
+            num_arrived=self._num_arrived,
+            num_prompt_tokens=state.num_prompt_tokens,
+            num_cached_prompt_tokens=state.num_cached_prompt_tokens,
+            num_generated_tokens=state.num_generated_tokens,
+            num_preemptions=state.num_preemptions,
+        )
+
+    def advance(self, then: float) -> None:
+        """Steps until ``then``; the one that is being computed at that moment is the last."""
+        while True:
+            now = self._clock.now()
+            while self._inbox and self._inbox[0][0] <= now:
+                self._come(self._inbox.popleft()[1])
+            if now >= then:
+                return
+            plan = self._scheduler.schedule()
+            if plan is not None:
+                self._take(plan)
+            else:
+                self._clock.wait_until(min(then, self._inbox[0][0]) if self._inbox else then)
+
+    # Steps.
+
+    def _come(self, task: Task) -> None:
+        name, answers = str(task.request), self._answers
+        self._tasks[name] = task
+        self._num_arrived += 1
+        self._scheduler.add_request(
+            EngineRequest(
+                name,
+                [_TOKEN] * answers.prompts[task.request],
+                SamplingParams(max_tokens=answers.outputs[task.request], ignore_eos=True),
+                output_token_ids=[_TOKEN] * task.done,
+                cache_salt=name,
+                moved=task.is_moved and not task.done,
+            )
+        )
+
+    def _take(self, plan: StepPlan) -> None:
+        result = self._executor.execute_model(plan)
+        now = self._clock.now()
+        for delta in self._scheduler.update(result):
+            if delta.index == 0:
+                self._answers.begun(int(delta.request_id), now)
+            if delta.finish_reason is not None:
+                self._num_ended += 1
+                self._answers.ended(int(delta.request_id), now)
+                del self._tasks[delta.request_id]

@@ -1,0 +1,224 @@
+"""Engines that serve, start and leave: Serve's own rules of starting and stopping, the router, the balance of who waits, and what
+happens to machines.
+
+From no engine a request starts one without asking the policy. Who starts is stopped first, then the engine that has least to
+do; it finishes what it has. An engine that dies loses its requests, which others go on with once that is noticed.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from cluster.outputs import EngineLoad
+from cluster.scaling.balance import BalanceView, moves
+from deployments.simulator.answers import Answers, Task
+from deployments.simulator.events import Event
+from deployments.simulator.setup import SimulatorSettings
+
+
+class Engine(Protocol):
+    """An engine of either fidelity; times are seconds of the recording.
+
+    Attributes:
+        num_requests: that it has, running, waiting or on their way.
+        row_tokens: that its decoding rows look back at.
+        prefill_tokens: of prompts to compute.
+    """
+
+    name: int
+    node: int
+
+    @property
+    def num_requests(self) -> int: ...
+
+    @property
+    def row_tokens(self) -> int: ...
+
+    @property
+    def prefill_tokens(self) -> int: ...
+
+    def submit(self, task: Task, at: float) -> None:
+        """It comes at that time, not before those submitted earlier."""
+
+    def advance(self, then: float) -> None:
+        """Compute until ``then``."""
+
+    def give_up(self) -> list[Task]:
+        """All that it has not finished; it is not used any more."""
+
+    def balance_view(self, now: float) -> BalanceView: ...
+
+    def take_waiting(self, count: int) -> list[Task]: ...
+
+    def told(self) -> EngineLoad: ...
+
+
+MakeEngine = Callable[[int, float, SimulatorSettings, Answers], Engine]
+
+
+class Fleet:
+    """All engines of a simulation.
+
+    Attributes:
+        ready: that take requests.
+        leaving: that finish what they have.
+        starting: when each will serve.
+        held: requests that no engine has.
+        paid_s, peak, num_starts, num_lost: engine-seconds so far; most engines; starts; engines that were lost.
+        sizes: (second, engines ready or starting) where that changed.
+
+    Args:
+        make: an engine of the fidelity wanted.
+        initial: engines that serve from the beginning.
+    """
+
+    def __init__(self, settings: SimulatorSettings, answers: Answers, make: MakeEngine, initial: int) -> None:
+        self._settings, self._answers, self._make = settings, answers, make
+        self._rng = np.random.default_rng(settings.seed)
+        self._names = 0
+        self._per_node: Counter[int] = Counter()
+        self.ready: list[Engine] = []
+        self.leaving: list[Engine] = []
+        self.starting: list[float] = []
+        self.held: list[Task] = []
+        self._taken_away: list[tuple[float, Engine]] = []
+        self._returning: list[tuple[float, Task]] = []
+        self.paid_s, self.peak, self.num_starts, self.num_lost = 0.0, initial, 0, 0
+        self.sizes: list[tuple[float, int]] = [(0.0, initial)]
+        for _ in range(initial):
+            self._serve(0.0)
+
+    @property
+    def size(self) -> int:
+        """Engines that serve or start."""
+        return len(self.ready) + len(self.starting)
+
+    # Time.
+
+    def advance(self, now: float, then: float, newcomers: list[tuple[float, Task]]) -> None:
+        """From ``now`` to ``then``, with the requests that come meanwhile, in order."""
+        self._begin(now, then)
+        self._route(now, newcomers)
+        for engine in (*self.ready, *self.leaving) if self.leaving else self.ready:
+            engine.advance(then)
+        self.paid_s += (len(self.ready) + len(self.leaving) + len(self.starting)) * (then - now)
+        for engine in [engine for engine in self.leaving if not engine.num_requests]:
+            self._gone(engine)
+        if self._settings.balance:
+            self._balance(then)
+
+    def _begin(self, now: float, then: float) -> None:
+        for at in sorted(at for at in self.starting if at < then):
+            self.starting.remove(at)
+            self._serve(max(at, now))
+
+    def _serve(self, at: float) -> None:
+        engine = self._make(self._names, at, self._settings, self._answers)
+        self._names += 1
+        while self._per_node[engine.node] >= self._settings.engines_per_node:
+            engine.node += 1
+        self._per_node[engine.node] += 1
+        self.ready.append(engine)
+
+    def _gone(self, engine: Engine) -> None:
+        self.leaving.remove(engine)
+        self._per_node[engine.node] -= 1
+        self._taken_away = [(at, other) for at, other in self._taken_away if other is not engine]
+
+    # Requests.
+
+    def _route(self, now: float, newcomers: list[tuple[float, Task]]) -> None:
+        """To the engine with the fewest tokens, of which those of prompts to compute count ``prefill_weight`` times."""
+        back = [(max(at, now), task) for at, task in self._returning if at <= now]
+        self._returning = [(at, task) for at, task in self._returning if at > now]
+        if not self.ready:
+            self.held += [task for _, task in (*back, *newcomers)]
+            return
+        coming = [(now, task) for task in self.held] + back + newcomers
+        self.held = []
+        if not coming:
+            return
+        weight, prompts = self._settings.prefill_weight, self._answers.prompts
+        order = [(weight * engine.prefill_tokens + engine.row_tokens, engine.name, engine) for engine in self.ready]
+        heapq.heapify(order)
+        for at, task in coming:
+            busy, name, engine = order[0]
+            heapq.heapreplace(order, (busy + weight * (prompts[task.request] + task.done), name, engine))
+            engine.submit(task, at)
+
+    def _balance(self, now: float) -> None:
+        """Requests that wait go where they begin at once (``cluster.scaling.balance``), as ingresses do it."""
+        views = [engine.balance_view(now) for engine in (*self.ready, *self.leaving) if engine.num_requests > 1]
+        if not any(view.num_movable for view in views):
+            return
+        known = {view.engine_id for view in views}
+        views += [engine.balance_view(now) for engine in self.ready if str(engine.name) not in known]
+        open_to = {str(engine.name): engine for engine in self.ready}
+        engines = {**{str(engine.name): engine for engine in self.leaving}, **open_to}
+        views = [view if view.engine_id in open_to else view._replace(open_places=0) for view in views]
+        for source, target, count in moves(views):
+            for task in engines[source].take_waiting(count):
+                engines[target].submit(task, now)
+
+    # Starting and stopping.
+
+    def resize(self, wanted: int, now: float) -> None:
+        """Start or stop engines until ``wanted`` serve or start."""
+        more = wanted - self.size
+        if more == 0:
+            return
+        if more > 0:
+            self.num_starts += more
+            self.starting += [now + float(self._rng.choice(self._settings.start_times_s)) for _ in range(more)]
+        for _ in range(-more):
+            if self.starting:
+                self.starting.remove(max(self.starting))
+            else:
+                self._leave(min(self.ready, key=lambda engine: (engine.num_requests, -engine.name)))
+        self._changed(now)
+
+    def _changed(self, now: float) -> None:
+        self.sizes.append((now, self.size))
+        self.peak = max(self.peak, self.size)
+
+    def _leave(self, engine: Engine) -> None:
+        self.ready.remove(engine)
+        self.leaving.append(engine)
+
+    # What happens to machines.
+
+    def happens(self, event: Event, now: float) -> None:
+        """An event of machines."""
+        if event.event == "node_lost":
+            nodes = sorted(node for node, count in self._per_node.items() if count)
+            lost = self._rng.permutation(nodes)[: event.nodes].tolist()
+            for engine in [engine for engine in (*self.ready, *self.leaving) if engine.node in lost]:
+                self._die(engine, now)
+        else:
+            chosen = self._rng.permutation(len(self.ready))[: event.engines].tolist()
+            for engine in [self.ready[i] for i in chosen]:
+                if event.event == "death":
+                    self._die(engine, now)
+                else:
+                    self._leave(engine)
+                    self._taken_away.append((now + event.deadline_s, engine))
+        self._changed(now)
+
+    def take_away(self, now: float) -> None:
+        """Machines whose deadline is over: what their engines still have goes to others at once."""
+        for engine in [engine for at, engine in self._taken_away if at <= now]:
+            self._returning += [(now, task) for task in engine.give_up()]
+            self.num_lost += 1
+            self._gone(engine)
+
+    def _die(self, engine: Engine, now: float) -> None:
+        if engine in self.ready:
+            self._leave(engine)
+        self._returning += [(now + self._settings.death_seen_s, task) for task in engine.give_up()]
+        self.num_lost += 1
+        self._gone(engine)

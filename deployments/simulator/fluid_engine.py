@@ -1,0 +1,299 @@
+"""An engine by its capacity model: a step takes what its prompts, rows and context cost, and nothing is done for each token.
+
+It follows the scheduler's rules (``actors.scheduling``) on sums: rows are known by the step that ends them, memory is a number of
+tokens, and steps in which nobody's prompt is computed pass together until somebody ends or comes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+
+from actors.scheduling.prompt_shares import Prompt, has_tokens_for, prompt_shares
+from cluster.outputs import EngineLoad
+from cluster.scaling.balance import BalanceView
+from deployments.simulator.answers import Answers, Task
+from deployments.simulator.setup import SimulatorSettings
+
+
+class _Prompt:
+    """A request that waits or whose prompt is computed: ``remaining`` tokens of ``known``."""
+
+    __slots__ = ("known", "order", "remaining", "task")
+
+    def __init__(self, task: Task, known: int, order: int) -> None:
+        self.task, self.known, self.remaining, self.order = task, known, known, order
+
+
+class FluidEngine:
+    """One engine (``deployments.simulator.fleet.Engine``).
+
+    Args:
+        name: unique in its fleet.
+        now: when it begins to serve, in seconds of the recording.
+    """
+
+    # fmt: off
+    __slots__ = (
+        "_answers",
+        "_block",
+        "_clock",
+        "_context",
+        "_ended",
+        "_generated",
+        "_inbox",
+        "_num_prompt_tokens",
+        "_number",
+        "_prefilling",
+        "_rows",
+        "_settings",
+        "_step",
+        "_used",
+        "_waiting",
+        "name",
+        "node",
+        "prefill_tokens",
+    )
+    # fmt: on
+
+    def __init__(self, name: int, now: float, settings: SimulatorSettings, answers: Answers) -> None:
+        self.name, self.node = name, 0
+        self._settings, self._answers = settings, answers
+        self._block = settings.block_size
+        self._clock, self._step = now, 0
+        self._inbox: deque[tuple[float, Task]] = deque()
+        self._waiting: list[_Prompt] = []
+        self._prefilling: list[_Prompt] = []
+        # (step that ends it, order, request, tokens at the first step that it decodes in, that step) as a heap.
+        self._rows: list[tuple[int, int, Task, int, int]] = []
+        self._context = 0  # tokens that the rows look back at
+        self._used = 0  # tokens of memory that somebody owns, in whole blocks for prompts
+        self.prefill_tokens = 0  # of prompts, to compute
+        self._number = self._ended = self._generated = self._num_prompt_tokens = 0
+
+    # What a fleet asks.
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._rows) + len(self._prefilling) + len(self._waiting) + len(self._inbox)
+
+    @property
+    def row_tokens(self) -> int:
+        return self._context
+
+    def submit(self, task: Task, at: float) -> None:
+        self._inbox.append((at, task))
+        self.prefill_tokens += self._answers.prompts[task.request] + task.done
+
+    def give_up(self) -> list[Task]:
+        """Everything it has, for others to go on with."""
+        tasks = [task for _, _, task in self._progress()]
+        tasks += [prompt.task for prompt in (*self._prefilling, *self._waiting)]
+        tasks += [task for _, task in self._inbox]
+        self._rows, self._prefilling, self._waiting = [], [], []
+        self._inbox.clear()
+        self._context = self._used = self.prefill_tokens = 0
+        return tasks
+
+    def balance_view(self, now: float) -> BalanceView:
+        movable = [p for p in self._waiting if not p.task.is_moved and not p.task.done]
+        oldest = min((self._answers.arrived_at(p.task.request) for p in movable), default=now)
+        return BalanceView(str(self.name), len(movable), max(0.0, now - oldest), self._open_places())
+
+    def take_waiting(self, count: int) -> list[Task]:
+        """Up to ``count`` requests that wait and may move, the first in the order of service."""
+        taken = [p for p in self._waiting if not p.task.is_moved and not p.task.done][:count]
+        for prompt in taken:
+            self._waiting.remove(prompt)
+            self.prefill_tokens -= prompt.remaining
+        return [prompt.task._replace(is_moved=True) for prompt in taken]
+
+    def told(self) -> EngineLoad:
+        waiting = sum(p.known for p in self._waiting) + sum(
+            self._answers.prompts[task.request] for _, task in self._inbox
+        )
+        own = sum(p.known for p in self._prefilling)
+        return EngineLoad(
+            free=1,
+            max_queued=1,
+            num_ended=self._ended,
+            num_tokens=self._context + own + waiting,
+            num_running=len(self._rows) + len(self._prefilling),
+            num_waiting=len(self._waiting) + len(self._inbox),
+            waiting_tokens=waiting,
+            kv_tokens=self._settings.kv_tokens,
+            free_kv_tokens=max(0, self._settings.kv_tokens - self._used),
+            num_arrived=self._number,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._generated,
+        )
+
+    def advance(self, then: float) -> None:
+        """Steps until ``then``; the one that is being computed at that moment is the last."""
+        while True:
+            while self._inbox and self._inbox[0][0] <= self._clock:
+                self._come(self._inbox.popleft()[1])
+            if self._clock >= then:
+                return
+            if self._waiting:
+                self._admit()
+            if self._prefilling:
+                self._mixed_step()
+            elif self._rows:
+                self._decode_until(min(then, self._inbox[0][0]) if self._inbox else then)
+            elif self._inbox and self._inbox[0][0] < then:
+                self._clock = self._inbox[0][0]
+            else:
+                self._clock = then
+
+    # Steps.
+
+    def _come(self, task: Task) -> None:
+        known = self._answers.prompts[task.request] + task.done
+        prompt = _Prompt(task, known, self._number)
+        self._number += 1
+        if task.done or task.is_moved:
+            self._put_back(prompt)
+        else:
+            self._waiting.append(prompt)
+
+    def _put_back(self, prompt: _Prompt) -> None:
+        """An answer in the middle goes before those to begin."""
+        at = next((i for i, other in enumerate(self._waiting) if not other.task.done), len(self._waiting))
+        self._waiting.insert(at, prompt)
+
+    def _open_places(self) -> int:
+        running = len(self._rows) + len(self._prefilling)
+        if self._waiting or self._used + self._block * (running + 1) > self._settings.kv_tokens:
+            return 0
+        return self._settings.max_num_seqs - running - len(self._inbox)
+
+    def _budget(self) -> int:
+        return self._settings.max_num_batched_tokens - len(self._rows)
+
+    def _admit(self) -> None:
+        settings, prefilling = self._settings, self._prefilling
+        budget = self._budget()
+        left = budget - sum(p.remaining for p in prefilling)
+        while self._waiting:
+            running = len(self._rows) + len(prefilling)
+            free = settings.max_num_seqs - running
+            if free <= 0 or (left <= 0 and not self._has_tokens_for_one_more(free, budget)):
+                return
+            prompt = self._waiting[0]
+            blocks = -(-prompt.known // self._block) * self._block
+            if running and self._used + blocks + self._block * running > settings.kv_tokens:
+                return
+            del self._waiting[0]
+            prefilling.append(prompt)
+            self._used += blocks
+            self._num_prompt_tokens += prompt.known
+            left -= prompt.remaining
+
+    def _has_tokens_for_one_more(self, free: int, budget: int) -> bool:
+        least = min(map(_share_of, self._waiting[:free]))
+        return has_tokens_for(least, map(_share_of, self._prefilling), budget)
+
+    def _mixed_step(self) -> None:
+        costs, prefilling, rows = self._settings.costs, self._prefilling, self._rows
+        num_rows, budget = len(rows), self._budget()
+        if len(prefilling) == 1:
+            shares = [min(prefilling[0].remaining, budget)]
+        elif sum(p.remaining for p in prefilling) <= budget:
+            shares = [p.remaining for p in prefilling]
+        else:
+            shares = prompt_shares([_share_of(p) for p in prefilling], budget)
+        computed = sum(shares)
+        self._pass(
+            1,
+            costs.step
+            + num_rows * costs.decode_row
+            + costs.context_token * self._context
+            + costs.prefill_token * computed,
+        )
+        self.prefill_tokens -= computed
+        for prompt, share in zip(prefilling, shares):
+            prompt.remaining -= share
+        if not all(p.remaining for p in prefilling):
+            done = [p for p in prefilling if not p.remaining]
+            self._prefilling = [p for p in prefilling if p.remaining]
+            for prompt in done:
+                self._first_token(prompt)
+        self._end_rows()
+
+    def _first_token(self, prompt: _Prompt) -> None:
+        index, done, _ = prompt.task
+        self._answers.begun(index, self._clock)
+        self._generated += 1
+        left = self._answers.outputs[index] - done - 1
+        if left <= 0:
+            self._used -= -(-prompt.known // self._block) * self._block
+            self._ended += 1
+            self._answers.ended(index, self._clock)
+            return
+        heapq.heappush(self._rows, (self._step + left, prompt.order, prompt.task, prompt.known + 1, self._step))
+        self._context += prompt.known + 1
+
+    def _decode_until(self, limit: float) -> None:
+        """Steps in which every row gets a token, to the first end, to ``limit``, or until memory is short."""
+        costs, num_rows = self._settings.costs, len(self._rows)
+        room = (self._settings.kv_tokens - self._used) // num_rows
+        if room < 1 and num_rows > 1:
+            self._preempt()
+            return
+        first = costs.step + num_rows * costs.decode_row + costs.context_token * self._context
+        growth = costs.context_token * num_rows
+        steps = min(self._rows[0][0] - self._step, max(room, 1))
+        if first * steps > limit - self._clock:
+            # Each step is longer than the one before by ``growth``: the smallest number that reaches the limit.
+            half = first - growth / 2
+            root = math.sqrt(half * half + 2 * growth * (limit - self._clock)) if growth > 0 else 0.0
+            needed = (root - half) / growth if growth > 1e-15 else (limit - self._clock) / first
+            steps = min(steps, max(1, math.ceil(needed - 1e-9)))
+        self._pass(steps, steps * first + growth * steps * (steps - 1) / 2)
+        self._end_rows()
+
+    def _pass(self, steps: int, seconds: float) -> None:
+        tokens = steps * len(self._rows)
+        self._clock += seconds
+        self._step += steps
+        self._context += tokens
+        self._used += tokens
+        self._generated += tokens
+
+    def _end_rows(self) -> None:
+        rows = self._rows
+        while rows and rows[0][0] <= self._step:
+            _, _, task, tokens, begun = heapq.heappop(rows)
+            self._drop(tokens, begun)
+            self._ended += 1
+            self._answers.ended(task.request, self._clock)
+
+    def _drop(self, tokens: int, begun: int) -> None:
+        """A row's context and memory are free."""
+        decoded = self._step - begun
+        self._context -= tokens + decoded
+        self._used -= -(-(tokens - 1) // self._block) * self._block + decoded
+
+    def _preempt(self) -> None:
+        """The row that came last waits again, before those to begin."""
+        victim = max(self._rows, key=lambda row: row[1])
+        self._rows.remove(victim)
+        heapq.heapify(self._rows)
+        _, order, task, tokens, begun = victim
+        self._drop(tokens, begun)
+        done = task.done + 1 + self._step - begun
+        known = self._answers.prompts[task.request] + done
+        self._put_back(_Prompt(Task(task.request, done, task.is_moved), known, order))
+        self.prefill_tokens += known
+
+    def _progress(self) -> list[tuple[int, int, Task]]:
+        return [
+            (end, order, Task(task.request, task.done + 1 + self._step - begun, task.is_moved))
+            for end, order, task, _, begun in self._rows
+        ]
+
+
+def _share_of(prompt: _Prompt) -> Prompt:
+    return Prompt(0, not prompt.task.done, prompt.remaining)
