@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import BiremeError
+from deployments.simulator.setup import SimulatorSettings
 
 KINDS = ("death", "notice", "node_lost", "controller_restart")
 STATES = ("kept", "lost")
@@ -131,6 +132,11 @@ def _checked(name: str, value: Any, where: str, param: str) -> Any:
     if not is_number or value < 0:
         raise BiremeError(f"{where}: {name}: got {value!r}, allowed: seconds, at least 0", param)
     return float(value)
+
+
+def engines_lost(event: Event, settings: SimulatorSettings) -> int:
+    """Where engines are alike."""
+    return event.nodes * settings.engines_per_node if event.event == "node_lost" else event.engines
 
 
 def read_start_times(path: Path) -> tuple[float, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from cluster.outputs import EngineLoad
 from deployments.simulator.arrivals import Arrivals
-from deployments.simulator.events import Event
+from deployments.simulator.events import Event, engines_lost
 from deployments.simulator.result import Result, percentiles
 from deployments.simulator.scaler import Scaler, View
 from deployments.simulator.setup import SimulatorSettings
@@ -58,8 +59,21 @@ def simulate_rates(
     steps_done = np.zeros(count + 1)
     # The window before an answer ends tells whether its steps were short enough; the policy hears of it then.
     pending = 0
+    coming, back_at, num_lost = deque(events), 0.0, 0
+    restarted: Event | None = None
     for window in range(count):
         now = window * dt
+        while coming and coming[0].at <= now:
+            event = coming.popleft()
+            if event.event == "controller_restart":
+                back_at, restarted = now + event.down_s, event
+                continue
+            fewer = min(int(ready), engines_lost(event, settings))
+            if event.event != "notice":
+                # What they had is computed anew elsewhere.
+                backlog += float(rows @ context) * fewer / max(ready, 1.0)
+            ready -= fewer
+            num_lost += fewer
         arrived = drawn[window]
         fell_due = [at for at in starting if at < now + dt]
         starting = [at for at in starting if at >= now + dt]
@@ -135,7 +149,13 @@ def simulate_rates(
             rate * mean_prompt,
             (met[0], met[1]),
             (missed[0], missed[1]),
+            is_blind=restarted is not None,
         )
+        if now < back_at:
+            continue
+        if restarted is not None:
+            scaler.restart(restarted.state == "kept")
+            restarted = None
         target = scaler.target(view)
         more = target - int(ready) - len(starting)
         if more > 0:
@@ -177,4 +197,5 @@ def simulate_rates(
         percentiles(ttft_all.ravel(), spread),
         percentiles(tpot_all.ravel() * 1e3, spread),
         [(float(i * dt), int(paid_of[i])) for i in range(0, count, every)],
+        num_lost,
     )
