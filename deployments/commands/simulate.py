@@ -53,6 +53,7 @@ def simulate(
         list[str] | None, typer.Option(help="One event, as 'at=600 event=death engines=2'; can be repeated.")
     ] = None,
     start_times: Annotated[Path | None, typer.Option(help="Measured seconds that starts took, one a line.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw engines and attainment over time into this file.")] = None,
 ) -> None:
     """Run the scaling policy on recorded load under a virtual clock: attainment, engine-hours, and the oracle's."""
     with _one_line_errors():
@@ -70,6 +71,9 @@ def simulate(
                 for name, scaler in study.others().items():
                     results[name] = study.run(scaler, told(name))
                 results["schedule of the future"] = study.upper_bound(told("schedule of the future"))
+    if svg is not None:
+        with _one_line_errors():
+            _draw(svg, study, {name: result for name, result in results.items() if result is not None})
     if as_json:
         found = study.report(ours)
         if compare:
@@ -125,6 +129,17 @@ def _study(trace: Path, settings: SimulatorSettings, *how: Any) -> Study:
     from deployments.simulator.study import Study  # loads NumPy, which no other command needs
 
     return Study(trace, settings, *how)
+
+
+def _draw(file: Path, study: Study, results: dict[str, Result]) -> None:
+    from deployments.simulator.picture import draw
+
+    try:
+        file.write_text(
+            draw(results, study.bound, study.load.duration_s, study.settings.policy.slo_share), encoding="utf-8"
+        )
+    except OSError as error:
+        raise BiremeError(f"{file}: {error.strerror}", "--svg") from None
 
 
 def _table(study: Study, results: dict[str, Result | None]) -> Table:

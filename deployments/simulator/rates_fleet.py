@@ -10,7 +10,7 @@ import numpy as np
 from cluster.outputs import EngineLoad
 from deployments.simulator.arrivals import Arrivals
 from deployments.simulator.events import Event, engines_lost
-from deployments.simulator.result import Result, percentiles
+from deployments.simulator.result import Result, percentiles, shares_over_time
 from deployments.simulator.scaler import Scaler, View
 from deployments.simulator.setup import SimulatorSettings
 
@@ -198,4 +198,5 @@ def simulate_rates(
         percentiles(tpot_all.ravel() * 1e3, spread),
         [(float(i * dt), int(paid_of[i])) for i in range(0, count, every)],
         num_lost,
+        shares_over_time(middles, (ttft_ok & tpot_ok).mean(axis=0), weights, load.duration_s),
     )

@@ -13,7 +13,7 @@ from deployments.simulator.arrivals import Arrivals
 from deployments.simulator.events import Event
 from deployments.simulator.fleet import Fleet, MakeEngine
 from deployments.simulator.fluid_engine import FluidEngine
-from deployments.simulator.result import Result, percentiles
+from deployments.simulator.result import Result, percentiles, shares_over_time
 from deployments.simulator.scaler import Scaler, View
 from deployments.simulator.setup import SimulatorSettings
 
@@ -157,4 +157,5 @@ def _result(load: Arrivals, settings: SimulatorSettings, answers: Answers, fleet
         percentiles(tpot[load.output > 1] * 1e3),
         fleet.sizes,
         fleet.num_lost,
+        shares_over_time(load.at, ttft_ok & tpot_ok, np.ones(len(load.at)), load.duration_s),
     )

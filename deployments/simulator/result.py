@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deployments.simulator.arrivals import Array
+
+PARTS = 120
 
 
 @dataclass
@@ -20,6 +24,7 @@ class Result:
         engine_hours: paid, starts and drains included.
         ttft_s, tpot_ms: percentiles by name (p50, p95, p99).
         engines: (second, engines paid for) where that changes, or in windows.
+        attained: share of the requests within both objectives among those that came in each of equal parts of the time.
         num_lost: engines that were lost to events.
     """
 
@@ -34,6 +39,7 @@ class Result:
     tpot_ms: dict[str, float] = field(default_factory=dict)
     engines: list[tuple[float, int]] = field(default_factory=list)
     num_lost: int = 0
+    attained: list[float] = field(default_factory=list)
 
 
 def percentiles(values: Array, weights: Array | None = None) -> dict[str, float]:
@@ -45,3 +51,11 @@ def percentiles(values: Array, weights: Array | None = None) -> dict[str, float]
     picks = np.searchsorted(share, np.array([0.5, 0.95, 0.99]) * share[-1])
     found = values[order][np.minimum(picks, len(values) - 1)]
     return {name: round(float(value), 6) for name, value in zip(("p50", "p95", "p99"), found)}
+
+
+def shares_over_time(at: NDArray[Any], is_met: NDArray[Any], weights: NDArray[Any], duration_s: float) -> list[float]:
+    """``Result.attained``: of requests that came at ``at`` and count ``weights`` times; nan where none came."""
+    parts = np.minimum((at / max(duration_s, 1e-9) * PARTS).astype(int), PARTS - 1)
+    came = np.bincount(parts, weights, PARTS)
+    met = np.bincount(parts, weights * is_met, PARTS)
+    return [float(m / c) if c else float("nan") for m, c in zip(met, came)]

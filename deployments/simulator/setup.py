@@ -35,7 +35,8 @@ class SimulatorSettings:
 
     costs: StepCosts = PRIOR_COSTS
     max_num_seqs: int = 128
-    max_num_batched_tokens: int = 1024
+    # A full step with half of the slots and of the memory in use takes as long as the objective for a token allows.
+    max_num_batched_tokens: int = 640
     max_model_len: int = 16384
     kv_tokens: int = 200_000
     block_size: int = 16

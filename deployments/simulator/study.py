@@ -137,7 +137,7 @@ class Study:
     def report(self, result: Result) -> dict[str, Any]:
         """One object for ``--json``; times in seconds unless their names say otherwise."""
         found = asdict(result)
-        del found["engines"]
+        del found["engines"], found["attained"]
         return {
             **found,
             "oracle_engine_hours": self.bound.engine_hours,

@@ -31,14 +31,15 @@ def test_random_schedules_within_the_objective_have_more_steps(seed, count):
 
 def test_the_bound_is_near_what_equal_steps_take():
     costs = SETTINGS.costs
-    rows, context = 100.0, 100.0 * 1200
+    rows, context = 120.0, 120.0 * 1200
     prompt = (0.1 - costs.step - rows * costs.decode_row - costs.context_token * context) / costs.prefill_token
+    assert prompt + rows <= SETTINGS.max_num_batched_tokens
     assert 85 < fewest_steps(Totals(100 * prompt, 100 * rows, 100 * context), SETTINGS) <= 100.0001
 
 
 @pytest.mark.parametrize("costs", [StepCosts(), StepCosts(prefill_token=1e-6), StepCosts(0.2, 1e-3, 1e-3, 1e-5)])
 def test_slots_budget_and_memory_bound_it_too(costs):
     changed = SimulatorSettings(costs=costs)
-    assert fewest_steps(Totals(10_240, 0, 0), changed) == pytest.approx(10)
+    assert fewest_steps(Totals(10 * changed.max_num_batched_tokens, 0, 0), changed) == pytest.approx(10)
     assert fewest_steps(Totals(0, 1280, 0), changed) >= 10
     assert fewest_steps(Totals(0, 1, 10 * changed.kv_tokens), changed) >= 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -122,3 +123,15 @@ def test_a_fleet_wakes_from_nothing_without_its_policy(tmp_path):
     found = simulate_requests(study.load, settings, Schedule([0], 1.0), 0)
     assert found.num_starts >= 1 and np.isfinite(found.ttft_s["p99"])
     assert found.ttft_s["p99"] >= min(settings.start_times_s) / 2
+
+
+def test_a_picture_shows_every_rule_and_the_oracle(tmp_path):
+    (tmp_path / "trace").write_text(azure(4.0, 120))
+    command = ["simulate", str(tmp_path / "trace"), "--engines-mean", "2", "--compare", "--json", "--svg"]
+    assert CliRunner().invoke(app, [*command, str(tmp_path / "picture.svg")]).exit_code == 0
+    root = ElementTree.fromstring((tmp_path / "picture.svg").read_text())
+    texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"this policy", "Serve's default", "target queue", "regression, 80 % guard", "oracle, at least"} <= texts
+    assert all("nan" not in line.get("points", "") for line in root.iter("{http://www.w3.org/2000/svg}polyline"))
+    refused = CliRunner().invoke(app, [*command, str(tmp_path / "nowhere" / "picture.svg")])
+    assert refused.exit_code == 1 and "No such file" in refused.output
