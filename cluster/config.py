@@ -298,7 +298,8 @@ class LLMConfig(EngineConfig):
         description="Ray Serve options of the engine deployment, e.g. num_replicas or autoscaling_config.",
     )
     ingress_config: dict[str, Any] = Field(
-        default_factory=dict, description="Ray Serve options of the ingress deployment."
+        default_factory=dict,
+        description="Ray Serve options of the ingress deployment. Without num_replicas and autoscaling_config there are as many ingresses as the load needs (docs/autoscaling.md).",
     )
     autoscaling: Autoscaling | None = Field(
         None,

@@ -26,8 +26,10 @@ from cluster.config import Autoscaling, LLMConfig
 from cluster.errors import BiremeError
 from cluster.observability.request_trace import trace_id_of
 from cluster.outputs import EngineLoad, ServedModel
+from cluster.process.cpu_share import CpuShare
 from cluster.process.logs import guard_logs
 from cluster.process.silence_clock import TICK_S
+from cluster.scaling.ingresses import most_ingresses
 from deployments.admin.cluster_status import cluster_status
 from deployments.admin.engine_timeline import engine_timeline
 from deployments.admin.metrics_text import metrics_text
@@ -36,6 +38,7 @@ from deployments.answers.event_stream import EventStream
 from deployments.answers.generation import Generation
 from deployments.answers.request_line import RequestLines
 from deployments.answers.whole_answer import WholeAnswer
+from deployments.autoscaling.ingress_policy import CPU_SHARE, MOST
 from deployments.autoscaling.report_publisher import ReportPublisher
 from deployments.http.body import default_body_bytes, read_body
 from deployments.http.connection import ClientGoneError, Peer, while_connected
@@ -144,6 +147,7 @@ class OpenAiIngress:
         self._spares = SpareKeepers(processes, config.warm_spares) if processes else None
         self._keeping: asyncio.Task | None = None
         self._reporting: asyncio.Task | None = None
+        self._cpu = CpuShare()  # from now on: what the start took says nothing of the load
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         endpoints = self._endpoints
@@ -222,6 +226,11 @@ class OpenAiIngress:
         self._client.may_be(settings.max_replicas)
         config, tpot_s = self._config, settings.slo_tpot_ms / 1e3
         self._client.metrics.aim(config.ttft_target_s or settings.slo_ttft_s, config.tpot_target_s or tpot_s)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks for, where the number of ingresses follows the load: what this process uses, and how many may be."""
+        said = {CPU_SHARE: self._cpu.look(), MOST: most_ingresses(self._choices.hosts)}
+        return {name: float(value) for name, value in said.items() if value is not None}
 
     async def stop(self) -> None:
         """Cancel what runs and detach from the engines."""

@@ -13,7 +13,7 @@ from ray.serve import Application
 
 from cluster import __version__
 from cluster.config import LLMConfig
-from deployments.autoscaling.serve_options import autoscaling_config
+from deployments.autoscaling.serve_options import autoscaling_config, ingress_autoscaling_config
 from deployments.http.keys import key_digest
 from deployments.ingress import OpenAiIngress
 from deployments.ray_private.serve import with_version
@@ -31,6 +31,7 @@ _INGRESS_SHUTDOWN_TIMEOUT_S = 600.0
 _HEALTH_CHECK_PERIOD_S = 2.0
 # An ingress only passes things on. One that hangs draws requests until Serve has missed three answers and replaces it.
 _INGRESS_HEALTH_CHECK_TIMEOUT_S = 5.0
+_COUNTS = {"num_replicas", "autoscaling_config"}
 
 
 # A version of which none has started yet, and one that takes another's place, is given up by Serve after so many deaths at its
@@ -87,7 +88,8 @@ def engine_options(
 
 
 def ingress_options(config: LLMConfig) -> dict[str, Any]:
-    """Serve options of the ingress deployment; those in ``ingress_config`` win."""
+    """Serve options of the ingress deployment; those in ``ingress_config`` win. If they leave the number of ingresses open, the
+    load decides."""
     # HAProxy chooses ingresses itself, and Serve refuses a router beside it.
     router = {
         "request_router_config": {"request_router_class": "deployments.routing.router.ingress_router:IngressRouter"}
@@ -102,6 +104,7 @@ def ingress_options(config: LLMConfig) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": INGRESS_CPUS},
         "logging_config": {"enable_access_log": False},
         **({} if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else router),
+        **({} if config.ingress_config.keys() & _COUNTS else {"autoscaling_config": ingress_autoscaling_config()}),
         **config.ingress_config,
         "max_constructor_retry_count": _START_TRIES,
     }

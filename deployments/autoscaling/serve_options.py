@@ -1,16 +1,21 @@
-"""Ray Serve's own settings of autoscaling, all derived from the one line ``autoscaling``."""
+"""Ray Serve's own settings of autoscaling: of engines, derived from the one line ``autoscaling``, and of ingresses."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from cluster.config import MOST_ENGINES, Autoscaling
+from cluster.scaling.ingresses import MOST_INGRESSES
 
 POLICY = "deployments.autoscaling.serve_policy:ServePolicy"
 DECIDE = "cluster.scaling.policy:decide"
+INGRESS_POLICY = "deployments.autoscaling.serve_policy:ServeIngressPolicy"
+INGRESS_DECIDE = "cluster.scaling.ingresses:decide"
 
 # What Serve itself measures decides only whether a first engine is started: soon, by what waits now.
 _METRICS_INTERVAL_S, _LOOK_BACK_S = 0.5, 0.6
+# So often an ingress says what it uses of a core, which is a mean over ten seconds.
+_INGRESS_INTERVAL_S, _INGRESS_LOOK_BACK_S = 2.0, 10.0
 
 
 def autoscaling_config(line: Autoscaling, kind: str, max_num_seqs: int, decide: str = DECIDE) -> dict[str, Any]:
@@ -33,4 +38,22 @@ def autoscaling_config(line: Autoscaling, kind: str, max_num_seqs: int, decide: 
                 "decide": decide,
             },
         },
+    }
+
+
+def ingress_autoscaling_config(decide: str = INGRESS_DECIDE) -> dict[str, Any]:
+    """Serve's ``autoscaling_config`` of ingresses: as many as their CPU use asks for, whatever requests are open.
+
+    Args:
+        decide: as of ``ServeIngressPolicy``.
+    """
+    return {
+        "min_replicas": 1,
+        "max_replicas": MOST_INGRESSES,
+        "target_ongoing_requests": 1,
+        "upscale_delay_s": 0,
+        "downscale_delay_s": 0,
+        "metrics_interval_s": _INGRESS_INTERVAL_S,
+        "look_back_period_s": _INGRESS_LOOK_BACK_S,
+        "policy": {"policy_function": INGRESS_POLICY, "policy_kwargs": {"decide": decide}},
     }

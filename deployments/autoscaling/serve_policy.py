@@ -1,4 +1,4 @@
-"""What Ray Serve calls in its controller to learn how many engines there are to be.
+"""What Ray Serve calls in its controller to learn how many engines, and how many ingresses, there are to be.
 
 Serve carries this module there by value, and what it imports by name: it imports nothing of the project until it is there. What
 it raised would stop the scaling of every application of the cluster, so it raises nothing.
@@ -13,8 +13,38 @@ from typing import Any
 _COMPLAINS_EVERY_S = 60.0
 
 
-class ServePolicy:
-    """A policy of Ray Serve's for one deployment.
+class _Guarded:
+    """A policy of Ray Serve's for one deployment, which asks another one and answers for it where that fails."""
+
+    _what = ""
+
+    def __init__(self) -> None:
+        self._policy: Any = None
+        self._complained_at = -_COMPLAINS_EVERY_S
+
+    def _made(self, application: str) -> Any:
+        """The policy that is asked, made in Serve's controller."""
+        raise NotImplementedError
+
+    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
+        """How many there are to be; as many as now where that cannot be said. The state is kept elsewhere: Serve's own is
+        lost whenever its controller starts again."""
+        lowest, highest = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+        target = context.target_num_replicas
+        try:
+            if self._policy is None:
+                self._policy = self._made(context.app_name or "")
+            target = int(self._policy.target(context))
+        except Exception:
+            if time.monotonic() - self._complained_at > _COMPLAINS_EVERY_S:
+                self._complained_at = time.monotonic()
+                logger = logging.getLogger("ray.serve")
+                logger.exception("the scaling policy failed; as many %s stay as there are", self._what)
+        return max(lowest, min(highest, target)), {}
+
+
+class ServePolicy(_Guarded):
+    """Of engines.
 
     Args:
         line: the setting ``autoscaling`` as the configuration has it.
@@ -23,24 +53,32 @@ class ServePolicy:
         decide: ``module:function``, called as ``cluster.scaling.policy.decide`` is.
     """
 
+    _what = "engines"
+
     def __init__(self, line: dict[str, Any], kind: str, max_num_seqs: int, decide: str) -> None:
+        super().__init__()
         self._arguments = line, kind, max_num_seqs, decide
-        self._policy: Any = None
-        self._complained_at = -_COMPLAINS_EVERY_S
 
-    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """How many engines there are to be; as many as now where that cannot be said. The state is kept elsewhere: Serve's own is
-        lost whenever its controller starts again."""
-        lowest, highest = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
-        target = context.target_num_replicas
-        try:
-            if self._policy is None:
-                from deployments.autoscaling.engine_policy import EnginePolicy
+    def _made(self, application: str) -> Any:
+        from deployments.autoscaling.engine_policy import EnginePolicy
 
-                self._policy = EnginePolicy.of_line(*self._arguments, context.app_name or "")
-            target = int(self._policy.target(context))
-        except Exception:
-            if time.monotonic() - self._complained_at > _COMPLAINS_EVERY_S:
-                self._complained_at = time.monotonic()
-                logging.getLogger("ray.serve").exception("the scaling policy failed; as many engines stay as there are")
-        return max(lowest, min(highest, target)), {}
+        return EnginePolicy.of_line(*self._arguments, application)
+
+
+class ServeIngressPolicy(_Guarded):
+    """Of ingresses.
+
+    Args:
+        decide: ``module:function``, called as ``cluster.scaling.ingresses.decide`` is.
+    """
+
+    _what = "ingresses"
+
+    def __init__(self, decide: str) -> None:
+        super().__init__()
+        self._decide = decide
+
+    def _made(self, application: str) -> Any:
+        from deployments.autoscaling.ingress_policy import IngressPolicy
+
+        return IngressPolicy.named(application, self._decide)

@@ -20,11 +20,13 @@ from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
 from cluster.observability.start_stages import StartStages
 from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted, ServedModel
+from cluster.process.cores import usable_cores
 from cluster.process.logs import guard_logs, log_fields
 from cluster.process.process_age import process_age_s
 from cluster.replies import EngineLost, FingerprintMismatch, RequestRefused
 from cluster.request import EngineRequest
 from cluster.routing.fingerprint import can_continue
+from cluster.scaling.ingresses import EngineHost
 from deployments.metrics.engine_metrics import export_engine_metrics
 from deployments.ray_private.serve import session_logs
 from deployments.replica.replica_port import listen_where_the_node_does
@@ -74,6 +76,7 @@ class EngineReplica:
         self._engine_id = f"engine-{serve.get_replica_context().replica_id.unique_id}"
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watch: RunnerWatch | None = None
+        self._host = _host(config, num_gpus)
         runner = ray.remote(StreamingRunner).options(
             num_cpus=config.runner_num_cpus,
             num_gpus=num_gpus,
@@ -104,7 +107,8 @@ class EngineReplica:
         """What routers and operators may know of this replica before they send it anything."""
         info = self._info
         model = ServedModel(info.model_id, info.max_model_len, info.vocab_size)
-        return {"engine_id": info.engine_id, "fingerprint": info.fingerprint, **model.as_metadata()}
+        known = {"engine_id": info.engine_id, "fingerprint": info.fingerprint}
+        return {**known, **model.as_metadata(), **self._host.as_metadata()}
 
     async def generate(self, request: EngineRequest, fingerprint: str = "", last_resort: bool = False) -> Reply:
         """Run one request to its end; cancelling the call aborts it.
@@ -207,6 +211,13 @@ class EngineReplica:
             except (RayError, asyncio.TimeoutError) as error:
                 logger.warning("runner of %s did not shut down cleanly: %s", self._engine_id, error)
             ray.kill(self._runner)
+
+
+def _host(config: LLMConfig, num_gpus: float) -> EngineHost:
+    """Of an engine on this node: on the CPU it computes with as many cores as it has threads, else one plans a device's steps."""
+    cores = usable_cores()
+    is_elsewhere = num_gpus > 0 or config.device == "simulated"
+    return EngineHost(cores, 1 if is_elsewhere else min(cores, config.num_threads or cores))
 
 
 async def _runner_log(runner: Any) -> str:

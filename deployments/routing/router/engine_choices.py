@@ -13,6 +13,7 @@ from cluster.outputs import ServedModel
 from cluster.request import EngineRequest
 from cluster.routing.fingerprint import can_continue
 from cluster.routing.token_loads import TokenLoads
+from cluster.scaling.ingresses import EngineHost
 
 # Until Serve's own view has caught up: a dead replica leaves the router's list, a hung one is killed.
 AVOID_DEAD_S = 10.0
@@ -27,6 +28,7 @@ class EngineChoices:
         on_chosen: called with each open request and the engine that it goes to.
         model: what the engines serve, as one of them said; None until one did.
         most_engines: that the router has known at once.
+        hosts: where the engines run, as far as they say.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -34,6 +36,7 @@ class EngineChoices:
         self.on_chosen: Callable[[EngineRequest, str], None] = lambda *_: None
         self.model: ServedModel | None = None
         self.most_engines = 0
+        self.hosts: list[EngineHost] = []
         self._engines: dict[str, str] = {}
         self._none_since: float | None = now()
         self._avoided_until: dict[str, float] = {}

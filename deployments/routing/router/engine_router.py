@@ -14,6 +14,7 @@ from cluster.outputs import ServedModel
 from cluster.request import EngineRequest
 from cluster.routing.candidates import EngineCandidate, RequestView
 from cluster.routing.policies import POLICIES, choose
+from cluster.scaling.ingresses import EngineHost
 
 # Serve copies this module's classes, globals included, into the processes that route; other modules are imported there, and
 # what such a process has only one of is in them.
@@ -73,9 +74,12 @@ class EngineRouter(PinnedRouter):
 
     def replicas_changed(self):
         """The ingress hears of new engines before the first request goes there."""
-        metadata = [replica.replica_metadata for replica in self.known_replicas]
+        known = self.known_replicas
+        metadata = [replica.replica_metadata for replica in known]
         self._choices.set_engines({m["engine_id"]: m["fingerprint"] for m in metadata if "engine_id" in m})
         self._choices.model = next(filter(None, map(ServedModel.of, metadata)), self._choices.model)
+        hosts = (EngineHost.of(replica.replica_metadata, replica.node_id or "") for replica in known)
+        self._choices.hosts = [host for host in hosts if host is not None]
 
     def _view(self, engine_id: str, replica, near) -> EngineCandidate:
         return EngineCandidate(
