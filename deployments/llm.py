@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
+from actors.engine.memory_plan import step_budget
 from cluster import __version__
 from cluster.config import LLMConfig
 from deployments.autoscaling.serve_options import autoscaling_config, ingress_autoscaling_config
@@ -67,7 +68,10 @@ def engine_options(
     autoscaling = options.get("autoscaling_config")
     if config.autoscaling is not None:
         options["autoscaling_config"] = autoscaling_config(
-            config.autoscaling, f"{config.model} on {config.device}", config.max_num_seqs
+            config.autoscaling,
+            f"{config.model} on {config.device}",
+            config.max_num_seqs,
+            step_budget(config, num_gpus > 0),
         )
     elif autoscaling is not None:
         options["autoscaling_config"] = {

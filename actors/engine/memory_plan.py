@@ -80,6 +80,12 @@ def expected_max_model_len(config: EngineConfig, model_limit: int) -> int:
     return config.max_model_len or min(model_limit, DEFAULT_MAX_MODEL_LEN)
 
 
+def step_budget(config: EngineConfig, is_gpu: bool) -> int:
+    """Most tokens of a step."""
+    default_budget = GPU_MAX_NUM_BATCHED_TOKENS if is_gpu else CPU_MAX_NUM_BATCHED_TOKENS
+    return config.max_num_batched_tokens or max(default_budget, config.max_num_seqs + MIN_PREFILL_TOKENS)
+
+
 def size_kv_cache(
     config: EngineConfig, model_limit: int, block_bytes: int, pool_bytes: int, memory_bytes: int
 ) -> tuple[int, int]:
@@ -157,8 +163,7 @@ def plan_memory(
     Raises:
         ConfigError: settings, model and memory do not fit each other.
     """
-    default_budget = GPU_MAX_NUM_BATCHED_TOKENS if is_gpu else CPU_MAX_NUM_BATCHED_TOKENS
-    budget = config.max_num_batched_tokens or max(default_budget, config.max_num_seqs + MIN_PREFILL_TOKENS)
+    budget = step_budget(config, is_gpu)
     kv_dtype = kv_cache_dtype(config, is_gpu)
     block_bytes = model.num_layers * kv_block_bytes(config.block_size, model.num_kv_heads, model.head_dim, kv_dtype)
     pool_bytes = int(config.kv_cache_memory_gb * 2**30)

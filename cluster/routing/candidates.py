@@ -28,7 +28,7 @@ class EngineCandidate:
         fingerprint: engines with the same one continue each other's answers.
         is_avoided: this ingress knows it to be dead, hung, leaving or slow; another one is to be preferred.
         is_near: Serve's preference for nodes and zones allows it in this round.
-        num_tokens: of the requests that run or wait there, prompts and answers so far: as it announced last, and of those that
+        token_weight: of the requests that run or wait there, prompts and answers so far: as it announced last, and of those that
             this ingress has sent since.
     """
 
@@ -36,7 +36,7 @@ class EngineCandidate:
     fingerprint: str = ""
     is_avoided: bool = False
     is_near: bool = True
-    num_tokens: int = 0
+    token_weight: float = 0.0
 
 
 def candidates(request: RequestView, engines: Sequence[EngineCandidate]) -> list[EngineCandidate]:

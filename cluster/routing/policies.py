@@ -26,9 +26,10 @@ def power_of_two(request: RequestView, engines: Sequence[EngineCandidate], rng: 
 
 
 def least_tokens(request: RequestView, engines: Sequence[EngineCandidate], rng: random.Random) -> Ranks:
-    """The engine whose requests have the fewest tokens, running and waiting; then the next. Ties are broken at random."""
+    """The engine whose requests have the fewest tokens, running and waiting, by their weight; then the next. Ties are broken at
+    random."""
     able = candidates(request, engines)
-    return [[engine] for engine in sorted(able, key=lambda engine: (engine.num_tokens, rng.random()))]
+    return [[engine] for engine in sorted(able, key=lambda engine: (engine.token_weight, rng.random()))]
 
 
 # By the names that the setting ``routing_policy`` has for them.

@@ -1,4 +1,4 @@
-"""How many tokens each engine has to do with: as it announced last, and of the requests that were sent there since.
+"""How many tokens each engine has to do with, by their weight: as it announced last, and of the requests sent there since.
 
 Without the latter, all requests between two announcements would go to the engine that was the idlest at the first.
 """
@@ -9,13 +9,15 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from cluster.routing.token_weight import token_weight
+
 
 @dataclass(slots=True)
 class _Engine:
-    """``sent``: tokens of requests that no announcement counts yet; ``taken``: those of them that the next one counts."""
+    """``sent``: weights of requests that no announcement counts yet; ``taken``: those of them that the next one counts."""
 
-    announced: int = 0
-    sent: dict[str, int] = field(default_factory=dict)
+    announced: float = 0.0
+    sent: dict[str, float] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
 
 
@@ -27,11 +29,11 @@ class TokenLoads:
         self._engines: dict[str, _Engine] = {}
         self._engine_of: dict[str, str] = {}  # open requests; empty while they were sent nowhere
 
-    def of(self, engine_id: str) -> int:
-        """Tokens of the requests that run or wait there, as far as this process knows."""
+    def of(self, engine_id: str) -> float:
+        """Weight of the tokens of the requests that run or wait there, as far as this process knows."""
         with self._lock:
             engine = self._engines.get(engine_id)
-            return 0 if engine is None else engine.announced + sum(engine.sent.values())
+            return 0.0 if engine is None else engine.announced + sum(engine.sent.values())
 
     def open(self, request_id: str) -> None:
         """The next attempt of a request begins, and the one before is over."""
@@ -40,13 +42,13 @@ class TokenLoads:
             self._engine_of[request_id] = ""
 
     def sent(self, request_id: str, engine_id: str, num_tokens: int) -> None:
-        """An open request goes there with so many tokens, and nowhere else. Others are not noted."""
+        """An open request goes there with so many tokens to compute, and nowhere else. Others are not noted."""
         with self._lock:
             if request_id not in self._engine_of or self._engine_of[request_id] == engine_id:
                 return
             self._take_back(request_id)
             self._engine_of[request_id] = engine_id
-            self._engines.setdefault(engine_id, _Engine()).sent[request_id] = num_tokens
+            self._engines.setdefault(engine_id, _Engine()).sent[request_id] = token_weight(num_tokens, num_tokens)
 
     def taken(self, request_id: str) -> None:
         """The engine says that it has the request: its next announcement counts it."""
@@ -61,11 +63,12 @@ class TokenLoads:
             self._take_back(request_id)
             self._engine_of.pop(request_id, None)
 
-    def announced(self, engine_id: str, num_tokens: int) -> None:
-        """The engine says so, and counts with it what it has taken until now."""
+    def announced(self, engine_id: str, num_tokens: int, waiting_tokens: int = 0) -> None:
+        """The engine says how many tokens its requests have, and of these how many those that wait; what it has taken until now
+        is among them. What of prompts is to be computed is what waits, but for about a step."""
         with self._lock:
             engine = self._engines.setdefault(engine_id, _Engine())
-            engine.announced = num_tokens
+            engine.announced = token_weight(num_tokens, waiting_tokens)
             for request_id in engine.taken:
                 engine.sent.pop(request_id, None)
             engine.taken.clear()

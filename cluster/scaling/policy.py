@@ -134,8 +134,10 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     else:
         target, reason = current, "enough"
     is_idle = found.num_in_system <= 0 and _or(found.arrivals_per_s, 0.0) < 0.5 / _hold_s(settings)
-    target = max(target, 0 if is_idle and current <= 1 else 1)
-    target = _bounded(target, settings)
+    bounded = _bounded(max(target, 0 if is_idle and current <= 1 else 1), settings)
+    if bounded == current != target:
+        reason = f"hold at the bound: {reason.partition(': ')[2]}"
+    target = bounded
     remembered = replace(
         state,
         at=inputs.now,

@@ -14,6 +14,7 @@ from cluster.config import Autoscaling
 from cluster.scaling.fleet import FleetInputs, PolicySettings, PolicyState
 from cluster.scaling.inputs import EngineSample, IngressLoad, ScalingInputs
 from cluster.scaling.log import Decide, Record, described, source_hash
+from cluster.scaling.starts import Starts, looked
 from deployments.autoscaling.decision_file import decision_file
 from deployments.autoscaling.live_settings import in_force
 from deployments.autoscaling.store import LATEST, STATE, ScalingStore
@@ -40,6 +41,7 @@ class _Kept(msgspec.Struct):
     sequence: int
     saved_at: float
     state: PolicyState
+    starts: Starts = Starts()
 
 
 class EnginePolicy:
@@ -47,7 +49,7 @@ class EnginePolicy:
 
     Args:
         line: the settings as the configuration has them.
-        kind, max_num_seqs: as ``FleetInputs`` has them.
+        kind, max_num_seqs, max_num_batched_tokens: as ``FleetInputs`` has them.
         decide: the policy.
         thread: reads and writes what outlives this process.
         log: where that writes the decisions; empty: nowhere.
@@ -59,28 +61,40 @@ class EnginePolicy:
         line: Autoscaling,
         kind: str,
         max_num_seqs: int,
+        max_num_batched_tokens: int,
         decide: Decide,
         thread: StoreThread,
         log: str = "",
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._line, self._kind, self._max_num_seqs = line, kind, max_num_seqs
+        self._line, self._kind = line, kind
+        self._max_num_seqs, self._max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self._decide, self._thread, self._log = decide, thread, log
         self._now, self._wall = now, wall
         self._state: PolicyState | None = None
+        self._starts = Starts()
         self._sequence = 0
         self._changes: tuple[bytes | None, Autoscaling] = None, line
         self._told: tuple[Any, float] = None, -_TELL_S
 
     @classmethod
-    def of_line(cls, line: dict[str, Any], kind: str, max_num_seqs: int, decide: str, application: str) -> EnginePolicy:
+    def of_line(
+        cls,
+        line: dict[str, Any],
+        kind: str,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        decide: str,
+        application: str,
+    ) -> EnginePolicy:
         """The policy of ``application`` of this process's cluster; ``decide`` as ``module:function``."""
         module, _, name = decide.partition(":")
         log = decision_file(application)
         thread = StoreThread(lambda: ScalingStore(application), log)
         function = getattr(importlib.import_module(module), name)
-        return cls(Autoscaling.model_validate(line), kind, max_num_seqs, function, thread, str(log.path) if log else "")
+        settings, path = Autoscaling.model_validate(line), str(log.path) if log else ""
+        return cls(settings, kind, max_num_seqs, max_num_batched_tokens, function, thread, path)
 
     def target(self, context: Context) -> int:
         """How many engines there are to be: within the bounds in force, and as many as now where nothing is known."""
@@ -89,10 +103,12 @@ class EnginePolicy:
             # Not even the bounds are known that a person may have set.
             return context.target_num_replicas
         settings = self._in_force(seen.settings)
-        policy_settings = _policy_settings(settings, context)
         state = self._restored(seen.state)
         self._sequence += 1
         inputs = self._inputs(context, seen)
+        ready = {replica.unique_id for replica in context.running_replicas}
+        self._starts = looked(self._starts, inputs.now, context.target_num_replicas, ready)
+        policy_settings = _policy_settings(settings, context, self._starts)
         target, reason, following, error = context.target_num_replicas, "", None, ""
         try:
             decision = self._decide(inputs, state, policy_settings)
@@ -131,7 +147,7 @@ class EnginePolicy:
             if entry is not None:
                 try:
                     kept = msgspec.json.decode(entry, type=_Kept)
-                    self._state, self._sequence = kept.state, kept.sequence
+                    self._state, self._sequence, self._starts = kept.state, kept.sequence, kept.starts
                 except msgspec.DecodeError:  # of another version of this project
                     pass
         return self._state
@@ -149,6 +165,7 @@ class EnginePolicy:
             current_target=context.target_num_replicas,
             kind=self._kind,
             max_num_seqs=self._max_num_seqs,
+            max_num_batched_tokens=self._max_num_batched_tokens,
         )
 
     def _tell(self, settings: Autoscaling, record: Record) -> None:
@@ -169,11 +186,11 @@ class EnginePolicy:
             "log": self._log,
         }
         assert self._state is not None
-        kept = msgspec.json.encode(_Kept(record.sequence, record.at, self._state))
+        kept = msgspec.json.encode(_Kept(record.sequence, record.at, self._state, self._starts))
         self._thread.keep({LATEST: json.dumps(latest).encode(), STATE: kept}, record.line())
 
 
-def _policy_settings(settings: Autoscaling, context: Context) -> PolicySettings:
+def _policy_settings(settings: Autoscaling, context: Context, starts: Starts) -> PolicySettings:
     """Within Serve's bounds, too: it lowers them for a time where a person gives an application less of the cluster."""
     lowest, highest = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
     bounds = {name: max(lowest, min(highest, getattr(settings, name))) for name in ("min_replicas", "max_replicas")}
@@ -183,6 +200,7 @@ def _policy_settings(settings: Autoscaling, context: Context) -> PolicySettings:
         slo_tpot_ms=settings.slo_tpot_ms,
         slo_share=settings.slo_share,
         cost_weight=settings.cost_weight,
+        start_s=starts.start_s(PolicySettings.start_s),
     )
 
 

@@ -18,7 +18,9 @@ _METRICS_INTERVAL_S, _LOOK_BACK_S = 0.5, 0.6
 _INGRESS_INTERVAL_S, _INGRESS_LOOK_BACK_S = 2.0, 10.0
 
 
-def autoscaling_config(line: Autoscaling, kind: str, max_num_seqs: int, decide: str = DECIDE) -> dict[str, Any]:
+def autoscaling_config(
+    line: Autoscaling, kind: str, max_num_seqs: int, max_num_batched_tokens: int, decide: str = DECIDE
+) -> dict[str, Any]:
     """Serve's ``autoscaling_config``. Its bounds are wide, since those of ``line`` may change while replicas stay; when to wait
     is the policy's to say, so Serve's delays are 0. Arguments as of ``ServePolicy``."""
     return {
@@ -35,6 +37,7 @@ def autoscaling_config(line: Autoscaling, kind: str, max_num_seqs: int, decide: 
                 "line": line.model_dump(mode="json"),
                 "kind": kind,
                 "max_num_seqs": max_num_seqs,
+                "max_num_batched_tokens": max_num_batched_tokens,
                 "decide": decide,
             },
         },

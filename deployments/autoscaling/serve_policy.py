@@ -49,15 +49,17 @@ class ServePolicy(_Guarded):
     Args:
         line: the setting ``autoscaling`` as the configuration has it.
         kind: model and device of the engines.
-        max_num_seqs: slots of an engine.
+        max_num_seqs, max_num_batched_tokens: slots of an engine, and tokens of a step.
         decide: ``module:function``, called as ``cluster.scaling.policy.decide`` is.
     """
 
     _what = "engines"
 
-    def __init__(self, line: dict[str, Any], kind: str, max_num_seqs: int, decide: str) -> None:
+    def __init__(
+        self, line: dict[str, Any], kind: str, max_num_seqs: int, max_num_batched_tokens: int, decide: str
+    ) -> None:
         super().__init__()
-        self._arguments = line, kind, max_num_seqs, decide
+        self._arguments = line, kind, max_num_seqs, max_num_batched_tokens, decide
 
     def _made(self, application: str) -> Any:
         from deployments.autoscaling.engine_policy import EnginePolicy

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from cluster.outputs import EngineLoad
+from cluster.routing.token_weight import token_weight
 from cluster.scaling.balance import BalanceView, moves
 from deployments.simulator.answers import Answers, Task
 from deployments.simulator.events import Event
@@ -144,11 +145,14 @@ class Fleet:
         if not coming:
             return
         weight, prompts = self._settings.prefill_weight, self._answers.prompts
-        order = [(weight * engine.prefill_tokens + engine.row_tokens, engine.name, engine) for engine in self.ready]
+        order = [
+            (token_weight(e.row_tokens + e.prefill_tokens, e.prefill_tokens, weight), e.name, e) for e in self.ready
+        ]
         heapq.heapify(order)
         for at, task in coming:
             busy, name, engine = order[0]
-            heapq.heapreplace(order, (busy + weight * (prompts[task.request] + task.done), name, engine))
+            tokens = prompts[task.request] + task.done
+            heapq.heapreplace(order, (busy + token_weight(tokens, tokens, weight), name, engine))
             engine.submit(task, at)
 
     def _balance(self, now: float) -> None:

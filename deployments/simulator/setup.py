@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.routing.token_weight import PROMPT_WEIGHT
 from cluster.scaling.capacity import PRIOR_COSTS, RequestShape, StepCosts, most_rows
 from cluster.scaling.fleet import PolicySettings
 
@@ -19,8 +20,8 @@ class SimulatorSettings:
     Attributes:
         costs: what a step really takes; the policy begins with ``policy.costs``.
         max_num_seqs, max_num_batched_tokens, max_model_len, kv_tokens, block_size: of an engine. Longer requests are cut.
-        prefill_weight: a request goes to the engine with the fewest tokens, of which those of prompts to compute count so often:
-            a new engine must not get every prompt until it has as many tokens as the others. 1 is ``least_tokens``.
+        prefill_weight: a request goes to the engine with the fewest tokens, of which those of prompts to compute count so often.
+            The default is that of the router's ``least_tokens``.
         balance: requests that wait go to engines where they begin at once.
         engines_per_node: so many engines are lost with a node.
         death_seen_s: from the death of an engine until its requests go to others.
@@ -40,7 +41,7 @@ class SimulatorSettings:
     max_model_len: int = 16384
     kv_tokens: int = 200_000
     block_size: int = 16
-    prefill_weight: float = 10.0
+    prefill_weight: float = PROMPT_WEIGHT
     balance: bool = True
     engines_per_node: int = 8
     death_seen_s: float = 1.0

@@ -331,7 +331,7 @@ async def test_engines_follow_objectives_that_may_change_and_nothing_that_fails_
     assert await asyncio.to_thread(engine_ids, app) == two
 
     line = {"min_replicas": 1, "max_replicas": 2}
-    broken = autoscaling_config(Autoscaling.model_validate(line), "", 1, f"{__name__}:fails")
+    broken = autoscaling_config(Autoscaling.model_validate(line), "", 1, 64, f"{__name__}:fails")
     plain = serve.deployment(Plain).options(autoscaling_config=broken, ray_actor_options={"num_cpus": 0.01})
     try:
         handle = await asyncio.to_thread(serve.run, plain.bind(), name="broken", route_prefix=None)

@@ -122,12 +122,12 @@ class EngineChoices:
         """The engine that was chosen says that it has the request."""
         self._loads.taken(request_id)
 
-    def announced(self, engine_id: str, num_tokens: int) -> None:
-        """The engine says how many tokens the requests have that run or wait there."""
-        self._loads.announced(engine_id, num_tokens)
+    def announced(self, engine_id: str, num_tokens: int, waiting_tokens: int = 0) -> None:
+        """The engine says how many tokens the requests have that run or wait there, and of these how many those that wait."""
+        self._loads.announced(engine_id, num_tokens, waiting_tokens)
 
-    def num_tokens(self, engine_id: str) -> int:
-        """Tokens of the requests that run or wait there: as announced last, and of those that were sent since."""
+    def token_weight(self, engine_id: str) -> float:
+        """Of the requests that run or wait there: as announced last, and of those that were sent since."""
         return self._loads.of(engine_id)
 
     def chosen(self, request_id: str) -> str:

@@ -87,7 +87,7 @@ class EngineRouter(PinnedRouter):
             fingerprint=replica.replica_metadata.get("fingerprint", ""),
             is_avoided=self._choices.is_avoided(engine_id),
             is_near=replica.replica_id in near,
-            num_tokens=self._choices.num_tokens(engine_id),
+            token_weight=self._choices.token_weight(engine_id),
         )
 
     @staticmethod

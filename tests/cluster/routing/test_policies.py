@@ -21,7 +21,7 @@ ENGINES = st.lists(
         fingerprint=st.sampled_from(["f", "g"]),
         is_avoided=st.booleans(),
         is_near=st.booleans(),
-        num_tokens=st.integers(0, 5),
+        token_weight=st.integers(0, 5),
     ),
     unique_by=lambda engine: engine.engine_id,
     max_size=6,
@@ -87,8 +87,8 @@ def test_the_power_of_two_leaves_two_to_compare(request, engines, seed):
 def test_least_tokens_tries_the_engines_one_by_one_from_the_idlest_on(request, engines, seed):
     ranks = least_tokens(request, engines, random.Random(seed))
     assert all(len(rank) == 1 for rank in ranks)
-    loads = [engine.num_tokens for (engine,) in ranks]
-    assert loads == sorted(engine.num_tokens for engine in candidates(request, engines))
+    loads = [engine.token_weight for (engine,) in ranks]
+    assert loads == sorted(engine.token_weight for engine in candidates(request, engines))
 
 
 def broken(request, engines, rng):

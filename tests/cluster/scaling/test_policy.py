@@ -138,6 +138,16 @@ def test_one_leaves_only_after_a_while_and_none_is_left_when_nothing_comes():
     assert decide(waiting, PolicyState(), limits).target == 1
 
 
+def test_at_a_bound_it_says_that_it_holds():
+    at_the_lower = run(0.0, 1, 200, PolicySettings())[-1]
+    assert (at_the_lower.target, at_the_lower.reason[:17]) == (1, "hold at the bound")
+    at_the_upper = run(100.0, 2, 20, PolicySettings(max_replicas=2))[-1]
+    assert (at_the_upper.target, at_the_upper.reason[:17]) == (2, "hold at the bound")
+    assert "the load needs" in at_the_upper.reason
+    two = [decision for decision in run(0.0, 2, 200, PolicySettings()) if decision.reason.startswith("down")]
+    assert [decision.target for decision in two] == [1], "and no word of it where it does not hold"
+
+
 def test_a_record_is_decided_again_alike():
     state, limits = PolicyState(), PolicySettings(max_replicas=30)
     for second in range(30):

@@ -61,7 +61,7 @@ def seen(
 
 
 def policy(kept: Kept, decide=decide, line: Autoscaling = LINE) -> EnginePolicy:
-    return EnginePolicy(line, "model on cpu", 2, decide, kept, "log")  # type: ignore[arg-type]
+    return EnginePolicy(line, "model on cpu", 2, 64, decide, kept, "log")  # type: ignore[arg-type]
 
 
 def test_nothing_changes_before_anything_is_known():
@@ -150,7 +150,7 @@ def test_what_is_logged_is_decided_again_to_the_same_and_not_every_tick_is_told(
 
 
 def test_serve_s_own_call_raises_nothing_and_keeps_to_its_bounds():
-    broken = ServePolicy({"max_replicas": "x"}, "", 1, "nowhere:nothing")
+    broken = ServePolicy({"max_replicas": "x"}, "", 1, 64, "nowhere:nothing")
     assert broken(context(target=3)) == (3, {})
     assert broken(context(target=0, lowest=1)) == (1, {})
     assert broken(context(target=9, highest=5)) == (5, {})
@@ -174,7 +174,7 @@ def test_an_idle_application_may_sleep_and_stays_asleep_until_somebody_asks():
     line = Autoscaling(min_replicas=0, max_replicas=4)
     kept, seconds = Kept(), [1000.0]
     clock = lambda: seconds[0]  # noqa: E731
-    ours = EnginePolicy(line, "k", 2, decide, kept, "", clock, clock)  # type: ignore[arg-type]
+    ours = EnginePolicy(line, "k", 2, 64, decide, kept, "", clock, clock)  # type: ignore[arg-type]
 
     def after_a_second(told: ScalingInputs, target: int, ready: tuple[str, ...]) -> int:
         seconds[0] += 1
@@ -184,3 +184,29 @@ def test_an_idle_application_may_sleep_and_stays_asleep_until_somebody_asks():
     assert 0 in [after_a_second(report(), 1, ("a",)) for _ in range(300)]
     assert {after_a_second(report(engines=()), 0, ()) for _ in range(5)} == {0}
     assert after_a_second(report(num_held=1, engines=()), 1, ()) >= 1
+
+
+def test_the_policy_knows_a_step_s_tokens_and_how_long_engines_took_to_start_also_after_a_restart():
+    known: list[tuple[int, float]] = []
+    kept, seconds = Kept(), [1000.0]
+    clock = lambda: seconds[0]  # noqa: E731
+
+    def look(inputs, state, settings):
+        known.append((inputs.max_num_batched_tokens, settings.start_s))
+        return decide(inputs, state, settings)
+
+    def made() -> EnginePolicy:
+        return EnginePolicy(LINE, "k", 2, 64, look, kept, "", clock, clock)  # type: ignore[arg-type]
+
+    def after(later_s: float, target: int, ready: tuple[str, ...]) -> None:
+        seconds[0] += later_s
+        kept.seen = Seen(None, kept.entries.get(STATE), {report_name("0"): (report(), clock())})
+        ours.target(context(target=target, ready=ready))
+
+    ours = made()
+    for later_s, target, ready in [(1, 1, "a"), (1, 3, "a"), (4, 3, "ab"), (4, 3, "abc")]:
+        after(later_s, target, tuple(ready))
+    assert known == [(64, 15.0), (64, 15.0), (64, 4.0), (64, 6.0)]
+    ours = made()
+    after(2, 3, ("a", "b", "c"))
+    assert known[-1] == (64, 6.0)

@@ -80,16 +80,16 @@ def test_an_engine_has_the_tokens_that_it_announced_and_those_that_were_sent_sin
     choices.open("r")
     choices.sends(request("r"), "a")
     choices.chose(request("r"), "a")
-    assert choices.num_tokens("a") == 14
+    assert choices.token_weight("a") == 50
     choices.took("r")
-    choices.announced("a", 14)
-    assert choices.num_tokens("a") == 14
+    choices.announced("a", 14, 4)
+    assert choices.token_weight("a") == 50
     choices.open("r")
     choices.chose(request("r"), "a")
     choices.close("r")
-    assert choices.num_tokens("a") == 14
+    assert choices.token_weight("a") == 50
     choices.set_engines({"b": "f"})
-    assert choices.num_tokens("a") == 0
+    assert choices.token_weight("a") == 0
 
 
 def test_each_deployment_has_choices_of_its_own_in_a_process():

@@ -152,15 +152,16 @@ async def test_the_ingress_hears_of_the_engines_and_of_the_choice_of_its_request
 @pytest.mark.parametrize("delay_s", [0.0, 0.05])
 async def test_least_tokens_spreads_a_burst_that_comes_between_two_announcements(delay_s):
     router, choices = router_to(*(Replica(name, delay_s=delay_s) for name in "abc"), policy="least_tokens")
-    for name, num_tokens in (("a", 10), ("b", 0), ("c", 100)):
+    for name, num_tokens in (("a", 100), ("b", 0), ("c", 1000)):
         choices.announced(name, num_tokens)
     requests = [pending_request(str(number), num_tokens=10) for number in range(13)]
     for number in range(13):
         choices.open(str(number))
     sent_to = Counter(await asyncio.gather(*(routed(router, request) for request in requests)))
-    # 10 + 60 and 0 + 70 tokens: even the last request finds an engine with fewer than the third one has.
+    # 100 + 60 * 10 and 0 + 70 * 10, as prompts to compute count tenfold: even the last request finds an engine with fewer than
+    # the third one has.
     assert sent_to == {"a": 6, "b": 7}
-    assert [choices.num_tokens(name) for name in "abc"] == [70, 70, 100]
+    assert [choices.token_weight(name) for name in "abc"] == [700, 700, 1000]
 
 
 def broken(request, engines, rng: random.Random):
