@@ -90,6 +90,7 @@ class PolicyState:
         target: what was decided.
         arrivals_per_s: level of the arrivals; None before any were seen.
         since: when the decisions without a long pause began.
+        idle_since: since when nothing has run, waited or come; None: something has.
         num_arrived, prompt_tokens, num_ended, output_tokens: requests of late and their tokens, older ones ever less; prompts
             without what the prefix cache had.
         context_tokens: of a row that decodes, on average.
@@ -114,6 +115,7 @@ class PolicyState:
     num_missed: int = 0
     demands: tuple[tuple[float, float], ...] = ()
     seen: dict[str, SeenEngine] = field(default_factory=dict)
+    idle_since: float | None = None
     capacity: dict[str, CapacityModel] = field(default_factory=dict)
 
 

@@ -46,6 +46,8 @@ _MOST_GROWTH = 1.15
 # An engine that leaves too early costs its start again, and answers meanwhile.
 _HOLD_STARTS = 4.0
 _LEAST_HOLD_S = 60.0
+# Nobody has come for so many times as long as an engine is kept: that somebody comes while it is, is improbable.
+_SLEEP_HOLDS = 2.0
 _HEAD_ROOM = 0.06
 # A little is always kept: who learns that it was too little has already missed.
 _HEAD_ROOM_BOUNDS = (0.02, 0.5)
@@ -59,6 +61,7 @@ _BUDGET_USED = 0.3
 
 class _Measured(NamedTuple):
     arrivals_per_s: float | None
+    rate: float | None
     num_arrived: float
     prompt_tokens: float
     num_ended: float
@@ -126,15 +129,21 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     is_new = not state.at or not 0 <= inputs.now - state.at <= settings.max_state_age_s
     since = inputs.now if is_new else state.since
     need = _whole(max(wanted, _forecast(demands, inputs.now, settings)) * (1 + head_room))
-    kept = _whole(max(demand for _, demand in demands) * (1 + head_room))
-    if need > current:
+    need = max(need, 1 if found.num_in_system > 0 else 0)
+    kept = max(1, _whole(max(demand for _, demand in demands) * (1 + head_room)))
+    is_quiet = bool(ingresses) and found.num_in_system <= 0 and _or(found.rate, 0.0) < 0.5 / _hold_s(settings)
+    idle_since = (inputs.now if is_new or state.idle_since is None else state.idle_since) if is_quiet else None
+    if found.num_in_system <= 0 and current <= 0:
+        target, reason = 0, "asleep"
+    elif idle_since is not None and current <= 1 and inputs.now - idle_since >= _SLEEP_HOLDS * _hold_s(settings):
+        target, reason = 0, "down: nobody has come of late"
+    elif need > current:
         target, reason = need, f"up: the load needs {wanted:.2f} engines and {head_room:+.0%}"
     elif kept < current and inputs.now - since >= _hold_s(settings):
         target, reason = kept, f"down: the largest demand of late fits {kept}, with {head_room:+.0%}"
     else:
         target, reason = current, "enough"
-    is_idle = found.num_in_system <= 0 and _or(found.arrivals_per_s, 0.0) < 0.5 / _hold_s(settings)
-    bounded = _bounded(max(target, 0 if is_idle and current <= 1 else 1), settings)
+    bounded = _bounded(target, settings)
     if bounded == current != target:
         reason = f"hold at the bound: {reason.partition(': ')[2]}"
     target = bounded
@@ -144,6 +153,7 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
         target=target,
         arrivals_per_s=found.arrivals_per_s,
         since=since,
+        idle_since=idle_since,
         num_arrived=found.num_arrived,
         prompt_tokens=found.prompt_tokens,
         num_ended=found.num_ended,
@@ -294,6 +304,7 @@ def _measure(
     memory = max((e.load.kv_tokens for e in sampled), default=0)
     return _Measured(
         _level(state.arrivals_per_s, rate, elapsed),
+        rate,
         # While nothing comes, what came last is what is known of it.
         state.num_arrived * (kept if arrived else 1.0) + arrived,
         state.prompt_tokens * (kept if arrived else 1.0) + prompt_tokens,

@@ -138,6 +138,19 @@ def test_one_leaves_only_after_a_while_and_none_is_left_when_nothing_comes():
     assert decide(waiting, PolicyState(), limits).target == 1
 
 
+def test_the_last_engine_leaves_two_whiles_after_the_last_request_whatever_the_load_was_before():
+    limits, state, target, slept = PolicySettings(min_replicas=0, cost_weight=30.0), PolicyState(), 1, []
+    for second in range(1, 120):
+        rate = 0.2 if second < 60 else 0.0
+        decision = decide(steady(1e6 + second, rate, 1, target)._replace(num_ready=min(target, 1)), state, limits)
+        state, target = decision.state, decision.target
+        if not target:
+            slept.append(second)
+    # While it is kept for two seconds.
+    assert slept and 60 + 2 * 2 <= slept[0] <= 60 + 2 * 2 + 2
+    assert slept == [*range(slept[0], 120)], "what came before wakes nobody"
+
+
 def test_at_a_bound_it_says_that_it_holds():
     at_the_lower = run(0.0, 1, 200, PolicySettings())[-1]
     assert (at_the_lower.target, at_the_lower.reason[:17]) == (1, "hold at the bound")
