@@ -45,8 +45,11 @@ def looked(starts: Starts, now: float, target: int, ready: AbstractSet[str]) -> 
         return Starts(tuple(sorted(ready)), target, (), starts.took_s)
     came = len(ready - set(starts.ready))
     done, wanted = wanted[:came], wanted[came:]
-    # In a place that was there an engine was lost or has left: the one that takes it was not decided for.
     more = target - starts.target
-    wanted = wanted + [now] * more if more > 0 else wanted[: max(0, len(wanted) + more)]
+    if more > 0:
+        # From none Serve starts one by itself: it may serve before the higher target is seen.
+        wanted += [now] * max(0, more - (came - len(done)))
+    else:
+        wanted = wanted[: max(0, len(wanted) + more)]
     took = (*starts.took_s, *(now - at for at in done))
     return Starts(tuple(sorted(ready)), target, tuple(wanted), took[-MAX_STARTS:])

@@ -27,6 +27,13 @@ def test_who_takes_the_place_of_another_and_who_is_not_wanted_any_more_do_not_co
     assert (starts.wanted_at, starts.took_s) == ((), ())
 
 
+def test_who_serves_before_the_decision_was_seen_leaves_nothing_behind():
+    starts = looked(looked(Starts(), 0.0, 0, set()), 9.0, 1, {"a"})
+    assert starts.wanted_at == ()
+    starts = looked(looked(starts, 20.0, 2, {"a"}), 25.0, 2, {"a", "b"})
+    assert starts.took_s == (5.0,)
+
+
 looks = st.tuples(st.floats(0, 100), st.integers(0, 9), st.sets(st.sampled_from("abcdefgh")))
 
 
