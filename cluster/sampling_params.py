@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
@@ -157,9 +157,13 @@ class SamplingParams:
 
     def with_seed(self, seed: int) -> SamplingParams:
         """The same with another seed, without looking at all of it again."""
-        other = copy.copy(self)
+        other = _restored(*_VALUES(self))
         object.__setattr__(other, "seed", seed)
         return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What a dataclass with slots does by itself looks at its fields anew each time.
+        return _restored, _VALUES(self)
 
     @property
     def has_penalties(self) -> bool:
@@ -182,6 +186,18 @@ class SamplingParams:
     def is_masked(self) -> bool:
         """Whether the tokens before it decide which one may come next."""
         return self.grammar is not None or self.bounds_reasoning
+
+
+_NAMES = tuple(each.name for each in fields(SamplingParams))
+_VALUES = attrgetter(*_NAMES)
+
+
+def _restored(*values: Any) -> SamplingParams:
+    """The parameters that have these values, which were checked once."""
+    made = object.__new__(SamplingParams)
+    for name, value in zip(_NAMES, values, strict=True):
+        object.__setattr__(made, name, value)
+    return made
 
 
 def _refuse(name: str, kind: str, value: Any, **bounds: Any) -> NoReturn:

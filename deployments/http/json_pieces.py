@@ -8,6 +8,7 @@ up nobody. Depth, number of values and keys, and length of numbers are bounded. 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ MAX_KEYS = 2**10
 MAX_DIGITS = 40
 
 _PIECE = 2**16
+# So much holds nobody up.
+_SMALL_BYTES = 2**13
+_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
+_MANY_ZEROS = b"0" * (MAX_DIGITS + 1)
 _SPACE = re.compile(r"[ \t\n\r]*")
 # Elements of a list of token ids, all but the last one.
 _INTEGERS = re.compile(r"(?:[ \t\n\r]{0,16}-?(?:0|[1-9]\d{0,18})[ \t\n\r]{0,16},){1,4096}", re.ASCII)
@@ -50,7 +55,23 @@ def read_json_text(data: bytes | bytearray) -> Any:
     Raises:
         ValueError: it is not JSON, or a JsonLimitError: it is nested too deeply, has too many values, or too long a number.
     """
+    if len(data) <= _SMALL_BYTES and not _may_exceed(data):
+        # What is wrong with it, the reader says.
+        with contextlib.suppress(ValueError):
+            return json.loads(data)
     return _Reader(_decoded(data)).whole()
+
+
+def _may_exceed(data: bytes | bytearray) -> bool:
+    """Whether there may be anything in a short text that ``json.loads`` takes and that is not read here."""
+    return (
+        data.count(b"[") + data.count(b"{") > MAX_DEPTH
+        or data.count(b":") > MAX_KEYS
+        or b"NaN" in data
+        or b"Infinity" in data
+        or 0 in data  # other encodings
+        or _MANY_ZEROS in data.translate(_ZEROS)
+    )
 
 
 def write_json(value: Any, in_pieces: bool = False) -> list[str]:

@@ -13,6 +13,8 @@ from cluster.api_errors import shown
 from deployments.openai_api.requests.schemas import NULL
 from deployments.openai_api.requests.validation import field_error, whole
 
+# Looked at in one call, within a tenth of a millisecond.
+_AT_ONCE = 2**12
 _ID_SCHEMA = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
 
 
@@ -28,6 +30,15 @@ def token_ids(ids: Any, most: int | None = None, path: tuple[int, ...] = ()) -> 
     if not isinstance(ids, list) or (most is not None and len(ids) > most):
         bound = "" if most is None else f"at most {most} "
         raise field_error(path, ids, f"must be a list of {bound}token ids, got {shown(ids)}")
+    for begin in range(0, len(ids), _AT_ONCE):
+        part = ids[begin : begin + _AT_ONCE]
+        if set(map(type, part)) != {int} or min(part) < 0 or max(part) >= 2**31:
+            return _with_a_float(ids, most, path)
+    return ids
+
+
+def _with_a_float(ids: list[Any], most: int | None, path: tuple[int, ...]) -> list[int]:
+    """Ids of which one is no integer, or out of range; whole floats are integers, as JSON has it."""
     for j, token in enumerate(ids):
         if type(token) is float and token.is_integer():
             return token_ids(list(map(whole, ids)), most, path)

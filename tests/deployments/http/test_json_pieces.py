@@ -25,6 +25,14 @@ VALUES = st.recursive(
 )
 
 
+@pytest.fixture(autouse=True, scope="module", params=[json_pieces._SMALL_BYTES, -1], ids=["as served", "in pieces"])
+def small_bytes(request):
+    """Short texts are read by the library where they may be; the reader gives the same for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_pieces, "_SMALL_BYTES", request.param)
+        yield
+
+
 def refuse(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
