@@ -49,7 +49,7 @@ from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
 from deployments.http.server.set_up import set_up_http_servers
 from deployments.metrics.ingress_metrics import IngressMetrics
-from deployments.metrics.vllm_text import VllmMetrics
+from deployments.metrics.vllm_text import VllmFamilies, VllmMetrics
 from deployments.openai_api.answer_formats import AnswerFormats
 from deployments.openai_api.answers.answer import OpenAiResponse, model_object
 from deployments.openai_api.answers.event_ids import LAST_EVENT_ID_HEADER
@@ -292,18 +292,19 @@ class OpenAiIngress:
 
     async def metrics(self, request: Request) -> Response:
         """What the engines, this ingress and the processes of this node measured, as Prometheus reads it."""
-        text = await metrics_text(self._metrics, self._vllm_text(), request.query_params.get("only"))
+        text = await metrics_text(self._metrics, self._vllm_families().text, request.query_params.get("only"))
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
-    def _vllm_text(self) -> bytes:
+    def _vllm_families(self) -> VllmFamilies:
         client, service = self._client, self._service
         if client is None or service is None:
-            return b""
+            return VllmFamilies()
         inputs = client.inputs()
         loads = {view.engine_id: view.load for view in inputs.engines}
         totals, name = client.metrics.totals, client.subscriber
         block_size = self._config.block_size
-        return VllmMetrics(service.model_id, loads, block_size, name, totals, inputs.ingress.num_held).text()
+        metrics = VllmMetrics(service.model_id, loads, block_size, name, totals, inputs.ingress.num_held)
+        return VllmFamilies(list(metrics.collect()))
 
     async def status(self, request: Request) -> Response:
         """Every engine of this application with what it holds, and what happened to requests in this ingress."""

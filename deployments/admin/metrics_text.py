@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from cluster.api_errors import ApiError, bad_request, shown
 from deployments.admin.node_metrics import NodeMetrics
@@ -25,17 +26,17 @@ def wanted_parts(only: str | None) -> tuple[str, ...]:
     return wanted
 
 
-async def metrics_text(node: NodeMetrics, vllm: bytes, only: str | None) -> bytes:
+async def metrics_text(node: NodeMetrics, vllm: Callable[[], bytes], only: str | None) -> bytes:
     """Prometheus text.
 
     Args:
-        vllm: the part under vLLM's names.
+        vllm: writes the part under vLLM's names, on another thread.
         only: see ``wanted_parts``.
     Raises:
         ApiError: 400, or 503: Ray's agent does not answer, and its part was asked for.
     """
     wanted = wanted_parts(only)
-    text = vllm if "vllm" in wanted else b""
+    text = await asyncio.to_thread(vllm) if "vllm" in wanted else b""
     if {"bireme", "ray"} & set(wanted):
         try:
             found = await node.text()

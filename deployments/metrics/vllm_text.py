@@ -25,6 +25,21 @@ from cluster.outputs import EngineLoad
 from deployments.metrics.request_totals import RequestTotals
 
 
+class VllmFamilies(NamedTuple):
+    """Families whose values change no more, so that they may be written on another thread, which takes longer than to collect
+    them."""
+
+    families: Sequence[Metric] = ()
+
+    def collect(self) -> Sequence[Metric]:
+        """As Prometheus's client wants them."""
+        return self.families
+
+    def text(self) -> bytes:
+        """In Prometheus's text format."""
+        return generate_latest(self) if self.families else b""
+
+
 class VllmMetrics(NamedTuple):
     """At one moment. Series of an engine have the label ``engine``, and are the same whichever ingress tells them; those that an
     ingress measured have its name, so that a scraper that meets one after the other does not mix their counters.
@@ -47,7 +62,7 @@ class VllmMetrics(NamedTuple):
 
     def text(self) -> bytes:
         """In Prometheus's text format."""
-        return generate_latest(self)
+        return VllmFamilies(list(self.collect())).text()
 
     def collect(self) -> Iterator[Metric]:
         """The families, as Prometheus's client wants them."""
