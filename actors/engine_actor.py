@@ -152,12 +152,27 @@ class RunnerActor:
         self._files.finished(receiver)
 
     def begin(self, request: EngineRequest) -> None:
-        """Begin a request whose call of ``generate`` is on its way. What is not taken now the call will be told of."""
+        """Begin a request whose call of ``generate`` will follow, and be told why if it is refused. An engine that drains says so
+        on the stream at once, as a hand-over before its first word."""
         key = request.request_id, request.attempt
         is_known = key in self._ahead or self._live.newest_attempt(request.request_id) >= request.attempt
-        if self._info is None or self._draining is not None or request.subscriber not in self._streams or is_known:
+        stream = self._streams.get(request.subscriber)
+        if self._info is None or stream is None or is_known:
+            return
+        if self._draining is not None:
+            index = len(request.output_token_ids)
+            stream.put([TokenDelta(*key, index, [], finish_reason=FINISH_HANDOVER)])
             return
         self._ahead.begin(key, self._loop.create_task(self._generate(request)))
+
+    def give_up(self, subscriber: str, key: RequestKey) -> None:
+        """End a request of ``subscriber``, also one that ``begin`` was given just now."""
+        # Behind the first step of its task, which has the engine's thread add it.
+        self._loop.call_soon(self._give_up, subscriber, key)
+
+    def _give_up(self, subscriber: str, key: RequestKey) -> None:
+        if self._live.subscriber(key) == subscriber:
+            self._abort(key)
 
     async def generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
         """Run one request to its end, or wait for its end if it came ahead. Pending for the whole generation; cancelling it

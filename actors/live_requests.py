@@ -70,6 +70,11 @@ class LiveRequests:
     def __len__(self) -> int:
         return len(self._of)
 
+    def subscriber(self, key: RequestKey) -> str | None:
+        """Whose request it is; None if it is not here."""
+        live = self._of.get(key)
+        return None if live is None else live.request.subscriber
+
     def newest_attempt(self, request_id: str) -> int:
         """-1 if the request is not here."""
         return self._attempts.get(request_id, -1)

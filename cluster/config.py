@@ -332,7 +332,7 @@ class LLMConfig(EngineConfig):
     )
     routing_policy: Literal["power_of_two", "least_tokens"] = Field(
         "power_of_two",
-        description="Engine that a request is sent to; power_of_two: of two at random, the one with fewer requests; least_tokens: the one whose requests, running and waiting, have the fewest tokens, of which those of prompts to compute count tenfold.",
+        description="Engine that a request is sent to; power_of_two: of two at random, the less busy one; least_tokens: the one whose requests, running and waiting, have the fewest tokens, of which those of prompts to compute count tenfold.",
     )
     drain_timeout_s: float = Field(
         20.0,

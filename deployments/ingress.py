@@ -74,6 +74,7 @@ from deployments.replica.ray_peers import RayPeers, find_beside_an_event_loop
 from deployments.replica.replica_port import listen_where_the_node_does
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.router.engine_choices import choices_of
+from deployments.routing.waiting.turns import Turns
 from deployments.spares.engine_processes import EngineProcesses
 from deployments.spares.keepers import SpareKeepers
 from deployments.start.console import cannot_start, terminal_logger
@@ -141,6 +142,7 @@ class OpenAiIngress:
         self._openapi: dict[str, Any] | None = None
         self._service: OpenAiService | None = None
         self._choices = choices_of(engines.app_name, engines.deployment_name)
+        self._turns = Turns()
         self._client: EngineClient | None = None
         self._starting: asyncio.Task | None = None
         self._recording: asyncio.Task | None = None
@@ -208,6 +210,7 @@ class OpenAiIngress:
             IngressMetrics(*config.latency_targets_s),
             lambda: have_controller_look(self._engines),
             self._spares.prepare_first if self._spares else None,
+            self._turns,
         )
         self._client.attach_early(find_runner)
         if self._expected is not None:
@@ -403,6 +406,7 @@ class OpenAiIngress:
 
     async def _begin(self, request: Request, start: Start) -> tuple[Peer, bool, tuple[Generation, OpenAiResponse]]:
         service = await self._ready()
+        await self._turns.begin()
         max_bytes = self._max_body_bytes
         tenant, last_event_id = request.state.tenant, request.headers.get(LAST_EVENT_ID_HEADER)
         resumable = wants_event_ids(request.headers.get(RESUMABLE_HEADER), last_event_id)
@@ -442,7 +446,9 @@ async def _answer(peer: Peer, generation: Generation, answer: OpenAiResponse, re
     response: Response | None = None
     try:
         patience_s = _STREAM_STATUS_PATIENCE_S if answer.request.stream else _STATUS_PATIENCE_S
-        first = await while_connected(peer.receive, _first_tokens(generation, patience_s))
+        # Awaited before the status is sent, so that a refusal by the engine gets its own; not for long, so that a client in a
+        # long queue sees a sign of life.
+        first = await while_connected(peer.receive, generation.read(patience_s))
         # A status is a promise: a full queue is no reason to break it.
         generation.accept()
         if answer.request.stream:
@@ -455,15 +461,6 @@ async def _answer(peer: Peer, generation: Generation, answer: OpenAiResponse, re
     finally:
         if response is None:
             generation.close()
-
-
-async def _first_tokens(generation: Generation, patience_s: float) -> dict[int, str]:
-    """What the first read returns, awaited before the status is sent, so that a refusal by the engine gets its own status;
-    nothing if it takes long, so that a client in a long queue sees a sign of life."""
-    try:
-        return await asyncio.wait_for(generation.read(), patience_s)
-    except asyncio.TimeoutError:
-        return {}
 
 
 class _Lifespan:

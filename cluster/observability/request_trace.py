@@ -11,7 +11,7 @@ from typing import Any
 MARKS = {
     "received": "the ingress has the request",
     "prepared": "read, checked, encoded",
-    "sent": "given to Serve's handle",
+    "sent": "sent to an engine, or given to Serve's handle",
     "replica": "the engine replica has it",
     "runner": "the engine actor has it",
     "scheduled": "it has a slot in the engine",

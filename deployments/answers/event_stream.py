@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -19,6 +18,7 @@ from deployments.answers.generation import Generation
 from deployments.answers.response_builder import ResponseBuilder
 from deployments.http.body_writer import BodyWriter, body_writer
 from deployments.http.connection import ClientGoneError, while_connected
+from deployments.http.eager import begin
 from deployments.http.json_pieces import write_json
 from deployments.http.large_requests import large_requests
 from deployments.start.serve_environment import fallback_port
@@ -189,48 +189,6 @@ class EventStream(Response):
 def longer(pause_s: float) -> float:
     """How long a stream that was silent for ``pause_s`` seconds may be silent next, to a client that was promised nothing."""
     return min(pause_s * _KEEP_ALIVE_GROWTH, _LONGEST_KEEP_ALIVE_S)
-
-
-def begin(work: Awaitable[None]) -> asyncio.Task | None:
-    """Do ``work`` as far as it goes without waiting, as an eager task of Python 3.12 does; None if that is all of it. What it
-    raises, the task raises."""
-    steps = work.__await__()
-    try:
-        waits_for = next(steps)
-    except StopIteration:
-        return None
-    except Exception as error:
-        return asyncio.ensure_future(_raise(error))
-    return asyncio.ensure_future(_rest(steps, waits_for))
-
-
-async def _raise(error: Exception) -> None:
-    raise error
-
-
-async def _rest(steps: Generator[Any, None, None], waits_for: Any) -> None:
-    await _Steps(steps, waits_for)
-
-
-class _Steps:
-    """What is left of a coroutine that waits for something."""
-
-    def __init__(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
-        self._steps, self._waits_for = steps, waits_for
-
-    def __await__(self) -> Generator[Any, None, None]:
-        waits_for = self._waits_for
-        while True:
-            try:
-                yield waits_for
-            except BaseException as error:  # cancelled, or what was waited for failed
-                going_on = functools.partial(self._steps.throw, error)
-            else:
-                going_on = functools.partial(next, self._steps)
-            try:
-                waits_for = going_on()
-            except StopIteration:
-                return
 
 
 def _send_body(send: Send, body: bytes) -> Awaitable[None]:

@@ -75,8 +75,9 @@ class Generation:
             if choice.submission is not None:
                 choice.submission.is_admitted = True
 
-    async def read(self) -> dict[int, str]:
-        """Wait for tokens; the new text of every sequence that got any, by index (empty text if none was released yet).
+    async def read(self, patience_s: float | None = None) -> dict[int, str]:
+        """Wait for tokens; the new text of every sequence that got any, by index (empty text if none was released yet). Nothing
+        if ``patience_s`` seconds have passed without any.
 
         Raises:
             ApiError: a sequence cannot be completed, and what came before was read; the whole request is over.
@@ -84,11 +85,15 @@ class Generation:
         if self._has_more and self._unread:
             await asyncio.sleep(0)
         if not self._unread and self._error is None and self._num_open:
-            self._waiter = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = None if patience_s is None else loop.call_later(patience_s, self._wake)
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+                if timer is not None:
+                    timer.cancel()
         if self._error is not None and not self._unread:
             raise self._error
         if len(self._unread) == 1:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from cluster.api_errors import ApiError, bad_request, unavailable
 from deployments.http.content_coding import Gunzip, gunzip_of
+from deployments.http.eager import within
 from deployments.http.json_pieces import read_json_text
 from deployments.http.large_requests import SMALL_BYTES, Holding
 
@@ -56,7 +57,7 @@ async def read_body(
             raise _too_large(max_bytes, hint)
         _count(int(length), max_bytes, holding)
     try:
-        return await asyncio.wait_for(_read(request, max_bytes, holding, gunzip, hint), timeout_s)
+        return await within(_read(request, max_bytes, holding, gunzip, hint), timeout_s)
     except asyncio.TimeoutError:
         raise ApiError(
             408,

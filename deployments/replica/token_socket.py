@@ -3,9 +3,9 @@
 A Ray stream costs both processes about a millisecond a message, which matters where they share the cores that compute;
 a socket costs a twentieth of that. What travels is the same: the items of ``RunnerActor.attach``.
 
-Wire: the client sends one frame ``[subscriber, resume]``, and a request that is to begin before its call comes as a frame of its
-own; the server sends one frame a message, ``[deltas, load]``, with deltas and load as arrays. A frame is a length (4 bytes, big
-endian) and MessagePack.
+Wire: the client sends one frame ``[subscriber, resume]``, then a request that is to begin before its call as a frame of its
+own, and ``[request id, attempt]`` of one that is to end; the server sends one frame a message, ``[deltas, load]``, with deltas
+and load as arrays. A frame is a length (4 bytes, big endian) and MessagePack.
 
 Each side talks to processes of its own user alone, whom the kernel names: whoever else gets hold of a path gains nothing.
 """
@@ -30,7 +30,7 @@ import msgspec
 
 from cluster.errors import BiremeError, InvalidRequestError
 from cluster.outputs import EngineLoad, StreamItem, TokenDelta
-from cluster.request import EngineRequest
+from cluster.request import EngineRequest, RequestKey
 from deployments.start.run_files.private_folder import not_private, private_base
 
 # A longer prompt comes with the call alone: what it takes to compute hides the way.
@@ -41,7 +41,7 @@ Attach = Callable[[str, dict[str, int]], AsyncIterator[list[StreamItem]]]
 _LENGTH = struct.Struct(">I")
 _ENCODER = msgspec.msgpack.Encoder()
 _HELLO = msgspec.msgpack.Decoder(tuple[str, dict[str, int]])
-_REQUEST = msgspec.msgpack.Decoder(EngineRequest)
+_REQUEST = msgspec.msgpack.Decoder(EngineRequest | tuple[str, int])
 _MESSAGE = msgspec.msgpack.Decoder(tuple[list[TokenDelta], list[EngineLoad]])
 _CREDENTIALS = struct.Struct("iII")  # process, user, group
 # A folder without a socket is about to get it, or its maker was killed in between.
@@ -79,6 +79,13 @@ class RequestSender:
         self._writer.write(_LENGTH.pack(len(body)) + body)
         return True
 
+    def abort(self, key: RequestKey) -> bool:
+        """Have a request end; the runner reads it after all that was sent before. False if it cannot be told this way."""
+        if self._writer.is_closing():
+            return False
+        _write_frame(self._writer, key)
+        return True
+
 
 class TokenSocket:
     """The runner's side. The socket lies in a folder that only this user may enter.
@@ -86,14 +93,18 @@ class TokenSocket:
     Args:
         attach: yields the messages of a subscriber.
         begin: gets the requests of subscribers that are attached.
+        give_up: gets a subscriber, and the key of a request which it does not want any more.
 
     Attributes:
         path: of the socket; empty until it is open.
     """
 
-    def __init__(self, attach: Attach, begin: Callable[[EngineRequest], None]) -> None:
+    def __init__(
+        self, attach: Attach, begin: Callable[[EngineRequest], None], give_up: Callable[[str, RequestKey], None]
+    ) -> None:
         self._attach = attach
         self._begin = begin
+        self._give_up = give_up
         self.path = ""
         self._server: asyncio.Server | None = None
 
@@ -158,9 +169,12 @@ class TokenSocket:
         ):
             while True:
                 request = _REQUEST.decode(await _read_frame(reader, MAX_REQUEST_BYTES))
-                if request.subscriber != subscriber:
+                if isinstance(request, tuple):
+                    self._give_up(subscriber, request)
+                elif request.subscriber == subscriber:
+                    self._begin(request)
+                else:
                     return
-                self._begin(request)
 
 
 def _socket_base() -> Path | None:

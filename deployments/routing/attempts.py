@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ray.serve.handle import DeploymentHandle
 
@@ -66,7 +66,8 @@ class Attempts:
         self._departures = departures
         self._metrics = metrics
         self._taking_s = hang_timeout_s * _TAKING_SHARE
-        choices.on_chosen = self._send_ahead
+        self._following: dict[str, Submission] = {}  # finished ones, whose calls are under way
+        choices.on_chosen = self._chosen
 
     async def make(self, submission: Submission, request: EngineRequest, last_resort: bool) -> Outcome | None:
         """Call an engine, and wait until the attempt is over; None if the sequence is finished.
@@ -74,14 +75,15 @@ class Attempts:
         Args:
             last_resort: one that would rather not is to take it, too.
         """
-        self._choices.open(request.request_id, submission.place)
+        if submission.ended.done():
+            # It went ahead: it is finished by now, or its engine has said or shown that it does not run it.
+            if submission.entry.finished and submission.call is None:
+                self.follow(submission)
+            return submission.ended.result()
+        if submission.ahead is None:
+            self._choices.open(request.request_id, submission.place)
         submission.place = ""
-        marks = submission.entry.marks
-        marks.setdefault("sent", time.time())
-        call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
-        reply = asyncio.ensure_future(reply_of(call))
-        reply.add_done_callback(lambda reply: _note(reply, submission.entry, self._metrics))
-        submission.call = call, reply
+        call, reply = self._call(submission, request, last_resort)
         given_up = await self._not_taken(submission, reply)
         if given_up is not None:
             call.cancel()
@@ -93,27 +95,75 @@ class Attempts:
                 return answered
         lost = submission.ended.result()
         if lost is not None and not reply.done():
-            if isinstance(lost, (HandedOver, Moved)):
+            if isinstance(lost, (HandedOver, Moved, NotAdmitted)):
                 self._departures.begin((request.request_id, request.attempt), call, reply)
             else:
                 call.cancel()
         return lost
 
-    def _send_ahead(self, request: EngineRequest, engine_id: str) -> None:
-        """The router has chosen: have the engine begin, while Serve's call goes its way. Answers that have begun and what was
-        refused once go with the call alone."""
-        submission = self._submissions.of(request.request_id)
+    def begin_ahead(self, submission: Submission) -> bool:
+        """Have the engine that is the best choice now begin the first attempt, whose call is to follow: ``make`` calls that
+        engine's replica, or ``follow``. Answers that have begun go with their calls alone. False if nothing was sent."""
+        entry = submission.entry
+        if entry.attempt:
+            return False
+        request = entry.engine_request()
+        self._choices.open(entry.request_id)
+        engine_id = self._choices.first_choice(request)
+        if not engine_id or not self._send_ahead(submission, request, engine_id):
+            return False
+        entry.marks.setdefault("sent", time.time())
+        submission.request = request
+        self._choices.pin(entry.request_id, engine_id)
+        return True
+
+    def follow(self, submission: Submission) -> None:
+        """The answer was finished before its call was made. Serve is to count it all the same, and the engine's reply has what
+        ``_note`` notes; the engine runs nothing."""
+        request, ahead, request_id = submission.request, submission.ahead, submission.entry.request_id
+        assert request is not None and ahead is not None
+        self._choices.pin(request_id, ahead.engine_id)
+        self._following[request_id] = submission
+        _, reply = self._call(submission, request, last_resort=True)
+        reply.add_done_callback(lambda _: self._followed(request_id))
+
+    def _followed(self, request_id: str) -> None:
+        del self._following[request_id]
+        self._choices.close(request_id)
+
+    def _call(self, submission: Submission, request: EngineRequest, last_resort: bool) -> tuple[Any, asyncio.Future]:
+        submission.entry.marks.setdefault("sent", time.time())
+        call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
+        reply = asyncio.ensure_future(reply_of(call))
+        reply.add_done_callback(lambda reply: _note(reply, submission.entry, self._metrics))
+        submission.call = call, reply
+        return submission.call
+
+    def _send_ahead(self, submission: Submission, request: EngineRequest, engine_id: str) -> bool:
+        stream = self._streams.of(engine_id)
+        if stream is None or self._choices.is_avoided(engine_id) or not stream.send(request):
+            return False
+        submission.ahead = stream
+        return True
+
+    def _chosen(self, request: EngineRequest, engine_id: str) -> None:
+        """The router has chosen: have the engine begin while Serve's call goes its way, if it was not told before. What was
+        refused once goes with the call alone."""
+        submission = self._submissions.of(request.request_id) or self._following.get(request.request_id)
         if submission is None or request.attempt != submission.entry.attempt:
             return
         ahead = submission.ahead
         if ahead is None:
-            stream = self._streams.of(engine_id)
-            if stream is not None and not request.attempt and not self._choices.is_avoided(engine_id):
-                submission.ahead = stream if stream.send(request) else None
+            if not request.attempt:
+                self._send_ahead(submission, request, engine_id)
         elif ahead.engine_id != engine_id:
             # That engine's replica did not take the call. Both would run the attempt, and their tokens need not be the same.
-            ahead.abort(request.request_id, request.attempt)
-            submission.end_attempt(NotTaken(ahead.engine_id))
+            if submission.entry.finished:
+                assert submission.call is not None
+                submission.call[0].cancel()
+            else:
+                ahead.abort(request.request_id, request.attempt)
+                submission.end_attempt(NotTaken(ahead.engine_id))
 
     async def _answered(self, submission: Submission, reply: GenerateReply | Outcome) -> Outcome | None:
         """The call was answered, and the token stream has yet to say how the attempt ends; None once it has."""

@@ -100,7 +100,7 @@ class Completion:
     async def run(self, submission: Submission) -> ApiError | None:
         """Submit until the sequence is finished (None) or cannot be (the error)."""
         entry = submission.entry
-        tries = _Tries(entry.engine_request(), entry.next_index)
+        tries = _Tries(submission.request or entry.engine_request(), entry.next_index)
         while True:
             if submission.suspicion.must_isolate:
                 await self._submissions.isolate(submission)
@@ -117,6 +117,7 @@ class Completion:
             return error
         # What was taken once is not refused for want of room: it waits for some.
         self._choices.avoid(self._choices.chosen(submission.entry.request_id), AVOID_REFUSING_S)
+        submission.abort()
         self._begin_attempt(submission, tries)
         tries.times_full += 1
         await _pause(_REFUSAL_BACKOFF_S, tries.times_full, _MAX_REFUSAL_BACKOFF_S)
@@ -146,7 +147,7 @@ class Completion:
         tries.last_resort = outcome.last_resort and tries.refusals >= _REFUSALS_BEFORE_LAST_RESORT
         if submission.ahead is not None:
             # Its replica refuses what its runner may have begun.
-            submission.ahead.abort(submission.entry.request_id, submission.entry.attempt)
+            submission.abort()
             self._begin_attempt(submission, tries)
         await _pause(_REFUSAL_BACKOFF_S, tries.refusals, _MAX_REFUSAL_BACKOFF_S)
         return None
@@ -217,8 +218,7 @@ class Completion:
     def _next_attempt(self, submission: Submission, tries: _Tries, outcome: EngineLost | HandedOver | NotTaken) -> None:
         entry = submission.entry
         submission.is_admitted = submission.is_admitted or submission.stream is not None
-        if (stream := submission.stream or submission.ahead) is not None:
-            stream.abort(entry.request_id, entry.attempt)
+        submission.abort()
         submission.lost_at = submission.lost_at or time.monotonic()
         details = {"engine": outcome.engine_id, "attempt": entry.attempt + 1, "tokens": entry.next_index}
         if isinstance(outcome, HandedOver):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from cluster.outputs import FINISH_HANDOVER, FINISH_MOVE, FINISHES_ELSEWHERE, TokenDelta
+from cluster.outputs import FINISH_HANDOVER, FINISH_MOVE, FINISHES_ELSEWHERE, NotAdmitted, TokenDelta
 from cluster.process.logs import log_fields
 from cluster.replies import EngineLost, HandedOver, Moved
 from cluster.routing.fingerprint import of_answer
@@ -39,7 +39,8 @@ class Delivery:
                     submission.deliver(new)
                 return
         if delta.is_first_word and (delta.request_id, delta.attempt) in self._departures:
-            stream.abort(delta.request_id, delta.attempt)
+            if not stream.was_told(delta.request_id, delta.attempt):
+                stream.abort(delta.request_id, delta.attempt)
         elif submission is None or delta.attempt != submission.entry.attempt:
             self._fence(stream, delta, submission)
         else:
@@ -54,6 +55,10 @@ class Delivery:
             logger.warning("event=aborted_again %s index=%d: its tokens still came", what, delta.index)
 
     def _accept(self, stream: TokenStream, delta: TokenDelta, submission: Submission) -> None:
+        if delta.finish_reason == FINISH_HANDOVER and submission.stream is None and submission.ahead is stream:
+            # It was sent ahead, and not begun.
+            submission.end_attempt(NotAdmitted(stream.engine_id, "the engine drains"))
+            return
         # An engine that gave up on its own account does not end the request; another attempt does.
         aborted = delta.finish_reason in FINISHES_ELSEWHERE
         new = submission.entry.accept(delta._replace(finish_reason=None) if aborted else delta)

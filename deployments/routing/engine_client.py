@@ -30,6 +30,7 @@ from deployments.routing.router.engine_rooms import EngineRooms
 from deployments.routing.submission import Submission
 from deployments.routing.submissions import Submissions
 from deployments.routing.token_streams import TokenStream, TokenStreams
+from deployments.routing.waiting.turns import Turns
 
 logger = logging.getLogger("ray.serve")
 
@@ -51,6 +52,7 @@ class EngineClient:
         metrics: of the ingress; None: new ones.
         look: has Serve's controller look around; called while requests wait for a first engine.
         expect: called once when they begin to.
+        turns: of requests at this event loop; None: nobody but this client takes any.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class EngineClient:
         metrics: IngressMetrics | None = None,
         look: Callable[[], Awaitable[None]] = _nobody_looks,
         expect: Callable[[], Awaitable[None]] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.events = RequestEvents()
         self.metrics = metrics or IngressMetrics()
@@ -83,8 +86,12 @@ class EngineClient:
         )
         self._rooms = EngineRooms(choices, self._streams, self._submissions, idle_room, max_queue_share, max_engines)
         self._balancer = Balancer(self.subscriber, self._streams, choices)
+        self._attempts = Attempts(
+            handle, choices, self._streams, self._submissions, self._departures, self.metrics, hang_timeout_s
+        )
+        self._turns = turns or Turns()
         self._completion = Completion(
-            Attempts(handle, choices, self._streams, self._submissions, self._departures, self.metrics, hang_timeout_s),
+            self._attempts,
             choices,
             self._streams,
             self._submissions,
@@ -141,9 +148,22 @@ class EngineClient:
         submission.is_admitted |= not self.choices.engines
         self._submissions.open(submission)
         self._prompt_start.hurry()
+        if not self._turns.is_full and self._attempts.begin_ahead(submission):
+            self._turns.add_call(lambda: self._follow(submission))
+        else:
+            self._begin(submission)
+        return submission
+
+    def _begin(self, submission: Submission) -> None:
         # Of no HTTP request: Serve would cancel the calls of one whose client has gone, and a cancelled call is a lost attempt.
         submission.task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._run(submission))
-        return submission
+
+    def _follow(self, submission: Submission) -> None:
+        """It is the turn of the call of what went ahead."""
+        if submission.entry.finished:
+            contextvars.Context().run(self._attempts.follow, submission)
+        elif self._submissions.of(submission.entry.request_id) is submission:
+            self._begin(submission)
 
     async def _run(self, submission: Submission) -> None:
         try:
@@ -153,6 +173,8 @@ class EngineClient:
             error = ApiError(500, f"internal error: {type(unexpected).__name__}", code="internal_error")
         self._submissions.leave_isolation(submission)
         if error is not None:
+            # Who refused it may not be the engine that was sent it.
+            submission.abort()
             self._submissions.close(submission)
             submission.fail(error)
 
@@ -161,9 +183,11 @@ class EngineClient:
         was_sent = bool(self.choices.chosen(submission.entry.request_id))
         self._submissions.close(submission)
         self._submissions.leave_isolation(submission)
-        if submission.task is None or submission.task.done():
-            return
-        submission.task.cancel()
+        task = submission.task
+        if task is not None:
+            if task.done():
+                return
+            task.cancel()
         if submission.entry.finished:
             return
         key = submission.entry.request_id, submission.entry.attempt
@@ -172,12 +196,12 @@ class EngineClient:
                 self._departures.begin(key, *submission.call)
             else:
                 submission.call[0].cancel()
-        if submission.stream is not None:
-            submission.stream.abort(*key)
+        submission.abort()
 
     async def close(self) -> None:
         """Cancel everything and detach."""
         self._prompt_start.close()
+        self._turns.close()
         if self._attaching is not None:
             self._attaching.cancel()
         for submission in self._submissions:
@@ -205,5 +229,5 @@ class EngineClient:
         self.choices.avoid(stream.engine_id, AVOID_DEAD_S)
         if stream.alive:
             self.events.record(SILENT_ENGINES, "-", engine=stream.engine_id)
-        for submission in self._submissions.on(stream):
+        for submission in self._submissions.sent_to(stream):
             submission.end_attempt(EngineLost(stream.engine_id, why, died=True))

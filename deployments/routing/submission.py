@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
-from cluster.outputs import TokenDelta
+from cluster.outputs import NotAdmitted, TokenDelta
 from cluster.replies import EngineLost, HandedOver, Moved, NotTaken
+from cluster.request import EngineRequest
 from cluster.routing.suspicion import Suspicion
 from deployments.routing.token_streams import TokenStream
+
+# How an attempt ends that its call says nothing of; None: with the sequence.
+AttemptEnd: TypeAlias = "EngineLost | HandedOver | Moved | NotAdmitted | NotTaken | None"
 
 
 class Submission:
@@ -24,6 +28,7 @@ class Submission:
         fail: called once, instead of a last delta, when the sequence cannot be completed.
         stream: of the engine that the present attempt is known to be on.
         ahead: of the engine that was sent the present attempt before its call.
+        request: the first attempt, as an engine was sent it before its call; None if it goes with the call alone.
         place: the engine that keeps a place for the next attempt; empty if none does.
         call: of the present attempt, and its answer.
         is_admitted: a full queue does not refuse it any more. An engine that is lost had taken it, a client takes its answer up,
@@ -43,6 +48,7 @@ class Submission:
         self.fail = fail
         self.stream: TokenStream | None = None
         self.ahead: TokenStream | None = None
+        self.request: EngineRequest | None = None
         self.place = ""
         self.call: tuple[Any, asyncio.Future] | None = None
         self.is_admitted = entry.attempt > 0
@@ -53,16 +59,19 @@ class Submission:
         self.times_passed_over = 0
         self.submitted_at = time.monotonic()
         self.lost_at: float | None = None
-        self.ended: asyncio.Future[EngineLost | HandedOver | Moved | NotTaken | None] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.ended: asyncio.Future[AttemptEnd] = asyncio.get_running_loop().create_future()
 
     @property
     def is_troubled(self) -> bool:
         """An attempt was lost and no token came since, or not enough of them to be no suspect any more."""
         return self.lost_at is not None or self.suspicion.deaths > 0
 
-    def end_attempt(self, lost: EngineLost | HandedOver | Moved | NotTaken | None) -> None:
+    def abort(self) -> None:
+        """Have the engine give up the present attempt, if one has it or was sent it."""
+        if (stream := self.stream or self.ahead) is not None:
+            stream.abort(self.entry.request_id, self.entry.attempt)
+
+    def end_attempt(self, lost: AttemptEnd) -> None:
         """The attempt is over: finished (None), lost, or to be continued elsewhere."""
         if not self.ended.done():
             self.ended.set_result(lost)

@@ -58,6 +58,10 @@ class Submissions:
         """Those that the engine behind ``stream`` is known to have."""
         return [submission for submission in self if submission.stream is stream]
 
+    def sent_to(self, stream: TokenStream) -> list[Submission]:
+        """Those, and the ones that it was sent and has not said that it has."""
+        return [submission for submission in self if (submission.stream or submission.ahead) is stream]
+
     def place(self, submission: Submission, stream: TokenStream) -> None:
         """The engine behind ``stream`` has taken the sequence."""
         self._choices.trust(stream.engine_id)

@@ -74,8 +74,9 @@ class TokenStream:
         self.pid, self._sender = pid, sender
 
     def send(self, request: EngineRequest) -> bool:
-        """Have the engine begin a request whose call is on its way; False if it cannot be told now."""
-        return self.alive and not self.silent and self._sender is not None and self._sender.send(request)
+        """Have the engine begin a request whose call follows or is on its way; False if it cannot be told now."""
+        is_well = self.alive and not self.silent and not self.leaves
+        return is_well and self._sender is not None and self._sender.send(request)
 
     def announced(self, load: EngineLoad) -> None:
         """The engine says how much it takes."""
@@ -92,13 +93,17 @@ class TokenStream:
         return time.monotonic() - self._heard_at
 
     def abort(self, request_id: str, attempt: int) -> None:
-        """Tell the engine to give up a request; not waited for."""
+        """Tell the engine to give up a request; not waited for. Where it can be, this comes behind the request itself."""
         key = request_id, attempt
         self._aborts[key] = time.monotonic(), self._aborts.get(key, (0.0, 0))[1] + 1
         if len(self._aborts) > _MAX_ABORTS_KEPT:
             del self._aborts[next(iter(self._aborts))]
-        if self.alive:
+        if self.alive and not (self._sender is not None and self._sender.abort(key)):
             self.runner.abort.remote(request_id, attempt)
+
+    def was_told(self, request_id: str, attempt: int) -> bool:
+        """Whether the engine was to give up a request."""
+        return (request_id, attempt) in self._aborts
 
     def unwanted(self, delta: TokenDelta) -> bool:
         """Nobody wants ``delta``. Give its request up if the engine runs it still; True if it was told before, and twice: a step

@@ -220,7 +220,26 @@ async def test_a_request_that_came_ahead_runs_at_once_and_its_call_gets_the_repl
     await actor.drain(0)
     assert (await actor.generate(subscribed("moved", [1], max_tokens=400))).finish_reason == "handover"
     actor.begin(subscribed("late", [1]))
+    await stream.wait_for("late", 1)
+    assert [(delta.token_ids, delta.finish_reason) for delta in stream.of("late")] == [([], "handover")]
     assert isinstance(await actor.generate(subscribed("late", [1])), NotAdmitted)
+    await actor.check_integrity()
+
+
+async def test_who_asked_ends_what_it_sent_ahead_in_the_same_breath_and_nobody_else_does(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    for name in ("left", "stays"):
+        actor.begin(subscribed(name, [1], max_tokens=400))
+    actor.give_up("ingress", ("left", 0))
+    actor.give_up("somebody else", ("stays", 0))
+    actor.give_up("ingress", ("unknown", 0))
+    await until(lambda: any(delta.finish_reason == "abort" for delta in stream.of("left")), 10)
+    await stream.wait_for("stays", 2)
+    assert told(await actor.generate(subscribed("left", [1], max_tokens=400)))[1] == "abort"
+    assert [key for key, _ in actor._live.unfinished()] == [("stays", 0)]
+    await actor.abort("stays", 0)
+    await until(lambda: not list(actor._live.unfinished()), 10)
     await actor.check_integrity()
 
 

@@ -37,6 +37,7 @@ SHORT = [
     FillObjectStore(0.1, 0.0, held_s=0.5),
     KillProcess(0.1, 0.5, "controller"),
     KillProcess(0.3, 0.5, "runner", "handover"),
+    KillProcess(0.3, 0.5, "runner", "ahead"),
     KillProcess(0.1, 0.5, "proxy", "decode"),
     KillProcess(0.3, 0.5, "engine", "saving"),
     ScaleEngines(0.1, 0.0, by=1),
@@ -54,7 +55,7 @@ def test_a_seed_draws_the_same_faults_again():
 
 def test_every_kind_of_process_and_phase_is_drawn():
     labels = {fault.label.split(" for ")[0] for seed in range(20) for fault in draw_faults(seed, 50, nodes=True)}
-    for phase in ("", " in queued", " in prefill", " in decode", " in saving", " in handover"):
+    for phase in ("", " in ahead", " in queued", " in prefill", " in decode", " in saving", " in handover"):
         assert f"kill runner{phase}" in labels
         assert f"stop runner{phase}" in labels
         assert f"kill engine{phase}" in labels

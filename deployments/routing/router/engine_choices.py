@@ -25,6 +25,7 @@ class EngineChoices:
     """Engines by id, requests by id.
 
     Attributes:
+        first_choice: the engine that the router would like best for the first attempt of a request; empty if it knows none.
         on_chosen: called with each open request and the engine that it goes to.
         model: what the engines serve, as one of them said; None until one did.
         most_engines: that the router has known at once.
@@ -33,6 +34,7 @@ class EngineChoices:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
+        self.first_choice: Callable[[EngineRequest], str] = lambda _: ""
         self.on_chosen: Callable[[EngineRequest, str], None] = lambda *_: None
         self.model: ServedModel | None = None
         self.most_engines = 0
@@ -42,6 +44,7 @@ class EngineChoices:
         self._avoided_until: dict[str, float] = {}
         self._chosen: dict[str, str] = {}
         self._places: dict[str, str] = {}
+        self._pinned: set[str] = set()
         self._loads = TokenLoads()
 
     def avoid(self, engine_id: str, seconds: float) -> None:
@@ -98,9 +101,21 @@ class EngineChoices:
         """
         self._chosen[request_id] = ""
         self._places.pop(request_id, None)
+        self._pinned.discard(request_id)
         if place:
             self._places[request_id] = place
         self._loads.open(request_id)
+
+    def pin(self, request_id: str, engine_id: str) -> None:
+        """The call of an open request is to go to the engine that has it already; also of one that is over, which counts for no
+        load any more."""
+        self._chosen.setdefault(request_id, "")
+        self._places[request_id] = engine_id
+        self._pinned.add(request_id)
+
+    def is_pinned(self, request_id: str) -> bool:
+        """Whether the engine that keeps a place for the request has it already."""
+        return request_id in self._pinned
 
     def sends(self, request: EngineRequest, engine_id: str) -> None:
         """The router means to send the request there."""
@@ -138,6 +153,7 @@ class EngineChoices:
         """The request is over."""
         self._chosen.pop(request_id, None)
         self._places.pop(request_id, None)
+        self._pinned.discard(request_id)
         self._loads.close(request_id)
 
 

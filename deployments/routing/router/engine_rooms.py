@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from cluster.outputs import EngineLoad
 from deployments.routing.admission import num_booked_for, refusal, share_refusal
-from deployments.routing.place_line import PlaceLine
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.submissions import Submissions
 from deployments.routing.token_streams import TokenStream, TokenStreams
+from deployments.routing.waiting.place_line import PlaceLine
 
 
 class EngineRooms:

@@ -38,6 +38,7 @@ class EngineRouter(PinnedRouter):
         self._choices = engine_choices.choices_of(*self.deployment)
         self._rng = random.Random()
         self.initialize_state()
+        self._choices.first_choice = self.first_choice
 
     def initialize_state(self, policy: str = "power_of_two") -> None:
         """Called by Serve with ``request_router_kwargs``.
@@ -55,12 +56,29 @@ class EngineRouter(PinnedRouter):
         wanted = RequestView("" if request is None else call[1])
         chosen = choose(self._policy, wanted, views, self._rng, self.ranks_failed)
         place = self._choices.place(request.request_id) if request is not None else ""
-        if place in by_id and not self._choices.is_avoided(place):
+        has_it = request is not None and self._choices.is_pinned(request.request_id)
+        if place in by_id and (has_it or not self._choices.is_avoided(place)):
             chosen = [[view for view in views if view.engine_id == place], *chosen]
         if request is not None and chosen and len(chosen[0]) == 1:
             # Counted now: others are routed while Serve asks the engine how busy it is.
             self._choices.sends(request, chosen[0][0].engine_id)
         return [[by_id[view.engine_id] for view in rank] for rank in chosen]
+
+    def first_choice(self, request: EngineRequest) -> str:
+        """The engine that the policy likes best; of several the one whose requests have the fewest tokens, since Serve's queue
+        lengths count no request whose call is yet to come. Empty if there is none, or the choice fails."""
+        try:
+            near = self.near
+            views = [self._view(self._engine_id(replica), replica, near) for replica in self.known_replicas]
+            ranks = choose(self._policy, RequestView(""), views, self._rng, self.ranks_failed)
+        except Exception as error:
+            self.ranks_failed(error)
+            return ""
+        if not ranks:
+            return ""
+        best = min(ranks[0], key=lambda view: view.num_tokens)
+        self._choices.sends(request, best.engine_id)
+        return best.engine_id
 
     def ranks_failed(self, error):
         """Count it."""

@@ -10,8 +10,10 @@ import os
 import signal
 from typing import Any
 
-# Where each phase shows: attribute of the engine, method, and whether the signal comes after the call.
+# Where each phase shows: attribute of the engine, or with a dot before it of the runner; method, and whether the signal comes
+# after the call.
 _PLACES = {
+    "ahead": ("._ahead", "begin", True),
     "queued": ("", "add_request", True),
     "prefill": ("executor", "execute_model_overlap", False),
     "decode": ("executor", "execute_model_overlap", False),
@@ -36,7 +38,7 @@ def arm(actor: Any, phase: str, number: int, pid: int) -> None:
     disarm(actor)
     engine = actor._engine_loop._engine
     part, method, after = _PLACES[phase]
-    owner = getattr(engine, part) if part else engine
+    owner = getattr(actor, part[1:]) if part.startswith(".") else getattr(engine, part) if part else engine
     call = getattr(owner, method)
 
     def aimed(*args: Any, **options: Any) -> Any:

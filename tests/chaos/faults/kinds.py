@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from cluster.observability.start_stages import READY, STAGES
 
-# Where a request is when its engine's process is hit; "any": wherever it happens to be.
-ENGINE_PHASES = ("any", "queued", "prefill", "decode", "saving", "handover")
+# Where a request is when its engine's process is hit; "any": wherever it happens to be; "ahead": it came, and its call has not.
+ENGINE_PHASES = ("any", "ahead", "queued", "prefill", "decode", "saving", "handover")
 # Within a move: the target has promised places, the source looks for requests to give up. They come only where requests wait.
 MOVE_PHASES = ("reserve", "move")
 # Of an engine's start, up to the end of the last one; in the first two its runner does not answer yet.

@@ -22,6 +22,7 @@ from deployments.ingress import OpenAiIngress
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
 from deployments.routing.router.engine_choices import EngineChoices
+from deployments.routing.waiting.turns import Turns
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK
 from tests.deployments.openai_api.test_service import Engines, byte_tokenizer
 from tests.waiting import until
@@ -91,6 +92,7 @@ def serving(engines: Engines) -> OpenAiIngress:
     """An ingress without Ray around it."""
     tokenizer = byte_tokenizer()
     made = object.__new__(OpenAiIngress)
+    made._turns = Turns()
     made._keys = ApiKeys([])
     made._config = SimpleNamespace(max_prompt_bytes=200_000, max_choices=4, allowed_origins=[])
     made._service = OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), 4)

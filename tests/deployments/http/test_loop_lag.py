@@ -33,6 +33,7 @@ from deployments.metrics.request_events import RequestEvents
 from deployments.openai_api.answers.event_ids import EventIds, ResumePoint
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
+from deployments.routing.waiting.turns import Turns
 from tests.deployments.openai_api.points import point_of
 from tests.deployments.openai_api.test_service import Engines
 
@@ -81,6 +82,7 @@ def application(tokenizer, num_tokens: int = 2):
     engines = Engines([100] * num_tokens, ENTRY)
     engines.events = RequestEvents()
     made = object.__new__(OpenAiIngress)
+    made._turns = Turns()
     made._keys = OPEN
     made._config = SimpleNamespace(max_prompt_bytes=None, max_choices=MAX_CHOICES, allowed_origins=[])
     made._service = OpenAiService(

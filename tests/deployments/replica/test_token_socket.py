@@ -71,7 +71,11 @@ class Source:
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, int]]] = []
         self.begun: list[EngineRequest] = []
+        self.given_up: list[tuple[str, tuple[str, int]]] = []
         self.detached = asyncio.Event()
+
+    def socket(self) -> TokenSocket:
+        return TokenSocket(self.attach, self.begun.append, lambda *asked: self.given_up.append(asked))
 
     async def attach(self, subscriber: str, resume: dict[str, int]):
         self.calls.append((subscriber, resume))
@@ -86,7 +90,7 @@ class Source:
 
 async def test_messages_arrive_as_they_were_sent():
     source = Source()
-    socket = TokenSocket(source.attach, source.begun.append)
+    socket = source.socket()
     await socket.open()
     assert [message async for message in read_messages(socket.path, "short", {"a": 3})] == MESSAGES
     assert source.calls == [("short", {"a": 3})]
@@ -96,7 +100,7 @@ async def test_messages_arrive_as_they_were_sent():
 
 async def test_a_client_that_goes_away_is_detached():
     source = Source()
-    socket = TokenSocket(source.attach, source.begun.append)
+    socket = source.socket()
     await socket.open()
     messages = read_messages(socket.path, "long", {})
     assert await anext(messages) == MESSAGES[0]
@@ -118,7 +122,7 @@ FULL = SamplingParams(
 async def test_requests_arrive_as_they_were_sent_and_only_of_who_is_attached():
     source = Source()
     senders: list[RequestSender] = []
-    socket = TokenSocket(source.attach, source.begun.append)
+    socket = source.socket()
     await socket.open()
     messages = read_messages(socket.path, "long", {}, lambda pid, sender: senders.append(sender))
     await anext(messages)
@@ -127,11 +131,13 @@ async def test_requests_arrive_as_they_were_sent_and_only_of_who_is_attached():
     assert all(senders[0].send(request) for request in requests)
     await until(lambda: len(source.begun) == 2, 10)
     assert source.begun == requests
+    assert senders[0].abort(("b", 1))
+    await until(lambda: source.given_up == [("long", ("b", 1))], 10)
     assert senders[0].send(EngineRequest("c", [1], SamplingParams(), subscriber="somebody else"))
     await asyncio.wait_for(source.detached.wait(), 10)
     assert len(source.begun) == 2
     await messages.aclose()
-    assert not senders[0].send(requests[0]), "the connection is closed"
+    assert not senders[0].send(requests[0]) and not senders[0].abort(("a", 0)), "the connection is closed"
     await socket.close()
 
 
@@ -148,7 +154,7 @@ WITH_NO_TOKENS = len(_NO_TOKENS).to_bytes(4, "big") + _NO_TOKENS
 async def test_what_is_no_request_ends_the_connection(frame):
     source = Source()
     senders: list[RequestSender] = []
-    socket = TokenSocket(source.attach, source.begun.append)
+    socket = source.socket()
     await socket.open()
     messages = read_messages(socket.path, "long", {}, lambda pid, sender: senders.append(sender))
     await anext(messages)
@@ -181,7 +187,7 @@ async def test_what_does_not_fit_goes_another_way(large):
 
 
 async def test_only_this_user_may_connect():
-    socket = TokenSocket(Source().attach, print)
+    socket = Source().socket()
     await socket.open()
     folder, base = Path(socket.path).parent, Path(socket.path).parent.parent
     assert [stat.S_IMODE(path.stat().st_mode) for path in (base, folder, Path(socket.path))] == [0o700, 0o700, 0o600]
@@ -194,7 +200,7 @@ async def test_what_killed_runners_left_goes_with_the_next_one():
     killed = subprocess.run([sys.executable, "-c", _KILLED_RUNNER], stdout=subprocess.PIPE, text=True, check=False)
     left = Path(killed.stdout.strip())
     assert left.exists()
-    first, second = TokenSocket(Source().attach, print), TokenSocket(Source().attach, print)
+    first, second = Source().socket(), Source().socket()
     await first.open()
     assert not left.exists()
     await second.open()
@@ -207,7 +213,7 @@ _KILLED_RUNNER = """
 import asyncio, os, signal
 from deployments.replica.token_socket import TokenSocket
 async def main():
-    socket = TokenSocket(None, None)
+    socket = TokenSocket(None, None, None)
     await socket.open()
     print(os.path.dirname(socket.path), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -237,7 +243,7 @@ def stranger(path: str) -> str:
 @as_root
 async def test_another_user_gets_no_token():
     source = Source()
-    socket = TokenSocket(source.attach, source.begun.append)
+    socket = source.socket()
     await socket.open()
     assert await asyncio.to_thread(stranger, socket.path) == "PermissionError"
     # Even where every door stands open: the kernel says who it is.
@@ -353,7 +359,7 @@ async def test_a_folder_that_is_not_private_is_not_used_and_tokens_come_through_
 
 @as_root
 async def test_a_socket_in_another_users_folder_is_not_used_whoever_listens():
-    socket = TokenSocket(Source().attach, print)
+    socket = Source().socket()
     await socket.open()
     os.chown(os.path.dirname(socket.path), NOBODY, -1)
     with pytest.raises(UnusableSocketError, match=f"belongs to another user .uid {NOBODY}"):

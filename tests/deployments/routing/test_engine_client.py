@@ -16,9 +16,9 @@ from cluster.outputs import AttachRequired, EngineLoad, GenerateReply, TokenDelt
 from cluster.replies import RequestRefused
 from cluster.sampling_params import SamplingParams
 from deployments.answers.generation import Generation
-from deployments.routing import place_line
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.router.engine_choices import EngineChoices
+from deployments.routing.waiting import place_line
 from tests.deployments.routing.scripted_engine import Client, Engine, answer, choice, sent
 from tests.waiting import until
 

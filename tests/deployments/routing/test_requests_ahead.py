@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from cluster.errors import OverloadedError
 from cluster.journal import JournalEntry
-from cluster.outputs import GenerateReply, NotAdmitted, TokenDelta
+from cluster.outputs import AttachRequired, EngineLoad, GenerateReply, NotAdmitted, TokenDelta
+from cluster.replies import RequestRefused
 from cluster.request import EngineRequest
+from cluster.sampling_params import SamplingParams
+from deployments.metrics.request_events import ATTEMPTS, HANDOVERS
 from deployments.routing.router.engine_choices import EngineChoices
-from tests.deployments.routing.scripted_engine import Client, Engine, answer
+from deployments.routing.waiting import turns
+from tests.deployments.routing.scripted_engine import Client, Engine, answer, stream_of
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("this_node")
@@ -24,7 +30,10 @@ async def started(choices: EngineChoices, entry: JournalEntry) -> tuple[Engine, 
     client.start(entry)
     await engine.called(1)
     sent: list[EngineRequest] = []
-    client.stream.reached(0, cast(Any, SimpleNamespace(send=lambda request: sent.append(request) is None)))
+    sender = SimpleNamespace(
+        send=lambda request: sent.append(request) is None, abort=lambda key: engine.aborted.append(key) is None
+    )
+    client.stream.reached(0, cast(Any, sender))
     return engine, client, sent
 
 
@@ -88,4 +97,232 @@ async def test_a_client_that_leaves_before_the_engine_speaks_ends_it_there(choic
     engine.messages.put_nowait([TokenDelta("r", 0, 0, [])])
     await until(lambda: engine.aborted == [("r", 0)], 5)
     assert not reply.cancelled()
+    await client.close()
+
+
+async def attached(choices: EngineChoices) -> tuple[Engine, Client, list[Any]]:
+    """A client whose engine can be told things before its first call, and what it is told: requests, and keys of aborts."""
+    engine = Engine()
+    client = Client(engine, choices=choices, hang_timeout_s=60.0)
+    choices.first_choice = lambda request: "e"
+    client._streams.attach(AttachRequired("e", engine, "f"))
+    await until(lambda: engine.attached, 5)
+    told: list[Any] = []
+    client.stream.reached(
+        0, cast(Any, SimpleNamespace(**dict.fromkeys(("send", "abort"), lambda it: told.append(it) or True)))
+    )
+    return engine, client, told
+
+
+def sequence(name: str, max_tokens: int = 9) -> JournalEntry:
+    return JournalEntry(name, [1], SamplingParams(max_tokens=max_tokens))
+
+
+async def passes(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_burst_is_sent_at_once_and_its_calls_follow_one_each_pass(choices, monkeypatch):
+    monkeypatch.setattr(turns, "_MOST_CALLS", 8)
+    engine, client, told = await attached(choices)
+    for number in range(10):
+        client.submit(sequence(str(number)), lambda delta: None, print)
+    assert [request.request_id for request in told] == [str(number) for number in range(8)], (
+        "the rest has waited too long"
+    )
+    assert not engine.calls
+    at_pass = {}
+    for number in range(12):
+        await passes(1)
+        at_pass |= {request.request_id: number for request, _ in engine.calls if request.request_id not in at_pass}
+    assert sorted(at_pass) == [str(number) for number in range(10)]
+    following = [at_pass[str(number)] for number in range(8)]
+    assert following == list(range(following[0], following[0] + 8))
+    assert all(choices.place(str(number)) == "e" and choices.is_pinned(str(number)) for number in range(8))
+    assert not choices.is_pinned("8") and [set(engine.callers)] == [{""}], "of no HTTP request"
+    await client.close()
+
+
+async def test_the_call_of_an_answer_that_is_over_follows_to_its_engine_and_notes_its_way(choices):
+    engine, client, told = await attached(choices)
+    submission = client.start(answer(2))
+    client._on_deltas(client.stream, [TokenDelta("r", 0, 0, [7, 8], finish_reason="length")])
+    assert await client.ended is None and client.num_running == 0
+    client.cancel(submission)  # as whoever read the answer does
+    request, reply = await engine.called(1)
+    assert (request, told) == (submission.request, [request])
+    assert choices.place("r") == "e" and choices.is_pinned("r")
+    choices.chose(request, "e")
+    assert choices.num_tokens("e") == 0
+    reply.set_result(GenerateReply(2, "length", "e", marks={"scheduled": 1.0, "first_step": 2.0}))
+    await until(lambda: submission.entry.engine_id == "e", 5)
+    assert submission.entry.marks["first_step"] == 2.0
+    await until(lambda: not choices.place("r") and not choices.chosen("r"), 5)
+    assert (client.tokens, len(engine.calls)) == ([7, 8], 1)
+    await client.close()
+
+
+async def test_an_answer_that_is_over_when_its_turn_has_just_come_is_called_for_too(choices):
+    engine, client, _ = await attached(choices)
+    submission = client.start(answer(1))
+    client._follow(submission)
+    client._on_deltas(client.stream, [TokenDelta("r", 0, 0, [7], finish_reason="length")])
+    await engine.called(1)
+    await passes(5)
+    assert len(engine.calls) == 1 and choices.place("r") == "e"
+    engine.calls[0][1].set_result(GenerateReply(1, "length", "e"))
+    await until(lambda: not choices.place("r"), 5)
+    await client.close()
+
+
+async def test_the_call_of_an_answer_that_is_over_runs_nowhere_else(choices):
+    choices.set_engines({"e": "f", "other": "f"})
+    engine, client, told = await attached(choices)
+    client.start(answer(1))
+    client._on_deltas(client.stream, [TokenDelta("r", 0, 0, [7], finish_reason="length")])
+    request, reply = await engine.called(1)
+    choices.chose(request, "other")
+    assert reply.cancelled()
+    await until(lambda: not choices.chosen("r"), 5)
+    assert (client.tokens, len(engine.calls), len(told)) == ([7], 1, 1)
+    await client.close()
+
+
+@pytest.mark.parametrize("is_called", [False, True])
+async def test_a_client_that_leaves_before_its_call_is_routed_ends_what_went_ahead(choices, is_called):
+    engine, client, told = await attached(choices)
+    submission = client.start(answer(9))
+    if is_called:
+        await engine.called(1)
+    client.cancel(submission)
+    assert told == [submission.request, ("r", 0)], "behind the request, on the same way"
+    await passes(5)
+    assert [reply.cancelled() for _, reply in engine.calls] == [True] * is_called
+    client._on_deltas(client.stream, [TokenDelta("r", 0, 0, []), TokenDelta("r", 0, 0, [7])])
+    assert (client.tokens, client.num_running, engine.aborted, len(told)) == ([], 0, [], 2)
+    await client.close()
+
+
+async def test_a_client_that_leaves_once_its_call_is_routed_tells_the_engine_once(choices):
+    engine, client, told = await attached(choices)
+    submission = client.start(answer(9))
+    request, reply = await engine.called(1)
+    choices.chose(request, "e")
+    client.cancel(submission)
+    client._on_deltas(client.stream, [TokenDelta("r", 0, 0, [])])
+    assert told == [request, ("r", 0)] and not engine.aborted and not reply.cancelled()
+    reply.set_result(GenerateReply(0, "abort", "e"))
+    await client.close()
+
+
+@pytest.mark.parametrize("is_called", [False, True])
+@pytest.mark.parametrize("tokens", [None, [], [7]])
+async def test_an_engine_that_dies_before_or_after_the_call_loses_and_repeats_nothing(choices, tokens, is_called):
+    choices.set_engines({"e": "f", "other": "f"})
+    engine, client, told = await attached(choices)
+    submission = client.start(answer(3))
+    if is_called:
+        choices.chose((await engine.called(1))[0], "e")
+    if tokens is not None:
+        client._on_deltas(client.stream, [TokenDelta("r", 0, 0, tokens)])
+    stream = client.stream
+    stream.alive = False
+    client._on_engine_lost(stream, "its process has ended")
+    request, _ = await engine.called(2 if is_called else 1)
+    assert [one.attempt for one, _ in engine.calls] == ([0, 1] if is_called else [1]), "a dead engine is not called"
+    assert (request.attempt, request.output_token_ids, submission.suspicion.deaths) == (
+        1,
+        tokens or [],
+        bool(tokens or tokens == []),
+    )
+    assert client.events.counts[ATTEMPTS] == 1 and len(told) == 1
+    engine.messages.put_nowait([TokenDelta("r", 0, len(tokens or []), [99])])
+    engine.messages.put_nowait(
+        [TokenDelta("r", 1, len(tokens or []), [7, 8, 9][len(tokens or []) :], finish_reason="length")]
+    )
+    assert await client.ended is None
+    assert client.tokens == [7, 8, 9]
+    await client.close()
+
+
+@pytest.mark.parametrize("is_called", [False, True])
+async def test_an_engine_that_drains_says_so_on_the_stream_and_the_request_goes_elsewhere(choices, is_called):
+    choices.set_engines({"e": "f", "other": "f"})
+    engine, client, _ = await attached(choices)
+    submission = client.start(answer(2))
+    if is_called:
+        choices.chose((await engine.called(1))[0], "e")
+    client._on_deltas(client.stream, [TokenDelta("r", 0, 0, [], finish_reason="handover")])
+    assert stream_of(client) is None, "it never had it"
+    request, _ = await engine.called(2 if is_called else 1)
+    assert request.attempt == 1 and not submission.is_admitted and choices.is_avoided("e")
+    assert not client.events.counts[HANDOVERS] and not client.events.counts[ATTEMPTS]
+    if is_called:
+        assert not engine.calls[0][1].cancelled(), "it is answered like any other"
+        engine.calls[0][1].set_result(NotAdmitted("e", "the engine drains"))
+    engine.messages.put_nowait([TokenDelta("r", 1, 0, [7, 8], finish_reason="length")])
+    assert await client.ended is None
+    assert client.tokens == [7, 8]
+    await client.close()
+
+
+@pytest.mark.parametrize("admitted", [False, True])
+async def test_a_call_that_is_refused_ends_what_went_ahead(choices, admitted):
+    engine, client, told = await attached(choices)
+    submission = client.start(answer(2))
+    submission.is_admitted = admitted
+    _, reply = await engine.called(1)
+    reply.set_result(RequestRefused(OverloadedError("the queue is full")))
+    if admitted:
+        request, _ = await engine.called(2)
+        assert (request.attempt, told) == (1, [submission.request, ("r", 0)])
+        engine.messages.put_nowait([TokenDelta("r", 1, 0, [7, 8], finish_reason="length")])
+        assert await client.ended is None
+    else:
+        error = await client.ended
+        assert error is not None and error.status == 429
+        assert told == [submission.request, ("r", 0)] and client.num_running == 0
+    await client.close()
+
+
+async def test_a_token_stream_that_is_missing_at_the_engine_has_the_call_made_again_there(choices):
+    engine, client, told = await attached(choices)
+    client.start(answer(2))
+    _, reply = await engine.called(1)
+    reply.set_result(AttachRequired("e", engine, "f"))
+    request, _ = await engine.called(2)
+    assert (request.attempt, len(told), choices.place("r")) == (0, 1, "e")
+    client._on_deltas(client.stream, [TokenDelta("r", 0, 0, [7, 8], finish_reason="length")])
+    assert await client.ended is None
+    await client.close()
+
+
+async def test_what_went_ahead_counts_once_in_its_engines_load(choices):
+    engine, client, _ = await attached(choices)
+    choices.first_choice = lambda request: choices.sends(request, "e") or "e"
+    client.start(JournalEntry("r", [1] * 50, SamplingParams(max_tokens=9)))
+    assert choices.num_tokens("e") == 50
+    client._on_deltas(client.stream, [TokenDelta("r", 0, 0, []), EngineLoad(1, 1, num_tokens=50)])
+    request, _ = await engine.called(1)
+    choices.sends(request, "e")
+    choices.chose(request, "e")
+    assert choices.num_tokens("e") == 50
+    await client.close()
+
+
+async def test_an_engine_that_leaves_is_silent_or_avoided_is_sent_nothing_ahead(choices):
+    engine, client, told = await attached(choices)
+    stream = client.stream
+    for name, value in (("leaves", True), ("silent", True), ("alive", False)):
+        before = getattr(stream, name)
+        setattr(stream, name, value)
+        assert client.submit(sequence(name), lambda delta: None, print).ahead is None
+        setattr(stream, name, before)
+    choices.avoid("e", 5.0)
+    assert client.submit(sequence("avoided"), lambda delta: None, print).ahead is None
+    choices.first_choice = lambda request: "unknown"
+    assert client.submit(sequence("unknown"), lambda delta: None, print).ahead is None
+    await engine.called(5)
+    assert not told and not any(choices.is_pinned(request.request_id) for request, _ in engine.calls)
     await client.close()

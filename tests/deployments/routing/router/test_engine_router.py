@@ -15,6 +15,7 @@ import pytest
 from ray import cloudpickle
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
 from ray.serve._private.request_router.common import PendingRequest
+from ray.serve._private.request_router.request_router import LocalityScope
 
 from cluster.request import EngineRequest
 from cluster.routing.policies import POLICIES
@@ -116,6 +117,39 @@ async def test_a_request_goes_to_the_engine_that_keeps_a_place_for_it(policy):
     assert await named(router) == set("ab")
 
 
+@every_policy
+async def test_the_first_choice_is_the_policys_and_spreads_a_burst_before_any_call(policy):
+    router, choices = router_to(*map(Replica, "abc"), policy=policy)
+    choices.avoid("c", 60.0)
+    chosen: Counter[str] = Counter()
+    for number in range(20):
+        choices.open(str(number))
+        chosen[choices.first_choice(engine_request(str(number), 5))] += 1
+    assert chosen == {"a": 10, "b": 10}
+    assert choices.num_tokens("a") == choices.num_tokens("b") == 50
+    router.update_replicas([])
+    assert choices.first_choice(engine_request("r")) == ""
+
+
+@every_policy
+async def test_the_call_of_what_an_engine_has_goes_there_though_that_is_avoided_by_now(policy):
+    router, choices = router_to(*map(Replica, "abc"), policy=policy)
+    choices.open("r")
+    choices.pin("r", "b")
+    choices.avoid("b", 60.0)
+    assert await named(router) == {"b"}
+    choices.open("r")
+    assert "b" not in await named(router)
+
+
+async def test_the_first_choice_prefers_what_serve_prefers(monkeypatch):
+    router, choices = router_to(*map(Replica, "abc"))
+    near = [replica.replica_id for replica in router.known_replicas if replica.replica_metadata["engine_id"] == "b"]
+    monkeypatch.setattr(router, "_prefer_local_node_routing", True)
+    monkeypatch.setattr(router, "_colocated_replica_ids", {LocalityScope.NODE: set(near)})
+    assert {choices.first_choice(engine_request("r")) for _ in range(20)} == {"b"}
+
+
 async def test_of_two_requests_at_once_each_gets_the_engine_that_was_chosen_for_it():
     # The engine of the request that came first answers last.
     router, _ = router_to(Replica("a", "of a", delay_s=0.05), Replica("b", "of b"))
@@ -193,8 +227,9 @@ async def test_a_policy_that_raises_loses_no_request_and_is_counted_and_told_of_
 async def test_what_fails_around_the_policy_loses_no_request_either(errors, caplog, monkeypatch):
     router, choices = router_to(*map(Replica, "ab"), policy="least_tokens")
     monkeypatch.setattr(choices, "is_avoided", lambda engine_id: {}[engine_id])
+    assert choices.first_choice(engine_request("r")) == "" and len(errors) == 1
     assert await routed(router, pending_request("r")) in "ab"
-    assert errors == [("least_tokens", "KeyError")]
+    assert errors == [("least_tokens", "KeyError")] * 2
     assert len(caplog.records) == 1
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from deployments.routing import place_line
-from deployments.routing.place_line import PlaceLine
+from deployments.routing.waiting import place_line
+from deployments.routing.waiting.place_line import PlaceLine
 from tests.waiting import until
 
 

@@ -1,0 +1,1 @@
+"""Who waits at an ingress, and in which order they go on."""
