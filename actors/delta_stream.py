@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from cluster.outputs import EngineLoad, StreamItem, TokenDelta
 from cluster.process.silence_clock import SilenceClock
@@ -37,7 +37,7 @@ class DeltaStream:
 
     async def messages(
         self, is_well: Callable[[], bool], load: Callable[[], EngineLoad]
-    ) -> AsyncIterator[list[StreamItem]]:
+    ) -> AsyncGenerator[list[StreamItem], None]:
         """Yield what was put, and ``load()`` where the engine takes more or less than the last message said; at least every
         HEARTBEAT_S seconds, as long as ``is_well()``."""
         told: EngineLoad | None = None

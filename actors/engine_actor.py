@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -252,7 +252,7 @@ class RunnerActor:
 
     async def attach(
         self, subscriber: str, resume: dict[str, int], leased: bool = False
-    ) -> AsyncIterator[list[StreamItem]]:
+    ) -> AsyncGenerator[list[StreamItem], None]:
         """Stream the deltas of every request of ``subscriber``, one list per engine step.
 
         Args:

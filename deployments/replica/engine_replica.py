@@ -29,7 +29,9 @@ from cluster.routing.fingerprint import can_continue
 from cluster.scaling.ingresses import EngineHost
 from deployments.metrics.engine_metrics import export_engine_metrics
 from deployments.ray_private.serve import session_logs
+from deployments.replica.frames import UnusableSocketError
 from deployments.replica.replica_port import listen_where_the_node_does
+from deployments.replica.runner_calls import RunnerCalls, RunnerFailure
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner
 from deployments.spares.engine_processes import RUNNER, EngineProcesses
@@ -93,11 +95,20 @@ class EngineReplica:
             if isinstance(error.cause, (BiremeError, OpBuildError)):
                 raise cannot_start(str(error.cause)) from None
             raise
+        self._calls = await self._connect()
         logger.info(log_fields(event="runner_started", engine=self._engine_id, log=await _runner_log(self._runner)))
         self._exporting = asyncio.create_task(export_engine_metrics(self._engine_id, self.stats))
 
         shutdown_timeout_s = config.deployment_config.get("graceful_shutdown_timeout_s", GRACEFUL_SHUTDOWN_TIMEOUT_S)
         self._watch = RunnerWatch(self._runner, self._engine_id, config, shutdown_timeout_s, self._exit_soon)
+
+    async def _connect(self) -> RunnerCalls:
+        calls = RunnerCalls(self._runner)
+        try:
+            await calls.open(await self._runner.call_socket.remote(), self._exit_soon)
+        except UnusableSocketError as error:
+            logger.warning("requests go to the runner through Ray, which costs more: %s", error)
+        return calls
 
     async def info(self) -> EngineInfo:
         """Constants of the engine."""
@@ -131,18 +142,20 @@ class EngineReplica:
         if self._death.done():
             return NotAdmitted(info.engine_id, "the engine is gone")
         try:
-            reply = await self._unless_dead(self._runner.generate.remote(request))
-        except asyncio.CancelledError:
-            self._runner.abort.remote(request.request_id, request.attempt)
-            raise
+            reply = await self._unless_dead(self._calls.generate(request))
         except ActorDiedError as error:
             why = str(error).splitlines()[0]
             self._exit_soon(why)
             return EngineLost(info.engine_id, why, died=True)
-        except RayTaskError as error:  # of the class of its cause, too, so it comes before EngineDeadError
-            return self._refusal(error, info)
         except EngineDeadError as error:
             return EngineLost(info.engine_id, error.message, died=True)
+        except (InvalidRequestError, OverloadedError) as error:
+            return RequestRefused(error)
+        except StaleAttemptError as error:
+            return EngineLost(info.engine_id, error.message)
+        except RunnerFailure as error:
+            logger.error("the runner failed on a request: %s", error)
+            return EngineLost(info.engine_id, str(error))
         except RayError as error:
             return EngineLost(info.engine_id, f"{type(error).__name__}: {str(error).splitlines()[0]}")
         if isinstance(reply, AttachRequired):
@@ -167,17 +180,6 @@ class EngineReplica:
             return reply.result()
         reply.cancel()
         raise EngineDeadError(self._death.result())
-
-    def _refusal(self, error: RayTaskError, info: EngineInfo) -> Reply:
-        cause = error.cause
-        if isinstance(cause, (InvalidRequestError, OverloadedError)):
-            return RequestRefused(cause)
-        if isinstance(cause, EngineDeadError):
-            return EngineLost(info.engine_id, cause.message, died=True)
-        if isinstance(cause, StaleAttemptError):
-            return EngineLost(info.engine_id, cause.message)
-        logger.error("the runner failed on a request", exc_info=error)
-        return EngineLost(info.engine_id, f"{type(cause).__name__}: {cause}")
 
     async def stats(self) -> dict:
         """Counters of the runner."""
@@ -206,6 +208,7 @@ class EngineReplica:
         if self._watch is not None:
             self._watch.close()
         if self._runner is not None and not self._death.done():
+            self._calls.close()
             try:
                 await asyncio.wait_for(self._runner.shutdown.remote(), _CALL_TIMEOUT_S)
             except (RayError, asyncio.TimeoutError) as error:

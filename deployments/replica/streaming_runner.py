@@ -1,4 +1,4 @@
-"""The runner actor as it is deployed: its tokens also leave through a Unix socket."""
+"""The runner actor as it is deployed: tokens also leave through a Unix socket, and its replica's calls come through another."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from cluster.outputs import EngineInfo
 from cluster.process.process_liveness import PeerProcess
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from deployments.replica.ray_peers import RayPeers
+from deployments.replica.runner_calls import CallSocket
 from deployments.replica.token_socket import TokenSocket
 from deployments.spares.process_hook import adopted
 
@@ -36,6 +37,7 @@ class StreamingRunner(RunnerActor):
         adopted()
         super().__init__(config, engine_id, stages)
         self._socket = TokenSocket(self.attach, self.begin, self.give_up)
+        self._calls = CallSocket(self.generate, self._ahead.take, self._abort)
         self._replica_clock = SilenceClock()
         self._replica: PeerProcess | None = None
         self._guard: asyncio.Task | None = None
@@ -46,9 +48,10 @@ class StreamingRunner(RunnerActor):
         return f"runner {_short_name(self._config)} {'gpu' + '+'.join(gpus) if gpus else 'cpu'}"
 
     async def start(self) -> EngineInfo:
-        """As RunnerActor; opens the socket too."""
+        """As RunnerActor; opens the sockets too."""
         info = await super().start()
         await self._socket.open()
+        await self._calls.open(self._call_path)
         return info
 
     def _peers(self) -> Peers:
@@ -96,14 +99,23 @@ class StreamingRunner(RunnerActor):
         """(Ray node id, path of the socket on that node)."""
         return ray.get_runtime_context().get_node_id(), self._socket.path
 
+    @property
+    def _call_path(self) -> str:
+        return os.path.join(os.path.dirname(self._socket.path), "c")
+
+    async def call_socket(self) -> str:
+        """Path of the socket for calls, on this node."""
+        return self._call_path
+
     def _after_engine_death(self) -> None:
         # What was put on streams and replies still leaves; then Ray tells every caller that the actor died.
         asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
 
     async def shutdown(self) -> None:
-        """As RunnerActor; closes the socket too."""
+        """As RunnerActor; closes the sockets too."""
         if self._guard is not None:
             self._guard.cancel()
+        self._calls.close()
         await self._socket.close()
         await super().shutdown()
 

@@ -5,9 +5,7 @@ a socket costs a twentieth of that. What travels is the same: the items of ``Run
 
 Wire: the client sends one frame ``[subscriber, resume]``, then a request that is to begin before its call as a frame of its
 own, and ``[request id, attempt]`` of one that is to end; the server sends one frame a message, ``[deltas, load]``, with deltas
-and load as arrays. A frame is a length (4 bytes, big endian) and MessagePack.
-
-Each side talks to processes of its own user alone, whom the kernel names: whoever else gets hold of a path gains nothing.
+and load as arrays.
 """
 
 from __future__ import annotations
@@ -18,40 +16,37 @@ import os
 import platform
 import shutil
 import socket
-import struct
 import tempfile
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from cluster.errors import BiremeError, InvalidRequestError
 from cluster.outputs import EngineLoad, StreamItem, TokenDelta
 from cluster.request import EngineRequest, RequestKey
+from deployments.replica.frames import (
+    LENGTH,
+    MAX_REQUEST_BYTES,
+    UnusableSocketError,
+    encode_request,
+    is_ours,
+    peer_of,
+    read_frame,
+    write_frame,
+)
 from deployments.start.run_files.private_folder import not_private, private_base
 
-# A longer prompt comes with the call alone: what it takes to compute hides the way.
-MAX_REQUEST_BYTES = 1 << 20
-_MAX_REQUEST_TOKENS = 100_000
-
-Attach = Callable[[str, dict[str, int]], AsyncIterator[list[StreamItem]]]
-_LENGTH = struct.Struct(">I")
-_ENCODER = msgspec.msgpack.Encoder()
+Attach = Callable[[str, dict[str, int]], AsyncGenerator[list[StreamItem], None]]
 _HELLO = msgspec.msgpack.Decoder(tuple[str, dict[str, int]])
 _REQUEST = msgspec.msgpack.Decoder(EngineRequest | tuple[str, int])
 _MESSAGE = msgspec.msgpack.Decoder(tuple[list[TokenDelta], list[EngineLoad]])
-_CREDENTIALS = struct.Struct("iII")  # process, user, group
 # A folder without a socket is about to get it, or its maker was killed in between.
 _YOUNG_S = 60.0
 # A socket's path has at most 107 characters, 22 of them below the base.
 _LONGEST_BASE = 85
-
-
-class UnusableSocketError(Exception):
-    """The socket cannot be reached from here, or another user's process listens on it. The engine may be well."""
 
 
 class RequestSender:
@@ -62,28 +57,19 @@ class RequestSender:
 
     def send(self, request: EngineRequest) -> bool:
         """False if it cannot go this way: it is too large, the runner does not read, or the connection is gone."""
-        waiting = self._writer.transport.get_write_buffer_size()
-        num_tokens = len(request.prompt_token_ids) + len(request.output_token_ids)
-        if self._writer.is_closing() or waiting > MAX_REQUEST_BYTES or num_tokens > _MAX_REQUEST_TOKENS:
+        if self._writer.is_closing() or self._writer.transport.get_write_buffer_size() > MAX_REQUEST_BYTES:
             return False
-        try:
-            body = _ENCODER.encode(request)
-        except (
-            TypeError,
-            ValueError,
-            OverflowError,
-        ):  # pickle takes more: half a surrogate pair, an integer of any size
+        body = encode_request(request)
+        if body is None:
             return False
-        if len(body) > MAX_REQUEST_BYTES:
-            return False
-        self._writer.write(_LENGTH.pack(len(body)) + body)
+        self._writer.write(LENGTH.pack(len(body)) + body)
         return True
 
     def abort(self, key: RequestKey) -> bool:
         """Have a request end; the runner reads it after all that was sent before. False if it cannot be told this way."""
         if self._writer.is_closing():
             return False
-        _write_frame(self._writer, key)
+        write_frame(self._writer, key)
         return True
 
 
@@ -125,11 +111,11 @@ class TokenSocket:
             shutil.rmtree(os.path.dirname(self.path), ignore_errors=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not _is_ours(_peer(writer)[1]):
+        if not is_ours(peer_of(writer)[1]):
             writer.close()
             return
         try:
-            subscriber, resume = _HELLO.decode(await _read_frame(reader))
+            subscriber, resume = _HELLO.decode(await read_frame(reader))
         except (
             asyncio.IncompleteReadError,
             ConnectionError,
@@ -137,30 +123,27 @@ class TokenSocket:
         ):  # somebody who only looked whether this process lives
             writer.close()
             return
-        messages = self._attach(subscriber, resume)
-        # It begins before the first request is read, which is one of a subscriber that is attached then.
-        message = asyncio.ensure_future(anext(messages))
+        loop = asyncio.get_running_loop()
+        # Its first step is made before the first request is read, which is one of a subscriber that is attached then.
+        sending = loop.create_task(self._send(self._attach(subscriber, resume), writer))
         # An idle stream learns here of a client that is gone.
-        gone = asyncio.ensure_future(self._read_requests(reader, subscriber))
+        reading = loop.create_task(self._read_requests(reader, subscriber))
         try:
-            while True:
-                await asyncio.wait((message, gone), return_when=asyncio.FIRST_COMPLETED)
-                if not message.done():
-                    # Cancelled inside its generator, the stream ends there and the subscriber is detached.
-                    message.cancel()
-                    await asyncio.wait((message,))
-                    break
-                items = message.result()
-                loads = [item for item in items if isinstance(item, EngineLoad)]
-                deltas = [item for item in items if isinstance(item, TokenDelta)] if loads else items
-                _write_frame(writer, (deltas, loads))
-                await writer.drain()
-                message = asyncio.ensure_future(anext(messages))
-        except (StopAsyncIteration, ConnectionError):
-            pass
+            await asyncio.wait((sending, reading), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            gone.cancel()
+            # Cancelled inside its generator, the stream ends there and the subscriber is detached.
+            sending.cancel()
+            reading.cancel()
             writer.close()
+
+    async def _send(self, messages: AsyncGenerator[list[StreamItem], None], writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            async with contextlib.aclosing(messages):
+                async for items in messages:
+                    loads = [item for item in items if isinstance(item, EngineLoad)]
+                    deltas = [item for item in items if isinstance(item, TokenDelta)] if loads else items
+                    write_frame(writer, (deltas, loads))
+                    await writer.drain()
 
     async def _read_requests(self, reader: asyncio.StreamReader, subscriber: str) -> None:
         """Begin what the client asks for; returns when it is gone or sends what no client of this kind sends."""
@@ -168,7 +151,7 @@ class TokenSocket:
             asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError, InvalidRequestError
         ):
             while True:
-                request = _REQUEST.decode(await _read_frame(reader, MAX_REQUEST_BYTES))
+                request = _REQUEST.decode(await read_frame(reader, MAX_REQUEST_BYTES))
                 if isinstance(request, tuple):
                     self._give_up(subscriber, request)
                 elif request.subscriber == subscriber:
@@ -233,46 +216,18 @@ async def read_messages(
     except (FileNotFoundError, PermissionError) as error:
         raise UnusableSocketError(f"{path}: {error.strerror}") from None
     try:
-        pid, user = _peer(writer)
-        if not _is_ours(user):
+        pid, user = peer_of(writer)
+        if not is_ours(user):
             raise UnusableSocketError(f"{path} is served by another user (uid {user})")
-        _write_frame(writer, [subscriber, resume])
+        write_frame(writer, [subscriber, resume])
         if reached is not None and pid:
             reached(pid, RequestSender(writer))
         while True:
             try:
-                frame = await _read_frame(reader)
+                frame = await read_frame(reader)
             except asyncio.IncompleteReadError:
                 return
             deltas, loads = _MESSAGE.decode(frame)
             yield [*deltas, *loads]
     finally:
         writer.close()
-
-
-def _peer(writer: asyncio.StreamWriter) -> tuple[int, int | None]:
-    """Ids of the process at the other end of a Unix socket and of its user: 0 and None where the kernel does not tell."""
-    option = getattr(socket, "SO_PEERCRED", None)
-    if option is None:
-        return 0, None
-    told = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
-    pid, user, _group = _CREDENTIALS.unpack(told)
-    return pid, user
-
-
-def _is_ours(user: int | None) -> bool:
-    """Whether ``user`` is this process's. Where the kernel does not tell, the folder that only this user may enter has to do."""
-    return user is None or user == os.geteuid()
-
-
-def _write_frame(writer: asyncio.StreamWriter, value: Any) -> None:
-    body = _ENCODER.encode(value)
-    writer.write(_LENGTH.pack(len(body)) + body)
-
-
-async def _read_frame(reader: asyncio.StreamReader, longest: int = 1 << 32) -> bytes:
-    """The next frame; ConnectionError if it is longer than it may be."""
-    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    if length > longest:
-        raise ConnectionError(f"a frame of {length} bytes")
-    return await reader.readexactly(length)

@@ -16,7 +16,8 @@ from cluster.process.logs import Seldom
 from cluster.process.process_liveness import has_ended
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.request import EngineRequest
-from deployments.replica.token_socket import RequestSender, UnusableSocketError, read_messages
+from deployments.replica.frames import UnusableSocketError
+from deployments.replica.token_socket import RequestSender, read_messages
 from deployments.routing.admission import EndRate
 from deployments.routing.router.engine_choices import AVOID_REFUSING_S, EngineChoices
 

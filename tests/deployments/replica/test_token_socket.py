@@ -22,13 +22,8 @@ from cluster.grammar import Grammar
 from cluster.outputs import ENGINE_LEAVES, AttachRequired, EngineLoad, TokenDelta, TokenLogprobs
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
-from deployments.replica.token_socket import (
-    MAX_REQUEST_BYTES,
-    RequestSender,
-    TokenSocket,
-    UnusableSocketError,
-    read_messages,
-)
+from deployments.replica.frames import MAX_REQUEST_BYTES, UnusableSocketError
+from deployments.replica.token_socket import RequestSender, TokenSocket, read_messages
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 from deployments.start.run_files.private_folder import private_base
@@ -367,13 +362,13 @@ async def test_a_socket_in_another_users_folder_is_not_used_whoever_listens():
     await socket.close()
 
 
-def test_a_runner_keeps_its_socket_in_this_users_own_folder(app: App):
+def test_a_runner_keeps_its_sockets_in_this_users_own_folder(app: App):
     """And not in that of Ray's session, which every user of the machine may write to."""
     inodes = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{app.stats()['pid']}/fd") if entry.is_symlink()}
     rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
     mine = [row[7] for row in rows if len(row) > 7 and f"socket:[{row[6]}]" in inodes]
     listening = [path for path in mine if path.startswith(str(private_base() / "t-"))]
-    assert {Path(path).name for path in listening} == {"s"}
+    assert {Path(path).name for path in listening} == {"s", "c"}
     # CUDA's own has a name that is no file.
     assert [
         path for path in mine if "/sockets/" not in path and not path.startswith("@cuda") and path not in listening

@@ -1,0 +1,148 @@
+"""What a runner's process spends beside its device: CPU time of a token, and of a request, of an engine that computes nothing.
+
+    python -m benchmarks.serving.bench_runner [--clients 64] [--answers 16 256] [--seconds 4] [--step-ms 2] [--rounds 3]
+
+One process plays the ingress and the engine replica: it attaches to the token socket, sends requests ahead of their calls, and
+makes the calls as a replica does. Clients are a closed loop with prompts of token ids. Lengths of answers take turns; two lengths
+tell a token's cost from a request's. Figures are of /proc, medians over rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray
+import typer
+
+from cluster.config import EngineConfig
+from cluster.outputs import TokenDelta
+from cluster.request import EngineRequest
+from cluster.sampling_params import SamplingParams
+from deployments.replica.runner_calls import RunnerCalls
+from deployments.replica.streaming_runner import StreamingRunner
+from deployments.replica.token_socket import RequestSender, read_messages
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_SUBSCRIBER = "bench"
+
+
+class Load:
+    """A closed loop of clients of one runner."""
+
+    def __init__(self, runner: Any, calls: RunnerCalls, prompt: int) -> None:
+        self._runner = runner
+        self._calls = calls
+        self._prompt = list(range(3, 3 + prompt))
+        self._number = 0
+        self.sender: RequestSender | None = None
+        self.num_tokens = 0
+
+    async def listen(self, path: str, attached: asyncio.Future[int]) -> None:
+        """Count what comes."""
+
+        def reached(pid: int, sender: RequestSender) -> None:
+            self.sender = sender
+            attached.set_result(pid)
+
+        async for items in read_messages(path, _SUBSCRIBER, {}, reached):
+            for item in items:
+                if isinstance(item, TokenDelta):
+                    self.num_tokens += len(item.token_ids)
+
+    async def run(self, clients: int, answer: int, seconds: float) -> int:
+        """The number of requests that ended."""
+        until, ended = time.monotonic() + seconds, 0
+
+        async def client() -> None:
+            nonlocal ended
+            while time.monotonic() < until:
+                self._number += 1
+                params = SamplingParams(max_tokens=answer, ignore_eos=True, temperature=0.0)
+                request = EngineRequest(f"r{self._number}", self._prompt, params, subscriber=_SUBSCRIBER)
+                assert self.sender is not None
+                self.sender.send(request)
+                reply = await self._calls.generate(request)
+                assert reply.num_tokens == answer, reply
+                ended += 1
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return ended
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+async def _measure(
+    clients: int, answers: list[int], seconds: float, step_ms: float, prompt: int, rounds: int, ray_calls: bool
+) -> None:
+    config = EngineConfig(
+        device="simulated", simulated_step_s=step_ms / 1000, max_num_seqs=clients, max_queued_requests=4096, max_model_len=4096
+    )  # fmt: skip
+    runner = ray.remote(StreamingRunner).options(num_cpus=0, max_concurrency=10_000).remote(config, "engine")
+    await runner.start.remote()
+    _, path = await runner.token_socket.remote()
+    calls = RunnerCalls(runner)
+    if not ray_calls:
+        await calls.open(await runner.call_socket.remote(), print)
+    load = Load(runner, calls, prompt)
+    attached: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    listening = asyncio.create_task(load.listen(path, attached))
+    pid = await attached
+    while not (await runner.stats.remote())["num_subscribers"]:
+        await asyncio.sleep(0.01)
+    costs: dict[int, list[tuple[float, float]]] = {answer: [] for answer in answers}
+    for _ in range(rounds):
+        for answer in answers:
+            began, before, own, tokens = time.monotonic(), _cpu_s(pid), time.process_time(), load.num_tokens
+            ended = await load.run(clients, answer, seconds)
+            wall, spent, own = time.monotonic() - began, _cpu_s(pid) - before, time.process_time() - own
+            costs[answer].append((spent / ended, own / ended))
+            tokens_per_s, per_token_us = (load.num_tokens - tokens) / wall, 1e6 * spent / ended / answer
+            print(
+                f"answers of {answer:4d}: {tokens_per_s:8,.0f} tokens/s, runner {1e3 * spent / ended:6.3f} ms a request "
+                f"= {per_token_us:5.1f} µs a token, this process {1e3 * own / ended:6.3f} ms",
+                flush=True,
+            )
+    if len(answers) > 1:
+        short, long = min(answers), max(answers)
+        by_length = {a: [statistics.median(c) for c in zip(*costs[a], strict=True)] for a in (short, long)}
+        token = (by_length[long][0] - by_length[short][0]) / (long - short)
+        print(
+            f"runner: {1e6 * token:.1f} µs a token and {1e3 * (by_length[short][0] - short * token):.2f} ms a request"
+        )
+    listening.cancel()
+    calls.close()
+    await runner.shutdown.remote()
+    ray.kill(runner)
+
+
+def main(
+    clients: int = 64,
+    answers: Annotated[str, typer.Option(help="Lengths, separated by commas.")] = "16,256",
+    seconds: float = 4.0,
+    step_ms: float = 2.0,
+    prompt: int = 256,
+    rounds: int = 3,
+    ray_calls: Annotated[
+        bool, typer.Option(help="Calls go through Ray, as those do that do not fit into a frame.")
+    ] = False,
+) -> None:
+    """Start Ray and a runner, and measure."""
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
+    try:
+        asyncio.run(
+            _measure(clients, [int(a) for a in answers.split(",")], seconds, step_ms, prompt, rounds, ray_calls)
+        )
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    typer.run(main)
