@@ -15,7 +15,7 @@
 #   l  chaos: six engines on one GPU, killed and stopped under load ($CHAOS_SECONDS, $CHAOS_SEEDS side by side)  at most 560
 #   m  weights from their file: bits, GB/s; 8B starts first, with the file, and with a spare     about 170 s, at most 290
 #   o  quantised weights on the processor: ops against their twins, tokens per second on two cores for 1 to 16 sequences
-#      ($LLAMA_BATCHED_BENCH beside them; $MODEL: a GGUF file)                               about 150 s, at most 420
+#      ($LLAMA_BATCHED_BENCH beside them; $MODEL: a GGUF file)                               about 200 s, at most 520
 #   n  the serving plane: HTTP beside in process, two engines beside one (with two GPUs), engines that compute nothing  at most 480
 # Times are without the build of the ops, which comes first. What a part prints goes to $OUT/logs.tgz, the table also to
 # $OUT/table.txt ($OUT by default: a temporary folder). BIREME_CUDA_ARCHS=90a builds for one chip, which is quick.
@@ -211,10 +211,10 @@ cores = [str(c) for part in input().split(',') for c in range(int(part.split('-'
 print(','.join(cores[:2]))")
     [ -n "${MODEL:-}" ] && options+=(--model "$MODEL")
     [ -n "${LLAMA_BATCHED_BENCH:-}" ] && options+=(--llama-batched-bench "$LLAMA_BATCHED_BENCH")
-    limited TERM 200 o-ops "${pytest[@]}" --confcutdir=tests/gpu_ops tests/gpu_ops/quantised || status=1
+    limited TERM 120 o-ops "${pytest[@]}" --confcutdir=tests/gpu_ops tests/gpu_ops/quantised || status=1
     tests_of o-ops
-    limited TERM 220 o-formats taskset -c "$cores" "$python" -m benchmarks.bench_weight_formats --rounds "${ROUNDS:-3}" --rows "${ROWS:-$rows}" \
-        "${options[@]}" || status=1
+    limited TERM 400 o-formats taskset -c "$cores" "$python" -m benchmarks.bench_weight_formats --rounds "${ROUNDS:-2}" \
+        --rows "${ROWS:-$rows}" --no-quality "${options[@]}" || status=1
     say o-formats 40 '│|threads of|llama.cpp|of weights|Error'
 }
 
