@@ -215,7 +215,7 @@ print(','.join(cores[:2]))")
     tests_of o-ops
     limited TERM 400 o-formats taskset -c "$cores" "$python" -m benchmarks.bench_weight_formats --rounds "${ROUNDS:-2}" \
         --rows "${ROWS:-$rows}" --no-quality "${options[@]}" || status=1
-    say o-formats 40 '│|threads of|llama.cpp|of weights|Error'
+    WIDTH=900 say o-formats 40 '│|threads of|llama.cpp|GGML_|of weights|Error'
 }
 
 visit() {
