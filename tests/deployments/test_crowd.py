@@ -13,17 +13,19 @@ from cluster.client import AsyncClient
 from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
 from tests.deployments.conftest import App, wait_for
-from tests.served_device import served_on_device
+from tests.served_device import DEVICE, served_on_device
 
 NUM_CLIENTS, NUM_LEAVERS = 32, 8
 # Six requests at a time, of up to five blocks each, in sixteen blocks: preemption is the rule.
 SETTINGS = {"max_num_seqs": 6, "num_kv_blocks": 16, "max_num_batched_tokens": 32, "max_queued_requests": 128}
+# On the CPU a cache that rounds; a GPU has none.
+KV_CACHE_DTYPE = "int8" if DEVICE == "cpu" else "bfloat16"
 
 
 @pytest.fixture(scope="module")
 def small_pool(app: App):
     """A second application beside the first, with hardly any KV cache."""
-    config = LLMConfig(**served_on_device(**SETTINGS, runner_num_cpus=0.3))
+    config = LLMConfig(**served_on_device(**SETTINGS, kv_cache_dtype=KV_CACHE_DTYPE, runner_num_cpus=0.3))
     serve.run(build_openai_app(config), name="small", route_prefix="/small")
     handle = serve.get_deployment_handle("LLMServer", "small")
     small = App(app.url + "/small", handle)
@@ -73,3 +75,4 @@ async def test_survivors_of_a_crowd_get_their_solo_answers_and_the_engine_is_cle
     stats = await asyncio.to_thread(small_pool.wait_until_idle, 10.0)
     assert stats["num_blocks_available"] == stats["num_blocks"] == 16
     assert stats["num_preemptions"] > 0
+    assert stats["kv_cache_dtype"] == KV_CACHE_DTYPE
