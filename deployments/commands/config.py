@@ -11,6 +11,7 @@ import typer
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from cluster.terminal.app import app, console, errors
+from deployments.commands.completion import SettingsCommand, complete_settings
 from deployments.commands.setting_flags import TAKES_SETTINGS, say_accepted, with_setting_flags
 from deployments.http.keys import ApiKeys
 from deployments.start.app_arguments import SettingsError
@@ -31,12 +32,16 @@ def config() -> None:
     """Look at settings without starting a server."""
 
 
-@config_app.command(context_settings=TAKES_SETTINGS)
+@config_app.command(cls=SettingsCommand, context_settings=TAKES_SETTINGS)
 @with_setting_flags
 def check(
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL|FILE.gguf|DIR|FILE.yaml] [NAME=VALUE]...", help="As for bireme serve."),
+        typer.Argument(
+            metavar="[MODEL|FILE.gguf|DIR|FILE.yaml] [NAME=VALUE]...",
+            autocompletion=complete_settings,
+            help="As for bireme serve.",
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="As for bireme serve; nothing listens.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="As for bireme serve; nothing listens.")] = None,

@@ -14,6 +14,7 @@ from cluster.config import DEFAULT_MODEL
 from cluster.errors import BiremeError
 from cluster.process.cache import cache_dir
 from cluster.terminal.app import app, console, show_error
+from deployments.commands.completion import complete_model
 from deployments.start.prepare import prepare_model
 from deployments.start.settings_names import nearest
 
@@ -39,7 +40,11 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="A list for prog
 
 
 @app.command()
-def pull(model: Annotated[str, typer.Argument(help="The default model's name, or a Hugging Face id.")]) -> None:
+def pull(
+    model: Annotated[
+        str, typer.Argument(autocompletion=complete_model, help="The default model's name, or a Hugging Face id.")
+    ],
+) -> None:
     """Fetch a model, so that a later start finds it here."""
     try:
         prepare_model(console, model)
@@ -51,7 +56,9 @@ def pull(model: Annotated[str, typer.Argument(help="The default model's name, or
 
 @app.command()
 def rm(
-    model: Annotated[str, typer.Argument(help="Name of a model (bireme models), or ready-weights.")],
+    model: Annotated[
+        str, typer.Argument(autocompletion=complete_model, help="Name of a model (bireme models), or ready-weights.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a model from the cache; files elsewhere are never touched. A server that runs keeps what it has loaded."""

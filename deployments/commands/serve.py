@@ -13,6 +13,7 @@ from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from cluster.outputs import ServedModel
 from cluster.terminal.app import app, console, errors
+from deployments.commands.completion import SettingsCommand, complete_settings
 from deployments.commands.serving.start_view import StartView
 from deployments.commands.serving.start_watcher import StartWatcher
 from deployments.commands.setting_flags import TAKES_SETTINGS, say_accepted, with_setting_flags
@@ -45,13 +46,14 @@ from gpu_ops.build import OpBuildError
 LOCAL = "local"
 
 
-@app.command(context_settings=TAKES_SETTINGS)
+@app.command(cls=SettingsCommand, context_settings=TAKES_SETTINGS)
 @with_setting_flags
 def serve(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[MODEL|FILE.gguf|DIR|FILE.yaml] [NAME=VALUE]...",
+            autocompletion=complete_settings,
             help="A model (a GGUF file, a directory, a Hugging Face id), a Serve config file or the name of one that comes along "
             "(llama_8b_gpu, smollm2_cpu, smollm2_gpu); and settings such as max_num_seqs=8.",
         ),
