@@ -89,6 +89,10 @@ class SpareKeeper:
         self._metrics = ray_metrics(SPARE_METRICS)
         self._running: asyncio.Task | None = None
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls the actor."""
+        return f"spares of {self._processes.group} on {self._node_id[:8]}"
+
     async def run(self) -> int:
         """Begin to keep; this process's id."""
         if self._running is None:

@@ -51,7 +51,7 @@ def test_every_block_runs(program, smollm2_source):
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("pyarrow") is None,
-    reason="Ray Data needs pyarrow and pandas, 237 MB that nothing else here does; the page's test runs the example's actor",
+    reason="Ray Data needs pyarrow and pandas, 263 MB that nothing else here does; the page's test runs the example's actor",
 )
 def test_a_file_is_scored_with_ray_data(tmp_path: Path, smollm2_source):
     lines = tmp_path / "questions.jsonl"

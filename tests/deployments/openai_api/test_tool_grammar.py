@@ -158,6 +158,18 @@ def test_an_answer_is_calls_or_what_a_schema_describes():
     assert taken(grammar, form, "words") == ("", False)
 
 
+def test_white_space_of_an_own_schema_beside_tools_is_bounded():
+    schema = {"type": "object", "properties": {"c": {"type": "boolean"}}, "required": ["c"]}
+    grammar, form = made(
+        "hermes", response_format={"type": "json_schema", "json_schema": {"name": "r", "schema": schema}}
+    )
+    for space, most in (("   ", "  "), ("\n\n", "\n"), ("\n" + " " * 65, "\n" + " " * 64)):
+        assert taken(grammar, form, f'{{{space}"c": true}}') == ("{" + most, False)
+        assert taken(grammar, form, f'{{{most}"c": true}}') == (f'{{{most}"c": true}}', True)
+    any_object, form = made("hermes", response_format={"type": "json_object"})
+    assert taken(any_object, form, '{"a":' + " " * 9) == ('{"a":  ', False)
+
+
 def test_what_does_not_go_together_is_refused():
     for family, fields in (
         ("hermes", {"guided_regex": "a"}),
