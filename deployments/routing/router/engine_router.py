@@ -76,7 +76,7 @@ class EngineRouter(PinnedRouter):
             return ""
         if not ranks:
             return ""
-        best = min(ranks[0], key=lambda view: view.num_tokens)
+        best = min(ranks[0], key=lambda view: view.token_weight)
         self._choices.sends(request, best.engine_id)
         return best.engine_id
 

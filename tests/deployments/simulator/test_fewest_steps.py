@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.scaling.capacity import StepCosts
-from deployments.simulator.fewest_steps import Totals, fewest_steps
+from deployments.simulator.oracle import Totals, fewest_steps
 from deployments.simulator.setup import SimulatorSettings
 
 SETTINGS = SimulatorSettings()
