@@ -70,7 +70,7 @@ async def engines(folder, step_s: float) -> tuple[EngineClient, LocalHandle, dic
 
     def first_choice(request: EngineRequest) -> str:
         alive = [name for name in runners if not choices.is_avoided(name)] or list(runners)
-        best = min(alive, key=choices.num_tokens)
+        best = min(alive, key=choices.token_weight)
         choices.sends(request, best)
         return best
 

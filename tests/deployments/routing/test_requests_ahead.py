@@ -154,7 +154,7 @@ async def test_the_call_of_an_answer_that_is_over_follows_to_its_engine_and_note
     assert (request, told) == (submission.request, [request])
     assert choices.place("r") == "e" and choices.is_pinned("r")
     choices.chose(request, "e")
-    assert choices.num_tokens("e") == 0
+    assert choices.token_weight("e") == 0
     reply.set_result(GenerateReply(2, "length", "e", marks={"scheduled": 1.0, "first_step": 2.0}))
     await until(lambda: submission.entry.engine_id == "e", 5)
     assert submission.entry.marks["first_step"] == 2.0
@@ -302,12 +302,12 @@ async def test_what_went_ahead_counts_once_in_its_engines_load(choices):
     engine, client, _ = await attached(choices)
     choices.first_choice = lambda request: choices.sends(request, "e") or "e"
     client.start(JournalEntry("r", [1] * 50, SamplingParams(max_tokens=9)))
-    assert choices.num_tokens("e") == 50
+    assert choices.token_weight("e") == 500
     client._on_deltas(client.stream, [TokenDelta("r", 0, 0, []), EngineLoad(1, 1, num_tokens=50)])
     request, _ = await engine.called(1)
     choices.sends(request, "e")
     choices.chose(request, "e")
-    assert choices.num_tokens("e") == 50
+    assert choices.token_weight("e") == 50
     await client.close()
 
 

@@ -126,7 +126,7 @@ async def test_the_first_choice_is_the_policys_and_spreads_a_burst_before_any_ca
         choices.open(str(number))
         chosen[choices.first_choice(engine_request(str(number), 5))] += 1
     assert chosen == {"a": 10, "b": 10}
-    assert choices.num_tokens("a") == choices.num_tokens("b") == 50
+    assert choices.token_weight("a") == choices.token_weight("b") == 500
     router.update_replicas([])
     assert choices.first_choice(engine_request("r")) == ""
 
