@@ -73,6 +73,8 @@ def workloads(draw):
     # Two that need five blocks each: where there are fewer than ten, one of them has to give way.
     long = {"max_tokens": 60, "ignore_eos": True, "temperature": 1.0}
     requests = [request(f"long{i}", [7 + i] * 20, seed=i, grammar=A_PERSON, **long) for i in range(2)]
+    thinking = {"thinking_token_budget": draw(st.integers(0, 20)), "reasoning_marks": THOUGHT}
+    requests.append(request("thinks", [9] * 5, seed=3, max_tokens=40, ignore_eos=True, **thinking))
     for index in range(draw(st.integers(1, 3))):
         prompt = draw(st.lists(st.integers(3, 127), min_size=1, max_size=30))
         params = {"max_tokens": draw(st.sampled_from([3, 30, 60])), "seed": index}
