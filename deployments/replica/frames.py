@@ -96,15 +96,15 @@ def frame(value: Any) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def encode_request(request: EngineRequest) -> bytes | None:
-    """The body of its frame; None if it cannot go this way."""
+def encode_request(request: EngineRequest) -> msgspec.Raw | None:
+    """The request as part of a frame, or all of one; None if it cannot go this way."""
     if len(request.prompt_token_ids) + len(request.output_token_ids) > _MAX_REQUEST_TOKENS:
         return None
     try:
         body = _ENCODER.encode(request)
     except (TypeError, ValueError, OverflowError):  # pickle takes more: half a surrogate pair, an integer of any size
         return None
-    return body if len(body) <= MAX_REQUEST_BYTES else None
+    return msgspec.Raw(body) if len(body) <= MAX_REQUEST_BYTES else None
 
 
 def write_frame(writer: asyncio.StreamWriter, value: Any) -> None:

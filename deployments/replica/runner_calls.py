@@ -197,7 +197,7 @@ class RunnerCalls:
             return await self._through_ray(request)
         number = next(self._numbers)
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
-        connection.send(Call(number, request.request_id, request.attempt, msgspec.Raw(body)))
+        connection.send(Call(number, request.request_id, request.attempt, body))
         try:
             return await answer
         except asyncio.CancelledError:

@@ -28,7 +28,6 @@ from cluster.errors import BiremeError, InvalidRequestError
 from cluster.outputs import EngineLoad, StreamItem, TokenDelta
 from cluster.request import EngineRequest, RequestKey
 from deployments.replica.frames import (
-    LENGTH,
     MAX_REQUEST_BYTES,
     UnusableSocketError,
     encode_request,
@@ -62,7 +61,7 @@ class RequestSender:
         body = encode_request(request)
         if body is None:
             return False
-        self._writer.write(LENGTH.pack(len(body)) + body)
+        write_frame(self._writer, body)
         return True
 
     def abort(self, key: RequestKey) -> bool:
