@@ -25,14 +25,13 @@ class Terminal:
     def __init__(self, *command: str, **environment: str) -> None:
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            command,
+            # A session whose terminal this is, so that Ctrl-C becomes SIGINT; no ``preexec_fn``, which needs room for a fork.
+            ["setsid", "--ctty", *command],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **environment},
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            # A session whose terminal this is, so that Ctrl-C becomes SIGINT.
-            preexec_fn=lambda: _take_terminal(slave),
         )
         os.close(slave)
         self._received = b""
@@ -67,8 +66,3 @@ class Terminal:
             self.process.kill()
             self.process.wait()
         os.close(self._master)
-
-
-def _take_terminal(slave: int) -> None:
-    os.setsid()
-    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)

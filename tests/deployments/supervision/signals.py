@@ -21,9 +21,8 @@ ROOT = Path(__file__).resolve().parents[3]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def heed_hangups() -> None:
-    """Where the tests run under nohup, what they start is not to."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Where the tests run under nohup, what they start is not to. Not in ``preexec_fn``: a large pytest may have no room to fork.
+HEED_HANGUPS = ("env", "--default-signal=HUP")
 
 
 @dataclass
@@ -53,12 +52,11 @@ def start_and_signal(moment_s: float, number: signal.Signals, to_group: bool) ->
     try:
         with open(folder / "log", "ab") as output:
             server = subprocess.Popen(
-                [sys.executable, "-m", "bireme", "serve", "--port", str(free_port())],
+                [*HEED_HANGUPS, sys.executable, "-m", "bireme", "serve", "--port", str(free_port())],
                 env=environment,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=heed_hangups,
             )
         time.sleep(moment_s)
         started = descendants(server.pid)

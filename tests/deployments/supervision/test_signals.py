@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployments.supervision.signals import ROOT, SIGNALS, heed_hangups, is_running, start_and_signal
+from tests.deployments.supervision.signals import HEED_HANGUPS, ROOT, SIGNALS, is_running, start_and_signal
 
 # A server that is as bad as can be: a child in a session of its own that hears nothing but SIGKILL, and orphans of it.
 SERVER = """
@@ -52,13 +52,12 @@ class Server:
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, *arguments],
+            [*HEED_HANGUPS, sys.executable, "-c", SERVER, *arguments],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=heed_hangups,
         )
         assert self.process.stdout is not None
         assert {self.process.stdout.readline(), self.process.stdout.readline()} == {"up\n", "deaf\n"}
