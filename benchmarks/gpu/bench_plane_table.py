@@ -26,6 +26,8 @@ from typing import Any
 
 from benchmarks.gpu.model_sizes import LLAMA_8B, SMOLLM2_SIZES
 from benchmarks.serving.bench_plane import Row, idle_cpu, measure
+from benchmarks.serving.loads import checked, closed_loop
+from benchmarks.serving.process_cpu import num_processes
 from benchmarks.serving.served_app import ServedApp, settings_config
 from cluster.bench.processes import LoadProcesses
 from cluster.config import DEFAULT_MODEL
@@ -97,6 +99,9 @@ class Table:
         windows = self._part("in process", lambda: self._in_process(models)) or {}
         for model in models:
             one = self._part(f"{model.name}, one engine", partial(self._one_engine, model, windows.get(model.name)))
+            if len(model.streams) > 1:
+                needed = partial(self._ingresses_as_needed, model, windows.get(model.name))
+                self._part(f"{model.name}, one engine, ingresses as needed", needed)
             if self._options.gpus > 1:
                 self._part(f"{model.name}, two engines", partial(self._two_engines, model, one))
         if len(self._options.models) == len(MODELS):
@@ -183,13 +188,21 @@ class Table:
         self._first_token(f"{model.name}, 1 client, 512 prompt tokens", first, inside_first, 6.0, model.first_ms)
         self._first_token(f"{model.name}, {rows[0].streams} clients, 256 prompt tokens", rows[0], inside[0], 15.0, None)
         for row, window, wanted in zip(rows, inside, model.shares, strict=True):
-            share = (
-                f"{row.tokens_per_s / window['tokens_per_s']:.3f} × of {window['tokens_per_s']:,.0f}" if window else "?"
-            )
-            self._add(f"{model.name}, {row.streams} clients: tokens/s over HTTP beside in process",
-                      f"{row.tokens_per_s:,.0f} = {share}", f"≥ {wanted:.2f} ×")  # fmt: skip
-            self._costs(model.name, row)
+            self._beside_in_process(model.name, row, window, wanted)
         return rows[0]
+
+    def _ingresses_as_needed(self, model: Model, windows: list[dict[str, float]] | None) -> None:
+        """The same loads behind as many ingresses as their CPU use asks for, which is what there is without a setting."""
+        _, *inside = windows or [{}] * (1 + len(model.streams))
+        rows = self._served(model, 1, None, [(streams, _STREAMS, model.seconds) for streams in model.streams])
+        for row, window, wanted in zip(rows, inside, model.shares, strict=True):
+            self._beside_in_process(f"{model.name}, ingresses as needed", row, window, wanted)
+
+    def _beside_in_process(self, name: str, row: Row, window: dict[str, float], wanted: float) -> None:
+        share = f"{row.tokens_per_s / window['tokens_per_s']:.3f} × of {window['tokens_per_s']:,.0f}" if window else "?"
+        self._add(f"{name}, {row.streams} clients: tokens/s over HTTP beside in process",
+                  f"{row.tokens_per_s:,.0f} = {share}", f"≥ {wanted:.2f} ×")  # fmt: skip
+        self._costs(name, row)
 
     def _two_engines(self, model: Model, one: Row | None) -> None:
         """One ingress, then two, with the clients of one engine for each."""
@@ -225,18 +238,21 @@ class Table:
                   f"gap p50 {row.gap_ms[0]:.1f} ms, p95 {row.gap_ms[1]:.1f}", "≤ 20 µs")  # fmt: skip
 
     def _served(
-        self, model: Model, engines: int, ingresses: int, loads: list[tuple[int, tuple[int, int], float]]
+        self, model: Model, engines: int, ingresses: int | None, loads: list[tuple[int, tuple[int, int], float]]
     ) -> list[Row]:
+        """Rows of the loads behind so many ingresses; None: as many as the largest of them needs."""
         few = {"num_cpus": 0.01}
+        fixed = {} if ingresses is None else {"num_replicas": ingresses}
         settings = self._engine_settings(model) | {
             "tokenizer": self._options.tokenizer,
             "model_id": model.name,
             "max_queued_requests": 4096,
             "runner_num_cpus": 0.05,
             "deployment_config": {"num_replicas": engines, "ray_actor_options": few},
-            "ingress_config": {"num_replicas": ingresses, "ray_actor_options": few},
+            "ingress_config": {**fixed, "ray_actor_options": few},
         }
-        return self._run(f"{model.name}-{engines}-{ingresses}", settings, engines, loads)
+        name = f"{model.name}-{engines}-{ingresses or 'needed'}"
+        return self._run(name, settings, engines, loads, settles=ingresses is None)
 
     def _simulated(self) -> None:
         """Sixteen engines that replay tokens, on sixteen cores; the clients have the others, where there are more."""
@@ -265,9 +281,9 @@ class Table:
 
     def _run(
         self, name: str, settings: dict[str, Any], engines: int, loads: list[tuple[int, tuple[int, int], float]],
-        server_cores: list[int] | None = None, client_cores: list[int] | None = None,
+        server_cores: list[int] | None = None, client_cores: list[int] | None = None, settles: bool = False,
     ) -> list[Row]:  # fmt: skip
-        """Serve, wait until all engines are there, and measure ``loads``."""
+        """Serve, wait until all engines are there, where it ``settles`` until so are the ingresses, and measure ``loads``."""
         cores = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, server_cores or cores)
@@ -284,6 +300,8 @@ class Table:
                 time.sleep(0.25)
             idle: Counter[str] = idle_cpu(app, _IDLE_S)
             rows = []
+            if settles:
+                _settle(name, app, clients, *max(loads))
             for streams, tokens, seconds in loads:
                 rows.append(measure(app, clients, streams, tokens, seconds, idle))
                 made = [engine["num_generated_tokens"] for engine in app.engines()]
@@ -293,6 +311,18 @@ class Table:
         finally:
             clients.close()
             app.close()
+
+
+def _settle(
+    name: str, app: ServedApp, clients: LoadProcesses, streams: int, tokens: tuple[int, int], seconds: float
+) -> None:
+    """Hold a load until the number of ingresses stays the same for two windows of it."""
+    numbers = [0, 1]
+    while numbers[-1] != numbers[-2] and len(numbers) < 10:
+        clients.start(closed_loop(app, streams, tokens, seed=len(numbers), seconds=seconds))
+        checked(clients.result())
+        numbers.append(num_processes(app.process_group)["ingress"])
+    print(f"{name}, {streams} streams: ingresses from window to window {numbers[1:]}", flush=True)
 
 
 def _gpus() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -23,13 +24,24 @@ _KINDS = (
 def cpu_seconds(root: int) -> Counter[str]:
     """CPU seconds so far of a process and all below it, by kind."""
     seconds: Counter[str] = Counter()
+    for kind, spent_s in _kinds(root):
+        seconds[kind] += spent_s
+    return seconds
+
+
+def num_processes(root: int) -> Counter[str]:
+    """How many there are of each kind."""
+    return Counter(kind for kind, _ in _kinds(root))
+
+
+def _kinds(root: int) -> Iterator[tuple[str, float]]:
+    """Of each process its kind and its CPU seconds."""
     for pid, spent_s in _below(root).items():
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:  # it ended in between
             continue
-        seconds[next((kind for part, kind in _KINDS if part in command), "other")] += spent_s
-    return seconds
+        yield next((kind for part, kind in _KINDS if part in command), "other"), spent_s
 
 
 def _below(root: int) -> dict[int, float]:
