@@ -14,6 +14,8 @@ from cluster.request import EngineRequest, RequestKey
 
 # A finished answer is kept this long, so that an ingress whose stream broke can fetch the end of it.
 RETENTION_S = 60.0
+# What follows the tokens of a delta that says nothing else.
+_NO_MORE = TokenDelta("", 0, 0, [])[4:]
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +26,8 @@ class LiveRequest:
         done: resolved with the reply to whoever asked.
         came_at, first_at, finished_at: of ``time.monotonic``; ``first_at`` is of its first token.
         waited_s: for a slot; None before it has one.
-        deltas: all that its engine said about it.
+        deltas: all that its engine said about it; tokens of which nothing else was said are gathered in one (``gathers``: the
+            last), so that an answer is few objects, through all of which each collection of garbage walks.
         num_tokens: of its prompt and its answer so far.
         grammar: its grammar, compiled; stays so because it is held here.
     """
@@ -34,10 +37,37 @@ class LiveRequest:
     came_at: float
     num_tokens: int
     deltas: list[TokenDelta] = field(default_factory=list)
+    gathers: bool = False
     waited_s: float | None = None
     first_at: float | None = None
     finished_at: float | None = None
     grammar: object = None
+
+    def remember(self, delta: TokenDelta) -> None:
+        """Its engine says something about it."""
+        tokens = delta.token_ids
+        if not tokens or delta[4:] != _NO_MORE:
+            self.deltas.append(delta)
+            self.gathers = False
+        elif self.gathers and (last := self.deltas[-1]).index + len(last.token_ids) == delta.index:
+            last.token_ids.extend(tokens)
+        else:  # with a list of its own: the engine's is on its way to the subscriber
+            self.deltas.append(delta._replace(token_ids=list(tokens)))
+            self.gathers = True
+
+    def said_from(self, index: int) -> list[TokenDelta]:
+        """What was said of tokens from ``index`` on, of each one by one, and how it ended."""
+        said: list[TokenDelta] = []
+        for delta in self.deltas:
+            if delta.index + len(delta.token_ids) <= index and not delta.finish_reason:
+                continue
+            if delta[4:] != _NO_MORE:
+                said.append(delta)
+                continue
+            first = max(index, delta.index)
+            tokens = delta.token_ids[first - delta.index :]
+            said += [delta._replace(index=first + i, token_ids=[token]) for i, token in enumerate(tokens)]
+        return said
 
     @property
     def marks(self) -> dict[str, float]:
@@ -108,7 +138,7 @@ class LiveRequests:
         live = self._of.get((delta.request_id, delta.attempt))
         if live is None:
             return None
-        live.deltas.append(delta)
+        live.remember(delta)
         if live.first_at is None and delta.token_ids:
             live.first_at = time.monotonic()
         if live.waited_s is None and waited_s is not None:
@@ -152,7 +182,7 @@ class LiveRequests:
         for live in self._of.values():
             index = wanted.get(live.request.request_id)
             if index is not None and live.request.subscriber == subscriber:
-                yield [d for d in live.deltas if d.index + len(d.token_ids) > index or d.finish_reason]
+                yield live.said_from(index)
 
     def wait_s(self, key: RequestKey | None) -> float:
         """How long ago it came, in seconds; 0 if it is not here."""

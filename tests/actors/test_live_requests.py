@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import live_requests
-from actors.live_requests import LiveRequests
+from actors.live_requests import LiveRequest, LiveRequests
 from cluster.errors import StaleAttemptError
-from cluster.outputs import FINISH_MOVE, GenerateReply, TokenDelta
+from cluster.outputs import FINISH_MOVE, GenerateReply, TokenDelta, TokenLogprobs
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 
@@ -86,6 +87,46 @@ async def test_a_stream_that_broke_is_told_what_it_missed_of_its_own_requests():
             live.deliver(TokenDelta(name, 0, index, [index]))
     missing = list(live.missing("s", {"a": 1, "b": 0}))
     assert [[(d.request_id, d.index) for d in deltas] for deltas in missing] == [[("a", 1), ("a", 2)]]
+
+
+@given(
+    said=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=30),
+    begun=st.integers(0, 3),
+    wanted=st.integers(0, 40),
+    ends=st.booleans(),
+)
+def test_what_was_said_is_told_again_token_by_token(said, begun, wanted, ends):
+    index, deltas = begun, [TokenDelta("a", 0, begun, [])]
+    for count, with_logprobs in said:
+        tokens = list(range(index, index + count))
+        logprobs = [TokenLogprobs(-1.0, 1, [t], [-1.0]) for t in tokens] if with_logprobs else None
+        deltas.append(TokenDelta("a", 0, index, tokens, logprobs))
+        index += count
+    if ends:
+        deltas.append(TokenDelta("a", 0, index, [index], finish_reason="stop", matched_stop=index))
+    sent = pickle.dumps(deltas)
+    live = LiveRequest(request("a", 0), None, 0.0, 0)
+    for delta in deltas:
+        live.remember(delta)
+    assert pickle.dumps(deltas) == sent, "what is on its way to a subscriber is not touched"
+    told = live.said_from(wanted)
+    assert all(d.index + len(d.token_ids) > wanted or d.finish_reason for d in told)
+    by_token = {d.index + i: (t, d.logprobs and d.logprobs[i]) for d in told for i, t in enumerate(d.token_ids)}
+    expected = {d.index + i: (t, d.logprobs and d.logprobs[i]) for d in deltas for i, t in enumerate(d.token_ids)}
+    kept = {i: said for i, said in expected.items() if i >= wanted}
+    assert {i: said for i, said in by_token.items() if i >= wanted} == kept
+    assert by_token.items() <= expected.items()
+    assert [d.finish_reason for d in told if d.finish_reason] == ["stop"] * ends
+    plain = [d for d in told if d.logprobs is None and d.finish_reason is None]
+    assert all(len(d.token_ids) == 1 for d in plain)
+
+
+async def test_a_long_answer_is_few_objects():
+    live = LiveRequests()
+    kept = live.open(request("a", 0), future())
+    for index in range(1000):
+        live.deliver(TokenDelta("a", 0, index, [index], num_cached_tokens=3 if index == 0 else 0))
+    assert len(kept.deltas) == 2
 
 
 async def test_only_answers_that_ended_long_ago_are_dropped(monkeypatch):
