@@ -37,6 +37,7 @@ _TINY_SIZES = SMOLLM2_SIZES | {"hidden_size": 128, "intermediate_size": 128, "nu
 # Tokens of a prompt and of its answer: many streams, and first tokens.
 _STREAMS, _FIRST = (256, 256), (512, 16)
 _IDLE_S = 2.0
+_SETTLED_S = 20.0
 _IN_PROCESS_TIMEOUT_S = 150.0
 
 
@@ -316,13 +317,15 @@ class Table:
 def _settle(
     name: str, app: ServedApp, clients: LoadProcesses, streams: int, tokens: tuple[int, int], seconds: float
 ) -> None:
-    """Hold a load until the number of ingresses stays the same for two windows of it."""
-    numbers = [0, 1]
-    while numbers[-1] != numbers[-2] and len(numbers) < 10:
+    """Hold a load until the number of ingresses has stayed the same for as long as Serve looks back, and twice as long."""
+    numbers, since = [1], time.monotonic()
+    while time.monotonic() - since < _SETTLED_S and len(numbers) < 10:
         clients.start(closed_loop(app, streams, tokens, seed=len(numbers), seconds=seconds))
         checked(clients.result())
         numbers.append(num_processes(app.process_group)["ingress"])
-    print(f"{name}, {streams} streams: ingresses from window to window {numbers[1:]}", flush=True)
+        if numbers[-1] != numbers[-2]:
+            since = time.monotonic()
+    print(f"{name}, {streams} streams: ingresses from window to window {numbers}", flush=True)
 
 
 def _gpus() -> list[str]:
