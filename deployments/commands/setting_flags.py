@@ -11,6 +11,7 @@ import typer
 
 from cluster.config import LLMConfig
 from cluster.terminal.app import errors
+from deployments.commands.completion import complete_value
 from deployments.start.vllm_names import ALIASES, NUM_REPLICAS, SEVERAL
 
 # All settings may be given so; these are what most people set, which help and completion show.
@@ -63,8 +64,18 @@ def _parameter(name: str) -> inspect.Parameter:
     text = (field.description if field else None) or "How many engines there are; default: 1."
     several = [alias.replace("_", "-") for alias, ours in ALIASES.items() if ours == name and alias in SEVERAL]
     text += "".join(f" Also --{alias} NAME [NAME …], behind the model." for alias in several)
+
+    def values(incomplete: str) -> list[str]:
+        return complete_value(name, incomplete)
+
     option = typer.Option(
-        f"--{flag}", *aliases, help=text, metavar="VALUE", rich_help_panel="Settings", show_default=False
+        f"--{flag}",
+        *aliases,
+        help=text,
+        metavar="VALUE",
+        rich_help_panel="Settings",
+        show_default=False,
+        autocompletion=values,
     )
     return inspect.Parameter(
         f"setting_{name}", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
