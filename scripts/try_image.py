@@ -1,12 +1,12 @@
 """Runs a Dockerfile without Docker: its steps in a Debian or Ubuntu root made here, then its server, which must answer.
 
-    sudo python scripts/try_image.py /var/tmp/image --python /usr/local       # Dockerfile
-    sudo python scripts/try_image.py /var/tmp/image-gpu --file Dockerfile.gpu --only steps
+    sudo python3 scripts/try_image.py /var/tmp/image                                       # Dockerfile
+    sudo python3 scripts/try_image.py /var/tmp/image-gpu --file Dockerfile.gpu --only steps
 
-It wants root, debootstrap, unshare and git, and a few GB. What it shows is whether the steps work, on a base with the same
-packages; layers, the registry's image itself and the network of containers are not tried, nor is CUDA. Python comes from
-``--python`` where the base image brings one of its own. The server runs in namespaces of its own: without a network, and nothing
-of it stays.
+It wants root, debootstrap, unshare and git, and a few GB; what lacks is said before anything is made. What it shows is whether
+the steps work, on a base with the same packages; layers, the registry's image itself and the network of containers are not
+tried, nor is CUDA. Where the base image brings a Python of its own, a copy of one on this machine stands in for it. The server
+runs in namespaces of its own: without a network, and nothing of it stays.
 """
 
 from __future__ import annotations
@@ -21,12 +21,21 @@ import sys
 import time
 from pathlib import Path
 
+from versions import find
+
 ROOT = Path(__file__).resolve().parents[1]
-# What the base images are made of, and what Python's own image has besides.
+# What the base images are made of: suite, mirror, components, and the distribution whose key signs them.
 BASES = {
-    "python:3.12-slim-bookworm": ("bookworm", "http://deb.debian.org/debian", "main"),
-    "nvidia/cuda:12.4.1-cudnn-devel-ubuntu22.04": ("jammy", "http://archive.ubuntu.com/ubuntu", "main,universe"),
+    "python:3.12-slim-bookworm": ("bookworm", "http://deb.debian.org/debian", "main", "debian"),
+    "nvidia/cuda:12.4.1-cudnn-devel-ubuntu22.04": (
+        "jammy",
+        "http://archive.ubuntu.com/ubuntu",
+        "main,universe",
+        "ubuntu",
+    ),
 }
+TOOLS = {"debootstrap": "debootstrap", "unshare": "util-linux", "git": "git", "tar": "tar"}  # and their packages
+# What Python's own image has besides.
 PYTHON_LIBRARIES = "libbz2-1.0 libffi8 liblzma5 libreadline8 libsqlite3-0 libssl3 libuuid1 netbase tzdata zlib1g"
 # As in a container of --shm-size=2g, whose network has nothing but itself.
 ENTER = """
@@ -89,19 +98,21 @@ class Image:
             raise SystemExit(f"failed: RUN {line}")
         print(f"    {time.monotonic() - started:.0f} s", flush=True)
 
-    def begin(self, base: str, python: Path | None) -> None:
-        """A root for ``base``, unless it is there."""
-        suite, mirror, components = BASES[base]
-        if not (self.root / "etc/debian_version").exists():
-            packages = ["--include=ca-certificates", f"--components={components}"]
-            subprocess.run(["debootstrap", "--variant=minbase", *packages, suite, str(self.root), mirror], check=True)
+    def begin(self, base: str, python: Path | None, is_checked: bool) -> None:
+        """A root for ``base``.
+
+        Raises:
+            SystemExit: it could not be made.
+        """
+        suite, mirror, components, distribution = BASES[base]
+        packages = ["--include=ca-certificates", f"--components={components}"]
+        check = [f"--keyring={keyring(distribution)}"] if is_checked else ["--no-check-gpg"]
+        command = ["debootstrap", "--variant=minbase", *check, *packages, suite, str(self.root), mirror]
+        if subprocess.run(command).returncode:
+            raise SystemExit(f"failed: debootstrap; its log is {self.root}/debootstrap/debootstrap.log")
         for name in ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt"):
             shutil.copy(name, f"{self.root}{name}")
-        if base.startswith("python:"):
-            if python is None:
-                raise SystemExit(
-                    "--python: the prefix of a Python 3.12, which the base image has and this root has not"
-                )
+        if python is not None:
             self.run(f"apt-get update -qq && apt-get install -y -qq --no-install-recommends {PYTHON_LIBRARIES}")
             for part in ("bin", "lib", "include"):
                 shutil.copytree(python / part, self.root / "usr/local" / part, symlinks=True, dirs_exist_ok=True)
@@ -156,22 +167,70 @@ def instructions(path: Path) -> list[tuple[str, str]]:
     return [(word, rest.strip()) for word, _, rest in parted]
 
 
+def keyring(distribution: str) -> Path:
+    return Path(f"/usr/share/keyrings/{distribution}-archive-keyring.gpg")
+
+
+def own_python(given: Path | None) -> Path | None:
+    """The prefix of a Python 3.12 that can be copied: the one that was given, or one of this machine; None if there is none.
+
+    A distribution's own lies in /usr among all else, and has its library elsewhere.
+    """
+    found = find("3.12") if given is None else None
+    if found is not None:
+        ask = "import sys; print(sys.base_prefix)"
+        given = Path(subprocess.run([found, "-c", ask], capture_output=True, text=True, check=True).stdout.strip())
+    is_apart = given is not None and given.resolve() != Path("/usr") and (given / "bin/python3.12").exists()
+    return given if is_apart else None
+
+
+def lacking(root: Path, base: str | None, python: Path | None, is_checked: bool) -> list[str]:
+    """What there is not for it, each with what to do.
+
+    Args:
+        base: that a root is to be made of; None: the root is there.
+    """
+    found = [f"{tool}: apt-get install {package}" for tool, package in TOOLS.items() if not shutil.which(tool)]
+    if os.geteuid():
+        found.insert(0, "root: begin with sudo")
+    if base is None:
+        return found if (root / "opt/bireme").exists() else [*found, f"an image in {root}: leave out --only server"]
+    if root.exists() and any(root.iterdir()):
+        found.append(f"an empty folder: {root} has something in it (--only server starts an image that is there)")
+    if base.startswith("python:") and python is None:
+        found.append(
+            "a Python 3.12 in a folder of its own, as pyenv makes it: --python PREFIX, with PREFIX/bin/python3.12"
+        )
+    distribution = BASES[base][3]
+    if is_checked and not keyring(distribution).exists():
+        package = f"apt-get install {distribution}-archive-keyring or {distribution}-keyring"
+        found.append(f"{keyring(distribution)}: {package}, or --no-check-gpg to take packages unchecked")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder that becomes the root; made if it is not there")
     parser.add_argument("--file", default="Dockerfile")
-    parser.add_argument("--python", type=Path, help="prefix of a Python 3.12, for a base image that has one")
+    parser.add_argument("--python", type=Path, help="prefix of a Python 3.12; default: one that is found here")
+    parser.add_argument("--no-check-gpg", action="store_true", help="do not check who signed the base's packages")
     parser.add_argument(
         "--only", choices=["steps", "server"], help="the steps, or the server of a root whose steps were run"
     )
     options = parser.parse_args()
     image = Image(options.root.resolve())
-    is_made = options.only == "server"
-    for word, rest in instructions(ROOT / options.file):
+    is_made, is_checked = options.only == "server", not options.no_check_gpg
+    steps = instructions(ROOT / options.file)
+    (base,) = (rest for word, rest in steps if word == "FROM")
+    python = own_python(options.python) if base.startswith("python:") else None
+    missing = lacking(image.root, None if is_made else base, python, is_checked)
+    if missing:
+        raise SystemExit(f"missing: {'; '.join(missing)}")
+    for word, rest in steps:
         if is_made and word in ("FROM", "RUN", "COPY"):
             continue
         if word == "FROM":
-            image.begin(rest, options.python)
+            image.begin(rest, python, is_checked)
         elif word == "RUN":
             image.run(rest)
         elif word == "WORKDIR":

@@ -6,6 +6,8 @@ import ast
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,8 +54,27 @@ def test_an_image_is_made_and_started_with_what_there_is(name: str):
 
 
 def test_the_workflow_runs_the_check_and_lint():
-    jobs = yaml.safe_load((ROOT / ".github/workflows/check.yml").read_text())["jobs"]
-    runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-    assert sorted(runs) == [".ci/run", "make lint"]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/check.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert sorted(step["run"] for step in steps if "run" in step) == [".ci/run", "make lint"]
     assert "lint" in targets()
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
+    # Where several Pythons are set up, .venv has the one that is meant, and those of `make versions` are there.
+    setups = [step["with"] for step in steps if "setup-python" in step.get("uses", "")]
+    assert {with_["python-version"].split()[-1] for with_ in setups} == {
+        workflow["env"]["PYTHON"].removeprefix("python")
+    }
+    tried = re.findall(r'"(3\.\d+)"', re.search(r"^PYTHONS = .*$", (ROOT / "scripts/versions.py").read_text(), re.M)[0])
+    assert any({*tried} < {*with_["python-version"].split()} for with_ in setups)
+    assert all((ROOT / with_["cache-dependency-path"]).exists() for with_ in setups)
+
+
+def test_an_image_is_tried_only_where_all_is_there(tmp_path):
+    (tmp_path / "a file").touch()
+    for options, said in ([], "an empty folder"), (["--only", "server"], "leave out --only server"):
+        command = [sys.executable, ROOT / "scripts/try_image.py", tmp_path, *options]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (1, "", 1)
+        assert ran.stderr.startswith("missing: ")
+        assert said in ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a file"]
