@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from cluster import __version__
 from cluster.client import Client
@@ -20,8 +22,32 @@ from cluster.errors import BiremeError
 from cluster.terminal.shown_parts import ShownParts
 from cluster.terminal.wrapped_text import WrappedText
 
+# In the order in which a newcomer needs them, below the headings of docs/terminal.md.
+_PANELS = {
+    "Serve": ("serve", "config", "doctor"),
+    "Models": ("models", "pull", "rm"),
+    "Look": ("status", "top", "logs", "dashboard", "autoscale", "trace", "timeline", "version"),
+    "Ask": ("chat", "complete", "run-batch"),
+    "Measure and plan": ("bench", "simulate", "plan"),
+}
+_PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}
+
+
+class _Commands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = list(_PANEL_OF)
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            command.rich_help_panel = _PANEL_OF.get(cmd_name)  # type: ignore[attr-defined]
+        return command
+
+
 # Local variables of a failed command are no business of the screen: an API key may be among them.
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_show_locals=False,
@@ -83,6 +109,23 @@ def check_writable(file: Path, what: str) -> None:
     folder = file.parent
     if file.is_dir() or not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
         raise BiremeError(f"{what}: {file} cannot be written")
+
+
+def print_wrapped(line: str, indent: int, begun: int = 0) -> None:
+    """``line``, parted between words where the terminal ends, with what follows ``indent`` columns in. Paths stay whole.
+
+    Args:
+        begun: columns of the first line that are written already.
+    """
+    text = textwrap.fill(
+        line,
+        console.width,
+        initial_indent=" " * begun,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    console.print(text[begun:], highlight=False, markup=False, soft_wrap=True)
 
 
 def show_error(error: BiremeError) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError
-from cluster.terminal.app import app, console, errors
+from cluster.terminal.app import app, errors, print_wrapped
 from deployments.commands.completion import SettingsCommand, complete_settings
 from deployments.commands.setting_flags import TAKES_SETTINGS, say_accepted, with_setting_flags
 from deployments.http.keys import ApiKeys
@@ -25,6 +25,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at settings without st
 app.add_typer(config_app, name="config")
 _GIB = 2**30
 _SHORT_STREAM = 1024
+_NAME_WIDTH = 11
 
 
 @config_app.callback()
@@ -74,7 +75,7 @@ def check(
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None
     for line in plan_lines(model, found, plan, "GPU" if gpu else "CPU", total):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_wrapped(line, _NAME_WIDTH)
 
 
 def plan_lines(config: LLMConfig, model: ModelConfig, plan: MemoryPlan, device: str, total: int) -> list[str]:

@@ -18,7 +18,7 @@ from cluster.client.proxies import proxy_note
 from cluster.errors import BiremeError
 from cluster.process.cache import cache_dir
 from cluster.process.trusted_path import other_writer
-from cluster.terminal.app import app, console
+from cluster.terminal.app import app, console, print_wrapped
 from deployments.commands.config import gpu_memory
 from deployments.commands.models import size_text
 from deployments.start.preflight import check_descriptors, check_listening, check_temporary_folder
@@ -85,7 +85,7 @@ def doctor(
     for finding in found:
         sign, style = ("FAULT", "red") if finding.is_fault else ("ok", "green")
         console.print(f"{sign:5}", style=style, end=" ", highlight=False)
-        console.print(f"{finding.what}: {finding.found}", highlight=False, markup=False, soft_wrap=True)
+        print_wrapped(f"{finding.what}: {finding.found}", 6, begun=6)
     if any(finding.is_fault for finding in found):
         raise typer.Exit(1)
 

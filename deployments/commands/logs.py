@@ -39,7 +39,7 @@ def logs(
         known = sessions(base)
         found = on_port(known, port)
         if back >= len(found):
-            raise BiremeError(f"{base}/ray has the logs of {len(found)} servers; it is set by RAY_TMPDIR and TMPDIR")
+            raise BiremeError(_too_few(f"{base}/ray", len(found), port))
         session = found[back]
         if engine and not back:
             running = [one for one in found if one == session or is_running(one)]
@@ -66,3 +66,9 @@ def logs(
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     except KeyboardInterrupt:
         raise typer.Exit from None
+
+
+def _too_few(folder: str, num_found: int, port: int | None) -> str:
+    there = f"logs of {num_found} server{'s' if num_found > 1 else ''}" if num_found else "no logs of a server"
+    where = f" on port {port}" if port else ""
+    return f"{there}{where} in {folder}; RAY_TMPDIR and TMPDIR say where a server's are"

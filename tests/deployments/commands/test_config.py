@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -35,6 +37,15 @@ def test_a_plan_is_shown_without_weights_or_a_server(folder):
     assert "engines    3, each on one CPU" in shown.output
     assert " of float32: 64 blocks of 16 tokens" in shown.output
     assert "streams    4 × 64 tokens, of at most 4 at once" in shown.output
+
+
+def test_sixty_columns_break_a_plan_between_words(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    arguments = ["-m", "deployments.cli", "config", "check", folder, "device=cpu", "max_model_len=64"]
+    lines = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60).stdout.split("\n")
+    assert any(line.startswith("KV cache") for line in lines)
+    assert any(line.startswith(" " * 11) for line in lines)
+    assert all(len(line) <= 60 for line in lines if folder not in line)
 
 
 def test_weights_count_as_they_are_held(tmp_path, monkeypatch):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from bireme.__main__ import COMMANDS
 from deployments.cli import app
@@ -34,6 +36,13 @@ def test_every_command_is_found_alone():
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
     names |= {group.name for group in app.registered_groups}
     assert set(COMMANDS) == names - {"version"}
+
+
+def test_help_has_what_a_newcomer_needs_first_and_every_command_below_a_heading():
+    shown = CliRunner().invoke(app, ["-h"], env={"COLUMNS": "100"}).output
+    headings = re.findall(r"╭─ (.*?) ─+╮", shown)
+    assert headings == ["Options", "Serve", "Models", "Look", "Ask", "Measure and plan"]
+    assert re.search(r"─ Serve ─+╮\s+│ serve ", shown)
 
 
 @pytest.mark.parametrize("command", ["status", "run-batch"])
