@@ -50,7 +50,7 @@ ASK = """
 import json, urllib.request
 url, headers = "http://127.0.0.1:8000/v1", {"Content-Type": "application/json", "Authorization": "Bearer secret"}
 models = json.load(urllib.request.urlopen(urllib.request.Request(url + "/models", headers=headers), timeout=60))
-messages = [{"role": "user", "content": "What is the capital of France?"}]
+messages = [{"role": "user", "content": "Name the capital of France."}]
 body = {"model": models["data"][0]["id"], "messages": messages, "temperature": 0, "max_tokens": 40}
 request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode(), headers)
 print("answer:", json.load(urllib.request.urlopen(request, timeout=60))["choices"][0]["message"]["content"])

@@ -19,7 +19,8 @@ MARKS = {
     "first_token": "the ingress has the first token",
     "last_token": "the ingress has the last token",
 }
-_BAR_WIDTH = 40
+_BAR_WIDTH, _SHORTEST_BAR = 40, 10
+_FIGURES_WIDTH = len(f"{0:10.2f} ms {0:+10.2f}" + 2 * "  ")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
@@ -56,15 +57,19 @@ def hops(marks: Mapping[str, float]) -> list[dict[str, Any]]:
     return found
 
 
-def waterfall(found: list[dict[str, Any]]) -> list[str]:
+def waterfall(found: list[dict[str, Any]], columns: int = 120) -> list[str]:
     """Lines of ``hops`` for a person, with a bar from mark to mark. The bars show the time up to the first token; what follows is
-    as long as the answer."""
+    as long as the answer. Where less than a short bar fits into ``columns`` there is none."""
+    room = columns - _FIGURES_WIDTH - max((len(hop["what"]) for hop in found), default=0)
+    if room < _SHORTEST_BAR:
+        return [f"{hop['at_ms']:8.2f} ms {hop['what']}" for hop in found]
+    width = min(_BAR_WIDTH, room)
     shown_ms = max((hop["at_ms"] for hop in found if hop["name"] != "last_token"), default=0.0)
     lines = []
     for hop in found:
-        scale = _BAR_WIDTH / shown_ms if shown_ms else 0.0
-        end = min(_BAR_WIDTH, round(hop["at_ms"] * scale))
+        scale = width / shown_ms if shown_ms else 0.0
+        end = min(width, round(hop["at_ms"] * scale))
         begin = min(end, round((hop["at_ms"] - hop["took_ms"]) * scale))
         bar = " " * begin + "#" * (end - begin)
-        lines.append(f"{hop['at_ms']:10.2f} ms {hop['took_ms']:+10.2f}  {bar:{_BAR_WIDTH}}  {hop['what']}")
+        lines.append(f"{hop['at_ms']:10.2f} ms {hop['took_ms']:+10.2f}  {bar:{width}}  {hop['what']}")
     return lines

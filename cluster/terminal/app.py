@@ -111,7 +111,7 @@ def check_writable(file: Path, what: str) -> None:
         raise BiremeError(f"{what}: {file} cannot be written")
 
 
-def print_wrapped(line: str, indent: int, begun: int = 0) -> None:
+def print_wrapped(line: str, indent: int, begun: int = 0, style: str | None = None) -> None:
     """``line``, parted between words where the terminal ends, with what follows ``indent`` columns in. Paths stay whole.
 
     Args:
@@ -125,7 +125,7 @@ def print_wrapped(line: str, indent: int, begun: int = 0) -> None:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    console.print(text[begun:], highlight=False, markup=False, soft_wrap=True)
+    console.print(text[begun:], style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_error(error: BiremeError) -> None:

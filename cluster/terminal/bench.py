@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from cluster import __version__
 from cluster.bench.compare import read_run
@@ -362,7 +363,7 @@ def _nothing() -> Iterator[None]:
 
 @contextmanager
 def _progress(load: Load) -> Iterator[Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(table_column=Column(min_width=7)))
     total = load.max_seconds if load.repeats else len(load.requests)
     with Bar(*columns, console=errors, disable=not errors.is_terminal, transient=True) as bar:
         task = bar.add_task("0 requests", total=total)

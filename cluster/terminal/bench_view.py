@@ -69,7 +69,7 @@ def warnings(run: dict[str, Any]) -> list[str]:
 
 def _cached(run: dict[str, Any]) -> str:
     cached = run["total_cached_tokens"]
-    return "" if cached is None else f" ({cached:,} of them from its cache)"
+    return "" if cached is None else f" ({cached:,} from its cache)"
 
 
 def comparison_table(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str]) -> Table:

@@ -26,10 +26,11 @@ from cluster.terminal.app import (
     console,
     given,
     print_stream,
+    print_wrapped,
     show_error,
     write_at_once,
 )
-from cluster.terminal.chat_commands import ChatCommands
+from cluster.terminal.chat_commands import COMMAND_WIDTH, ChatCommands
 from cluster.terminal.shown_parts import ShownParts
 from cluster.terminal.wrapped_text import WrappedText
 
@@ -87,7 +88,8 @@ def _converse(client: Client, conversation: Conversation, options: dict[str, Any
         is_leaving = False
         if text.startswith("/") and "\n" not in text:
             if said := commands.run(text):
-                console.print(said, style="dim", highlight=False, markup=False)
+                for line in said.splitlines():
+                    print_wrapped(line, COMMAND_WIDTH if line.startswith("/") else 0, style="dim")
         elif text:
             try:
                 _answer(

@@ -15,6 +15,7 @@ _COMMANDS = {
     "/set": "NAME=VALUE: a field of the requests (temperature, top_p, max_tokens, seed, stop, ...); NAME= takes it back",
     "/exit": "leave, as Ctrl-D does",
 }
+COMMAND_WIDTH = max(map(len, _COMMANDS)) + 2
 # They belong to the chat.
 _NOT_SET = frozenset({"messages", "stream", "stream_options", "n", "model", "return_token_ids", "self"})
 
@@ -40,7 +41,7 @@ class ChatCommands:
         name, _, rest = line.partition(" ")
         rest = rest.strip()
         if name == "/help":
-            return "\n".join(f"{command:8} {text}" for command, text in _COMMANDS.items())
+            return "\n".join(f"{command:{COMMAND_WIDTH}}{text}" for command, text in _COMMANDS.items())
         if name == "/exit":
             self.wants_exit = True
             return ""

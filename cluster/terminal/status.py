@@ -12,7 +12,7 @@ from cluster.client.addresses import without_password
 from cluster.client.api_types import Model
 from cluster.client.base import DEFAULT_URL
 from cluster.observability.start_stages import start_line
-from cluster.terminal.app import ApiKey, Url, app, connected, console
+from cluster.terminal.app import ApiKey, Url, app, connected, console, print_wrapped
 
 
 @app.command()
@@ -33,7 +33,7 @@ def status(
         console.print(json.dumps(shown, indent=2), highlight=False, markup=False, soft_wrap=True)
     else:
         for line in _lines(where, is_ready, models, found):
-            console.print(line, highlight=False, markup=False)
+            print_wrapped(line, len(line) - len(line.lstrip()) + 2, begun=len(line) - len(line.lstrip()))
     if not is_ready:
         raise typer.Exit(1)
 

@@ -27,5 +27,5 @@ def trace(
         found = client.trace(answer_id)
     for sequence in found["sequences"]:
         console.print(sequence["request"], highlight=False, markup=False)
-        for line in waterfall(sequence["hops"]):
+        for line in waterfall(sequence["hops"], console.width):
             console.print(line, highlight=False, markup=False, soft_wrap=True)

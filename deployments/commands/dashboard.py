@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import BiremeError
-from cluster.terminal.app import app, console, errors, show_error
+from cluster.terminal.app import app, errors, print_wrapped, show_error
 from deployments.start.ray_session import ray_base
 from deployments.start.run_files.past_sessions import dashboard_address, on_port, others_note, sessions
 
@@ -34,7 +34,7 @@ def dashboard(
         f"From another machine: ssh -L {local}:{address} USER@{socket.gethostname()}, then http://127.0.0.1:{local}",
     ]
     for line in lines if token.is_file() else [lines[0], lines[2]]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_wrapped(line, 0)
 
 
 def _answering_address(api_port: int | None) -> str:

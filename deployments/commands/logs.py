@@ -39,7 +39,7 @@ def logs(
         known = sessions(base)
         found = on_port(known, port)
         if back >= len(found):
-            raise BiremeError(_too_few(f"{base}/ray", len(found), port))
+            raise BiremeError(_too_few(f"{base}/ray", len(found), back, port))
         session = found[back]
         if engine and not back:
             running = [one for one in found if one == session or is_running(one)]
@@ -68,7 +68,8 @@ def logs(
         raise typer.Exit from None
 
 
-def _too_few(folder: str, num_found: int, port: int | None) -> str:
-    there = f"logs of {num_found} server{'s' if num_found > 1 else ''}" if num_found else "no logs of a server"
-    where = f" on port {port}" if port else ""
-    return f"{there}{where} in {folder}; RAY_TMPDIR and TMPDIR say where a server's are"
+def _too_few(folder: str, num_found: int, back: int, port: int | None) -> str:
+    where = f"{f'on port {port} ' if port else ''}in {folder}; RAY_TMPDIR and TMPDIR say where a server's are"
+    if not num_found:
+        return f"no server's logs are {where}"
+    return f"--back: got {back}, allowed: 0 to {num_found - 1}, for so many servers' logs are {where}"

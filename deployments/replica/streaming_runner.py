@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import signal
-from pathlib import PurePath
 
 import ray
 
@@ -22,12 +20,12 @@ from cluster.process.silence_clock import TICK_S, SilenceClock
 from deployments.replica.ray_peers import RayPeers
 from deployments.replica.runner_calls import CallSocket
 from deployments.replica.token_socket import TokenSocket
+from deployments.spares.engine_processes import model_label
 from deployments.spares.process_hook import adopted
 
 logger = logging.getLogger("bireme.runner")
 
 _EXIT_DELAY_S = 0.2
-_LONGEST_NAME = 40
 
 
 class StreamingRunner(RunnerActor):
@@ -45,7 +43,7 @@ class StreamingRunner(RunnerActor):
     def __repr__(self) -> str:
         """What Ray's dashboard calls the actor, and its logs at the terminal."""
         gpus = [str(gpu) for gpu in ray.get_gpu_ids()]
-        return f"runner {_short_name(self._config)} {'gpu' + '+'.join(gpus) if gpus else 'cpu'}"
+        return f"runner {model_label(self._config)} {'gpu' + '+'.join(gpus) if gpus else 'cpu'}"
 
     async def start(self) -> EngineInfo:
         """As RunnerActor; opens the sockets too."""
@@ -118,9 +116,3 @@ class StreamingRunner(RunnerActor):
         self._calls.close()
         await self._socket.close()
         await super().shutdown()
-
-
-def _short_name(config: EngineConfig) -> str:
-    """Of the model, without the folders that it lies in; one word."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.model_id or PurePath(config.model).stem)
-    return name[:_LONGEST_NAME]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import NamedTuple
 
-from cluster.config import LLMConfig
+from cluster.config import EngineConfig, LLMConfig
 from deployments.ray_private.worker_pool import START_HOOK
 
 # What a process is told of itself, in JSON.
 VARIABLE = "BIREME_PROCESS"
 REPLICA, RUNNER = "replica", "runner"
 KINDS = (REPLICA, RUNNER)
+_LONGEST_LABEL = 40
 _HOOK = "deployments.spares.process_hook.begin"
 # Imported at the start of a process of the kind, so that the actor that comes later finds it there.
 _MODULES = {REPLICA: "deployments.replica.engine_replica", RUNNER: "deployments.replica.streaming_runner"}
@@ -27,11 +30,13 @@ class EngineProcesses(NamedTuple):
         group: name that only they have.
         variables: of the environment, by kind. A process that has others is no spare for these engines.
         reserved: what Ray reserves for an engine, on one node.
+        model: short name of what they serve, for a person.
     """
 
     group: str
     variables: dict[str, dict[str, str]]
     reserved: dict[str, float]
+    model: str = ""
 
 
 def engine_processes(config: LLMConfig, num_gpus: float, bundles: Sequence[dict[str, float]] = ()) -> EngineProcesses:
@@ -62,4 +67,11 @@ def engine_processes(config: LLMConfig, num_gpus: float, bundles: Sequence[dict[
             for kind in KINDS
         },
         dict(reserved),
+        model_label(config),
     )
+
+
+def model_label(config: LLMConfig | EngineConfig) -> str:
+    """The model's name as actors show it, without the folders that it lies in; one word."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.model_id or PurePath(config.model).stem)
+    return name[:_LONGEST_LABEL]

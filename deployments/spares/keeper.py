@@ -91,7 +91,7 @@ class SpareKeeper:
 
     def __repr__(self) -> str:
         """What Ray's dashboard calls the actor."""
-        return f"spares of {self._processes.group} on {self._node_id[:8]}"
+        return f"spares {self._processes.model} {self._node_id[:8]}"
 
     async def run(self) -> int:
         """Begin to keep; this process's id."""

@@ -221,6 +221,7 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
         check_that_switches_arrived(pids, folder)
         wait_for(lambda: log.read_text().count(" x_request_id=find-200 ") == 2, 30, "no lines of the requests")
         check_that_a_request_and_a_runner_are_found_in_logs(session, log.read_text())
+        check_that_actors_are_recognised(dashboard(log))
         check_that_no_key_is_shown(pids, [base, folder], log)
         check_that_files_are_this_users_alone([base, folder])
         assert answers(url, process, log)
@@ -273,6 +274,16 @@ def check_that_a_request_and_a_runner_are_found_in_logs(session: Path, printed: 
     replicas = "".join(file.read_text() for file in session.glob("logs/serve/*LLMServer*.log"))
     (runner_log,) = re.findall(rf"event=runner_started engine={found[1]} log=(\S+)", replicas)
     assert f"engine={found[1]}" in Path(runner_log).read_text()
+
+
+def check_that_actors_are_recognised(url: str) -> None:
+    """In Ray's dashboard: each actor says what it is, or is one of Serve's, which has that in the name of its class."""
+    headers = {"Authorization": f"Bearer {(Path.home() / '.ray' / 'auth_token').read_text().strip()}"}
+    listed = httpx.get(f"{url}/api/v0/actors?detail=1", headers=headers, timeout=60).json()["data"]["result"]["result"]
+    shown = {actor["repr_name"] or actor["class_name"] for actor in listed if actor["state"] == "ALIVE"}
+    assert "runner tiny cpu" in shown
+    others = {name.partition(":")[0] for name in shown - {"runner tiny cpu"}}
+    assert others == {"ServeController", "ServeReplica", "HAProxyManager", "ProxyActor"}
 
 
 def dashboard(log: Path) -> str:

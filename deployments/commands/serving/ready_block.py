@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 
 def ready_block(rows: Mapping[str, str], columns: int) -> list[str]:
-    """``rows`` by name in a frame, as narrow as they are; without its right side where that is more than ``columns``."""
+    """``rows`` by name in a frame, as narrow as they are; where that is more than ``columns``, values are parted between words,
+    and the frame has no right side: a path or a URL stays whole."""
     width = max(map(len, rows))
     texts = [f"{name:<{width}}  {value}" for name, value in rows.items()]
     inner = max(map(len, texts))
     if inner + 4 > columns:
         bar = "─" * max(0, columns - 1)
-        return [f"┌{bar}", *(f"│ {text}" for text in texts), f"└{bar}"]
+        room = max(20, columns - width - 4)
+        parted = [
+            (name, textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False))
+            for name, value in rows.items()
+        ]
+        lines = [
+            f"│ {'' if number else name:<{width}}  {line}" for name, part in parted for number, line in enumerate(part)
+        ]
+        return [f"┌{bar}", *lines, f"└{bar}"]
     bar = "─" * (inner + 2)
     return [f"┌{bar}┐", *(f"│ {text:<{inner}} │" for text in texts), f"└{bar}┘"]
 

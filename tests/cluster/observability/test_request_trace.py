@@ -25,6 +25,13 @@ def test_hops_are_in_order_and_add_up(marks):
     assert all(hop["what"] in line for hop, line in zip(found, lines))
 
 
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_lines_of_a_trace_fit_the_terminal(columns):
+    lines = waterfall(hops({name: 1.0 + 0.5 * number for number, name in enumerate(MARKS)}), columns)
+    assert max(map(len, lines)) <= columns
+    assert any("#" in line for line in lines) == (columns > 90)
+
+
 def test_the_wall_clock_of_now_is_now():
     assert wall_clock(time.monotonic() - 5.0) == pytest.approx(time.time() - 5.0, abs=1.0)
 

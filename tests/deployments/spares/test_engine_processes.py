@@ -28,3 +28,8 @@ def test_a_process_for_other_settings_is_none_for_these(changed):
     assert one.group != other.group
     assert all(one.variables[kind] != other.variables[kind] for kind in KINDS)
     assert engine_processes(CONFIG, 1.0).variables[RUNNER] != one.variables[RUNNER]
+
+
+def test_a_model_is_shown_without_its_folders():
+    assert engine_processes(CONFIG.model_copy(update={"model": "/models/my model.gguf"}), 0.0).model == "my-model"
+    assert engine_processes(CONFIG.model_copy(update={"model_id": "owner/chat"}), 0.0).model == "owner-chat"

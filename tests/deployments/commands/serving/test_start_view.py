@@ -131,6 +131,12 @@ def test_a_block_has_a_frame_that_fits_and_a_command_is_one_line_for_the_shell()
     assert len({len(line) for line in wide}) == 1
     assert wide[1] == "│ URL    http://127.0.0.1:8000/v1 │"
     assert ready_block(rows, 20)[1] == "│ URL    http://127.0.0.1:8000/v1"
+    parted = ready_block({"memory": memory_row(1456, 16, 8192, 16), "log": "/" + "x" * 70}, 60)
+    assert parted[1:3] == [
+        "│ memory  2 × 8,192 tokens (KV cache of 23,296), at most 16",
+        "│         streams at once",
+    ]
+    assert parted[3] == "│ log     /" + "x" * 70
     command = curl("http://h:1", "it's", needs_key=True)
     assert "\n" not in command
     assert '"model": "it\'s"' in shlex.split(command)[-1]
