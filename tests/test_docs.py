@@ -161,8 +161,12 @@ def test_the_page_of_fields_matches_the_table_that_the_checks_read():
 
 def test_the_version_is_the_same_everywhere() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    versions = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert citation["version"] == versions[0] == __version__
+    headings = re.findall(r"^## (\d\S*) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert (citation["version"], str(citation["date-released"])) == headings[0]
+    assert citation["version"] == __version__
+    # Whoever is at a version's tag has that version.
+    tags = subprocess.run(["git", "tag", "--points-at", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert {tag for tag in tags.split() if re.fullmatch(r"v[\d.]+", tag)} <= {f"v{__version__}"}
 
 
 def test_the_readme_is_a_front_door() -> None:
