@@ -423,9 +423,9 @@ class LLMConfig(EngineConfig):
     def _known_serve_options(cls, value: dict[str, Any]) -> dict[str, Any]:
         unknown = sorted(set(value) - SERVE_OPTIONS)
         if unknown:
-            raise ValueError(
-                f"unknown Ray Serve option {', '.join(unknown)}; allowed: {', '.join(sorted(SERVE_OPTIONS))}"
-            )
+            near = nearest(unknown[0], SERVE_OPTIONS)
+            hint = f"did you mean {near}?" if near else f"allowed: {', '.join(sorted(SERVE_OPTIONS))}"
+            raise ValueError(f"unknown Ray Serve option {', '.join(unknown)}; {hint}")
         return value
 
     @field_validator("allowed_origins")

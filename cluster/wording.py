@@ -13,6 +13,8 @@ from cluster.api_errors import MAX_SHOWN, shown
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+_FEWEST_BEGUN = 6  # signs of a name that is only begun
+
 # Kind of a validation error to its sentence, with the names of what that kind tells.
 _SENTENCES = {
     "missing": "is required",
@@ -81,7 +83,10 @@ def field_name(name: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that somebody may have meant. Names that have much in common but for one word are different things."""
+    """The known name that somebody may have meant: one that is near, or the only one that begins with all these words.
+
+    Names that have much in common but for one word are different things.
+    """
     if len(name) > MAX_SHOWN:
         return None
     by_lower = {one.lower(): one for one in known}
@@ -89,7 +94,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     for found in difflib.get_close_matches(typed, by_lower, n=3, cutoff=0.75):
         if _ratio(typed, found) >= 0.9 or _words_are_near(typed, found):
             return by_lower[found]
-    return None
+    begun = [one for lower, one in by_lower.items() if re.match(re.escape(typed) + r"[^a-z0-9]", lower)]
+    return begun[0] if len(begun) == 1 and len(typed) >= _FEWEST_BEGUN else None
 
 
 def _words_are_near(typed: str, found: str) -> bool:

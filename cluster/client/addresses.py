@@ -20,6 +20,14 @@ def without_password(url: str) -> str:
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return url.startswith(("http://", "https://")) and bool(parsed.host) and 0 < (parsed.port or 1) < 2**16
+
+
 class Addresses:
     """Stays with an address as long as it answers, and goes to the next one when it does not.
 
@@ -28,7 +36,7 @@ class Addresses:
         now: seconds of a clock that does not go back.
 
     Raises:
-        ClientError: there is none, or one does not begin with http:// or https://.
+        ClientError: there is none, or one is no http:// or https:// with a host, and a port if there is one.
     """
 
     def __init__(self, urls: str | Sequence[str], now: Callable[[], float] = time.monotonic) -> None:
@@ -37,7 +45,7 @@ class Addresses:
         if not self._all:
             raise ClientError("url: no address given; expected one like http://127.0.0.1:8000", "url")
         for url in self._all:
-            if not url.startswith(("http://", "https://")):
+            if not _is_address(url):
                 raise ClientError(
                     f"url: expected http://HOST:PORT or https://HOST:PORT, got {without_password(url)!r}", "url"
                 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from cluster import wording
 from cluster.config import DEFAULT_MODEL, LLMConfig
 from cluster.errors import BiremeError
 from deployments.start.app_arguments import AppArguments, SettingsError, hold_keys
@@ -208,6 +209,8 @@ def _read(path: Path) -> dict[str, Any]:
                 f"{path}: import_path is {builder}, Ray Serve LLM's own; with {BUILDER} in its place llm_configs are read here",
                 "import_path",
             )
+        if builder.replace(":", ".") != BUILDER.replace(":", ".") and wording.nearest(builder, [BUILDER]):
+            raise BiremeError(f"{path}: import_path: got {builder!r}; did you mean {BUILDER}?", "import_path")
     if not isinstance(config.get("http_options") or {}, dict):
         raise BiremeError(f"{path}: http_options: got {config['http_options']!r}, needs a mapping")
     return config

@@ -378,6 +378,12 @@ def test_neither_clients_nor_their_errors_show_keys_and_passwords():
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "http://", "https:///v1"])
+def test_an_address_has_a_host_and_a_port_that_can_be(url):
+    with pytest.raises(ClientError, match="url: expected http://HOST:PORT"):
+        Client(url)
+
+
 def test_clients_read_the_certificates_once():
     with Client("http://a:1") as one, Client("https://b:1") as two:
         contexts = {client._http._transport._pool._ssl_context for client in (one, two)}

@@ -103,6 +103,12 @@ def test_an_import_path_that_is_still_rays_is_told(tmp_path: Path):
         serve_config([file_of(tmp_path, QUICK.replace("deployments.llm", "ray.serve.llm"))])
 
 
+def test_an_import_path_that_is_nearly_ours_is_told(tmp_path: Path):
+    for nearly in ("deployments.llm:build_openapi_app", "deployment.llm:build_openai_app"):
+        with pytest.raises(BiremeError, match=r"import_path: got .*; did you mean deployments.llm:build_openai_app\?"):
+            serve_config([file_of(tmp_path, QUICK.replace("deployments.llm:build_openai_app", nearly))])
+
+
 def test_what_has_another_name_here_gets_it_and_the_command_line_wins(tmp_path: Path):
     found = configured_model(serve_config([file_of(tmp_path, PRODUCTION), "--max-num-seqs", "32", "num_replicas=2"]))
     assert found.model_dump(exclude_defaults=True) == {

@@ -74,6 +74,9 @@ def test_flags_and_names_of_vllm_are_settings(typed, name, value):
         (["--max-num-seqs", "--dtype", "half"], "--max-num-seqs needs a value"),
         (["smollm2", "max_num_seqs=8", "more"], "'more' is no setting"),
         (["smollm2-135m-instrct"], "did you mean smollm2-135m-instruct?"),
+        (["smollm2-135m"], "did you mean smollm2-135m-instruct?"),
+        (["enable_prefix=true"], "did you mean enable_prefix_caching?"),
+        (["max_num=3"], "unknown setting max_num; docs/configure.md has them all"),
         (
             ["--compilation-config.mode", "3"],
             "--compilation-config.mode is not supported: the nearest are enforce_eager",
