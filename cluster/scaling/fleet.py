@@ -70,7 +70,8 @@ class PolicySettings:
 
 
 class SeenEngine(NamedTuple):
-    """The counters of an engine at its last sample."""
+    """The counters of an engine at its last sample: ``num_sent_tokens`` are those of all prompts, ``num_prompt_tokens`` without
+    what the prefix cache had."""
 
     sampled_at: float
     num_arrived: int
@@ -79,6 +80,7 @@ class SeenEngine(NamedTuple):
     num_generated_tokens: int
     num_running: int
     running_tokens: int
+    num_sent_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,12 @@ class PolicyState:
         at: when it was made; 0 before the first decision.
         target: what was decided.
         arrivals_per_s: level of the arrivals; None before any were seen.
+        sent_tokens_per_s: level of the tokens of their prompts.
+        num_in_system: requests that ran and waited, on average of late; None before any were counted.
         since: when the decisions without a long pause began.
         idle_since: since when nothing has run, waited or come; None: something has.
         num_arrived, prompt_tokens, num_ended, output_tokens: requests of late and their tokens, older ones ever less; prompts
-            without what the prefix cache had.
+            without what the prefix cache had, and (``sent_tokens``) with it.
         context_tokens: of a row that decodes, on average.
         head_room: share of the demand that is kept in reserve; learned from the objectives that were missed.
         num_met, num_missed: answers of all ingresses when it was looked last.
@@ -117,6 +121,9 @@ class PolicyState:
     seen: dict[str, SeenEngine] = field(default_factory=dict)
     idle_since: float | None = None
     capacity: dict[str, CapacityModel] = field(default_factory=dict)
+    sent_tokens_per_s: float | None = None
+    num_in_system: float | None = None
+    sent_tokens: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """How many engines there are to be: a pure function of what is known, what was remembered and the settings.
 
-The demand is the rate of arrivals times the work of a request over what an engine does within the objectives; or, if that is
-more, the engines that what is in the system now needs. Up at once for that and a head room; down when the largest demand of a
-while back fits with the head room. The head room is learned: it grows with each answer that misses an objective and shrinks while
-none does. Missing and stale inputs hold.
+The demand is the rates of requests and of their prompts' tokens, as they come, over what an engine does within the objectives;
+or, if that is more, the engines that those in the system of late need. The rates are levels: slow within the noise of independent
+requests, at once beyond it. Up at once for the demand and a head room; down when the largest demand of a while back fits with the
+head room. The head room is learned: it grows with each answer that misses an objective and shrinks while none does. Missing and
+stale inputs hold.
 """
 
 from __future__ import annotations
@@ -31,23 +32,26 @@ from cluster.scaling.inputs import EngineSample
 MAX_SEEN = 8
 # Arrivals are measured over about ten seconds (``IngressLoad.arrivals_per_s``): the variance of a Poisson rate over them.
 _RATE_WINDOW_S = 10.0
-# So many standard deviations are a change of the load, not noise.
-_CHANGE = 3.0
 _FEW = 10.0
-_LEVEL_S = 45.0
+# The memory of a level within one standard deviation of the noise. It shrinks with the fourth power of the deviations beyond:
+# two are a change of a second or two, three one at once. What falls is believed later than what rises.
+_LEVEL_S = 20.0
 _FALL_S = 10.0
+_LEAST_MEMORY_S = 0.1
+# Requests are counted; their prompts' tokens vary as much as they are on average, which the variance of a sum has twice.
+_COUNT_NOISE, _TOKEN_NOISE = 1.0, math.sqrt(2.0)
+# Those in the system on average over about so long: a crowd that is gone before an engine starts needs none.
+_CROWD_S = 20.0
 _SHAPE_S = 60.0
 # Until lengths are known, a request is this.
 _UNKNOWN = RequestShape(1000.0, 200.0, 1100.0)
 _UNKNOWN_WEIGHT = 3.0
 _DEMAND_STEP_S = 5.0
-_TREND_S = 60.0
-_MOST_GROWTH = 1.15
 # An engine that leaves too early costs its start again, and answers meanwhile.
-_HOLD_STARTS = 4.0
-_LEAST_HOLD_S = 60.0
+_HOLD_STARTS = 2.0
+_LEAST_HOLD_S = 30.0
 # Nobody has come for so many times as long as an engine is kept: that somebody comes while it is, is improbable.
-_SLEEP_HOLDS = 2.0
+_SLEEP_HOLDS = 4.0
 _HEAD_ROOM = 0.06
 # A little is always kept: who learns that it was too little has already missed.
 _HEAD_ROOM_BOUNDS = (0.02, 0.5)
@@ -61,13 +65,17 @@ _BUDGET_USED = 0.3
 
 class _Measured(NamedTuple):
     arrivals_per_s: float | None
+    sent_tokens_per_s: float | None
     rate: float | None
+    prompt_mean: float
     num_arrived: float
     prompt_tokens: float
+    sent_tokens: float
     num_ended: float
     output_tokens: float
     context_tokens: float | None
     num_in_system: float
+    mean_in_system: float
     kv_tokens: int
     capacity: CapacityModel
     seen: dict[str, SeenEngine]
@@ -115,27 +123,27 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     found = _measure(inputs, fresh, state, settings, elapsed, num_ready)
     costs = step_costs(found.capacity, settings.costs)
     shape = RequestShape(
-        _mean(found.prompt_tokens, found.num_arrived, _UNKNOWN.prompt_tokens),
+        found.prompt_mean,
         max(1.0, _mean(found.output_tokens, found.num_ended, _UNKNOWN.output_tokens)),
         _or(found.context_tokens, _UNKNOWN.context_tokens),
     )
     tpot_s = settings.slo_tpot_ms / 1e3
     rows_limit = most_rows(shape, inputs.max_num_seqs, found.kv_tokens, inputs.max_num_batched_tokens)
     wanted = _or(found.arrivals_per_s, 0.0) / requests_per_s(costs, shape, tpot_s, rows_limit)
-    wanted = max(wanted, _engines_for_those_here(costs, shape, found.num_in_system, tpot_s, rows_limit))
+    wanted = max(wanted, _engines_for_those_here(costs, shape, found.mean_in_system, tpot_s, rows_limit))
     head_room, num_met, num_missed = _head_room(inputs, state, settings, elapsed)
     demands = _remembered(state.demands, inputs.now, wanted, settings)
 
     is_new = not state.at or not 0 <= inputs.now - state.at <= settings.max_state_age_s
     since = inputs.now if is_new else state.since
-    need = _whole(max(wanted, _forecast(demands, inputs.now, settings)) * (1 + head_room))
+    need = _whole(wanted * (1 + head_room))
     need = max(need, 1 if found.num_in_system > 0 else 0)
     kept = max(1, _whole(max(demand for _, demand in demands) * (1 + head_room)))
-    is_quiet = bool(ingresses) and found.num_in_system <= 0 and _or(found.rate, 0.0) < 0.5 / _hold_s(settings)
+    is_quiet = bool(ingresses) and found.num_in_system <= 0 and _or(found.rate, 0.0) < 1 / _sleep_s(settings)
     idle_since = (inputs.now if is_new or state.idle_since is None else state.idle_since) if is_quiet else None
     if found.num_in_system <= 0 and current <= 0:
         target, reason = 0, "asleep"
-    elif idle_since is not None and current <= 1 and inputs.now - idle_since >= _SLEEP_HOLDS * _hold_s(settings):
+    elif idle_since is not None and current <= 1 and inputs.now - idle_since >= _sleep_s(settings):
         target, reason = 0, "down: nobody has come of late"
     elif need > current:
         target, reason = need, f"up: the load needs {wanted:.2f} engines and {head_room:+.0%}"
@@ -156,6 +164,9 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
         idle_since=idle_since,
         num_arrived=found.num_arrived,
         prompt_tokens=found.prompt_tokens,
+        sent_tokens=found.sent_tokens,
+        sent_tokens_per_s=found.sent_tokens_per_s,
+        num_in_system=found.mean_in_system,
         num_ended=found.num_ended,
         output_tokens=found.output_tokens,
         context_tokens=found.context_tokens,
@@ -186,6 +197,10 @@ def _hold_s(settings: PolicySettings) -> float:
     return max(_LEAST_HOLD_S, _HOLD_STARTS * settings.start_s) / max(settings.cost_weight, 0.1)
 
 
+def _sleep_s(settings: PolicySettings) -> float:
+    return _SLEEP_HOLDS * _hold_s(settings)
+
+
 def _remembered(
     demands: tuple[tuple[float, float], ...], now: float, wanted: float, settings: PolicySettings
 ) -> tuple[tuple[float, float], ...]:
@@ -196,20 +211,6 @@ def _remembered(
         begun, value = kept[-1]
         return (*kept[:-1], (begun, max(value, wanted)))
     return (*kept, (now, wanted))
-
-
-def _forecast(demands: tuple[tuple[float, float], ...], now: float, settings: PolicySettings) -> float:
-    """The demand when an engine that is started now serves, on the line through the last minute's."""
-    points = [(at - now, demand) for at, demand in demands if at > now - _TREND_S]
-    if len(points) < 6:
-        return 0.0
-    points[-1] = (0.0, points[-1][1])
-    mean_at = sum(at for at, _ in points) / len(points)
-    mean = sum(demand for _, demand in points) / len(points)
-    spread = sum((at - mean_at) ** 2 for at, _ in points) or 1.0
-    slope = sum((at - mean_at) * (demand - mean) for at, demand in points) / spread
-    # A line is a guess: it may ask for a little more than is wanted now, not for twice as much.
-    return min(mean + slope * (settings.start_s - mean_at), _MOST_GROWTH * points[-1][1])
 
 
 def _head_room(
@@ -235,7 +236,7 @@ def _head_room(
 def _engines_for_those_here(
     costs: StepCosts, shape: RequestShape, num_in_system: float, tpot_s: float, rows_limit: float
 ) -> float:
-    """So many that what runs and waits now, spread evenly, decodes within the objective."""
+    """So many that those in the system, spread evenly, decode within the objective."""
     share = useful_share(costs, shape, tpot_s, rows_limit)
     row = request_work_s(costs, shape) / shape.output_tokens
     rows = costs.step * share / (1 - share) / row if row > 0 and share < 1 else math.inf
@@ -254,7 +255,7 @@ def _measure(
     scale = max(num_ready, len(fresh)) / len(fresh) if fresh else 1.0
     capacity = state.capacity.get(inputs.kind, CapacityModel())
     seen: dict[str, SeenEngine] = {}
-    prompt_tokens = generated = arrived = ended = seconds = 0.0
+    prompt_tokens = sent_tokens = generated = arrived = ended = seconds = 0.0
     for engine in sampled:
         load = engine.load
         now = SeenEngine(
@@ -265,6 +266,7 @@ def _measure(
             load.num_generated_tokens,
             load.num_running,
             load.running_tokens,
+            load.num_prompt_tokens,
         )
         before = state.seen.get(engine.engine_id)
         if before is not None and now.sampled_at - before.sampled_at < 0.2:
@@ -279,6 +281,7 @@ def _measure(
         arrived += now.num_arrived - before.num_arrived
         ended += max(0, now.num_ended - before.num_ended)
         prompt_tokens += prompts
+        sent_tokens += max(prompts, now.num_sent_tokens - before.num_sent_tokens)
         generated += tokens
         seconds += lasted
         rows = (now.num_running + before.num_running) / 2
@@ -295,6 +298,7 @@ def _measure(
         rate: float | None = sum(max(0.0, i.arrivals_per_s) for i in ingresses)
     else:
         rate = arrived / seconds * num_ready if seconds else None
+    sent_rate = sum(max(0.0, i.prompt_tokens_per_s) for i in ingresses)
     kept = math.exp(-elapsed / _SHAPE_S)
     weight = 1 - kept
     context_mean = state.context_tokens
@@ -302,16 +306,33 @@ def _measure(
     if num_running:
         context_mean = _towards(context_mean, sum(e.load.running_tokens for e in sampled) / num_running, weight)
     memory = max((e.load.kv_tokens for e in sampled), default=0)
+    # While nothing comes, what came last is what is known of it.
+    kept_arrived = kept if arrived else 1.0
+    num_arrived = state.num_arrived * kept_arrived + arrived
+    computed = state.prompt_tokens * kept_arrived + prompt_tokens
+    sent = state.sent_tokens * kept_arrived + sent_tokens
+    level = _level(state.arrivals_per_s, rate, _or(state.arrivals_per_s, 0.0), elapsed, _COUNT_NOISE)
+    prompt_mean, sent_level = _mean(computed, num_arrived, _UNKNOWN.prompt_tokens), state.sent_tokens_per_s
+    if level and rate and 0 < sent_rate < math.inf:
+        # Prompts are known when they come, long before an engine has computed them; of these the cache has a part.
+        sent_level = _or(
+            _level(sent_level, sent_rate, _or(state.arrivals_per_s, 0.0), elapsed, _TOKEN_NOISE), sent_rate
+        )
+        unknown = _UNKNOWN_WEIGHT * _UNKNOWN.prompt_tokens
+        prompt_mean = sent_level / level * min(1.0, (computed + unknown) / (sent + unknown))
     return _Measured(
-        _level(state.arrivals_per_s, rate, elapsed),
+        level,
+        sent_level,
         rate,
-        # While nothing comes, what came last is what is known of it.
-        state.num_arrived * (kept if arrived else 1.0) + arrived,
-        state.prompt_tokens * (kept if arrived else 1.0) + prompt_tokens,
+        prompt_mean,
+        num_arrived,
+        computed,
+        sent,
         state.num_ended * (kept if ended else 1.0) + ended,
         state.output_tokens * (kept if ended else 1.0) + generated,
         context_mean,
         running + held,
+        _towards(state.num_in_system, running + held, 1 - math.exp(-elapsed / _CROWD_S)),
         memory,
         capacity,
         seen,
@@ -322,20 +343,25 @@ def _towards(value: float | None, seen: float, weight: float) -> float:
     return seen if value is None else value + weight * (seen - value)
 
 
-def _level(level: float | None, rate: float | None, elapsed: float) -> float | None:
-    """The level of a noisy rate: slow within the noise of independent arrivals, at once to a rate above it."""
+def _level(
+    level: float | None, rate: float | None, requests_per_s: float, elapsed: float, noise: float
+) -> float | None:
+    """The level of a noisy rate, of requests or of their tokens: slow within the noise of independent ones, at once beyond it.
+
+    Args:
+        requests_per_s: their level.
+        noise: standard deviation of what a request adds to the rate, over the mean of that.
+    """
     if rate is None or not math.isfinite(rate):
         return level
     if level is None:
         return rate
-    noise = _CHANGE * math.sqrt(max(level, 0.05) / _RATE_WINDOW_S)
-    if rate > level + noise:
-        return rate
-    counted, expected = max(rate, 0.0) * _RATE_WINDOW_S, level * _RATE_WINDOW_S
-    if expected < _FEW:
+    rate, expected = max(rate, 0.0), max(requests_per_s, 0.05) * _RATE_WINDOW_S
+    # Of a level of nothing the noise is that of the fewest requests.
+    change = (rate - level) / max(level, 0.05 if noise == _COUNT_NOISE else 1e-9)
+    deviations = abs(change) * math.sqrt(expected) / noise
+    if change < 0 and expected < _FEW:
         # A count of few is no normal one; its root deviates by a half, so that none where some were expected is a change, too.
-        has_fallen = 2 * (math.sqrt(expected) - math.sqrt(counted)) > _CHANGE
-    else:
-        has_fallen = rate < level - noise
-    memory = _FALL_S if has_fallen else _LEVEL_S
+        deviations = 2 * (math.sqrt(expected) - math.sqrt(expected * rate / level))
+    memory = max(_LEVEL_S / max(1.0, deviations) ** 4, _FALL_S if change < 0 else _LEAST_MEMORY_S)
     return level + (1 - math.exp(-elapsed / memory)) * (rate - level)

@@ -40,14 +40,22 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Trace:
-    """A recording: requests, or rates as (second, requests a second from then on); the other one is empty."""
+    """A recording: requests, or rates; the other one is empty.
+
+    Attributes:
+        rates: (second, requests a second from then on).
+        end_s: when the last rate ends; None: it lasts as long as the one before, or ten minutes if it is the only one.
+    """
 
     requests: tuple[Recorded, ...] = ()
     rates: tuple[tuple[float, float], ...] = ()
+    end_s: float | None = None
 
     @property
     def step_s(self) -> float:
         """How long the last rate lasts."""
+        if self.end_s is not None:
+            return self.end_s - self.rates[-1][0]
         return self.rates[-1][0] - self.rates[-2][0] if len(self.rates) > 1 else 600.0
 
 
@@ -162,10 +170,10 @@ def _part(trace: Trace, start: float, end: float) -> Trace:
         for r in sorted(trace.requests, key=lambda r: r.at)
         if start <= r.at < end
     )
-    step = trace.step_s if trace.rates else 0.0
-    rates = tuple(
-        (max(0.0, second - start), rate)
-        for i, (second, rate) in enumerate(trace.rates)
-        if second < end and (trace.rates[i + 1][0] if i + 1 < len(trace.rates) else second + step) > start
-    )
-    return Trace(requests, rates)
+    if not trace.rates:
+        return Trace(requests)
+    seconds = [second for second, _ in trace.rates]
+    ends = [*seconds[1:], seconds[-1] + trace.step_s]
+    kept = [i for i in range(len(seconds)) if seconds[i] < end and ends[i] > start]
+    rates = tuple((max(0.0, seconds[i] - start), trace.rates[i][1]) for i in kept)
+    return Trace((), rates, min(end, ends[kept[-1]]) - start if kept else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import time
 
 from hypothesis import given, settings
@@ -126,6 +127,53 @@ def test_a_constant_load_keeps_its_engines(rate):
     targets = [decision.target for decision in run(rate, 4, 400, PolicySettings(max_replicas=1000))]
     changes = sum(a != b for a, b in itertools.pairwise(targets[100:]))
     assert changes <= 1, targets[100:]
+
+
+def test_noise_of_independent_requests_starts_and_stops_hardly_anybody():
+    """Poisson arrivals of 50 a second, as an ingress measures them, for 20 minutes."""
+    rng, limits, state, target, rate, targets = (
+        random.Random(3),
+        PolicySettings(max_replicas=1000),
+        PolicyState(),
+        8,
+        50.0,
+        [],
+    )
+    for second in range(1, 1200):
+        rate += (1 - math.exp(-1 / 5)) * (rng.normalvariate(50.0, math.sqrt(50.0)) - rate)
+        inputs = steady(1e6 + second, 50.0, 8, target)
+        seen = inputs.ingresses[0]._replace(arrivals_per_s=rate, prompt_tokens_per_s=1000 * rate)
+        decision = decide(inputs._replace(ingresses=(seen,)), state, limits)
+        state, target = decision.state, decision.target
+        targets.append(target)
+    changes = sum(a != b for a, b in itertools.pairwise(targets[100:]))
+    assert changes <= 20 and max(targets[100:]) - min(targets[100:]) <= 2, (changes, set(targets[100:]))
+
+
+def test_longer_prompts_count_when_they_come_and_not_when_they_are_computed():
+    limits = PolicySettings(max_replicas=1000)
+    state = run(50.0, 8, 60, limits)[-1].state
+    inputs = steady(1e6 + 61, 50.0, 8, 8)
+    before = decide(inputs, state, limits).target
+    longer = inputs._replace(ingresses=(inputs.ingresses[0]._replace(prompt_tokens_per_s=150_000.0),))
+    assert decide(longer, state, limits).target > before + 2
+
+
+def test_a_crowd_of_a_moment_starts_nobody_and_one_that_stays_does():
+    limits, target, state = (
+        PolicySettings(max_replicas=1000),
+        8,
+        run(50.0, 8, 60, PolicySettings(max_replicas=1000))[-1].state,
+    )
+    calm = decide(steady(1e6 + 61, 50.0, 8, target), state, limits).target
+    for second in range(61, 121):
+        inputs = steady(1e6 + second, 50.0, 8, target)
+        crowd = inputs.ingresses[0]._replace(num_held=2000)
+        decision = decide(inputs._replace(ingresses=(crowd,)), state, limits)
+        state, target = decision.state, decision.target
+        if second == 61:
+            assert target == calm
+    assert target > calm
 
 
 def test_one_leaves_only_after_a_while_and_none_is_left_when_nothing_comes():
