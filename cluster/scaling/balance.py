@@ -7,6 +7,7 @@ several ingresses that decide at the same time do not send more than it has.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -39,31 +40,41 @@ class Move(NamedTuple):
     num_requests: int
 
 
+def is_source(engine: BalanceView) -> bool:
+    """Whether requests have waited long enough there, and none would begin at once."""
+    return engine.num_movable > 0 and engine.oldest_wait_s >= MIN_WAIT_S and engine.open_places <= 0
+
+
 def moves(engines: Sequence[BalanceView]) -> list[Move]:
     """Moves that fill open places with requests that wait elsewhere, in the order in which they are to be made.
 
     Place by place it goes to the engine whose next request has waited longest, supposing that those who wait there came at even
-    times; and is taken where most places are open.
+    times; and is taken where most places are open. Of equal ones the last by name goes first.
     """
-    sources = {
-        e.engine_id: e for e in engines if e.num_movable and e.oldest_wait_s >= MIN_WAIT_S and e.open_places <= 0
-    }
-    places = {e.engine_id: e.open_places for e in engines if e.open_places > 0 and not e.num_movable}
-    left = {engine_id: source.num_movable for engine_id, source in sources.items()}
+    by_name = sorted({e.engine_id: e for e in engines}.values(), key=lambda engine: engine.engine_id, reverse=True)
+
+    def next_wait_s(engine: BalanceView, left: int) -> float:
+        return engine.oldest_wait_s * left / engine.num_movable
+
+    # (what is looked for, negative; rank by name; how many are left), the first of each heap being the choice.
+    sources = [(-next_wait_s(e, e.num_movable), rank, e.num_movable) for rank, e in enumerate(by_name) if is_source(e)]
+    places = [(-e.open_places, rank) for rank, e in enumerate(by_name) if e.open_places > 0 and not e.num_movable]
+    heapq.heapify(sources)
+    heapq.heapify(places)
     counts: Counter[tuple[str, str]] = Counter()
-
-    def next_wait_s(engine_id: str) -> float:
-        source = sources[engine_id]
-        return source.oldest_wait_s * left[engine_id] / source.num_movable
-
-    while left and places:
-        source = max(left, key=lambda engine_id: (next_wait_s(engine_id), engine_id))
-        target = max(places, key=lambda engine_id: (places[engine_id], engine_id))
-        counts[source, target] += 1
-        for remaining, engine_id in ((left, source), (places, target)):
-            remaining[engine_id] -= 1
-            if not remaining[engine_id]:
-                del remaining[engine_id]
+    while sources and places:
+        _, source, left = sources[0]
+        num_open, target = places[0]
+        engine = by_name[source]
+        counts[engine.engine_id, by_name[target].engine_id] += 1
+        if left > 1:
+            heapq.heapreplace(sources, (-next_wait_s(engine, left - 1), source, left - 1))
+        else:
+            heapq.heappop(sources)
+        if num_open < -1:
+            heapq.heapreplace(places, (num_open + 1, target))
+        else:
+            heapq.heappop(places)
     return [Move(source, target, count) for (source, target), count in counts.items()]
 
 

@@ -8,6 +8,7 @@ do; it finishes what it has. An engine that dies loses its requests, which other
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
@@ -16,7 +17,7 @@ import numpy as np
 
 from cluster.outputs import EngineLoad
 from cluster.routing.token_weight import token_weight
-from cluster.scaling.balance import BalanceView, moves
+from cluster.scaling.balance import BalanceView, is_source, moves
 from deployments.simulator.answers import Answers, Task
 from deployments.simulator.events import Event
 from deployments.simulator.setup import SimulatorSettings
@@ -83,7 +84,9 @@ class Fleet:
         self._rng = np.random.default_rng(settings.seed)
         self._names = 0
         self._per_node: Counter[int] = Counter()
+        # In the order of their names, and of these the ones that have requests, by name: in a large fleet most have none.
         self.ready: list[Engine] = []
+        self._busy: dict[int, Engine] = {}
         self.leaving: list[Engine] = []
         self.starting: list[float] = []
         self.held: list[Task] = []
@@ -105,8 +108,9 @@ class Fleet:
         """From ``now`` to ``then``, with the requests that come meanwhile, in order."""
         self._begin(now, then)
         self._route(now, newcomers)
-        for engine in (*self.ready, *self.leaving) if self.leaving else self.ready:
+        for engine in (*self._busy.values(), *self.leaving):
             engine.advance(then)
+        self._busy = {name: engine for name, engine in self._busy.items() if engine.num_requests}
         self.paid_s += (len(self.ready) + len(self.leaving) + len(self.starting)) * (then - now)
         for engine in [engine for engine in self.leaving if not engine.num_requests]:
             self._gone(engine)
@@ -146,19 +150,28 @@ class Fleet:
             return
         weight, prompts = self._settings.prefill_weight, self._answers.prompts
         order = [
-            (token_weight(e.row_tokens + e.prefill_tokens, e.prefill_tokens, weight), e.name, e) for e in self.ready
+            (token_weight(e.row_tokens + e.prefill_tokens, e.prefill_tokens, weight), e.name, e)
+            for e in self._busy.values()
         ]
+        # No more idle ones are chosen than requests come.
+        idle = (engine for engine in self.ready if engine.name not in self._busy)
+        order += [(0.0, engine.name, engine) for engine in itertools.islice(idle, len(coming))]
         heapq.heapify(order)
         for at, task in coming:
             busy, name, engine = order[0]
             tokens = prompts[task.request] + task.done
             heapq.heapreplace(order, (busy + token_weight(tokens, tokens, weight), name, engine))
-            engine.submit(task, at)
+            self._submit(engine, task, at)
+
+    def _submit(self, engine: Engine, task: Task, at: float) -> None:
+        engine.submit(task, at)
+        self._busy[engine.name] = engine
 
     def _balance(self, now: float) -> None:
         """Requests that wait go where they begin at once (``cluster.scaling.balance``), as ingresses do it."""
-        views = [engine.balance_view(now) for engine in (*self.ready, *self.leaving) if engine.num_requests > 1]
-        if not any(view.num_movable for view in views):
+        some = (*self._busy.values(), *self.leaving)
+        views = [engine.balance_view(now) for engine in some if engine.num_requests > 1]
+        if not any(is_source(view) for view in views):
             return
         known = {view.engine_id for view in views}
         views += [engine.balance_view(now) for engine in self.ready if str(engine.name) not in known]
@@ -167,7 +180,7 @@ class Fleet:
         views = [view if view.engine_id in open_to else view._replace(open_places=0) for view in views]
         for source, target, count in moves(views):
             for task in engines[source].take_waiting(count):
-                engines[target].submit(task, now)
+                self._submit(engines[target], task, now)
 
     # Starting and stopping.
 
@@ -192,6 +205,7 @@ class Fleet:
 
     def _leave(self, engine: Engine) -> None:
         self.ready.remove(engine)
+        self._busy.pop(engine.name, None)
         self.leaving.append(engine)
 
     # What happens to machines.
