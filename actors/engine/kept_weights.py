@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
 import os
@@ -35,6 +36,9 @@ logger = logging.getLogger("bireme.runner")
 
 # What turns a model's files into what the ops read.
 _LOADING_CODE = ("model_files", "models", "layers")
+# Set when Python ends: what still wrote would meet a Paddle that is half gone.
+_ending = threading.Event()
+_writers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 # After the engine is ready, its first requests have the processors and the disk.
 PAUSE_S = 5.0
 
@@ -94,12 +98,13 @@ def keep(ready: ReadyWeights, model: Decoder) -> Callable[[], None]:
 
     def pieces(name: str) -> Iterator[np.ndarray]:
         here = found()
-        if here is None:
+        if here is None or _ending.is_set():
             raise OSError("the engine ended before its weights were written")
         return fetched(here.ready_tensors()[name], lane)
 
     def run() -> None:
-        time.sleep(PAUSE_S)
+        if _ending.wait(PAUSE_S):
+            return
         lane.enter()
         started = time.monotonic()
         try:
@@ -108,7 +113,19 @@ def keep(ready: ReadyWeights, model: Decoder) -> Callable[[], None]:
         finally:
             lane.close()
 
-    return threading.Thread(target=run, name="ready-weights", daemon=True).start
+    writer = threading.Thread(target=run, name="ready-weights", daemon=True)
+    _writers.add(writer)
+    # Behind what Paddle, which is loaded by now, has put off until then: the last is done first.
+    atexit.unregister(_end_writers)
+    atexit.register(_end_writers)
+    return writer.start
+
+
+def _end_writers() -> None:
+    _ending.set()
+    for writer in list(_writers):
+        if writer.is_alive():
+            writer.join()
 
 
 def read_at(descriptor: int, begin: int, offset: int, into: np.ndarray) -> None:

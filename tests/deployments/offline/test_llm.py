@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import get_type_hints
 
 import jsonschema
@@ -23,6 +26,7 @@ from tests.deployments.openai_api.tool_tokenizer import tool_tokenizer
 from tests.engines import TINY_CONFIG, write_tiny_model
 from tests.served_device import served_on_device
 
+ROOT = Path(__file__).resolve().parents[3]
 QUESTION = [{"role": "user", "content": "Name three colours."}]
 
 
@@ -211,6 +215,25 @@ def test_type_checkers_know_the_settings_as_they_are():
     assert types.keys() == EngineConfig.model_fields.keys() - {"model"} | of_requests
     assert types == {name: LLMConfig.model_fields[name].annotation for name in types}
     assert not LLMSettings.__required_keys__
+
+
+LEFT_OPEN = """
+import sys, threading, time
+from bireme import LLM, SamplingParams
+llm = LLM(sys.argv[1], tokenizer="smollm2-135m-instruct", load_format="dummy", num_kv_blocks=1024)
+params = SamplingParams(max_tokens=500, ignore_eos=True)
+threading.Thread(target=llm.generate, args=([[1, 2]] * 64, params), daemon=True).start()
+while not llm._client._engine_loop.num_steps:
+    time.sleep(0.01)
+"""
+
+
+def test_a_program_that_closes_nothing_ends_in_order_while_an_engine_computes(tmp_path):
+    """Else Paddle's kernels go while a step asks for them: now and then the process aborted."""
+    command = [sys.executable, "-c", LEFT_OPEN, str(write_tiny_model(tmp_path))]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert "the engine died" not in ran.stderr
 
 
 def test_a_closed_library_says_so(tmp_path):
