@@ -108,7 +108,8 @@ class Image:
         packages = ["--include=ca-certificates", f"--components={components}"]
         check = [f"--keyring={keyring(distribution)}"] if is_checked else ["--no-check-gpg"]
         command = ["debootstrap", "--variant=minbase", *check, *packages, suite, str(self.root), mirror]
-        if subprocess.run(command).returncode:
+        # What it mounts in the root is not left on this machine, also where it is broken off.
+        if subprocess.run(["unshare", "--mount", "--fork", "--kill-child", *command]).returncode:
             raise SystemExit(f"failed: debootstrap; its log is {self.root}/debootstrap/debootstrap.log")
         for name in ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt"):
             shutil.copy(name, f"{self.root}{name}")

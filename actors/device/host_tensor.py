@@ -19,6 +19,8 @@ _NUMPY_TYPES = {
     paddle.bool: np.bool_,
 }
 
+_SMALL_PAGES_BYTES = 2 << 20
+
 
 def host_view(tensor: paddle.Tensor) -> np.ndarray:
     """NumPy array over the memory of a contiguous host tensor. The tensor must outlive it.
@@ -37,13 +39,17 @@ def tensor_over(array: np.ndarray) -> paddle.Tensor:
 
 
 def zero_pages(shape: list[int], dtype: str = "float32") -> paddle.Tensor:
-    """Zeros of float32, bfloat16 or int8 whose memory the system gives page by page at first touch, rather than all of it now."""
+    """Zeros of float32, bfloat16 or int8 whose memory the system gives page by page at first touch, rather than all of it now.
+
+    Pages are huge where the system has such, but for the first 2 MiB: an engine has one of these arrays for each layer's keys and
+    values, its start touches the beginning of each, and where memory is in pieces the system takes milliseconds for a huge page.
+    """
     in_numpy = np.dtype(np.int16 if dtype == "bfloat16" else dtype)  # which has no bfloat16
     num_bytes = in_numpy.itemsize * int(np.prod(shape))
     pages = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if hasattr(mmap, "MADV_HUGEPAGE") and num_bytes > _SMALL_PAGES_BYTES:
         with contextlib.suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
+            pages.madvise(mmap.MADV_HUGEPAGE, _SMALL_PAGES_BYTES)
     zeros = tensor_over(np.frombuffer(pages, in_numpy, int(np.prod(shape))).reshape(shape))
     return zeros.view(dtype) if dtype == "bfloat16" else zeros
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from deployments.commands.serving.server_log import ServerLog
 from deployments.commands.serving.start_view import StartView
 view = StartView(1)
-log = ServerLog(Path(sys.argv[1]), view.line)
+log = ServerLog(Path(sys.argv[1]), view.line, everything=sys.argv[2:] == ["verbose"])
 view.redirect(log.terminal)
 view.begin("one")
 os.write(2, b"of a library\\n")
@@ -105,6 +105,13 @@ def test_a_pipe_gets_lines_and_the_log_is_this_users_alone(tmp_path):
     (log,) = (tmp_path / "logs").iterdir()
     assert log.stat().st_mode & 0o077 == 0
     assert "of a library\nof Python\n" in log.read_text()
+
+
+def test_whoever_asks_for_all_gets_what_libraries_print_too(tmp_path):
+    command = [sys.executable, "-c", SERVER, str(tmp_path / "logs"), "verbose"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    assert {"of a library", "of Python", "ValueError: a fault"} < set(printed)
+    assert any("event=request id=cmpl-1 tokens=2" in line for line in printed)
 
 
 def test_of_the_log_a_person_sees_requests_and_events_that_are_no_everyday_ones():
