@@ -19,7 +19,7 @@ from actors.scheduling.kv_cache import KVCache
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import StepPlan
 from actors.structured_output.grammars import Grammars
-from actors.text.tokenizer import load_tokenizer
+from actors.text.vocabulary import load_vocabulary
 from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
 from cluster.process.cache import Progress
@@ -73,7 +73,8 @@ def load_engine(
         config.max_queue_share,
     )
     eos_token_ids = tuple(model_config.eos_token_ids)
-    grammars = Grammars(lambda: load_tokenizer(source), model_config.vocab_size, eos_token_ids)
+    vocab_size = model_config.vocab_size
+    grammars = Grammars(lambda: load_vocabulary(source, vocab_size), vocab_size, eos_token_ids)
     runner = ModelRunner(
         model,
         max_num_seqs=config.max_num_seqs,

@@ -14,11 +14,11 @@ import numpy as np
 
 from actors.structured_output.matcher import TokenMatcher
 from actors.structured_output.multiples import MOST_REMAINDERS, too_fine_multiple
+from actors.structured_output.native import NativeMatcher, TokenTrie
 from actors.structured_output.schema_place import place_of_error
 from actors.structured_output.structural_tags import SpecialId, structural_tag_grammar
 from actors.structured_output.thinking import Matcher, ThinkingMatcher
-from actors.structured_output.token_trie import token_trie
-from actors.text.tokenizer import Tokenizer
+from actors.text.vocabulary import Vocabulary
 from cluster.errors import InvalidRequestError, ModelLoadError
 from cluster.grammar import (
     CHOICE,
@@ -59,7 +59,7 @@ class CompiledGrammar:
         matcher: as compiled; copies of it share what they learn of the vocabulary.
     """
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+    def __init__(self, matcher: NativeMatcher) -> None:
         self.matcher = matcher
 
 
@@ -67,17 +67,19 @@ class Grammars:
     """Compiles; safe to use from several threads.
 
     Args:
-        load_tokenizer: called at the first use.
+        load_vocabulary: called at the first use, on the thread that compiles.
         vocab_size: of the model, in logits.
         eos_token_ids: what the engine stops at.
     """
 
-    def __init__(self, load_tokenizer: Callable[[], Tokenizer], vocab_size: int, eos_token_ids: Sequence[int]) -> None:
-        self._load_tokenizer = load_tokenizer
+    def __init__(
+        self, load_vocabulary: Callable[[], Vocabulary], vocab_size: int, eos_token_ids: Sequence[int]
+    ) -> None:
+        self._load_vocabulary = load_vocabulary
         self._vocab_size = vocab_size
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._tokenizer: Tokenizer | None = None
-        self._trie: llguidance.LLTokenizer | None = None
+        self._vocabulary: Vocabulary | None = None
+        self._trie: TokenTrie | None = None
         allowed = np.zeros(32 * ((vocab_size + 31) // 32), bool)
         allowed[list(eos_token_ids)] = True
         self._end_words = np.packbits(allowed, bitorder="little").view(np.int32)
@@ -95,7 +97,7 @@ class Grammars:
         """
         if params.bounds_reasoning:
             try:
-                self._loaded_tokenizer()
+                self._loaded_vocabulary()
             except ModelLoadError as error:
                 says = f"thinking_token_budget: cannot be followed by this model: {error.message}"
                 raise InvalidRequestError(says, "thinking_token_budget", "unsupported_parameter") from error
@@ -112,15 +114,15 @@ class Grammars:
 
     def _token_bytes(self, marks: ReasoningMarks) -> Callable[[int], bytes]:
         """What tokens write into an answer, in which special ones are seen where they are marks."""
-        tokenizer = self._loaded_tokenizer()
-        unseen = tokenizer.special_ids - {tokenizer.special_id(mark) for mark in (*marks.begins, *marks.ends)}
-        return lambda token: b"" if token in unseen else tokenizer.token_bytes(token)
+        vocabulary = self._loaded_vocabulary()
+        unseen = vocabulary.special_ids - {vocabulary.special_id(mark) for mark in (*marks.begins, *marks.ends)}
+        return lambda token: b"" if token in unseen else vocabulary.token_bytes(token)
 
-    def _loaded_tokenizer(self) -> Tokenizer:
+    def _loaded_vocabulary(self) -> Vocabulary:
         with self._loading:
-            if self._tokenizer is None:
-                self._tokenizer = self._load_tokenizer()
-            return self._tokenizer
+            if self._vocabulary is None:
+                self._vocabulary = self._load_vocabulary()
+            return self._vocabulary
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Compile ``grammar``, or find it. Takes up to a second, and longer at the first use: not for the engine's thread.
@@ -142,7 +144,7 @@ class Grammars:
 
     def matcher(self, grammar: Grammar, tokens: Iterable[int] = ()) -> TokenMatcher:
         """A matcher behind ``tokens`` of an answer. Quick where somebody holds the compiled grammar."""
-        copy = self.compile(grammar).matcher.deep_copy()
+        copy = self.compile(grammar).matcher.copy()
         return TokenMatcher(copy, self._end_words, self._eos_token_ids, tokens)
 
     def _find(self, grammar: Grammar) -> CompiledGrammar | None:
@@ -159,13 +161,13 @@ class Grammars:
             raise _refused(grammar, "cannot be followed by this model: it has no token that ends an answer")
         if self._trie is None:
             try:
-                tokenizer = self._loaded_tokenizer()
+                vocabulary = self._loaded_vocabulary()
             except ModelLoadError as error:
                 raise _refused(grammar, f"cannot be followed by this model: {error.message}") from error
-            self._trie = token_trie(tokenizer, self._vocab_size, sorted(self._eos_token_ids))
+            self._trie = TokenTrie(vocabulary, sorted(self._eos_token_ids))
         try:
             schema = json.loads(grammar.text) if grammar.kind == JSON_SCHEMA else None
-            source = library_grammar(grammar, self._loaded_tokenizer().special_id)
+            source = library_grammar(grammar, self._loaded_vocabulary().special_id)
         except json.JSONDecodeError as error:
             where = f"line {error.lineno} column {error.colno}"
             raise _refused(grammar, f"is not valid: no JSON at {where}") from None
@@ -175,18 +177,20 @@ class Grammars:
             raise _refused(
                 grammar, f"is not supported: multipleOf {multiple} has more than {MOST_REMAINDERS} remainders"
             )
-        matcher = llguidance.LLMatcher(self._trie, source, log_level=0, limits=_LIMITS)
-        if matcher.is_error():
-            reason = matcher.get_error().strip()
+        if "\0" in source:
+            raise _refused(grammar, "is not valid: it has a character 0")
+        matcher = NativeMatcher(self._trie, source, _LIMITS)
+        if (failure := matcher.error) is not None:
+            reason = failure.strip()
             if grammar.kind == JSON_SCHEMA:
                 place, reason = place_of_error(schema, reason, _schema_error)
                 raise _refused(grammar, f"is not supported at {place}: {reason}")
             raise _refused(grammar, f"is not valid: {reason}")
-        if (too_much := self._try_out(matcher.deep_copy())) is not None:
+        if (too_much := self._try_out(matcher.copy())) is not None:
             raise _refused(grammar, f"asks for more work than is allowed for a token: {too_much}")
         return CompiledGrammar(matcher)
 
-    def _try_out(self, matcher: llguidance.LLMatcher) -> str | None:
+    def _try_out(self, matcher: NativeMatcher) -> str | None:
         """Why the beginning of some answer, always the same one, is beyond the limits; None if it is not.
 
         The first mask of a grammar may take a hundred times as long as any later one; copies share what it learned of the
@@ -195,13 +199,12 @@ class Grammars:
         words = np.zeros(len(self._end_words), np.int32)
         rng = np.random.default_rng(0)
         for _ in range(_TRIED_TOKENS):
-            matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-            if matcher.is_error():
-                return matcher.get_error().partition("\n")[0]
+            if not matcher.fill(words):
+                return (matcher.error or "").partition("\n")[0]
             allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
-            if matcher.is_stopped() or not len(allowed):
+            if matcher.is_stopped or not len(allowed):
                 return None
-            matcher.consume_token(int(rng.choice(allowed)))
+            matcher.consume(int(rng.choice(allowed)))
         return None
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import llguidance
 import numpy as np
+
+from actors.structured_output.native import NativeMatcher
 
 
 class TokenMatcher:
@@ -25,7 +26,7 @@ class TokenMatcher:
 
     def __init__(
         self,
-        matcher: llguidance.LLMatcher,
+        matcher: NativeMatcher,
         end_words: np.ndarray,
         eos_token_ids: frozenset[int],
         tokens: Iterable[int] = (),
@@ -41,17 +42,19 @@ class TokenMatcher:
         """``token`` was taken. Behind the end, whatever comes changes nothing: ``min_tokens`` and ``ignore_eos`` ask for more."""
         if self.has_failed or self.has_ended:
             return
-        if not self._matcher.consume_token(token):
-            self.has_failed = True
-        elif token in self._eos_token_ids:
+        is_end = token in self._eos_token_ids
+        if is_end and self._matcher.is_stopped:
             self.has_ended = True
+        elif not self._matcher.consume(token):
+            self.has_failed = True
+        else:
+            self.has_ended = is_end
 
     def fill(self, mask: np.ndarray) -> None:
         """Write into int32 [1 + words] which tokens may come next, as ``gpu_ops.sampling.apply_token_masks`` reads it."""
         mask[0] = 1
         words = mask[1:]
         if not (self.has_failed or self.has_ended):
-            self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-            self.has_failed = self._matcher.is_error()
+            self.has_failed = not self._matcher.fill(words)
         if self.has_failed or self.has_ended:
             words[:] = self._end_words

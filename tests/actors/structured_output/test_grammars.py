@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from actors.structured_output import grammars as grammars_module
 from actors.structured_output.grammars import Grammars
 from actors.structured_output.matcher import TokenMatcher
+from actors.text.vocabulary import Vocabulary
 from cluster.errors import InvalidRequestError
 from cluster.grammar import CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, Grammar
 from gpu_ops.twins.sampling import apply_token_masks
@@ -27,7 +28,7 @@ ONE_ROW = np.zeros(1, np.int32)
 
 
 def make_grammars() -> Grammars:
-    return Grammars(lambda: TOKENIZER, VOCAB_SIZE, (EOS,))
+    return Grammars(lambda: Vocabulary.of(TOKENIZER, VOCAB_SIZE), VOCAB_SIZE, (EOS,))
 
 
 GRAMMARS = make_grammars()
@@ -179,7 +180,7 @@ def test_refusals_say_where_and_why(grammar, message):
 
 def test_a_model_without_an_end_follows_no_grammar():
     with pytest.raises(InvalidRequestError, match="no token that ends an answer"):
-        Grammars(lambda: TOKENIZER, VOCAB_SIZE, ()).compile(Grammar(REGEX, "a"))
+        Grammars(lambda: Vocabulary.of(TOKENIZER, VOCAB_SIZE), VOCAB_SIZE, ()).compile(Grammar(REGEX, "a"))
 
 
 def test_what_is_held_stays_compiled_and_what_is_kept_is_bounded(monkeypatch):

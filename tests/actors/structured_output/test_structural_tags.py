@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from actors.structured_output.grammars import Grammars
+from actors.text.vocabulary import Vocabulary
 from cluster.errors import InvalidRequestError
 from cluster.grammar import STRUCTURAL_TAG, Grammar
 from tests.deployments.openai_api.tool_tokenizer import tool_tokenizer
 
 TOKENIZER = tool_tokenizer()
 (EOS,) = TOKENIZER.eos_token_ids
-GRAMMARS = Grammars(lambda: TOKENIZER, TOKENIZER.vocab_size, (EOS,))
+GRAMMARS = Grammars(lambda: Vocabulary.of(TOKENIZER, TOKENIZER.vocab_size), TOKENIZER.vocab_size, (EOS,))
 SCHEMA = {
     "type": "object",
     "properties": {"a": {"type": "integer"}},

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from actors.structured_output.grammars import Grammars
 from actors.structured_output.thinking import Matcher
+from actors.text.vocabulary import Vocabulary
 from cluster.errors import InvalidRequestError, ModelLoadError
 from cluster.grammar import LARK, Grammar
 from cluster.reasoning import ReasoningMarks
@@ -18,7 +19,7 @@ from tests.deployments.openai_api.tool_tokenizer import tool_tokenizer
 TOKENIZER = tool_tokenizer()
 (EOS,) = TOKENIZER.eos_token_ids
 VOCAB_SIZE = TOKENIZER.vocab_size
-GRAMMARS = Grammars(lambda: TOKENIZER, VOCAB_SIZE, (EOS,))
+GRAMMARS = Grammars(lambda: Vocabulary.of(TOKENIZER, VOCAB_SIZE), VOCAB_SIZE, (EOS,))
 # One token of the vocabulary, and a text of several, as some families have it.
 ENDS = ("</think>", "So:")
 THOUGHT_AND_DIGITS = Grammar(LARK, 'start: thought /[0-9]{3}/\nthought[lazy]: /(.|\\n)*/ "</think>"')

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from actors.structured_output.grammars import Grammars
 from actors.text.detokenizer import IncrementalDetokenizer
 from actors.text.tokenizer import Tokenizer
+from actors.text.vocabulary import Vocabulary
 from cluster.grammar import Grammar
 from deployments.openai_api.answer_formats import AnswerFormats
 from deployments.openai_api.argument_grammar import arguments_of
@@ -29,7 +30,8 @@ FAMILIES = ["qwen3_coder", "glm45", "pythonic"]
 # Marks of a family are words of some vocabularies, and special tokens of others.
 WORDS, SPECIAL = tool_tokenizer(), tool_tokenizer(special_of=("glm45",))
 GRAMMARS = {
-    id(one): Grammars(lambda one=one: one, one.vocab_size, tuple(one.eos_token_ids)) for one in (WORDS, SPECIAL)
+    id(one): Grammars(lambda one=one: Vocabulary.of(one, one.vocab_size), one.vocab_size, tuple(one.eos_token_ids))
+    for one in (WORDS, SPECIAL)
 }
 NAMED = {"type": "function", "function": {"name": "f"}}
 # What an answer would never come to by chance.

@@ -12,6 +12,7 @@ import pytest
 from actors.structured_output.grammars import Grammars
 from actors.structured_output.matcher import TokenMatcher
 from actors.text.detokenizer import IncrementalDetokenizer
+from actors.text.vocabulary import Vocabulary
 from cluster.api_errors import ApiError
 from cluster.grammar import Grammar
 from deployments.openai_api.answer_formats import AnswerFormats
@@ -37,7 +38,7 @@ AS_JSON = [name for name, form in sorted(TOOL_FORMATS.items()) if form.wrapping.
 TOKENIZER = tool_tokenizer()
 (EOS,) = TOKENIZER.eos_token_ids
 VOCAB_SIZE = TOKENIZER.vocab_size
-GRAMMARS = Grammars(lambda: TOKENIZER, VOCAB_SIZE, (EOS,))
+GRAMMARS = Grammars(lambda: Vocabulary.of(TOKENIZER, VOCAB_SIZE), VOCAB_SIZE, (EOS,))
 
 
 def tools(*strict: str) -> list[dict[str, Any]]:

@@ -1,0 +1,43 @@
+"""What an engine knows of its model's tokens, without a tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import pytest
+
+from actors.text.vocabulary import Vocabulary, load_vocabulary
+from cluster.errors import ModelLoadError
+from tests.deployments.openai_api.tool_tokenizer import END, tool_tokenizer
+
+
+def test_tokens_are_those_of_the_tokenizer_also_in_another_process():
+    tokenizer = tool_tokenizer()
+    size = tokenizer.vocab_size + 5
+    made = Vocabulary.of(tokenizer, size)
+    for vocabulary in (made, Vocabulary.parse(made.dump())):
+        assert len(vocabulary) == size and vocabulary.special_ids == tokenizer.special_ids
+        for token in range(-1, size + 1):
+            assert vocabulary.token_bytes(token) == tokenizer.token_bytes(token), token
+        for text in (END, "[TOOL_CALLS]", "<tool_call>", "a", "none"):
+            assert vocabulary.special_id(text) == tokenizer.special_id(text), text
+
+
+def test_a_process_of_its_own_reads_it(smollm2_source, smollm2_tokenizer):
+    loaded, size = load_vocabulary(smollm2_source, 49_152), smollm2_tokenizer.vocab_size
+    assert [loaded.token_bytes(i) for i in range(size)] == [smollm2_tokenizer.token_bytes(i) for i in range(size)]
+    assert loaded.special_ids == smollm2_tokenizer.special_ids
+
+
+def test_files_at_fault_are_said_as_the_tokenizer_says_it_and_a_lost_process_is_not(
+    smollm2_source, tmp_path, monkeypatch
+):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json is damaged"):
+        load_vocabulary(dataclasses.replace(smollm2_source, tokenizer=tmp_path), 10)
+    with pytest.raises(ModelLoadError, match=r"has no tokenizer\.json"):
+        load_vocabulary(dataclasses.replace(smollm2_source, tokenizer=None), 10)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(OSError, match="ended with 1"):
+        load_vocabulary(smollm2_source, 10)
