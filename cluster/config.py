@@ -34,7 +34,9 @@ ToolCallParser = Literal[
     "auto", "none", "deepseek_v3", "deepseek_v31", "ernie45", "glm45", "granite", "hermes", "json", "llama3_json", "llama4_json",
     "llama4_pythonic", "mistral", "pythonic", "qwen3_coder", "qwen3_xml",
 ]  # fmt: skip
-ReasoningParser = Literal["auto", "none", "deepseek_r1", "ernie45", "ernie_x1", "glm45", "granite", "qwen3"]
+ReasoningParser = Literal[
+    "auto", "none", "deepseek_r1", "ernie45", "ernie_x1", "glm45", "granite", "granite33", "qwen3"
+]
 
 
 class Settings(BaseModel):

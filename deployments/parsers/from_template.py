@@ -17,6 +17,7 @@ _TOOLS: tuple[tuple[tuple[str, ...], str], ...] = (
     (('{"name": function name, "parameters":',), "llama3_json"),
 )
 _REASONING: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("<|start_of_role|>", "</think>", "<response>"), "granite33"),
     (("</think>", "<response>"), "ernie45"),
     (("</think>",), "qwen3"),
     (("<think>",), "qwen3"),

@@ -85,6 +85,7 @@ FORMATS: dict[str, ReasoningFormat] = {
     "glm45": THINK,
     "ernie45": ReasoningFormat(answer=("<response>", "</response>"), is_open=True),
     "ernie_x1": ReasoningFormat(answer=("<response>", "</response>"), is_open=True),
+    "granite33": ReasoningFormat(answer=("<response>", "</response>")),
     "granite": ReasoningFormat(
         ("Here is my thought process:", "Here's my thought process:"), ("Here is my response:", "Here's my response:")
     ),

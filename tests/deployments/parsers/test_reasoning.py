@@ -28,6 +28,8 @@ WRITTEN = [
     ("ernie45", OPEN, "abc\n</think>\ndef", Found("def", (), "abc")),
     ("ernie45", OPEN, f"abc\n</think>\n\n\n{CALL}\n", Found("", (("f", "{}", True),), "abc")),
     ("ernie_x1", LATER, "<think>\nabc\n</think>\n\n\n<response>\nd <b> e", Found("d <b> e", (), "abc")),
+    ("granite33", LATER, "<think>hm.</think><response>Four.</response>", Found("Four.", (), "hm.")),
+    ("granite33", LATER, "Four.", Found("Four.")),
     ("granite", LATER, "Here is my thought process: hm. Here is my response: yes", Found("yes", (), "hm.")),
     ("granite", LATER, "Here it is", Found("Here it is")),
 ]
@@ -53,6 +55,7 @@ def test_reasoning_is_parted_however_the_text_is_cut(name, prompt, text, expecte
         ("<tool_call> <arg_key>", "glm45", None),
         ('Respond in the format {"name": function name, "parameters": ...}', "llama3_json", None),
         ("<think> </think> <response> <tool_call>", "hermes", "ernie45"),
+        ("<|start_of_role|> <|tool_call|> <think></think> <response></response>", "granite", "granite33"),
         ("{{ messages }}", None, None),
     ],
 )
