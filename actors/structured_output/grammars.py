@@ -48,6 +48,8 @@ _LIMITS = llguidance.LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
+# How the library begins to say that nothing may come, and no end either, as of a reference to itself.
+_NO_ANSWER = "NoExtension"
 # What an error says of a grammar; the library's own may quote all of it.
 _MAX_ERROR_CHARS = 500
 
@@ -187,6 +189,8 @@ class Grammars:
                 raise _refused(grammar, f"is not supported at {place}: {reason}")
             raise _refused(grammar, f"is not valid: {reason}")
         if (too_much := self._try_out(matcher.copy())) is not None:
+            if too_much.startswith(_NO_ANSWER):
+                raise _refused(grammar, "cannot be followed: no answer comes to an end under it")
             raise _refused(grammar, f"asks for more work than is allowed for a token: {too_much}")
         return CompiledGrammar(matcher)
 

@@ -21,12 +21,20 @@ from cluster.client import Client
 from cluster.config import LLMConfig
 from deployments.llm import build_openai_app
 from deployments.start.serve_environment import SERVE_ENVIRONMENT
+from tests.engines import TINY_CONFIG
 from tests.served_device import served_on_device
 
 DOOR = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 KEYS = ["first-key", "second-key"]
 ORIGIN = "https://chat.example"
 ALIAS = "another/name"
+CALLING = "calling"
+# What Hermes and Qwen are told, less what matters to no test.
+_CALLING_TEMPLATE = (
+    "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{# <tool_call> #}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+    "{% if enable_thinking is defined and enable_thinking %}<think>{# </think> #}{% endif %}"
+)
 
 
 @dataclass
@@ -115,3 +123,23 @@ def app(smollm2_source) -> Iterator[App]:
         serve.shutdown()
         ray.shutdown()
         del os.environ[DOOR]
+
+
+@pytest.fixture(scope="module")
+def calling(app: App, smollm2_tokenizer, tmp_path_factory) -> Iterator[App]:
+    """Beside the default application one of random weights, whose chat template knows tools and thinking."""
+    folder = tmp_path_factory.mktemp("calling")
+    eos = smollm2_tokenizer.eos_token_ids[0]
+    shape = {"vocab_size": smollm2_tokenizer.vocab_size, "max_position_embeddings": 4096, "eos_token_id": eos}
+    (folder / "config.json").write_text(json.dumps(TINY_CONFIG | shape))
+    smollm2_tokenizer._backend.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(_CALLING_TEMPLATE)
+    settings = {
+        "model": str(folder), "load_format": "dummy", "model_id": CALLING, "api_keys": KEYS, "max_num_seqs": 4,
+        "num_kv_blocks": 512, "num_threads": 1, "runner_num_cpus": 0.1, "ingress_config": {"num_replicas": 1},
+    }  # fmt: skip
+    serve.run(build_openai_app(LLMConfig(**served_on_device(**settings))), name=CALLING, route_prefix=f"/{CALLING}")
+    served = App(f"{app.url}/{CALLING}", serve.get_deployment_handle("LLMServer", CALLING))
+    wait_for(lambda: httpx.get(served.url + "/health").status_code == 200, 60, "the application is not ready")
+    yield served
+    serve.delete(CALLING)

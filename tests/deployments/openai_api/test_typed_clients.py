@@ -5,29 +5,15 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-import httpx
 import openai
 import pytest
 from pydantic import BaseModel, Field
-from ray import serve
 
-from cluster.client import Client
-from cluster.config import LLMConfig
 from cluster.terminal.shown_parts import ShownParts
-from deployments.llm import build_openai_app
-from tests.deployments.conftest import App, wait_for
-from tests.engines import TINY_CONFIG
-from tests.served_device import served_on_device
+from tests.deployments.conftest import CALLING, App
 
-# What Hermes and Qwen are told, less what matters to no test.
-TEMPLATE = (
-    "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{# <tool_call> #}"
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
-    "{% if enable_thinking is defined and enable_thinking %}<think>{# </think> #}{% endif %}"
-)
-MODEL = "calling"
 ASK = [{"role": "user", "content": "Which lake?"}]
-OPTIONS = {"model": MODEL, "messages": ASK, "max_tokens": 400, "seed": 3, "temperature": 1.0}
+OPTIONS = {"model": CALLING, "messages": ASK, "max_tokens": 400, "seed": 3, "temperature": 1.0}
 
 
 class Lake(BaseModel):
@@ -48,26 +34,6 @@ class Note(BaseModel):
 
 
 TOOLS = [openai.pydantic_function_tool(Look), openai.pydantic_function_tool(Note)]
-
-
-@pytest.fixture(scope="module")
-def calling(app: App, smollm2_tokenizer, tmp_path_factory):
-    """Beside the default application one of random weights, whose chat template knows tools and thinking."""
-    folder = tmp_path_factory.mktemp("calling")
-    eos = smollm2_tokenizer.eos_token_ids[0]
-    shape = {"vocab_size": smollm2_tokenizer.vocab_size, "max_position_embeddings": 4096, "eos_token_id": eos}
-    (folder / "config.json").write_text(json.dumps(TINY_CONFIG | shape))
-    smollm2_tokenizer._backend.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    settings = {
-        "model": str(folder), "load_format": "dummy", "model_id": MODEL, "max_num_seqs": 4, "num_kv_blocks": 512,
-        "num_threads": 1, "runner_num_cpus": 0.1, "ingress_config": {"num_replicas": 1},
-    }  # fmt: skip
-    serve.run(build_openai_app(LLMConfig(**served_on_device(**settings))), name=MODEL, route_prefix=f"/{MODEL}")
-    served = App(f"{app.url}/{MODEL}", serve.get_deployment_handle("LLMServer", MODEL))
-    wait_for(lambda: httpx.get(served.url + "/health").status_code == 200, 60, "the application is not ready")
-    yield served
-    serve.delete(MODEL)
 
 
 def calls_of(message) -> list[tuple[str, str]]:
@@ -178,7 +144,7 @@ def test_tools_of_one_name_are_called_by_the_last_of_them(calling: App):
 
 def test_a_person_sees_thinking_and_calls_as_they_come(calling: App):
     tools = [{"type": "function", "function": t["function"]} for t in TOOLS]
-    with Client(calling.url, timeout=120) as client:
+    with calling.client() as client:
         parts = ShownParts()
         options = {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False, "seed": 3, "temperature": 1.0,
                    "max_tokens": 200, "thinking_token_budget": 4, "enable_thinking": True}  # fmt: skip
