@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import ray
 from ray._private import ray_constants, worker
@@ -41,3 +42,9 @@ def prestart(variables: Mapping[str, str], keep_alive_s: int, from_controller: b
     request.runtime_env_info.runtime_env_config.eager_install = True
     with init_grpc_channel(f"{node.node_ip_address}:{node.node_manager_port}") as channel:
         NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=10.0)
+
+
+def start_engine_processes_at_once() -> None:
+    """A node that this process starts begins those that have our variables without importing Ray twice (``setup_worker.py``)."""
+    # Ray joins its own folder and this name; an absolute path is what comes out.
+    ray_constants.SETUP_WORKER_FILENAME = str(Path(__file__).with_name("setup_worker.py"))

@@ -51,10 +51,12 @@ def run_server(
     import ray
 
     from deployments.ray_private.serve import deploy
+    from deployments.ray_private.worker_pool import start_engine_processes_at_once
 
     is_local = address == "local"
     try:
         watcher.begin("Ray")
+        start_engine_processes_at_once()
         ray.init(address=address, namespace="serve")
         try:
             watcher.begin("Ray Serve")

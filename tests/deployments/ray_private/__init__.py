@@ -1,0 +1,1 @@
+"""What is private in Ray, as it is used here."""
