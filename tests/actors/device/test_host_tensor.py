@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+from pathlib import Path
 
 import numpy as np
 
@@ -28,3 +30,17 @@ def test_zero_pages_are_zeros_that_can_be_written():
     host_view(tensor)[2, 7, 1] = 4
     assert tensor[2, 7, 1].item() == 4
     assert zero_pages([0, 4]).shape == [0, 4]
+
+
+def test_zero_pages_begin_with_small_ones():
+    tensor = zero_pages([2 << 20])  # 8 MiB
+    view = host_view(tensor)
+    flags = {}  # by address, of each mapping that holds a part of the tensor
+    begin = int(tensor.data_ptr())
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            first, last = (int(part, 16) for part in line.split()[0].split("-"))
+        elif line.startswith("VmFlags:") and first < begin + view.nbytes and begin < last:
+            flags[max(first, begin)] = "hg" in line.split()
+    assert flags.pop(begin) is False
+    assert all(flags.values()) and set(flags) <= {begin + (2 << 20)}
