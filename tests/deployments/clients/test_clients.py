@@ -14,7 +14,7 @@ import pytest
 
 from cluster.config import DEFAULT_MODEL
 from tests.deployments.clients.environment import Clients, UnavailableError, clients
-from tests.deployments.conftest import KEYS, App, wait_for
+from tests.deployments.conftest import CALLING, KEYS, App, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -92,9 +92,7 @@ def test_a_client_gets_answers_and_its_own_errors(app: App, environment: Clients
     found = json.loads(reports[0].removeprefix("REPORT "))
     assert found["whole"] == found["streamed"] == "The capital of France is Paris."
     if program in DESCRIBING:
-        lake = found["described"]
-        assert set(lake) == {"name", "size", "salty"}
-        assert len(lake["name"]) <= 12 and lake["size"] in ("small", "large") and isinstance(lake["salty"], bool)
+        check_lake(found["described"])
     overflow, key, full = EXPECTED[program]
     for what, name, status in (
         ("overflow", overflow, 400),
@@ -103,3 +101,18 @@ def test_a_client_gets_answers_and_its_own_errors(app: App, environment: Clients
         ("busy", full, 429),
     ):
         assert name in found[what]["classes"] and found[what]["status"] == status, (what, found[what])
+
+
+def check_lake(lake: dict) -> None:
+    """Whether it is what the programs describe as ``Lake``."""
+    assert set(lake) == {"name", "size", "salty"}
+    assert len(lake["name"]) <= 12 and lake["size"] in ("small", "large") and isinstance(lake["salty"], bool)
+
+
+@pytest.mark.parametrize("program", ["instructor_tools.py", "pydantic_ai_tools.py"])
+def test_a_client_that_offers_its_models_as_tools_gets_them(calling: App, environment: Clients, program: str):
+    command = [environment.python, PROGRAMS / program, calling.url, CALLING, KEYS[0]]
+    ran = subprocess.run([*map(str, command)], cwd=environment.root, capture_output=True, text=True, timeout=TIMEOUT_S)
+    reports = [line for line in ran.stdout.splitlines() if line.startswith("REPORT ")]
+    assert len(reports) == 1, (ran.stdout + ran.stderr)[-2500:]
+    check_lake(json.loads(reports[0].removeprefix("REPORT ")))
