@@ -43,8 +43,9 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff rewrite the layout of every file
 	@$(BIN)/ruff format .
 
-bench: prepare ## engine, HTTP and, if it is installed, transformers on the default model
+bench: prepare ## the default model: engine, HTTP, memory, rows and prompts; LLAMA=llama-batched-bench takes turns with it
 	@$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
+	@$(BIN)/python -m benchmarks.bench_weight_formats $(if $(LLAMA),--llama-batched-bench $(LLAMA))
 
 bench-ops: prepare ## native ops one by one, with their bandwidth
 	@$(BIN)/python -m benchmarks.bench_ops $(BENCH_ARGS)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from actors.device.host_tensor import host_view, tensor_over, zero_pages
 
@@ -44,3 +45,15 @@ def test_zero_pages_begin_with_small_ones():
             flags[max(first, begin)] = "hg" in line.split()
     assert flags.pop(begin) is False
     assert all(flags.values()) and set(flags) <= {begin + (2 << 20)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_zero_pages_of_each_type_take_memory_at_first_touch(dtype: str):
+    def resident_pages() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    before = resident_pages()
+    tensor = zero_pages([256, 1 << 20], dtype)  # 256 MiB or more
+    assert str(tensor.dtype).removeprefix("paddle.") == dtype and tensor.shape == [256, 1 << 20]
+    assert (resident_pages() - before) * 4096 < 64 << 20
+    assert not tensor[7].astype("float32").numpy().any()
