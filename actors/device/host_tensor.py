@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle.utils.dlpack import from_dlpack
+from paddle.base import core
 
 _NUMPY_TYPES = {
     paddle.int64: np.int64,
@@ -35,7 +35,10 @@ def host_view(tensor: paddle.Tensor) -> np.ndarray:
 
 def tensor_over(array: np.ndarray) -> paddle.Tensor:
     """A host tensor over the memory of a contiguous, writable array, without a copy; it keeps the array alive."""
-    return from_dlpack(array.__dlpack__())
+    # Not from_dlpack, which copies in Paddle 2.6.
+    return core.eager.Tensor(
+        value=array, place=core.CPUPlace(), persistable=False, zero_copy=True, name=None, stop_gradient=True
+    )
 
 
 def zero_pages(shape: list[int], dtype: str = "float32") -> paddle.Tensor:
