@@ -60,7 +60,8 @@ class ServedApp:
         self._log = open(log_path, "w")  # noqa: SIM115 (the server writes to it until close)
         started = time.monotonic()
         self._server = subprocess.Popen(
-            [sys.executable, *command, self._config_path, "--address", "local"],
+            # Ends with this process, also where that is killed.
+            ["setpriv", "--pdeathsig", "INT", sys.executable, *command, self._config_path, "--address", "local"],
             stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **(environment or {})},
         )  # fmt: skip
         self.process_group = self._server.pid
