@@ -22,11 +22,11 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from actors.model_files.source import resolve_model
-from benchmarks.serving.served_app import free_port
 from cluster.config import DEFAULT_MODEL, LLMConfig
 from cluster.observability.start_stages import STAGES
 from cluster.process.cache import cache_dir
 from deployments.llm import build_openai_app
+from deployments.start.serve_environment import free_port
 from gpu_ops.build import build
 
 _TIMEOUT_S = 120.0

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from deployments.start.serve_environment import free_port
 
 _READY_TIMEOUT_S = 300.0
 BIREME_SERVE = ("-m", "bireme", "serve")
@@ -113,10 +114,3 @@ def settings_config(settings: dict[str, Any]) -> dict[str, Any]:
         "args": dict(settings),
     }
     return {"proxy_location": "HeadOnly", "applications": [application]}
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

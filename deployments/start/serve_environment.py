@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import resource
+import secrets
 import socket
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -60,6 +61,11 @@ _PORTS = {
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
 }
+
+# From which to which port the system takes one for a connection that asks for none.
+_OWN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+# Ray's workers begin at 10002.
+_FIRST_PORT, _TRIES = 20000, 32
 
 _MAX_CONNECTIONS = 8192
 _MIN_CONNECTIONS = 64
@@ -171,7 +177,16 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """A port that is free now, and that the system takes for no connection by itself: so it is free when somebody listens there,
+    seconds later."""
+    try:
+        below = int(_OWN_PORTS.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        below = _FIRST_PORT
+    for _ in range(_TRIES if below > _FIRST_PORT else 0):
+        port = secrets.choice(range(_FIRST_PORT, below))
+        if is_free(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

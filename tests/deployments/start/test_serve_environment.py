@@ -64,3 +64,15 @@ def test_ipv6_hosts_have_serves_own_proxy_and_brackets_in_their_url(tmp_path: Pa
         environment: dict[str, str] = {}
         apply_serve_environment(tmp_path, environment, host)
         assert (environment["RAY_SERVE_ENABLE_HA_PROXY"], url_host(host)) == (is_used, shown)
+
+
+def test_a_free_port_is_none_that_the_system_gives_to_connections(monkeypatch, tmp_path):
+    first, last = map(int, serve_environment._OWN_PORTS.read_text().split())
+    ports = [serve_environment.free_port() for _ in range(20)]
+    assert all(map(serve_environment.is_free, ports))
+    if first > serve_environment._FIRST_PORT:
+        assert not any(first <= port <= last for port in ports)
+    for text in ("1024 65535", ""):  # all of them are the system's; nobody says
+        (tmp_path / "range").write_text(text)
+        monkeypatch.setattr(serve_environment, "_OWN_PORTS", tmp_path / "range")
+        assert serve_environment.is_free(serve_environment.free_port())
