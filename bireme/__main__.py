@@ -17,7 +17,7 @@ COMMANDS = {
     "run-batch": "cluster.terminal.run_batch",
     **{
         name: f"deployments.commands.{name}"
-        for name in ("autoscale", "config", "dashboard", "doctor", "logs", "models", "serve", "simulate")
+        for name in ("autoscale", "config", "dashboard", "doctor", "env", "logs", "models", "serve", "simulate")
     },
     "pull": "deployments.commands.models",
     "plan": "deployments.commands.simulate",

@@ -10,7 +10,7 @@ from actors.model_files.file_hash import content_id
 from actors.model_files.source import ModelSource
 from actors.model_files.weight_format import is_stored
 from actors.model_files.weights import weights_fingerprint
-from actors.structured_output.library import library_version
+from actors.structured_output.library import grammar_rules
 from cluster import __version__
 from cluster.config import EngineConfig
 from cluster.routing.fingerprint import fingerprint_of
@@ -59,7 +59,8 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
 
     On the CPU the kernels give the same bits on every instruction set, so only their sources count. A GPU's matmuls come
     from a library that chooses by chip, and its other kernels from a compiler that chooses how products are joined. Which tokens
-    a grammar allows comes from a library, too; its version counts for answers under one (``cluster.routing.fingerprint``).
+    a grammar or a budget allows comes from a library and our own code around it, which count for answers under one
+    (``cluster.routing.fingerprint``).
     """
     parts = [__version__, weights_fingerprint(source), _tokenizer_content(source), sources_hash()]
     parts.append(f"stored={is_stored(config, source, device.is_gpu)}")
@@ -72,7 +73,7 @@ def fingerprint(config: EngineConfig, source: ModelSource, device: CpuDevice) ->
         # The device knows which type auto stands for.
         parts += [device.name, device.math_version, *(f"{name}={getattr(device, name)!r}" for name in sorted(ON_A_GPU))]
     answers = "bireme-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    return fingerprint_of(answers, hashlib.sha256(library_version().encode()).hexdigest()[:8])
+    return fingerprint_of(answers, grammar_rules()[:8])
 
 
 def _tokenizer_content(source: ModelSource) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from ctypes import POINTER, c_bool, c_char_p, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_int32, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 
 import llguidance
 import numpy as np
@@ -21,6 +21,8 @@ from actors.text.vocabulary import Vocabulary
 # The library's mark of a token that no text of a grammar matches.
 _SPECIAL = b"\xff"
 _MAX_ERROR_BYTES = 2000
+_SPARE_BYTES = 256
+_UNTOUCHED = [0xA5] * _SPARE_BYTES
 
 
 _LIMITS: list[tuple[str, type]] = [
@@ -47,6 +49,8 @@ class _MatcherSettings(ctypes.Structure):
         ("ff_tokens_ok", c_bool),
         ("backtrack_ok", c_bool),
         ("limits", _Limits),
+        # A release with more settings writes them here, and is found out.
+        ("spare", c_uint8 * _SPARE_BYTES),
     ]
 
 
@@ -96,11 +100,12 @@ def _typed(function: ctypes._NamedFuncPointer, result: type | None, *arguments: 
 @functools.cache
 def _library() -> _Library:
     library, settings, known = _Library(), _MatcherSettings(), llguidance.LLParserLimits()
+    settings.spare[:] = _UNTOUCHED
     library.set_defaults(settings, None)
     # The layout of settings is not versioned: what the library writes there must be what its Python classes say.
     names = [name for name, _ in _LIMITS]
     found = {name: getattr(settings.limits, name) for name in names}
-    if found != {name: getattr(known, name) for name in names}:
+    if found != {name: getattr(known, name) for name in names} or list(settings.spare) != _UNTOUCHED:
         raise ImportError(f"llguidance {llguidance.__version__} has another C interface than this server knows")
     return library
 
@@ -177,7 +182,7 @@ class NativeMatcher:
         return self
 
     def copy(self) -> NativeMatcher:
-        """Another one where this one stands; the two share what they learn of the vocabulary."""
+        """Another one where this one stands, with all that this one has learned of the vocabulary."""
         return NativeMatcher.__new__(NativeMatcher)._own(self._library.clone(self._handle), self._trie)
 
     def __del__(self) -> None:

@@ -22,6 +22,8 @@ from cluster.errors import ModelLoadError
 
 # How the process says that the model's files are at fault: the message is its answer.
 _NO_TOKENIZER = 3
+# Two seconds of a quiet core; whoever waits for it waits with all other grammars.
+_READ_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,12 @@ def load_vocabulary(source: ModelSource, size: int) -> Vocabulary:
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", __name__, *fields]
-    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment)
+    try:
+        ran = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=_READ_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"reading the vocabulary of {source.name} took more than {_READ_TIMEOUT_S:g} s") from None
     if ran.returncode == _NO_TOKENIZER:
         raise ModelLoadError(ran.stdout.decode(), "tokenizer")
     if ran.returncode != 0:

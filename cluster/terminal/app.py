@@ -24,7 +24,7 @@ from cluster.terminal.wrapped_text import WrappedText
 
 # In the order in which a newcomer needs them, below the headings of docs/terminal.md.
 _PANELS = {
-    "Serve": ("serve", "config", "doctor"),
+    "Serve": ("serve", "config", "doctor", "env"),
     "Models": ("models", "pull", "rm"),
     "Look": ("status", "top", "logs", "dashboard", "autoscale", "trace", "timeline", "version"),
     "Ask": ("chat", "complete", "run-batch"),

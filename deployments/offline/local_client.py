@@ -41,7 +41,7 @@ class LocalClient:
     ) -> Submission:
         """Start a sequence; see ``SequenceClient``."""
         submission = self._open[entry.request_id] = Submission(entry, deliver, fail)
-        entry.fingerprint = of_answer(self._fingerprint, entry.params.grammar is not None)
+        entry.fingerprint = of_answer(self._fingerprint, entry.params.is_masked)
         adding = self._engine_loop.submit(entry.engine_request())
         adding.add_done_callback(lambda future: self._added(submission, future))
         return submission

@@ -63,8 +63,9 @@ def dashboard_address() -> str:
     return worker.get_dashboard_url() or ""
 
 
-def deploy(config: dict[str, Any]) -> None:
-    """Start Serve on the Ray of this process and give it ``config``, without waiting, as ``serve run`` does with a file."""
+def deploy(config: dict[str, Any]) -> list[str]:
+    """Start Serve on the Ray of this process and give it ``config``, without waiting, as ``serve run`` does with a file: in place
+    of applications that came from files before. Returns the names of its own."""
     schema = ServeDeploySchema.model_validate(config)
     client = serve_api.serve_start(
         http_options=schema.http_options.model_dump(),
@@ -73,6 +74,7 @@ def deploy(config: dict[str, Any]) -> None:
         controller_options=schema.controller_options,
     )
     client.deploy_apps(schema, _blocking=False)
+    return [application.name for application in schema.applications]
 
 
 def with_version(deployment: Deployment, version: str) -> Deployment:
@@ -85,6 +87,11 @@ def with_version(deployment: Deployment, version: str) -> Deployment:
 def begin_to_delete(applications: Iterable[str]) -> None:
     """``serve.delete`` of each, without waiting for the end of its replicas."""
     _get_global_client().delete_apps(list(applications), blocking=False)
+
+
+def delete_and_wait(applications: Iterable[str]) -> None:
+    """``serve.delete`` of each; one that is not there is none."""
+    _get_global_client().delete_apps(list(applications), blocking=True)
 
 
 def replicas_by_deployment() -> dict[tuple[str, str], int]:

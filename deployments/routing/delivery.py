@@ -74,7 +74,7 @@ class Delivery:
             submission.end_attempt(EngineLost(stream.engine_id, ABORTED))
 
     def _deliver(self, stream: TokenStream, new: TokenDelta, submission: Submission) -> None:
-        submission.entry.fingerprint = of_answer(stream.fingerprint, submission.entry.params.grammar is not None)
+        submission.entry.fingerprint = of_answer(stream.fingerprint, submission.entry.params.is_masked)
         if submission.lost_at is not None and new.token_ids:
             self._events.recovered(new.request_id, time.monotonic() - submission.lost_at)
             submission.lost_at = None

@@ -54,24 +54,29 @@ def run_server(
     from deployments.ray_private.worker_pool import start_engine_processes_at_once
 
     is_local = address == "local"
+    names: list[str] = []
     try:
         watcher.begin("Ray")
         start_engine_processes_at_once()
         ray.init(address=address, namespace="serve")
         try:
             watcher.begin("Ray Serve")
-            deploy(config)
+            names = deploy(config)
             watcher.begin("application")
-            _wait_until_ready(deadline, patience_s, supervised, watcher)
+            _wait_until_ready(names, deadline, patience_s, supervised, watcher)
             if not supervised.stop.is_set():
                 supervised.enter(RUNNING)
                 watcher.ready()
             supervised.stop.wait()
         except BaseException:
             if not is_local:
-                _end(is_local)
+                take_down(names)
             raise  # of a start on this machine that fails the supervisor ends all
-        _end(is_local)
+        if is_local:
+            _end()
+        else:
+            take_down(names)
+            ray.shutdown()
     except BiremeError as error:
         _leave(watcher.failed(str(error)))
     except Exception as error:
@@ -88,7 +93,9 @@ def _leave(last_words: list[str], status: int = 1) -> NoReturn:
     os._exit(status)
 
 
-def _wait_until_ready(deadline: float, patience_s: float, supervised: Supervised, watcher: Watcher) -> None:
+def _wait_until_ready(
+    names: list[str], deadline: float, patience_s: float, supervised: Supervised, watcher: Watcher
+) -> None:
     from ray import serve
 
     num_polls = 0
@@ -97,7 +104,8 @@ def _wait_until_ready(deadline: float, patience_s: float, supervised: Supervised
         num_polls += 1
         if num_polls % _STATUS_POLLS:
             continue
-        applications = serve.status().applications
+        # Others of a cluster may be as they like.
+        applications = {name: found for name, found in serve.status().applications.items() if name in names}
         if (reason := what_failed(applications)) is not None:
             raise BiremeError(reason)
         if (waiting := not_ready(applications)) is None:
@@ -106,18 +114,24 @@ def _wait_until_ready(deadline: float, patience_s: float, supervised: Supervised
             raise BiremeError(f"not ready after start_timeout_s={patience_s:g}: {waiting}")
 
 
-def _end(is_local: bool) -> None:
-    """Let requests under way end. Of a Ray of this machine's own the rest is left to the supervisor: Serve's own end is slower,
-    and cuts them off."""
-    import ray
+def take_down(names: list[str]) -> None:
+    """End these applications on a Ray that others may use, whose applications stay. Without any Serve ends, too."""
     from ray import serve
 
+    from deployments.ray_private.serve import delete_and_wait
+
+    # A start that fails early has none, and no Serve either.
+    if mine := serve.status().applications.keys() & set(names):
+        delete_and_wait(mine)
+    if not serve.status().applications:
+        serve.shutdown()
+
+
+def _end() -> None:
+    """Let requests under way end. The rest of a Ray of this machine's own is left to the supervisor: Serve's own end is slower,
+    and cuts them off."""
     from deployments.ray_private.serve import begin_to_delete, replicas_by_deployment
 
-    if not is_local:
-        serve.shutdown()
-        ray.shutdown()
-        return
     # Of an application's deployments Serve ends the one that has the clients first.
     before = replicas_by_deployment()
     begin_to_delete({application for application, _ in before})

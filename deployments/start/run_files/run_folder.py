@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.errors import BiremeError
 
 # HAProxy's sockets lie two levels down, in a folder named by a Ray node id, and a socket's path has at most 97 characters there.
-_LONGEST = 27
+LONGEST_FOR_HAPROXY = 27
 _OWN_PART = len("/bireme-12345678")
 
 # Inside the folder: empty files named by the ids of processes that must not outlive this one.
@@ -40,13 +40,13 @@ def make_run_folder() -> Path:
     """
     try:
         folder = tempfile.mkdtemp(prefix="bireme-")
-        if len(os.fsencode(folder)) > _LONGEST:
+        if len(os.fsencode(folder)) > LONGEST_FOR_HAPROXY:
             os.rmdir(folder)
             folder = tempfile.mkdtemp(prefix="bireme-", dir="/tmp")
     except OSError as error:
         raise BiremeError(
             f"no folder for sockets can be made: {error.strerror or error}; set TMPDIR to a folder of your own on a path of at "
-            f"most {_LONGEST - _OWN_PART} characters, or make /tmp writable"
+            f"most {LONGEST_FOR_HAPROXY - _OWN_PART} characters, or make /tmp writable"
         ) from None
     os.mkdir(os.path.join(folder, PIDS))
     reading, _ = os.pipe()

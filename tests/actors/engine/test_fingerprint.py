@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from actors.engine.fingerprint import (
     fingerprint,
 )
 from actors.model_files.source import resolve_model
+from actors.structured_output import library
 from cluster.config import EngineConfig
 from cluster.errors import ConfigError
 from cluster.routing.fingerprint import can_continue, of_answer
@@ -140,16 +142,30 @@ def test_tokenizer_and_sources_of_the_ops_change_it(tiny_model, tmp_path, monkey
     assert of(copy) not in (before, with_tokenizer)
 
 
-def test_the_grammar_librarys_version_counts_for_answers_under_a_grammar_alone(tiny_model, monkeypatch):
+def test_what_follows_grammars_counts_for_answers_under_one_alone(tiny_model, monkeypatch):
     engine = of(tiny_model)
-    monkeypatch.setattr(fingerprint_module, "library_version", lambda: "another")
+    monkeypatch.setattr(fingerprint_module, "grammar_rules", lambda: "another")
     other = of(tiny_model)
-    assert other != engine and of_answer(other, has_grammar=False) == of_answer(engine, has_grammar=False)
-    for has_grammar in (False, True):
-        begun = of_answer(engine, has_grammar)
+    assert other != engine and of_answer(other, is_masked=False) == of_answer(engine, is_masked=False)
+    for is_masked in (False, True):
+        begun = of_answer(engine, is_masked)
         assert can_continue(engine, begun)
-        assert can_continue(other, begun) is not has_grammar
+        assert can_continue(other, begun) is not is_masked
     assert not can_continue(engine, "") and not can_continue(engine, of_answer(engine, False)[:-1])
+
+
+def test_the_rules_of_grammars_are_the_librarys_release_and_our_code(monkeypatch):
+    rules = library.grammar_rules.__wrapped__
+    now = rules()
+    with monkeypatch.context() as patched:
+        patched.setattr(library, "library_version", lambda: "llguidance 0")
+        assert rules() != now
+    read = Path.read_bytes
+    for name in ("native.py", "thinking.py", "vocabulary.py", "grammar.py", "reasoning.py"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", lambda file, name=name: read(file) + b"#" * (file.name == name))
+            assert rules() != now, name
+    assert rules() == now == library.grammar_rules()
 
 
 def test_what_the_weight_format_comes_to_changes_it(tiny_model, tmp_path):

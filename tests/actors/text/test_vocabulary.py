@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from actors.text import vocabulary
 from actors.text.vocabulary import Vocabulary, load_vocabulary
 from cluster.errors import ModelLoadError
 from tests.deployments.openai_api.tool_tokenizer import END, tool_tokenizer
@@ -16,12 +17,12 @@ def test_tokens_are_those_of_the_tokenizer_also_in_another_process():
     tokenizer = tool_tokenizer()
     size = tokenizer.vocab_size + 5
     made = Vocabulary.of(tokenizer, size)
-    for vocabulary in (made, Vocabulary.parse(made.dump())):
-        assert len(vocabulary) == size and vocabulary.special_ids == tokenizer.special_ids
+    for found in (made, Vocabulary.parse(made.dump())):
+        assert len(found) == size and found.special_ids == tokenizer.special_ids
         for token in range(-1, size + 1):
-            assert vocabulary.token_bytes(token) == tokenizer.token_bytes(token), token
+            assert found.token_bytes(token) == tokenizer.token_bytes(token), token
         for text in (END, "[TOOL_CALLS]", "<tool_call>", "a", "none"):
-            assert vocabulary.special_id(text) == tokenizer.special_id(text), text
+            assert found.special_id(text) == tokenizer.special_id(text), text
 
 
 def test_a_process_of_its_own_reads_it(smollm2_source, smollm2_tokenizer):
@@ -40,4 +41,14 @@ def test_files_at_fault_are_said_as_the_tokenizer_says_it_and_a_lost_process_is_
         load_vocabulary(dataclasses.replace(smollm2_source, tokenizer=None), 10)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(OSError, match="ended with 1"):
+        load_vocabulary(smollm2_source, 10)
+
+
+def test_a_process_that_hangs_is_not_waited_for(smollm2_source, tmp_path, monkeypatch):
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\nexec sleep 60\n")
+    hangs.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(hangs))
+    monkeypatch.setattr(vocabulary, "_READ_TIMEOUT_S", 0.2)
+    with pytest.raises(OSError, match=r"took more than 0\.2 s"):
         load_vocabulary(smollm2_source, 10)

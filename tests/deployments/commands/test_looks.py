@@ -1,9 +1,11 @@
-"""``bireme doctor``, ``logs`` and ``dashboard``: what they say of a machine and of sessions that are over."""
+"""``bireme doctor``, ``env``, ``logs`` and ``dashboard``: what they say of a machine and of sessions that are over."""
 
 from __future__ import annotations
 
 import os
 import socket
+import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 from deployments.cli import app
 from deployments.commands import doctor
 from deployments.start.run_files.past_sessions import FollowedLogs, visible
+from deployments.start.serve_environment import SERVE_ENVIRONMENT
 
 ENGINE = "engine-0123456789ab"
 
@@ -108,3 +111,19 @@ def test_doctor_names_every_fault_and_what_to_do(monkeypatch, tmp_path):
         "its kernels do not run here (no kernel image for this device)" in line
         for line in run("doctor").output.splitlines()
     )
+
+
+def test_env_is_what_serve_sets_as_a_shell_reads_it(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("RAY_", "BIREME_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "7")
+    printed = run("env").output
+    assert all(line.startswith("export ") for line in printed.splitlines())
+    script = f"{printed}\nenv -0"
+    kept = {"PATH": os.environ["PATH"], "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "7"}
+    found = subprocess.run(["sh", "-c", script], env=kept, capture_output=True, text=True, check=True).stdout
+    got = dict(one.split("=", 1) for one in found.rstrip("\0").split("\0"))
+    assert got.items() >= SERVE_ENVIRONMENT.items()
+    assert got["RAY_AUTH_MODE"] == "token" and got["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "7"
+    folder = Path(got["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"])
+    assert (folder / "pids").is_dir() and stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
