@@ -155,7 +155,7 @@ class EngineConfig(Settings):
     )
     batch_invariant: bool = Field(
         False,
-        description="On a GPU, matmuls and attention whose results for a sequence do not depend on the others; slower. The CPU's never do.",
+        description="On a GPU, matmuls and attention whose results for a sequence do not depend on the others; slower. On a CPU they never depend on them.",
     )
     enforce_eager: bool = Field(
         False, description="On a GPU, launch decode steps op by op instead of replaying CUDA graphs."
