@@ -17,7 +17,7 @@ from deployments.autoscaling.store import LATEST, ScalingStore, report_name
 
 logger = logging.getLogger("ray.serve")
 
-# The reader looks as often; together half a second passes at most until what changed is known.
+# The reader looks as often. With an engine's beat before both, two thirds of a second pass at most until what changed is known.
 PERIOD_S = 0.2
 _ROUNDS_A_LOOK = 5
 

@@ -92,12 +92,10 @@ async def test_a_new_engine_takes_those_who_wait_within_half_a_second(tiny_model
 
     sent_to = {name: engine for name, _, engine, moved in handle.sent if moved}
     assert set(sent_to.values()) == {"second"}
-    took = [min(a.first_at for a in answers if a.first_at and a.first_at > ready_at + 1e-3)] + [
-        answer.first_at - ready_at for answer in answers if answer.submission.entry.request_id in sent_to
-    ]
-    assert min(took) < 0.5 * 5
-    print(f"{len(sent_to)} of 12 moved; first token of a moved one {min(took):.3f} s after the engine was there")
-    assert len(sent_to) >= 4
+    took = sorted(answer.first_at - ready_at for answer in answers if answer.submission.entry.request_id in sent_to)
+    print(f"{len(sent_to)} of 12 moved; first tokens of the first four {took[:4]} s after the engine was there")
+    # As many as it has slots.
+    assert len(sent_to) >= 4 and took[3] < 0.5 * 5
     assert max(Counter(name for name, *_, moved in handle.sent if moved).values()) == 1, "nobody moves twice"
     # A thread may be held up between the look and the note of it.
     assert len(ages) > 16 and max(ages) < MAX_LOAD_AGE_S * 5
