@@ -181,7 +181,7 @@ class Grammars:
             )
         if "\0" in source:
             raise _refused(grammar, "is not valid: it has a character 0")
-        matcher = NativeMatcher(self._trie, source, _LIMITS)
+        matcher = NativeMatcher.compiled(self._trie, source, _LIMITS)
         if (failure := matcher.error) is not None:
             reason = failure.strip()
             if grammar.kind == JSON_SCHEMA:

@@ -11,6 +11,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from ctypes import POINTER, c_bool, c_char_p, c_int32, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
+from typing import Any
 
 import llguidance
 import numpy as np
@@ -92,7 +93,7 @@ class _Library:
         self.error = _typed(short.llg_matcher_get_error, c_char_p, c_void_p)
 
 
-def _typed(function: ctypes._NamedFuncPointer, result: type | None, *arguments: type) -> ctypes._NamedFuncPointer:
+def _typed(function: Any, result: type | None, *arguments: type) -> Any:
     function.restype, function.argtypes = result, arguments
     return function
 
@@ -118,7 +119,8 @@ class TokenTrie:
     """
 
     def __init__(self, vocabulary: Vocabulary, eos_token_ids: Sequence[int]) -> None:
-        self._free, self._handles = _library().free_trie, list[int]()
+        self._handles: list[int] = []
+        self._free = _library().free_trie
         lengths, text = _with_special_marks(vocabulary)
         others = np.array(eos_token_ids[1:], np.uint32)
         settings = _TrieSettings(
@@ -148,7 +150,7 @@ class TokenTrie:
 
     def __del__(self) -> None:
         # The last one made uses the first.
-        while getattr(self, "_handles", None):
+        while self._handles:
             self._free(self._handles.pop())
 
 
@@ -163,31 +165,31 @@ def _with_special_marks(vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]
 
 
 class NativeMatcher:
-    """One answer under a grammar, at its beginning.
+    """One answer under a grammar.
 
     Args:
-        grammar: Lark's syntax, or the library's JSON.
+        handle: the library's, which ends with this.
     """
 
-    def __init__(self, trie: TokenTrie, grammar: str, limits: llguidance.LLParserLimits) -> None:
+    def __init__(self, trie: TokenTrie, handle: int) -> None:
+        self._library, self._handle, self._trie = _library(), handle, trie
+
+    @classmethod
+    def compiled(cls, trie: TokenTrie, grammar: str, limits: llguidance.LLParserLimits) -> NativeMatcher:
+        """One at the beginning of an answer under ``grammar``: Lark's syntax, or the library's JSON."""
         settings = _MatcherSettings()
         _library().set_defaults(settings, trie.handle)
         settings.log_buffer_level = settings.log_stderr_level = 0
         settings.limits = _Limits(*(getattr(limits, name) for name, _ in _LIMITS))
         kind = b"llguidance" if grammar.lstrip().startswith("{") else b"lark"
-        self._own(_library().new_matcher(settings, kind, grammar.encode()), trie)
-
-    def _own(self, handle: int, trie: TokenTrie) -> NativeMatcher:
-        self._library, self._handle, self._trie = _library(), handle, trie
-        return self
+        return cls(trie, _library().new_matcher(settings, kind, grammar.encode()))
 
     def copy(self) -> NativeMatcher:
         """Another one where this one stands, with all that this one has learned of the vocabulary."""
-        return NativeMatcher.__new__(NativeMatcher)._own(self._library.clone(self._handle), self._trie)
+        return NativeMatcher(self._trie, self._library.clone(self._handle))
 
     def __del__(self) -> None:
-        if hasattr(self, "_handle"):
-            self._library.free_matcher(self._handle)
+        self._library.free_matcher(self._handle)
 
     @property
     def error(self) -> str | None:
