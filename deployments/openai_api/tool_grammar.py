@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cluster.api_errors import bad_request
+from cluster.api_errors import ApiError, bad_request
 from cluster.grammar import JSON_SCHEMA, JSON_WHITESPACE, LARK, MAX_GRAMMAR_CHARS, Grammar
 from deployments.openai_api.argument_grammar import ArgumentRules, arguments_of
 from deployments.openai_api.requests.protocol import ChatCompletionRequest
@@ -48,6 +48,8 @@ def tool_grammar(
             "unsupported_parameter",
         )
     is_free = choice == AUTO and own is None
+    if choice == AUTO and not is_bound and any(function.strict for function in functions):
+        raise _not_strict(form.tools, functions)
     if not is_bound or (is_free and not any(function.strict for function in functions)):
         return None
     written = _Written(special_id, wrapping.no_words)
@@ -86,6 +88,18 @@ def binds(tools: ToolFormat, functions: Sequence[FunctionDefinition]) -> bool:
     # Arguments are read by what the last function of a name says of them.
     return len({function.name for function in functions}) == len(functions) and all(
         arguments_of(function.name, function.parameters or {}, form) is not None for function in functions
+    )
+
+
+def _not_strict(tools: ToolFormat, functions: Sequence[FunctionDefinition]) -> ApiError:
+    unbound = next((i for i, function in enumerate(functions) if not binds(tools, [function])), None)
+    why = "two have the same name" if unbound is None else f"not those of tools[{unbound}]"
+    strict = next(i for i, function in enumerate(functions) if function.strict)
+    return bad_request(
+        f"tools[{strict}].function.strict: a grammar cannot describe calls of these tools as this model writes them ({why}); "
+        "leave strict out, or ask for a call (tool_choice required), which is JSON then",
+        f"tools[{strict}].function.strict",
+        "unsupported_parameter",
     )
 
 

@@ -41,6 +41,10 @@ VOCAB_SIZE = TOKENIZER.vocab_size
 GRAMMARS = Grammars(lambda: Vocabulary.of(TOKENIZER, VOCAB_SIZE), VOCAB_SIZE, (EOS,))
 
 
+# No grammar describes it argument by argument.
+NOT_BOUND = {"name": "f", "parameters": {"oneOf": [{}, {"type": "object"}]}}
+
+
 def tools(*strict: str) -> list[dict[str, Any]]:
     return [
         {"type": "function", "function": {"name": name, "parameters": schema, "strict": name in strict}}
@@ -191,5 +195,18 @@ def test_what_does_not_go_together_is_refused():
 def test_free_answers_have_no_grammar():
     assert made("hermes")[0] is None
     assert made("hermes", tool_choice="none")[0] is None
-    not_bound = {"name": "f", "parameters": {"oneOf": [{}, {"type": "object"}]}, "strict": True}
-    assert made("qwen3_coder", tools=[{"type": "function", "function": not_bound}])[0] is None
+    assert made("qwen3_coder", tools=[{"type": "function", "function": NOT_BOUND}])[0] is None
+
+
+def test_strict_tools_that_cannot_be_bound_are_refused():
+    plain, other = tools("city")[0], {"type": "function", "function": NOT_BOUND}
+    for offered, place, why in (
+        ([plain, {**other, "function": NOT_BOUND | {"strict": True}}], 1, r"not those of tools\[1\]"),
+        ([{**plain, "function": plain["function"] | {"strict": True}}, other], 0, r"not those of tools\[1\]"),
+        ([{**plain, "function": plain["function"] | {"strict": True}}, plain], 0, "two have the same name"),
+    ):
+        with pytest.raises(ApiError, match=f"cannot describe calls of these tools .*{why}") as caught:
+            made("qwen3_coder", tools=offered)
+        assert (caught.value.status, caught.value.param) == (400, f"tools[{place}].function.strict")
+        assert made("qwen3_coder", tools=offered, tool_choice="required")[0] is not None
+        assert made("qwen3_coder", tools=offered, tool_choice="none")[0] is None
