@@ -16,6 +16,7 @@ import yaml
 
 from cluster import __version__
 from cluster.config import Autoscaling, LLMConfig
+from cluster.observability import metrics as metrics_module
 from deployments.start.app_arguments import AppArguments
 from tests.deployments import conformance
 
@@ -94,6 +95,21 @@ def test_config_table_has_every_setting() -> None:
     assert [name for name, _ in documented if name not in inner] == list(LLMConfig.model_fields)
     assert {name for name, _ in documented} >= set(inner)
     assert all(meaning.strip() for _, meaning in documented), "a setting without a description"
+
+
+def test_the_metrics_are_those_that_are_recorded() -> None:
+    script, page = docs_script("make_metrics_table"), (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert script.with_table(page) == page, "run: python docs/make_metrics_table.py"
+    known = {script.exported(metric) for metrics in script.GROUPS.values() for metric in metrics}
+    assert len(known) == sum(
+        isinstance(each, metrics_module.Metric)
+        for group in vars(metrics_module).values()
+        if isinstance(group, tuple)
+        for each in group
+    )
+    for named in BY_TASK:
+        text = named.read_text(encoding="utf-8")
+        assert set(re.findall(r"\bray_bireme_\w*[a-z]\b", text)) <= known, named.name
 
 
 def test_the_conformance_page_is_current() -> None:
