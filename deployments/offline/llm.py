@@ -6,8 +6,10 @@ A request goes through the same checks, templates and defaults as over HTTP, and
 from __future__ import annotations
 
 import asyncio
+import atexit
 import dataclasses
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -49,6 +51,24 @@ _SETTINGS = ("model", *LLMSettings.__annotations__)
 _ROUNDS_AHEAD = 2
 
 
+_open: weakref.WeakSet[LLM] = weakref.WeakSet()
+
+
+def _close_at_exit(llm: LLM) -> None:
+    """An engine that still computes while Python ends meets a Paddle that is half gone, which may abort the process.
+
+    Paddle puts its own end off until then, too. What is put off last is done first, so this waits until Paddle is loaded.
+    """
+    _open.add(llm)
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for llm in list(_open):
+        llm.close()
+
+
 class LLM:
     """A model in this process.
 
@@ -78,6 +98,7 @@ class LLM:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
         self._thread.start()
+        _close_at_exit(self)
         self._client = self._call(_made(LocalClient, engine))
         self._service = OpenAiService(
             self._client,
