@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cluster.config import LLMConfig  # noqa: E402 (the script runs without an installed package)
+from docs.marked_part import with_part  # noqa: E402
 
 PAGE = ROOT / "docs" / "configure.md"
 START = "<!-- config table: written by docs/make_config_table.py -->"
@@ -81,9 +82,7 @@ def rows_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def with_table(page: str) -> str:
     """``page`` with the part between the markers replaced by the present table."""
-    before, rest = page.split(START, 1)
-    _, after = rest.split(END, 1)
-    return f"{before}{START}\n{config_table()}\n{END}{after}"
+    return with_part(page, START, END, config_table())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from cluster.observability.metrics import (  # noqa: E402 (the script runs witho
     SPARE_METRICS,
     Metric,
 )
+from docs.marked_part import with_part  # noqa: E402
 
 PAGE = ROOT / "docs" / "metrics.md"
 START = "<!-- metrics table: written by docs/make_metrics_table.py -->"
@@ -51,9 +52,7 @@ def _rows() -> Iterator[str]:
 
 def with_table(page: str) -> str:
     """``page`` with the part between the markers replaced by the present table."""
-    before, rest = page.split(START, 1)
-    _, after = rest.split(END, 1)
-    return f"{before}{START}\n{metrics_table()}\n{END}{after}"
+    return with_part(page, START, END, metrics_table())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import logging
 import os
@@ -23,6 +22,7 @@ from actors.model_files.weight_format import is_stored
 from actors.model_files.weights import weights_fingerprint
 from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
+from cluster.process.exit_order import first_at_exit
 from cluster.process.logs import log_fields
 from gpu_ops.sources import sources_hash
 
@@ -115,9 +115,8 @@ def keep(ready: ReadyWeights, model: Decoder) -> Callable[[], None]:
 
     writer = threading.Thread(target=run, name="ready-weights", daemon=True)
     _writers.add(writer)
-    # Behind what Paddle, which is loaded by now, has put off until then: the last is done first.
-    atexit.unregister(_end_writers)
-    atexit.register(_end_writers)
+    # Before Paddle, which is loaded by now.
+    first_at_exit(_end_writers)
     return writer.start
 
 

@@ -6,7 +6,6 @@ A request goes through the same checks, templates and defaults as over HTTP, and
 from __future__ import annotations
 
 import asyncio
-import atexit
 import dataclasses
 import threading
 import weakref
@@ -22,6 +21,7 @@ from actors.text.tokenizer import Tokenizer, load_tokenizer
 from cluster.api_errors import ApiError
 from cluster.config import DEFAULT_MODEL, LLMConfig
 from cluster.errors import BiremeError, ConfigError, EngineDeadError, InvalidRequestError
+from cluster.process.exit_order import first_at_exit
 from cluster.sampling_params import SamplingParams
 from deployments.answers.choice import Choice
 from deployments.answers.generation import Generation
@@ -55,13 +55,10 @@ _open: weakref.WeakSet[LLM] = weakref.WeakSet()
 
 
 def _close_at_exit(llm: LLM) -> None:
-    """An engine that still computes while Python ends meets a Paddle that is half gone, which may abort the process.
-
-    Paddle puts its own end off until then, too. What is put off last is done first, so this waits until Paddle is loaded.
-    """
+    """An engine that still computes while Python ends meets a Paddle that is half gone, which may abort the process. Called when
+    Paddle is loaded, which puts its own end off until then, too."""
     _open.add(llm)
-    atexit.unregister(_close_all)
-    atexit.register(_close_all)
+    first_at_exit(_close_all)
 
 
 def _close_all() -> None:

@@ -89,11 +89,6 @@ def begin_to_delete(applications: Iterable[str]) -> None:
     _get_global_client().delete_apps(list(applications), blocking=False)
 
 
-def delete_and_wait(applications: Iterable[str]) -> None:
-    """``serve.delete`` of each; one that is not there is none."""
-    _get_global_client().delete_apps(list(applications), blocking=True)
-
-
 def replicas_by_deployment() -> dict[tuple[str, str], int]:
     """How many replicas live, by (application, deployment); deployments without any are left out."""
     counts: dict[tuple[str, str], int] = {}

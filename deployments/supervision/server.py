@@ -118,11 +118,9 @@ def take_down(names: list[str]) -> None:
     """End these applications on a Ray that others may use, whose applications stay. Without any Serve ends, too."""
     from ray import serve
 
-    from deployments.ray_private.serve import delete_and_wait
-
     # A start that fails early has none, and no Serve either.
-    if mine := serve.status().applications.keys() & set(names):
-        delete_and_wait(mine)
+    for name in serve.status().applications.keys() & set(names):
+        serve.delete(name)
     if not serve.status().applications:
         serve.shutdown()
 
