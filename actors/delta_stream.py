@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
-from cluster.outputs import EngineLoad, StreamItem, TokenDelta
+from cluster.outputs import EngineLoad, StreamItem
 from cluster.process.silence_clock import SilenceClock
 
 # Half of ``MAX_LOAD_AGE_S``: a beat that is late by its own length, on a busy machine, leaves nobody without knowledge.
@@ -26,8 +26,8 @@ class DeltaStream:
         self._ready = asyncio.Event()
         self._beats = False
 
-    def put(self, deltas: list[TokenDelta]) -> None:
-        self.pending += deltas
+    def put(self, items: Sequence[StreamItem]) -> None:
+        self.pending += items
         self._ready.set()
 
     def close(self) -> None:

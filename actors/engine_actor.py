@@ -42,6 +42,7 @@ from cluster.outputs import (
     EngineLoad,
     GenerateReply,
     NotAdmitted,
+    StepOutput,
     StreamItem,
     TokenDelta,
 )
@@ -204,7 +205,7 @@ class RunnerActor:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
             self._streams[request.subscriber].put([accepted])
             if request.params.is_masked and (gone := await self._compile(live)):
-                self._deliver([accepted._replace(finish_reason=gone)])
+                self._deliver(StepOutput([accepted._replace(finish_reason=gone)]))
                 return await live.done
             submitted = self._engine_loop.call(self._adding(live))
             await asyncio.wrap_future(submitted)
@@ -355,7 +356,7 @@ class RunnerActor:
         def run(engine) -> int:
             ended = [engine.abort(*key) for key in choose(engine)]
             deltas = [delta._replace(finish_reason=finish_reason) for delta in ended if delta is not None]
-            self._publish(deltas)
+            self._publish(StepOutput(deltas))
             return len(deltas)
 
         return await asyncio.wrap_future(self._engine_loop.call(run))
@@ -465,8 +466,8 @@ class RunnerActor:
 
     # From the engine loop's thread.
 
-    def _publish(self, deltas: list[TokenDelta]) -> None:
-        self._loop.call_soon_threadsafe(self._deliver, deltas)
+    def _publish(self, output: StepOutput) -> None:
+        self._loop.call_soon_threadsafe(self._deliver, output)
 
     def _on_death(self, error: BaseException) -> None:
         self._loop.call_soon_threadsafe(self._fail_all, error)
@@ -476,21 +477,24 @@ class RunnerActor:
 
     # On the actor's loop.
 
-    def _deliver(self, deltas: list[TokenDelta]) -> None:
-        by_subscriber: dict[str, list[TokenDelta]] = {}
+    def _deliver(self, output: StepOutput) -> None:
+        items: dict[str, list[StreamItem]] = {}
+        for subscriber, tokens in output.plain.items():
+            self._live.deliver_plain(tokens)
+            items[subscriber] = [tokens]
         deliver, waited_s = self._live.deliver, self._engine_loop.take_queue_time
-        for delta in deltas:
+        for delta in output.deltas:
             live = deliver(delta, waited_s)
             if live is None:
                 continue
-            by_subscriber.setdefault(live.request.subscriber, []).append(delta)
+            items.setdefault(live.request.subscriber, []).append(delta)
             if delta.finish_reason is not None:
                 self._arrivals.forget((delta.request_id, delta.attempt))
-        if by_subscriber:
+        if items:
             self._stage_ended("first_token")
-        for subscriber, batch in by_subscriber.items():
+        for subscriber, said in items.items():
             if subscriber in self._streams:
-                self._streams[subscriber].put(batch)
+                self._streams[subscriber].put(said)
 
     def _tell_load(self) -> None:
         for stream in self._streams.values():

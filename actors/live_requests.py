@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from cluster.errors import StaleAttemptError
 from cluster.observability.request_trace import wall_clock
-from cluster.outputs import FINISHES_ELSEWHERE, GenerateReply, TokenDelta
+from cluster.outputs import FINISHES_ELSEWHERE, GenerateReply, PlainTokens, TokenDelta
 from cluster.request import EngineRequest, RequestKey
 
 # A finished answer is kept this long, so that an ingress whose stream broke can fetch the end of it.
@@ -26,8 +26,9 @@ class LiveRequest:
         done: resolved with the reply to whoever asked.
         came_at, first_at, finished_at: of ``time.monotonic``; ``first_at`` is of its first token.
         waited_s: for a slot; None before it has one.
-        deltas: all that its engine said about it; tokens of which nothing else was said are gathered in one (``gathers``: the
-            last), so that an answer is few objects, through all of which each collection of garbage walks.
+        deltas: all that its engine said about it; tokens of which nothing else was said are gathered in one, so that an answer is
+            few objects, through all of which each collection of garbage walks.
+        tail: tokens of the last delta, if more may be gathered there.
         num_tokens: of its prompt and its answer so far.
         grammar: its grammar, compiled; stays so because it is held here.
     """
@@ -37,7 +38,7 @@ class LiveRequest:
     came_at: float
     num_tokens: int
     deltas: list[TokenDelta] = field(default_factory=list)
-    gathers: bool = False
+    tail: list[int] | None = None
     waited_s: float | None = None
     first_at: float | None = None
     finished_at: float | None = None
@@ -48,12 +49,12 @@ class LiveRequest:
         tokens = delta.token_ids
         if not tokens or delta[4:] != _NO_MORE:
             self.deltas.append(delta)
-            self.gathers = False
-        elif self.gathers and (last := self.deltas[-1]).index + len(last.token_ids) == delta.index:
-            last.token_ids.extend(tokens)
+            self.tail = None
+        elif self.tail is not None and self.deltas[-1].index + len(self.tail) == delta.index:
+            self.tail.extend(tokens)
         else:  # with a list of its own: the engine's is on its way to the subscriber
-            self.deltas.append(delta._replace(token_ids=list(tokens)))
-            self.gathers = True
+            self.tail = list(tokens)
+            self.deltas.append(delta._replace(token_ids=self.tail))
 
     def said_from(self, index: int) -> list[TokenDelta]:
         """What was said of tokens from ``index`` on, of each one by one, and how it ended."""
@@ -150,6 +151,22 @@ class LiveRequests:
         if delta.finish_reason is not None:
             self._end(live, delta, delta.finish_reason)
         return live
+
+    def deliver_plain(self, tokens: PlainTokens) -> None:
+        """The engine says a token each of requests; what ``deliver`` does with each."""
+        of, num_counted = self._of, 0
+        for key, index, token in zip(zip(tokens.request_ids, tokens.attempts), tokens.indices, tokens.token_ids):
+            live = of.get(key)
+            if live is None:
+                continue
+            if live.tail is not None:  # an engine leaves no token out
+                live.tail.append(token)
+            else:
+                live.remember(TokenDelta(*key, index, [token]))
+            if live.finished_at is None:
+                live.num_tokens += 1
+                num_counted += 1
+        self.num_tokens += num_counted
 
     def _end(self, live: LiveRequest, delta: TokenDelta, finish_reason: str) -> None:
         """``delta`` is the engine's last word."""

@@ -77,6 +77,14 @@ class JournalEntry:
         self.finish_reason = delta.finish_reason
         return delta
 
+    def accept_token(self, attempt: int, index: int, token: int) -> bool:
+        """Record it if it is the next one, as most are; False if ``accept`` has to say what it is."""
+        tokens = self.output_token_ids
+        if attempt != self.attempt or index != len(tokens) or self.finish_reason is not None:
+            return False
+        tokens.append(token)
+        return True
+
     def engine_request(self) -> EngineRequest:
         """The current attempt, as an engine gets it."""
         return EngineRequest(

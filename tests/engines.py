@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from actors.engine.engine import Engine
 from actors.engine.loading import load_engine
 from cluster.config import EngineConfig
-from cluster.outputs import TokenDelta
+from cluster.outputs import PlainTokens, StreamItem, TokenDelta
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from tests.actors.model_files.gguf_writer import METADATA, random_tensors, write_gguf
@@ -103,6 +104,15 @@ def request(request_id: str, prompt: list[int], **params) -> EngineRequest:
         name: params.pop(name) for name in ("priority", "cache_salt", "attempt", "output_token_ids") if name in params
     }
     return EngineRequest(request_id, prompt, SamplingParams(**{"temperature": 0.0, "max_tokens": 8, **params}), **own)
+
+
+def deltas_in(items: Iterable[StreamItem]) -> Iterator[TokenDelta]:
+    """What a message of a token stream says of requests, one by one."""
+    for item in items:
+        if isinstance(item, PlainTokens):
+            yield from item.deltas()
+        elif isinstance(item, TokenDelta):
+            yield item
 
 
 def tokens_of(deltas: list[TokenDelta]) -> list[int]:

@@ -18,7 +18,7 @@ from actors.runner.step_executor import StepExecutor
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import StepPlan
 from cluster.errors import InvalidRequestError
-from cluster.outputs import EngineInfo, TokenDelta
+from cluster.outputs import EngineInfo, StepOutput, TokenDelta
 from cluster.request import EngineRequest, RequestKey
 from cluster.scaling.balance import is_worth_moving
 
@@ -106,7 +106,7 @@ class Engine:
         """A step can be launched, or one in flight is still to be saved."""
         return self.scheduler.has_unfinished() or self.executor.has_in_flight()
 
-    def step(self) -> list[TokenDelta]:
+    def step(self) -> StepOutput:
         """Schedule, launch, save: one pass of the loop. With overlap, what is saved is the step before."""
         started = self.clock.now()
         self.totals.begin(started)
@@ -123,7 +123,7 @@ class Engine:
             result = self.executor.execute_model_overlap(plan)
         else:
             result = None if plan is None else self.executor.execute_model(plan)
-        deltas: list[TokenDelta] = []
+        output = StepOutput()
         saved = self.executor.last_saved
         if result is not None and saved is not None:
             device_seconds = saved.device_end - saved.device_start
@@ -131,7 +131,7 @@ class Engine:
             self._step_clock.saved(
                 saved.num_tokens, saved.launched_at, saved.waited_from, saved.waited_at, device_seconds
             )
-            deltas = self.scheduler.update(result)
+            output = self.scheduler.update(result)
         launched = self.executor.step_in_flight
         if plan is None:
             self._step_clock.launched_nothing()
@@ -148,7 +148,7 @@ class Engine:
             )
             if self.timeline.full.done():
                 self.stop_timeline(self.timeline)
-        return deltas
+        return output
 
     def start_timeline(self, num_steps: int) -> StepTimeline:
         """Record the next steps; the recording ends by itself when it is full. Waits for the device.

@@ -1,6 +1,6 @@
 """The thread that owns an engine: nothing else touches engine state, others put messages into its inbox.
 
-One pass: take the inbox, run one engine step, publish the step's deltas in one call. An idle loop sleeps until a message
+One pass: take the inbox, run one engine step, publish what it says in one call. An idle loop sleeps until a message
 arrives; it first saves what is in flight, so the last output never waits for the next request, and then checks the engine's
 accounting: an engine that leaked is not one to go on with.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from actors.engine.engine import Engine
 from actors.scheduling.queue_state import QueueState, queue_state
 from cluster.errors import BiremeError, EngineDeadError
-from cluster.outputs import TokenDelta
+from cluster.outputs import StepOutput
 from cluster.request import EngineRequest
 
 logger = logging.getLogger("bireme.engine")
@@ -36,7 +36,7 @@ class EngineLoop:
 
     Args:
         engine: no other thread may touch it once the loop has started.
-        publish: called on the loop's thread with all deltas of a step.
+        publish: called on the loop's thread with what a step says.
         on_queue: called on the loop's thread when places open or close, or requests of a subscriber begin or cease to wait.
         on_death: called once, on the loop's thread, when a step failed; the loop is over then.
     """
@@ -44,7 +44,7 @@ class EngineLoop:
     def __init__(
         self,
         engine: Engine,
-        publish: Callable[[list[TokenDelta]], None],
+        publish: Callable[[StepOutput], None],
         on_death: Callable[[BaseException], None],
         on_queue: Callable[[], None] = lambda: None,
     ) -> None:
@@ -73,7 +73,7 @@ class EngineLoop:
         def run(engine: Engine) -> None:
             delta = engine.abort(request_id, attempt)
             if delta is not None:
-                self._publish([delta])
+                self._publish(StepOutput([delta]))
 
         return self.call(run)
 
@@ -118,11 +118,11 @@ class EngineLoop:
         try:
             while self._take_inbox():
                 self._busy_since = self._clock.now()
-                deltas = self._engine.step()
+                output = self._engine.step()
                 self._busy_since = None
                 self.num_steps += 1
-                if deltas:
-                    self._publish(deltas)
+                if output:
+                    self._publish(output)
                 if self._queue_differs():
                     self._on_queue()
                 # Requests that arrive while the device computes are in the next plan if it is made late enough.

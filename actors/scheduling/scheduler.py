@@ -24,7 +24,7 @@ from actors.scheduling.sequence import Sequence
 from actors.scheduling.step_plan import PromptLogprobs, SamplingNeeds, SlotInsert, SlotOutput, StepPlan, StepResult
 from actors.scheduling.waiting_queue import WaitingQueue
 from cluster.errors import InvalidRequestError, OverloadedError
-from cluster.outputs import FINISH_ABORT, NO_TOKEN, PREEMPTED, TokenDelta
+from cluster.outputs import FINISH_ABORT, NO_TOKEN, PREEMPTED, PlainTokens, StepOutput, TokenDelta
 from cluster.request import EngineRequest, RequestState
 
 _State = RequestState
@@ -203,12 +203,12 @@ class Scheduler:
         self._launched.append((plan, owners))
         return plan
 
-    def update(self, result: StepResult) -> list[TokenDelta]:
+    def update(self, result: StepResult) -> StepOutput:
         """Take the saved outputs of the oldest launched step; returns what clients get from it."""
         plan, owners = self._launched.popleft()
         if plan.step != result.step:
             raise SchedulerError(f"result of step {result.step}, expected {plan.step}")
-        deltas: list[TokenDelta] = []
+        step = StepOutput()
         for output in result.outputs:
             sequence = owners[output.slot]
             if output.token == PREEMPTED:
@@ -217,10 +217,10 @@ class Scheduler:
                 if output.prompt_logprobs:
                     sequence.prompt_logprobs += output.prompt_logprobs
                 if output.token != NO_TOKEN:
-                    deltas.append(self._accept(sequence, output))
+                    self._accept(sequence, output, step)
                 elif output.slot in plan.sampling:
                     raise SchedulerError(f"step {plan.step}: slot {output.slot} was to sample and did not")
-        return deltas
+        return step
 
     # Planning.
 
@@ -391,13 +391,20 @@ class Scheduler:
 
     # Saved results.
 
-    def _accept(self, sequence: Sequence, output: SlotOutput) -> TokenDelta:
+    def _accept(self, sequence: Sequence, output: SlotOutput, step: StepOutput) -> None:
         request, index = sequence.request, len(sequence.token_ids) - sequence.num_prompt_tokens
         sequence.token_ids.append(output.token)
         self.num_generated_tokens += 1
         is_first = index == len(request.output_token_ids)
         if output.finish_reason is None and output.logprobs is None and not is_first:
-            return TokenDelta(request.request_id, request.attempt, index, [output.token])
+            plain = step.plain.get(request.subscriber)
+            if plain is None:
+                plain = step.plain[request.subscriber] = PlainTokens.none()
+            plain.request_ids.append(request.request_id)
+            plain.attempts.append(request.attempt)
+            plain.indices.append(index)
+            plain.token_ids.append(output.token)
+            return
         matched: int | list[int] | None = output.matched_stop
         if output.finish_reason is not None:
             if output.stopped_by_sequence:
@@ -411,16 +418,18 @@ class Scheduler:
         if output.logprobs is not None and wanted is not None:
             full = output.logprobs
             logprobs = [full._replace(top_ids=full.top_ids[:wanted], top_logprobs=full.top_logprobs[:wanted])]
-        return TokenDelta(
-            request.request_id,
-            request.attempt,
-            index,
-            [output.token],
-            logprobs,
-            output.finish_reason,
-            matched,
-            sequence.num_cached_tokens if is_first else 0,
-            prompt_logprobs,
+        step.deltas.append(
+            TokenDelta(
+                request.request_id,
+                request.attempt,
+                index,
+                [output.token],
+                logprobs,
+                output.finish_reason,
+                matched,
+                sequence.num_cached_tokens if is_first else 0,
+                prompt_logprobs,
+            )
         )
 
     def _take_leave(self, sequence: Sequence) -> None:

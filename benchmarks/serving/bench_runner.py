@@ -20,7 +20,7 @@ import ray
 import typer
 
 from cluster.config import EngineConfig
-from cluster.outputs import TokenDelta
+from cluster.outputs import PlainTokens, TokenDelta
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.replica.runner_calls import RunnerCalls
@@ -51,7 +51,7 @@ class Load:
 
         async for items in read_messages(path, _SUBSCRIBER, {}, reached):
             for item in items:
-                if isinstance(item, TokenDelta):
+                if isinstance(item, TokenDelta | PlainTokens):
                     self.num_tokens += len(item.token_ids)
 
     async def run(self, clients: int, answer: int, seconds: float) -> int:

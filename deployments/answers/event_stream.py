@@ -12,7 +12,6 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.api_errors import ApiError
 from cluster.client.resumable import FALLBACK_PORT_HEADER, MAX_SILENCE_HEADER
-from cluster.outputs import TokenDelta
 from deployments.answers.choice import Choice
 from deployments.answers.generation import Generation
 from deployments.answers.response_builder import ResponseBuilder
@@ -132,14 +131,12 @@ class EventStream(Response):
                 task.cancel()
         await send({"type": "http.response.body", "body": tail + b"data: [DONE]\n\n", "more_body": False})
 
-    def _pass_on(self, choice: Choice, delta: TokenDelta) -> bool:
-        """Write an event for tokens in the middle of a choice, at once and without waking who reads, if nothing holds it up."""
+    def _pass_on(self, choice: Choice, token: int) -> bool:
+        """Write an event for a token in the middle of a choice, at once and without waking who reads, if nothing holds it up."""
         output = choice.output
-        if self._sending is not None or delta.finish_reason is not None or not output.is_plain:
+        if self._sending is not None or not output.is_plain or not self._answer.is_plain(choice.index):
             return False
-        if not self._answer.is_plain(choice.index):
-            return False
-        event = self._plain_event(choice.index, output.push(delta))
+        event = self._plain_event(choice.index, output.push_token(token))
         if event:
             self._has_written = True
             # A sign of life that waits does so for a slow client, to whom nothing is written past it.

@@ -28,13 +28,14 @@ class Generation:
     Attributes:
         choices: one a sequence.
         when_closed: each is called once, when it is closed.
-        take: asked, if it is set while ``read`` waits, whether it takes new tokens of a choice; what it takes is not read.
+        take: asked, if it is set while ``read`` waits, whether it takes a token of a choice of which nothing else is said; what
+            it takes is not read.
     """
 
     def __init__(self, client: SequenceClient, choices: Sequence[Choice]) -> None:
         self.choices = choices
         self.when_closed: list[Callable[[], None]] = []
-        self.take: Callable[[Choice, TokenDelta], bool] | None = None
+        self.take: Callable[[Choice, int], bool] | None = None
         self._client = client
         self._unread: deque[tuple[Choice, TokenDelta]] = deque()
         self._has_more = False
@@ -66,6 +67,7 @@ class Generation:
         for choice in self.choices:
             if choice.output.finish_reason is None:
                 choice.submission = self._client.submit(choice.entry, partial(self._put, choice), self.fail)
+                choice.submission.deliver_token = partial(self._put_token, choice)
         if len(self.choices) > 1:
             self.accept()
 
@@ -153,17 +155,22 @@ class Generation:
 
     def _put(self, choice: Choice, delta: TokenDelta) -> None:
         choice.times.arrived(bool(delta.token_ids))
+        self._unread.append((choice, delta))
+        self._wake()
+
+    def _put_token(self, choice: Choice, index: int, token: int) -> None:
         waiter = self._waiter
-        if waiter is not None and not waiter.done() and self.take is not None:
+        if self.take is not None and waiter is not None and not waiter.done():
             try:
-                if self.take(choice, delta):
+                if self.take(choice, token):
+                    choice.times.arrived(True)
                     return
             except Exception:  # the other requests of this message want their tokens
                 logger.exception("request %s failed", choice.entry.request_id)
                 self.give_up(ApiError(500, "internal error; the server's log has the details", code="internal_error"))
                 return
-        self._unread.append((choice, delta))
-        self._wake()
+        entry = choice.entry
+        self._put(choice, TokenDelta(entry.request_id, entry.attempt, index, [token]))
 
     def fail(self, error: ApiError) -> None:
         """``read`` raises this once what came before was read."""

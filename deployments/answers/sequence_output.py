@@ -123,6 +123,16 @@ class SequenceOutput:
         self._pieces.append(text)
         return text
 
+    def push_token(self, token_id: int) -> str:
+        """``push`` of a token behind the first of which nothing else is said, where ``is_plain``."""
+        if self.finish_reason is not None:
+            return ""
+        self.token_ids.append(token_id)
+        self._pushed += 1
+        text = self._detokenizer.push(token_id)
+        self._pieces.append(text)
+        return text
+
     def resume(self, token_ids: list[int], finish_reason: str | None, with_logprobs: bool) -> bool:
         """Take in what a client has already; every later ``push`` does what it would have done after the same tokens.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cluster.api_errors import ApiError, from_engine, unavailable
 from cluster.errors import BiremeError
 from cluster.journal import JournalEntry
-from cluster.outputs import TokenDelta
+from cluster.outputs import StepOutput, TokenDelta
 from cluster.routing.fingerprint import of_answer
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import RequestEvents
@@ -59,8 +59,8 @@ class LocalClient:
 
     # From the engine loop's thread.
 
-    def _publish(self, deltas: list[TokenDelta]) -> None:
-        self._loop.call_soon_threadsafe(self._deliver, deltas)
+    def _publish(self, output: StepOutput) -> None:
+        self._loop.call_soon_threadsafe(self._deliver, output)
 
     def _on_death(self, error: BaseException) -> None:
         failure = ApiError(500, f"the engine died: {error!r}", code="engine_dead")
@@ -73,8 +73,8 @@ class LocalClient:
 
     # On the event loop.
 
-    def _deliver(self, deltas: list[TokenDelta]) -> None:
-        for delta in deltas:
+    def _deliver(self, output: StepOutput) -> None:
+        for delta in output:
             submission = self._open.get(delta.request_id)
             new = None if submission is None else submission.entry.accept(delta)
             if submission is None or new is None:

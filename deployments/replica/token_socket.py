@@ -4,8 +4,8 @@ A Ray stream costs both processes about a millisecond a message, which matters w
 a socket costs a twentieth of that. What travels is the same: the items of ``RunnerActor.attach``.
 
 Wire: the client sends one frame ``[subscriber, resume]``, then a request that is to begin before its call as a frame of its
-own, and ``[request id, attempt]`` of one that is to end; the server sends one frame a message, ``[deltas, load]``, with deltas
-and load as arrays.
+own, and ``[request id, attempt]`` of one that is to end; the server sends one frame a message, ``[steps, load]``. A step is
+``[plain tokens, deltas]``, all of them arrays.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import time
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
 from cluster.errors import BiremeError, InvalidRequestError
-from cluster.outputs import EngineLoad, StreamItem, TokenDelta
+from cluster.outputs import EngineLoad, PlainTokens, StreamItem, TokenDelta
 from cluster.request import EngineRequest, RequestKey
 from deployments.replica.frames import (
     MAX_REQUEST_BYTES,
@@ -41,7 +42,9 @@ from deployments.start.run_files.private_folder import not_private, private_base
 Attach = Callable[[str, dict[str, int]], AsyncGenerator[list[StreamItem], None]]
 _HELLO = msgspec.msgpack.Decoder(tuple[str, dict[str, int]])
 _REQUEST = msgspec.msgpack.Decoder(EngineRequest | tuple[str, int])
-_MESSAGE = msgspec.msgpack.Decoder(tuple[list[TokenDelta], list[EngineLoad]])
+_Step: TypeAlias = tuple[PlainTokens, list[TokenDelta]]
+_MESSAGE = msgspec.msgpack.Decoder(tuple[list[_Step], list[EngineLoad]])
+_NO_TOKENS = PlainTokens.none()
 # A folder without a socket is about to get it, or its maker was killed in between.
 _YOUNG_S = 60.0
 # A socket's path has at most 107 characters, 22 of them below the base.
@@ -139,9 +142,7 @@ class TokenSocket:
         with contextlib.suppress(ConnectionError):
             async with contextlib.aclosing(messages):
                 async for items in messages:
-                    loads = [item for item in items if isinstance(item, EngineLoad)]
-                    deltas = [item for item in items if isinstance(item, TokenDelta)] if loads else items
-                    write_frame(writer, (deltas, loads))
+                    write_frame(writer, _message(items))
                     await writer.drain()
 
     async def _read_requests(self, reader: asyncio.StreamReader, subscriber: str) -> None:
@@ -157,6 +158,32 @@ class TokenSocket:
                     self._begin(request)
                 else:
                     return
+
+
+def _message(items: list[StreamItem]) -> tuple[list[_Step], list[EngineLoad]]:
+    """As it travels; ``_items`` reads it."""
+    steps: list[_Step] = []
+    loads: list[EngineLoad] = []
+    for item in items:
+        if isinstance(item, PlainTokens):
+            steps.append((item, []))
+        elif isinstance(item, EngineLoad):
+            loads.append(item)
+        else:
+            if not steps:
+                steps.append((_NO_TOKENS, []))
+            steps[-1][1].append(item)
+    return steps, loads
+
+
+def _items(message: tuple[list[_Step], list[EngineLoad]]) -> list[StreamItem]:
+    steps, loads = message
+    items: list[StreamItem] = []
+    for plain, deltas in steps:
+        if plain.token_ids:
+            items.append(plain)
+        items += deltas
+    return [*items, *loads]
 
 
 def _socket_base() -> Path | None:
@@ -226,7 +253,6 @@ async def read_messages(
                 frame = await read_frame(reader)
             except asyncio.IncompleteReadError:
                 return
-            deltas, loads = _MESSAGE.decode(frame)
-            yield [*deltas, *loads]
+            yield _items(_MESSAGE.decode(frame))
     finally:
         writer.close()

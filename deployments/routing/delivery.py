@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from cluster.outputs import FINISH_HANDOVER, FINISH_MOVE, FINISHES_ELSEWHERE, NotAdmitted, TokenDelta
+from cluster.outputs import FINISH_HANDOVER, FINISH_MOVE, FINISHES_ELSEWHERE, NotAdmitted, PlainTokens, TokenDelta
 from cluster.process.logs import log_fields
 from cluster.replies import EngineLost, HandedOver, Moved
 from cluster.routing.fingerprint import of_answer
@@ -28,16 +28,21 @@ class Delivery:
         self._departures = departures
         self._events = events
 
+    def take_plain(self, stream: TokenStream, tokens: PlainTokens) -> None:
+        """What ``take`` does with each of ``tokens``."""
+        of = self._submissions.of
+        for request_id, attempt, index, token in zip(*tokens):
+            submission = of(request_id)
+            if submission is not None and submission.stream is stream and not submission.is_troubled:
+                entry = submission.entry
+                if entry.fingerprint and entry.accept_token(attempt, index, token):
+                    submission.deliver_token(index, token)
+                    continue
+            self.take(stream, TokenDelta(request_id, attempt, index, [token]))
+
     def take(self, stream: TokenStream, delta: TokenDelta) -> None:
         """``delta``, which is of a request, came on ``stream``."""
         submission = self._submissions.of(delta.request_id)
-        if submission is not None and submission.stream is stream and delta.token_ids and delta.finish_reason is None:
-            entry = submission.entry
-            if entry.fingerprint and not submission.is_troubled and entry.attempt == delta.attempt:
-                # As below, for most tokens of most answers.
-                if (new := entry.accept(delta)) is not None:
-                    submission.deliver(new)
-                return
         if delta.is_first_word and (delta.request_id, delta.attempt) in self._departures:
             if not stream.was_told(delta.request_id, delta.attempt):
                 stream.abort(delta.request_id, delta.attempt)

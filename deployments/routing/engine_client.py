@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
-from cluster.outputs import ENGINE_LEAVES, EngineLoad, StreamItem, TokenDelta
+from cluster.outputs import ENGINE_LEAVES, EngineLoad, PlainTokens, StreamItem, TokenDelta
 from cluster.replies import EngineLost
 from cluster.scaling.inputs import EngineSample, ScalingInputs
 from deployments.metrics.ingress_metrics import IngressMetrics
@@ -218,6 +218,8 @@ class EngineClient:
                 self._rooms.changed()
                 self._balancer.changed()
                 self._prompt_start.hurry()
+            elif isinstance(item, PlainTokens):
+                self._delivery.take_plain(stream, item)
             elif item.request_id:
                 self._delivery.take(stream, item)
             elif item == ENGINE_LEAVES:

@@ -25,6 +25,7 @@ class Submission:
     Attributes:
         entry: what was asked and delivered.
         deliver: called with each delta that is new, in order.
+        deliver_token: called instead with the index of a token, and the token, if nothing else is said of it.
         fail: called once, instead of a last delta, when the sequence cannot be completed.
         stream: of the engine that the present attempt is known to be on.
         ahead: of the engine that was sent the present attempt before its call.
@@ -45,6 +46,7 @@ class Submission:
     ) -> None:
         self.entry = entry
         self.deliver = deliver
+        self.deliver_token: Callable[[int, int], None] = self._deliver_as_delta
         self.fail = fail
         self.stream: TokenStream | None = None
         self.ahead: TokenStream | None = None
@@ -65,6 +67,9 @@ class Submission:
     def is_troubled(self) -> bool:
         """An attempt was lost and no token came since, or not enough of them to be no suspect any more."""
         return self.lost_at is not None or self.suspicion.deaths > 0
+
+    def _deliver_as_delta(self, index: int, token: int) -> None:
+        self.deliver(TokenDelta(self.entry.request_id, self.entry.attempt, index, [token]))
 
     def abort(self) -> None:
         """Have the engine give up the present attempt, if one has it or was sent it."""

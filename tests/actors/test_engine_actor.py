@@ -18,7 +18,7 @@ from cluster.errors import EngineDeadError, InvalidRequestError, ModelLoadError,
 from cluster.grammar import JSON_SCHEMA, REGEX, Grammar
 from cluster.outputs import AttachRequired, EngineLoad, GenerateReply, NotAdmitted, TokenDelta
 from tests.actors.structured_output.json_tokenizer import json_tokenizer, write_json_tokenizer
-from tests.engines import answer, make_engine, request, write_tiny_model
+from tests.engines import answer, deltas_in, make_engine, request, write_tiny_model
 from tests.waiting import until
 
 
@@ -46,12 +46,7 @@ class Subscriber:
 
     def of(self, name: str) -> list:
         """What was said about a request, without the word that it was taken."""
-        deltas = [
-            item
-            for message in self.messages
-            for item in message
-            if isinstance(item, TokenDelta) and item.request_id == name
-        ]
+        deltas = [d for message in self.messages for d in deltas_in(message) if d.request_id == name]
         return [delta for delta in deltas if delta.token_ids or delta.finish_reason]
 
     async def wait_for(self, name: str, count: int) -> None:
@@ -563,7 +558,7 @@ async def test_each_beat_of_a_stream_says_how_the_engine_is(actor, monkeypatch):
         with pytest.raises(InvalidRequestError):
             await actor.generate(subscribed(name, []))  # comes and goes: two changes
     await until(lambda: len(stream.messages) > 12, 10)
-    beats = [m for m in stream.messages if not any(isinstance(item, TokenDelta) for item in m)]
+    beats = [m for m in stream.messages if not any(deltas_in(m))]
     assert len(beats) > 4 and all(beats), "an empty message"
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors import live_requests
 from actors.live_requests import LiveRequest, LiveRequests
 from cluster.errors import StaleAttemptError
-from cluster.outputs import FINISH_MOVE, GenerateReply, TokenDelta, TokenLogprobs
+from cluster.outputs import FINISH_MOVE, GenerateReply, PlainTokens, TokenDelta, TokenLogprobs
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 
@@ -119,6 +119,36 @@ def test_what_was_said_is_told_again_token_by_token(said, begun, wanted, ends):
     assert [d.finish_reason for d in told if d.finish_reason] == ["stop"] * ends
     plain = [d for d in told if d.logprobs is None and d.finish_reason is None]
     assert all(len(d.token_ids) == 1 for d in plain)
+
+
+@given(
+    steps=st.lists(st.lists(st.sampled_from("abcd"), unique=True, min_size=1), max_size=20), ended=st.integers(0, 20)
+)
+def test_plain_tokens_of_a_step_are_taken_as_one_by_one(steps, ended):
+    asyncio.run(_both_ways(steps, ended))
+
+
+async def _both_ways(steps, ended) -> None:
+    """``d`` is not here, and ``c`` ends."""
+    together, one_by_one = LiveRequests(), LiveRequests()
+    for live in (together, one_by_one):
+        for name in "abc":
+            live.open(request(name, 0), future())
+    index = dict.fromkeys("abcd", 0)
+    for number, names in enumerate(steps):
+        tokens = PlainTokens(list(names), [0] * len(names), [index[name] for name in names], [*range(len(names))])
+        together.deliver_plain(tokens)
+        for delta in tokens.deltas():
+            one_by_one.deliver(delta)
+        for name in names:
+            index[name] += 1
+        if number == ended:
+            for live in (together, one_by_one):
+                live.deliver(TokenDelta("c", 0, index["c"], [], finish_reason="abort"))
+        assert together.num_tokens == one_by_one.num_tokens
+    for wanted in (0, 1, 5):
+        told = [list(live.missing("s", dict.fromkeys("abcd", wanted))) for live in (together, one_by_one)]
+        assert told[0] == told[1]
 
 
 async def test_a_long_answer_is_few_objects():

@@ -55,6 +55,27 @@ def test_each_token_once_and_in_order_under_any_mixture_of_deltas(events):
     assert record.finished == (len(delivered) == len(TOKENS))
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12), st.booleans()), max_size=40), st.integers(0, len(TOKENS))
+)
+def test_a_token_alone_is_accepted_as_a_delta_is_or_left_to_it(events, ended_after):
+    alone, by_deltas = entry(), entry()
+    for number, (age, index, resume) in enumerate(events):
+        if resume:
+            for record in (alone, by_deltas):
+                record.attempt += 1
+        if number == ended_after:
+            for record in (alone, by_deltas):
+                record.accept(TokenDelta("r", record.attempt, record.next_index, [], None, "stop"))
+        attempt = max(0, alone.attempt - age)
+        try:
+            new = by_deltas.accept(TokenDelta("r", attempt, index, [TOKENS[index]]))
+        except JournalGapError:
+            new = None
+        assert alone.accept_token(attempt, index, TOKENS[index]) == (new is not None)
+        assert alone == by_deltas
+
+
 def test_a_lost_message_is_reported_and_recorded_nowhere():
     record = entry()
     record.accept(delta(0, 2))

@@ -40,6 +40,21 @@ def run(
     return streamed, output
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.integers(0, 20))
+def test_a_token_alone_is_pushed_as_a_delta_is(tokens, ended_after):
+    outputs = [SequenceOutput(Letters(), SamplingParams(), eos_token_ids=(EOS,)) for _ in range(2)]
+    assert all(output.is_plain for output in outputs)
+    for index, token in enumerate(tokens):
+        delta = TokenDelta("r", 0, index, [token], None, "length" if index == ended_after else None)
+        if index == 0 or delta.finish_reason:
+            texts = [output.push(delta) for output in outputs]
+        else:
+            texts = [outputs[0].push(delta), outputs[1].push_token(token)]
+        assert texts[0] == texts[1]
+    seen = [(output.text, output.token_ids, output.finish_reason, output._pushed) for output in outputs]
+    assert seen[0] == seen[1]
+
+
 @given(
     st.lists(st.integers(1, 3), min_size=1, max_size=20),
     st.lists(st.integers(1, 4), min_size=1, max_size=20),

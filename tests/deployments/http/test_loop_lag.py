@@ -412,10 +412,11 @@ async def test_others_go_on_while_a_slow_client_gets_what_has_gathered(stream, t
     engines = Engines([])
     engines.events = RequestEvents()
 
-    def submit(entry, deliver, fail) -> None:
+    def submit(entry, deliver, fail) -> SimpleNamespace:
         for i in range(num_steps):
             reason = FINISH_LENGTH if i == num_steps - 1 else None
             deliver(TokenDelta(entry.request_id, entry.attempt, i, [1000 + i], None, reason))
+        return SimpleNamespace(entry=entry)
 
     engines.submit = submit
     gathered = OpenAiService(engines, tokenizer, "m", ModelLimits(MAX_MODEL_LEN, tokenizer.vocab_size), MAX_CHOICES)

@@ -64,7 +64,7 @@ class Recorded(Engines):
 
     def submit(self, entry, deliver, fail):
         self.requests.append(entry.engine_request())
-        super().submit(entry, deliver, fail)
+        return super().submit(entry, deliver, fail)
 
 
 async def ask(engines: Engines, keys: ApiKeys, key: str | None, body: dict) -> None:

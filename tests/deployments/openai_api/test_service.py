@@ -6,6 +6,7 @@ import datetime
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +60,7 @@ class Engines:
         of_prompt = None if entry.params.prompt_logprobs is None else [None, *[self._entry] * (num_prompt - 1)]
         delta = TokenDelta(entry.request_id, entry.attempt, 0, self._token_ids, logprobs, FINISH_LENGTH)
         deliver(delta._replace(prompt_logprobs=of_prompt))
+        return SimpleNamespace(entry=entry)
 
     def cancel(self, submission):
         pass
@@ -229,7 +231,12 @@ async def test_only_an_answer_that_has_begun_is_taken_up_past_a_full_queue(choic
     """A refusal of the first attempt is passed on (``EngineClient``); a client that has nothing yet is as good as new."""
     engines, submitted = Engines([1, 2]), []
     engines.events = RequestEvents()
-    engines.submit = lambda entry, deliver, fail: submitted.append(entry)
+
+    def submit(entry, deliver, fail):
+        submitted.append(entry)
+        return SimpleNamespace(entry=entry)
+
+    engines.submit = submit
     body = {"prompt": "by", "n": 2, "seed": 1, "stream": True, "return_token_ids": True}
     tokenizer = byte_tokenizer()
     body["resume"] = {"fingerprint": "f", "choices": choices}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ class Engines:
     def check_room(self, num_sequences: int, tenant: str = "") -> None:
         pass
 
-    def submit(self, entry: Any, deliver: Any, fail: Any) -> None:
+    def submit(self, entry: Any, deliver: Any, fail: Any) -> Any:
         self.entries.append(entry)
         entry.fingerprint = "f"
         begin = len(entry.output_token_ids)
@@ -57,6 +58,7 @@ class Engines:
             matched = self._tokens[i] if last and self._reason == FINISH_STOP else None
             reason = self._reason if last else None
             deliver(TokenDelta(entry.request_id, entry.attempt, i, [self._tokens[i]], logprobs, reason, matched))
+        return SimpleNamespace(entry=entry)
 
     def cancel(self, submission: Any) -> None:
         pass

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from cluster.grammar import Grammar
-from cluster.outputs import ENGINE_LEAVES, AttachRequired, EngineLoad, TokenDelta, TokenLogprobs
+from cluster.outputs import ENGINE_LEAVES, AttachRequired, EngineLoad, PlainTokens, TokenDelta, TokenLogprobs
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.replica.frames import MAX_REQUEST_BYTES, UnusableSocketError
@@ -55,6 +55,8 @@ MESSAGES = [
     [TokenDelta("a", 0, 0, [1]), TokenDelta("b", 2, 5, [2, 3], [ENTRY, ENTRY])],
     [TokenDelta("a", 0, 1, [4], None, "stop", [1, 4], 16, [None, ENTRY])],
     [TokenDelta("c", 0, 0, list(range(50_000)))],
+    [TokenDelta("d", 0, 0, [1]), PlainTokens(["a", "b"], [0, 2], [2, 7], [5, 6]), TokenDelta("e", 0, 0, [])],
+    [PlainTokens(["d"], [0], [1], [9]), PlainTokens(["d"], [0], [2], [9]), TokenDelta("d", 0, 3, [1], None, "stop")],
     [ENGINE_LEAVES, EngineLoad(-1, 5, sampled_at=1.5)],
     [EngineLoad(3, 5)],
 ]

@@ -212,7 +212,7 @@ class Params(Engines):
 
     def submit(self, entry, deliver, fail):
         self.params = entry.params
-        super().submit(entry, deliver, fail)
+        return super().submit(entry, deliver, fail)
 
 
 async def test_words_are_forbidden_with_and_without_a_space():
