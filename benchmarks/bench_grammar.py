@@ -2,6 +2,7 @@
 
 python -m benchmarks.bench_grammar [--rows 1,4,8] [--rounds 4]
 python -m benchmarks.bench_grammar --device gpu --model llama_8b --rows 1,8,64    random weights, and 128,256 tokens of its size
+python -m benchmarks.bench_grammar --model small_llama    two small layers under that vocabulary: what masks cost, and little else
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,14 @@ from cluster.sampling_params import SamplingParams
 
 _TOKENS = 48
 _LLAMA_8B = Path(__file__).parents[1] / "ray_configs/llama_8b/config.json"
+# Of --model, what is another than in Llama 3.1 8B.
+RANDOM_MODELS = {
+    "llama_8b": {},
+    "small_llama": {
+        "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    },
+}  # fmt: skip
 
 
 def schema(number: int) -> Grammar:
@@ -60,11 +70,11 @@ def seconds_a_step(engine: Engine, kind: str, rows: int, run: int) -> float:
     return statistics.median(steps[4:-2])
 
 
-def first_token_s(engine: Engine, kind: str, run: int) -> float:
-    """From asking to the first token of a request that is alone; its prompt is in no cache, its grammar is."""
-    params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, grammar=GRAMMARS[kind](0))
+def first_token_s(engine: Engine, grammar: Grammar | None, run: int) -> float:
+    """From asking to the first token of a request that is alone; its prompt is in no cache. A new grammar is compiled first."""
+    params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, grammar=grammar)
     started = time.perf_counter()
-    engine.add_request(EngineRequest(f"first {kind} {run}", prompt(1000 + run), params))
+    engine.add_request(EngineRequest(f"first {run}", prompt(1000 + run), params))
     while not engine.step():
         pass
     took = time.perf_counter() - started
@@ -75,9 +85,9 @@ def first_token_s(engine: Engine, kind: str, run: int) -> float:
 
 def settings(model: str, folder: Path) -> dict[str, Any]:
     """Of the engine; what a random model needs is written into ``folder``."""
-    if model != "llama_8b":
+    if model not in RANDOM_MODELS:
         return {"model": model}
-    config = json.loads(_LLAMA_8B.read_text())
+    config = {**json.loads(_LLAMA_8B.read_text()), **RANDOM_MODELS[model]}
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder / "tokenizer.json", config["vocab_size"])
     return {"model": str(folder), "load_format": "dummy", "block_size": 64}
@@ -108,24 +118,40 @@ def compare(engine: Engine, row_counts: list[int], rounds: int) -> None:
     for rows in row_counts:
         for kind in GRAMMARS:
             seconds_a_step(engine, kind, rows, -1)  # compiles, and fills the cache of prefixes
-        measured: dict[str, list[float]] = {kind: [] for kind in GRAMMARS}
-        for run in range(rounds):
-            for kind, of_kind in measured.items():
-                of_kind.append(seconds_a_step(engine, kind, rows, run))
-        for kind, of_kind in measured.items():
-            ratio = statistics.median(a / b for a, b in zip(of_kind, measured["plain"]))
+        of_kind = in_turns(GRAMMARS, rounds, lambda kind, run, rows=rows: seconds_a_step(engine, kind, rows, run))
+        plain = of_kind["plain"]
+        for kind, steps in of_kind.items():
+            ratio = statistics.median(a / b for a, b in zip(steps, plain))
             print(
-                f"{rows} rows, {kind:10}: {1e3 * statistics.median(of_kind):7.2f} ms a step, {ratio:.3f} of plain",
+                f"{rows} rows, {kind:10}: {1e3 * statistics.median(steps):7.2f} ms a step, {ratio:.3f} of plain",
                 flush=True,
             )
-    runs = iter(range(10**6))
-    first: dict[str, list[float]] = {kind: [] for kind in ("plain", "one schema")}
-    for _ in range(4 * rounds):
-        for kind, of_kind in first.items():
-            of_kind.append(first_token_s(engine, kind, next(runs)))
-    for kind, of_kind in first.items():
-        print(f"first token, {kind:10}: {1e3 * statistics.median(of_kind):7.2f} ms")
+    count = itertools.count()
+    grammars = {
+        "plain": lambda run: None,
+        "cached": lambda run: schema(0),
+        "new schema": lambda run: schema(10_000 + run),
+    }
+    of_kind = in_turns(grammars, 4 * rounds, lambda kind, run: first_token_s(engine, grammars[kind](run), next(count)))
+    plain = of_kind["plain"]
+    for kind, first in of_kind.items():
+        more = statistics.median(a - b for a, b in zip(first, plain))
+        print(
+            f"first token, {kind:10}: {1e3 * statistics.median(first):7.2f} ms, {1e3 * more:+.2f} ms,"
+            f" {statistics.median(a / b for a, b in zip(first, plain)):.3f} of plain"
+        )
     engine.close()
+
+
+def in_turns(kinds: Iterable[str], rounds: int, seconds: Callable[[str, int], float]) -> dict[str, list[float]]:
+    """``seconds(kind, round)`` of each kind; another one comes first in each round, so that none always follows the same."""
+    measured: dict[str, list[float]] = {kind: [] for kind in kinds}
+    order = list(measured)
+    for run in range(rounds):
+        for kind in order:
+            measured[kind].append(seconds(kind, run))
+        order.append(order.pop(0))
+    return measured
 
 
 if __name__ == "__main__":

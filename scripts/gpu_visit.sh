@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is to be seen on a machine with a GPU, in parts, each under a time limit of its own; a table of all figures comes last.
-#     scripts/gpu_visit.sh a b            DEVICE=cpu scripts/gpu_visit.sh b c f k m  tries what runs without a GPU, at small sizes
+#     scripts/gpu_visit.sh a b            DEVICE=cpu scripts/gpu_visit.sh b c f k m p  tries what runs without a GPU, at small sizes
 #   a  ops against their twins, the engine, random steps, side by side                     about 100 s, at most 180
 #   b  every op, a whole step over its floor, and the engine's own steps, at 1 and 64 rows  about 110 s, at most 190
 #   c  8B served to 64 clients: step over device time, memory, a recording of steps         about  80 s, at most 130
@@ -16,6 +16,7 @@
 #   m  weights from their file: bits, GB/s; 8B starts first, with the file, and with a spare     about 170 s, at most 290
 #   o  quantised weights on the processor: ops against their twins, tokens per second on two cores for 1 to 16 sequences
 #      ($LLAMA_BATCHED_BENCH beside them; $MODEL: a GGUF file)                               about 200 s, at most 520
+#   p  what grammars cost a step and a first token: 8B sizes, vocabulary of 128,256, at 1, 8 and 64 rows   about 70 s, at most 150
 #   n  the serving plane: HTTP beside in process, two engines beside one (with two GPUs), engines that compute nothing  at most 480
 # Times are without the build of the ops, which comes first. What a part prints goes to $OUT/logs.tgz, the table also to
 # $OUT/table.txt ($OUT by default: a temporary folder). BIREME_CUDA_ARCHS=90a builds for one chip, which is quick.
@@ -218,9 +219,16 @@ print(','.join(cores[:2]))")
     WIDTH=900 say o-formats 40 '│|threads of|llama.cpp|GGML_|of weights|Error'
 }
 
+part_p() {
+    local options=(--device "$device" --model llama_8b --rows 1,8,64 --rounds "${ROUNDS:-8}")
+    [ "$device" = cpu ] && options=(--model small_llama --rows 1,4 --rounds "${ROUNDS:-2}")
+    limited TERM 150 p-grammar "$python" -m benchmarks.bench_grammar "${options[@]}" || status=1
+    say p-grammar 13 'vocabulary|of plain|Error'
+}
+
 visit() {
     for part in "$@"; do
-        declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to o" >&2; exit 2; }
+        declare -F "part_$part" >/dev/null || { echo "gpu_visit.sh: no part $part; there are a to p" >&2; exit 2; }
     done
     echo "== build"
     time "$python" -c "from gpu_ops.build import build; print(build())" || exit 1
