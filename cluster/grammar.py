@@ -27,8 +27,10 @@ class Grammar:
         text: a JSON schema, a structural tag or a list of choices as JSON, a regular expression, or a grammar in Lark's syntax or
             EBNF.
         param: the field of the request that it came in, for errors.
+        parts: schemas that ``text`` was made of, each with its own field, for errors too: the whole does not say whose it is.
     """
 
     kind: str
     text: str
     param: str = field(default="response_format", compare=False)
+    parts: tuple[Grammar, ...] = field(default=(), compare=False)

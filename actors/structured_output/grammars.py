@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import threading
@@ -15,8 +16,8 @@ import numpy as np
 from actors.structured_output.matcher import TokenMatcher
 from actors.structured_output.multiples import MOST_REMAINDERS, too_fine_multiple
 from actors.structured_output.native import NativeMatcher, TokenTrie
-from actors.structured_output.schema_place import place_of_error
-from actors.structured_output.structural_tags import SpecialId, structural_tag_grammar
+from actors.structured_output.schema_place import as_field, place_of_error
+from actors.structured_output.structural_tags import SpecialId, WrongPart, structural_tag_grammar
 from actors.structured_output.thinking import Matcher, ThinkingMatcher
 from actors.text.vocabulary import Vocabulary
 from cluster.errors import InvalidRequestError, ModelLoadError
@@ -50,6 +51,8 @@ _LIMITS = llguidance.LLParserLimits(
 )
 # How the library begins to say that nothing may come, and no end either, as of a reference to itself.
 _NO_ANSWER = "NoExtension"
+# Of a grammar that is refused, how many are looked at.
+_MOST_PARTS = 200
 # What an error says of a grammar; the library's own may quote all of it.
 _MAX_ERROR_CHARS = 500
 
@@ -156,7 +159,8 @@ class Grammars:
                 self._kept.move_to_end(grammar)
             return known
 
-    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+    def _compile(self, grammar: Grammar, is_part: bool = False) -> CompiledGrammar:
+        """As ``compile``. Of a grammar of parts, the refusal is that of its first part that is refused alone, if there is one."""
         if len(grammar.text) > MAX_GRAMMAR_CHARS:
             raise _refused(grammar, f"has {len(grammar.text)} characters, at most {MAX_GRAMMAR_CHARS} are allowed")
         if not self._eos_token_ids:
@@ -169,16 +173,18 @@ class Grammars:
             self._trie = TokenTrie(vocabulary, sorted(self._eos_token_ids))
         try:
             schema = json.loads(grammar.text) if grammar.kind == JSON_SCHEMA else None
-            source = library_grammar(grammar, self._loaded_vocabulary().special_id)
+            source, parts = library_grammar(grammar, self._loaded_vocabulary().special_id)
         except json.JSONDecodeError as error:
             where = f"line {error.lineno} column {error.colno}"
             raise _refused(grammar, f"is not valid: no JSON at {where}") from None
+        except WrongPart as error:
+            raise _refused(grammar, f"is not valid: {error}", f"{grammar.param}.{error.where}") from None
         except (ValueError, RecursionError) as error:
             raise _refused(grammar, f"is not valid: {error}") from None
-        if (multiple := too_fine_multiple(grammar.text)) is not None:
-            raise _refused(
-                grammar, f"is not supported: multipleOf {multiple} has more than {MOST_REMAINDERS} remainders"
-            )
+        for part in (*parts, grammar):
+            if (multiple := too_fine_multiple(part.text)) is not None:
+                says = f"is not supported: multipleOf {multiple} has more than {MOST_REMAINDERS} remainders"
+                raise _refused(part, says)
         if "\0" in source:
             raise _refused(grammar, "is not valid: it has a character 0")
         matcher = NativeMatcher.compiled(self._trie, source, _LIMITS)
@@ -186,13 +192,24 @@ class Grammars:
             reason = failure.strip()
             if grammar.kind == JSON_SCHEMA:
                 place, reason = place_of_error(schema, reason, _schema_error)
-                raise _refused(grammar, f"is not supported at {place}: {reason}")
-            raise _refused(grammar, f"is not valid: {reason}")
+                at, param = ("", grammar.param + as_field(place)) if is_part else (f" at {place}", grammar.param)
+                raise _refused(grammar, f"is not supported{at}: {reason}", param)
+            raise self._part_at_fault(parts) or _refused(grammar, f"is not valid: {reason}")
         if (too_much := self._try_out(matcher.copy())) is not None:
+            if (at_fault := self._part_at_fault(parts)) is not None:
+                raise at_fault
             if too_much.startswith(_NO_ANSWER):
                 raise _refused(grammar, "cannot be followed: no answer comes to an end under it")
             raise _refused(grammar, f"asks for more work than is allowed for a token: {too_much}")
         return CompiledGrammar(matcher)
+
+    def _part_at_fault(self, parts: Sequence[Grammar]) -> InvalidRequestError | None:
+        for part in parts[:_MOST_PARTS]:
+            try:
+                self._compile(part, is_part=True)
+            except InvalidRequestError as refusal:
+                return refusal
+        return None
 
     def _try_out(self, matcher: NativeMatcher) -> str | None:
         """Why the beginning of some answer, always the same one, is beyond the limits; None if it is not.
@@ -212,8 +229,8 @@ class Grammars:
         return None
 
 
-def library_grammar(grammar: Grammar, special_id: SpecialId = lambda text: None) -> str:
-    """In the library's own form.
+def library_grammar(grammar: Grammar, special_id: SpecialId = lambda text: None) -> tuple[str, Sequence[Grammar]]:
+    """In the library's own form, and the parts that it is made of.
 
     Args:
         special_id: of a special token, by its text.
@@ -221,6 +238,14 @@ def library_grammar(grammar: Grammar, special_id: SpecialId = lambda text: None)
     Raises:
         ValueError: it is not even of its kind.
     """
+    if grammar.kind == STRUCTURAL_TAG:
+        source, parts = structural_tag_grammar(grammar.text, special_id)
+        parts = [dataclasses.replace(part, param=f"{grammar.param}.{part.param}") for part in parts]
+        return llguidance.grammar_from("grammar", source), parts
+    return _library_grammar(grammar), grammar.parts
+
+
+def _library_grammar(grammar: Grammar) -> str:
     if grammar.kind == JSON_SCHEMA:
         schema = json.loads(grammar.text)
         if not (isinstance(schema, dict) or schema is True):
@@ -235,8 +260,6 @@ def library_grammar(grammar: Grammar, special_id: SpecialId = lambda text: None)
         return llguidance.LLMatcher.grammar_from_regex(texts)
     if grammar.kind == LARK:
         return llguidance.grammar_from("grammar", grammar.text)
-    if grammar.kind == STRUCTURAL_TAG:
-        return llguidance.grammar_from("grammar", structural_tag_grammar(grammar.text, special_id))
     raise ValueError(f"unknown kind {grammar.kind}")
 
 
@@ -249,6 +272,7 @@ def _schema_error(schema: object) -> str:
     return llguidance.LLMatcher.validate_grammar(source, limits=_LIMITS)
 
 
-def _refused(grammar: Grammar, what: str) -> InvalidRequestError:
+def _refused(grammar: Grammar, what: str, param: str | None = None) -> InvalidRequestError:
+    param = (param or grammar.param)[:_MAX_ERROR_CHARS]
     text = what if len(what) <= _MAX_ERROR_CHARS else what[:_MAX_ERROR_CHARS] + " …"
-    return InvalidRequestError(f"{grammar.param}: the {grammar.kind} {text}", grammar.param, "invalid_grammar")
+    return InvalidRequestError(f"{param}: the {grammar.kind} {text}", param, "invalid_grammar")

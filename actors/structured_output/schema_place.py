@@ -10,8 +10,9 @@ _MOST_TRIES = 200
 _OF_NAMES = ("properties", "patternProperties")
 _OF_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
-# What references lead to; stays beside every part that is tried.
 _DEFINITIONS = ("$defs", "definitions")
+# What references lead to, and what the library is told of the whole; stays beside every part that is tried.
+_SHARED = (*_DEFINITIONS, "x-guidance")
 
 
 def place_of_error(schema: Any, reason: str, error_of: Callable[[Any], str]) -> tuple[str, str]:
@@ -23,7 +24,7 @@ def place_of_error(schema: Any, reason: str, error_of: Callable[[Any], str]) -> 
     Returns:
         Its JSON pointer ("#" for the whole), and why it is refused.
     """
-    shared = {key: schema[key] for key in _DEFINITIONS if key in schema} if isinstance(schema, dict) else {}
+    shared = {key: schema[key] for key in _SHARED if key in schema} if isinstance(schema, dict) else {}
     place, tries = "#", 0
     part = schema
     while True:
@@ -36,6 +37,13 @@ def place_of_error(schema: Any, reason: str, error_of: Callable[[Any], str]) -> 
                 break
         else:
             return place, reason.strip().removeprefix("ERROR: ")
+
+
+def as_field(place: str) -> str:
+    """A JSON pointer as the rest of a field's name: ``#/properties/a/anyOf/0`` is ``.properties.a.anyOf[0]``."""
+    names = [name.replace("~1", "/").replace("~0", "~") for name in place.split("/")[1:]]
+    is_index = [before in _OF_LISTS and name.isdecimal() for before, name in zip(["", *names], names)]
+    return "".join(f"[{name}]" if index else f".{name}" for name, index in zip(names, is_index))
 
 
 def _parts(schema: Any, at_root: bool) -> Iterator[tuple[str, Any]]:

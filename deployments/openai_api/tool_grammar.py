@@ -53,6 +53,7 @@ def tool_grammar(
     if not is_bound or (is_free and not any(function.strict for function in functions)):
         return None
     written = _Written(special_id, wrapping.no_words)
+    parts = _parts(request, functions, own)
     rules = [rule for i, function in enumerate(functions) for rule in written.call(i, wrapping, function)]
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(functions))))
     several = request.parallel_tool_calls and not isinstance(choice, ChosenTool)
@@ -77,7 +78,29 @@ def tool_grammar(
             f"tools: names and parameters make a grammar of {len(text)} characters; at most {MAX_GRAMMAR_CHARS} are allowed",
             "tools",
         )
-    return Grammar(LARK, text, "tools")
+    return Grammar(LARK, text, "tools", parts)
+
+
+def _parts(
+    request: ChatCompletionRequest, functions: Sequence[FunctionDefinition], own: Grammar | None
+) -> tuple[Grammar, ...]:
+    """What the request says of the form of an answer, each with its place there."""
+    parts = []
+    for i, tool in enumerate(request.tools):
+        if any(tool.function is function for function in functions):
+            text = json.dumps(_object_schema(tool.function))
+            parts.append(Grammar(JSON_SCHEMA, text, f"tools[{i}].function.parameters"))
+    return tuple(parts) if own is None else (*parts, own)
+
+
+def _object_schema(function: FunctionDefinition) -> dict[str, Any]:
+    """Of its arguments."""
+    # A client that did not ask for it need not know what the grammars' library can.
+    return {"type": "object", **(function.parameters or {}), "x-guidance": _guidance(function)}
+
+
+def _guidance(function: FunctionDefinition) -> dict[str, Any]:
+    return {**_SPACING, "lenient": not function.strict}
 
 
 def binds(tools: ToolFormat, functions: Sequence[FunctionDefinition]) -> bool:
@@ -132,18 +155,16 @@ class _Written:
     def call(self, index: int, wrapping: Wrapping, function: FunctionDefinition) -> list[str]:
         """The rules of one call of ``function``."""
         before, between, after = wrapping.call
-        schema: dict[str, Any] = dict(function.parameters or {})
-        # A client that did not ask for it need not know what the grammars' library can.
-        guidance = {**_SPACING, "lenient": not function.strict}
         name = json.dumps(function.name)[1:-1]
         head = self.text(f"{before}{name}{between}")
         if wrapping.arguments is None:
-            schema.setdefault("type", "object")
-            schema["x-guidance"] = guidance
-            return [f"call_{index}: {head} %json {json.dumps(schema)} {self.text(after)}"]
+            return [f"call_{index}: {head} %json {json.dumps(_object_schema(function))} {self.text(after)}"]
+        schema = function.parameters or {}
         arguments = arguments_of(function.name, schema, wrapping.arguments)
         assert arguments is not None
-        rules = ArgumentRules(wrapping.arguments, self.text, lambda text: self._special_id(text) is not None, guidance)
+        rules = ArgumentRules(
+            wrapping.arguments, self.text, lambda text: self._special_id(text) is not None, _guidance(function)
+        )
         inner = rules.expression(f"a{index}", arguments, schema)
         return [*rules.rules, f"call_{index}: {head} {inner} {self.text(after)}"]
 

@@ -90,21 +90,31 @@ def test_white_space_in_the_json_of_a_tag_is_bounded():
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("value", "message", "place"),
     [
-        ({}, "has format, or structures and triggers"),
-        ({"format": {"type": "qwen_xml_parameter"}}, 'format.type: "qwen_xml_parameter" is not supported'),
-        ({"format": {"type": "any_text", "excludes": ["x"]}}, 'format.type: "any_text", with excludes, is not supported'),
-        ({"format": {"type": "sequence", "elements": [{"type": "any_text"}, TAG]}},
-         "format.elements.0: any_text stands in a tag"),
-        ({"format": {**TAG, "content": {"type": "grammar"}}}, 'format.content.type: "grammar" is not supported'),
-        ({"format": {**TAG, "end": 1}}, "format.end: must be a string"),
-        ({"structures": OLD["structures"], "triggers": ["<g"]}, "tags.0.begin: begins with none of the triggers"),
-        ({"structures": OLD["structures"]}, "triggers: must be a list with at least 1 item"),
-        ({"format": {**TAG, "content": {"type": "json_schema", "json_schema": {"type": "wat"}}}}, "wat"),
+        ({}, "has format, or structures and triggers", ""),
+        ({"format": {"type": "qwen_xml_parameter"}}, '"qwen_xml_parameter" is not supported', "format.type"),
+        ({"format": {"type": "any_text", "excludes": ["x"]}}, '"any_text", with excludes, is not supported', "format.type"),
+        ({"format": {"type": "sequence", "elements": [{"type": "any_text"}, TAG]}}, "any_text stands in a tag",
+         "format.elements[0]"),
+        ({"format": {**TAG, "content": {"type": "grammar"}}}, '"grammar" is not supported', "format.content.type"),
+        ({"format": {**TAG, "end": 1}}, "must be a string", "format.end"),
+        ({"structures": OLD["structures"], "triggers": ["<g"]}, "begins with none of the triggers", "structures[0].begin"),
+        ({"structures": OLD["structures"]}, "must be a list with at least 1 item", "triggers"),
+        ({"format": {**TAG, "content": {"type": "json_schema", "json_schema": {"type": "wat"}}}}, "wat",
+         "format.content.json_schema"),
+        ({"format": {"type": "or", "elements": [TAG, {**TAG, "content": {"type": "json_schema", "json_schema": {
+            "properties": {"a": {"anyOf": [{}, {"uniqueItems": True}]}}}}}]}}, 'Unimplemented keys: ["uniqueItems"]',
+         "format.elements[1].content.json_schema.properties.a.anyOf[1]"),
+        ({"format": {"type": "sequence", "elements": [{"type": "regex", "pattern": "a"}, {"type": "regex", "pattern": "("}]}},
+         "unclosed group", "format.elements[1].pattern"),
+        ({"format": {**TAG, "content": {"type": "json_schema", "json_schema": {"multipleOf": 1000003}}}}, "remainders",
+         "format.content.json_schema"),
     ],
 )  # fmt: skip
-def test_what_is_not_supported_is_refused_by_name(value, message):
+def test_what_is_not_supported_is_refused_with_its_place(value, message, place):
     with pytest.raises(InvalidRequestError) as refused:
         GRAMMARS.compile(grammar(value))
-    assert message in refused.value.message and refused.value.param == "structured_outputs.structural_tag"
+    param = "structured_outputs.structural_tag" + (place and "." + place)
+    assert message in refused.value.message and refused.value.message.startswith(f"{param}: ")
+    assert (refused.value.param, refused.value.code) == (param, "invalid_grammar")

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import jsonschema
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from actors.structured_output.matcher import TokenMatcher
 from actors.text.detokenizer import IncrementalDetokenizer
 from actors.text.vocabulary import Vocabulary
 from cluster.api_errors import ApiError
+from cluster.errors import InvalidRequestError
 from cluster.grammar import Grammar
 from deployments.openai_api.answer_formats import AnswerFormats
 from deployments.openai_api.requests.protocol import ChatCompletionRequest, parse_request
@@ -210,3 +212,51 @@ def test_strict_tools_that_cannot_be_bound_are_refused():
         assert (caught.value.status, caught.value.param) == (400, f"tools[{place}].function.strict")
         assert made("qwen3_coder", tools=offered, tool_choice="required")[0] is not None
         assert made("qwen3_coder", tools=offered, tool_choice="none")[0] is None
+
+
+@pytest.mark.parametrize("family", ["hermes", "qwen3_coder", "pythonic"])
+@pytest.mark.parametrize(
+    ("wrong", "strict", "place", "why"),
+    [
+        ({"properties": {"x": {"type": "strin"}}}, False, ".properties.x", "Invalid type: strin"),
+        ({"properties": {"a/b": {"items": {"anyOf": [{}, {"$ref": "#/$defs/n"}]}}}}, False,
+         ".properties.a/b.items.anyOf[1]", "'/$defs/n' does not exist"),
+        ({"properties": {"x": {"type": "array", "uniqueItems": True}}}, True, ".properties.x",
+         'Unimplemented keys: ["uniqueItems"]'),
+        ({"properties": {"x": {"type": "array", "uniqueItems": True, "items": {"pattern": "["}}}}, False,
+         ".properties.x.items", "unclosed character class"),
+        ({"properties": {"x": {"type": "array", "items": {"multipleOf": 1000003}}}}, False, "", "remainders"),
+        ({"properties": {"x": {"allOf": [{"properties": {f"k{i}": {}}, "required": [f"k{i}"]} for i in range(900)]}}}, False,
+         ".properties.x", "schema too large"),
+    ],
+)  # fmt: skip
+def test_a_schema_that_cannot_be_followed_is_refused_with_tool_and_place(family, wrong, strict, place, why):
+    bad = {"type": "function", "function": {"name": "bad", "parameters": wrong, "strict": strict}}
+    grammar, _ = made(family, tools=[tools()[0], bad, tools()[1]], tool_choice="required")
+    with pytest.raises(InvalidRequestError) as refused:
+        GRAMMARS.compile(_sent(grammar))
+    param = "tools[1].function.parameters" + place
+    assert (refused.value.param, refused.value.code) == (param, "invalid_grammar")
+    assert refused.value.message.startswith(f"{param}: the json_schema ") and why in refused.value.message
+    # Where only the good ones may be called, nothing is refused; where only the bad one may be, it is.
+    named = {"type": "function", "function": {"name": "look"}}
+    GRAMMARS.compile(made(family, tools=[tools()[0], bad, tools()[1]], tool_choice=named)[0])
+    named = {"type": "function", "function": {"name": "bad"}}
+    with pytest.raises(InvalidRequestError, match=r"tools\[2\]\.function"):
+        GRAMMARS.compile(made(family, tools=[*tools(), bad], tool_choice=named)[0])
+
+
+def test_a_refusal_of_an_own_schema_beside_tools_names_its_field():
+    shape = {
+        "type": "json_schema",
+        "json_schema": {"name": "r", "schema": {"properties": {"c": {"uniqueItems": True}}}},
+    }
+    grammar, _ = made("hermes", response_format=shape)
+    with pytest.raises(InvalidRequestError, match="Unimplemented keys") as refused:
+        GRAMMARS.compile(_sent(grammar))
+    assert refused.value.param == "response_format.json_schema.schema.properties.c"
+
+
+def _sent(grammar: Grammar) -> Grammar:
+    """As an engine gets it from an ingress."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(grammar), type=Grammar)
