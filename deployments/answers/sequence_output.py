@@ -19,6 +19,13 @@ class Detokenizer(Protocol):
     def push(self, token_id: int) -> str: ...
 
 
+class TextEnd(Protocol):
+    """Tells where a text is complete, other than by a stop string."""
+
+    def end_in(self, text: str) -> int | None:
+        """How much of the next piece of text belongs to the answer if it ends there; None if it goes on."""
+
+
 class SequenceOutput:
     """Accumulates one sequence.
 
@@ -27,21 +34,23 @@ class SequenceOutput:
 
     Attributes:
         is_plain: no text and no sequence of tokens is looked for, so that every token is settled at once.
-        token_ids: all tokens generated so far, a stop token included; cut after the token that completed a stop string.
+        token_ids: all tokens generated so far, a stop token included; cut after the one that completed a stop string or the text.
         logprobs: one entry a token if asked for, else empty.
         prompt_logprobs: as the engine reported them, or None.
         finish_reason: "stop", "length" or "abort" once the sequence is over.
-        stop_reason: the stop string, token id or token sequence that matched; None for end-of-sequence and length.
+        stop_reason: the stop string, token id or token sequence that matched; None for other ends and length.
         num_cached_tokens: prompt tokens found in the prefix cache.
     """
 
     __slots__ = (
         "_detokenizer",
+        "_end",
         "_eos",
         "_include_stop",
+        "_is_complete",
         "_longest_seq",
+        "_looks_at_text",
         "_matcher",
-        "_matches_strings",
         "_min_tokens",
         "_pieces",
         "_pushed",
@@ -62,14 +71,18 @@ class SequenceOutput:
         params: SamplingParams,
         eos_token_ids: Sequence[int] = (),
         include_stop: bool = False,
+        end: TextEnd | None = None,
     ) -> None:
+        """``end`` has read nothing yet; where it says that the text is complete, the answer is over with "stop"."""
         self._detokenizer = detokenizer
         self._matcher = StopStringMatcher(params.stop, include_stop)
         self._min_tokens = params.min_tokens
-        self._matches_strings = bool(params.stop)
+        self._end = end
+        self._is_complete = False
+        self._looks_at_text = bool(params.stop) or end is not None
         self._stop_seqs = params.stop_token_seqs
         self._longest_seq = max(map(len, self._stop_seqs), default=0)
-        self.is_plain = not params.stop and not params.stop_token_seqs
+        self.is_plain = not self._looks_at_text and not params.stop_token_seqs
         self._include_stop = include_stop
         self._eos = () if params.ignore_eos else tuple(eos_token_ids)
         self._tail: list[int] = []
@@ -111,7 +124,7 @@ class SequenceOutput:
         if finished:
             self._drop_matched_stop(delta)
         text = self._release(0 if finished else self._num_unsettled())
-        if self._matcher.matched is not None:
+        if self._matcher.matched is not None or self._is_complete:
             self.finish_reason = FINISH_STOP
             self.stop_reason = self._matcher.matched
             del self.token_ids[self._pushed :], self.logprobs[self._pushed :]
@@ -164,14 +177,20 @@ class SequenceOutput:
     def _release(self, keep: int) -> str:
         settled = len(self._tail) - keep
         tokens, self._tail = self._tail[:settled], self._tail[settled:]
-        if not self._matches_strings:
+        if not self._looks_at_text:
             self._pushed += settled
             return _joined(self._detokenizer, tokens)
         released = []
         for token in tokens:
             self._pushed += 1
-            released.append(self._matcher.push(self._detokenizer.push(token), armed=self._pushed > self._min_tokens))
+            text = self._detokenizer.push(token)
+            end = None if self._end is None else self._end.end_in(text)
+            released.append(self._matcher.push(text[:end], armed=self._pushed > self._min_tokens))
             if self._matcher.matched is not None:
+                break
+            if end is not None:
+                self._is_complete = True
+                released.append(self._matcher.finish())
                 break
         return "".join(released)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from actors.text.detokenizer import IncrementalDetokenizer
@@ -20,7 +21,7 @@ from deployments.answers.generation import Generation
 from deployments.answers.live_answers import LiveAnswers
 from deployments.answers.request_line import RequestLines
 from deployments.answers.request_traces import RequestTraces
-from deployments.answers.sequence_output import SequenceOutput
+from deployments.answers.sequence_output import SequenceOutput, TextEnd
 from deployments.http.body import parse_json
 from deployments.http.connection import Peer, while_connected
 from deployments.http.large_requests import SMALL_BYTES, large_requests
@@ -57,6 +58,7 @@ from deployments.openai_api.requests.sampling_defaults import SamplingDefaults
 from deployments.openai_api.requests.structured_output import grammar_of
 from deployments.openai_api.requests.validation import UnknownFields
 from deployments.openai_api.resume import check_content, check_resume, resume_choices
+from deployments.parsers.first_call import FirstCall
 from deployments.routing.sequence_client import SequenceClient
 
 
@@ -249,9 +251,12 @@ class OpenAiService:
         # As above.
         request.messages, request.documents, request.tools = [], [], []
         request.chat_template_kwargs, request.chat_template = {}, None
+        # A grammar makes one call itself.
+        is_cut = form.tools is not None and not request.parallel_tool_calls and grammar is None
         generation, options = self._generation(
-            request, prompt_ids, caller, received, grammar, self._formats.shown_tokens(form), marks
-        )
+            request, prompt_ids, caller, received, grammar, self._formats.shown_tokens(form), marks,
+            end=partial(FirstCall, form) if is_cut else None,
+        )  # fmt: skip
         answer = ChatAnswer(
             request, self.model_id, self._tokenizer, generation, prompt_ids, **options, created=created,
             defaults=self.defaults, echo=echo, form=form,
@@ -326,6 +331,7 @@ class OpenAiService:
         grammar: Grammar | None,
         shown: frozenset[int] = frozenset(),
         marks: ReasoningMarks | None = None,
+        end: Callable[[], TextEnd] | None = None,
     ) -> tuple[Generation, dict[str, Any]]:
         """The sequences of a request, not yet submitted, and what its answer is built with.
 
@@ -333,6 +339,7 @@ class OpenAiService:
             grammar: that the answers follow.
             shown: special tokens that are part of their text.
             marks: between which a budget counts their tokens.
+            end: makes what tells where the text of one is complete.
         """
         seed, tenant, resumed = assign_seed(request), caller.tenant, caller.resumed
         cache_salt = tenant.cache_salt(request.cache_salt)
@@ -381,8 +388,9 @@ class OpenAiService:
                     self._tokenizer, request.skip_special_tokens, continues=continues, shown=shown
                 )
                 output = SequenceOutput(
-                    detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output
-                )
+                    detokenizer, params, self._tokenizer.eos_token_ids, request.include_stop_str_in_output,
+                    end=None if end is None else end(),
+                )  # fmt: skip
                 times = SequenceTimes(self._client.metrics, received, len(prompt_ids))
                 choices.append(Choice(len(choices), entry, output, times))
         if resume is not None:

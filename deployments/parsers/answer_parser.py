@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from deployments.parsers.reasoning import ReasoningFormat, read_reasoning
 from deployments.parsers.scanning.call_writer import CallWriter
-from deployments.parsers.scanning.events import Content, Event
+from deployments.parsers.scanning.events import CallEnd, Content, Event
 from deployments.parsers.scanning.scanner import Scanner, Steps, Wait, rest
 from deployments.parsers.tool_formats import ToolFormat
 from deployments.parsers.tools.argument_list import Functions
@@ -49,6 +49,15 @@ class AnswerParser:
         """Take in more text; what it settles."""
         self._scan.feed(text)
         return list(self._run())
+
+    def unread_behind_call(self, text: str) -> int | None:
+        """Take in more text up to the end of a call; how many characters of it come behind that. None: all was read, and no call
+        ended."""
+        self._scan.feed(text)
+        for event in self._run():
+            if isinstance(event, CallEnd):
+                return len(self._scan.text) - self._scan.pos
+        return None
 
     def finish(self) -> list[Event]:
         """The text is over; what was held back."""

@@ -153,7 +153,7 @@ FIELDS: tuple[FieldRow, ...] = (
         chat_template="a template instead of the model's, where the setting trust_request_chat_template allows it",
         chat_template_kwargs="variables of the chat template",
         include_reasoning="false: answers are without the model's reasoning",
-        parallel_tool_calls="false: one call where a grammar makes the calls",
+        parallel_tool_calls="false: at most one call, which ends the answer",
     ),
     *_works([CHAT], ([],), tools="functions that the model may call, where the chat template has a place for them"),
     *_works(

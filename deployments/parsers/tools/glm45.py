@@ -31,9 +31,9 @@ def glm45(scan: Scanner, calls: CallWriter, functions: Functions) -> Steps[None]
                 raise Malformed
             yield from arguments.read(scan, key.strip(), [VALUE_END])
             tag = ""
-        # ``marked_calls`` looks for it.
-        scan.pos -= len(END)
         yield arguments.end()
         yield calls.end()
+        # ``marked_calls`` looks for it.
+        scan.pos -= len(END)
 
     yield from marked_calls(scan, calls, [BEGIN], END, body)

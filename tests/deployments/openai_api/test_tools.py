@@ -152,9 +152,10 @@ async def test_a_stream_says_what_the_whole_answer_says():
     assert len(pieces) > 20, "arguments come as they are made"
 
 
-async def test_an_answer_that_is_taken_up_anywhere_names_and_writes_its_calls_alike():
-    body = {**ASK, "n": 2, "return_token_ids": True, "seed": 1}
-    text = "<think>hm</think>" + TWO[:120] + "</tool_call>"
+@pytest.mark.parametrize("several", [True, False])
+async def test_an_answer_that_is_taken_up_anywhere_names_and_writes_its_calls_alike(several):
+    body = {**ASK, "n": 2, "return_token_ids": True, "seed": 1, "parallel_tool_calls": several}
+    text = "<think>hm</think>" + (TWO[:120] + "</tool_call>" if several else TWO)
     chunks = await streamed(body, text)
     undisturbed = put_together([chunk for _, chunk in chunks])
     assert undisturbed[1]["calls"] and undisturbed[0]["calls"][0][0] != undisturbed[1]["calls"][0][0]
@@ -169,6 +170,35 @@ async def test_an_answer_that_is_taken_up_anywhere_names_and_writes_its_calls_al
         caller = Caller(resumed=made.resume_point(chunks[cut - 1][0]))
         rest = await streamed({**body, "resume": resume}, text, caller)
         assert put_together([chunk for _, chunk in chunks[:cut] + rest]) == undisturbed, cut
+
+
+async def test_one_call_ends_an_answer_where_no_more_are_wanted():
+    body = {**ASK, "n": 2, "logprobs": True, "return_token_ids": True, "parallel_tool_calls": False}
+    both = (await whole({**ASK, "return_token_ids": True}, TWO))["choices"][0]
+    answer = await whole(body, TWO)
+    for choice in answer["choices"]:
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("tool_calls", None)
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"] == both["message"]["tool_calls"][0]["function"]
+        assert choice["message"]["content"] == "Hm."
+        ids = choice["token_ids"]
+        assert ids == both["token_ids"][: len(ids)] and TOKENIZER.decode(ids) == TWO[: TWO.index("}}") + 2]
+        assert len(choice["logprobs"]["content"]) == len(ids)
+    assert answer["usage"]["completion_tokens"] == 2 * len(ids)
+    for message in put_together([chunk for _, chunk in await streamed(body, TWO)]).values():
+        assert (message["content"], message["ends"], len(message["calls"])) == ("Hm.", "tool_calls", 1)
+    # A stop string that comes first counts; answers without a call go on to their end.
+    choice = (await whole({**body, "stop": ["rich"]}, TWO))["choices"][0]
+    assert (
+        choice["stop_reason"] == "rich"
+        and choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Zü'
+    )
+    choice = (await whole({**body, "stop": ["}}\n<"]}, TWO))["choices"][0]
+    assert (
+        choice["finish_reason"] == "tool_calls" and choice["message"]["tool_calls"][0]["function"] == call["function"]
+    )
+    choice = (await whole(body, "<tool_call> is no call."))["choices"][0]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", "<tool_call> is no call.")
 
 
 async def test_stop_strings_end_an_answer_inside_a_call():
