@@ -1,7 +1,7 @@
 """What the tokens of a model write, without the tokenizer: one array of bytes, which is read in milliseconds.
 
 A tokenizer of 128,000 tokens holds the interpreter's lock for half a second while its library loads it. Whoever has other work to
-do, as an engine has, gets a vocabulary from a process of its own (``load_vocabulary``).
+do, as an engine has, gets a vocabulary from a process of its own, or from the cache folder (``load_vocabulary``).
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from actors.model_files.source import ModelSource
+from actors.text.kept_vocabulary import KeptVocabulary
 from actors.text.tokenizer import Tokenizer, load_tokenizer
 from cluster.errors import ModelLoadError
 
@@ -84,7 +86,7 @@ class Vocabulary:
 
 
 def load_vocabulary(source: ModelSource, size: int) -> Vocabulary:
-    """Read a model's tokenizer in a process that ends with it; this one's other threads run on meanwhile.
+    """What was kept of a model's tokenizer. Else that is read in a process that ends with it; this one's other threads run on.
 
     Args:
         size: rows of the model's logits.
@@ -92,6 +94,12 @@ def load_vocabulary(source: ModelSource, size: int) -> Vocabulary:
         ModelLoadError: as ``load_tokenizer``.
         OSError: the process was ended, or could not begin.
     """
+    kept = KeptVocabulary(source, size)
+    if (dumped := kept.read()) is not None:
+        try:
+            return Vocabulary.parse(dumped)
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+            pass  # damaged: it is made again
     # Only its tokenizer is read there.
     fields = [
         source.kind,
@@ -113,7 +121,9 @@ def load_vocabulary(source: ModelSource, size: int) -> Vocabulary:
     if ran.returncode != 0:
         last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise OSError(f"reading the vocabulary of {source.name} ended with {ran.returncode}: {last}")
-    return Vocabulary.parse(ran.stdout)
+    vocabulary = Vocabulary.parse(ran.stdout)
+    kept.write(ran.stdout)
+    return vocabulary
 
 
 def _main(kind: str, path: str, tokenizer: str, name: str, size: str) -> int:

@@ -85,15 +85,6 @@ def test_what_cannot_be_followed_is_refused_with_its_place(app: App):
     assert (
         "not supported at #/properties/a: Unimplemented keys" in error["message"] and "uniqueItems" in error["message"]
     )
-    tools = [{"type": "function", "function": {"name": n, "parameters": p}} for n, p in (("a", None), ("b", schema))]
-    tools[1]["function"]["strict"] = True
-    template = "{{ tools | tojson }}{# <tool_call> #}{{ messages[0].content }}"
-    for more in ({"tool_choice": "required"}, {}, {"stream": True}):
-        asked = {"messages": [{"role": "user", "content": "x"}], "tools": tools, "chat_template": template, **more}
-        served = app.post("/v1/chat/completions", asked)
-        error = served.json()["error"]
-        assert (served.status_code, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_grammar")
-        assert error["param"] == "tools[1].function.parameters.properties.a" and "uniqueItems" in error["message"]
     part = {"type": "regex", "pattern": "("}
     served = app.post("/v1/completions", {"prompt": "x", "structured_outputs": {"structural_tag": {"format": part}}})
     assert served.json()["error"]["param"] == "structured_outputs.structural_tag.format.pattern"

@@ -120,13 +120,23 @@ def test_a_budget_of_thinking_stands_before_a_call(calling: App, budget):
         ({"tools": []}, "tool_choice"),
         ({"thinking_token_budget": -2, "enable_thinking": True}, "thinking_token_budget"),
         ({"thinking_token_budget": 2**80, "enable_thinking": True}, "thinking_token_budget"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}]}, "tools"),
+        *(
+            ({"tools": [TOOLS[0], {"type": "function", "function": {"name": "f", "parameters": wrong}}], **more}, place)
+            for wrong, place in (
+                ({"type": "objekt"}, "tools[1].function.parameters"),
+                (
+                    {"properties": {"x": {"items": {"type": "objekt"}}}},
+                    "tools[1].function.parameters.properties.x.items",
+                ),
+            )
+            for more in ({}, {"stream": True})
+        ),
     ],
 )
 def test_what_cannot_be_called_is_refused_by_its_field(calling: App, fields, param):
     served = post(calling, **fields)
     error = served.json()["error"]
-    assert served.status_code == 400 and error["param"].startswith(param), error
+    assert (served.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param), error
 
 
 def test_tools_of_one_name_are_called_by_the_last_of_them(calling: App):
