@@ -57,7 +57,7 @@ def tool_grammar(
     rules = [rule for i, function in enumerate(functions) for rule in written.call(i, wrapping, function)]
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(functions))))
     several = request.parallel_tool_calls and not isinstance(choice, ChosenTool)
-    before = written.reasoning(form.reasoning, form.begins_in_reasoning, rules)
+    before = written.reasoning(form.reasoning, _may_reason(request, form), rules)
     calls = written.calls(wrapping, several)
     if not is_free:
         answer = calls
@@ -101,6 +101,12 @@ def _object_schema(function: FunctionDefinition) -> dict[str, Any]:
 
 def _guidance(function: FunctionDefinition) -> dict[str, Any]:
     return {**_SPACING, "lenient": not function.strict}
+
+
+def _may_reason(request: ChatCompletionRequest, form: AnswerFormat) -> bool | None:
+    """As ``AnswerFormat.begins_in_reasoning``; what the prompt leaves open, a request without thinking decides."""
+    is_off = request.asked_thinking_budget[1] == 0 or request.wants_thinking is False
+    return False if is_off and form.begins_in_reasoning is None else form.begins_in_reasoning
 
 
 def binds(tools: ToolFormat, functions: Sequence[FunctionDefinition]) -> bool:
@@ -188,7 +194,11 @@ class _Written:
         return [f"{rule}[lazy]: {words} {json.dumps(end)}"]
 
     def reasoning(self, form: ReasoningFormat | None, begins: bool | None, rules: list[str]) -> str:
-        """What may stand before an answer; its rules go to ``rules``."""
+        """What may stand before an answer; its rules go to ``rules``.
+
+        Args:
+            begins: as ``ReasoningFormat.begins_in`` says; False for none.
+        """
         rules.append(f"ANY: {_ANY_TEXT}")
         if self._no_words:
             rules.append("WORDS: ANY" + "".join(f" & ~/(.|\\n)*{re.escape(word)}(.|\\n)*/" for word in self._no_words))

@@ -186,3 +186,15 @@ class TemplatedChat(RequestPart):
                 raise field_error(("continue_final_message",), True, says)
             self.add_generation_prompt = False
         return self
+
+    @property
+    def wants_thinking(self) -> bool | None:
+        """Whether the model is to think, by the first of the names that says it; None if none does."""
+        for name in ("enable_thinking", "thinking"):
+            if isinstance(variable := self.chat_template_kwargs.get(name), bool):
+                return variable
+        if self.enable_thinking is not None:
+            return self.enable_thinking
+        if self.thinking is not None:
+            return self.thinking.type == "enabled"
+        return None if self.reasoning_effort is None else self.reasoning_effort != "none"

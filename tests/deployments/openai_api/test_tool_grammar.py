@@ -17,6 +17,7 @@ from actors.text.vocabulary import Vocabulary
 from cluster.api_errors import ApiError
 from cluster.errors import InvalidRequestError
 from cluster.grammar import Grammar
+from cluster.sampling_params import SamplingParams
 from deployments.openai_api.answer_formats import AnswerFormats
 from deployments.openai_api.requests.protocol import ChatCompletionRequest, parse_request
 from deployments.openai_api.requests.structured_output import grammar_of
@@ -153,6 +154,67 @@ def test_reasoning_may_stand_before_calls(prompt):
     assert taken(grammar, form, text) == (text, True)
     assert found([text], form) == Found("", (("stop", "{}", True),), "hm [1]")
     assert taken(grammar, form, f"{begin}hm</think> words") == (f"{begin}hm</think> ", False)
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"thinking_token_budget": 0},
+        {"thinking": {"type": "enabled", "budget_tokens": 0}},
+        {"enable_thinking": False},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"chat_template_kwargs": {"thinking": False}},
+        {"thinking": {"type": "disabled"}},
+        {"reasoning_effort": "none"},
+    ],
+)
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "stop"}}])
+def test_without_thinking_a_call_begins_at_once(off, choice):
+    call = TOOL_FORMATS["hermes"].wrapping.written([("stop", "{}")])
+    grammar, form = made("hermes", "x", "qwen3", tool_choice=choice, **off)
+    assert taken(grammar, form, "<think>hm</think>" + call) == ("", False)
+    assert taken(grammar, form, call) == (call, True)
+    # A prompt that ended its reasoning leaves nothing open; in one that began it, only a budget ends it.
+    grammar, form = made("hermes", "<think>\n\n</think>\n\n", "qwen3", tool_choice=choice)
+    assert taken(grammar, form, "<think>") == ("", False) and taken(grammar, form, call) == (call, True)
+    grammar, form = made("hermes", "<think>", "qwen3", tool_choice=choice, **off)
+    assert taken(grammar, form, "hm</think>" + call) == ("hm</think>" + call, True)
+    # The free one may think before its call.
+    grammar, form = made("hermes", "x", "qwen3", tool_choice=choice)
+    assert taken(grammar, form, "<think>hm</think>" + call)[1]
+
+
+@pytest.mark.parametrize("prompt", ["<think>", "x"])
+def test_a_budget_ends_reasoning_before_a_call(prompt):
+    """A model that never stops thinking, or thinks as soon as it may, calls all the same within so many tokens."""
+    for budget in (0, 5):
+        fields = {"tool_choice": "required", "parallel_tool_calls": False, "thinking_token_budget": budget}
+        body = parse_request(ChatCompletionRequest, {"messages": MESSAGES, "tools": tools()[1:], **fields})
+        formats = AnswerFormats(TOKENIZER, "hermes", "qwen3")
+        form = formats.of(body, TOKENIZER.encode(prompt), None)
+        params = SamplingParams(
+            grammar=formats.grammar(body, form, None),
+            thinking_token_budget=budget,
+            reasoning_marks=formats.marks(body, form),
+        )
+        GRAMMARS.prepare(params)
+        matcher, tokens, rng = GRAMMARS.matcher_of(params), [], np.random.default_rng(1)
+        think = TOKENIZER.encode("<think>", add_special_tokens=False)[0]
+        call_begin = TOKENIZER.encode("<tool_call>", add_special_tokens=False)[0]
+        while len(tokens) < 200 and (not tokens or tokens[-1] != EOS):
+            choices = allowed(matcher)
+            thinks = call_begin not in tokens and think in choices
+            first = [
+                one
+                for one in choices
+                if one not in (call_begin, *TOKENIZER.encode("</think>", add_special_tokens=False))
+            ]
+            tokens.append(think if thinks else int(rng.choice(first or choices)))
+            matcher.accept(tokens[-1])
+        got = found([text_of(tokens[:-1], form)], form)
+        assert got.calls == (("stop", "{}", True),) and not got.content
+        thought = TOKENIZER.encode(got.reasoning, add_special_tokens=False)
+        assert len(thought) <= budget and (not budget or thought)
 
 
 def test_an_answer_is_calls_or_what_a_schema_describes():
