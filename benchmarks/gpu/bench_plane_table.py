@@ -196,6 +196,8 @@ class Table:
         """The same loads behind as many ingresses as their CPU use asks for, which is what there is without a setting."""
         _, *inside = windows or [{}] * (1 + len(model.streams))
         rows = self._served(model, 1, None, [(streams, _STREAMS, model.seconds) for streams in model.streams])
+        what = f"{model.name}, ingresses as needed, {rows[0].streams} clients, 256 prompt tokens"
+        self._first_token(what, rows[0], inside[0], 15.0, None)
         for row, window, wanted in zip(rows, inside, model.shares, strict=True):
             self._beside_in_process(f"{model.name}, ingresses as needed", row, window, wanted)
 

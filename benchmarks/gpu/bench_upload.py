@@ -53,7 +53,7 @@ def main() -> None:
     def write(path: str) -> None:
         lane = make_fetching_lane(device)
         with open(path, "wb") as file:
-            for piece in fetched(device, tensor, lane):
+            for piece in fetched(tensor, lane):
                 file.write(piece.data)
             file.flush()
             os.fsync(file.fileno())
@@ -66,7 +66,7 @@ def main() -> None:
         measure("to a file on the disk", partial(write, file.name))
         measure("from a file in memory", partial(from_file, file.name))
     lane = make_fetching_lane(device)
-    measure("to the host", lambda: [None for _ in fetched(device, tensor, lane)])
+    measure("to the host", lambda: [None for _ in fetched(tensor, lane)])
 
 
 if __name__ == "__main__":
