@@ -124,7 +124,7 @@ class RunnerActor:
 
         # A thread that waits for the interpreter lock gets it after this time; steps are tens of milliseconds.
         sys.setswitchinterval(0.0005)
-        return start_engine(self._config, self._engine_id, self._stage_ended, self._find_model)
+        return start_engine(self._config, self._engine_id, self._stage_ended, self._find_model, self._on_death)
 
     def _peers(self) -> Peers | None:
         """Other nodes' engines; none here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import actors
-from actors.model_files.ready_weights import ReadyArray, ReadyFile, ReadyWeights
+from actors.model_files.ready_weights import ReadyArray, ReadyFile, ReadyWeights, read_at
 from actors.model_files.source import ModelSource
 from actors.model_files.weight_format import is_stored
 from actors.model_files.weights import weights_fingerprint
 from actors.models.config import ModelConfig
 from cluster.config import EngineConfig
+from cluster.errors import EngineDeadError
+from cluster.process.cores import usable_cores
 from cluster.process.exit_order import first_at_exit
 from cluster.process.logs import log_fields
 from gpu_ops.sources import sources_hash
@@ -38,9 +41,16 @@ logger = logging.getLogger("bireme.runner")
 _LOADING_CODE = ("model_files", "models", "layers")
 # Set when Python ends: what still wrote would meet a Paddle that is half gone.
 _ending = threading.Event()
-_writers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_background: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 # After the engine is ready, its first requests have the processors and the disk.
 PAUSE_S = 5.0
+# A file of this size is checked before it is used, in a tenth of a second on one core; a larger one while its engine works.
+CHECKED_FIRST_BYTES = 256 << 20
+_MAX_CHECKING = 8
+_LOW_PRIORITY = 10
+
+# Called when the engine is ready, with what ends it where something is found out later.
+WhenReady = Callable[[Callable[[BaseException], None]], None]
 
 
 def ready_weights(
@@ -85,7 +95,38 @@ def tensors_of(file: ReadyFile, device: CpuDevice) -> dict[str, paddle.Tensor]:
     return tensors
 
 
-def keep(ready: ReadyWeights, model: Decoder) -> Callable[[], None]:
+def is_sound(file: ReadyFile, num_threads: int = min(_MAX_CHECKING, usable_cores())) -> bool:
+    """Whether the file's arrays are what was written; what is not is removed, after a word in the log."""
+    try:
+        name = file.damaged_array(num_threads, _ending)
+    except OSError as error:
+        what = f"it cannot be read: {error}"
+    else:
+        if name is None:
+            return True
+        what = f"the bytes of {name} are not those that were written"
+    logger.error("event=kept_weights_damaged path=%s: %s; the file is removed and made again", file.path, what)
+    file.discard()
+    return False
+
+
+def check_later(file: ReadyFile) -> WhenReady:
+    """What looks at all of a file that an engine computes with, without a core that the engine wants, and ends the engine where
+    the file is damaged."""
+
+    def check(fail: Callable[[BaseException], None]) -> None:
+        with contextlib.suppress(OSError):  # of this thread alone
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+        started = time.monotonic()
+        if not is_sound(file, 1):
+            fail(EngineDeadError(f"its kept weights are damaged: {file.path}, which is removed and will be made again"))
+        elif not _ending.is_set():
+            logger.info("event=weights_checked %s", log_fields(seconds=round(time.monotonic() - started, 1)))
+
+    return lambda fail: _thread("weights-check", check, fail).start()
+
+
+def keep(ready: ReadyWeights, model: Decoder) -> WhenReady:
     """What keeps the model's weights, when its engine is ready; it holds neither the caller up nor a model that nobody has."""
     from actors.device.large_copies import fetched, make_fetching_lane
 
@@ -113,32 +154,23 @@ def keep(ready: ReadyWeights, model: Decoder) -> Callable[[], None]:
         finally:
             lane.close()
 
-    writer = threading.Thread(target=run, name="ready-weights", daemon=True)
-    _writers.add(writer)
+    writer = _thread("ready-weights", run)
+    return lambda fail: writer.start()
+
+
+def _thread(name: str, run: Callable[..., None], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=run, args=arguments, name=name, daemon=True)
+    _background.add(thread)
     # Before Paddle, which is loaded by now.
-    first_at_exit(_end_writers)
-    return writer.start
+    first_at_exit(_end_threads)
+    return thread
 
 
-def _end_writers() -> None:
+def _end_threads() -> None:
     _ending.set()
-    for writer in list(_writers):
-        if writer.is_alive():
-            writer.join()
-
-
-def read_at(descriptor: int, begin: int, offset: int, into: np.ndarray) -> None:
-    """Fill ``into`` from the file's byte ``begin + offset`` on.
-
-    Raises:
-        OSError: it cannot be read, or ends before.
-    """
-    view, done = into.data, 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], begin + offset + done)
-        if count == 0:
-            raise OSError("the file of ready weights ended early")
-        done += count
+    for thread in list(_background):
+        if thread.is_alive():
+            thread.join()
 
 
 def _loading_code_hash() -> str:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from actors.device.cpu import CpuDevice
-from actors.engine.kept_weights import keep, ready_weights, tensors_of, weights_identity
+from actors.engine.kept_weights import (
+    CHECKED_FIRST_BYTES,
+    WhenReady,
+    check_later,
+    is_sound,
+    keep,
+    ready_weights,
+    tensors_of,
+    weights_identity,
+)
 from actors.engine.prepared import take
 from actors.model_files.formats.layout import expected_tensors
 from actors.model_files.ready_weights import ReadyWeights
@@ -29,7 +37,7 @@ def load_weights(
     max_model_len: int,
     progress: Progress | None,
     device: CpuDevice,
-    when_ready: list[Callable[[], None]] | None = None,
+    when_ready: list[WhenReady] | None = None,
 ) -> Decoder:
     """Build the model; the bits are the same either way.
 
@@ -39,7 +47,7 @@ def load_weights(
         ModelLoadError: a tensor is missing, misshapen or of an unsupported type.
     """
     prepared = None if device.is_gpu else take(config, max_model_len, weights_identity(source, model_config))
-    model = prepared or load_kept_weights(config, source, model_config, max_model_len, device)
+    model = prepared or load_kept_weights(config, source, model_config, max_model_len, device, when_ready)
     if model is not None:
         return model
     kinds = kinds_in_use(config, source, model_config, device.is_gpu)
@@ -57,12 +65,24 @@ def load_weights(
 
 
 def load_kept_weights(
-    config: EngineConfig, source: ModelSource, model_config: ModelConfig, max_model_len: int, device: CpuDevice
+    config: EngineConfig,
+    source: ModelSource,
+    model_config: ModelConfig,
+    max_model_len: int,
+    device: CpuDevice,
+    when_ready: list[WhenReady] | None = None,
 ) -> Decoder | None:
-    """The model as an earlier start left it; None where none did, or it is of no use."""
+    """The model as an earlier start left it; None where none did, or it is of no use.
+
+    Args:
+        when_ready: receives the check of a large file; without it each is checked first.
+    """
     ready = _ready_weights(config, source, model_config, device)
     file = ready.find() if ready else None
     if file is None:
+        return None
+    checks_later = when_ready is not None and file.num_bytes > CHECKED_FIRST_BYTES
+    if not checks_later and not is_sound(file):
         return None
     model = Decoder(model_config, max_model_len, device)
     try:
@@ -71,6 +91,8 @@ def load_kept_weights(
     except (OSError, ValueError, RuntimeError) as error:  # the last from the driver
         logger.warning("kept weights are not used: %s", error)
         return None
+    if when_ready is not None and checks_later:
+        when_ready.append(check_later(file))
     return model
 
 

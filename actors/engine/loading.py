@@ -9,6 +9,7 @@ from actors.device.choice import choose_device
 from actors.engine.clock import HostClock
 from actors.engine.engine import Engine
 from actors.engine.fingerprint import fingerprint
+from actors.engine.kept_weights import WhenReady
 from actors.engine.load_weights import load_weights
 from actors.engine.memory_plan import plan_memory
 from actors.model_files.config import load_model_config
@@ -33,7 +34,7 @@ def load_engine(
     record: list[StepPlan] | None = None,
     ended: Callable[[str], None] = lambda stage: None,
     find_model: Callable[[], ModelSource] | None = None,
-    when_ready: list[Callable[[], None]] | None = None,
+    when_ready: list[WhenReady] | None = None,
 ) -> Engine:
     """Build every part of an engine and put them together.
 

@@ -6,6 +6,7 @@ import importlib
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from actors.engine.engine import Engine
 from actors.engine.prepared import import_paddle
@@ -13,6 +14,9 @@ from actors.engine.warm_up import warm_up
 from actors.model_files.source import ModelSource
 from cluster.config import SIMULATED, EngineConfig
 from gpu_ops.build import build
+
+if TYPE_CHECKING:
+    from actors.engine.kept_weights import WhenReady
 
 logger = logging.getLogger("bireme.runner")
 
@@ -24,12 +28,14 @@ def start_engine(
     engine_id: str,
     ended: Callable[[str], None] = lambda stage: None,
     find_model: Callable[[], ModelSource] | None = None,
+    fail: Callable[[BaseException], None] = lambda error: None,
 ) -> Engine:
     """Build the ops, load the model and run the warm-up requests.
 
     Args:
         ended: called with each of ``cluster.observability.start_stages.STAGES`` that is over.
         find_model: as in ``load_engine``.
+        fail: called from another thread where the engine's weights turn out to be damaged when it works already.
     Raises:
         ModelLoadError, ConfigError, OpBuildError: one message that says what to do.
     """
@@ -42,13 +48,13 @@ def start_engine(
         build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
     ended("ops")
     logger.info("loading %s", config.model)
-    when_ready: list[Callable[[], None]] = []
+    when_ready: list[WhenReady] = []
     engine = _load(config, engine_id, ended, find_model, when_ready)
     ended("buffers")
     warm_up(engine)
     ended("warm_up")
     for begin in when_ready:
-        begin()
+        begin(fail)
     info = engine.info
     logger.info(
         "%s is ready after %.1f s: %d KV blocks of %d tokens, up to %d tokens a request",
@@ -69,7 +75,7 @@ def _load(
     engine_id: str,
     ended: Callable[[str], None],
     find_model: Callable[[], ModelSource] | None,
-    when_ready: list[Callable[[], None]],
+    when_ready: list[WhenReady],
 ) -> Engine:
     # Imported here: one of them loads Paddle.
     if config.device == SIMULATED:

@@ -1,7 +1,8 @@
 """Weights as the device reads them, in one file a model, so that a later start neither reads, unpacks nor packs the model's own.
 
-A file is a line of JSON (its own hash first), zeros up to a page, and the arrays. It is written under another name and renamed
-once it is on the disk; what is damaged, cut off, of another user or of another layout counts as not there.
+A file is a line of JSON (its own hash first, and a checksum of each array), zeros up to a page, and the arrays. It is written
+under another name and renamed once it is on the disk; what is damaged, cut off, of another user or of another layout counts as
+not there.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import logging
 import math
 import os
 import shutil
+import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -36,17 +40,25 @@ MIN_BYTES = 32 << 20
 _DEFAULT_LIMIT_BYTES = 4 << 30
 # What stays free of the disk.
 _FREE_BYTES = 256 << 20
+# Read at once while checksums are computed; it stays in the processor's cache.
+_CHECKED_BYTES = 1 << 20
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
 
 Shape = tuple[int, ...]
 
 
+def _digits(checksum: int) -> str:
+    return f"{checksum:08x}"
+
+
 class ReadyArray(NamedTuple):
-    """What is known of an array: its type, a key of ``_ITEM_BYTES``, its shape, and where in the file it begins."""
+    """What is known of an array: its type, a key of ``_ITEM_BYTES``, its shape, where in the file it begins, and the CRC-32 of
+    its bytes in hexadecimal digits."""
 
     dtype: str
     shape: Shape
     offset: int = 0
+    checksum: str = _digits(0)
 
     @property
     def num_bytes(self) -> int:
@@ -79,6 +91,31 @@ class ReadyFile(NamedTuple):
             name: data[array.offset : array.offset + array.num_bytes].view(array.dtype).reshape(array.shape)
             for name, array in self.arrays.items()
         }
+
+    def damaged_array(self, num_threads: int, stop: threading.Event | None = None) -> str | None:
+        """Read the whole file and compare its arrays' checksums.
+
+        Args:
+            num_threads: that read and compute at the same time, each one array.
+            stop: set by whoever does not want to know any more.
+        Returns:
+            Name of an array that is not what was written; None if all are, or ``stop`` was set.
+        Raises:
+            OSError: the file cannot be read, or is shorter than it was.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            by_size = sorted(self.arrays.items(), key=lambda item: -item[1].num_bytes)
+            with ThreadPoolExecutor(num_threads, "weights-check") as pool:
+                sound = pool.map(lambda item: _is_sound(descriptor, item[1], stop), by_size)
+                return next((name for (name, _), is_sound in zip(by_size, sound, strict=True) if not is_sound), None)
+        finally:
+            os.close(descriptor)
+
+    def discard(self) -> None:
+        """No later start finds this file; whoever has mapped it keeps it."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
     def prefetch(self) -> None:
         """Have the system read the file, if it is not in memory yet; nobody waits for that."""
@@ -167,21 +204,58 @@ class ReadyWeights:
             raise OSError(f"{num_bytes} bytes do not fit on the disk of {self._folder}: {free} are free")
 
 
+def read_at(descriptor: int, begin: int, offset: int, into: np.ndarray) -> None:
+    """Fill ``into`` from the file's byte ``begin + offset`` on.
+
+    Raises:
+        OSError: it cannot be read, or ends before.
+    """
+    view, done = into.data, 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], begin + offset + done)
+        if count == 0:
+            raise OSError("the file of ready weights ended early")
+        done += count
+
+
+def _is_sound(descriptor: int, array: ReadyArray, stop: threading.Event | None) -> bool:
+    buffer = np.empty(min(_CHECKED_BYTES, array.num_bytes), np.uint8)
+    checksum = 0
+    for offset in range(0, array.num_bytes, _CHECKED_BYTES):
+        if stop is not None and stop.is_set():
+            return True
+        piece = buffer[: array.num_bytes - offset]
+        read_at(descriptor, array.offset, offset, piece)
+        checksum = zlib.crc32(piece.data, checksum)
+    return _digits(checksum) == array.checksum
+
+
 def _write(file: BinaryIO, arrays: Mapping[str, ReadyArray], pieces: Callable[[str], Iterable[np.ndarray]]) -> None:
-    entries, offset = [], 0
+    # The header is written once more when the checksums are known; it has the same length then.
+    checksums = dict.fromkeys(arrays, 0)
+    file.write(_header(arrays, checksums))
     for name, array in arrays.items():
-        entries.append([name, list(array.shape), offset, array.dtype])
-        offset += _padded(array.num_bytes)
-    header = json.dumps({"arrays": entries, "num_bytes": offset}).encode()
-    line = hashlib.sha256(header).hexdigest().encode() + b" " + header + b"\n"
-    file.write(line.ljust(_padded(len(line)), b"\0"))
-    for name, array in arrays.items():
-        written = sum(file.write(piece.data) for piece in pieces(name))
+        written = 0
+        for piece in pieces(name):
+            checksums[name] = zlib.crc32(piece.data, checksums[name])
+            written += file.write(piece.data)
         if written != array.num_bytes:
             raise ValueError(f"{name}: {written} bytes, not {array.num_bytes}")
         file.write(bytes(_padded(written) - written))
+    file.seek(0)
+    file.write(_header(arrays, checksums))
     file.flush()
     os.fsync(file.fileno())
+
+
+def _header(arrays: Mapping[str, ReadyArray], checksums: Mapping[str, int]) -> bytes:
+    entries, offset = [], 0
+    for name, array in arrays.items():
+        entries.append([name, list(array.shape), offset, array.dtype, _digits(checksums[name])])
+        offset += _padded(array.num_bytes)
+    header = json.dumps({"arrays": entries, "num_bytes": offset}).encode()
+    line = hashlib.sha256(header).hexdigest().encode() + b" " + header + b"\n"
+    return line.ljust(_padded(len(line)), b"\0")
 
 
 def _read_header(path: Path) -> ReadyFile:
@@ -195,7 +269,10 @@ def _read_header(path: Path) -> ReadyFile:
     start = _padded(len(line))
     if size != start + found["num_bytes"]:
         raise ValueError(f"it has {size} bytes, not {start + found['num_bytes']}")
-    arrays = {name: ReadyArray(dtype, tuple(shape), start + offset) for name, shape, offset, dtype in found["arrays"]}
+    arrays = {
+        name: ReadyArray(dtype, tuple(shape), start + offset, checksum)
+        for name, shape, offset, dtype, checksum in found["arrays"]
+    }
     return ReadyFile(path, arrays, size)
 
 

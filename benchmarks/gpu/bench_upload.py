@@ -17,7 +17,7 @@ import numpy as np
 from actors.device.cpu import CpuDevice
 from actors.device.gpu import GpuDevice
 from actors.device.large_copies import Upload, fetched, make_fetching_lane
-from actors.engine.kept_weights import read_at
+from actors.model_files.ready_weights import read_at
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from actors.model_files.source import model_of
 from actors.model_files.weights import iter_weights
 from actors.models.decoder import Decoder
 from cluster.config import EngineConfig
+from cluster.errors import EngineDeadError
 from gpu_ops import forward
 from tests.engines import request, tokens_of, write_quantised_model
 
@@ -47,8 +48,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def wait_until_kept() -> None:
     for thread in threading.enumerate():
-        if thread.name == "ready-weights":
+        if thread.name in ("ready-weights", "weights-check"):
             thread.join()
+
+
+def raises(error: BaseException) -> None:
+    raise error
 
 
 def unreadable(*arguments):
@@ -119,6 +124,49 @@ def test_a_prepared_model_is_not_used_where_the_files_have_changed_since(golden,
         start_engine(config, "engine")
 
 
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-5000] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_flipped_byte_is_noticed_and_the_file_made_again(golden, folder, monkeypatch, caplog, is_large: bool):
+    if is_large:
+        monkeypatch.setattr(kept_weights, "CHECKED_FIRST_BYTES", 0)
+        monkeypatch.setattr(load_weights, "CHECKED_FIRST_BYTES", 0)
+    config = EngineConfig(model=str(golden / "ernie4_5"), num_kv_blocks=16, max_model_len=64)
+    failures: list[BaseException] = []
+
+    def answer() -> list[int]:
+        engine = start_engine(config, "engine", fail=failures.append)
+        wait_until_kept()
+        try:
+            return tokens_of(engine.generate([request("a", [1, 2, 3], max_tokens=8, ignore_eos=True)])["a"])
+        finally:
+            engine.close()
+
+    first = answer()
+    (kept,) = folder.iterdir()
+    sound = kept.read_bytes()
+    assert answer() == first and not failures
+    flip_a_byte(kept)
+    if is_large:
+        # A spare has the time to look first.
+        prepare(config, on_gpu=False)
+        assert prepared._model is None and not kept.exists()
+        kept.write_bytes(sound)
+        flip_a_byte(kept)
+        answer()  # whatever it says: the engine ends
+        (error,) = failures
+        assert str(kept) in str(error) and isinstance(error, EngineDeadError)
+        assert not kept.exists()
+    assert answer() == first
+    assert kept.read_bytes() == sound
+    assert "kept_weights_damaged" in caplog.text
+    assert len(failures) == is_large
+
+
 def test_a_process_prepares_itself_where_the_model_is_yet_to_come(folder, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     prepare(EngineConfig(model="owner/elsewhere"), on_gpu=False)
@@ -146,7 +194,7 @@ def test_a_gpus_weights_come_back_from_their_file_bit_by_bit(
     arrays = dict(iter_weights(source, load_model_config(source), dtype))
     parts = [arrays[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"]
     assert first.layers[1].attention.qkv.weight.packed.numpy().tobytes() == np.concatenate(parts).tobytes()
-    when_ready.pop()()
+    when_ready.pop()(raises)
     wait_until_kept()
     (kept,) = folder.iterdir()
     assert kept.stat().st_size < sum(t.numpy().nbytes for t in first.ready_tensors().values()) + 4096 * 99
@@ -184,7 +232,7 @@ def test_weights_are_not_written_for_an_engine_that_is_gone(golden: Path, folder
     config = EngineConfig(model=str(golden / "qwen2"))
     source, when_ready = model_of(config), []
     load_weights.load_weights(config, source, load_model_config(source), 64, None, CpuDevice(), when_ready)
-    when_ready.pop()()
+    when_ready.pop()(raises)
     wait_until_kept()
     assert list(folder.iterdir()) == []
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from actors.model_files import ready_weights
 from actors.model_files.ready_weights import ReadyArray, ReadyWeights
@@ -81,6 +84,43 @@ def test_a_damaged_file_is_not_used_and_is_replaced(folder: Path, damage: str):
     assert read(ready) is None
     assert write(ready) and path.read_bytes() == sound
     assert json.loads(sound.split(b"\n")[0].partition(b" ")[2])["arrays"][0][0] == "a"
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_a_flipped_bit_of_any_array_is_noticed(tmp_path_factory, data: st.DataObject):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ready_weights, "cache_dir", lambda: tmp_path_factory.mktemp("flipped"))
+        patch.setattr(ready_weights, "_CHECKED_BYTES", data.draw(st.sampled_from([999, 4096, 50_000])))
+        ready = ReadyWeights("k", GIB)
+        assert write(ready)
+        found = ready.find()
+        assert found is not None and found.damaged_array(3) is None
+        name = data.draw(st.sampled_from([name for name, array in ARRAYS.items() if array.size]))
+        array = found.arrays[name]
+        byte = array.offset + data.draw(st.integers(0, array.num_bytes - 1))
+        content = bytearray(found.path.read_bytes())
+        content[byte] ^= 1 << data.draw(st.integers(0, 7))
+        found.path.write_bytes(content)
+        again = ready.find()
+        assert again is not None, "its header is as it was"
+        assert again.damaged_array(3) == name
+        stop = threading.Event()
+        stop.set()
+        assert again.damaged_array(3, stop) is None, "nobody wants to know"
+        again.discard()
+        assert ready.find() is None
+        again.discard()
+
+
+def test_a_file_that_is_cut_off_after_it_was_found_is_an_error(folder: Path):
+    ready = ReadyWeights("k", GIB)
+    write(ready)
+    found = ready.find()
+    assert found is not None
+    os.truncate(found.path, found.num_bytes - 4096)
+    with pytest.raises(OSError, match="ended early"):
+        found.damaged_array(1)
 
 
 def test_what_was_used_last_stays(folder: Path):
