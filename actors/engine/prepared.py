@@ -14,7 +14,7 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.config import EngineConfig
+from cluster.config import SIMULATED, EngineConfig
 from cluster.errors import BiremeError
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def prepare(config: EngineConfig, on_gpu: bool) -> None:
         ModelLoadError, ConfigError, OpBuildError: what the engine's start will say, too.
     """
     global _model
+    if config.device == SIMULATED:
+        return  # it needs no Paddle
     if on_gpu:
         _load_library_alone()
         _prefetch_weights(config)

@@ -31,6 +31,7 @@ def prestart(variables: Mapping[str, str], keep_alive_s: int, from_controller: b
         from_controller: the actor is created by one without a runtime environment, as Serve's controller is; else by one with.
     """
     node = worker.global_worker.node
+    # Ray ends a process that asks for its environment before it has work, as one that begins does here.
     environment = dict(ray.get_runtime_context().runtime_env) if from_controller else {}
     environment["env_vars"] = dict(sorted({**environment.get("env_vars", {}), **variables}.items()))
     request = PrestartWorkersRequest(num_workers=1, keep_alive_duration_secs=keep_alive_s)

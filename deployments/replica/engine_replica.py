@@ -89,26 +89,25 @@ class EngineReplica:
             runtime_env={"env_vars": processes.variables[RUNNER]} if processes else None,
         )
         self._runner: Any = runner.remote(config.engine_config(), self._engine_id, stages)
+        self._calls = RunnerCalls(self._runner)
         try:
             self._info: EngineInfo = await self._runner.start.remote()
         except RayTaskError as error:
             if isinstance(error.cause, (BiremeError, OpBuildError)):
                 raise cannot_start(str(error.cause)) from None
             raise
-        self._calls = await self._connect()
+        await self._connect()
         logger.info(log_fields(event="runner_started", engine=self._engine_id, log=await _runner_log(self._runner)))
         self._exporting = asyncio.create_task(export_engine_metrics(self._engine_id, self.stats))
 
         shutdown_timeout_s = config.deployment_config.get("graceful_shutdown_timeout_s", GRACEFUL_SHUTDOWN_TIMEOUT_S)
         self._watch = RunnerWatch(self._runner, self._engine_id, config, shutdown_timeout_s, self._exit_soon)
 
-    async def _connect(self) -> RunnerCalls:
-        calls = RunnerCalls(self._runner)
+    async def _connect(self) -> None:
         try:
-            await calls.open(await self._runner.call_socket.remote(), self._exit_soon)
+            await self._calls.open(await self._runner.call_socket.remote(), self._exit_soon)
         except UnusableSocketError as error:
             logger.warning("requests go to the runner through Ray, which costs more: %s", error)
-        return calls
 
     async def info(self) -> EngineInfo:
         """Constants of the engine."""

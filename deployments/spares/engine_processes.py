@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cluster.config import EngineConfig, LLMConfig
 from deployments.ray_private.worker_pool import START_HOOK
@@ -51,24 +51,15 @@ def engine_processes(config: LLMConfig, num_gpus: float, bundles: Sequence[dict[
     engine = config.engine_config().model_dump(mode="json")
     text = json.dumps([config.model_copy(update={"api_keys": []}).model_dump(mode="json"), num_gpus], sort_keys=True)
     group = hashlib.sha256(text.encode()).hexdigest()[:16]
-    told: dict[str, dict[str, object]] = {
-        REPLICA: {},
-        RUNNER: {"engine": engine, "on_gpu": num_gpus > 0 or config.device == "gpu"},
-    }
-    return EngineProcesses(
-        group,
-        {
-            kind: {
-                START_HOOK: _HOOK,
-                VARIABLE: json.dumps(
-                    {"kind": kind, "group": group, "module": _MODULES[kind], **told[kind]}, sort_keys=True
-                ),
-            }
-            for kind in KINDS
-        },
-        dict(reserved),
-        model_label(config),
-    )
+    on_gpu = num_gpus > 0 or config.device == "gpu"
+    runner = _variables(RUNNER, group, {"engine": engine, "on_gpu": on_gpu})
+    replica = _variables(REPLICA, group, {"runner": runner})
+    return EngineProcesses(group, {REPLICA: replica, RUNNER: runner}, dict(reserved), model_label(config))
+
+
+def _variables(kind: str, group: str, told: dict[str, Any]) -> dict[str, str]:
+    told = {"kind": kind, "group": group, "module": _MODULES[kind], **told}
+    return {START_HOOK: _HOOK, VARIABLE: json.dumps(told, sort_keys=True)}
 
 
 def model_label(config: LLMConfig | EngineConfig) -> str:

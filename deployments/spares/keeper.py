@@ -16,14 +16,12 @@ from cluster.process.process_liveness import has_ended
 from deployments.metrics.metrics_export import ray_metrics
 from deployments.ray_private.worker_pool import prestart
 from deployments.spares.engine_processes import KINDS, REPLICA, EngineProcesses
-from deployments.spares.roster import Roster, Spare
+from deployments.spares.roster import COMING_S, Roster, Spare
 
 logger = logging.getLogger("bireme.spares")
 
 _LOOK_S = 0.25
 _METRICS_S = 1.0
-# A process joins within this time of being asked for, or does not come.
-_COMING_S = 30.0
 # The engine that took the last one has the cores first.
 _SETTLE_S = 5.0
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 60.0
@@ -49,7 +47,7 @@ class _Kind:
     def look(self, spares: list[Spare], now: float) -> None:
         """So it is now."""
         found = {spare.pid: spare for spare in spares}
-        self.coming = [asked for asked in self.coming if now - asked < _COMING_S]
+        self.coming = [asked for asked in self.coming if now - asked < COMING_S]
         for pid in found.keys() - self.known.keys():
             if self.coming:
                 self.coming.pop(0)
@@ -132,6 +130,7 @@ class SpareKeeper:
     async def _keep(self, kind: str, state: _Kind) -> None:
         state.look(self._roster.spares(kind), time.monotonic())
         for _ in range(state.missing(self._wanted, time.monotonic())):
+            self._roster.ask(kind)
             variables = self._processes.variables[kind]
             await asyncio.to_thread(prestart, variables, _FOR_EVER_S, kind == REPLICA)
             state.coming.append(time.monotonic())

@@ -55,7 +55,8 @@ class SpareKeepers:
         return [figures for figures in found if figures is not None]
 
     async def prepare_first(self) -> None:
-        """A first engine will start: where it can only be here, begin its runner beside its replica."""
+        """A first engine will start: where it can only be here, begin its runner before its replica's process is there to do so
+        (``process_hook``)."""
         try:
             await asyncio.to_thread(self._prepare_first)
         except Exception as error:  # they begin when they are needed
@@ -68,7 +69,8 @@ class SpareKeepers:
             roster = Roster(self._processes.group, ray.get_runtime_context().get_node_id())
         except (BiremeError, OSError):
             return
-        if not roster.spares(RUNNER):
+        if not roster.spares(RUNNER) and not roster.num_coming(RUNNER):
+            roster.ask(RUNNER)
             prestart(self._processes.variables[RUNNER], int(UNKEPT_S), from_controller=False)
 
     def _look(self) -> None:

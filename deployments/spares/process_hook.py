@@ -1,4 +1,7 @@
-"""What a process of an engine does at its start, before it gets work: it prepares itself, and ends where nobody wants it."""
+"""What a process of an engine does at its start, before it gets work: it prepares itself, and ends where nobody wants it.
+
+That of a replica first has its runner's started beside it, so that both prepare themselves at the same time.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ import ray
 
 from cluster.errors import BiremeError
 from cluster.process.process_liveness import has_ended
-from deployments.spares.engine_processes import RUNNER, VARIABLE
+from deployments.ray_private.worker_pool import prestart
+from deployments.spares.engine_processes import REPLICA, RUNNER, VARIABLE
 from deployments.spares.roster import Roster
 
 logger = logging.getLogger("bireme.runner")
@@ -36,11 +40,25 @@ class _Process:
         self._prepared: float | None = None
         self._adopted: float | None = None
         self._roster: Roster | None = None
+        self._asker: int | None = None
         with contextlib.suppress(BiremeError, OSError):  # without a roster nobody keeps it
             self._roster = Roster(group, ray.get_runtime_context().get_node_id())
-            self._roster.join(kind)
-        self._keeper = self._roster.keeper() if self._roster else None
+            self._asker = self._roster.join(kind)
+        keeper = self._roster.keeper() if self._roster else None
+        # Others than the keeper ask for one that is needed at once.
+        self._is_kept = keeper is not None and self._asker in (None, keeper)
+        if self._is_kept:
+            self._asker = keeper
         threading.Thread(target=self._watch, name="spare", daemon=True).start()
+
+    def begin_runner(self, variables: dict[str, str]) -> None:
+        """Have a runner started on this node, unless there is one for each replica that waits for its own."""
+        roster = self._roster
+        if roster is None:
+            return
+        if len(roster.spares(RUNNER)) + roster.num_coming(RUNNER) < len(roster.spares(self.kind)):
+            roster.ask(RUNNER)
+            prestart(variables, int(UNKEPT_S), from_controller=False)
 
     def prepared(self) -> None:
         self._prepared = time.monotonic()
@@ -59,9 +77,10 @@ class _Process:
             time.sleep(_LOOK_S)
             if _has_an_actor():
                 self.adopt()
+            if self._adopted is not None:
                 return
-            unkept = self._keeper is None and time.monotonic() - self._began > UNKEPT_S
-            if unkept or (self._keeper is not None and has_ended(self._keeper)):
+            unkept = not self._is_kept and time.monotonic() - self._began > UNKEPT_S
+            if unkept or (self._asker is not None and has_ended(self._asker)):
                 self._leave()
                 os._exit(0)
 
@@ -88,6 +107,8 @@ def begin() -> None:
     try:
         told = json.loads(os.environ[VARIABLE])
         _process = _Process(told["kind"], told["group"])
+        if told["kind"] == REPLICA:
+            _begin_runner(_process, told["runner"])
         importlib.import_module(told["module"])
         if told["kind"] == RUNNER:
             from actors.engine.prepared import prepare
@@ -100,6 +121,13 @@ def begin() -> None:
     finally:
         gc.freeze()  # what was imported stays; no later collection walks through it
         gc.enable()
+
+
+def _begin_runner(replica: _Process, variables: dict[str, str]) -> None:
+    try:
+        replica.begin_runner(variables)
+    except Exception as error:  # it begins when the replica makes its actor
+        logger.warning("event=no_early_runner error=%s: %s", type(error).__name__, error)
 
 
 def adopted() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,10 @@ from cluster.process.process_liveness import has_ended
 from deployments.start.run_files.private_folder import private_base
 
 _KEEPER = "keeper"
+_ASKED = "asked"
 _READY, _PREPARING = "ready", "preparing"
+# A process joins within this time of being asked for, or does not come.
+COMING_S = 30.0
 # A folder of another node or group, in which nobody lives and nothing has changed for so long, is removed.
 _ABANDONED_S = 600.0
 # No socket lies there, so a long path will do.
@@ -44,9 +48,26 @@ class Roster:
         self._folder = base / hashlib.sha256(f"{group}\0{node_id}".encode()).hexdigest()[:24]
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def join(self, kind: str) -> None:
-        """This process is a spare of that kind, which prepares itself."""
+    def ask(self, kind: str) -> None:
+        """This process has one of that kind started."""
+        self._write(f"{_ASKED}-{kind}-{secrets.token_hex(4)}.{os.getpid()}", "")
+
+    def num_coming(self, kind: str) -> int:
+        """How many were asked for lately, by somebody who lives, and have not joined yet."""
+        return len(self._asked(kind))
+
+    def join(self, kind: str) -> int | None:
+        """This process is a spare of that kind, which prepares itself.
+
+        Returns:
+            A process that asked for one; None if nobody did who lives: it was started for an actor.
+        """
         self._write(f"{kind}.{os.getpid()}", _PREPARING)
+        for path in sorted(self._asked(kind)):
+            with contextlib.suppress(FileNotFoundError):  # another one came for it
+                path.unlink()
+                return int(path.suffix[1:])
+        return None
 
     def ready(self, kind: str) -> None:
         """It has prepared itself."""
@@ -83,6 +104,16 @@ class Roster:
         except (OSError, ValueError):
             return None
         return None if has_ended(pid) else pid
+
+    def _asked(self, kind: str) -> list[Path]:
+        found = []
+        for path in self._folder.glob(f"{_ASKED}-{kind}-*.*"):
+            with contextlib.suppress(OSError):  # what was asked for joined at this moment
+                if time.time() - path.stat().st_mtime < COMING_S and not has_ended(int(path.suffix[1:])):
+                    found.append(path)
+                else:
+                    path.unlink(missing_ok=True)
+        return found
 
     def _path(self, kind: str, pid: int) -> Path:
         return self._folder / f"{kind}.{pid}"

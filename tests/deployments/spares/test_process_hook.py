@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from types import SimpleNamespace
 
-from deployments.spares import process_hook
+from deployments.spares import process_hook, roster
+from deployments.spares.engine_processes import REPLICA, RUNNER
 
 _BEGIN = """
 import json, os, sys
@@ -28,6 +30,42 @@ httpx.Client().close()
 
 def test_a_runner_imports_paddle_without_a_command_line_and_leaves_it_out_of_collections():
     subprocess.run([sys.executable, "-W", "ignore", "-c", _BEGIN], check=True, timeout=120)
+
+
+def test_each_replica_has_a_runner_started_unless_one_is_there_for_it(tmp_path, monkeypatch):
+    asked: list[dict] = []
+    monkeypatch.setattr(roster, "private_base", lambda longest: tmp_path)
+    monkeypatch.setattr(roster, "has_ended", lambda pid: False)
+    monkeypatch.setattr(process_hook._Process, "_watch", lambda self: None)  # it would end this process
+    monkeypatch.setattr(
+        process_hook, "prestart", lambda variables, keep_alive_s, from_controller: asked.append(variables)
+    )
+    monkeypatch.setattr(process_hook.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+
+    def process(kind: str, pid: int) -> process_hook._Process:
+        """As if this were the process with that id."""
+        monkeypatch.setattr(roster.os, "getpid", lambda: pid)
+        return process_hook._Process(kind, "group")
+
+    first = process(REPLICA, 1)
+    first.begin_runner({"of": "the first"})
+    assert asked == [{"of": "the first"}]
+    second = process(REPLICA, 2)
+    second.begin_runner({"of": "the second"})
+    assert asked == [{"of": "the first"}, {"of": "the second"}], "the one that comes is the first's"
+    runners = [process(RUNNER, 3), process(RUNNER, 4)]
+    assert {runner._asker for runner in runners} == {1, 2}, "each ends with the replica that asked for it"
+    monkeypatch.setattr(roster.os, "getpid", lambda: 1)
+    first.adopt()
+    monkeypatch.setattr(roster.os, "getpid", lambda: 3)
+    runners[0].adopt()
+    process(REPLICA, 5).begin_runner({"of": "the third"})
+    assert len(asked) == 3
+    process(RUNNER, 6)
+    fourth = process(REPLICA, 7)
+    process(RUNNER, 8)
+    fourth.begin_runner({"of": "the fourth"})
+    assert len(asked) == 3, "a spare one is there for it"
 
 
 def test_a_process_that_prepares_nothing_collects_garbage_as_ever(monkeypatch, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -65,3 +66,28 @@ def test_a_keeper_counts_as_long_as_it_lives(base):
     keeper.kill()
     keeper.wait()
     assert roster.keeper() is None
+
+
+def test_who_joins_comes_for_whoever_asked_first_and_nobody_is_asked_for_twice(base, monkeypatch):
+    roster = Roster("group", "node")
+    assert roster.join("runner") is None, "it was started for an actor"
+    roster.leave("runner")
+    assert roster.num_coming("runner") == 0
+    roster.ask("runner")
+    roster.ask("runner")
+    assert (roster.num_coming("runner"), roster.num_coming("replica")) == (2, 0)
+    first, second = child(base, "join"), child(base, "join")
+    assert roster.num_coming("runner") == 0 and len(roster.spares("runner")) == 2
+    gone = child(base, "join")
+    gone.communicate()
+    roster.ask("runner")
+    assert roster.join("runner") == os.getpid()
+    roster.ask("runner")
+    with monkeypatch.context() as patch:
+        patch.setattr(roster_module.os, "getpid", lambda: gone.pid)
+        roster.ask("runner")
+    assert roster.num_coming("runner") == 1, "who asked and died is nobody's end"
+    monkeypatch.setattr(roster_module, "COMING_S", 0.0)
+    assert roster.num_coming("runner") == 0, "it does not come any more"
+    first.communicate()
+    second.communicate()
