@@ -83,7 +83,7 @@ def status_of(app: App) -> dict:
 
 def ready_spares(app: App) -> dict[str, int] | None:
     """Process ids by kind; None until one of each is ready."""
-    (keeper,) = status_of(app)["spares"] or [{}]
+    keeper = next(iter(status_of(app)["spares"]), {})
     if not all(keeper.get(kind, {}).get("ready") == 1 for kind in ("replica", "runner")):
         return None
     return {kind: keeper[kind]["pids"][0] for kind in ("replica", "runner")}
@@ -102,6 +102,12 @@ async def test_engines_scale_from_one_to_two_and_back_without_an_error_and_the_s
     os.kill(spares["runner"], signal.SIGKILL)
     replaced = lambda: (found := ready_spares(elastic)) and found["runner"] != spares["runner"] and found  # noqa: E731
     spares = await asyncio.to_thread(wait_for, replaced, 60, "a dead spare is not replaced")
+    (keeper,) = status_of(elastic)["spares"]
+    os.kill(keeper["pid"], signal.SIGKILL)
+    ended = lambda: all(map(has_ended, spares.values()))  # noqa: E731
+    await asyncio.to_thread(wait_for, ended, 10, "spares outlive who keeps them")
+    renewed = lambda: (found := ready_spares(elastic)) and found["runner"] != spares["runner"] and found  # noqa: E731
+    spares = await asyncio.to_thread(wait_for, renewed, 60, "nobody keeps spares any more")
     (controller,) = controllers()
     os.kill(controller, signal.SIGKILL)
     back = lambda: (found := controllers()) and found != [controller]  # noqa: E731
@@ -212,9 +218,21 @@ async def test_requests_wake_a_deployment_that_sleeps_and_none_is_lost(sleeper: 
     with capsys.disabled():
         first = min(seconds for status, _, seconds in answers if status == 200)
         print(f"\nasleep: first of {len(answers)} answers after {first:.1f} s, {most} engines started")
+    # Who comes while the last engine is told to go, or goes, finds it or the next one.
+    for delay_s in (1.1, 1.4, 1.7):
+        answer = await asyncio.to_thread(sleeper.post, "/v1/completions", body)
+        assert (answer.status_code, answer.json()["choices"][0]["text"]) == (200, whole[0])
+        await asyncio.sleep(delay_s)
+    gone = lambda: not num_engines("RUNNING", "sleeper")  # noqa: E731
+    await asyncio.to_thread(wait_for, gone, 60, "the last engine does not go")
+    going = num_engines("STOPPING", "sleeper")
+    answer = await asyncio.to_thread(sleeper.post, "/v1/completions", body)
+    assert (answer.status_code, answer.json()["choices"][0]["text"]) == (200, whole[0])
+    with capsys.disabled():
+        print(f"asked while {going} engines ended and none ran")
     await asyncio.to_thread(wait_for, lambda: sleeps(sleeper), 60, "it does not go to sleep again")
 
-    # A new ingress holds what it gets, too.
+    # A new ingress wakes nobody, and holds what it gets, too.
     (pid,) = ingresses("sleeper")
     os.kill(pid, signal.SIGKILL)
     came_back = lambda: pid not in ingresses("sleeper") and health(sleeper)[0] == 200  # noqa: E731
