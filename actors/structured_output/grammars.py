@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 import llguidance
 import numpy as np
 
+from actors.structured_output.forced_text import may_force_much, without_forcing
 from actors.structured_output.matcher import TokenMatcher
 from actors.structured_output.multiples import MOST_REMAINDERS, too_fine_multiple
-from actors.structured_output.native import NativeMatcher, TokenTrie
+from actors.structured_output.native import NativeMatcher, TokenTrie, grammar_error
 from actors.structured_output.schema_place import as_field, place_of_error
 from actors.structured_output.structural_tags import SpecialId, WrongPart, structural_tag_grammar
 from actors.structured_output.thinking import Matcher, ThinkingMatcher
@@ -191,7 +192,7 @@ class Grammars:
         if (failure := matcher.error) is not None:
             reason = failure.strip()
             if grammar.kind == JSON_SCHEMA:
-                place, reason = place_of_error(schema, reason, _schema_error)
+                place, reason = place_of_error(schema, reason, self._schema_error)
                 at, param = ("", grammar.param + as_field(place)) if is_part else (f" at {place}", grammar.param)
                 raise _refused(grammar, f"is not supported{at}: {reason}", param)
             raise self._part_at_fault(parts) or _refused(grammar, f"is not valid: {reason}")
@@ -202,6 +203,15 @@ class Grammars:
                 raise _refused(grammar, "cannot be followed: no answer comes to an end under it")
             raise _refused(grammar, f"asks for more work than is allowed for a token: {too_much}")
         return CompiledGrammar(matcher)
+
+    def _schema_error(self, schema: object) -> str:
+        """Why the library refuses a schema; empty if it does not."""
+        assert self._trie is not None
+        try:
+            source = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
+        except ValueError as error:
+            return str(error)
+        return grammar_error(self._trie, source, _LIMITS)
 
     def _part_at_fault(self, parts: Sequence[Grammar]) -> InvalidRequestError | None:
         for part in parts[:_MOST_PARTS]:
@@ -238,11 +248,16 @@ def library_grammar(grammar: Grammar, special_id: SpecialId = lambda text: None)
     Raises:
         ValueError: it is not even of its kind.
     """
+    parts: Sequence[Grammar] = grammar.parts
     if grammar.kind == STRUCTURAL_TAG:
-        source, parts = structural_tag_grammar(grammar.text, special_id)
-        parts = [dataclasses.replace(part, param=f"{grammar.param}.{part.param}") for part in parts]
-        return llguidance.grammar_from("grammar", source), parts
-    return _library_grammar(grammar), grammar.parts
+        source, of_tag = structural_tag_grammar(grammar.text, special_id)
+        parts = [dataclasses.replace(part, param=f"{grammar.param}.{part.param}") for part in of_tag]
+        source = llguidance.grammar_from("grammar", source)
+    else:
+        source = _library_grammar(grammar)
+    # Terminals of a client's own grammar may be made of others.
+    is_own = grammar.kind == LARK and not parts
+    return without_forcing(source) if is_own or may_force_much(source) else source, parts
 
 
 def _library_grammar(grammar: Grammar) -> str:
@@ -261,15 +276,6 @@ def _library_grammar(grammar: Grammar) -> str:
     if grammar.kind == LARK:
         return llguidance.grammar_from("grammar", grammar.text)
     raise ValueError(f"unknown kind {grammar.kind}")
-
-
-def _schema_error(schema: object) -> str:
-    """Why the library refuses a schema; empty if it does not."""
-    try:
-        source = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
-    except ValueError as error:
-        return str(error)
-    return llguidance.LLMatcher.validate_grammar(source, limits=_LIMITS)
 
 
 def _refused(grammar: Grammar, what: str, param: str | None = None) -> InvalidRequestError:

@@ -85,6 +85,9 @@ class _Library:
         self.free_trie = _typed(long.llg_free_tokenizer, None, c_void_p)
         self.set_defaults = _typed(short.llg_constraint_init_set_defaults, None, POINTER(_MatcherSettings), c_void_p)
         self.new_matcher = _typed(long.llg_new_matcher, c_void_p, POINTER(_MatcherSettings), c_char_p, c_char_p)
+        self.validate = _typed(
+            long.llg_validate_grammar, c_int32, POINTER(_MatcherSettings), c_char_p, c_char_p, c_char_p, c_size_t
+        )
         self.clone = _typed(short.llg_clone_matcher, c_void_p, c_void_p)
         self.free_matcher = _typed(short.llg_free_matcher, None, c_void_p)
         self.fill = _typed(long.llg_matcher_compute_mask_into, c_int32, c_void_p, c_void_p, c_size_t)
@@ -164,6 +167,27 @@ def _with_special_marks(vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]
     return lengths, np.ascontiguousarray(text if len(text) else np.zeros(1, np.uint8))
 
 
+def grammar_error(trie: TokenTrie, grammar: str, limits: llguidance.LLParserLimits) -> str:
+    """Why ``grammar`` cannot be compiled, which is not done; empty if it can. Lets other threads run, as its Python function does
+    not."""
+    message = ctypes.create_string_buffer(_MAX_ERROR_BYTES)
+    settings = _settings(trie, limits)
+    refused = _library().validate(settings, _kind(grammar), grammar.encode(), message, len(message)) < 0
+    return message.value.decode(errors="replace") if refused else ""
+
+
+def _settings(trie: TokenTrie, limits: llguidance.LLParserLimits) -> _MatcherSettings:
+    settings = _MatcherSettings()
+    _library().set_defaults(settings, trie.handle)
+    settings.log_buffer_level = settings.log_stderr_level = 0
+    settings.limits = _Limits(*(getattr(limits, name) for name, _ in _LIMITS))
+    return settings
+
+
+def _kind(grammar: str) -> bytes:
+    return b"llguidance" if grammar.lstrip().startswith("{") else b"lark"
+
+
 class NativeMatcher:
     """One answer under a grammar.
 
@@ -177,12 +201,7 @@ class NativeMatcher:
     @classmethod
     def compiled(cls, trie: TokenTrie, grammar: str, limits: llguidance.LLParserLimits) -> NativeMatcher:
         """One at the beginning of an answer under ``grammar``: Lark's syntax, or the library's JSON."""
-        settings = _MatcherSettings()
-        _library().set_defaults(settings, trie.handle)
-        settings.log_buffer_level = settings.log_stderr_level = 0
-        settings.limits = _Limits(*(getattr(limits, name) for name, _ in _LIMITS))
-        kind = b"llguidance" if grammar.lstrip().startswith("{") else b"lark"
-        return cls(trie, _library().new_matcher(settings, kind, grammar.encode()))
+        return cls(trie, _library().new_matcher(_settings(trie, limits), _kind(grammar), grammar.encode()))
 
     def copy(self) -> NativeMatcher:
         """Another one where this one stands, with all that this one has learned of the vocabulary."""

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from actors.structured_output.forced_text import may_force_much
 from actors.structured_output.grammars import Grammars
 from actors.structured_output.matcher import TokenMatcher
 from actors.structured_output.native import TokenTrie
@@ -60,19 +62,19 @@ class Stops:
             thread.join()
 
 
-def longest_step(matcher: TokenMatcher, seed: int) -> float:
+def longest_step(matcher: TokenMatcher, seed: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Follow an answer at random; the longest that the engine's thread was busy with a token."""
     rng, mask, longest = np.random.default_rng(seed), np.zeros(ROWS_MASK, np.int32), 0.0
     for _ in range(TOKENS):
-        started = time.perf_counter()
+        started = clock()
         matcher.fill(mask)
-        longest = max(longest, time.perf_counter() - started)
+        longest = max(longest, clock() - started)
         if matcher.has_failed or matcher.has_ended:
             break
         token = int(rng.choice(np.flatnonzero(np.unpackbits(mask[1:].view(np.uint8), bitorder="little"))))
-        started = time.perf_counter()
+        started = clock()
         matcher.accept(token)
-        longest = max(longest, time.perf_counter() - started)
+        longest = max(longest, clock() - started)
     return longest
 
 
@@ -159,6 +161,65 @@ def test_known_attacks(grammars, grammar, taken):
     grammar = grammar if isinstance(grammar, Grammar) else Grammar(JSON_SCHEMA, json.dumps(grammar))
     assert len(grammar.text) <= MAX_GRAMMAR_CHARS
     assert check(grammars, grammar) == taken
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar(JSON_SCHEMA, json.dumps({"enum": ["x" * 60_000]})),
+        Grammar(JSON_SCHEMA, json.dumps({"properties": {"a": {"const": "x" * 60_000}}, "required": ["a"]})),
+        Grammar(JSON_SCHEMA, json.dumps({"pattern": "^(xy){30000}", "type": "string"})),
+        Grammar(JSON_SCHEMA, '{"type": "string", "pattern": "^(xy)\\u007b30000\\u007d"}'),
+        Grammar(REGEX, "((xy){200}){200}"),
+        Grammar(CHOICE, json.dumps(["x" * 60_000])),
+        Grammar(LARK, 'start: "a" b\nb: "' + "x" * 60_000 + '"'),
+        Grammar(LARK, "start: T0\n" + "\n".join(f"T{i}: T{i + 1} T{i + 1}" for i in range(15)) + '\nT15: "xy"'),
+    ],
+    ids=range(8),
+)
+def test_a_text_that_has_to_come_costs_its_tokens_little(grammars, grammar):
+    """In seconds of a core, which other work on the machine does not change."""
+    # What it takes in milliseconds, and took a hundred of before.
+    assert longest_step(grammars.matcher(grammar), 0, time.thread_time) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "much"),
+    [
+        ("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", False),
+        ("(a{3}-){2}", False),
+        ("a{9000}", True),
+        ("(ab){5000}", True),
+        ("(a{100}){100}", True),
+        ("a{100}{100}", True),
+        ("a{1,9000}", False),
+    ],
+)
+def test_what_may_be_forced_is_bounded_by_its_length_and_its_counts(text, much):
+    for source in (
+        json.dumps({"pattern": text, "description": "y" * 4000}),
+        f"start: /{text}/",
+        f'start: %json "{text}"',
+    ):
+        assert may_force_much(source) == much
+
+
+def test_a_schema_means_the_same_without_forcing(grammars):
+    schema = {"type": "object", "properties": {"long": {"const": "x" * 8300}, "n": {"enum": [1, 2]}}, "required": ["n"],
+              "additionalProperties": False}  # fmt: skip
+    seen = set()
+    for seed in range(2):
+        rng, matcher, mask, tokens = np.random.default_rng(seed), grammars.matcher(Grammar(JSON_SCHEMA, json.dumps(schema))), \
+            np.zeros(ROWS_MASK, np.int32), []  # fmt: skip
+        while not matcher.has_ended and len(tokens) < 9100:
+            matcher.fill(mask)
+            tokens.append(int(rng.choice(np.flatnonzero(np.unpackbits(mask[1:].view(np.uint8), bitorder="little")))))
+            matcher.accept(tokens[-1])
+        text = b"".join(map(grammars._loaded_vocabulary().token_bytes, tokens[:-1]))
+        answer = json.loads(text)
+        jsonschema.validate(answer, schema)
+        seen.add(len(answer))
+    assert seen
 
 
 def _large(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

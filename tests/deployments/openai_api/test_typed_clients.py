@@ -115,7 +115,7 @@ def test_a_budget_of_thinking_stands_before_a_call(calling: App, budget):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tool_choice": {"type": "function", "function": {"name": "nobody"}}}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "nobody"}}}, "tool_choice.function.name"),
         ({"tool_choice": "perhaps"}, "tool_choice"),
         ({"tools": []}, "tool_choice"),
         ({"thinking_token_budget": -2, "enable_thinking": True}, "thinking_token_budget"),

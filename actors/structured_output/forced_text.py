@@ -1,0 +1,47 @@
+"""Bounds the work for text that a grammar forces: the library cuts all that is left of it into tokens at every token."""
+
+from __future__ import annotations
+
+import json
+import re
+
+# 13 ms of a core where it begins, 5 ms a token behind that.
+MOST_FORCED_CHARS = 8192
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\\n]|\\.)*/', re.DOTALL)
+# Of what stands in brackets, or is repeated already, each time is as long as all before.
+_COUNT = re.compile(r"([)}]?)\{(\d+)")
+_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
+_NOT_FORCED = '%llguidance {"no_forcing": true}\n'
+
+
+def may_force_much(source: str) -> bool:
+    """Whether one text in a grammar in the library's form, or one pattern, may be longer than is allowed where it has to come."""
+    # No text ends where an escaped quote stands.
+    plain = _ESCAPED.sub(lambda match: _unescaped(chr(int(match[1], 16))), source)
+    return any(_most_forced(match[0]) > MOST_FORCED_CHARS for match in _TEXT.finditer(plain))
+
+
+def without_forcing(source: str) -> str:
+    """The same grammar, whose forced text may come in any tokens that write it: that costs nothing. In Lark's syntax."""
+    if source.startswith("{"):
+        (grammar,) = json.loads(source)["grammars"]
+        schema, source = grammar["json_schema"], grammar["lark_grammar"]
+        if source is None:
+            source = f"start: %json {json.dumps(schema)}"
+    return f"{_NOT_FORCED}{source}\n{_NOT_FORCED}"
+
+
+def _unescaped(char: str) -> str:
+    return "x" if char in '"\\/\n' else char
+
+
+def _most_forced(text: str) -> int:
+    """Characters that a pattern can ask for; where ``text`` is none, more than it has."""
+    once, times = len(text), 1
+    for behind, count in _COUNT.findall(text):
+        number = int(count[:9])
+        if behind:
+            times *= max(1, number)
+        else:
+            once += number
+    return once * times
