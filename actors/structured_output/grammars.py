@@ -252,7 +252,7 @@ def library_grammar(grammar: Grammar, special_id: SpecialId = lambda text: None)
     if grammar.kind == STRUCTURAL_TAG:
         source, of_tag = structural_tag_grammar(grammar.text, special_id)
         parts = [dataclasses.replace(part, param=f"{grammar.param}.{part.param}") for part in of_tag]
-        source = llguidance.grammar_from("grammar", source)
+        source = llguidance.LLMatcher.grammar_from_lark(source)
     else:
         source = _library_grammar(grammar)
     # Terminals of a client's own grammar may be made of others.
@@ -274,7 +274,8 @@ def _library_grammar(grammar: Grammar) -> str:
         texts = "|".join(re.escape(text) for text in json.loads(grammar.text))
         return llguidance.LLMatcher.grammar_from_regex(texts)
     if grammar.kind == LARK:
-        return llguidance.grammar_from("grammar", grammar.text)
+        # What is made of parts is Lark's syntax; a client's own grammar may be EBNF, which is looked for line by line.
+        return llguidance.grammar_from("lark" if grammar.parts else "grammar", grammar.text)
     raise ValueError(f"unknown kind {grammar.kind}")
 
 

@@ -93,6 +93,9 @@ def marked_calls(scan: Scanner, calls: CallWriter, begins: Sequence[str], end: s
                     return
                 begin = yield from until(scan, begins, calls.content)
                 continue
+            if scan.ended:
+                # The answer was cut: what is left is part of a mark, and no argument.
+                return
         scan.forget()
         behind = (lambda text: calls.arguments(text)) if calls.is_open else (lambda text: None)
         ends = [*begins, end] if end else []

@@ -107,9 +107,13 @@ def goes_on(scan: Scanner, literals: Sequence[str]) -> Steps[str]:
         yield WAIT
 
 
-def until(scan: Scanner, markers: Sequence[str], emit: Emit) -> Steps[str]:
+def until(scan: Scanner, markers: Sequence[str], emit: Emit, keeps_cut: bool = True) -> Steps[str]:
     """Pass text up to and with the first of ``markers``; the marker, empty at the end of the text. The text before it goes to
-    ``emit`` as it comes. At one place the first of ``markers`` that is there counts."""
+    ``emit`` as it comes. At one place the first of ``markers`` that is there counts.
+
+    Args:
+        keeps_cut: the beginning of a marker is text where the text ends in it; else it goes to nobody.
+    """
     first = re.compile("[" + re.escape("".join({marker[0] for marker in markers})) + "]")
     while True:
         begin, text = scan.pos, scan.text
@@ -117,7 +121,10 @@ def until(scan: Scanner, markers: Sequence[str], emit: Emit) -> Steps[str]:
         while (found := first.search(text, place)) is not None:
             place = found.start()
             marker = next((marker for marker in markers if text.startswith(marker, place)), "")
-            waits = not scan.ended and any(_may_begin(text, place, marker) for marker in markers)
+            begins = not (scan.ended and keeps_cut) and any(_may_begin(text, place, one) for one in markers)
+            waits = begins and not scan.ended
+            if begins and scan.ended:
+                text = text[:place]
             if waits or marker:
                 break
             place += 1

@@ -37,7 +37,7 @@ class ArgumentList:
         self._count += 1
         if is_text(self._parameters.get(name)):
             yield self._calls.arguments('"')
-            found = bool((yield from until(scan, ends, self._escaped)))
+            found = bool((yield from until(scan, ends, self._escaped, keeps_cut=False)))
             if found:
                 yield self._calls.arguments('"')
         else:

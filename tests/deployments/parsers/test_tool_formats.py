@@ -87,3 +87,58 @@ def test_what_a_grammar_makes_is_read_back(family, arguments):
     calls = TOOL_FORMATS[family].wrapping.written([("f", text) for text in written])
     expected = Found("", tuple(call(text, "f") for text in written))
     assert found([calls], tools(family)) == expected
+
+
+_NESTED = {"city": 'Z "ü" <b> ] } )', "at": {"a": [1, {"b": "}] </tool_call> [ARGS]"}], "c": None}}
+_TAGGED = {**_NESTED, "at": {"a": [1, {"b": "}] </parameter> </arg_value>"}], "c": None}}
+
+
+def _reference(family: str) -> tuple[str, dict]:
+    """Two calls in a family's published form, the first with nested values that have its own marks in strings."""
+    wrapping = TOOL_FORMATS[family].wrapping
+    words = "Words first. " if wrapping.marker else ""
+    if wrapping.arguments is None:
+        return words + wrapping.written([("weather", json.dumps(_NESTED, ensure_ascii=False)), ("f", "{}")]), _NESTED
+    if not wrapping.arguments.are_texts_bare:
+        values = {"city": repr(_NESTED["city"]), "at": repr(_NESTED["at"])}
+        return wrapping.written([("weather", f"city={values['city']}, at={values['at']}"), ("f", "")]), _NESTED
+    before, middle, after = wrapping.arguments.argument
+    values = {"city": _TAGGED["city"], "at": json.dumps(_TAGGED["at"])}
+    written = "".join(f"{before}{key}{middle}{value}{after}" for key, value in values.items())
+    return words + wrapping.written([("weather", written), ("f", "")]), _TAGGED
+
+
+@pytest.mark.parametrize("family", sorted(TOOL_FORMATS))
+def test_a_text_that_is_cut_anywhere_has_its_calls_as_far_as_they_came(family):
+    form = tools(family, weather=WEATHER)
+    text, arguments = _reference(family)
+    whole = found([text], form)
+    assert [name for name, _, done in whole.calls if done] == ["weather", "f"]
+    assert [json.loads(written) for _, written, _ in whole.calls] == [arguments, {}]
+    assert whole.content == ("Words first." if TOOL_FORMATS[family].wrapping.marker else "")
+    # Cut inside of a value that is read as JSON, its text up to a tag in a string of it might be the whole of another value.
+    text = text.replace("</parameter> </arg_value>", "")
+    whole = found([text], form)
+    for cut in range(len(text) + 1):
+        got = found([text[:cut]], form)
+        assert found(text[:cut], form) == got, text[:cut]
+        assert all(done for _, _, done in got.calls[:-1])
+        for (name, written, done), (of_whole, of_written, _) in zip(got.calls, whole.calls):
+            assert name == of_whole and of_written.startswith(written) and (not done or written == of_written)
+        # Behind a call stands what might have been the next one.
+        rest = got.content.removeprefix(whole.content).lstrip()
+        assert not got.calls or (got.content.startswith(whole.content) and text[:cut].rstrip().endswith(rest.rstrip()))
+
+
+@pytest.mark.parametrize("family", sorted(TOOL_FORMATS))
+def test_a_text_that_lacks_any_character_is_read_alike_in_any_pieces(family):
+    form = tools(family, weather=WEATHER)
+    text, _ = _reference(family)
+    for lost in range(len(text)):
+        broken = text[:lost] + text[lost + 1 :]
+        whole = found([broken], form)
+        assert found(broken, form) == whole, broken
+        half = len(broken) // 2
+        assert found([broken[:half], broken[half:]], form) == whole, broken
+        # Nothing that was no call is lost: it is content, or stands among arguments.
+        assert whole.content or whole.calls
