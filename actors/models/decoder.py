@@ -26,6 +26,7 @@ from actors.models.post_norm_layer import PostNormLayer
 from actors.models.pre_norm_layer import PreNormLayer
 from cluster.process.cache import Progress
 from gpu_ops import decode_ops
+from gpu_ops.fused_layers import FusedLayer, fused_layers
 from gpu_ops.kernel_limits import MAX_SMALL_BATCH_ROWS
 from gpu_ops.kv_cache import kv_cache_shape
 from gpu_ops.quantised.stored_rows import StoredRows
@@ -278,12 +279,28 @@ class Decoder:
         )
 
     def forward_fused(self, rows: BatchRows, kv_cache: list[LayerCache]) -> paddle.Tensor:
-        """On the CPU: one op a layer."""
+        """On the CPU: one op for all layers."""
         residual = self.embed.weight.embedding(rows.ids)
-        hidden = self._input_of_layers(residual)
-        for layer, cache, next_norm in zip(self.layers, kv_cache, self._next_norms(), strict=True):
-            hidden = layer.fused(hidden, residual, next_norm, rows, cache)
-        return hidden
+        first = self.layers[0]
+        assert first.input_norm is not None
+        return fused_layers(
+            first.input_norm(residual),
+            residual,
+            self._fused_layers,
+            kv_cache,
+            cos_sin=self.cos_sin,
+            positions=rows.positions,
+            batch_id_per_token=rows.slots,
+            block_tables=rows.block_tables,
+            q_heads=self.config.num_heads,
+            kv_heads=self.config.num_kv_heads,
+            eps=first.input_norm.eps,
+            scale=self.config.score_scale,
+        )
+
+    @functools.cached_property
+    def _fused_layers(self) -> list[FusedLayer]:
+        return [layer.fused(next_norm) for layer, next_norm in zip(self.layers, self._next_norms(), strict=True)]
 
     def forward_small_batch(self, rows: BatchRows, kv_cache: list[LayerCache]) -> paddle.Tensor:
         """A step of at most ``max_small_batch`` decoding rows on a GPU."""

@@ -12,6 +12,7 @@ from actors.layers.batch_rows import BatchRows
 from actors.layers.linear import Linear
 from actors.layers.mlp import Mlp
 from actors.layers.norm import RMSNorm
+from gpu_ops.fused_layers import FusedLayer
 
 
 class Layer(ABC):
@@ -20,7 +21,7 @@ class Layer(ABC):
     Attributes:
         norm_names: attribute of each norm to its Hugging Face module.
         input_norm: norm of what the layer reads, None where it reads the residual stream itself.
-        can_fuse, has_small_batch: whether ``fused`` and ``small_batch`` compute this layer.
+        can_fuse, has_small_batch: whether ``fused`` and ``small_batch`` are of this layer.
     """
 
     norm_names: ClassVar[dict[str, str]]
@@ -42,16 +43,9 @@ class Layer(ABC):
     def has_small_batch(self) -> bool:
         return False
 
-    def fused(
-        self,
-        hidden: paddle.Tensor,
-        residual: paddle.Tensor,
-        next_norm: RMSNorm | None,
-        rows: BatchRows,
-        cache: LayerCache,
-    ) -> paddle.Tensor:
-        """One op on the CPU, with the bits of ``op_by_op``: hidden of the next layer. The residual grows in place."""
-        raise NotImplementedError(f"{type(self).__name__} has no fused op")
+    def fused(self, next_norm: RMSNorm | None) -> FusedLayer:
+        """What ``gpu_ops.fused_layers`` computes on the CPU, with the bits of ``op_by_op``."""
+        raise NotImplementedError(f"{type(self).__name__} has no fused form")
 
     @abstractmethod
     def op_by_op(

@@ -10,7 +10,7 @@ from actors.layers.attention import LayerCache
 from actors.layers.batch_rows import BatchRows
 from actors.layers.norm import HeadNorm, RMSNorm
 from actors.models.layer import Layer
-from gpu_ops.fused_layer import fused_layer
+from gpu_ops.fused_layers import FusedLayer
 
 _FOLLOWED = "what follows a pre-norm layer begins with a norm"
 
@@ -37,41 +37,24 @@ class PreNormLayer(Layer):
     def has_small_batch(self) -> bool:
         return all(linear.weight.has_small_batch for linear in self.linears)
 
-    def fused(
-        self,
-        hidden: paddle.Tensor,
-        residual: paddle.Tensor,
-        next_norm: RMSNorm | None,
-        rows: BatchRows,
-        cache: LayerCache,
-    ) -> paddle.Tensor:
+    def fused(self, next_norm: RMSNorm | None) -> FusedLayer:
         assert next_norm is not None, _FOLLOWED
         attention, mlp, norm = self.attention, self.mlp, self.attention.qk_norm
-        return fused_layer(
-            hidden,
-            residual,
-            qkv=attention.qkv.weight.fused_block_weight,
+        tensors = [linear.weight.fused_block_weight for linear in self.linears]
+        qkv, o, gate_up, down = (tensor for tensor in tensors if tensor is not None)
+        return FusedLayer(
+            qkv,
+            o,
+            gate_up,
+            down,
+            self.post_attention_norm.weight,
+            next_norm.weight,
             qkv_bias=attention.qkv.bias,
             q_norm=norm and norm.q.weight,
             k_norm=norm and norm.k.weight,
-            o=attention.o.weight.fused_block_weight,
             o_bias=attention.o.bias,
-            gate_up=mlp.gate_up.weight.fused_block_weight,
             gate_up_bias=mlp.gate_up.bias,
-            down=mlp.down.weight.fused_block_weight,
             down_bias=mlp.down.bias,
-            post_attention_norm=self.post_attention_norm.weight,
-            next_norm=next_norm.weight,
-            cos_sin=attention.cos_sin,
-            positions=rows.positions,
-            batch_id_per_token=rows.slots,
-            block_tables=rows.block_tables,
-            k_cache=cache[0],
-            v_cache=cache[1],
-            q_heads=attention.heads[0],
-            kv_heads=attention.heads[1],
-            eps=self.input_norm.eps,
-            scale=attention.scale,
         )
 
     def op_by_op(

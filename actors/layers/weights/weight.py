@@ -67,7 +67,7 @@ class Weight(ABC):
 
     @property
     def fused_block_weight(self) -> paddle.Tensor | None:
-        """The tensor as ``gpu_ops.fused_layer`` reads it, or None where that op does not know this kind."""
+        """The tensor as ``gpu_ops.fused_layers`` reads it, or None where that op does not know this kind."""
         return None
 
     @property

@@ -16,8 +16,8 @@ struct FusedLayerWeights {
   int64_t hidden, inner;
 };
 
-// hidden [rows, hidden size], normed -> out, likewise, normed for the next block; residual [rows, hidden size] grows by
-// attention and feed-forward in place. Keys and values of the rows enter the cache. On a fault out is not written.
+// hidden [rows, hidden size], normed -> out, likewise, normed for the next block, which may be hidden; residual [rows, hidden size]
+// grows by attention and feed-forward in place. Keys and values of the rows enter the cache. On a fault out is not written.
 RowFault fused_layer_cpu(const FusedLayerWeights& weights, const float* hidden, float* residual, const float* cos_sin,
                          int64_t max_positions, const int32_t* positions, const int32_t* batch_ids,
                          const int32_t* block_tables, const KvCache& cache, float eps, float scale,

@@ -1,4 +1,4 @@
-"""The block op gives the bits of the single ops it stands for, and agrees with its twin."""
+"""The op of all blocks gives the bits of the single ops it stands for, and agrees with its twin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from actors.device.host_tensor import zero_pages
 from gpu_ops import forward as ops
-from gpu_ops.fused_layer import fused_layer
+from gpu_ops.fused_layers import FusedLayer, fused_layers
 from gpu_ops.kv_cache import CPU_TYPES, kv_cache_shape
 from gpu_ops.twins.fused_layer import fused_layer as twin
 
@@ -51,6 +51,15 @@ def block():
     }
 
 
+def in_order(a: dict, *more: dict) -> paddle.Tensor:
+    """The op over the block ``a`` and blocks that differ in something."""
+    blocks = [a, *(a | other for other in more)]
+    layers = [FusedLayer(**{name: b[name] for name in FusedLayer._fields if name in b}) for b in blocks]
+    common = ("cos_sin", "positions", "batch_id_per_token", "block_tables", "q_heads", "kv_heads", "eps", "scale")
+    caches = [(b["k_cache"], b["v_cache"]) for b in blocks]
+    return fused_layers(a["hidden"], a["residual"], layers, caches, **{name: a[name] for name in common})
+
+
 def single_ops(a: dict) -> paddle.Tensor:
     qkv = ops.linear(a["hidden"], a["qkv"], QKV, a.get("qkv_bias"))
     if "q_norm" in a:
@@ -82,7 +91,7 @@ def test_block_equals_the_single_ops(block, extras, dtype):
         name: value.numpy().copy() if isinstance(value, paddle.Tensor) else value for name, value in block.items()
     }
     expected = single_ops(other)
-    actual = fused_layer(**block)
+    actual = in_order(block)
     # A key or value that lies between two stored numbers may fall to either side.
     np.testing.assert_allclose(actual.numpy(), twin(**arrays), rtol=0, atol=1e-4 if dtype == "float32" else 0.05)
     np.testing.assert_array_equal(actual.numpy().view(np.uint32), expected.numpy().view(np.uint32))
@@ -96,13 +105,35 @@ def test_block_equals_the_single_ops(block, extras, dtype):
 def test_wrong_shape_raises_with_the_name_of_the_argument(block, name):
     block[name] = paddle.zeros([3, 5])
     with pytest.raises((RuntimeError, ValueError, OSError), match=name):
-        fused_layer(**block)
+        in_order(block)
 
 
 def test_missing_block_and_lonely_norm_are_refused(block):
     with pytest.raises((RuntimeError, ValueError, OSError), match="k_norm"):
-        fused_layer(**block, q_norm=paddle.ones([DIM]))
+        in_order(block | {"q_norm": paddle.ones([DIM])})
     with pytest.raises((RuntimeError, ValueError, OSError), match="block_tables"):
-        fused_layer(**(block | {"block_tables": int_tensor([[3, -1], [0, -1]])}))
+        in_order(block | {"block_tables": int_tensor([[3, -1], [0, -1]])})
     with pytest.raises(ValueError, match="residual"):
-        fused_layer(**(block | {"residual": paddle.zeros([23, 2 * HIDDEN])[:, ::2]}))
+        in_order(block | {"residual": paddle.zeros([23, 2 * HIDDEN])[:, ::2]})
+
+
+def test_blocks_follow_each_other(block):
+    rng = np.random.default_rng(2)
+    other = {"o": ops.pack_weight(random_tensor(rng, HIDDEN, Q_HEADS * DIM)), "next_norm": random_tensor(rng, HIDDEN)}
+    other |= {name: paddle.zeros_like(block[name]) for name in ("k_cache", "v_cache")}
+    written = ("residual", "k_cache", "v_cache")
+    twins = [copied | {name: copied[name].clone() for name in written} for copied in (block, block | other)]
+    twins[1]["hidden"], twins[1]["residual"] = single_ops(twins[0]), twins[0]["residual"]
+    expected = single_ops(twins[1])
+    np.testing.assert_array_equal(in_order(block, other).numpy().view(np.uint32), expected.numpy().view(np.uint32))
+    np.testing.assert_array_equal(block["residual"].numpy(), twins[0]["residual"].numpy())
+    for name in ("k_cache", "v_cache"):
+        np.testing.assert_array_equal(block[name].numpy(), twins[0][name].numpy())
+        np.testing.assert_array_equal(other[name].numpy(), twins[1][name].numpy())
+
+
+def test_what_only_some_layers_have_is_refused(block):
+    with pytest.raises(ValueError, match="o_bias"):
+        in_order(block, {"o_bias": paddle.ones([HIDDEN])})
+    with pytest.raises(ValueError, match="o_bias"):
+        in_order(block | {"o_bias": paddle.ones([HIDDEN])}, {"o_bias": None})
