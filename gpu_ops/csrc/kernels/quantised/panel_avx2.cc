@@ -1,5 +1,6 @@
-// AVX2 with FMA and F16C: 8 columns a register. Products of quants of 4 and 5 bits are summed in 16 bits: 16 of the
-// first are at most 16 * 15 * 127 and 8 of the others 8 * 31 * 127, which fits. Two products of 8-bit quants fit as |w| * (x with w's sign): at most 2 * 128 * 127.
+// AVX2 with FMA and F16C: 8 columns a register. Products of quants of 4 and 5 bits are summed in 16 bits: 16 of the first are at
+// most 16 * 15 * 127 and 8 of the others 8 * 31 * 127, which fits. Two products of 8-bit quants fit as |w| * (x with w's sign): at most
+// 2 * 128 * 127.
 #include "kernels/device/intrinsics.h"
 #include "kernels/quantised/panel_formats.h"
 
@@ -52,27 +53,43 @@ inline __attribute__((always_inline)) __m256 load_signed_bytes(const uint8_t* fr
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 }
 
-// Of two groups, added to `sum` where it is not the first.
-template <class F, int R, int G, bool First>
-inline __attribute__((always_inline)) void two_groups(const uint8_t* quants, __m256i fifths, const int32_t* x, __m256i* sum) {
+// Quarters of a panel's columns that share the inputs which were read for one: as many as have their sums in registers. Reading the
+// inputs is what takes longest otherwise.
+template <class F, int R>
+constexpr int quarters_at_once() {
+  if (F::kBits == 8 || F::kIsCoded) return R <= 2 ? 2 : 1;
+  return F::kBits > 4 || R > 4 ? 1 : R > 2 ? 2 : 4;
+}
+
+// Of two groups and Q quarters, added to `sum` where it is not the first.
+template <class F, int R, int Q, int G, bool First>
+inline __attribute__((always_inline)) void two_groups(const uint8_t* quants, const __m256i* fifths, const int32_t* x,
+                                                      __m256i (*sum)[R]) {
   const __m256i low = _mm256_set1_epi8(15);
-  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quants + G / 2 * kGroupStride));
-  __m256i first = _mm256_and_si256(both, low);
-  __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-  if (F::kBits == 5) {
-    first = _mm256_or_si256(first, fifth_bits<G>(fifths));
-    second = _mm256_or_si256(second, fifth_bits<G + 1>(fifths));
-  }
-  if (F::kBits == 6) {
-    first = _mm256_or_si256(first, two_bits<G>(fifths));
-    second = _mm256_or_si256(second, two_bits<G + 1>(fifths));
+  __m256i first[Q], second[Q];
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quants + G / 2 * kGroupStride + 32 * q));
+    first[q] = _mm256_and_si256(both, low);
+    second[q] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+    if (F::kBits == 5) {
+      first[q] = _mm256_or_si256(first[q], fifth_bits<G>(fifths[q]));
+      second[q] = _mm256_or_si256(second[q], fifth_bits<G + 1>(fifths[q]));
+    }
+    if (F::kBits == 6) {
+      first[q] = _mm256_or_si256(first[q], two_bits<G>(fifths[q]));
+      second[q] = _mm256_or_si256(second[q], two_bits<G + 1>(fifths[q]));
+    }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(first, _mm256_set1_epi32(x[G * R + r])),
-                                              _mm256_maddubs_epi16(second, _mm256_set1_epi32(x[(G + 1) * R + r])));
-    sum[r] = First ? products : _mm256_add_epi16(sum[r], products);
-    keep_order(sum[r]);
+    const __m256i early = _mm256_set1_epi32(x[G * R + r]), late = _mm256_set1_epi32(x[(G + 1) * R + r]);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      const __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(first[q], early), _mm256_maddubs_epi16(second[q], late));
+      sum[q][r] = First ? products : _mm256_add_epi16(sum[q][r], products);
+      keep_order(sum[q][r]);
+    }
   }
 }
 
@@ -83,16 +100,16 @@ inline __attribute__((always_inline)) void half_dots(const uint8_t* block, int q
   const uint8_t* quants = block + F::kQuantsOffset + 32 * quarter;
   const __m256i highs = _mm256_loadu_si256(
       reinterpret_cast<const __m256i*>(block + F::kHighOffset + Half * kGroupStride + 32 * quarter));
-  __m256i sum[R];
-  two_groups<F, R, 4 * Half, true>(quants, highs, x, sum);
+  __m256i sum[1][R];
+  two_groups<F, R, 1, 4 * Half, true>(quants, &highs, x, sum);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     const int32_t first = x[11 * R + r], all = Half == 0 ? first : x[10 * R + r] - first;
-    dot[r] = _mm256_sub_epi32(_mm256_madd_epi16(sum[r], ones), _mm256_set1_epi32(all << F::kZeroShift));
+    dot[r] = _mm256_sub_epi32(_mm256_madd_epi16(sum[0][r], ones), _mm256_set1_epi32(all << F::kZeroShift));
   }
-  two_groups<F, R, 4 * Half + 2, true>(quants, highs, x, sum);
+  two_groups<F, R, 1, 4 * Half + 2, true>(quants, &highs, x, sum);
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(sum[r], ones));
+  for (int r = 0; r < R; ++r) dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(sum[0][r], ones));
 }
 
 // Of group g, where a quant is a signed byte.
@@ -106,42 +123,72 @@ inline __attribute__((always_inline)) __m256i signed_quants(const uint8_t* quant
   return _mm256_xor_si256(_mm256_shuffle_epi8(codes, bits), offset);
 }
 
-template <class F, int R>
-inline __attribute__((always_inline)) void quarter_dots(const uint8_t* block, int quarter, const int32_t* x, __m256i* dot) {
+template <class F, int R, int Q>
+inline __attribute__((always_inline)) void signed_dots(const uint8_t* quants, const int32_t* x, __m256i (*dot)[R]) {
   const __m256i ones = _mm256_set1_epi16(1);
-  const uint8_t* quants = block + F::kQuantsOffset + 32 * quarter;
-  if (F::kBits != 8 && !F::kIsCoded) {
-    __m256i sum[R], fifths = _mm256_setzero_si256();
-    if (F::kBits == 5) {
-      fifths = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + F::kHighOffset + 32 * quarter));
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+    __m256i input[R];
+    if (Q > 1) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) input[r] = _mm256_set1_epi32(x[g * R + r]);
     }
-    constexpr bool kTwoSums = F::kBits == 5;
-    two_groups<F, R, 0, true>(quants, fifths, x, sum);
-    two_groups<F, R, 2, false>(quants, fifths, x, sum);
-    if (kTwoSums) {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) dot[r] = _mm256_madd_epi16(sum[r], ones);
-    }
-    two_groups<F, R, 4, kTwoSums>(quants, fifths, x, sum);
-    two_groups<F, R, 6, false>(quants, fifths, x, sum);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const __m256i last = _mm256_madd_epi16(sum[r], ones);
-      dot[r] = kTwoSums ? _mm256_add_epi32(dot[r], last) : last;
-      if (F::kHasZero) dot[r] = _mm256_sub_epi32(dot[r], _mm256_set1_epi32(x[10 * R + r] << F::kZeroShift));
-    }
-  } else {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) dot[r] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) {
-      const __m256i value = signed_quants<F>(quants, g);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      const __m256i value = signed_quants<F>(quants + 32 * q, g);
       const __m256i size = _mm256_abs_epi8(value);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const __m256i signed_x = _mm256_sign_epi8(_mm256_set1_epi32(x[g * R + r]), value);
-        dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(_mm256_maddubs_epi16(size, signed_x), ones));
-        keep_order(dot[r]);
+        const __m256i signed_x = _mm256_sign_epi8(Q > 1 ? input[r] : _mm256_set1_epi32(x[g * R + r]), value);
+        const __m256i products = _mm256_madd_epi16(_mm256_maddubs_epi16(size, signed_x), ones);
+        dot[q][r] = g ? _mm256_add_epi32(dot[q][r], products) : products;
+        keep_order(dot[q][r]);
+      }
+    }
+  }
+}
+
+// Products of a block and Q quarters, less their zero point.
+template <class F, int R, int Q>
+inline __attribute__((always_inline)) void block_dots(const uint8_t* block, int quarter, const int32_t* x, __m256i (*dot)[R]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  const uint8_t* quants = block + F::kQuantsOffset + 32 * quarter;
+  if constexpr (F::kBits == 8 || F::kIsCoded) {
+    signed_dots<F, R, Q>(quants, x, dot);
+  } else {
+    __m256i sum[Q][R], fifths[Q];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      fifths[q] = _mm256_setzero_si256();
+      if (F::kBits == 5) {
+        fifths[q] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + F::kHighOffset + 32 * (quarter + q)));
+      }
+    }
+    constexpr bool kTwoSums = F::kBits == 5;
+    two_groups<F, R, Q, 0, true>(quants, fifths, x, sum);
+    two_groups<F, R, Q, 2, false>(quants, fifths, x, sum);
+    if (kTwoSums) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        for (int q = 0; q < Q; ++q) dot[q][r] = _mm256_madd_epi16(sum[q][r], ones);
+      }
+    }
+    two_groups<F, R, Q, 4, kTwoSums>(quants, fifths, x, sum);
+    two_groups<F, R, Q, 6, false>(quants, fifths, x, sum);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        const __m256i last = _mm256_madd_epi16(sum[q][r], ones);
+        dot[q][r] = kTwoSums ? _mm256_add_epi32(dot[q][r], last) : last;
+      }
+    }
+    if (F::kHasZero) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const __m256i zero = _mm256_set1_epi32(x[10 * R + r] << F::kZeroShift);
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) dot[q][r] = _mm256_sub_epi32(dot[q][r], zero);
       }
     }
   }
@@ -191,9 +238,53 @@ inline __attribute__((always_inline)) void add_block(float* sum, __m256i dot, __
   _mm256_store_ps(sum, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), factor, _mm256_load_ps(sum)));
 }
 
+// A block is added to sum[quarter][row] of Q quarters.
+template <class F, int R, int Q>
+inline __attribute__((always_inline)) void add_quarters(const uint8_t* head, const uint8_t* at, int quarter, const int32_t* inputs,
+                                                        float (*sum)[R][8]) {
+  const int32_t* x = read_again(inputs);
+  __m256i dot[Q][R];
+  block_dots<F, R, Q>(at, quarter, x, dot);
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) {
+    const int column = 8 * (quarter + q);
+    __m256 scale = load_halves(head + 2 * column), minimum = _mm256_setzero_ps();
+    if (F::kHasFactors) scale = _mm256_mul_ps(scale, load_bytes(at + column));
+    if (F::kHasMinimum) minimum = load_halves(head + kScaleBytes + 2 * column);
+    if (F::kHasMinimum && F::kHasFactors) minimum = _mm256_mul_ps(minimum, load_bytes(at + 32 + column));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      float* to = sum[quarter + q][r];
+      const __m256 factor = _mm256_mul_ps(scale, broadcast_float(x + 8 * R + r));
+      __m256 total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[q][r]), factor, _mm256_load_ps(to));
+      if (F::kHasMinimum) total = _mm256_fmadd_ps(minimum, broadcast_float(x + 9 * R + r), total);
+      _mm256_store_ps(to, total);
+    }
+  }
+}
+
+// The same of one quarter, where halves have scales of their own.
+template <class F, int R>
+inline __attribute__((always_inline)) void add_halves(const uint8_t* head, const uint8_t* at, int quarter, const int32_t* inputs,
+                                                      float (*sum)[R][8]) {
+  const int32_t* x = read_again(inputs);
+  const __m256 scale = load_halves(head + 16 * quarter);
+  const uint8_t* factors = at + 8 * quarter;
+  const __m256 early = _mm256_mul_ps(scale, load_signed_bytes(factors));
+  __m256i dot[R];
+  half_dots<F, R, 0>(at, quarter, x, dot);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) add_block(sum[quarter][r], dot[r], early, x + 8 * R + r);
+  half_dots<F, R, 1>(at, quarter, x, dot);
+  const __m256 late = _mm256_mul_ps(scale, load_signed_bytes(factors + 32));
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) add_block(sum[quarter][r], dot[r], late, x + 8 * R + r);
+}
+
 template <class F, int R>
 void panel_tile(const PanelArgs& a) {
   if constexpr (F::kIsDense) return dense_tile<F, R>(a);
+  constexpr int quarters = quarters_at_once<F, R>();
   // The sums stay in memory, which costs a load and a store a block: registers hold what is summed within one.
   alignas(32) float sum[4][R][8];
   for (int r = 0; r < R; ++r) {
@@ -209,31 +300,11 @@ void panel_tile(const PanelArgs& a) {
     }
     prefetch_block<F>(at + kAhead);
 #pragma GCC unroll 1
-    for (int q = 0; q < 4; ++q) {
-      const int32_t* x = read_again(inputs);
-      __m256i dot[R];
-      __m256 scale = load_halves(head + 16 * q);
+    for (int q = 0; q < 4; q += quarters) {
       if constexpr (F::kHasHalves) {
-        const uint8_t* factors = at + 8 * q;
-        const __m256 early = _mm256_mul_ps(scale, load_signed_bytes(factors));
-        half_dots<F, R, 0>(at, q, x, dot);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) add_block(sum[q][r], dot[r], early, x + 8 * R + r);
-        half_dots<F, R, 1>(at, q, x, dot);
-        scale = _mm256_mul_ps(scale, load_signed_bytes(factors + 32));
+        add_halves<F, R>(head, at, q, inputs, sum);
       } else {
-        quarter_dots<F, R>(at, q, x, dot);
-      }
-      if (F::kHasFactors && !F::kHasHalves) scale = _mm256_mul_ps(scale, load_bytes(at + 8 * q));
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) add_block(sum[q][r], dot[r], scale, x + 8 * R + r);
-      if (F::kHasMinimum) {
-        __m256 minimum = load_halves(head + kScaleBytes + 16 * q);
-        if (F::kHasFactors) minimum = _mm256_mul_ps(minimum, load_bytes(at + 32 + 8 * q));
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          _mm256_store_ps(sum[q][r], _mm256_fmadd_ps(minimum, broadcast_float(x + 9 * R + r), _mm256_load_ps(sum[q][r])));
-        }
+        add_quarters<F, R, quarters>(head, at, q, inputs, sum);
       }
     }
   }
