@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kSegment = 256;
 constexpr int kStride = kSegment + 16;  // of score rows; off a power of two for the cache's sets
 constexpr int64_t kPositionsAhead = 32;
-constexpr int64_t kGrainFmas = 128 * 1024;
+constexpr int64_t kGrainFmas = 24 * 1024;
 constexpr int64_t kWide = kTileVecs * kLanes;
 
 template <typename Number>

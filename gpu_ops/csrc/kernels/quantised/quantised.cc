@@ -21,8 +21,8 @@ constexpr int64_t kGroupPanels = 4;
 constexpr int64_t kGroupTiles = 8;
 // With this many row tiles or fewer the op is bound by reading weights, and a task is a run of whole panels.
 constexpr int64_t kStreamTiles = 4;
-constexpr int64_t kStreamGrainBytes = 32 * 1024;
-constexpr int64_t kQuantiseGrain = 8 * 1024;  // floats
+constexpr int64_t kStreamGrainBytes = 16 * 1024;
+constexpr int64_t kQuantiseGrain = 1536;  // floats: two microseconds
 
 int64_t num_panels(int64_t rows) { return (rows + kQuantisedColumns - 1) / kQuantisedColumns; }
 
@@ -65,17 +65,13 @@ void quantise_block(const float* x, float factor, int32_t* words, int64_t stride
 // x -> [row tile][block][kInputWords][rows of the tile].
 void quantise(const float* x, int64_t in_features, float factor, const EvenSplit& tiles, int32_t* out) {
   const int64_t blocks = in_features / kBlockInputs;
-  const int64_t grain = std::max<int64_t>(1, kQuantiseGrain / (in_features * std::max<int64_t>(1, tiles.size(0))));
-  parallel_for(tiles.parts, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t rows = tiles.size(tile);
-      const float* from = x + tiles.begin(tile) * in_features;
-      int32_t* to = out + tiles.begin(tile) * blocks * kInputWords;
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t b = 0; b < blocks; ++b) {
-          quantise_block(from + r * in_features + b * kBlockInputs, factor, to + b * kInputWords * rows + r, rows);
-        }
-      }
+  const int64_t grain = std::max<int64_t>(1, kQuantiseGrain / (kBlockInputs * std::max<int64_t>(1, tiles.size(0))));
+  parallel_for(tiles.parts * blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t tile = i / blocks, block = i % blocks, rows = tiles.size(tile);
+      const float* from = x + tiles.begin(tile) * in_features + block * kBlockInputs;
+      int32_t* to = out + (tiles.begin(tile) * blocks + block * rows) * kInputWords;
+      for (int64_t r = 0; r < rows; ++r) quantise_block(from + r * in_features, factor, to + r, rows);
     }
   });
 }
