@@ -1,6 +1,6 @@
 """The default model from its stored weights and from float32, in one run: tokens per second, and what rounding costs in quality.
 
-    python -m benchmarks.bench_weight_formats [--rounds 3] [--rows 1 2 4 8 16] [--llama-batched-bench PROGRAM]
+    python -m benchmarks.bench_weight_formats [--rounds 3] [--rows "1 2 4 8 16"] [--llama-batched-bench PROGRAM] [--json FILE]
 
 Engines run in this process and take turns; figures are medians over rounds. PROGRAM is llama.cpp's llama-batched-bench, which
 then takes its turn with as many threads, all sequences of a row of the table in one batch. A step of one row is compared with
@@ -52,13 +52,17 @@ def main(
     llama_batched_bench: Annotated[str, typer.Option(help="llama.cpp's llama-batched-bench.")] = "",
     model: Annotated[str, typer.Option(help="A GGUF file, or the default model.")] = DEFAULT_MODEL,
     quality: Annotated[bool, typer.Option(help="The table of quality as well.")] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Where the figures go, for docs/lab/draw_rows.py.")
+    ] = None,
 ) -> None:
     """Print both tables."""
     counts = [int(count) for count in rows.split()]
     threads, source = len(os.sched_getaffinity(0)), resolve_model(model)
     settings = {"num_threads": threads, "max_num_batched_tokens": PROMPT, "max_num_seqs": max(counts), "device": "cpu"}
     engines = {name: load_engine(EngineConfig(model=model, weight_format=name, **settings)) for name in FORMATS}
-    console.print(f"{threads} threads of {cpu_name()}; load {os.getloadavg()[0]:.1f} before")
+    machine = f"{threads} threads of {cpu_name()}; load {os.getloadavg()[0]:.1f} before"
+    console.print(machine)
     if llama_batched_bench:
         say_build(llama_batched_bench)
     found: dict[str, dict[str, list[float]]] = {}
@@ -78,6 +82,10 @@ def main(
         cells = [f"{dense:.0f}", f"{stored:.0f}", f"{stored / dense:.2f}"]
         table.add_row(what, *cells, *([f"{other:.0f}", f"{stored / other:.2f}"] if other else []))
     console.print(table)
+    if json_file is not None:
+        medians = {what: {name: statistics.median(v) for name, v in values.items()} for what, values in found.items()}
+        record = {"machine": machine, "rows": counts, "tokens_per_second": medians}
+        json_file.write_text(json.dumps(record, indent=1) + "\n")
     print_floor(engines, {name: statistics.median(values) for name, values in found["decode, 1 rows"].items()}, threads)
     if quality:
         print_quality(engines, source)
