@@ -2,24 +2,17 @@
 // most 16 * 15 * 127 and 8 of the others 8 * 31 * 127, which fits. Two products of 8-bit quants fit as |w| * (x with w's sign): at most
 // 2 * 128 * 127.
 #include "kernels/device/intrinsics.h"
-#include "kernels/quantised/panel_formats.h"
+#include "kernels/quantised/panel_registers.h"
 
 #if defined(__x86_64__)
 
 namespace bireme {
 namespace {
 
-constexpr int kAhead = 4096;
 constexpr int kRows = 8;
 
 // The compiler neither moves a sum behind others nor orders its terms anew: it would keep all products in memory for that.
 inline __attribute__((always_inline)) void keep_order(__m256i& sum) { asm("" : "+x"(sum)); }
-
-// The same address, of which the compiler does not know that: what is read from there is read again, not kept in memory.
-inline __attribute__((always_inline)) const int32_t* read_again(const int32_t* x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
 
 inline __attribute__((always_inline)) __m256 broadcast_float(const int32_t* from) {
   return _mm256_castsi256_ps(_mm256_set1_epi32(*from));
@@ -313,15 +306,7 @@ void panel_tile(const PanelArgs& a) {
   }
 }
 
-#define BIREME_TILES(F)                                                                                              \
-  {                                                                                                                  \
-    panel_tile<F, 1>, panel_tile<F, 2>, panel_tile<F, 3>, panel_tile<F, 4>, panel_tile<F, 5>, panel_tile<F, 6>,       \
-        panel_tile<F, 7>, panel_tile<F, 8>                                                                            \
-  }
-constexpr PanelKernels kKernels{
-    "avx2",
-    kRows,
-    {BIREME_FORMATS(BIREME_TILES)}};
+constexpr PanelKernels kKernels{"avx2", kRows, {BIREME_FORMATS(BIREME_EIGHT_TILES)}};
 
 }  // namespace
 

@@ -1,20 +1,11 @@
 // AVX-512 with VNNI: 16 columns a register, four products a lane.
 #include "kernels/device/intrinsics.h"
-#include "kernels/quantised/panel_formats.h"
+#include "kernels/quantised/panel_registers.h"
 
 #if defined(__x86_64__)
 
 namespace bireme {
 namespace {
-
-constexpr int kAhead = 4096;
-
-// The same address, of which the compiler does not know that: what is read from there is read again by the instruction that needs it,
-// not kept in memory for want of registers.
-inline __attribute__((always_inline)) const int32_t* read_again(const int32_t* x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
 
 inline __attribute__((always_inline)) __m512 broadcast_float(const int32_t* from) {
   return _mm512_castsi512_ps(_mm512_set1_epi32(*from));
@@ -182,15 +173,7 @@ void panel_tile(const PanelArgs& a) {
   }
 }
 
-#define BIREME_TILES(F)                                                                                              \
-  {                                                                                                                  \
-    panel_tile<F, 1>, panel_tile<F, 2>, panel_tile<F, 3>, panel_tile<F, 4>, panel_tile<F, 5>, panel_tile<F, 6>,       \
-        panel_tile<F, 7>, panel_tile<F, 8>                                                                            \
-  }
-constexpr PanelKernels kKernels{
-    "avx512",
-    8,
-    {BIREME_FORMATS(BIREME_TILES)}};
+constexpr PanelKernels kKernels{"avx512", 8, {BIREME_FORMATS(BIREME_EIGHT_TILES)}};
 
 }  // namespace
 
