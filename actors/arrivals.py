@@ -14,29 +14,38 @@ class Arrival:
 
     Attributes:
         num_tokens: of its prompt, and of the answer so far.
+        is_expected: a place is kept for it.
         came_at: of ``time.monotonic``.
         taken_at: when the engine took it, of the engine's clock; set on the engine's thread. None before.
     """
 
     num_tokens: int
+    is_expected: bool = False
     came_at: float = field(default_factory=time.monotonic)
     taken_at: float | None = None
 
 
 class Arrivals:
-    """In the order in which they were sent, which is the one in which the engine takes them. Belongs to one event loop."""
+    """In the order in which they were sent, which is the one in which the engine takes them. Belongs to one event loop.
+
+    Attributes:
+        num_tokens: of all.
+        num_unexpected: those for which no place is kept.
+    """
 
     def __init__(self) -> None:
         self._of: dict[RequestKey, Arrival] = {}
         self.num_tokens = 0
+        self.num_unexpected = 0
 
     def __len__(self) -> int:
         return len(self._of)
 
-    def add(self, key: RequestKey, num_tokens: int) -> Arrival:
+    def add(self, key: RequestKey, num_tokens: int, is_expected: bool = False) -> Arrival:
         """It is sent now."""
-        arrival = self._of[key] = Arrival(num_tokens)
+        arrival = self._of[key] = Arrival(num_tokens, is_expected)
         self.num_tokens += num_tokens
+        self.num_unexpected += not is_expected
         return arrival
 
     def forget(self, key: RequestKey) -> None:
@@ -44,6 +53,7 @@ class Arrivals:
         arrival = self._of.pop(key, None)
         if arrival is not None:
             self.num_tokens -= arrival.num_tokens
+            self.num_unexpected -= not arrival.is_expected
 
     def seen(self, sampled_at: float) -> None:
         """The engine's queue was looked at then: what had been taken by that time shows in it."""

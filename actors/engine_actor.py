@@ -527,7 +527,7 @@ class RunnerActor:
             max_queued=config.max_queued_requests,
             num_ended=self._live.num_ended,
             num_tokens=self._live.num_tokens,
-            open_places=0 if self._draining is not None else queue.open_places,
+            open_places=0 if self._draining is not None else max(0, queue.open_places - arrivals.num_unexpected),
             num_movable=queue.num_movable.get(subscriber, 0),
             oldest_wait_s=self._live.wait_s(queue.oldest.get(subscriber)),
             sampled_at=time.time(),
@@ -544,13 +544,15 @@ class RunnerActor:
             num_preemptions=queue.num_preemptions,
             queue_time_counts=queue_time_counts,
             queue_time_s=round(queue_time_s, 3),
+            line_length=sum(queue.num_movable.values()),
+            line_priority=queue.line_priority,
         )
 
     def _adding(self, live: LiveRequest) -> Callable[[Engine], None]:
         """What the engine's thread is to do about a request that comes, to the place that was kept for it if there is one."""
         request = live.request
         is_expected = request.moved and self._reservations.take(request.subscriber)
-        arrival = self._arrivals.add((request.request_id, request.attempt), live.num_tokens)
+        arrival = self._arrivals.add((request.request_id, request.attempt), live.num_tokens, is_expected)
 
         def run(engine) -> None:
             if is_expected:

@@ -117,7 +117,8 @@ class EngineLoad(NamedTuple):
         num_tokens: prompts and answers so far of its requests, running and waiting.
         open_places: requests that would begin at once: slots and memory that nobody waits for and nobody has reserved.
         num_movable: requests of the subscriber that wait, have not begun and were not moved before.
-        oldest_wait_s: of these, how long the first has waited.
+        line_length: so many of all subscribers; ``line_priority`` is that of the most urgent.
+        oldest_wait_s: of the subscriber's, how long the first has waited.
         sampled_at: seconds since 1970, on the engine's machine.
         num_running: requests that own a slot.
         num_waiting: requests that do not; also those that the engine's thread has yet to take.
@@ -155,6 +156,8 @@ class EngineLoad(NamedTuple):
     num_preemptions: int = 0
     queue_time_counts: tuple[int, ...] = ()
     queue_time_s: float = 0.0
+    line_length: int = 0
+    line_priority: int = 0
 
     @property
     def running_tokens(self) -> int:
@@ -164,7 +167,7 @@ class EngineLoad(NamedTuple):
     @property
     def room(self) -> tuple[int, ...]:
         """What is told at once when it changes."""
-        return self.free, self.max_queued, self.num_ended, self.open_places, self.num_movable
+        return self.free, self.max_queued, self.num_ended, self.open_places, self.num_movable, self.line_length
 
 
 # In the order in which the engine said them.

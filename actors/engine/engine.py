@@ -17,6 +17,7 @@ from actors.engine.stats.totals import StepTotals
 from actors.runner.step_executor import StepExecutor
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import StepPlan
+from actors.scheduling.turns_to_move import TurnsToMove
 from cluster.errors import InvalidRequestError
 from cluster.outputs import EngineInfo, StepOutput, TokenDelta
 from cluster.request import EngineRequest, RequestKey
@@ -65,6 +66,7 @@ class Engine:
         self.queue_times = QueueTimes()
         self.computes_prefill = self._launched_prefill = False
         self.clock = clock
+        self._turns_to_move = TurnsToMove()
         self._step_clock = StepClock()
 
     def add_request(self, request: EngineRequest) -> None:
@@ -179,7 +181,8 @@ class Engine:
     def requests_to_move(
         self, subscriber: str, count: int, num_tokens: int, waited_s: Mapping[RequestKey, float]
     ) -> list[RequestKey]:
-        """Waiting requests that ``subscriber`` had better bring elsewhere, in the order of service.
+        """Waiting requests that ``subscriber`` had better bring elsewhere, in the order of service. Those of other
+        subscribers that come first have their places first (``TurnsToMove``).
 
         Args:
             count, num_tokens: for so many there are places and memory elsewhere.
@@ -187,16 +190,24 @@ class Engine:
         """
         scheduler, left = self.scheduler, num_tokens
         chosen: list[RequestKey] = []
+        first_of_others: list[RequestKey] = []
         for sequence in scheduler.waiting:
-            if len(chosen) == count:
+            if len(chosen) + len(first_of_others) == count:
                 break
             key, size = sequence.key, len(sequence.token_ids)
-            if sequence.request.subscriber != subscriber or not sequence.is_movable or size > left:
+            if not sequence.is_movable or size > left:
                 continue
             num_cached = scheduler.num_cached_tokens(sequence)  # hashes the prompt, the first time
-            if is_worth_moving(waited_s.get(key, 0.0), num_cached, self.tokens_per_s):
+            if not is_worth_moving(waited_s.get(key, 0.0), num_cached, self.tokens_per_s):
+                continue
+            if sequence.request.subscriber == subscriber:
                 chosen.append(key)
-                left -= size
+            elif self._turns_to_move.is_left_to(key, self.clock.now()):
+                first_of_others.append(key)
+            else:
+                continue
+            left -= size
+        self._turns_to_move.keep(sequence.key for sequence in scheduler.waiting)
         return chosen
 
     @property

@@ -18,6 +18,7 @@ class QueueState:
     Attributes:
         open_places: requests that would begin at once.
         num_movable: by subscriber, requests that wait, have not begun and were not moved before.
+        line_priority: of the most urgent of all of them; 0 if there are none.
         oldest: by subscriber, the key of the first of these in the order of service.
         sampled_at: of the engine's clock.
         num_running, num_waiting: requests with a slot and without.
@@ -30,6 +31,7 @@ class QueueState:
     open_places: int = 0
     num_movable: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     oldest: Mapping[str, RequestKey] = field(default_factory=lambda: MappingProxyType({}))
+    line_priority: int = 0
     sampled_at: float = 0.0
     num_running: int = 0
     num_waiting: int = 0
@@ -47,13 +49,14 @@ def queue_state(scheduler: Scheduler, now: float = 0.0) -> QueueState:
     """Of ``scheduler``, when a step has been planned: whoever still waits found no place in it."""
     num_movable: Counter[str] = Counter()
     oldest: dict[str, RequestKey] = {}
-    waiting_tokens, first = 0, None
+    waiting_tokens, first, line_priority = 0, None, 0
     for sequence in scheduler.waiting:
         waiting_tokens += len(sequence.token_ids)
         if first is None or sequence.arrival < first.arrival:
             first = sequence
         if sequence.is_movable:
-            subscriber = sequence.request.subscriber
+            subscriber, priority = sequence.request.subscriber, sequence.request.priority
+            line_priority = min(line_priority, priority) if num_movable else priority
             num_movable[subscriber] += 1
             oldest.setdefault(subscriber, sequence.key)
     kv_cache = scheduler.kv_cache
@@ -61,6 +64,7 @@ def queue_state(scheduler: Scheduler, now: float = 0.0) -> QueueState:
         open_places=scheduler.num_open_places,
         num_movable=MappingProxyType(num_movable),
         oldest=MappingProxyType(oldest),
+        line_priority=line_priority,
         sampled_at=now,
         num_running=len(scheduler.running),
         num_waiting=len(scheduler.waiting),

@@ -35,6 +35,12 @@ class TokenLoads:
             engine = self._engines.get(engine_id)
             return 0.0 if engine is None else engine.announced + sum(engine.sent.values())
 
+    def num_sent(self, engine_id: str) -> int:
+        """Requests that were sent there and that no announcement counts yet."""
+        with self._lock:
+            engine = self._engines.get(engine_id)
+            return 0 if engine is None else len(engine.sent)
+
     def open(self, request_id: str) -> None:
         """The next attempt of a request begins, and the one before is over."""
         with self._lock:

@@ -1,15 +1,19 @@
 """Moves requests of one ingress that wait in full engines to engines with open places.
 
 The target is asked first, and keeps the places; then the source gives up so many waiting requests, each of which ends its attempt
-there as moved; the next attempts go to the target. What decides is ``cluster.scaling.balance``.
+there as moved; the next attempts go to the target. What decides is ``cluster.scaling.balance``. Moves run beside each other: what
+one of them still asks for is not counted for another, and who waits at an engine that does not answer is given to the next one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
 
+from cluster.outputs import EngineLoad
 from cluster.process.logs import Seldom, log_fields
 from cluster.scaling.balance import BalanceView, Move, moves
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
@@ -18,9 +22,46 @@ from deployments.routing.token_streams import TokenStream, TokenStreams
 
 logger = logging.getLogger("ray.serve")
 
-# While there is something to move: an engine that had no place, or nobody worth moving, is asked again.
-_LOOK_AGAIN_S = 0.2
+_MOST_AT_ONCE = 16
 _CALL_TIMEOUT_S = 1.0
+# An engine that has not answered by then does not keep others waiting; with the time until engines speak again, half a second.
+_PATIENCE_S = 0.25
+# An engine that had no place, or nobody worth moving, is asked again then; one that did not answer, later.
+_LOOK_AGAIN_S = 0.2
+_ASK_SILENT_AGAIN_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class _UnderWay:
+    """A move that has begun.
+
+    Attributes:
+        num_places: at the target, asked for or kept.
+        num_leaving: requests that the source is to give up, or gave up.
+        target_said, source_said: what they had said last when they answered: their next word counts what the move changed.
+    """
+
+    move: Move
+    source: TokenStream
+    target: TokenStream
+    num_places: int
+    num_leaving: int
+    begun_at: float = field(default_factory=time.monotonic)
+    target_said: EngineLoad | None = None
+    source_said: EngineLoad | None = None
+    is_over: bool = False
+
+    @property
+    def claims_places(self) -> bool:
+        """Whether the target's last word does not count the places."""
+        return self.target_said is None or self.target.load is self.target_said
+
+    @property
+    def claims_requests(self) -> bool:
+        """Whether the source's last word still has the requests; of one that waits for too long others may have them."""
+        if self.source_said is not None:
+            return self.source.load is self.source_said
+        return time.monotonic() - self.begun_at < _PATIENCE_S
 
 
 class Balancer:
@@ -30,72 +71,126 @@ class Balancer:
         self._subscriber = subscriber
         self._streams = streams
         self._choices = choices
-        self._targets: dict[str, deque[str]] = {}
-        self._task: asyncio.Task | None = None
+        self._under_way: list[_UnderWay] = []
+        self._kept: dict[str, deque[_UnderWay]] = {}  # by source: the move of each place that nobody has come for
+        self._resting: dict[str, float] = {}  # until when an engine is left alone
+        self._tasks: set[asyncio.Task] = set()
         self._may_complain = Seldom()
 
     def changed(self) -> None:
-        """An engine has said how it is."""
-        if self._task is None and moves(self._views()):
-            self._task = asyncio.get_running_loop().create_task(self._balance())
+        """An engine has said how it is, or a move has gone on."""
+        self._under_way = [
+            one for one in self._under_way if not one.is_over or one.claims_places or one.claims_requests
+        ]
+        for move in moves(self._views()):
+            if len(self._tasks) >= _MOST_AT_ONCE:
+                return
+            source, target = self._streams.of(move.source), self._streams.of(move.target)
+            if source is not None and target is not None:
+                one = _UnderWay(move, source, target, move.num_requests, move.num_requests)
+                self._under_way.append(one)
+                loop = asyncio.get_running_loop()
+                task = loop.create_task(self._make(one))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                loop.call_later(_PATIENCE_S, self._look_at, one)
 
     def target(self, source: str) -> str:
         """The engine that keeps a place for the next request which ``source`` gave up as moved; empty if none does any more."""
-        targets = self._targets.get(source)
-        return targets.popleft() if targets else ""
+        kept = self._kept.get(source)
+        return kept.popleft().move.target if kept else ""
 
     async def close(self) -> None:
         """Stop moving."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _views(self) -> list[BalanceView]:
-        views = []
+        places: Counter[str] = Counter()
+        leaving: Counter[str] = Counter()
+        for one in self._under_way:
+            places[one.move.target] += one.num_places * one.claims_places
+            leaving[one.move.source] += one.num_leaving * one.claims_requests
+        now, views = time.monotonic(), []
+        self._resting = {engine_id: until for engine_id, until in self._resting.items() if now < until}
         for stream in self._streams:
-            load = stream.load
-            usable = stream.alive and not stream.silent and not stream.leaves
-            if load is not None and usable and stream.load_age_s <= MAX_LOAD_AGE_S:
-                is_target = stream.engine_id in self._choices.engines and not self._choices.is_avoided(stream.engine_id)
-                places = load.open_places if is_target else 0
-                views.append(BalanceView(stream.engine_id, load.num_movable, load.oldest_wait_s, places))
+            load, engine_id = stream.load, stream.engine_id
+            if load is not None and self._is_usable(stream) and engine_id not in self._resting:
+                is_target = engine_id in self._choices.engines and not self._choices.is_avoided(engine_id)
+                is_target = is_target and not load.num_movable
+                open_places = max(0, load.open_places - places[engine_id]) if is_target else 0
+                num_movable = max(0, load.num_movable - leaving[engine_id])
+                views.append(BalanceView(engine_id, num_movable, load.oldest_wait_s, open_places))
         return views
 
-    async def _balance(self) -> None:
+    @staticmethod
+    def _is_usable(stream: TokenStream) -> bool:
+        return stream.alive and not stream.silent and not stream.leaves and stream.load_age_s <= MAX_LOAD_AGE_S
+
+    def _look_at(self, one: _UnderWay) -> None:
+        """A move has taken long: others may have who waits there."""
+        if not one.is_over:
+            self.changed()
+
+    async def _make(self, one: _UnderWay) -> None:
         try:
-            while wanted := moves(self._views()):
-                for move in wanted:
-                    await self._make(move)
-                await asyncio.sleep(_LOOK_AGAIN_S)
+            await self._move(one)
         except Exception:  # requests that wait go on waiting where they are
             if self._may_complain():
                 logger.exception("balancing failed")
         finally:
-            self._task = None
+            one.is_over = True
+            one.target_said, one.source_said = one.target_said or one.target.load, one.source_said or one.source.load
 
-    async def _make(self, move: Move) -> None:
-        source, target = self._streams.of(move.source), self._streams.of(move.target)
-        if source is None or target is None:
-            return
-        places, num_tokens = await self._answer(
-            target.runner.reserve.remote(self._subscriber, move.num_requests), (0, 0)
-        )
+    async def _move(self, one: _UnderWay) -> None:
+        source, target = one.source, one.target
+        granted = await self._answer(target.runner.reserve.remote(self._subscriber, one.num_places), None)
+        one.target_said = target.load
+        places, num_tokens = granted or (0, 0)
+        one.num_places = places
         if not places:
+            one.num_leaving = 0
+            self._rest(target, is_silent=granted is None)
             return
         # Requests end their attempts there perhaps before the call is answered.
-        self._targets[move.source] = deque([move.target] * places)
-        moved = await self._answer(source.runner.hand_back.remote(self._subscriber, places, num_tokens), 0)
-        self._trim(source, target, places, moved)
+        kept = self._kept.setdefault(source.engine_id, deque())
+        kept.extend([one] * places)
+        one.num_leaving = places
+        call = asyncio.ensure_future(source.runner.hand_back.remote(self._subscriber, places, num_tokens))
+        await asyncio.wait((call,), timeout=_PATIENCE_S)
+        if not call.done() and self._others_wait(source):
+            self._give_back(one, places)
+            places = 0
+        moved = await self._answer(call, None)
+        one.source_said, one.num_leaving = source.load, moved or 0
+        self._give_back(one, places - (moved or 0))
         if moved:
-            logger.info(log_fields(event="moved", source=move.source, target=move.target, requests=moved))
+            logger.info(log_fields(event="moved", source=source.engine_id, target=target.engine_id, requests=moved))
+        else:
+            self._rest(source, is_silent=moved is None)
 
-    def _trim(self, source: TokenStream, target: TokenStream, places: int, moved: int) -> None:
-        """Give places back that nobody needs."""
-        targets = self._targets[source.engine_id]
-        for _ in range(min(places - moved, len(targets))):
-            targets.pop()
-        if moved < places:
-            target.runner.give_back.remote(self._subscriber, places - moved)
+    def _others_wait(self, source: TokenStream) -> bool:
+        """Whether somebody waits at another engine who could have places that are kept for requests of ``source``."""
+        others = (stream for stream in self._streams if stream is not source and self._is_usable(stream))
+        return any(stream.load is not None and stream.load.line_length for stream in others)
+
+    def _give_back(self, one: _UnderWay, count: int) -> None:
+        """Give so many of the places back that nobody has come for; those of another move of the source where this one has none
+        left, since who gave them up does not matter to the requests."""
+        kept, unused = self._kept[one.move.source], Counter[TokenStream]()
+        for _ in range(min(count, len(kept))):
+            of = one if one in kept else kept[-1]
+            kept.remove(of)
+            unused[of.target] += 1
+        for target, places in unused.items():
+            target.runner.give_back.remote(self._subscriber, places)
+
+    def _rest(self, stream: TokenStream, is_silent: bool) -> None:
+        seconds = _ASK_SILENT_AGAIN_S if is_silent else _LOOK_AGAIN_S
+        self._resting[stream.engine_id] = time.monotonic() + seconds
 
     async def _answer(self, call, otherwise):
         """Of an engine; ``otherwise`` if it has none in time, or is gone."""

@@ -214,7 +214,7 @@ class EngineClient:
         for item in items:
             if isinstance(item, EngineLoad):
                 stream.announced(item)
-                self.choices.announced(stream.engine_id, item.num_tokens, item.waiting_tokens)
+                self.choices.announced(stream.engine_id, item, stream.load_age_s)
                 self._rooms.changed()
                 self._balancer.changed()
                 self._prompt_start.hurry()

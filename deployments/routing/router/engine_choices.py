@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cluster.outputs import ServedModel
+from cluster.outputs import EngineLoad, ServedModel
 from cluster.request import EngineRequest
 from cluster.routing.fingerprint import can_continue
+from cluster.routing.lines import Line, open_to_arrival
 from cluster.routing.token_loads import TokenLoads
 from cluster.scaling.ingresses import EngineHost
+from cluster.scaling.inputs import MAX_LOAD_AGE_S
 
 # Until Serve's own view has caught up: a dead replica leaves the router's list, a hung one is killed.
 AVOID_DEAD_S = 10.0
@@ -46,6 +48,7 @@ class EngineChoices:
         self._places: dict[str, str] = {}
         self._pinned: set[str] = set()
         self._loads = TokenLoads()
+        self._said: dict[str, tuple[EngineLoad, float]] = {}  # what each engine said last, and when that was so
 
     def avoid(self, engine_id: str, seconds: float) -> None:
         """Choose another engine for so long, as long as there is one."""
@@ -85,6 +88,8 @@ class EngineChoices:
         self._engines = fingerprints
         self.most_engines = max(self.most_engines, len(fingerprints))
         self._loads.keep(fingerprints)
+        for engine_id in self._said.keys() - fingerprints.keys():
+            self._said.pop(engine_id, None)
         now = self._now()
         if fingerprints:
             self._none_since = None
@@ -137,9 +142,23 @@ class EngineChoices:
         """The engine that was chosen says that it has the request."""
         self._loads.taken(request_id)
 
-    def announced(self, engine_id: str, num_tokens: int, waiting_tokens: int = 0) -> None:
-        """The engine says how many tokens the requests have that run or wait there, and of these how many those that wait."""
-        self._loads.announced(engine_id, num_tokens, waiting_tokens)
+    def announced(self, engine_id: str, load: EngineLoad, age_s: float = 0.0) -> None:
+        """The engine says how it is, or was so long ago."""
+        self._loads.announced(engine_id, load.num_tokens, load.waiting_tokens)
+        self._said[engine_id] = load, self._now() - age_s
+
+    def open_engines(self, priority: int) -> frozenset[str]:
+        """Those to which a request may go that has just come, so that it overtakes nobody (``cluster.routing.lines``)."""
+        usable = [engine_id for engine_id in list(self._engines) if not self.is_avoided(engine_id)]
+        return open_to_arrival([self._line(engine_id) for engine_id in usable], priority)
+
+    def _line(self, engine_id: str) -> Line:
+        said = self._said.get(engine_id)
+        if said is None:
+            return Line(engine_id, is_known=False)
+        (load, at), num_sent = said, self._loads.num_sent(engine_id)
+        is_known = self._now() - at <= MAX_LOAD_AGE_S
+        return Line(engine_id, is_known, load.open_places, num_sent, load.line_length, load.line_priority, load.free)
 
     def token_weight(self, engine_id: str) -> float:
         """Of the requests that run or wait there: as announced last, and of those that were sent since."""

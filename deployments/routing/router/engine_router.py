@@ -51,8 +51,9 @@ class EngineRouter(PinnedRouter):
     def ranks(self, call, near):
         """As the policy says."""
         by_id = {self._engine_id(replica): replica for replica in self.known_replicas}
-        views = [self._view(engine_id, replica, near) for engine_id, replica in by_id.items()]
         request = _request(call)
+        open_to = self._open_to(request)
+        views = [self._view(engine_id, replica, near, open_to) for engine_id, replica in by_id.items()]
         wanted = RequestView("" if request is None else call[1])
         chosen = choose(self._policy, wanted, views, self._rng, self.ranks_failed)
         place = self._choices.place(request.request_id) if request is not None else ""
@@ -68,8 +69,8 @@ class EngineRouter(PinnedRouter):
         """The engine that the policy likes best; of several the one whose requests have the fewest tokens, since Serve's queue
         lengths count no request whose call is yet to come. Empty if there is none, or the choice fails."""
         try:
-            near = self.near
-            views = [self._view(self._engine_id(replica), replica, near) for replica in self.known_replicas]
+            near, open_to = self.near, self._open_to(request)
+            views = [self._view(self._engine_id(replica), replica, near, open_to) for replica in self.known_replicas]
             ranks = choose(self._policy, RequestView(""), views, self._rng, self.ranks_failed)
         except Exception as error:
             self.ranks_failed(error)
@@ -99,11 +100,18 @@ class EngineRouter(PinnedRouter):
         hosts = (EngineHost.of(replica.replica_metadata, replica.node_id or "") for replica in known)
         self._choices.hosts = [host for host in hosts if host is not None]
 
-    def _view(self, engine_id: str, replica, near) -> EngineCandidate:
+    def _open_to(self, request: EngineRequest | None) -> frozenset[str] | None:
+        """The engines where a request overtakes nobody; None: any. One that was at an engine before is no later arrival."""
+        if request is None or request.attempt:
+            return None
+        return self._choices.open_engines(request.priority)
+
+    def _view(self, engine_id: str, replica, near, open_to: frozenset[str] | None) -> EngineCandidate:
         return EngineCandidate(
             engine_id,
             fingerprint=replica.replica_metadata.get("fingerprint", ""),
             is_avoided=self._choices.is_avoided(engine_id),
+            is_open=open_to is None or engine_id in open_to,
             is_near=replica.replica_id in near,
             token_weight=self._choices.token_weight(engine_id),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.outputs import AttachRequired
 from cluster.request import EngineRequest
+from cluster.routing.candidates import EngineCandidate, RequestView
+from cluster.routing.policies import Policy
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.router.engine_choices import EngineChoices
 
@@ -89,17 +92,20 @@ async def start_runner(folder: Path, engine_id: str, step_s: float = 0.0, **sett
 
 
 class LocalHandle:
-    """The engine deployment behind one ingress: a request without a place goes to the first engine that lives.
+    """The engine deployment behind one ingress: a request without a place goes to the first engine that lives, or where a policy
+    says.
 
     Attributes:
         runners: by engine id, those that the router knows.
         sent: (request id, attempt, engine id, whether it was moved) of each call.
+        policy: chooses among those that are open to the request, as the router does; None: the first that lives.
     """
 
     def __init__(self, choices: EngineChoices, runners: dict[str, LocalRunner]) -> None:
         self.choices = choices
         self.runners: dict[str, LocalRunner] = {}
         self.sent: list[tuple[str, int, str, bool]] = []
+        self.policy: Policy | None = None
         self.generate = RemoteMethod(self._generate)
         for engine_id, runner in runners.items():
             self.add(engine_id, runner)
@@ -116,7 +122,7 @@ class LocalHandle:
 
     async def _generate(self, request: EngineRequest, fingerprint: str, last_resort: bool) -> Any:
         alive = [known for known, runner in self.runners.items() if not runner.is_dead]
-        engine_id = self.choices.place(request.request_id) or alive[0]
+        engine_id = self.choices.place(request.request_id) or self._best(request, alive)
         self.choices.chose(request, engine_id)
         runner = self.runners[engine_id]
         reply = await runner.generate.remote(request)
@@ -124,6 +130,14 @@ class LocalHandle:
             return reply._replace(runner=runner)
         self.sent.append((request.request_id, request.attempt, engine_id, request.moved))
         return reply._replace(engine_id=engine_id)
+
+    def _best(self, request: EngineRequest, alive: list[str]) -> str:
+        if self.policy is None:
+            return alive[0]
+        open_to = self.choices.open_engines(request.priority) if not request.attempt else alive
+        weight = self.choices.token_weight
+        views = [EngineCandidate(e, token_weight=weight(e), is_open=e in open_to) for e in alive]
+        return self.policy(RequestView(), views, random.Random(0))[0][0].engine_id
 
 
 def local_client(runners: dict[str, LocalRunner]) -> tuple[EngineClient, LocalHandle]:

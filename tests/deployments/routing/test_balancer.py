@@ -13,6 +13,7 @@ from actors.place_reservations import RESERVED_FOR_S
 from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
+from cluster.routing.policies import least_tokens
 from cluster.sampling_params import SamplingParams
 from cluster.scaling.balance import moves
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
@@ -241,9 +242,86 @@ async def test_an_ingress_that_dies_within_a_move_leaves_no_place_reserved(tiny_
     await until(lambda: not scheduler.num_reserved, 5 * RESERVED_FOR_S)
     assert not any(answer.ended.done() for answer in lost)
     await until(lambda: not any(runner.actor._engine_loop._engine.has_work() for runner in (first, second)), 30)
-    dying._balancer._task.cancel()
+    for task in dying._balancer._tasks:
+        task.cancel()
     await other.close()
     for runner in (first, second):
+        await runner.actor.check_integrity()
+        await runner.actor.shutdown()
+
+
+async def test_no_later_arrival_begins_before_those_who_wait(tiny_model):
+    """Requests come all the time, and a second engine has come: the router sends none there before those who waited have gone."""
+    first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
+    clients = [local_client({"first": first}) for _ in range(2)]
+    waiting = [one for n, (client, _) in enumerate(clients) for one in start_many(client, 8, f"early{n}-")]
+    await until(lambda: num_waiting(first) == 12, 5)
+    await asyncio.sleep(0.15)
+    for client, handle in clients:
+        handle.policy = least_tokens
+        handle.add("second", second)
+        attach(client, handle, "second")
+    later: list[Answer] = []
+    while any(answer.first_at is None for answer in waiting):
+        number = len(later)
+        later.append(Answer(clients[number % 2][0], f"late{number}", [number % 100 + 1] * 5))
+        await asyncio.sleep(0.03)
+    last_of_waiting = max(answer.first_at for answer in waiting)
+    before = [answer for answer in later if answer.first_at is not None and answer.first_at < last_of_waiting]
+    answers = waiting + later
+    assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * len(answers)
+    moved = {name for _, handle in clients for name, _, engine, moved in handle.sent if moved and engine == "second"}
+    print(f"{len(later)} came later, {len(before)} of them had a token before the last who waited; {len(moved)} moved")
+    assert len(later) > 5 and len(moved) >= 4
+    assert not before
+    assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
+    for client, _ in clients:
+        await client.close()
+    for runner in (first, second):
+        await runner.actor.check_integrity()
+        await runner.actor.shutdown()
+
+
+@pytest.mark.parametrize(("slow", "calls"), [("target", "reserve"), ("source", "hand_back")])
+async def test_a_slow_engine_does_not_hold_up_the_moves_of_others(tiny_model, slow, calls):
+    """One engine answers no call for seconds. A slow target's requests go to the next engine with room; the places that are kept
+    for a slow source's go to others who wait."""
+    names = ["full", "free"]
+    names.insert(1 if slow == "target" else 0, "slow")
+    runners = {name: await start_runner(tiny_model, name, STEP_S * 5) for name in names}
+    sources = [name for name in names if name == "full" or (slow == "source" and name == "slow")]
+    client, handle = local_client({name: runners[name] for name in sources})
+    answers: list[Answer] = []
+    for name in sources:
+        handle.policy = lambda _, engines, __, name=name: [[e for e in engines if e.engine_id == name]]
+        answers += start_many(client, 8, name)
+        await until(lambda name=name: num_waiting(runners[name]) == 4, 5)
+    asked: list[float] = []
+    real = getattr(runners["slow"].actor, calls)
+
+    async def answer_late(*args):
+        asked.append(time.monotonic())
+        await asyncio.sleep(5)
+        return await real(*args)
+
+    setattr(runners["slow"].actor, calls, answer_late)
+    handle.policy = None
+    await asyncio.sleep(0.15)
+    for name in names:
+        if name not in sources:
+            handle.add(name, runners[name])
+            attach(client, handle, name)
+    await until(lambda: asked, 5)
+    scheduler = runners["free"].actor._engine_loop._engine.scheduler
+    await until(lambda: len(scheduler.running), 5)
+    took_s = time.monotonic() - asked[0]
+    print(f"somebody began there {took_s:.3f} s after the slow engine was asked")
+    assert took_s < 0.5 * 5
+    assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * len(answers)
+    assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
+    await client.close()
+    for runner in runners.values():
+        await until(lambda runner=runner: not runner.actor._engine_loop._engine.scheduler.num_reserved, 10)
         await runner.actor.check_integrity()
         await runner.actor.shutdown()
 

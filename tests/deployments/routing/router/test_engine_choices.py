@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.outputs import EngineLoad
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.routing.router.engine_choices import EngineChoices, choices_of
@@ -76,13 +77,13 @@ def test_a_choice_is_noted_for_open_requests_only_and_forgotten_with_them():
 def test_an_engine_has_the_tokens_that_it_announced_and_those_that_were_sent_since():
     choices = EngineChoices()
     choices.set_engines({"a": "f"})
-    choices.announced("a", 10)
+    choices.announced("a", EngineLoad(9, 9, num_tokens=10))
     choices.open("r")
     choices.sends(request("r"), "a")
     choices.chose(request("r"), "a")
     assert choices.token_weight("a") == 50
     choices.took("r")
-    choices.announced("a", 14, 4)
+    choices.announced("a", EngineLoad(9, 9, num_tokens=14, waiting_tokens=4))
     assert choices.token_weight("a") == 50
     choices.open("r")
     choices.chose(request("r"), "a")

@@ -17,6 +17,7 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Repl
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.request_router import LocalityScope
 
+from cluster.outputs import EngineLoad
 from cluster.request import EngineRequest
 from cluster.routing.policies import POLICIES
 from cluster.sampling_params import SamplingParams
@@ -187,7 +188,7 @@ async def test_the_ingress_hears_of_the_engines_and_of_the_choice_of_its_request
 async def test_least_tokens_spreads_a_burst_that_comes_between_two_announcements(delay_s):
     router, choices = router_to(*(Replica(name, delay_s=delay_s) for name in "abc"), policy="least_tokens")
     for name, num_tokens in (("a", 100), ("b", 0), ("c", 1000)):
-        choices.announced(name, num_tokens)
+        choices.announced(name, EngineLoad(9, 9, num_tokens=num_tokens))
     requests = [pending_request(str(number), num_tokens=10) for number in range(13)]
     for number in range(13):
         choices.open(str(number))
