@@ -38,8 +38,10 @@ from deployments.answers.event_stream import EventStream
 from deployments.answers.generation import Generation
 from deployments.answers.request_line import RequestLines
 from deployments.answers.whole_answer import WholeAnswer
+from deployments.autoscaling.held_requests import HeldRequests
 from deployments.autoscaling.ingress_policy import CPU_SHARE, MOST
 from deployments.autoscaling.report_publisher import ReportPublisher
+from deployments.autoscaling.store import ScalingStore
 from deployments.http.body import default_body_bytes, read_body
 from deployments.http.connection import ClientGoneError, Peer, while_connected
 from deployments.http.errors import ERROR_HANDLERS, error_response
@@ -149,6 +151,7 @@ class OpenAiIngress:
         self._spares = SpareKeepers(processes, config.warm_spares) if processes else None
         self._keeping: asyncio.Task | None = None
         self._reporting: asyncio.Task | None = None
+        self._sharing: asyncio.Task | None = None
         self._cpu = CpuShare()  # from now on: what the start took says nothing of the load
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -221,6 +224,12 @@ class OpenAiIngress:
             client = self._client
             report = ReportPublisher(application_name(), client.subscriber, client.inputs, self._in_force)
             self._reporting = asyncio.create_task(report.run())
+        if config.autoscaling is not None or not config.engine_counts[0]:
+            client, application = self._client, application_name()
+            held = HeldRequests(
+                client.subscriber, lambda: client.num_held, client.may_hold, lambda: ScalingStore(application)
+            )
+            self._sharing = asyncio.create_task(held.run())
         if self._spares is not None:
             self._keeping = asyncio.create_task(self._spares.keep())
 
@@ -237,7 +246,7 @@ class OpenAiIngress:
 
     async def stop(self) -> None:
         """Cancel what runs and detach from the engines."""
-        for task in (self._starting, self._recording, self._keeping, self._reporting):
+        for task in (self._starting, self._recording, self._keeping, self._reporting, self._sharing):
             if task is not None:
                 task.cancel()
         if self._client is not None:

@@ -15,6 +15,7 @@ from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
 from cluster.outputs import ENGINE_LEAVES, EngineLoad, PlainTokens, StreamItem, TokenDelta
 from cluster.replies import EngineLost
+from cluster.scaling.hold import HoldShare
 from cluster.scaling.inputs import EngineSample, ScalingInputs
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import DRAINED, SILENT_ENGINES, RequestEvents
@@ -128,6 +129,15 @@ class EngineClient:
     def may_be(self, max_engines: int) -> None:
         """There may be so many engines from now on."""
         self._rooms.max_engines = max_engines
+
+    def may_hold(self, share: HoldShare) -> None:
+        """Of the requests that wait for a first engine, so many may wait here from now on."""
+        self._rooms.hold_share = share
+
+    @property
+    def num_held(self) -> int:
+        """Sequences that no engine is known to have. Any thread may ask."""
+        return len(self._submissions.unplaced)
 
     @property
     def streams(self) -> list[TokenStream]:

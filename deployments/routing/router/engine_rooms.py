@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cluster.outputs import EngineLoad
+from cluster.scaling.hold import HoldShare
 from deployments.routing.admission import num_booked_for, refusal, share_refusal
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.submissions import Submissions
@@ -21,6 +22,9 @@ class EngineRooms:
         max_queue_share: of the engines' queues, what the sequences of one tenant may hold.
         max_engines: so many there may be at least. While there is none, as many requests wait as they take, or as those took that
             were there. May be changed.
+
+    Attributes:
+        hold_share: this ingress's part of them. May be changed.
     """
 
     def __init__(
@@ -39,24 +43,29 @@ class EngineRooms:
         self._idle_room = idle_room
         self._max_queue_share = max_queue_share
         self.max_engines = max_engines
+        self.hold_share = HoldShare()
 
     def check(self, num_sequences: int, tenant: str = "") -> None:
         """Raise ApiError 429 if the engines do not take so many now, or not of this tenant."""
         streams = self._usable_streams()
         ends_per_s = sum(stream.ends.per_s for stream in streams if stream is not None)
-        rooms = self._rooms(streams) or [self._idle_room] * max(self.max_engines, self._choices.most_engines)
-        num_booked, refused = len(self._submissions.unplaced), None
+        rooms, idle_room, elsewhere = self._rooms(streams), self._idle_room, 0
+        if not rooms:
+            idle_room, num_engines = self._held_room(), max(self.max_engines, self._choices.most_engines)
+            rooms, total = [idle_room] * num_engines, self._idle_room.free * num_engines
+            elsewhere = self.hold_share.excess(total, idle_room.free * num_engines)
+        num_booked, refused = len(self._submissions.unplaced) + elsewhere, None
         if tenant:
             live = list(self._submissions)
             unplaced = Counter(submission.entry.tenant for submission in list(self._submissions.unplaced))
             to_begin = Counter(submission.entry.tenant for submission in live if submission.entry.next_index == 0)
-            num_slots = len(rooms) * (self._idle_room.free - self._idle_room.max_queued)
+            num_slots = len(rooms) * (idle_room.free - idle_room.max_queued)
             free_slots = max(0, num_slots - (len(live) - to_begin.total()))
             refused = share_refusal(to_begin[tenant], num_sequences, rooms, free_slots, self._max_queue_share)
             if refused is None and num_sequences == 1 and streams:
                 # The engine knows exactly. What is announced counts what other keys have sent beyond their shares.
                 return
-            num_booked = num_booked_for(tenant, unplaced, to_begin - unplaced, rooms, self._max_queue_share)
+            num_booked = num_booked_for(tenant, unplaced, to_begin - unplaced, rooms, self._max_queue_share) + elsewhere
         refused = refused or refusal(rooms, num_booked, num_sequences, ends_per_s)
         if refused is not None:
             raise refused
@@ -89,6 +98,11 @@ class EngineRooms:
             if not (self._choices.is_avoided(engine_id) if stream is None else stream.leaves or stream.silent):
                 found.append(stream)
         return found
+
+    def _held_room(self) -> EngineLoad:
+        """This ingress's part of what an engine takes that is not there yet."""
+        free, max_queued = self.hold_share.part(self._idle_room.free), self.hold_share.part(self._idle_room.max_queued)
+        return EngineLoad(free, max_queued)
 
     def _rooms(self, streams: Sequence[TokenStream | None]) -> list[EngineLoad]:
         return [self._idle_room if stream is None else stream.load or self._idle_room for stream in streams]

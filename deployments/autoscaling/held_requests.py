@@ -1,0 +1,106 @@
+"""Where there may be no engine, ingresses tell each other that they live and how many requests they hold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from cluster.process.logs import Seldom
+from cluster.scaling.hold import HoldShare, hold_share
+from deployments.autoscaling.store import ScalingStore
+
+logger = logging.getLogger("ray.serve")
+
+PERIOD_S = 0.5
+# Who has said nothing for so long is gone: the others have its part.
+_GONE_S = 5.0
+_PREFIX = "held."
+
+
+class HeldByOthers:
+    """What all ingresses said last; one that says nothing new is forgotten, by this process's clock."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._heard: dict[str, tuple[bytes, float]] = {}
+
+    def hear(self, entries: Mapping[str, bytes]) -> dict[str, int]:
+        """By name, what those hold that live, from their entries as they are now."""
+        now, before = self._now(), self._heard
+        self._heard = {
+            name: before[name] if name in before and before[name][0] == text else (text, now)
+            for name, text in entries.items()
+        }
+        alive = {name: text for name, (text, at) in self._heard.items() if now - at <= _GONE_S}
+        return {name: count for name, text in alive.items() if (count := _count(text)) is not None}
+
+
+def _entry(number: int, num_held: int) -> bytes:
+    """It differs from the one before by its number."""
+    return json.dumps([number, num_held]).encode()
+
+
+def _count(entry: bytes) -> int | None:
+    try:
+        _, count = json.loads(entry)
+        return int(count)
+    except (ValueError, TypeError):  # of another version of this project
+        return None
+
+
+class HeldRequests:
+    """Of one ingress. A thread of its own talks to the store, so that nobody waits for that.
+
+    Args:
+        ingress: unique among the application's ingresses.
+        num_held: asked on that thread.
+        tell: told the share on the event loop that runs ``run``.
+        open_store: called on the thread, again after a failure.
+    """
+
+    def __init__(
+        self,
+        ingress: str,
+        num_held: Callable[[], int],
+        tell: Callable[[HoldShare], None],
+        open_store: Callable[[], ScalingStore],
+    ) -> None:
+        self._name = ingress
+        self._num_held, self._tell, self._open_store = num_held, tell, open_store
+        self._heard = HeldByOthers()
+        self._ended = threading.Event()
+        self._may_complain = Seldom()
+
+    async def run(self) -> None:
+        """Until this is cancelled."""
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._talk, args=(loop,), daemon=True, name="held-requests").start()
+        try:
+            await loop.create_future()
+        finally:
+            self._ended.set()
+
+    def _talk(self, loop: asyncio.AbstractEventLoop) -> None:
+        store, number = None, 0
+        while True:
+            try:
+                store = store or self._open_store()
+                number += 1
+                store.put(_PREFIX + self._name, _entry(number, self._num_held()))
+                found = {name: text for name, text in store.all().items() if name.startswith(_PREFIX)}
+                held = self._heard.hear({name.removeprefix(_PREFIX): text for name, text in found.items()})
+                loop.call_soon_threadsafe(self._tell, hold_share(self._name, held))
+            except Exception as error:  # what was known last goes on to hold
+                store = None
+                if not self._ended.is_set() and self._may_complain():
+                    logger.warning("other ingresses are not told what is held: %s: %s", type(error).__name__, error)
+            if self._ended.wait(PERIOD_S):
+                break
+        if store is not None:
+            with contextlib.suppress(Exception):
+                store.remove(_PREFIX + self._name)

@@ -1,0 +1,76 @@
+"""Ingresses that share what may be held while there is no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from cluster.api_errors import ApiError
+from cluster.outputs import EngineLoad
+from cluster.scaling.hold import HoldShare
+from deployments.autoscaling import held_requests
+from deployments.autoscaling.held_requests import HeldByOthers, HeldRequests
+from deployments.routing.engine_client import EngineClient
+from deployments.routing.router.engine_choices import EngineChoices
+from tests.deployments.autoscaling.test_store_thread import Entries
+from tests.waiting import until
+
+
+def test_who_says_nothing_new_is_forgotten():
+    now = [0.0]
+    heard = HeldByOthers(lambda: now[0])
+    assert heard.hear({"a": b"[1, 3]", "b": b"[1, 4]", "other": b"{}"}) == {"a": 3, "b": 4}
+    now[0] = held_requests._GONE_S
+    assert heard.hear({"a": b"[2, 3]", "b": b"[1, 4]"}) == {"a": 3, "b": 4}
+    now[0] += 0.1
+    assert heard.hear({"a": b"[2, 3]", "b": b"[1, 4]"}) == {"a": 3}
+    assert heard.hear({"a": b"[2, 3]", "b": b"[2, 5]"}) == {"a": 3, "b": 5}
+
+
+def client() -> EngineClient:
+    return EngineClient(None, EngineChoices(), 3, idle_room=EngineLoad(free=7, max_queued=5), max_engines=3)  # type: ignore[arg-type]
+
+
+def room_of(ingress: EngineClient) -> int:
+    """Requests of one sequence that it would take, one by one."""
+    taken = 0
+    with contextlib.suppress(ApiError):
+        while True:
+            ingress.check_room(1)
+            ingress._submissions.unplaced.add(taken)  # type: ignore[arg-type]
+            taken += 1
+    with pytest.raises(ApiError, match="requests are waiting"):
+        ingress.check_room(1)
+    ingress._submissions.unplaced.clear()
+    return taken
+
+
+async def test_ingresses_together_hold_what_the_engines_may_queue(monkeypatch):
+    monkeypatch.setattr(held_requests, "PERIOD_S", 0.02)
+    store, ingresses, tasks = Entries(), [client() for _ in range(4)], []
+    assert [room_of(one) for one in ingresses] == [21] * 4
+    for one in ingresses:
+        held = HeldRequests(one.subscriber, lambda one=one: one.num_held, one.may_hold, lambda: store)
+        tasks.append(asyncio.create_task(held.run()))
+    await until(lambda: all(one._rooms.hold_share.num_ingresses == 4 for one in ingresses), 5)
+    assert sorted(one._rooms.hold_share.index for one in ingresses) == [0, 1, 2, 3]
+    assert sum(room_of(one) for one in ingresses) == 21
+    # One that leaves gives its part to the others.
+    tasks.pop().cancel()
+    await until(lambda: all(one._rooms.hold_share.num_ingresses == 3 for one in ingresses[:3]), 5)
+    assert sum(room_of(one) for one in ingresses[:3]) == 21
+    for task in tasks:
+        task.cancel()
+    await until(lambda: not store.entries, 5)
+
+
+async def test_what_others_hold_beyond_their_part_is_not_taken_again():
+    one = client()
+    one.may_hold(HoldShare(0, 2, held_elsewhere=21))
+    assert room_of(one) == 0
+    one.may_hold(HoldShare(0, 2, held_elsewhere=15))
+    assert room_of(one) == 6
+    one.may_hold(HoldShare(0, 2, held_elsewhere=9))
+    assert room_of(one) == 12
