@@ -107,6 +107,8 @@ class RunnerActor:
         freeze_gc()
         self._info = engine.info
         self._compile_grammar = engine.compile_grammar
+        self._is_ready_for_grammars = lambda: engine.is_ready_for_grammars
+        self._get_ready_for_grammars = engine.get_ready_for_grammars
         self._engine_loop = _new_loop(engine, self._publish, self._on_death, self._on_queue)
         # First steps after loading are the warm-up's; they ended before the watch begins.
         self._watching = self._loop.create_task(self._watch())
@@ -333,12 +335,17 @@ class RunnerActor:
         """So many places that were reserved for ``subscriber`` it does not need."""
         self._reservations.give_back(subscriber, count)
 
-    async def hand_back(self, subscriber: str, count: int, num_tokens: int) -> int:
+    async def get_ready_for_grammars(self) -> None:
+        """Load what a first grammar needs: requests that wait elsewhere are about to bring some."""
+        await self._loop.run_in_executor(self._compiler, self._get_ready_for_grammars)
+
+    async def hand_back(self, subscriber: str, count: int, num_tokens: int, masked: bool = True) -> int:
         """Give up to ``count`` waiting requests of ``subscriber``, the first in the order of service, back to it: there is a
         place for them elsewhere.
 
         Args:
             num_tokens: the prompts together have at most so many tokens.
+            masked: those under a grammar or a budget may go, too; where they would wait for a vocabulary they had better stay.
         Returns:
             How many; their last deltas say FINISH_MOVE. Those stay whose cached prompts are worth more than the time they
             are expected to wait.
@@ -346,7 +353,7 @@ class RunnerActor:
         waited_s = {key: self._live.wait_s(key) for key, _ in self._live.unfinished()}
 
         def choose(engine: Engine) -> list[RequestKey]:
-            return engine.requests_to_move(subscriber, count, num_tokens, waited_s)
+            return engine.requests_to_move(subscriber, count, num_tokens, waited_s, masked)
 
         return await self._hand_over(choose, FINISH_MOVE)
 
@@ -546,6 +553,7 @@ class RunnerActor:
             queue_time_s=round(queue_time_s, 3),
             line_length=sum(queue.num_movable.values()),
             line_priority=queue.line_priority,
+            ready_for_grammars=self._is_ready_for_grammars(),
         )
 
     def _adding(self, live: LiveRequest) -> Callable[[Engine], None]:

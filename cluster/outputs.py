@@ -120,6 +120,7 @@ class EngineLoad(NamedTuple):
         line_length: so many of all subscribers; ``line_priority`` is that of the most urgent.
         oldest_wait_s: of the subscriber's, how long the first has waited.
         sampled_at: seconds since 1970, on the engine's machine.
+        ready_for_grammars: a first grammar takes no longer than any other.
         num_running: requests that own a slot.
         num_waiting: requests that do not; also those that the engine's thread has yet to take.
         waiting_tokens: of the prompts, and answers so far, of those that wait.
@@ -158,6 +159,7 @@ class EngineLoad(NamedTuple):
     queue_time_s: float = 0.0
     line_length: int = 0
     line_priority: int = 0
+    ready_for_grammars: bool = True
 
     @property
     def running_tokens(self) -> int:

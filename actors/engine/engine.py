@@ -99,6 +99,16 @@ class Engine:
             )
         return self.grammars.prepare(params)
 
+    @property
+    def is_ready_for_grammars(self) -> bool:
+        """Whether a first grammar takes no longer than any other."""
+        return self.grammars is None or self.grammars.is_ready
+
+    def get_ready_for_grammars(self) -> None:
+        """Load what the first grammar needs. Not for the engine's thread; errors as ``Grammars.get_ready``."""
+        if self.grammars is not None:
+            self.grammars.get_ready()
+
     def abort(self, request_id: str, attempt: int = 0) -> TokenDelta | None:
         """End a request; its blocks are free at once. None if it is not here."""
         self.queue_times.gone(request_id)
@@ -179,7 +189,7 @@ class Engine:
         return self._step_clock.seconds_to_wait(self.clock.now(), in_flight.num_tokens, in_flight.launched_at)
 
     def requests_to_move(
-        self, subscriber: str, count: int, num_tokens: int, waited_s: Mapping[RequestKey, float]
+        self, subscriber: str, count: int, num_tokens: int, waited_s: Mapping[RequestKey, float], masked: bool = True
     ) -> list[RequestKey]:
         """Waiting requests that ``subscriber`` had better bring elsewhere, in the order of service. Those of other
         subscribers that come first have their places first (``TurnsToMove``).
@@ -187,6 +197,7 @@ class Engine:
         Args:
             count, num_tokens: for so many there are places and memory elsewhere.
             waited_s: how long each request has waited.
+            masked: those under a grammar or a budget are among them.
         """
         scheduler, left = self.scheduler, num_tokens
         chosen: list[RequestKey] = []
@@ -195,7 +206,7 @@ class Engine:
             if len(chosen) + len(first_of_others) == count:
                 break
             key, size = sequence.key, len(sequence.token_ids)
-            if not sequence.is_movable or size > left:
+            if not sequence.is_movable or size > left or (sequence.request.params.is_masked and not masked):
                 continue
             num_cached = scheduler.num_cached_tokens(sequence)  # hashes the prompt, the first time
             if not is_worth_moving(waited_s.get(key, 0.0), num_cached, self.tokens_per_s):

@@ -124,6 +124,19 @@ class Grammars:
         unseen = vocabulary.special_ids - {vocabulary.special_id(mark) for mark in (*marks.begins, *marks.ends)}
         return lambda token: b"" if token in unseen else vocabulary.token_bytes(token)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the vocabulary is here, which takes seconds at the first use."""
+        return self._vocabulary is not None
+
+    def get_ready(self) -> None:
+        """Load it, before anybody waits for it.
+
+        Raises:
+            ModelLoadError, OSError: as ``load_vocabulary``.
+        """
+        self._loaded_vocabulary()
+
     def _loaded_vocabulary(self) -> Vocabulary:
         with self._loading:
             if self._vocabulary is None:

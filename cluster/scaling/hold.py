@@ -14,18 +14,18 @@ class HoldShare(NamedTuple):
     """Of one ingress.
 
     Attributes:
-        index, num_ingresses: its number among those that live, from 0.
+        number, num_ingresses: its own among those that live, from 0.
         held_elsewhere: requests that the others hold, as they said last.
     """
 
-    index: int = 0
+    number: int = 0
     num_ingresses: int = 1
     held_elsewhere: int = 0
 
     def part(self, total: int) -> int:
         """Of ``total`` places; what is left over goes to the first ones."""
         share, rest = divmod(total, self.num_ingresses)
-        return share + (self.index < rest)
+        return share + (self.number < rest)
 
     def excess(self, total: int, own: int) -> int:
         """How many of its ``own`` places of ``total`` the others have taken."""

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cluster.outputs import EngineLoad
@@ -29,6 +30,7 @@ _PATIENCE_S = 0.25
 # An engine that had no place, or nobody worth moving, is asked again then; one that did not answer, later.
 _LOOK_AGAIN_S = 0.2
 _ASK_SILENT_AGAIN_S = 2.0
+_ASK_GRAMMARS_AGAIN_S = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -65,12 +67,20 @@ class _UnderWay:
 
 
 class Balancer:
-    """Belongs to one event loop."""
+    """Belongs to one event loop.
 
-    def __init__(self, subscriber: str, streams: TokenStreams, choices: EngineChoices) -> None:
+    Args:
+        has_masked: whether requests under a grammar or a budget wait in an engine.
+    """
+
+    def __init__(
+        self, subscriber: str, streams: TokenStreams, choices: EngineChoices, has_masked: Callable[[TokenStream], bool]
+    ) -> None:
         self._subscriber = subscriber
         self._streams = streams
         self._choices = choices
+        self._has_masked = has_masked
+        self._told_of_grammars: dict[str, float] = {}  # when an engine was told to get ready for them
         self._under_way: list[_UnderWay] = []
         self._kept: dict[str, deque[_UnderWay]] = {}  # by source: the move of each place that nobody has come for
         self._resting: dict[str, float] = {}  # until when an engine is left alone
@@ -159,7 +169,8 @@ class Balancer:
         kept = self._kept.setdefault(source.engine_id, deque())
         kept.extend([one] * places)
         one.num_leaving = places
-        call = asyncio.ensure_future(source.runner.hand_back.remote(self._subscriber, places, num_tokens))
+        masked = self._is_ready_for(source, target)
+        call = asyncio.ensure_future(source.runner.hand_back.remote(self._subscriber, places, num_tokens, masked))
         await asyncio.wait((call,), timeout=_PATIENCE_S)
         if not call.done() and self._others_wait(source):
             self._give_back(one, places)
@@ -171,6 +182,18 @@ class Balancer:
             logger.info(log_fields(event="moved", source=source.engine_id, target=target.engine_id, requests=moved))
         else:
             self._rest(source, is_silent=moved is None)
+
+    def _is_ready_for(self, source: TokenStream, target: TokenStream) -> bool:
+        """Whether requests under a grammar may go there. A new engine is told to get ready if some wait: that takes seconds, in
+        which the full one may have begun them."""
+        if target.load is None or target.load.ready_for_grammars:
+            return True
+        now = time.monotonic()
+        is_told = now < self._told_of_grammars.get(target.engine_id, 0.0) + _ASK_GRAMMARS_AGAIN_S
+        if not is_told and self._has_masked(source):
+            self._told_of_grammars[target.engine_id] = now
+            target.runner.get_ready_for_grammars.remote()
+        return False
 
     def _others_wait(self, source: TokenStream) -> bool:
         """Whether somebody waits at another engine who could have places that are kept for requests of ``source``."""

@@ -86,7 +86,7 @@ class EngineClient:
             hang_timeout_s,
         )
         self._rooms = EngineRooms(choices, self._streams, self._submissions, idle_room, max_queue_share, max_engines)
-        self._balancer = Balancer(self.subscriber, self._streams, choices)
+        self._balancer = Balancer(self.subscriber, self._streams, choices, self._has_masked)
         self._attempts = Attempts(
             handle, choices, self._streams, self._submissions, self._departures, self.metrics, hang_timeout_s
         )
@@ -219,6 +219,10 @@ class EngineClient:
         await self._balancer.close()
         await self._departures.close()
         await self._streams.close()
+
+    def _has_masked(self, stream: TokenStream) -> bool:
+        on = self._submissions.on(stream)
+        return any(one.entry.params.is_masked and not one.entry.next_index for one in on)
 
     def _on_deltas(self, stream: TokenStream, items: Sequence[StreamItem]) -> None:
         for item in items:

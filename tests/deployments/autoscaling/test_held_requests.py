@@ -55,7 +55,7 @@ async def test_ingresses_together_hold_what_the_engines_may_queue(monkeypatch):
         held = HeldRequests(one.subscriber, lambda one=one: one.num_held, one.may_hold, lambda: store)
         tasks.append(asyncio.create_task(held.run()))
     await until(lambda: all(one._rooms.hold_share.num_ingresses == 4 for one in ingresses), 5)
-    assert sorted(one._rooms.hold_share.index for one in ingresses) == [0, 1, 2, 3]
+    assert sorted(one._rooms.hold_share.number for one in ingresses) == [0, 1, 2, 3]
     assert sum(room_of(one) for one in ingresses) == 21
     # One that leaves gives its part to the others.
     tasks.pop().cancel()

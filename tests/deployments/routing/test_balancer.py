@@ -11,6 +11,7 @@ import pytest
 from actors import delta_stream
 from actors.place_reservations import RESERVED_FOR_S
 from cluster.api_errors import ApiError
+from cluster.grammar import REGEX, Grammar
 from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
 from cluster.routing.policies import least_tokens
@@ -39,12 +40,12 @@ def tiny_model(tmp_path_factory):
 class Answer:
     """What a client gets of one sequence."""
 
-    def __init__(self, client: EngineClient, name: str, prompt: list[int]) -> None:
+    def __init__(self, client: EngineClient, name: str, prompt: list[int], grammar: Grammar | None = None) -> None:
         self.prompt = prompt
         self.tokens: list[int] = []
         self.first_at: float | None = None
         self.ended: asyncio.Future[ApiError | None] = asyncio.get_running_loop().create_future()
-        params = SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, temperature=1.0, seed=7)
+        params = SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, temperature=1.0, seed=7, grammar=grammar)
         entry = JournalEntry(name, prompt, params, client.subscriber)
         self.submission = client.submit(entry, self._deliver, self.ended.set_result)
 
@@ -322,6 +323,42 @@ async def test_a_slow_engine_does_not_hold_up_the_moves_of_others(tiny_model, sl
     await client.close()
     for runner in runners.values():
         await until(lambda runner=runner: not runner.actor._engine_loop._engine.scheduler.num_reserved, 10)
+        await runner.actor.check_integrity()
+        await runner.actor.shutdown()
+
+
+async def test_who_waits_under_a_grammar_moves_when_the_new_engine_is_ready_for_grammars(tmp_path, smollm2_source):
+    """It reads its vocabulary in a process of its own, which takes a second and longer; others move at once."""
+    folder = write_tiny_model(tmp_path)
+    settings = {"tokenizer": str(smollm2_source.path)}
+    first, second = [await start_runner(folder, name, STEP_S * 10, **settings) for name in ("first", "second")]
+    client, handle = local_client({"first": first})
+    await asyncio.to_thread(first.actor._get_ready_for_grammars)
+    assert first.actor._is_ready_for_grammars() and not second.actor._is_ready_for_grammars()
+    running = start_many(client, 4, "running")
+    await until(lambda: len(first.actor._engine_loop._engine.scheduler.running) == 4, 5)
+    digits = Grammar(REGEX, "[0-9]{4,8}")
+    masked, plain = Answer(client, "masked", [3] * 5, grammar=digits), Answer(client, "plain", [4] * 5)
+    await until(lambda: num_waiting(first) == 2, 10)
+    asked: list[float] = []
+    get_ready = second.actor.get_ready_for_grammars
+
+    async def noting():
+        asked.append(time.monotonic())
+        await get_ready()
+
+    second.actor.get_ready_for_grammars = noting
+    handle.add("second", second)
+    attach(client, handle, "second")
+    answers = [*running, masked, plain]
+    assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * 6
+    moved_to = {name: engine for name, _, engine, moved in handle.sent if moved}
+    assert moved_to["plain"] == "second"
+    assert len(asked) == 1
+    await until(second.actor._is_ready_for_grammars, 60)
+    assert plain.first_at < masked.first_at
+    await client.close()
+    for runner in (first, second):
         await runner.actor.check_integrity()
         await runner.actor.shutdown()
 
