@@ -233,8 +233,9 @@ class OpenAiIngress:
         if self._spares is not None:
             self._keeping = asyncio.create_task(self._spares.keep())
 
-    def _in_force(self, settings: Autoscaling) -> None:
+    def _in_force(self, settings: Autoscaling, signal_age_s: float) -> None:
         assert self._client is not None
+        self._client.metrics.record_age("scaling", signal_age_s)
         self._client.may_be(settings.max_replicas)
         config, tpot_s = self._config, settings.slo_tpot_ms / 1e3
         self._client.metrics.aim(config.ttft_target_s or settings.slo_ttft_s, config.tpot_target_s or tpot_s)
@@ -254,7 +255,9 @@ class OpenAiIngress:
 
     async def _record_load(self, client: EngineClient) -> None:
         while True:
-            client.metrics.record(client.inputs().ingress)
+            inputs = client.inputs()
+            client.metrics.record(inputs.ingress)
+            client.metrics.record_age("routing", max((engine.age_s for engine in inputs.engines), default=0.0))
             await asyncio.sleep(_RECORD_S)
 
     async def _connect(self, client: EngineClient) -> None:

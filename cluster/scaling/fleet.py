@@ -52,7 +52,8 @@ class PolicySettings:
         slo_share: of the answers, those that are to meet both.
         cost_weight: 1 by default; with more, engines leave sooner and less is kept in reserve.
         start_s: seconds from a decision to an engine that serves.
-        max_age_s: nothing is decided from samples that are older.
+        max_age_s: nothing is decided from samples that are older. On a machine that is not too busy they are half as old at most
+            (``deployments.autoscaling.report_publisher.PERIOD_S``).
         max_state_age_s: a remembered target that is older is not believed after a restart.
         costs: step times to begin with; they are learned.
     """
@@ -64,7 +65,7 @@ class PolicySettings:
     slo_share: float = 0.99
     cost_weight: float = 1.0
     start_s: float = 15.0
-    max_age_s: float = 5.0
+    max_age_s: float = 1.0
     max_state_age_s: float = 600.0
     costs: StepCosts = PRIOR_COSTS
 
@@ -133,6 +134,12 @@ class Decision:
     target: int
     reason: str
     state: PolicyState
+
+
+def signal_age_s(inputs: FleetInputs) -> float:
+    """Age of the oldest that is known of an engine or an ingress; 0 if nothing is."""
+    ages = [engine.age_s for engine in inputs.engines]
+    return max([*ages, *(inputs.now - ingress.sampled_at for ingress in inputs.ingresses)], default=0.0)
 
 
 def to_json(value: FleetInputs | PolicySettings | PolicyState | Decision) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from cluster.config import Autoscaling
-from cluster.scaling.fleet import FleetInputs, PolicySettings, PolicyState
+from cluster.scaling.fleet import FleetInputs, PolicySettings, PolicyState, signal_age_s
 from cluster.scaling.inputs import EngineSample, IngressLoad, ScalingInputs
 from cluster.scaling.log import Decide, Record, described, source_hash
 from cluster.scaling.starts import Starts, looked
@@ -180,6 +180,7 @@ class EnginePolicy:
             "target": record.target,
             "running": record.inputs.num_ready,
             "reason": record.reason,
+            "signal_age_s": round(signal_age_s(record.inputs), 3),
             "sequence": record.sequence,
             "at": record.at,
             "policy": record.policy,

@@ -51,19 +51,21 @@ def _load(fields: list) -> EngineLoad:
 class HeardReports:
     """The reports of all ingresses, each with the time when it was first heard.
 
-    Clocks of machines differ, so what counts is when a report changed here. Of the first one it cannot be said; then the clocks
-    decide, whichever way they differ.
+    Clocks of machines differ, so what counts is when a report changed here: it is as old as the clocks say, but no older than the
+    look before. Of the first one that cannot be said; then the clocks decide, whichever way they differ.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
         self._now, self._wall = now, wall
         self._heard: dict[str, tuple[bytes, ScalingInputs, float]] = {}
+        self._looked_at = now()
 
     def hear(self, entries: Mapping[str, bytes]) -> list[str]:
         """Take the entries as they are now; returns the names of those that nobody renews any more, which are left out."""
         for name in self._heard.keys() - entries.keys():
             del self._heard[name]
-        gone = []
+        gone, now, before = [], self._now(), self._looked_at
+        self._looked_at = now
         for name, text in entries.items():
             heard = self._heard.get(name)
             if heard is None or heard[0] != text:
@@ -72,10 +74,11 @@ class HeardReports:
                 except ValueError:
                     self._heard.pop(name, None)
                     continue
-                age_s = 0.0 if heard is not None else abs(self._wall() - inputs.ingress.sampled_at)
+                by_clocks_s = self._wall() - inputs.ingress.sampled_at
+                age_s = abs(by_clocks_s) if heard is None else min(max(0.0, by_clocks_s), now - before)
                 age_s = min(age_s, FORGOTTEN_S / 2)  # a wrong clock is no reason to forget it before it is renewed
-                self._heard[name] = text, inputs, self._now() - age_s
-            if self._now() - self._heard[name][2] > FORGOTTEN_S:
+                self._heard[name] = text, inputs, now - age_s
+            if now - self._heard[name][2] > FORGOTTEN_S:
                 gone.append(name)
                 del self._heard[name]
         return gone

@@ -17,7 +17,7 @@ from deployments.autoscaling.store import SETTINGS, STATE, ScalingStore, is_repo
 
 logger = logging.getLogger("ray.serve")
 
-PERIOD_S = 0.2
+PERIOD_S = 0.1
 
 
 class Seen(NamedTuple):

@@ -34,6 +34,7 @@ class IngressMetrics:
         self._received = metrics["bireme_requests_received"]
         self._held = metrics["bireme_num_requests_held"]
         self._arrival_rate = metrics["bireme_request_arrivals_per_second"]
+        self._signal_age = metrics["bireme_signal_age_seconds"]
         self._ttft, self._tpot = (
             None if target_s is None else LatencyTarget(target_s, metrics[name])
             for target_s, name in (
@@ -88,6 +89,10 @@ class IngressMetrics:
         """Export what changes without an event."""
         self._held.set(load.num_held)
         self._arrival_rate.set(load.arrivals_per_s)
+
+    def record_age(self, decides: str, age_s: float) -> None:
+        """How old the oldest word of an engine was that was decided from: in "routing" here, or in "scaling"."""
+        self._signal_age.set(age_s, {"decides": decides})
 
     def count_attempt(self, outcome: object) -> None:
         """A sequence is submitted again because of ``outcome``, whose type is the cause: EngineLost is ``engine_lost``."""

@@ -21,9 +21,12 @@ from typer.testing import CliRunner
 
 from cluster.client import AsyncClient
 from cluster.config import Autoscaling, LLMConfig
+from cluster.outputs import EngineLoad
 from cluster.process.process_liveness import has_ended
+from cluster.scaling.fleet import FleetInputs
 from cluster.scaling.ingresses import IngressRule
 from cluster.scaling.ingresses import decide as ingresses_wanted
+from cluster.scaling.inputs import MAX_LOAD_AGE_S
 from deployments.autoscaling.decision_file import file_name
 from deployments.autoscaling.serve_options import autoscaling_config, ingress_autoscaling_config
 from deployments.cli import app as bireme
@@ -379,6 +382,15 @@ async def test_engines_follow_objectives_that_may_change_and_nothing_that_fails_
     assert replayed.exit_code == 0 and found["differences"] == [] and found["num_replayed"] > 20
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert {record["target"] for record in records} >= {0, 1, 2, 3}
+    told = [FleetInputs(*record["inputs"]) for record in records]
+    sampled_at = EngineLoad._fields.index("sampled_at")
+    # By the one clock of this machine, and as the policy knew it. Some are of moments in which a process was killed.
+    ages = sorted(inputs.now - load[sampled_at] for inputs in told for _, load, _ in inputs.engines)
+    known = sorted(age_s for inputs in told for *_, age_s in inputs.engines)
+    middle, most = len(ages) // 2, len(ages) * 95 // 100
+    print(f"{len(ages)} words of engines, {ages[middle]:.2f} s old, 95 % of them at most {ages[most]:.2f} s")
+    assert len(ages) > 20 and ages[middle] < MAX_LOAD_AGE_S * 2
+    assert abs(ages[middle] - known[middle]) < MAX_LOAD_AGE_S / 2
     assert all(later["sequence"] > before["sequence"] for before, later in itertools.pairwise(records))
     after = [record["target"] for record in records if before_kill < record["sequence"] <= shown_after_kill]
     assert set(after) == {2}, "a controller that has just begun, and knows of no load, changes nothing"

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.config import Autoscaling
 from cluster.outputs import EngineLoad
-from cluster.scaling.fleet import Decision, FleetInputs, PolicyState
+from cluster.scaling.fleet import Decision, FleetInputs, PolicyState, signal_age_s
 from cluster.scaling.inputs import EngineSample, IngressLoad, ScalingInputs
 from cluster.scaling.log import replay
 from cluster.scaling.policy import decide
@@ -99,6 +99,7 @@ def test_what_engines_said_is_as_old_as_both_ways_together_and_only_serve_s_own_
     assert (engine.engine_id, inputs.num_ready, inputs.num_starting) == ("engine-a", 2, 1)
     assert engine.age_s == pytest.approx(1.1, abs=0.2)
     assert [inputs.now - ingress.sampled_at for ingress in inputs.ingresses] == pytest.approx([1.0, 1.0], abs=0.2)
+    assert signal_age_s(inputs) == pytest.approx(1.1, abs=0.2) and signal_age_s(FleetInputs(1.0)) == 0
 
 
 def test_what_was_remembered_outlives_the_controller():
