@@ -250,6 +250,9 @@ SERVE_OPTIONS = frozenset(
 
 # More engines than this nobody starts by mistake.
 MOST_ENGINES = 10_000
+# CPUs that Ray reserves for an ingress, and for the replica beside a runner.
+INGRESS_CPUS = 0.2
+ENGINE_REPLICA_CPUS = 0.1
 
 
 class Autoscaling(Settings):

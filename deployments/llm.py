@@ -13,7 +13,7 @@ from ray.serve import Application
 
 from actors.engine.memory_plan import step_budget
 from cluster import __version__
-from cluster.config import LLMConfig
+from cluster.config import ENGINE_REPLICA_CPUS, INGRESS_CPUS, LLMConfig
 from deployments.autoscaling.serve_options import autoscaling_config, ingress_autoscaling_config
 from deployments.http.keys import key_digest
 from deployments.ingress import OpenAiIngress
@@ -25,8 +25,6 @@ from deployments.start.app_arguments import AppArguments, SettingsError
 from deployments.start.ray_llm_config import LLM_CONFIGS
 from deployments.start.serve_options import check_serve_options, with_options
 
-INGRESS_CPUS = 0.2
-ENGINE_REPLICA_CPUS = 0.1
 _INGRESS_ONGOING_REQUESTS = 10_000
 _INGRESS_SHUTDOWN_TIMEOUT_S = 600.0
 _HEALTH_CHECK_PERIOD_S = 2.0

@@ -35,8 +35,14 @@ PAGES = [
 
 PYTHON_BLOCK = re.compile(r"(<!-- runnable -->\n)?```python\n(.*?)```", re.DOTALL)
 BLOCK = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-# Which marks say that a block of a language is held by a test; "not run: REASON" goes with any.
-RUN_AS = {"python": {"runnable"}, "bash": {"served"}, "yaml": {"config"}}
+# Which marks say that a block of a language is held by a test; "not run: REASON" goes with any, and "shown: TEST" with what a
+# program prints, which that test compares.
+RUN_AS = {
+    "python": {"runnable", "calling"},
+    "bash": {"served", "calling", "alone"},
+    "yaml": {"config", "prometheus"},
+}
+SHOWN = "shown: "
 
 
 def config_table_script() -> ModuleType:
@@ -63,15 +69,29 @@ def blocks_marked(wanted: str) -> list[str]:
     return [text for page in pages for mark, _, text in blocks(page) if mark == wanted]
 
 
+def shown_block(page: str, test: str, number: int = 0) -> str:
+    """What a page shows that a program prints, of those blocks that say ``test`` compares them.
+
+    Args:
+        page: from the root. test: the test's ``__file__``. number: which of them, in the page's order.
+    """
+    mark = SHOWN + Path(test).resolve().relative_to(ROOT).as_posix()
+    return [text for given, _, text in blocks(ROOT / page) if given == mark][number]
+
+
+def is_held(mark: str, language: str) -> bool:
+    """Whether a test runs the block or compares it, or the mark says why none does."""
+    if mark.startswith(SHOWN):
+        test = ROOT / mark.removeprefix(SHOWN)
+        return test.is_file() and "shown_block(" in test.read_text(encoding="utf-8")
+    return mark in RUN_AS.get(language, set()) or re.fullmatch(r"not run: .{8,}", mark) is not None
+
+
 @pytest.mark.parametrize("page", BY_TASK, ids=lambda page: page.name)
 def test_every_block_runs_or_says_why_not(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert len(blocks(page)) * 2 == len(re.findall(r"^ *```", text, re.MULTILINE)), "a block that is not recognised"
-    unheld = [
-        code
-        for mark, language, code in blocks(page)
-        if mark not in RUN_AS.get(language, set()) and not re.fullmatch(r"not run: .{8,}", mark)
-    ]
+    unheld = [code for mark, language, code in blocks(page) if not is_held(mark, language)]
     assert not unheld, f"neither run nor marked <!-- not run: REASON -->: {unheld}"
 
 
@@ -81,6 +101,21 @@ def test_config_blocks_are_valid(text: str) -> None:
     # A whole file of Serve, or settings alone.
     for args in [app["args"] for app in config["applications"]] if "applications" in config else [config]:
         AppArguments.with_keys(args)
+
+
+@pytest.mark.parametrize("text", blocks_marked("prometheus"), ids=lambda text: text.splitlines()[0])
+def test_files_for_prometheus_name_what_is_there(text: str) -> None:
+    script, found = docs_script("make_metrics_table"), yaml.safe_load(text)
+    known = {script.exported(metric) for metrics in script.GROUPS.values() for metric in metrics}
+    for rule in (rule for group in found.get("groups", []) for rule in group["rules"]):
+        assert rule.keys() <= {"alert", "expr", "for"}
+        assert (named := set(re.findall(r"ray_bireme_\w+", rule["expr"])))
+        assert named <= known
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+    for job in found.get("scrape_configs", []):
+        assert job["metrics_path"] == "/metrics"
+        assert set(job["params"]["only"]) <= {"bireme", "vllm", "ray"}
+    assert found.keys() <= {"groups", "scrape_configs"}
 
 
 def test_config_table_is_current() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
@@ -12,14 +13,19 @@ from cluster.config import LLMConfig
 from cluster.errors import BiremeError
 from cluster.terminal.app import app, errors, print_wrapped
 from deployments.commands.completion import SettingsCommand, complete_settings
+from deployments.commands.machine_plan import (
+    Machine,
+    Planned,
+    count_text,
+    engine_count,
+    faults,
+    num_ingresses,
+    together,
+)
 from deployments.commands.setting_flags import TAKES_SETTINGS, say_accepted, with_setting_flags
 from deployments.http.keys import ApiKeys
 from deployments.start.app_arguments import SettingsError
-from deployments.start.serve_config import configured_model, serve_config
-
-if TYPE_CHECKING:
-    from actors.engine.memory_plan import MemoryPlan
-    from actors.models.config import ModelConfig
+from deployments.start.serve_config import configured_models, name_of, serve_config
 
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings without starting a server.")
 app.add_typer(config_app, name="config")
@@ -52,6 +58,28 @@ def check(
     ] = None,
 ) -> None:
     """Check settings and model files, and show how the memory would be divided. Weights are neither fetched nor read."""
+    try:
+        applications = configured_models(serve_config(settings or [], host, port, say=say_accepted))
+        if gpu_gib is not None and all(model.device == "cpu" for _, model in applications):
+            raise BiremeError("--gpu-gib: device is cpu", "device")
+        gpus = gpu_memory() if gpu_gib is None and any(model.device != "cpu" for _, model in applications) else []
+        planned = [
+            _planned(application, name_of(application, number), model, gpus, gpu_gib)
+            for number, (application, model) in enumerate(applications)
+        ]
+    except (BiremeError, SettingsError) as error:
+        errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from None
+    known_gpus = len(gpus) if gpu_gib is None else None
+    machine = Machine(_host_bytes(), os.cpu_count() or 1, known_gpus, gpus[0][1] if gpus else 0)
+    for line in _lines(planned, machine, gpu_gib):
+        print_wrapped(line, _NAME_WIDTH)
+
+
+def _planned(
+    application: dict[str, Any], name: str, config: LLMConfig, gpus: list[tuple[int, int]], gpu_gib: float | None
+) -> Planned:
+    """The application with the plan of one of its engines."""
     # What reads models takes longer to load than a list of commands may take to show.
     from actors.engine.memory_plan import plan_memory
     from actors.model_files.config import load_model_config
@@ -59,35 +87,47 @@ def check(
     from actors.model_files.weight_format import kinds_in_use
     from actors.models.gpu_limits import check_gpu_model
 
-    try:
-        model = configured_model(serve_config(settings or [], host, port, say=say_accepted))
-        ApiKeys.configured(model.api_keys, model.api_keys_file)
-        # As dummy weights: of a model that is not here yet, its configuration is all that is fetched.
-        source = resolve_model(model.model, load_format="dummy", tokenizer=model.tokenizer)
-        found = load_model_config(source)
-        gpu = _gpu(model, gpu_gib)
-        if gpu is not None:
-            check_gpu_model(found)
-        free, total = gpu or _host_memory()
-        stored = kinds_in_use(model, source, found, gpu is not None)
-        plan = plan_memory(model, found, gpu is not None, free, total, stored=stored)
-    except (BiremeError, SettingsError) as error:
-        errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
-        raise typer.Exit(1) from None
-    for line in plan_lines(model, found, plan, "GPU" if gpu else "CPU", total):
-        print_wrapped(line, _NAME_WIDTH)
+    ApiKeys.configured(config.api_keys, config.api_keys_file)
+    # As dummy weights: of a model that is not here yet, its configuration is all that is fetched.
+    source = resolve_model(config.model, load_format="dummy", tokenizer=config.tokenizer)
+    model = load_model_config(source)
+    gpu = _gpu(config, gpus, gpu_gib)
+    if gpu is not None:
+        check_gpu_model(model)
+    free, total = gpu or (_host_bytes(), _host_bytes())
+    stored = kinds_in_use(config, source, model, gpu is not None)
+    plan = plan_memory(config, model, gpu is not None, free, total, stored=stored)
+    count, ingresses = engine_count(application, config), num_ingresses(application, config)
+    return Planned(name, config, count, ingresses, model, plan, gpu is not None)
 
 
-def plan_lines(config: LLMConfig, model: ModelConfig, plan: MemoryPlan, device: str, total: int) -> list[str]:
-    """A plan for a person, one line a share."""
+def _lines(planned: list[Planned], machine: Machine, gpu_gib: float | None) -> Iterator[str]:
+    for one in planned:
+        if len(planned) > 1:
+            yield f"application {one.name}"
+        gpu_bytes = machine.gpu_bytes if gpu_gib is None else int(gpu_gib * _GIB)
+        yield from plan_lines(one, gpu_bytes if one.is_gpu else machine.memory_bytes)
+        if len(planned) > 1:
+            yield ""
+    yield f"together   {together(planned, machine)}"
+    for fault in faults(planned, machine):
+        yield f"warning    {fault}; another node may have the others"
+
+
+def plan_lines(one: Planned, total: int) -> list[str]:
+    """The plan of an application's engines for a person, one line a share.
+
+    Args:
+        total: bytes of the device that one engine computes on.
+    """
+    config, model, plan = one.config, one.model, one.plan
     short = min(_SHORT_STREAM, plan.max_model_len)
     streams = f"{plan.num_streams(config, plan.max_model_len)} × {plan.max_model_len:,} tokens"
     if short < plan.max_model_len:
         streams += f", or {plan.num_streams(config, short)} × {short:,}"
-    engines = "-".join(str(count) for count in sorted(set(config.engine_counts)))
     lines = [
         f"model      {config.model} ({model.architecture}, up to {model.max_position_embeddings:,} tokens)",
-        f"engines    {engines}, each on one {device} of {total / _GIB:.1f} GiB",
+        f"engines    {count_text(one.engines)}, each on one {'GPU' if one.is_gpu else 'CPU'} of {total / _GIB:.1f} GiB",
         f"weights    {plan.weight_bytes / _GIB:.2f} GiB",
         (
             f"KV cache   {plan.kv_cache_bytes / _GIB:.2f} GiB of {plan.kv_cache_dtype}: {plan.num_blocks:,} blocks of "
@@ -98,19 +138,16 @@ def plan_lines(config: LLMConfig, model: ModelConfig, plan: MemoryPlan, device: 
         lines.append(f"steps      {plan.step_bytes / _GIB:.2f} GiB, of at most {plan.budget:,} tokens")
     if plan.graph_bytes:
         lines.append(f"graphs     {plan.graph_bytes / _GIB:.2f} GiB at most")
-    lines.append(f"streams    {streams}, of at most {config.max_num_seqs} at once")
-    if device == "CPU" and plan.weight_bytes + plan.kv_cache_bytes > total:
-        lines.append("warning    weights and KV cache are more than this machine's memory; lower kv_cache_memory_gb")
+    lines.append(f"streams    {streams}, of at most {config.max_num_seqs} at once in an engine")
     return lines
 
 
-def _gpu(config: LLMConfig, gpu_gib: float | None) -> tuple[int, int] | None:
+def _gpu(config: LLMConfig, gpus: list[tuple[int, int]], gpu_gib: float | None) -> tuple[int, int] | None:
     """(free, total) bytes of the GPU that an engine would get; None for the CPU."""
+    if config.device == "cpu":
+        return None
     if gpu_gib is not None:
-        if config.device == "cpu":
-            raise BiremeError("--gpu-gib: device is cpu", "device")
         return int(gpu_gib * _GIB), int(gpu_gib * _GIB)
-    gpus = [] if config.device == "cpu" else gpu_memory()
     if config.device == "gpu" and not gpus:
         raise BiremeError(
             "device is gpu, and nvidia-smi shows none here; --gpu-gib plans for another machine's", "device"
@@ -129,6 +166,5 @@ def gpu_memory() -> list[tuple[int, int]]:
     return [(free, total) for free, total in rows]
 
 
-def _host_memory() -> tuple[int, int]:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return total, total
+def _host_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

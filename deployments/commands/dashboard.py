@@ -11,7 +11,14 @@ import typer
 from cluster.errors import BiremeError
 from cluster.terminal.app import app, errors, print_wrapped, show_error
 from deployments.start.ray_session import ray_base
-from deployments.start.run_files.past_sessions import dashboard_address, on_port, others_note, sessions
+from deployments.start.run_files.past_sessions import (
+    dashboard_address,
+    joined_head,
+    joined_sessions,
+    on_port,
+    others_note,
+    sessions,
+)
 
 _CONNECT_S = 2.0
 
@@ -39,7 +46,8 @@ def dashboard(
 
 def _answering_address(api_port: int | None) -> str:
     known = sessions(ray_base())
-    for session in on_port(known, api_port):
+    # On a cluster of ray start the head's session has it.
+    for session in [*on_port(known, api_port), *(joined_sessions() if api_port is None else ())]:
         address = dashboard_address(session)
         if address is None:
             continue
@@ -51,4 +59,9 @@ def _answering_address(api_port: int | None) -> str:
         if api_port is None and (note := others_note(session, known)):
             errors.print(note, style="yellow", highlight=False, markup=False)
         return address
+    if (head := joined_head()) is not None and api_port is None:
+        raise BiremeError(
+            f"no dashboard of yours answers on this machine; the cluster that it joined last has its head at {head}: "
+            "bireme dashboard shows it there, unless ray start was told --include-dashboard=false"
+        )
     raise BiremeError("no server of yours with a dashboard runs on this machine; bireme serve starts one")

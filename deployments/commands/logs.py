@@ -6,18 +6,23 @@ from typing import Annotated
 
 import typer
 
+from cluster.client import Client
+from cluster.client.base import DEFAULT_URL
 from cluster.errors import BiremeError
-from cluster.terminal.app import app, console, errors, show_error
+from cluster.terminal.app import ApiKey, Url, app, console, errors, show_error
 from deployments.start.ray_session import ray_base
 from deployments.start.run_files.past_sessions import (
     FollowedLogs,
     follow,
     is_running,
+    joined_sessions,
     log_files,
     on_port,
     others_note,
     sessions,
 )
+
+_ASK_TIMEOUT_S = 5.0
 
 
 @app.command()
@@ -32,23 +37,32 @@ def logs(
         int | None, typer.Option(min=1, max=65535, help="Only servers whose API is or was on this port.")
     ] = None,
     files: Annotated[bool, typer.Option("--files", help="Paths instead of lines.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
-    """Show what the server that was started last on this machine wrote, file by file; with --engine, the one that runs it."""
+    """Show what the server that was started last on this machine wrote, file by file; with --engine, the one that runs it.
+
+    On a node of a cluster that was begun with ray start these are the logs of that node. Of an engine on another node --url
+    is asked where they are.
+    """
     try:
         base = ray_base()
-        known = sessions(base)
+        known = sessions(base) or joined_sessions()
         found = on_port(known, port)
         if back >= len(found):
+            if engine and (elsewhere := _where(engine, url, api_key)):
+                raise BiremeError(elsewhere)
             raise BiremeError(_too_few(f"{base}/ray", len(found), back, port))
         session = found[back]
         if engine and not back:
             running = [one for one in found if one == session or is_running(one)]
-            session = next((one for one in running if log_files(one, engine)), session)
+            session = next((one for one in (*running, *joined_sessions()) if log_files(one, engine)), session)
         if not (port or engine) and session == known[0] and (note := others_note(session, known)):
             errors.print(note, style="yellow", highlight=False, markup=False)
         if not (paths := log_files(session, engine)) and not follow_on:
             what = f"names engine {engine!r}" if engine else "is there"
-            raise BiremeError(f"no log {what} in {session}/logs; --back 1 looks at the server before")
+            elsewhere = _where(engine, url, api_key) if engine else None
+            raise BiremeError(elsewhere or f"no log {what} in {session}/logs; --back 1 looks at the server before")
     except BiremeError as error:
         show_error(error)
         raise typer.Exit(1) from None
@@ -66,6 +80,21 @@ def logs(
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     except KeyboardInterrupt:
         raise typer.Exit from None
+
+
+def _where(engine: str, url: str, api_key: str | None) -> str | None:
+    """Where the server at ``url`` says that the engine's log is; None if it knows no such engine, or is not there."""
+    try:
+        with Client(url, api_key=api_key, timeout=_ASK_TIMEOUT_S) as client:
+            found = [one for one in client.status()["engines"] if one["engine_id"] == engine and "log" in one]
+    except BiremeError:
+        return None
+    if not found:
+        return None
+    return (
+        f"{engine} runs on node {found[0]['node_ip']}; its log there is {found[0]['log']}, and bireme logs --engine {engine} "
+        "shows it on that node"
+    )
 
 
 def _too_few(folder: str, num_found: int, back: int, port: int | None) -> str:

@@ -32,7 +32,7 @@ from deployments.start.run_files.run_folder import make_run_folder
 from deployments.start.serve_config import (
     DEFAULT_HOST,
     DEFAULT_PORT,
-    configured_model,
+    configured_models,
     has_keys,
     named_after_model,
     serve_config,
@@ -83,7 +83,7 @@ def serve(
         check_temporary_folder()
         check_descriptors()
         config = serve_config(settings or [], host, port, say=say_accepted)
-        model = configured_model(config)
+        model, *others = (settings for _, settings in configured_models(config))
         if address == LOCAL:
             check_listening(str(config["http_options"]["host"]), config["http_options"]["port"])
         if address != LOCAL and any(map(has_keys, config["applications"])):
@@ -102,6 +102,8 @@ def serve(
             runner_num_gpus(model, ClusterGpus(gpus_of_this_machine()))
         view.begin("set-up")
         served = prepare(model)
+        for other in others:
+            prepare(other)
         folder = make_run_folder()
         supervisor.leaves(glob.escape(str(folder)))
         config = without_keys(config, folder)

@@ -139,8 +139,38 @@ def configured_model(config: dict[str, Any]) -> LLMConfig:
     Raises:
         BiremeError: they are not valid.
     """
+    return _settings_of(config["applications"][0])
+
+
+def configured_models(config: dict[str, Any]) -> list[tuple[dict[str, Any], LLMConfig]]:
+    """The applications of this project in ``config``, each with its settings.
+
+    Raises:
+        BiremeError: those of one are not valid, or none is of this project.
+    """
+    applications = config["applications"]
+    found = []
+    for number, application in enumerate(applications):
+        if not _is_ours(application):
+            continue
+        try:
+            found.append((application, _settings_of(application)))
+        except BiremeError as error:
+            where = f"application {name_of(application, number)}: " if len(applications) > 1 else ""
+            raise BiremeError(f"{where}{error.message}") from None
+    if not found:
+        raise BiremeError(f"no application has the import_path {BUILDER}", "import_path")
+    return found
+
+
+def name_of(application: dict[str, Any], number: int) -> str:
+    """What a person calls the application: its name, else its place in the file."""
+    return str(application.get("name") or f"number {number + 1}")
+
+
+def _settings_of(application: dict[str, Any]) -> LLMConfig:
     try:
-        settings = AppArguments.with_keys(config["applications"][0].get("args") or {})
+        settings = AppArguments.with_keys(application.get("args") or {})
         for name in ("deployment_config", "ingress_config"):
             if getattr(settings, name):
                 from deployments.start.serve_options import (
@@ -186,11 +216,13 @@ def named_after_model(config: dict[str, Any], model_id: str) -> dict[str, Any]:
 
 def has_keys(application: Any) -> bool:
     """Whether there are API keys among the arguments of this project's application."""
-    return (
-        isinstance(application, dict)
-        # Ray Serve takes a point for the colon, too.
-        and str(application.get("import_path")).replace(":", ".") == BUILDER.replace(":", ".")
-        and hold_keys(application.get("args"))
+    return _is_ours(application) and hold_keys(application.get("args"))
+
+
+def _is_ours(application: Any) -> bool:
+    # Ray Serve takes a point for the colon, too.
+    return isinstance(application, dict) and str(application.get("import_path")).replace(":", ".") == BUILDER.replace(
+        ":", "."
     )
 
 

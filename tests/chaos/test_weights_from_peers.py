@@ -15,9 +15,12 @@ import pytest
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
+from typer.testing import CliRunner
 
 from cluster.config import DEFAULT_MODEL, LLMConfig
+from deployments.cli import app as bireme
 from deployments.llm import build_openai_app
+from deployments.start.run_files import past_sessions
 from gpu_ops.build import build
 from tests.chaos.served.application import runners, wait_until_healthy
 from tests.chaos.served.hub_cache import REPO, hub_cache
@@ -115,3 +118,28 @@ def test_an_engine_and_an_ingress_start_from_another_nodes_files_and_answer_with
     assert len(set(answers)) == 1
     after = ray.get([runner.stats.remote() for runner in runners()])
     assert all(stats["num_generated_tokens"] > 48 for stats in after), "one engine answered everything"
+
+
+def test_commands_find_what_is_on_another_node_or_say_where(served, tmp_path, monkeypatch):
+    """Both nodes are on this machine, so that the logs of both are there until they are looked for in another folder."""
+    monkeypatch.setenv("BIREME_URL", served.url)
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setattr("deployments.commands.logs.ray_base", lambda: tmp_path)
+    for engine in served.stats:
+        name, log = engine["engine_id"], Path(engine["log"])
+        assert name in log.read_text()
+        shown = CliRunner().invoke(bireme, ["logs", "--engine", name, "--files"])
+        assert str(log) in shown.stdout.splitlines()
+    monkeypatch.setattr(past_sessions, "RAY_FOLDER", tmp_path)
+    for engine in served.stats:
+        said = CliRunner().invoke(bireme, ["logs", "--engine", engine["engine_id"]])
+        assert said.exit_code == 1
+        assert said.stderr.startswith(
+            f"Error: {engine['engine_id']} runs on node {engine['node_ip']}; its log there is {engine['log']}"
+        )
+        assert said.stderr.count("\n") == 1
+    answer = httpx.post(
+        f"{served.url}/v1/completions", json={"model": REPO, "prompt": "A", "max_tokens": 2}, timeout=60
+    )
+    found = CliRunner().invoke(bireme, ["trace", answer.json()["id"]])
+    assert (found.exit_code, "first_token" in found.stdout) == (0, True)

@@ -20,7 +20,7 @@ from ray import serve
 from typer.testing import CliRunner
 
 from cluster.client import AsyncClient
-from cluster.config import Autoscaling, LLMConfig
+from cluster.config import ENGINE_REPLICA_CPUS, INGRESS_CPUS, Autoscaling, LLMConfig
 from cluster.outputs import EngineLoad
 from cluster.process.process_liveness import has_ended
 from cluster.scaling.fleet import FleetInputs
@@ -30,7 +30,7 @@ from cluster.scaling.inputs import MAX_LOAD_AGE_S
 from deployments.autoscaling.decision_file import file_name
 from deployments.autoscaling.serve_options import autoscaling_config, ingress_autoscaling_config
 from deployments.cli import app as bireme
-from deployments.llm import ENGINE_REPLICA_CPUS, INGRESS_CPUS, build_openai_app
+from deployments.llm import build_openai_app
 from deployments.ray_private.serve import session_logs
 from deployments.start.serve_config import BUILDER
 from tests.chaos.served.processes import descendants, kinds, title_of

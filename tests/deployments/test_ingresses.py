@@ -16,12 +16,14 @@ import httpx
 import pytest
 import ray
 from ray import serve
+from typer.testing import CliRunner
 
 from cluster.client import Client
 from cluster.client.api_types import Answer
 from cluster.client.errors import ServerError
 from cluster.routing.fingerprint import can_continue
 from cluster.tenant import nobody_of
+from deployments.cli import app as bireme
 from deployments.llm import build_openai_app
 from deployments.openai_api.answers.event_ids import EventIds
 from deployments.ray_private.serve import session_logs
@@ -158,6 +160,20 @@ def wait_until_they_go_on(streams: list[Streaming]) -> None:
         lambda: all(s.done.done() or len(s.chunks) > count for s, count in zip(streams, enough, strict=True)),
         60,
         "the streams do not go on",
+    )
+
+
+@pytest.mark.slow
+def test_a_trace_is_found_whichever_ingress_had_the_request(pair: Pair):
+    with pair.client() as client:
+        ids = [client.complete("Once", max_tokens=2).id for _ in range(6)]
+    for answer_id in ids:
+        found = CliRunner().invoke(bireme, ["trace", answer_id, "--url", pair.url])
+        assert (found.exit_code, "first_token" in found.stdout) == (0, True), found.output
+    unknown = CliRunner(env={"COLUMNS": "400"}).invoke(bireme, ["trace", "cmpl-none", "--url", pair.url])
+    assert unknown.exit_code == 1
+    assert unknown.stderr.startswith(
+        f"Error: none of the ingresses that answered at {pair.url} (2 are there) knows request"
     )
 
 

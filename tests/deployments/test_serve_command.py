@@ -34,6 +34,7 @@ from tests.deployments.http.server.test_slow_connections import half_open, is_cl
 from tests.deployments.strangers import files_with, opened_by_a_stranger, shown_by_ps
 from tests.deployments.supervision.signals import leftovers
 from tests.engines import TINY_CONFIG
+from tests.test_docs import shown_block
 
 ROOT = Path(__file__).resolve().parents[2]
 # In two parts, so that no compiled copy of this file has them.
@@ -251,6 +252,14 @@ def check_that_the_start_is_quiet(printed: str, url: str) -> None:
     assert [line for line in stages.splitlines() if not re.fullmatch(r"  [a-zA-Z ,:-]+ [\d.]+ s", line)] == []
     assert command.startswith(f"curl {url}/v1/chat/completions -H ")
     assert "\n" not in command
+    names = re.findall(r"^│ (\w+)", block, re.MULTILINE)
+    for page in ("README.md", "docs/terminal.md"):
+        shown = shown_block(page, __file__)
+        assert re.findall(r"^│ (\w+)", shown, re.MULTILINE) == names, page
+        *_, of_page = re.split(r"\n\n(?=curl )", shown)
+        assert not of_page.startswith("curl ") or re.sub(r'http\S+|"model": "[^"]+"', "", of_page.strip()) == re.sub(
+            r'http\S+|"model": "[^"]+"| -H .Authorization: [^\']+.', "", command
+        )
     for row in (
         f"URL        {url}/v1, with an API key",
         "model      tiny",

@@ -17,6 +17,8 @@ from cluster.process.process_liveness import has_ended
 _PORT = re.compile(r"roxy starting on node .*\(HTTP port: (\d+)\)")
 _SESSION = re.compile(r"session_(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)_\d+_(\d+)")
 _ADDRESS = re.compile(r"Dashboard head http address: (\S+)")
+# Where ``ray start`` keeps its sessions and the address of the last one's head, unless it is told otherwise.
+RAY_FOLDER = Path("/tmp/ray")
 _POLL_S = 0.5
 _CHUNK_BYTES = 1 << 20
 
@@ -24,6 +26,19 @@ _CHUNK_BYTES = 1 << 20
 def sessions(base: Path) -> list[Path]:
     """Folders of the sessions below ``base``, the newest first."""
     return sorted((path for path in (base / "ray").glob("session_2*") if not path.is_symlink()), reverse=True)
+
+
+def joined_sessions() -> list[Path]:
+    """Folders of this user's sessions of clusters that ``ray start`` began or joined on this machine, the newest first."""
+    found = [path for path in RAY_FOLDER.glob("session_2*") if not path.is_symlink()]
+    return sorted((path for path in found if _owner(path) == os.getuid()), reverse=True)
+
+
+def joined_head() -> str | None:
+    """host of the head of the cluster that this machine began or joined last with ``ray start``; None without one."""
+    with contextlib.suppress(OSError):
+        return (RAY_FOLDER / "ray_current_cluster").read_text().strip().rpartition(":")[0] or None
+    return None
 
 
 def is_running(session: Path) -> bool:
@@ -82,6 +97,8 @@ def log_files(session: Path, engine: str | None = None) -> list[Path]:
     """
     logs = session / "logs"
     files = [*logs.glob("serve/*.log"), *logs.glob("worker-*.err"), *logs.glob("worker-*.out")]
+    # Others may write to the folders that ray start makes.
+    files = [file for file in files if _owner(file) == os.getuid()]
     if engine is not None:
         files = [file for file in files if _names(file, engine)]
     return sorted(files, key=lambda file: (_modified(file), file.name))
@@ -89,8 +106,11 @@ def log_files(session: Path, engine: str | None = None) -> list[Path]:
 
 def dashboard_address(session: Path) -> str | None:
     """host:port of the session's dashboard; None if it never came up."""
+    file = session / "logs" / "dashboard.log"
+    if _owner(file) != os.getuid():
+        return None
     try:
-        found = _ADDRESS.findall((session / "logs" / "dashboard.log").read_text(errors="replace"))
+        found = _ADDRESS.findall(file.read_text(errors="replace"))
     except OSError:
         return None
     return found[-1] if found else None
@@ -153,6 +173,13 @@ def _names(file: Path, engine: str) -> bool:
     except OSError:
         pass
     return False
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.lstat().st_uid
+    except OSError:
+        return None
 
 
 def _modified(file: Path) -> float:

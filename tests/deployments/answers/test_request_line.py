@@ -6,6 +6,8 @@ import asyncio
 import json
 import time
 
+import pytest
+
 from cluster.api_errors import bad_request
 from cluster.journal import JournalEntry
 from cluster.sampling_params import SamplingParams
@@ -13,6 +15,7 @@ from deployments.answers import request_line
 from deployments.answers.choice import Choice
 from deployments.answers.request_line import RequestLines, figures
 from deployments.metrics.ingress_metrics import IngressMetrics, SequenceTimes
+from tests.test_docs import shown_block
 
 
 class Output:
@@ -92,6 +95,15 @@ def test_a_request_that_was_refused_has_a_line_without_its_clients_words():
     assert (fields["status"], fields["code"], "forged" in line) == (400, "unknown_parameter", False)
     assert refused("off") == []
     assert len(refused("text", 500)) <= 2 * request_line._LINES_PER_S + 1
+
+
+@pytest.mark.parametrize(("write", "number"), [(written, 0), (refused, 1)])
+def test_the_page_shows_the_fields_that_a_line_has(write, number):
+    def names(line: str) -> list[str]:
+        return [field.partition("=")[0] for field in line.split()]
+
+    shown = shown_block("docs/observe.md", __file__, number)
+    assert ["event", *names(shown)] == names(write("text")[0])
 
 
 def test_a_storm_makes_a_bounded_number_of_lines():

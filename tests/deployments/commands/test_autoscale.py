@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
+from cluster.config import Autoscaling
 from deployments.cli import app
-from deployments.commands.autoscale import lines_of
+from deployments.commands.autoscale import _changes, lines_of
 from deployments.start.run_files.past_sessions import head_address
+from tests.test_docs import shown_block
 
 SAID = {
     "line": {"min_replicas": 1, "max_replicas": 4, "slo_ttft_s": 2.0},
@@ -31,6 +33,17 @@ def test_it_shows_what_is_in_force_and_what_was_decided():
         "decided       0.4 s ago, number 1288",
         "log           /logs/autoscaling.jsonl",
     ]
+
+
+def test_the_page_shows_the_lines_that_there_are():
+    command, *shown, last = shown_block("docs/autoscaling.md", __file__).splitlines()
+    settings = Autoscaling(max_replicas=4).model_dump(mode="json")
+    said = SAID | {"line": settings, "settings": settings}
+    assert command == "$ bireme autoscale"
+    assert [line.split()[0] for line in shown] == [line.split()[0] for line in lines_of(said, now=1000.4)]
+    program, name, *changes = last.removeprefix("$ ").split()
+    assert (program, name) == ("bireme", "autoscale")
+    assert _changes(changes).keys() <= settings.keys()
 
 
 @pytest.mark.parametrize(

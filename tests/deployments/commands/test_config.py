@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import app
+from deployments.start.serve_config import BUILDER
 from tests.engines import TINY_CONFIG, write_quantised_model
 
 
@@ -77,3 +78,101 @@ def test_settings_that_do_not_fit_the_model_are_refused_in_one_line(folder):
     assert shown.stderr.startswith("Error: max_model_len is 1000000, this model allows at most ")
     shown = CliRunner().invoke(app, ["config", "check", folder, "--device", "cpu", "--gpu-gib", "80"])
     assert (shown.exit_code, shown.stderr) == (1, "Error: --gpu-gib: device is cpu\n")
+
+
+def shown(*arguments: str) -> list[str]:
+    result = CliRunner().invoke(app, ["config", "check", *arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+@pytest.fixture
+def small_machine(monkeypatch):
+    """Four CPUs and 10 MiB, so that tiny engines can be too many."""
+    monkeypatch.setattr("deployments.commands.config.os.cpu_count", lambda: 4)
+    monkeypatch.setattr("deployments.commands.config._host_bytes", lambda: 10 << 20)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        (["num_replicas=2"], None),
+        (["num_replicas=4", "runner_num_cpus=1.5"], "deployment_config.num_replicas is 4: 2 fit on this machine, by CPUs"),
+        (["num_replicas=20", "runner_num_cpus=4"], "deployment_config.num_replicas is 20: none fits on this machine, by CPUs"),
+        (["autoscaling.max_replicas=9", "runner_num_cpus=0.1"], "autoscaling.max_replicas is 9: 4 fit on this machine"),
+        (
+            ["deployment_config.autoscaling_config.max_replicas=9", "runner_num_cpus=0.1"],
+            "deployment_config.autoscaling_config.max_replicas is 9: 4 fit on this machine, by memory (kv_cache_memory_gb:",
+        ),
+        (["num_replicas=9", "num_kv_blocks=512", "runner_num_cpus=0.1"], ", by memory (num_kv_blocks:"),
+    ],
+)  # fmt: skip
+def test_engines_that_this_machine_cannot_have_are_named_by_their_settings(folder, small_machine, settings, warning):
+    lines = shown(folder, "device=cpu", "kv_cache_memory_gb=0.002", *settings)
+    warnings = [line for line in lines if line.startswith("warning")]
+    assert bool(warnings) == (warning is not None)
+    if warning is not None:
+        assert warning in warnings[0]
+    (line,) = [line for line in lines if line.startswith("together")]
+    assert "of 0.0 GiB" in line
+    assert "of 4 CPUs reserved" in line
+
+
+def config_file(tmp_path, *applications: dict) -> str:
+    file = tmp_path / "serve.yaml"
+    rows = [
+        {"name": f"a{number}", "route_prefix": f"/a{number}", "import_path": BUILDER, **one}
+        for number, one in enumerate(applications)
+    ]
+    file.write_text(json.dumps({"applications": rows}))
+    return str(file)
+
+
+def test_all_applications_of_a_file_are_planned_and_share_the_machine(tmp_path, folder, small_machine):
+    args = {"model": folder, "device": "cpu", "kv_cache_memory_gb": 0.002, "runner_num_cpus": 0.1}
+    engines = [{"name": "LLMServer", "num_replicas": 3}]
+    other = {"import_path": "somebody.else:app"}
+    file = config_file(
+        tmp_path,
+        {"args": args, "deployments": engines},
+        other,
+        {"args": {**args, "deployment_config": {"num_replicas": 2}}},
+    )
+    lines = shown(file)
+    assert [line for line in lines if line.startswith("application")] == ["application a0", "application a2"]
+    assert sum(line.startswith("streams") for line in lines) == 2
+    assert any(line.startswith("together   5 engines: ") for line in lines)
+    (warning,) = [line for line in lines if line.startswith("warning")]
+    assert "deployment_config.num_replicas of a2 is 2: 1 fits on this machine beside a0, by memory" in warning
+    # The first alone is one too many for no machine of this size, and what the file says of deployments counts.
+    engines[0]["num_replicas"] = 5
+    lines = shown(config_file(tmp_path, {"args": args, "deployments": engines}))
+    assert "deployments[0].num_replicas is 5: 4 fit on this machine, by memory" in lines[-1]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_fault_of_any_application_is_one_line_with_its_name(tmp_path, folder, number):
+    good, bad = {"args": {"model": folder}}, {"args": {"model": folder, "max_num_seqs": 0}}
+    result = CliRunner().invoke(
+        app, ["config", "check", config_file(tmp_path, *([bad, good] if number == 0 else [good, bad]))]
+    )
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"Error: application a{number}: max_num_seqs: must be at least 1, got 0\n",
+    )
+
+
+def test_gpus_are_counted_and_shared(tmp_path, folder, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({**TINY_CONFIG, "hidden_size": 128, "head_dim": 64}))
+    monkeypatch.setattr("deployments.commands.config.gpu_memory", lambda: [(40 << 30, 40 << 30)] * 2)
+    monkeypatch.setattr("deployments.commands.config.os.cpu_count", lambda: 64)
+    common = folder, "device=gpu", "block_size=64", "num_replicas=4"
+    assert "num_replicas is 4: 2 fit on this machine, by GPUs (an engine takes 1 of 2)" in shown(*common)[-1]
+    # Two halves of a GPU are no two engines where the first takes nine tenths of its memory.
+    assert (
+        "4: 2 fit on this machine, by a GPU's memory (gpu_memory_utilization"
+        in shown(*common, "runner_num_gpus=0.5")[-1]
+    )
+    assert shown(*common, "runner_num_gpus=0.5", "num_kv_blocks=64", "gpu_memory_utilization=0.4")[-1].startswith(
+        "together   4 engines: 2 of 2 GPUs"
+    )

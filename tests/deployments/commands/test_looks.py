@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from deployments.cli import app
 from deployments.commands import doctor
+from deployments.start.run_files import past_sessions
 from deployments.start.run_files.past_sessions import FollowedLogs, visible
 from deployments.start.serve_environment import SERVE_ENVIRONMENT
 
@@ -29,6 +31,9 @@ def session(tmp_path, monkeypatch) -> Path:
     base = tmp_path / "base"
     monkeypatch.setattr("deployments.commands.logs.ray_base", lambda: base)
     monkeypatch.setattr("deployments.commands.dashboard.ray_base", lambda: base)
+    # No cluster of ray start, and no server that could be asked.
+    monkeypatch.setattr(past_sessions, "RAY_FOLDER", tmp_path / "joined")
+    monkeypatch.setenv("BIREME_URL", "http://127.0.0.1:9")
     logs = base / "ray" / "session_2026-01-01_00-00-00_000000_4194305" / "logs"
     (logs / "serve").mkdir(parents=True)
     (logs / "serve" / "controller_1.log").write_text("controller\n")
@@ -94,6 +99,24 @@ def test_the_dashboard_is_one_that_answers(session):
         log.write_text(f"INFO -- Dashboard head http address: {address}\n")
         assert run("dashboard").output.startswith(f"http://{address}\n")
     assert run("dashboard").exit_code == 1
+
+
+def test_on_a_node_of_a_cluster_its_own_logs_are_shown_and_the_heads_dashboard_is_named(session, tmp_path):
+    joined = tmp_path / "joined"
+    (joined / "session_2026-02-01_00-00-00_000000_1" / "logs").mkdir(parents=True)
+    (joined / "session_2026-02-01_00-00-00_000000_1/logs/worker-b-1.err").write_text("engine-elsewhere of this node\n")
+    (joined / "ray_current_cluster").write_text("10.0.0.1:6379")
+    assert "of this node\n" in run("logs", "--engine", "engine-elsewhere").stdout
+    assert "of the runner\n" in run("logs").stdout
+    said = run("dashboard").stderr
+    assert "head at 10.0.0.1: bireme dashboard shows it there" in said
+    shutil.rmtree(session.parent)
+    assert "of this node\n" in run("logs").stdout
+
+
+def test_what_others_have_put_among_the_logs_is_not_read(session, monkeypatch):
+    monkeypatch.setattr(past_sessions.os, "getuid", lambda: 12345)
+    assert "controller" not in run("logs").output
 
 
 def test_doctor_names_every_fault_and_what_to_do(monkeypatch, tmp_path):

@@ -18,6 +18,7 @@ from deployments.start.ray_llm_config import settings_of
 from deployments.start.ray_llm_keys import CONFIG_ELSEWHERE, ENGINE_ELSEWHERE
 from deployments.start.serve_config import configured_model, serve_config
 from deployments.start.vllm_names import MEANS_NOTHING, VALUES
+from tests.test_docs import shown_block
 
 # The quick start, with one model.
 QUICK = """
@@ -252,3 +253,15 @@ def test_both_builders_make_the_application_that_own_settings_make():
         assert engines.num_replicas == own_engines.num_replicas == 2
     with pytest.raises(SettingsError, match="name_prefix: deployments keep their names"):
         build_llm_deployment(config, name_prefix="x")
+
+
+def test_the_error_of_the_page_is_what_is_said():
+    shown = " ".join(shown_block("docs/ray_serve_llm.md", __file__).split())
+    config = {
+        "model_loading_config": {"model_id": "m"},
+        "engine_kwargs": {"tensor_parallel_size": 2},
+        "lora_config": {"max_num_adapters_per_replica": 4},
+    }
+    with pytest.raises(BiremeError) as raised:
+        settings_of({"llm_configs": [config]})
+    assert shown == f"Error: {raised.value.message}"
