@@ -221,4 +221,6 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_the_readme_is_a_front_door() -> None:
+    test = str(ROOT / "tests/deployments/test_serve_command.py")
+    assert shown_block("README.md", test) in shown_block("docs/terminal.md", test), "two samples of one start"
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 170
