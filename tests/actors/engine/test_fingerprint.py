@@ -142,6 +142,12 @@ def test_tokenizer_and_sources_of_the_ops_change_it(tiny_model, tmp_path, monkey
     assert of(copy) not in (before, with_tokenizer)
 
 
+def test_another_version_of_the_project_changes_it(tiny_model, monkeypatch):
+    before = of(tiny_model)
+    monkeypatch.setattr("actors.engine.fingerprint.__version__", "0.0.0")
+    assert of(tiny_model) != before
+
+
 def test_what_follows_grammars_counts_for_answers_under_one_alone(tiny_model, monkeypatch):
     engine = of(tiny_model)
     monkeypatch.setattr(fingerprint_module, "grammar_rules", lambda: "another")
