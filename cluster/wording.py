@@ -55,6 +55,11 @@ def sentence(kind: str, context: Mapping[str, Any], own: str) -> str:
 OWN_KINDS = frozenset({"field_value"})
 
 
+def has_sentence(kind: str) -> bool:
+    """Whether ``setting_fault`` has a sentence of its own for a validation error of ``kind``, or knows the validator's."""
+    return kind in _SENTENCES or kind == "value_error"
+
+
 def setting_fault(fault: ErrorDetails, is_secret: bool = False) -> str:
     """What is wrong with a setting, and what it was: all that is said behind its name.
 

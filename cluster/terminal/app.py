@@ -21,6 +21,7 @@ from cluster.client.base import API_KEY_VARIABLE
 from cluster.errors import BiremeError
 from cluster.terminal.shown_parts import ShownParts
 from cluster.terminal.wrapped_text import WrappedText
+from cluster.wording import has_sentence, setting_fault
 
 # In the order in which a newcomer needs them, below the headings of docs/terminal.md.
 _PANELS = {
@@ -43,6 +44,16 @@ class _Commands(TyperGroup):
         if command is not None:
             command.rich_help_panel = _PANEL_OF.get(cmd_name)  # type: ignore[attr-defined]
         return command
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # Typer leaves what is wrong to pydantic, whose sentences are for programmers; these are the settings' own.
+            faults = getattr(error.__cause__, "errors", list)()
+            if faults and has_sentence(faults[0]["type"]):
+                error.message = setting_fault(faults[0])
+            raise
 
 
 # Local variables of a failed command are no business of the screen: an API key may be among them.

@@ -150,3 +150,20 @@ def test_env_is_what_serve_sets_as_a_shell_reads_it(monkeypatch):
     assert got["RAY_AUTH_MODE"] == "token" and got["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "7"
     folder = Path(got["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"])
     assert (folder / "pids").is_dir() and stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["complete", "--max-tokens", "abc", "x"], "'--max-tokens': must be an integer, got \"abc\""),
+        (["complete", "--max-tokens", "0", "x"], "'--max-tokens': must be at least 1, got"),
+        (["chat", "--temperature", "9", "x"], "'--temperature': must be at most 2, got"),
+        (["bench", "--backend", "other"], "'--backend': 'other' is not one of 'openai', 'vllm', 'openai-chat'"),
+        (["run-batch", "/nowhere/x.jsonl"], "does not exist"),
+    ],
+)
+def test_a_wrong_option_is_told_in_the_words_of_settings(arguments, said):
+    shown = run(*arguments)
+    assert shown.exit_code == 2
+    assert said in " ".join(shown.output.split())
+    assert "Input should be" not in shown.output
