@@ -50,7 +50,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except typer.BadParameter as error:
             # Typer leaves what is wrong to pydantic, whose sentences are for programmers; these are the settings' own.
-            faults = getattr(error.__cause__, "errors", list)()
+            faults: list[Any] = getattr(error.__cause__, "errors", list)()
             if faults and has_sentence(faults[0]["type"]):
                 error.message = setting_fault(faults[0])
             raise
