@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -27,6 +28,7 @@ from cluster.request import EngineRequest
 from cluster.routing.fingerprint import can_continue
 from cluster.scaling.ingresses import EngineHost
 from deployments.metrics.engine_metrics import export_engine_metrics
+from deployments.ray_private.serve import session_logs
 from deployments.replica.frames import UnusableSocketError
 from deployments.replica.replica_port import listen_where_the_node_does
 from deployments.replica.runner_calls import RunnerCalls, RunnerFailure
@@ -218,6 +220,14 @@ def _host(config: LLMConfig, num_gpus: float) -> EngineHost:
     cores = usable_cores()
     is_elsewhere = num_gpus > 0 or config.device == "simulated"
     return EngineHost(cores, 1 if is_elsewhere else min(cores, config.num_threads or cores))
+
+
+async def _runner_log(runner: Any) -> str:
+    """File to which a runner of this node writes its log; what is known of its name where it cannot be found."""
+    pid, folder = (await runner.stats.remote())["pid"], session_logs()
+    name = f"worker-*-{pid}.err"
+    found = sorted(Path(folder).glob(name)) if folder else []
+    return str(found[-1]) if found else name
 
 
 def application_name() -> str:

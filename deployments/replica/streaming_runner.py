@@ -82,11 +82,11 @@ class StreamingRunner(RunnerActor):
         self._after_engine_death()
 
     async def stats(self) -> dict:
-        """As RunnerActor; also this node's address and the file there with this process's log; the replica's process id, 0 before
+        """As RunnerActor; also this node's address and the name of the file with this process's log; the replica's process id, 0 before
         its first ping, and how long it has been silent, in seconds."""
         replica = {
             "node_ip": ray.util.get_node_ip_address(),
-            "log": os.readlink("/proc/self/fd/2"),
+            "log": f"worker-*-{os.getpid()}.err",
             "replica_pid": self._replica.pid if self._replica else 0,
             "replica_silent_s": self._replica_clock.silent_s,
         }

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import httpx
@@ -126,10 +127,9 @@ def test_commands_find_what_is_on_another_node_or_say_where(served, tmp_path, mo
     monkeypatch.setenv("COLUMNS", "500")
     monkeypatch.setattr("deployments.commands.logs.ray_base", lambda: tmp_path)
     for engine in served.stats:
-        name, log = engine["engine_id"], Path(engine["log"])
-        assert name in log.read_text()
+        name = engine["engine_id"]
         shown = CliRunner().invoke(bireme, ["logs", "--engine", name, "--files"])
-        assert str(log) in shown.stdout.splitlines()
+        assert any(fnmatch(Path(line).name, engine["log"]) for line in shown.stdout.splitlines())
     monkeypatch.setattr(past_sessions, "RAY_FOLDER", tmp_path)
     for engine in served.stats:
         said = CliRunner().invoke(bireme, ["logs", "--engine", engine["engine_id"]])
@@ -142,4 +142,4 @@ def test_commands_find_what_is_on_another_node_or_say_where(served, tmp_path, mo
         f"{served.url}/v1/completions", json={"model": REPO, "prompt": "A", "max_tokens": 2}, timeout=60
     )
     found = CliRunner().invoke(bireme, ["trace", answer.json()["id"]])
-    assert (found.exit_code, "first_token" in found.stdout) == (0, True)
+    assert (found.exit_code, "the first token" in found.stdout) == (0, True)

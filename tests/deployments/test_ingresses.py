@@ -169,7 +169,7 @@ def test_a_trace_is_found_whichever_ingress_had_the_request(pair: Pair):
         ids = [client.complete("Once", max_tokens=2).id for _ in range(6)]
     for answer_id in ids:
         found = CliRunner().invoke(bireme, ["trace", answer_id, "--url", pair.url])
-        assert (found.exit_code, "first_token" in found.stdout) == (0, True), found.output
+        assert (found.exit_code, "the first token" in found.stdout) == (0, True), found.output
     unknown = CliRunner(env={"COLUMNS": "400"}).invoke(bireme, ["trace", "cmpl-none", "--url", pair.url])
     assert unknown.exit_code == 1
     assert unknown.stderr.startswith(
