@@ -92,7 +92,8 @@ def _where(engine: str, url: str, api_key: str | None) -> str | None:
     if not found:
         return None
     return (
-        f"{engine} runs on node {found[0]['node_ip']}; its log there is {found[0]['log']} in session_latest/logs, and bireme logs --engine {engine} "
+        f"{engine} runs on node {found[0]['node_ip']}; its log there is {found[0]['log']} in session_latest/logs, "
+        f"and bireme logs --engine {engine} "
         "shows it on that node"
     )
 

@@ -82,7 +82,7 @@ class StreamingRunner(RunnerActor):
         self._after_engine_death()
 
     async def stats(self) -> dict:
-        """As RunnerActor; also this node's address and the name of the file with this process's log; the replica's process id, 0 before
+        """As RunnerActor; also this node's address and the name of its log's file; the replica's process id, 0 before
         its first ping, and how long it has been silent, in seconds."""
         replica = {
             "node_ip": ray.util.get_node_ip_address(),

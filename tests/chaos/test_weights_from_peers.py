@@ -134,9 +134,8 @@ def test_commands_find_what_is_on_another_node_or_say_where(served, tmp_path, mo
     for engine in served.stats:
         said = CliRunner().invoke(bireme, ["logs", "--engine", engine["engine_id"]])
         assert said.exit_code == 1
-        assert said.stderr.startswith(
-            f"Error: {engine['engine_id']} runs on node {engine['node_ip']}; its log there is {engine['log']}"
-        )
+        where = f"{engine['engine_id']} runs on node {engine['node_ip']}; its log there is {engine['log']} in session_latest/logs"
+        assert said.stderr.startswith(f"Error: {where}")
         assert said.stderr.count("\n") == 1
     answer = httpx.post(
         f"{served.url}/v1/completions", json={"model": REPO, "prompt": "A", "max_tokens": 2}, timeout=60
