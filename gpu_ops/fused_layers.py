@@ -72,7 +72,8 @@ def fused_layers(
         require_contiguous(cache[0], "k_cache")
         require_contiguous(cache[1], "v_cache")
     columns = {
-        name: _of_all(name, column) for name, column in zip(FusedLayer._fields, zip(*layers, strict=True), strict=True)
+        name: _of_all(name, column)
+        for name, column in zip(FusedLayer.__annotations__, zip(*layers, strict=True), strict=True)
     }
     k_caches, v_caches = zip(*caches, strict=True)
     return run_op(
