@@ -14,6 +14,7 @@ import paddle
 
 from actors.device.cpu import CpuDevice
 from actors.device.host_tensor import fill_with_poison, host_view
+from actors.runner.mask_filling import MaskFilling
 from actors.runner.slot_insert import pack_inserts
 from actors.scheduling.step_plan import StepPlan
 from actors.structured_output.thinking import Matcher
@@ -100,10 +101,9 @@ class InFlightStep:
             self.insert_ints, self.insert_floats, self.insert_tokens = map(self._device.stage, staged)
             self._staged += self.insert_ints, self.insert_floats, self.insert_tokens
 
-    def fill_masks(self) -> None:
+    def fill_masks(self, filling: MaskFilling) -> None:
         """On the host, once the matchers know every token before this step."""
-        for slot, matcher in self.matchers.items():
-            matcher.fill(self.token_masks.array[slot])
+        filling.fill(self.matchers, self.token_masks.array)
 
     def send_masks(self) -> None:
         """On the device stream."""

@@ -22,6 +22,7 @@ import paddle
 from actors.models.decoder import BatchRows, Decoder
 from actors.runner.decode_graphs import DecodeGraphs, decode_buckets
 from actors.runner.in_flight_step import InFlightStep
+from actors.runner.mask_filling import MaskFilling, spare_threads
 from actors.runner.sampler import Sampler, SamplingGraph
 from actors.runner.step_executor import StepExecutor
 from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
@@ -66,6 +67,7 @@ class ModelRunner(StepExecutor):
         self.grammars = grammars
         # Where in its grammar or reasoning the request stands that is in a slot; follows from the tokens alone.
         self._matchers: dict[int, Matcher] = {}
+        self._mask_filling = MaskFilling(spare_threads(model.device.is_gpu))
         self.eos_token_ids = eos_token_ids
         self.device = device = model.device
         self.stream = device.make_stream()
@@ -120,6 +122,7 @@ class ModelRunner(StepExecutor):
     def close(self) -> None:
         self.discard_in_flight()
         self.stream.close()
+        self._mask_filling.close()
 
     def align_clocks(self) -> None:
         """Waits for the device."""
@@ -164,7 +167,7 @@ class ModelRunner(StepExecutor):
 
     def launch_sampling(self) -> None:
         out = self._in_flight[-1]
-        out.fill_masks()
+        out.fill_masks(self._mask_filling)
         self.stream.run(lambda: self._run_sampling(out))
         out.enqueued_at = time.perf_counter()
 
