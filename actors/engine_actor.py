@@ -256,7 +256,7 @@ class RunnerActor:
     async def attach(
         self, subscriber: str, resume: dict[str, int], leased: bool = False
     ) -> AsyncGenerator[list[StreamItem], None]:
-        """Stream the deltas of every request of ``subscriber``, one list per engine step.
+        """Stream what is said of every request of ``subscriber``, plain tokens and deltas, one list per engine step.
 
         Args:
             subscriber: name of the ingress. A second attach of the same name replaces the first.

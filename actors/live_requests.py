@@ -153,13 +153,15 @@ class LiveRequests:
         return live
 
     def deliver_plain(self, tokens: PlainTokens) -> None:
-        """The engine says a token each of requests; what ``deliver`` does with each."""
+        """The engine says a token each of requests; what ``deliver`` does with each. None is a request's first."""
         of, num_counted = self._of, 0
         for key, index, token in zip(zip(tokens.request_ids, tokens.attempts), tokens.indices, tokens.token_ids):
             live = of.get(key)
             if live is None:
                 continue
-            if live.tail is not None:  # an engine leaves no token out
+            if (
+                live.tail is not None and live.deltas[-1].index + len(live.tail) == index
+            ):  # as ``remember``, without a delta
                 live.tail.append(token)
             else:
                 live.remember(TokenDelta(*key, index, [token]))

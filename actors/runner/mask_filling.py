@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -46,8 +46,9 @@ class MaskFilling:
         try:
             _fill(rows[::shares])
         finally:
-            for other in others:
-                other.result()
+            wait(others)  # whatever goes wrong, nobody writes masks any more
+        for other in others:
+            other.result()
 
     def close(self) -> None:
         """End the threads."""

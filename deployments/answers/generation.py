@@ -159,18 +159,19 @@ class Generation:
         self._wake()
 
     def _put_token(self, choice: Choice, index: int, token: int) -> None:
+        choice.times.arrived(True)
         waiter = self._waiter
         if self.take is not None and waiter is not None and not waiter.done():
             try:
                 if self.take(choice, token):
-                    choice.times.arrived(True)
                     return
             except Exception:  # the other requests of this message want their tokens
                 logger.exception("request %s failed", choice.entry.request_id)
                 self.give_up(ApiError(500, "internal error; the server's log has the details", code="internal_error"))
                 return
         entry = choice.entry
-        self._put(choice, TokenDelta(entry.request_id, entry.attempt, index, [token]))
+        self._unread.append((choice, TokenDelta(entry.request_id, entry.attempt, index, [token])))
+        self._wake()
 
     def fail(self, error: ApiError) -> None:
         """``read`` raises this once what came before was read."""

@@ -30,7 +30,8 @@ class SequenceClient(Protocol):
     def submit(
         self, entry: JournalEntry, deliver: Callable[[TokenDelta], None], fail: Callable[[ApiError], None]
     ) -> Submission:
-        """Start a sequence. Each new delta is delivered once and in order; ``fail`` is called instead of a last one."""
+        """Start a sequence. Each new delta is delivered once and in order; ``fail`` is called instead of a last one. Who sets the
+        submission's ``deliver_token`` gets most tokens there instead."""
         ...
 
     def cancel(self, submission: Submission) -> None:
