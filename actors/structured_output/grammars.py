@@ -197,7 +197,7 @@ class Grammars:
             raise _refused(grammar, f"is not valid: {error}") from None
         for part in (*parts, grammar):
             if (multiple := too_fine_multiple(part.text)) is not None:
-                says = f"is not supported: multipleOf {multiple} has more than {MOST_REMAINDERS} remainders"
+                says = f"is not supported: multipleOf {multiple} has too many remainders (at most {MOST_REMAINDERS} in a schema)"
                 raise _refused(part, says)
         if "\0" in source:
             raise _refused(grammar, "is not valid: it has a character 0")

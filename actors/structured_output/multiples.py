@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from decimal import Decimal, InvalidOperation
 
-# A state a remainder: 100,000 take a second to build, and 5 * 10^9 what memory there is.
+# A state a remainder, in all of a schema: 10,000 take 0.05 s of a core to build, and 5 * 10^9 what memory there is.
 MOST_REMAINDERS = 10_000
+# What a zero at a number's end costs, in states for each remainder that is left without factors of ten and their divisors: 9973
+# takes 0.05 s, 99730 0.7, 9973000 4.3.
+_STATES_OF_A_ZERO = 5
 _MULTIPLE_OF = re.compile(r'"multipleOf"\s*:\s*(-?[0-9][0-9.eE+-]*)')
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
 # Of an exponent; what is longer has no remainder that fits into any limit, or none at all.
@@ -14,21 +17,34 @@ _MOST_DIGITS = 400
 
 
 def too_fine_multiple(text: str) -> str | None:
-    """The first ``multipleOf`` in ``text``, JSON or with JSON in it, that has too many remainders; None without one."""
+    """The first ``multipleOf`` in ``text``, JSON or with JSON in it, that has too many remainders together with those before it;
+    None without one."""
     plain = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
-    return next((match[1] for match in _MULTIPLE_OF.finditer(plain) if not _is_bounded(match[1])), None)
+    known: set[str] = set()
+    states = 0
+    for number in (match[1] for match in _MULTIPLE_OF.finditer(plain)):
+        if number not in known:
+            known.add(number)
+            states += _num_states(number)
+            if states > MOST_REMAINDERS:
+                return number
+    return None
 
 
-def _is_bounded(number: str) -> bool:
+def _num_states(number: str) -> int:
+    """About how many the library builds."""
     try:
         _sign, digits, exponent = Decimal(number).as_tuple()
     except InvalidOperation:
-        return True  # no number: the library says so
+        return 0  # no number: the library says so
     if not isinstance(exponent, int) or len(digits) + abs(exponent) > _MOST_DIGITS:
-        return False
-    # Factors of ten and their divisors are seen in the last digits alone.
-    remainders = int("".join(map(str, digits)))
+        return MOST_REMAINDERS + 1
+    remainders, zeros = int("".join(map(str, digits))), max(exponent, 0)
+    while remainders and remainders % 10 == 0:
+        remainders, zeros = remainders // 10, zeros + 1
+    rest = remainders
     for prime in (2, 5):
-        while remainders and remainders % prime == 0:
-            remainders //= prime
-    return remainders <= MOST_REMAINDERS
+        while rest and rest % prime == 0:
+            rest //= prime
+    # Without a rest the last digits say it, however many zeros there are.
+    return remainders + (_STATES_OF_A_ZERO * zeros * rest if rest > 1 else 0)

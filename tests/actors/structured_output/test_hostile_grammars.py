@@ -146,6 +146,11 @@ ATTACKS: list[tuple[Any, bool]] = [
     ({"type": "integer", "multipleOf": 9973}, True),
     ({"type": "integer", "multipleOf": 25_000_000}, True),
     ({"type": "integer", "multipleOf": 1000000007}, False),
+    ({"type": "integer", "multipleOf": 1017760}, False),
+    ({"type": "integer", "multipleOf": 9973000}, False),
+    ({"type": "integer", "multipleOf": 1953125}, False),
+    ({"properties": {f"p{i}": {"multipleOf": 901 + i} for i in range(12)}}, False),
+    ({"properties": {f"p{i}": {"multipleOf": 901} for i in range(12)}}, True),
     ({"items": {"type": "number", "multipleOf": 0.10000019}}, False),
     (Grammar(JSON_SCHEMA, '{"type": "integer", "multiple\\u004ff": 1000000007}'), False),
     (Grammar(JSON_SCHEMA, '{"type": "integer", "multipleOf": 1e-99999}'), False),
@@ -159,7 +164,7 @@ ATTACKS: list[tuple[Any, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("grammar", "taken"), ATTACKS, ids=range(22))
+@pytest.mark.parametrize(("grammar", "taken"), ATTACKS, ids=range(27))
 def test_known_attacks(grammars, grammar, taken):
     grammar = grammar if isinstance(grammar, Grammar) else Grammar(JSON_SCHEMA, json.dumps(grammar))
     assert len(grammar.text) <= MAX_GRAMMAR_CHARS
