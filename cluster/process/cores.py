@@ -6,19 +6,19 @@ import math
 import os
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
-def usable_cores(cgroups: Path = _CGROUPS) -> int:
+def usable_cores(cgroups: Path = CGROUPS) -> int:
     """At least 1; a part of a core counts as one.
 
     Args:
         cgroups: where the kernel shows this container's limits, of either version.
     """
-    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _quota(cgroups))))
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), core_quota(cgroups))))
 
 
-def _quota(cgroups: Path) -> float:
+def core_quota(cgroups: Path) -> float:
     """Cores that the container is given; infinite where nothing bounds them."""
     try:
         if (both := cgroups / "cpu.max").exists():

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from cluster.config import LLMConfig
+from cluster.config import ENGINE_REPLICA_CPUS, INGRESS_CPUS, SIMULATED, LLMConfig
 from cluster.errors import BiremeError
+from cluster.process.machine_size import ray_cpus, usable_memory
 from cluster.terminal.app import app, errors, print_wrapped
 from deployments.commands.completion import SettingsCommand, complete_settings
 from deployments.commands.machine_plan import (
+    ENGINES,
+    INGRESSES,
     Machine,
     Planned,
     count_text,
     engine_count,
     faults,
     num_ingresses,
+    replica_cpus,
     together,
 )
 from deployments.commands.setting_flags import TAKES_SETTINGS, say_accepted, with_setting_flags
@@ -60,9 +63,11 @@ def check(
     """Check settings and model files, and show how the memory would be divided. Weights are neither fetched nor read."""
     try:
         applications = configured_models(serve_config(settings or [], host, port, say=say_accepted))
-        if gpu_gib is not None and all(model.device == "cpu" for _, model in applications):
-            raise BiremeError("--gpu-gib: device is cpu", "device")
-        gpus = gpu_memory() if gpu_gib is None and any(model.device != "cpu" for _, model in applications) else []
+        if gpu_gib is not None and not any(_may_have_a_gpu(model) for _, model in applications):
+            model = applications[0][1]
+            why = f"device is {model.device}" if model.device != "auto" else "runner_num_gpus is 0"
+            raise BiremeError(f"--gpu-gib: {why}", "device")
+        gpus = gpu_memory() if gpu_gib is None and any(_may_have_a_gpu(model) for _, model in applications) else []
         planned = [
             _planned(application, name_of(application, number), model, gpus, gpu_gib)
             for number, (application, model) in enumerate(applications)
@@ -71,7 +76,7 @@ def check(
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None
     known_gpus = len(gpus) if gpu_gib is None else None
-    machine = Machine(_host_bytes(), os.cpu_count() or 1, known_gpus, gpus[0][1] if gpus else 0)
+    machine = Machine(usable_memory(), ray_cpus(), known_gpus, gpus[0][1] if gpus else 0)
     for line in _lines(planned, machine, gpu_gib):
         print_wrapped(line, _NAME_WIDTH)
 
@@ -94,11 +99,15 @@ def _planned(
     gpu = _gpu(config, gpus, gpu_gib)
     if gpu is not None:
         check_gpu_model(model)
-    free, total = gpu or (_host_bytes(), _host_bytes())
+    free, total = gpu or (usable_memory(), usable_memory())
     stored = kinds_in_use(config, source, model, gpu is not None)
     plan = plan_memory(config, model, gpu is not None, free, total, stored=stored)
     count, ingresses = engine_count(application, config), num_ingresses(application, config)
-    return Planned(name, config, count, ingresses, model, plan, gpu is not None)
+    cpus = (
+        replica_cpus(application, ENGINES, config.deployment_config, ENGINE_REPLICA_CPUS),
+        replica_cpus(application, INGRESSES, config.ingress_config, INGRESS_CPUS),
+    )
+    return Planned(name, config, count, ingresses, model, plan, gpu is not None, *cpus)
 
 
 def _lines(planned: list[Planned], machine: Machine, gpu_gib: float | None) -> Iterator[str]:
@@ -144,7 +153,7 @@ def plan_lines(one: Planned, total: int) -> list[str]:
 
 def _gpu(config: LLMConfig, gpus: list[tuple[int, int]], gpu_gib: float | None) -> tuple[int, int] | None:
     """(free, total) bytes of the GPU that an engine would get; None for the CPU."""
-    if config.device == "cpu":
+    if not _may_have_a_gpu(config):
         return None
     if gpu_gib is not None:
         return int(gpu_gib * _GIB), int(gpu_gib * _GIB)
@@ -153,6 +162,11 @@ def _gpu(config: LLMConfig, gpus: list[tuple[int, int]], gpu_gib: float | None) 
             "device is gpu, and nvidia-smi shows none here; --gpu-gib plans for another machine's", "device"
         )
     return gpus[0] if gpus else None
+
+
+def _may_have_a_gpu(config: LLMConfig) -> bool:
+    """Whether an engine computes on a GPU where there is one. Without a share of one Ray shows it none."""
+    return config.device not in ("cpu", SIMULATED) and (config.device == "gpu" or config.runner_num_gpus != 0)
 
 
 def gpu_memory() -> list[tuple[int, int]]:
@@ -164,7 +178,3 @@ def gpu_memory() -> list[tuple[int, int]]:
     except (OSError, subprocess.SubprocessError, ValueError):
         return []
     return [(free, total) for free, total in rows]
-
-
-def _host_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

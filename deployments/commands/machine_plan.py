@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from actors.models.config import ModelConfig
 
 ENGINES = "LLMServer"
-_INGRESSES = "OpenAiIngress"
+INGRESSES = "OpenAiIngress"
 _GIB = 2**30
 
 
@@ -46,6 +46,7 @@ class Planned(NamedTuple):
 
     Attributes:
         name: of the application.
+        replica_cpus, cpus_per_ingress: that Ray reserves for a replica of the engine and for an ingress.
     """
 
     name: str
@@ -55,6 +56,8 @@ class Planned(NamedTuple):
     model: ModelConfig
     plan: MemoryPlan
     is_gpu: bool
+    replica_cpus: float = ENGINE_REPLICA_CPUS
+    cpus_per_ingress: float = INGRESS_CPUS
 
     @property
     def engine_bytes(self) -> int:
@@ -65,8 +68,7 @@ class Planned(NamedTuple):
     @property
     def engine_cpus(self) -> float:
         """That Ray reserves for one engine: its runner's and its replica's."""
-        options = self.config.deployment_config.get("ray_actor_options") or {}
-        return self.config.runner_num_cpus + float(options.get("num_cpus", ENGINE_REPLICA_CPUS))
+        return self.config.runner_num_cpus + self.replica_cpus
 
     @property
     def engine_gpus(self) -> float:
@@ -77,14 +79,13 @@ class Planned(NamedTuple):
     @property
     def ingress_cpus(self) -> float:
         """That Ray reserves for its ingresses."""
-        options = self.config.ingress_config.get("ray_actor_options") or {}
-        return self.num_ingresses * float(options.get("num_cpus", INGRESS_CPUS))
+        return self.num_ingresses * self.cpus_per_ingress
 
 
 def engine_count(application: Mapping[str, Any], config: LLMConfig) -> EngineCount:
     """How many engines the application may have: what its ``deployments`` say of them comes before its settings."""
     for number, deployment in enumerate(application.get("deployments") or []):
-        if isinstance(deployment, dict) and deployment.get("name") == ENGINES:
+        if deployment.get("name") == ENGINES:
             found = _bounds(deployment, f"deployments[{number}].")
             if found is not None:
                 return found
@@ -97,13 +98,23 @@ def engine_count(application: Mapping[str, Any], config: LLMConfig) -> EngineCou
 
 def num_ingresses(application: Mapping[str, Any], config: LLMConfig) -> int:
     """Ingresses that are there in any case."""
-    given = [
-        one for one in application.get("deployments") or [] if isinstance(one, dict) and one.get("name") == _INGRESSES
-    ]
-    for options in (*given, config.ingress_config):
+    for options in (*_given(application, INGRESSES), config.ingress_config):
         if isinstance(count := options.get("num_replicas"), int):
             return count
     return 1
+
+
+def replica_cpus(application: Mapping[str, Any], deployment: str, own: Mapping[str, Any], default: float) -> float:
+    """CPUs that Ray reserves for a replica of ``deployment``: what the application's ``deployments`` say of it comes before its
+    setting ``own``."""
+    for options in (*_given(application, deployment), own):
+        if (actor := options.get("ray_actor_options")) is not None:
+            return float(actor.get("num_cpus", default))
+    return default
+
+
+def _given(application: Mapping[str, Any], deployment: str) -> list[Mapping[str, Any]]:
+    return [one for one in application.get("deployments") or [] if one.get("name") == deployment]
 
 
 def _bounds(options: Mapping[str, Any], path: str) -> EngineCount | None:
@@ -167,17 +178,37 @@ def _most_beside(one: Planned, before: list[Planned], machine: Machine) -> tuple
             (free // one.engine_bytes, f"by memory ({setting}: an engine takes {one.engine_bytes / _GIB:.2f} GiB)")
         )
     elif machine.num_gpus is not None:
-        taken = sum(other.engines.most * other.engine_gpus for other in before if other.is_gpu)
-        gpus = machine.num_gpus - taken
-        share = one.engine_gpus
-        most = _whole(gpus / share) if share >= 1 or gpus < 1 else _whole(gpus) * _whole(1 / share)
-        bounds.append((most, f"by GPUs (an engine takes {share:g} of {machine.num_gpus})"))
-        if 0 < share < 1 and (a_gpu := machine.gpu_bytes // one.engine_bytes) < _whole(1 / share):
-            size = f"{one.engine_bytes / _GIB:.1f} GiB"
-            what = f"by a GPU's memory (gpu_memory_utilization and num_kv_blocks: an engine takes {size})"
-            bounds.append((_whole(gpus) * a_gpu, what))
+        bounds += _gpu_bounds(one, _gpus_left(before, machine.num_gpus), machine)
     most, why = min(bounds, key=lambda bound: bound[0])
     return max(0, int(most)), why
+
+
+def _gpu_bounds(one: Planned, left: list[float], machine: Machine) -> Iterator[tuple[int, str]]:
+    """As ``_most_beside``, of GPUs of which ``left`` is free each; nothing where Ray reserves no part of one for an engine."""
+    share = one.engine_gpus
+    if not share:
+        return
+    fits = [_whole(part / share) for part in left]
+    most = sum(fits) if share < 1 else _whole(left.count(1.0) / share)
+    yield most, f"by GPUs (an engine takes {share:g} of {machine.num_gpus})"
+    a_gpu = machine.gpu_bytes // one.engine_bytes
+    if share < 1 and (by_memory := sum(min(number, a_gpu) for number in fits)) < most:
+        size = f"{one.engine_bytes / _GIB:.1f} GiB"
+        yield by_memory, f"by a GPU's memory (gpu_memory_utilization and num_kv_blocks: an engine takes {size})"
+
+
+def _gpus_left(taken_by: list[Planned], num_gpus: int) -> list[float]:
+    """What is free of each GPU where a part of one is taken from the GPU that has least left, as Ray does."""
+    left = [1.0] * num_gpus
+    for other in taken_by:
+        share = other.engine_gpus if other.is_gpu else 0.0
+        for _ in range(other.engines.most if share else 0):
+            enough = sorted((part, number) for number, part in enumerate(left) if part + 1e-9 >= min(share, 1.0))
+            if len(enough) < math.ceil(share):
+                break  # it does not fit itself, which is said of it
+            for part, number in enough[: math.ceil(share)]:
+                left[number] = max(0.0, round(part - min(share, 1.0), 6))
+    return left
 
 
 def _whole(number: float) -> int:

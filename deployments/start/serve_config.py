@@ -155,6 +155,7 @@ def configured_models(config: dict[str, Any]) -> list[tuple[dict[str, Any], LLMC
             continue
         try:
             found.append((application, _settings_of(application)))
+            _check_deployments(application.get("deployments"))
         except BiremeError as error:
             where = f"application {name_of(application, number)}: " if len(applications) > 1 else ""
             raise BiremeError(f"{where}{error.message}") from None
@@ -181,6 +182,20 @@ def _settings_of(application: dict[str, Any]) -> LLMConfig:
         return settings
     except SettingsError as error:
         raise BiremeError(error.message) from None
+
+
+def _check_deployments(deployments: Any) -> None:
+    """Those that an application of a Serve config names, with options that come before its arguments."""
+    if not isinstance(deployments, list | None) or not all(isinstance(one, dict) for one in deployments or []):
+        raise BiremeError("deployments: must be a list of mappings, each with a name and options of Ray Serve")
+    for number, deployment in enumerate(deployments or []):
+        from deployments.start.serve_options import check_serve_options  # imports Ray Serve, which takes a second
+
+        options = {name: value for name, value in deployment.items() if name != "name"}
+        try:
+            check_serve_options(f"deployments[{number}]", options)
+        except SettingsError as error:
+            raise BiremeError(error.message) from None
 
 
 def without_keys(config: dict[str, Any], folder: Path) -> dict[str, Any]:

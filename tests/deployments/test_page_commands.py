@@ -32,8 +32,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     # As wide as a page, and the machine that the pages speak of.
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("deployments.commands.config.os.cpu_count", lambda: 2)
-    monkeypatch.setattr("deployments.commands.config._host_bytes", lambda: int(23.5 * 2**30))
+    monkeypatch.setattr("deployments.commands.config.ray_cpus", lambda: 2)
+    monkeypatch.setattr("deployments.commands.config.usable_memory", lambda: int(23.5 * 2**30))
     return tmp_path
 
 

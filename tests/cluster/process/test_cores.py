@@ -8,6 +8,7 @@ import pytest
 
 from cluster.process.cores import usable_cores
 from cluster.process.cpu_share import CpuShare
+from cluster.process.machine_size import ray_cpus, usable_memory
 
 HERE = len(os.sched_getaffinity(0))
 
@@ -29,6 +30,21 @@ def test_a_container_s_limit_counts(tmp_path, files, cores):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert usable_cores(tmp_path) == cores
+
+
+def test_a_container_s_size_is_what_ray_counts(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    all_memory = usable_memory(tmp_path)
+    assert ray_cpus(tmp_path) == 64
+    for name, text in {"cpu.max": "max 100000\n", "memory.max": "max\n"}.items():
+        (tmp_path / name).write_text(text)
+    assert (ray_cpus(tmp_path), usable_memory(tmp_path)) == (64, all_memory)
+    for name, text in {"cpu.max": "250000 100000\n", "memory.max": "1073741824\n"}.items():
+        (tmp_path / name).write_text(text)
+    assert (ray_cpus(tmp_path), usable_memory(tmp_path)) == (2, 1 << 30)
+    monkeypatch.setenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", "1")
+    assert ray_cpus(tmp_path) == 64
 
 
 def test_the_share_is_of_the_last_seconds_and_unknown_at_first():

@@ -89,8 +89,8 @@ def shown(*arguments: str) -> list[str]:
 @pytest.fixture
 def small_machine(monkeypatch):
     """Four CPUs and 10 MiB, so that tiny engines can be too many."""
-    monkeypatch.setattr("deployments.commands.config.os.cpu_count", lambda: 4)
-    monkeypatch.setattr("deployments.commands.config._host_bytes", lambda: 10 << 20)
+    monkeypatch.setattr("deployments.commands.config.ray_cpus", lambda: 4)
+    monkeypatch.setattr("deployments.commands.config.usable_memory", lambda: 10 << 20)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_fault_of_any_application_is_one_line_with_its_name(tmp_path, folder, 
 def test_gpus_are_counted_and_shared(tmp_path, folder, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({**TINY_CONFIG, "hidden_size": 128, "head_dim": 64}))
     monkeypatch.setattr("deployments.commands.config.gpu_memory", lambda: [(40 << 30, 40 << 30)] * 2)
-    monkeypatch.setattr("deployments.commands.config.os.cpu_count", lambda: 64)
+    monkeypatch.setattr("deployments.commands.config.ray_cpus", lambda: 64)
     common = folder, "device=gpu", "block_size=64", "num_replicas=4"
     assert "num_replicas is 4: 2 fit on this machine, by GPUs (an engine takes 1 of 2)" in shown(*common)[-1]
     # Two halves of a GPU are no two engines where the first takes nine tenths of its memory.
@@ -176,3 +176,54 @@ def test_gpus_are_counted_and_shared(tmp_path, folder, monkeypatch):
     assert shown(*common, "runner_num_gpus=0.5", "num_kv_blocks=64", "gpu_memory_utilization=0.4")[-1].startswith(
         "together   4 engines: 2 of 2 GPUs"
     )
+
+
+@pytest.mark.parametrize("settings", [["runner_num_gpus=0"], ["device=simulated"]])
+def test_an_engine_that_ray_shows_no_gpu_is_planned_for_the_cpu(folder, monkeypatch, settings):
+    monkeypatch.setattr("deployments.commands.config.gpu_memory", lambda: [(40 << 30, 40 << 30)])
+    lines = shown(folder, "num_kv_blocks=64", *settings)
+    assert any(line.startswith("engines    1, each on one CPU") for line in lines)
+    refused = CliRunner().invoke(app, ["config", "check", folder, "--gpu-gib", "80", *settings])
+    assert refused.stderr.startswith("Error: --gpu-gib: ")
+
+
+def test_no_share_of_a_gpu_bounds_nothing(tmp_path, folder, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({**TINY_CONFIG, "hidden_size": 128, "head_dim": 64}))
+    monkeypatch.setattr("deployments.commands.config.gpu_memory", lambda: [(40 << 30, 40 << 30)])
+    lines = shown(folder, "device=gpu", "block_size=64", "runner_num_gpus=0")
+    assert lines[-1].startswith("together   1 engine: 0 of 1 GPUs")
+
+
+def test_parts_of_gpus_are_taken_from_the_fullest(tmp_path, folder, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({**TINY_CONFIG, "hidden_size": 128, "head_dim": 64}))
+    monkeypatch.setattr("deployments.commands.config.gpu_memory", lambda: [(40 << 30, 40 << 30)] * 2)
+    monkeypatch.setattr("deployments.commands.config.ray_cpus", lambda: 64)
+    args = {"model": folder, "device": "gpu", "block_size": 64, "num_kv_blocks": 64, "gpu_memory_utilization": 0.4}
+
+    def last(*applications: tuple[float, int]) -> str:
+        rows = [
+            {"args": {**args, "runner_num_gpus": share, "deployment_config": {"num_replicas": count}}}
+            for share, count in applications
+        ]
+        return shown(config_file(tmp_path, *rows))[-1]
+
+    assert last((0.5, 1), (0.5, 3)).startswith("together   4 engines: 2 of 2 GPUs")
+    assert "of a1 is 4: 3 fit on this machine beside a0, by GPUs" in last((0.5, 1), (0.5, 4))
+    assert "of a1 is 2: 1 fits on this machine beside a0, by GPUs" in last((0.5, 1), (1, 2))
+
+
+def test_what_a_file_says_of_deployments_is_checked_and_counts(tmp_path, folder, small_machine):
+    args = {"model": folder, "device": "cpu", "kv_cache_memory_gb": 0.0001, "runner_num_cpus": 0.1}
+    engines = {"name": "LLMServer", "num_replicas": 3, "ray_actor_options": {"num_cpus": 2}}
+    assert (
+        "deployments[0].num_replicas is 3: 1 fits on this machine, by CPUs"
+        in shown(config_file(tmp_path, {"args": args, "deployments": [engines]}))[-1]
+    )
+    for wrong, said in (
+        ([{"name": "LLMServer", "autoscaling_config": {"max_replicas": "x"}}], "deployments[0].autoscaling_config.max_"),
+        ([{"name": "LLMServer", "num_replicas": "x"}], "deployments[0].num_replicas must be an integer, got 'x'"),
+        ({"name": "LLMServer"}, "deployments: must be a list of mappings"),
+    ):  # fmt: skip
+        file = config_file(tmp_path, {"args": args, "deployments": wrong})
+        result = CliRunner().invoke(app, ["config", "check", file])
+        assert (result.exit_code, result.stderr.startswith(f"Error: {said}")) == (1, True), result.output
