@@ -15,7 +15,14 @@ from cluster.errors import BiremeError
 from cluster.terminal.app import app, console, errors, show_error
 from deployments.start.app_arguments import decoded
 from deployments.start.ray_session import ray_base
-from deployments.start.run_files.past_sessions import head_address, is_running, on_port, others_note, sessions
+from deployments.start.run_files.past_sessions import (
+    head_address,
+    is_running,
+    joined_address,
+    on_port,
+    others_note,
+    sessions,
+)
 
 _IN_FORCE_S = 10.0
 _POLL_S = 0.1
@@ -74,6 +81,9 @@ def _head(port: int | None) -> str:
             if port is None and (note := others_note(session, known)):
                 errors.print(note, style="yellow", highlight=False, markup=False)
             return address
+    # As ray start left it, which a server of this machine's own never does.
+    if port is None and (address := joined_address()):
+        return address
     raise BiremeError("no server of yours runs on this machine; bireme serve starts one, --address names a cluster")
 
 

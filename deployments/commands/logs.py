@@ -15,11 +15,10 @@ from deployments.start.run_files.past_sessions import (
     FollowedLogs,
     follow,
     is_running,
-    joined_sessions,
+    known_sessions,
     log_files,
     on_port,
     others_note,
-    sessions,
 )
 
 _ASK_TIMEOUT_S = 5.0
@@ -47,7 +46,7 @@ def logs(
     """
     try:
         base = ray_base()
-        known = sessions(base) or joined_sessions()
+        known = known_sessions(base)
         found = on_port(known, port)
         if back >= len(found):
             if engine and (elsewhere := _where(engine, url, api_key)):
@@ -56,12 +55,13 @@ def logs(
         session = found[back]
         if engine and not back:
             running = [one for one in found if one == session or is_running(one)]
-            session = next((one for one in (*running, *joined_sessions()) if log_files(one, engine)), session)
+            session = next((one for one in running if log_files(one, engine)), session)
         if not (port or engine) and session == known[0] and (note := others_note(session, known)):
             errors.print(note, style="yellow", highlight=False, markup=False)
-        if not (paths := log_files(session, engine)) and not follow_on:
+        paths = log_files(session, engine)
+        elsewhere = _where(engine, url, api_key) if engine and not paths else None
+        if elsewhere or not (paths or follow_on):
             what = f"names engine {engine!r}" if engine else "is there"
-            elsewhere = _where(engine, url, api_key) if engine else None
             raise BiremeError(elsewhere or f"no log {what} in {session}/logs; --back 1 looks at the server before")
     except BiremeError as error:
         show_error(error)
@@ -86,13 +86,13 @@ def _where(engine: str, url: str, api_key: str | None) -> str | None:
     """Where the server at ``url`` says that the engine's log is; None if it knows no such engine, or is not there."""
     try:
         with Client(url, api_key=api_key, timeout=_ASK_TIMEOUT_S) as client:
-            found = [one for one in client.status()["engines"] if one["engine_id"] == engine and "log" in one]
+            found = [one for one in client.status()["engines"] if engine in one["engine_id"] and "log" in one]
     except BiremeError:
         return None
     if not found:
         return None
     return (
-        f"{engine} runs on node {found[0]['node_ip']}; its log there is {found[0]['log']} in session_latest/logs, "
+        f"{found[0]['engine_id']} runs on node {found[0]['node_ip']}; its log there is {found[0]['log']} in session_latest/logs, "
         f"and bireme logs --engine {engine} "
         "shows it on that node"
     )

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cluster.errors import BiremeError
@@ -17,8 +17,6 @@ from cluster.process.process_liveness import has_ended
 _PORT = re.compile(r"roxy starting on node .*\(HTTP port: (\d+)\)")
 _SESSION = re.compile(r"session_(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)_\d+_(\d+)")
 _ADDRESS = re.compile(r"Dashboard head http address: (\S+)")
-# Where ``ray start`` keeps its sessions and the address of the last one's head, unless it is told otherwise.
-RAY_FOLDER = Path("/tmp/ray")
 _POLL_S = 0.5
 _CHUNK_BYTES = 1 << 20
 
@@ -28,17 +26,38 @@ def sessions(base: Path) -> list[Path]:
     return sorted((path for path in (base / "ray").glob("session_2*") if not path.is_symlink()), reverse=True)
 
 
+def ray_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where ``ray start`` keeps its sessions and the address of the last one's head, unless ``--temp-dir`` says otherwise."""
+    return Path(environment.get("RAY_TMPDIR", environment.get("TMPDIR", "/tmp")), "ray")
+
+
+def known_sessions(base: Path) -> list[Path]:
+    """Both kinds: those that run first, of these and of the others the newest first."""
+    both = {session.resolve(): session for session in (*sessions(base), *joined_sessions())}.values()
+    return sorted(both, key=lambda session: (is_running(session), session.name), reverse=True)
+
+
 def joined_sessions() -> list[Path]:
     """Folders of this user's sessions of clusters that ``ray start`` began or joined on this machine, the newest first."""
-    found = [path for path in RAY_FOLDER.glob("session_2*") if not path.is_symlink()]
+    found = [path for path in ray_folder().glob("session_2*") if not path.is_symlink()]
     return sorted((path for path in found if _owner(path) == os.getuid()), reverse=True)
 
 
 def joined_head() -> str | None:
     """host of the head of the cluster that this machine began or joined last with ``ray start``; None without one."""
-    with contextlib.suppress(OSError):
-        return (RAY_FOLDER / "ray_current_cluster").read_text().strip().rpartition(":")[0] or None
-    return None
+    return joined_address().rpartition(":")[0] or None
+
+
+def joined_address() -> str:
+    """host:port of that head; empty without one."""
+    file = ray_folder() / "ray_current_cluster"
+    # Others may write to the folder.
+    if _owner(file) != os.getuid():
+        return ""
+    try:
+        return visible(file.read_text(errors="replace").strip())
+    except OSError:
+        return ""
 
 
 def is_running(session: Path) -> bool:

@@ -57,6 +57,7 @@ def test_the_page_shows_the_lines_that_there_are():
 def test_what_it_cannot_do_is_one_line(arguments, said, tmp_path, monkeypatch):
     monkeypatch.setattr("deployments.commands.autoscale.ray_base", lambda: tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     shown = CliRunner().invoke(app, ["autoscale", *arguments])
     assert shown.exit_code == 1
     assert said in shown.output.replace("\n", " ")

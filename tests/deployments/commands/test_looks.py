@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from deployments.cli import app
 from deployments.commands import doctor
+from deployments.commands.autoscale import _head
 from deployments.start.run_files import past_sessions
 from deployments.start.run_files.past_sessions import FollowedLogs, visible
 from deployments.start.serve_environment import SERVE_ENVIRONMENT
@@ -32,7 +33,7 @@ def session(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("deployments.commands.logs.ray_base", lambda: base)
     monkeypatch.setattr("deployments.commands.dashboard.ray_base", lambda: base)
     # No cluster of ray start, and no server that could be asked.
-    monkeypatch.setattr(past_sessions, "RAY_FOLDER", tmp_path / "joined")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "joined"))
     monkeypatch.setenv("BIREME_URL", "http://127.0.0.1:9")
     logs = base / "ray" / "session_2026-01-01_00-00-00_000000_4194305" / "logs"
     (logs / "serve").mkdir(parents=True)
@@ -54,6 +55,32 @@ def test_logs_are_those_of_the_servers_own_processes_and_cannot_command_the_term
     none = run("logs", "--engine", "engine-x")
     assert (none.exit_code, none.stderr.startswith("Error: no log names engine 'engine-x'")) == (1, True)
     assert run("logs", "--back", "1").exit_code == 1
+
+
+def test_following_an_engine_of_another_node_says_where_it_is(session, monkeypatch):
+    status = {"engines": [{"engine_id": "engine-far", "node_ip": "10.0.0.2", "log": "worker-*-7.err"}]}
+    monkeypatch.setattr("deployments.commands.logs.Client.status", lambda self: status)
+    for arguments in (["--engine", "engine-far", "-f"], ["--engine", "far"]):
+        shown = run("logs", *arguments)
+        assert (shown.exit_code, "engine-far runs on node 10.0.0.2" in shown.stderr) == (1, True)
+
+
+def test_the_folder_of_ray_start_is_where_ray_has_it():
+    assert past_sessions.ray_folder({}) == Path("/tmp/ray")
+    assert past_sessions.ray_folder({"TMPDIR": "/a"}) == Path("/a/ray")
+    assert past_sessions.ray_folder({"TMPDIR": "/a", "RAY_TMPDIR": "/b"}) == Path("/b/ray")
+
+
+def test_the_head_of_a_joined_cluster_is_this_users_and_cannot_command_the_terminal(session, monkeypatch):
+    folder = past_sessions.ray_folder()
+    folder.mkdir(parents=True)
+    (folder / "ray_current_cluster").write_text("\x1b[2J10.0.0.1:6379\n")
+    assert past_sessions.joined_head() == "\ufffd[2J10.0.0.1"
+    monkeypatch.setattr("deployments.commands.autoscale.ray_base", lambda: session.parents[1])
+    (folder / "ray_current_cluster").write_text("10.0.0.1:6379\n")
+    assert _head(None) == "10.0.0.1:6379"
+    monkeypatch.setattr(past_sessions.os, "getuid", lambda: 12345)
+    assert past_sessions.joined_head() is None
 
 
 def test_of_several_servers_that_run_it_is_said_which_is_shown(session):
@@ -102,12 +129,14 @@ def test_the_dashboard_is_one_that_answers(session):
 
 
 def test_on_a_node_of_a_cluster_its_own_logs_are_shown_and_the_heads_dashboard_is_named(session, tmp_path):
-    joined = tmp_path / "joined"
+    joined = tmp_path / "joined" / "ray"
     (joined / "session_2026-02-01_00-00-00_000000_1" / "logs").mkdir(parents=True)
     (joined / "session_2026-02-01_00-00-00_000000_1/logs/worker-b-1.err").write_text("engine-elsewhere of this node\n")
     (joined / "ray_current_cluster").write_text("10.0.0.1:6379")
     assert "of this node\n" in run("logs", "--engine", "engine-elsewhere").stdout
-    assert "of the runner\n" in run("logs").stdout
+    # The newest of both kinds; neither runs.
+    assert "of this node\n" in run("logs").stdout
+    assert "of the runner\n" in run("logs", "--back", "1").stdout
     said = run("dashboard").stderr
     assert "head at 10.0.0.1: bireme dashboard shows it there" in said
     shutil.rmtree(session.parent)
