@@ -83,27 +83,30 @@ def serve(
         check_temporary_folder()
         check_descriptors()
         config = serve_config(settings or [], host, port, say=say_accepted)
-        model, *others = (settings for _, settings in configured_models(config))
+        configured = configured_models(config)
+        models = [settings for _, settings in configured]
         if address == LOCAL:
             check_listening(str(config["http_options"]["host"]), config["http_options"]["port"])
         if address != LOCAL and any(map(has_keys, config["applications"])):
             raise BiremeError(f"api_keys: the nodes of a cluster would learn them from Ray Serve's logs; {OTHER_WAYS}")
         if address != LOCAL:
-            check_cluster(address, model.api_keys_file is not None)
+            check_cluster(address, all(model.api_keys_file is not None for model in models))
             supervisor.uses_a_cluster()
         # A file of keys lies on the nodes of a cluster, not here.
-        ApiKeys.configured(model.api_keys, model.api_keys_file if address == LOCAL else None)
+        for model in models:
+            ApiKeys.configured(model.api_keys, model.api_keys_file if address == LOCAL else None)
         base = ray_base() if address == LOCAL else None
         check_connection_limits()
-        if address == LOCAL and model.device == "gpu":
+        if address == LOCAL and any(model.device == "gpu" for model in models):
             from deployments.ray_private.serve import gpus_of_this_machine
             from deployments.replica.gpu_placement import ClusterGpus, runner_num_gpus
 
-            runner_num_gpus(model, ClusterGpus(gpus_of_this_machine()))
+            gpus = ClusterGpus(gpus_of_this_machine())
+            for model in models:
+                if model.device == "gpu":
+                    runner_num_gpus(model, gpus)
         view.begin("set-up")
-        served = prepare(model)
-        for other in others:
-            prepare(other)
+        served, *_ = [prepare(model) for model in models]
         folder = make_run_folder()
         supervisor.leaves(glob.escape(str(folder)))
         config = without_keys(config, folder)
@@ -117,10 +120,10 @@ def serve(
             for pattern in ray_leftovers(base, os.getpid()):
                 supervisor.leaves(pattern)
         apply_serve_environment(folder, host=str(config["http_options"]["host"]))
-        watcher = StartWatcher(view, config, model, served, private_base() if base is None else base, verbose)
+        watcher = StartWatcher(view, config, configured[0], served, private_base() if base is None else base, verbose)
         supervisor.writes_to(watcher.log.descriptors)
         supervisor.logs_to(str(watcher.log.path))
-        run_server(config, address, model.start_timeout_s, supervisor, watcher)
+        run_server(config, address, models[0].start_timeout_s, supervisor, watcher)
     except (BiremeError, SettingsError, OpBuildError) as error:
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None

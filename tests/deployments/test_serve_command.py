@@ -26,8 +26,9 @@ from ray.serve.scripts import cli as serve_cli
 
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import BiremeError
+from deployments.commands.serving.start_watcher import StartWatcher
 from deployments.start.run_files.private_folder import private_base
-from deployments.start.serve_config import BUILDER, configured_model, serve_config, without_keys
+from deployments.start.serve_config import BUILDER, configured_model, configured_models, serve_config, without_keys
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.conftest import App, wait_for
 from tests.deployments.http.server.test_slow_connections import half_open, is_closed
@@ -486,6 +487,32 @@ def test_a_file_of_keys_that_others_may_read_prevents_serving_in_one_line(tmp_pa
         1,
         f"Error: api_keys_file: {keys} is open to other users (mode 0644): chmod 600\n",
     )
+
+
+def test_keys_of_every_application_are_looked_at_before_a_start(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    keys.chmod(0o644)
+    names = {"a": {}, "b": {"api_keys_file": str(keys)}}
+    applications = [
+        {"name": name, "route_prefix": f"/{name}", "import_path": BUILDER, "args": args} for name, args in names.items()
+    ]
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump({"applications": applications}))
+    refused = run_serve(str(file), "--address", "local", "--port", str(free_port()))
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert f"{keys} is open to other users" in refused.stderr
+
+
+def test_the_address_shown_is_that_of_the_first_application_of_ours():
+    ours = {"import_path": BUILDER, "route_prefix": "/ours", "args": {}}
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": 8000},
+        "applications": [{"import_path": "theirs:app", "route_prefix": "/theirs"}, ours],
+    }
+    watcher = StartWatcher.__new__(StartWatcher)
+    watcher._config, (watcher._application, watcher._model) = config, configured_models(config)[0]
+    assert watcher._url == "http://127.0.0.1:8000/ours"
 
 
 def test_another_users_folder_in_the_place_of_ours_prevents_serving_in_one_line(tmp_path):

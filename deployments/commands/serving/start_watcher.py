@@ -29,17 +29,23 @@ class StartWatcher:
 
     Args:
         view: shows the stages.
-        config: of Ray Serve; model: settings of its first application; served: its model.
+        config: of Ray Serve; shown: its first application of this project, and the settings of that; served: its model.
         base: folder of this user, in whose ``logs`` the file lies.
         verbose: all that is written there is shown, too.
     """
 
     def __init__(
-        self, view: StartView, config: dict[str, Any], model: LLMConfig, served: ServedModel, base: Path, verbose: bool
+        self,
+        view: StartView,
+        config: dict[str, Any],
+        shown: tuple[dict[str, Any], LLMConfig],
+        served: ServedModel,
+        base: Path,
+        verbose: bool,
     ) -> None:
         self._view = view
         self._config = config
-        self._model = model
+        self._application, self._model = shown
         self._served = served
         self._engines = EngineStarts()
         self.log = ServerLog(base / "logs", view.line, verbose)
@@ -75,7 +81,7 @@ class StartWatcher:
     @property
     def _url(self) -> str:
         http = self._config["http_options"]
-        prefix = (self._config["applications"][0].get("route_prefix") or "/").rstrip("/")
+        prefix = (self._application.get("route_prefix") or "/").rstrip("/")
         return f"http://{url_host(http['host'])}:{http['port']}{prefix}"
 
     @property
