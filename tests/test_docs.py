@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 import yaml
 
+from bireme.__main__ import COMMANDS
 from cluster import __version__
 from cluster.config import Autoscaling, LLMConfig
 from cluster.observability import metrics as metrics_module
@@ -145,6 +146,18 @@ def test_the_metrics_are_those_that_are_recorded() -> None:
     for named in BY_TASK:
         text = named.read_text(encoding="utf-8")
         assert set(re.findall(r"\bray_bireme_\w*[a-z]\b", text)) <= known, named.name
+        # Names without the prefix are those that the code gives them, which have no _total.
+        own = {name.removeprefix("ray_").removesuffix("_total") for name in known}
+        bare = set(re.findall(r"`(bireme_[a-z_]*[a-z])`", text))
+        assert bare <= own, named.name
+    operate = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+    assert not re.findall(r"(?<!ray_)\bbireme_[a-z]+_", operate), "a name that /metrics does not have"
+
+
+def test_every_command_has_a_place_on_the_page_of_the_terminal() -> None:
+    page = (ROOT / "docs" / "terminal.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`bireme ([a-z-]+)", page))
+    assert named >= {*COMMANDS, "version"}
 
 
 def test_the_conformance_page_is_current() -> None:

@@ -30,7 +30,7 @@ def trace(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Show where the time of a request went until its first token. Of several ingresses the one that had it is looked for."""
+    """Show where the time of a request went until its first token. Asks again for one of another ingress."""
     with connected(url, None, api_key) as client:
         found = _trace(client, answer_id)
     for sequence in found["sequences"]:
@@ -40,7 +40,8 @@ def trace(
 
 
 def _trace(client: Client, answer_id: str) -> dict[str, Any]:
-    """Each question may come to another ingress: the proxy gives them their turns."""
+    """Each question may come to another ingress. A proxy that asks the least busy one may never ask that which had
+    the request while it has the most streams."""
     try:
         return client.trace(answer_id)
     except NotFoundError as error:
@@ -53,5 +54,6 @@ def _trace(client: Client, answer_id: str) -> dict[str, Any]:
             return client.trace(answer_id)
     raise BiremeError(
         f"none of the ingresses that answered at {without_password(client.url)} ({num_ingresses} are there) knows request "
-        f"{answer_id!r} of this API key; each remembers its newest, and one behind another proxy is asked with --url"
+        f"{answer_id!r} of this API key; each remembers its newest, "
+        "one that is busier than others may not be asked until it is less so, and one behind another proxy is asked with --url"
     )
