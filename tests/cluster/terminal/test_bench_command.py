@@ -118,7 +118,7 @@ def test_a_timeline_that_could_not_be_kept_is_not_recorded():
         (["--request-rate", "0"], "--request-rate: got 0, allowed: more than 0, or inf"),
         (["--random-input-len", "many"], "--random-input-len: got 'many', allowed: N, uniform:LOW-HIGH"),
         (["--backend", "grpc"], "'openai', 'vllm', 'openai-chat'"),
-        (["--burstiness", "0"], "must be at least 0.01, got \"0\""),
+        (["--burstiness", "0"], 'must be at least 0.01, got "0"'),
         (["--token-ids", "9-3"], "--token-ids: got '9-3', allowed: LOW-HIGH"),
         (["--prompts", "ids", "--backend", "openai-chat"], "--prompts ids: chat takes text"),
         (["--extra-body", "[]"], "--extra-body: got '[]', allowed: a JSON object"),
