@@ -33,8 +33,11 @@ def pid_of(actor: Any, target: str) -> int:
     return actor._replica.pid if target == "engine" else os.getpid()
 
 
-def arm(actor: Any, phase: str, number: int, pid: int) -> None:
-    """Send signal ``number`` to process ``pid`` when the engine is in ``phase``; a hand-over is begun for its phase."""
+def arm(actor: Any, phase: str, number: int, pid: int, once: str = "") -> None:
+    """Send signal ``number`` to process ``pid`` when the engine is in ``phase``; a hand-over is begun for its phase.
+
+    Of several runners that are given the same path ``once``, the first makes the file there and sends its signal, and no other.
+    """
     disarm(actor)
     engine = actor._engine_loop._engine
     part, method, after = _PLACES[phase]
@@ -48,13 +51,22 @@ def arm(actor: Any, phase: str, number: int, pid: int) -> None:
                 return call(*args, **options)
         result = call(*args, **options) if after else None
         disarm(actor)
-        os.kill(pid, number)
+        if not once or _is_first(once):
+            os.kill(pid, number)
         return result if after else call(*args, **options)
 
     setattr(owner, method, aimed)
     _armed.append((owner, method))
     if phase == "handover":
         actor._loop.create_task(_hand_over(actor, number, pid))
+
+
+def _is_first(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 def arm_start(stage: str, actor: Any) -> int:

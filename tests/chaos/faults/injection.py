@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import tempfile
 import time
+import uuid
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -170,26 +175,36 @@ async def _began(fault: Fault, pid: int, aimed: float | None = None) -> Moment:
 
 
 async def _hit_in_phase(fault: KillProcess | StopProcess, warm: list) -> Moment | None:
-    """The runner of an engine, a busy one if there is one, sends the signal in the phase."""
+    """The runner of an engine, a busy one if there is one, sends the signal in the phase; of moves, which are rare, the
+    first that is in one."""
     busy = [one for one in warm if one[1]["num_requests_running"] + one[1]["num_requests_waiting"]] or warm
     if not busy:
         return None
-    runner, _ = busy[int(fault.choice * len(busy))]
+    rare = fault.phase in MOVE_PHASES
     aimed = time.monotonic()
+    once = os.path.join(tempfile.gettempdir(), f"bireme-once-{uuid.uuid4().hex}") if rare else ""
+    pids: dict[int, Any] = {}
+    for runner, _ in warm if rare else [busy[int(fault.choice * len(busy))]]:
+        with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
+            pid = await asyncio.wait_for(runner.__ray_call__.remote(aim.pid_of, fault.target), 2.0)
+            pids[pid] = runner
+            await asyncio.wait_for(
+                runner.__ray_call__.remote(aim.arm, fault.phase, int(_signal_of(fault)), pid, once), 2.0
+            )
     try:
-        pid = await asyncio.wait_for(runner.__ray_call__.remote(aim.pid_of, fault.target), 2.0)
-    except (ray.exceptions.RayError, asyncio.TimeoutError):
+        deadline = time.monotonic() + (MOVE_TIMEOUT_S if rare else PHASE_TIMEOUT_S)
+        while pids and time.monotonic() < deadline:
+            if (hit := next((pid for pid in pids if state_of(pid) in ("", "T")), None)) is not None:
+                del pids[hit]
+                return await _began(fault, hit, aimed)
+            await asyncio.sleep(_LOOK_S)
         return None
-    with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
-        await asyncio.wait_for(runner.__ray_call__.remote(aim.arm, fault.phase, int(_signal_of(fault)), pid), 2.0)
-    deadline = time.monotonic() + (MOVE_TIMEOUT_S if fault.phase in MOVE_PHASES else PHASE_TIMEOUT_S)
-    while time.monotonic() < deadline:
-        if state_of(pid) in ("", "T"):
-            return await _began(fault, pid, aimed)
-        await asyncio.sleep(_LOOK_S)
-    with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
-        await asyncio.wait_for(runner.__ray_call__.remote(aim.disarm), 2.0)
-    return None
+    finally:
+        for runner in pids.values():
+            with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
+                await asyncio.wait_for(runner.__ray_call__.remote(aim.disarm), 2.0)
+        if once:
+            Path(once).unlink(missing_ok=True)
 
 
 async def _hit_ingress_in_move(fault: KillProcess | StopProcess) -> Moment | None:
