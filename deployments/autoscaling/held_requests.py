@@ -19,25 +19,36 @@ logger = logging.getLogger("ray.serve")
 PERIOD_S = 0.5
 # Who has said nothing for so long is gone: the others have its part.
 _GONE_S = 5.0
+# What it left behind is removed then.
+_FORGOTTEN_S = 60.0
 _PREFIX = "held."
 
 
 class HeldByOthers:
-    """What all ingresses said last; one that says nothing new is forgotten, by this process's clock."""
+    """What all ingresses said last; one that says nothing new is forgotten, by this process's clock.
+
+    What was there at the first look may be of one that was killed long ago: it counts once it has changed.
+    """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._heard: dict[str, tuple[bytes, float]] = {}
+        # What each said, when that was seen first, and whether somebody lives who says it.
+        self._heard: dict[str, tuple[bytes, float, bool]] | None = None
 
     def hear(self, entries: Mapping[str, bytes]) -> dict[str, int]:
         """By name, what those hold that live, from their entries as they are now."""
-        now, before = self._now(), self._heard
+        now, before, is_first = self._now(), self._heard or {}, self._heard is None
         self._heard = {
-            name: before[name] if name in before and before[name][0] == text else (text, now)
+            name: before[name] if name in before and before[name][0] == text else (text, now, not is_first)
             for name, text in entries.items()
         }
-        alive = {name: text for name, (text, at) in self._heard.items() if now - at <= _GONE_S}
+        alive = {name: text for name, (text, at, lives) in self._heard.items() if lives and now - at <= _GONE_S}
         return {name: count for name, text in alive.items() if (count := _count(text)) is not None}
+
+    def forgotten(self) -> list[str]:
+        """Names of those who have said nothing new for so long that nobody needs their entries."""
+        now = self._now()
+        return [name for name, (_, at, _) in (self._heard or {}).items() if now - at > _FORGOTTEN_S]
 
 
 def _entry(number: int, num_held: int) -> bytes:
@@ -94,6 +105,8 @@ class HeldRequests:
                 store.put(_PREFIX + self._name, _entry(number, self._num_held()))
                 found = {name: text for name, text in store.all().items() if name.startswith(_PREFIX)}
                 held = self._heard.hear({name.removeprefix(_PREFIX): text for name, text in found.items()})
+                for name in self._heard.forgotten():
+                    store.remove(_PREFIX + name)
                 loop.call_soon_threadsafe(self._tell, hold_share(self._name, held))
             except Exception as error:  # what was known last goes on to hold
                 store = None

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from actors.place_reservations import RESERVED_FOR_S
 from cluster.outputs import EngineLoad
 from cluster.process.logs import Seldom, log_fields
 from cluster.scaling.balance import BalanceView, Move, moves
@@ -40,6 +41,7 @@ class _UnderWay:
     Attributes:
         num_places: at the target, asked for or kept.
         num_leaving: requests that the source is to give up, or gave up.
+        granted_at: when the target said that it keeps the places, which it does for ``RESERVED_FOR_S``.
         target_said, source_said: what they had said last when they answered: their next word counts what the move changed.
     """
 
@@ -49,6 +51,7 @@ class _UnderWay:
     num_places: int
     num_leaving: int
     begun_at: float = field(default_factory=time.monotonic)
+    granted_at: float = 0.0
     target_said: EngineLoad | None = None
     source_said: EngineLoad | None = None
     is_over: bool = False
@@ -108,6 +111,9 @@ class Balancer:
     def target(self, source: str) -> str:
         """The engine that keeps a place for the next request which ``source`` gave up as moved; empty if none does any more."""
         kept = self._kept.get(source)
+        # Who was to come for the older ones has gone, or failed.
+        while kept and time.monotonic() - kept[0].granted_at > RESERVED_FOR_S:
+            kept.popleft()
         return kept.popleft().move.target if kept else ""
 
     async def close(self) -> None:
@@ -158,7 +164,7 @@ class Balancer:
     async def _move(self, one: _UnderWay) -> None:
         source, target = one.source, one.target
         granted = await self._answer(target.runner.reserve.remote(self._subscriber, one.num_places), None)
-        one.target_said = target.load
+        one.target_said, one.granted_at = target.load, time.monotonic()
         places, num_tokens = granted or (0, 0)
         one.num_places = places
         if not places:
@@ -173,7 +179,7 @@ class Balancer:
         call = asyncio.ensure_future(source.runner.hand_back.remote(self._subscriber, places, num_tokens, masked))
         await asyncio.wait((call,), timeout=_PATIENCE_S)
         if not call.done() and self._others_wait(source):
-            self._give_back(one, places)
+            self._give_back(one, kept.count(one))  # the others have been come for
             places = 0
         moved = await self._answer(call, None)
         one.source_said, one.num_leaving = source.load, moved or 0

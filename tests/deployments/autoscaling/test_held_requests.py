@@ -21,12 +21,25 @@ from tests.waiting import until
 def test_who_says_nothing_new_is_forgotten():
     now = [0.0]
     heard = HeldByOthers(lambda: now[0])
+    assert heard.hear({}) == {}
     assert heard.hear({"a": b"[1, 3]", "b": b"[1, 4]", "other": b"{}"}) == {"a": 3, "b": 4}
     now[0] = held_requests._GONE_S
     assert heard.hear({"a": b"[2, 3]", "b": b"[1, 4]"}) == {"a": 3, "b": 4}
     now[0] += 0.1
     assert heard.hear({"a": b"[2, 3]", "b": b"[1, 4]"}) == {"a": 3}
     assert heard.hear({"a": b"[2, 3]", "b": b"[2, 5]"}) == {"a": 3, "b": 5}
+
+
+def test_what_a_killed_one_left_counts_for_nobody_who_comes_later():
+    now = [0.0]
+    heard = HeldByOthers(lambda: now[0])
+    assert heard.hear({"killed": b"[7, 12]", "alive": b"[1, 4]"}) == {}
+    now[0] = 0.5
+    assert heard.hear({"killed": b"[7, 12]", "alive": b"[2, 4]"}) == {"alive": 4}
+    assert heard.forgotten() == []
+    now[0] = held_requests._FORGOTTEN_S + 0.1
+    assert heard.hear({"killed": b"[7, 12]", "alive": b"[9, 1]"}) == {"alive": 1}
+    assert heard.forgotten() == ["killed"]
 
 
 def client() -> EngineClient:

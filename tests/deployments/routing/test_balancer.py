@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,11 +17,12 @@ from cluster.journal import JournalEntry
 from cluster.outputs import TokenDelta
 from cluster.routing.policies import least_tokens
 from cluster.sampling_params import SamplingParams
-from cluster.scaling.balance import moves
+from cluster.scaling.balance import Move, moves
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
 from deployments.metrics.request_events import ATTEMPTS, HANDOVERS, MOVES
 from deployments.routing import balancer
 from deployments.routing.engine_client import EngineClient
+from deployments.routing.router.engine_choices import EngineChoices
 from tests.deployments.routing.local_engines import LocalRunner, attach, local_client, start_runner
 from tests.engines import make_engine, request, write_tiny_model
 from tests.waiting import until
@@ -126,6 +128,19 @@ async def test_an_engine_of_which_nothing_young_is_known_gives_and_takes_nothing
     assert client._balancer._views() == []
     await client.close()
     await runner.actor.shutdown()
+
+
+async def test_a_place_that_nobody_came_for_is_not_the_next_requests():
+    """A client goes away after its request was given up; its place is not kept for those of later moves."""
+    of_one = balancer.Balancer("i", [], EngineChoices(), lambda stream: False)  # type: ignore[arg-type]
+
+    def under_way(target: str, age_s: float) -> balancer._UnderWay:
+        one = balancer._UnderWay(Move("full", target, 1), SimpleNamespace(), SimpleNamespace(), 1, 1)  # type: ignore[arg-type]
+        one.granted_at = time.monotonic() - age_s
+        return one
+
+    of_one._kept["full"] = deque([under_way("gone", RESERVED_FOR_S + 0.1), under_way("new", 0.0)])
+    assert (of_one.target("full"), of_one.target("full"), of_one.target("other")) == ("new", "", "")
 
 
 async def test_several_ingresses_do_not_overshoot_together(tiny_model):
