@@ -143,12 +143,18 @@ async def test_a_place_that_nobody_came_for_is_not_the_next_requests():
     assert (of_one.target("full"), of_one.target("full"), of_one.target("other")) == ("new", "", "")
 
 
-async def test_several_ingresses_do_not_overshoot_together(tiny_model):
-    first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
-    clients = [local_client({"first": first}) for _ in range(3)]
+async def crowd(folder, num_ingresses: int):
+    """Two engines, clients of the first, and their answers, of which four run and the others wait there."""
+    first, second = [await start_runner(folder, name, STEP_S) for name in ("first", "second")]
+    clients = [local_client({"first": first}) for _ in range(num_ingresses)]
     answers = [a for n, (client, _) in enumerate(clients) for a in start_many(client, 8, f"i{n}-")]
-    await until(lambda: num_waiting(first) == 20, 5)
+    await until(lambda: num_waiting(first) == 8 * num_ingresses - 4, 5)
     await asyncio.sleep(0.15)
+    return first, second, clients, answers
+
+
+async def test_several_ingresses_do_not_overshoot_together(tiny_model):
+    first, second, clients, answers = await crowd(tiny_model, 3)
     for client, handle in clients:
         handle.add("second", second)
         attach(client, handle, "second")
@@ -268,11 +274,7 @@ async def test_an_ingress_that_dies_within_a_move_leaves_no_place_reserved(tiny_
 
 async def test_no_later_arrival_begins_before_those_who_wait(tiny_model):
     """Requests come all the time, and a second engine has come: the router sends none there before those who waited have gone."""
-    first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
-    clients = [local_client({"first": first}) for _ in range(2)]
-    waiting = [one for n, (client, _) in enumerate(clients) for one in start_many(client, 8, f"early{n}-")]
-    await until(lambda: num_waiting(first) == 12, 5)
-    await asyncio.sleep(0.15)
+    first, second, clients, waiting = await crowd(tiny_model, 2)
     for client, handle in clients:
         handle.policy = least_tokens
         handle.add("second", second)

@@ -6,6 +6,8 @@ import pytest
 
 from cluster.outputs import PlainTokens, TokenDelta
 from deployments.metrics.request_events import FENCED
+from deployments.routing.router.engine_choices import EngineChoices
+from deployments.routing.submission import Submission
 from tests.deployments.routing.scripted_engine import Client, Engine, answer, sent
 from tests.waiting import until
 
@@ -17,12 +19,18 @@ def plain(*tokens: tuple[str, int, int, int]) -> PlainTokens:
     return PlainTokens(*map(list, zip(*tokens)))
 
 
-async def test_what_is_repeated_or_of_another_attempt_is_dropped(choices):
+async def begun(choices: EngineChoices) -> tuple[Engine, Client, Submission]:
+    """An engine that has the call of an answer, and its client."""
     engine = Engine()
     client = Client(engine, choices=choices)
-    client.start(answer(9))
+    submission = client.start(answer(9))
     await engine.called(1)
     choices.chose(sent("r"), "e")
+    return engine, client, submission
+
+
+async def test_what_is_repeated_or_of_another_attempt_is_dropped(choices):
+    engine, client, _ = await begun(choices)
     engine.messages.put_nowait([TokenDelta("r", 0, 0, [7]), plain(("r", 0, 1, 8))])
     engine.messages.put_nowait([plain(("r", 0, 1, 8), ("gone", 0, 4, 1)), plain(("r", 1, 2, 5)), plain(("r", 0, 2, 9))])
     await until(lambda: client.tokens == [7, 8, 9], 5)
@@ -35,11 +43,7 @@ async def test_what_is_repeated_or_of_another_attempt_is_dropped(choices):
 
 
 async def test_a_token_that_is_missing_has_the_stream_attached_again(choices):
-    engine = Engine()
-    client = Client(engine, choices=choices)
-    client.start(answer(9))
-    await engine.called(1)
-    choices.chose(sent("r"), "e")
+    engine, client, _ = await begun(choices)
     engine.messages.put_nowait([TokenDelta("r", 0, 0, [7])])
     engine.messages.put_nowait([plain(("r", 0, 2, 9))])
     await until(lambda: client._streams._resume_indices() == {"r": 1} and engine.messages.empty(), 5)
@@ -49,11 +53,7 @@ async def test_a_token_that_is_missing_has_the_stream_attached_again(choices):
 
 
 async def test_the_first_token_after_a_loss_counts_as_recovery(choices):
-    engine = Engine()
-    client = Client(engine, choices=choices)
-    submission = client.start(answer(9))
-    await engine.called(1)
-    choices.chose(sent("r"), "e")
+    engine, client, submission = await begun(choices)
     engine.messages.put_nowait([TokenDelta("r", 0, 0, [7])])
     await until(lambda: client.tokens == [7], 5)
     submission.lost_at = 0.0
