@@ -130,7 +130,7 @@ def test_commands_find_what_is_on_another_node_or_say_where(served, tmp_path, mo
         name = engine["engine_id"]
         shown = CliRunner().invoke(bireme, ["logs", "--engine", name, "--files"])
         assert any(fnmatch(Path(line).name, engine["log"]) for line in shown.stdout.splitlines())
-    monkeypatch.setattr(past_sessions, "RAY_FOLDER", tmp_path)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     for engine in served.stats:
         said = CliRunner().invoke(bireme, ["logs", "--engine", engine["engine_id"]])
         assert said.exit_code == 1
