@@ -32,7 +32,7 @@ WAY_BACK_S = 10.0
 # An ingress that Serve replaced because it hung is back by then.
 BACK_S = 60.0
 # The shortest answer has a third of it: seconds of decoding, so that all streams run at the same time.
-SETUP = Setup(num_engines=2, num_ingresses=2, max_tokens=560, haproxy=True)
+SETUP = Setup(num_engines=2, num_ingresses=2, max_tokens=420, haproxy=True)
 
 
 @dataclass
