@@ -21,7 +21,6 @@ from typer.testing import CliRunner
 from cluster.config import DEFAULT_MODEL, LLMConfig
 from deployments.cli import app as bireme
 from deployments.llm import build_openai_app
-from deployments.start.run_files import past_sessions
 from gpu_ops.build import build
 from tests.chaos.served.application import runners, wait_until_healthy
 from tests.chaos.served.hub_cache import REPO, hub_cache
