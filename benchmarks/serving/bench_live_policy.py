@@ -1,0 +1,203 @@
+"""Recorded load on live engines that come and go by objectives, and the same load in the simulator.
+
+    python -m benchmarks.serving.bench_live_policy TRACE [--seconds 300] [--speed 144] [--runs 3] [--kills 2]
+
+Each run is a server of its own, as `bireme serve` starts it. Of every answer each token is compared: none may be lost, repeated
+or changed. Engines compute nothing unless `--tiny`, and a step takes the time that the settings say, so that the cores of this
+machine are not what is measured; all else is real. Kills take an engine's process away while others serve; the simulator is told
+of those of the first run. Exits with 1 if an answer failed or differed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.serving.live_run import Live, SimulatedEngines, TinyEngines, live_run
+from cluster.scaling.capacity import StepCosts
+from cluster.scaling.fleet import PolicySettings
+from cluster.scaling.traces import read_trace
+from deployments.simulator.arrivals import Arrivals, arrivals_of, scaled, single_requests
+from deployments.simulator.events import event_of_pairs
+from deployments.simulator.oracle import factor_for
+from deployments.simulator.result import Result, percentiles
+from deployments.simulator.setup import SimulatorSettings
+from deployments.simulator.study import Study
+
+_STEP_S, _TOKEN_S = 0.05, 0.001
+_SLOTS, _STEP_TOKENS, _MAX_LEN, _BLOCK = 32, 128, 2048, 16
+_KV_TOKENS = _SLOTS * _MAX_LEN + _BLOCK
+_TTFT_S, _TPOT_MS = 2.0, 200.0
+_TINY_SLOTS = 2
+# A simulated figure may lie so far beside those of live runs.
+_SPREAD = 0.1
+
+
+def main(
+    trace: Annotated[Path, typer.Argument(help="Recorded load, as bireme simulate takes it.")],
+    begin: Annotated[float, typer.Option(help="Second of the recording to begin at.")] = 0.0,
+    seconds: Annotated[float, typer.Option(help="How long a run's load lasts.")] = 300.0,
+    speed: Annotated[float, typer.Option(help="So many times faster than recorded.")] = 144.0,
+    length_scale: Annotated[float, typer.Option(help="Recorded lengths times this.")] = 0.25,
+    engines_mean: Annotated[float, typer.Option(help="The oracle's mean engines, to which the load is scaled.")] = 1.2,
+    least: Annotated[int, typer.Option(help="min_replicas; 0: the last engine goes, too.")] = 1,
+    most: Annotated[int, typer.Option(help="max_replicas.")] = 4,
+    runs: Annotated[int, typer.Option(help="Live runs.")] = 3,
+    kills: Annotated[int, typer.Option(help="Engines that are killed in each run.")] = 0,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Engines compute a tiny model; nothing is simulated.")] = False,
+    cost_weight: Annotated[float, typer.Option(help="Of the objectives.")] = 1.0,
+    out: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """Measure, and print live runs and simulation side by side."""
+    settings = _settings(least, most, cost_weight)
+    load = _load(trace, settings, (begin, seconds, speed, length_scale, engines_mean))
+    print(f"{len(load.at)} requests in {load.duration_s:.0f} s", flush=True)
+    engines = TinyEngines(_tiny(settings)) if tiny else SimulatedEngines(_served(settings))
+    lives: list[Live] = []
+    for number in range(runs):
+        lives.append(live := live_run(load, engines, kills))
+        print(f"run {number + 1}: {_line(live)}", flush=True)
+        print(*live.faults[:5], sep="\n", end="\n" if live.faults else "", flush=True)
+    simulated = None if tiny else _simulate(load, settings, lives)
+    _show(load, lives, simulated)
+    if out is not None:
+        rows = [{**asdict(live), "attainment": _attainment(live)} for live in lives]
+        out.write_text(json.dumps({"live": rows, "simulated": simulated and asdict(simulated)}))
+    sys.exit(1 if any(live.faults for live in lives) else 0)
+
+
+def _settings(least: int, most: int, cost_weight: float) -> SimulatorSettings:
+    policy = PolicySettings(
+        min_replicas=least, max_replicas=most, slo_ttft_s=_TTFT_S, slo_tpot_ms=_TPOT_MS, cost_weight=cost_weight
+    )
+    costs = StepCosts(_STEP_S, _TOKEN_S, _TOKEN_S, 0.0)
+    return SimulatorSettings(
+        costs=costs,
+        max_num_seqs=_SLOTS,
+        max_num_batched_tokens=_STEP_TOKENS,
+        max_model_len=_MAX_LEN,
+        kv_tokens=_KV_TOKENS,
+        block_size=_BLOCK,
+        policy=policy,
+    )
+
+
+def _served(settings: SimulatorSettings) -> dict[str, Any]:
+    """The same in the words of a configuration."""
+    policy = settings.policy
+    objectives = ("min_replicas", "max_replicas", "slo_ttft_s", "slo_tpot_ms", "cost_weight")
+    return {
+        "simulated_step_s": settings.costs.step,
+        "simulated_token_s": settings.costs.prefill_token,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "max_model_len": settings.max_model_len,
+        "num_kv_blocks": settings.kv_tokens // settings.block_size,
+        "block_size": settings.block_size,
+        "max_queued_requests": 1000,
+        "runner_num_cpus": 0.1,
+        "ingress_config": {"num_replicas": 1},
+        "autoscaling": {name: getattr(policy, name) for name in objectives},
+    }
+
+
+def _tiny(settings: SimulatorSettings) -> dict[str, Any]:
+    """For engines that compute: few slots, so that a small load fills them."""
+    served = {name: value for name, value in _served(settings).items() if not name.startswith("simulated_")}
+    return {**served, "max_num_seqs": _TINY_SLOTS, "num_kv_blocks": 512}
+
+
+def _load(trace: Path, settings: SimulatorSettings, how: tuple[float, float, float, float, float]) -> Arrivals:
+    begin, seconds, speed, length_scale, engines_mean = how
+    recorded = single_requests(arrivals_of(read_trace(trace, begin, seconds * speed), settings), settings)
+    faster = replace(
+        recorded,
+        at=(recorded.at - recorded.at.min()) / speed,
+        prompt=np.maximum(1, np.round(recorded.prompt * length_scale)),
+        output=np.maximum(2, np.round(recorded.output * length_scale)),
+        duration_s=seconds,
+    )
+    return scaled(faster, factor_for(faster, settings, engines_mean), settings)
+
+
+def _simulate(load: Arrivals, settings: SimulatorSettings, lives: Sequence[Live]) -> Result:
+    """With the starts of all live runs, and the deaths of the first one."""
+    starts = tuple(second for live in lives for second in live.start_times_s)
+    settings = replace(settings, start_times_s=starts or settings.start_times_s)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "load.csv"
+        _write(load, file)
+        deaths = [event_of_pairs(f"at={second:.1f} event=death engines=1") for second in lives[0].killed_at]
+        study = Study(file, settings, None, "exact", deaths)
+        study.initial = settings.policy.min_replicas
+        return study.run()
+
+
+def _write(load: Arrivals, file: Path) -> None:
+    """As a recording in Azure's format."""
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["TIMESTAMP", "ContextTokens", "GeneratedTokens"])
+        for at, prompt, output in zip(load.at.tolist(), load.prompt, load.output):
+            minutes, second = divmod(at, 60)
+            when = f"2026-01-01 {int(minutes) // 60:02}:{int(minutes) % 60:02}:{second:09.6f}"
+            writer.writerow([when, int(prompt), int(output)])
+
+
+def _attainment(live: Live) -> float:
+    met = [t <= _TTFT_S and p <= _TPOT_MS / 1e3 for t, p in zip(live.ttft_s, live.tpot_s)]
+    return sum(met) / max(len(met), 1)
+
+
+def _line(live: Live) -> str:
+    return (
+        f"{len(live.ttft_s)} answers, {len(live.faults)} faults, {len(live.killed_at)} engines killed, starts "
+        + ", ".join(f"{second:.1f}" for second in live.start_times_s)
+        + " s, engines wanted "
+        + ", ".join(f"{count} at {second:.0f} s" for second, count in live.targets)
+    )
+
+
+def _at(sizes: Sequence[tuple[float, int]], second: float) -> int:
+    """Engines at that second; before the first change those of the first."""
+    return ([count for at, count in sizes if at <= second] or [sizes[0][1]])[-1]
+
+
+def _show(load: Arrivals, lives: Sequence[Live], simulated: Result | None) -> None:
+    seconds = range(int(load.duration_s))
+    rows = [
+        (f"live {n + 1}", percentiles(np.array(one.ttft_s)), _attainment(one), one.targets)
+        for n, one in enumerate(lives)
+    ]
+    if simulated is not None:
+        rows.append(("simulated", simulated.ttft_s, simulated.attainment, simulated.engines))
+    table = Table(
+        "", "TTFT p50", "p95", "within the objectives", "engines at most", "engine-hours", "within one of the last row"
+    )
+    last = [_at(rows[-1][3], second) for second in seconds]
+    for name, times, attained, sizes in rows:
+        counts = [_at(sizes, second) for second in seconds]
+        near = sum(abs(one - other) <= 1 for one, other in zip(counts, last)) / len(counts)
+        shown = [f"{times['p50']:.3f} s", f"{times['p95']:.3f} s", f"{attained:.2%}", str(max(counts))]
+        table.add_row(name, *shown, f"{sum(counts) / 3600:.3f}", f"{near:.1%}")
+    Console(width=150).print(table)
+    for name in ("p50", "p95") if simulated is not None else ():
+        found = [percentiles(np.array(live.ttft_s))[name] for live in lives]
+        low, high = (1 - _SPREAD) * min(found), (1 + _SPREAD) * max(found)
+        verdict = "within" if low <= rows[-1][1][name] <= high else "outside"
+        print(f"TTFT {name}: simulated {rows[-1][1][name]:.3f} s is {verdict} {low:.3f} to {high:.3f} s")
+
+
+if __name__ == "__main__":
+    typer.run(main)

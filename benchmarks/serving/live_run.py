@@ -1,0 +1,228 @@
+"""A run of recorded load on live engines that come and go by objectives, every token of every answer compared."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from actors.engine.load_simulated import seeded_tokens
+from actors.model_files.config import load_model_config
+from actors.model_files.source import resolve_model
+from actors.text.tokenizer import load_tokenizer
+from benchmarks.serving.served_app import ServedApp, settings_config
+from cluster.client import AsyncClient
+from cluster.config import DEFAULT_MODEL
+from cluster.scaling.log import Record
+from deployments.simulator.arrivals import Arrivals
+from deployments.start.ray_session import ray_base
+
+# After the last answer: as long as engines that nobody needs may stay.
+_IDLE_S = 45.0
+# Of an engine that computes, so many different requests come again and again.
+_NUM_DIFFERENT = 24
+_TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 49152,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+Ask = Callable[[int], Awaitable[list[int]]]
+
+
+@dataclass
+class Live:
+    """What one run found.
+
+    Attributes:
+        ttft_s, tpot_s: of each answer, in the order of the load.
+        faults: what was wrong with answers, one sentence each.
+        targets: (second of the load, engines wanted) where that changed.
+        start_times_s: from a decision to the engine that served.
+        killed_at: seconds of the load.
+    """
+
+    ttft_s: list[float] = field(default_factory=list)
+    tpot_s: list[float] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    targets: list[tuple[float, int]] = field(default_factory=list)
+    start_times_s: list[float] = field(default_factory=list)
+    killed_at: list[float] = field(default_factory=list)
+
+
+class SimulatedEngines:
+    """Engines that compute nothing: steps take the time that the settings say, and tokens follow each other by one stride."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = {"device": "simulated", **settings}
+        source = resolve_model(DEFAULT_MODEL)
+        model, tokenizer = load_model_config(source), load_tokenizer(source)
+        skipped = tokenizer.special_ids.union(model.eos_token_ids)
+        self._vocabulary = [token for token in range(model.vocab_size) if token not in skipped]
+        self._place = {token: index for index, token in enumerate(self._vocabulary)}
+        token = seeded_tokens(self._vocabulary, 0)
+        self._stride = self._place[token("", 1)] - self._place[token("", 0)]
+
+    def prompt(self, number: int, length: int) -> list[int]:
+        return random.Random(number).choices(self._vocabulary, k=length)
+
+    def sizes(self, number: int, load: Arrivals) -> tuple[int, int]:
+        return int(load.prompt[number]), int(load.output[number])
+
+    async def learn(self, ask: Ask) -> None:
+        """Nothing: what follows is known."""
+
+    def fault(self, number: int, ids: Sequence[int]) -> str:
+        """What is wrong with the tokens of an answer; empty: nothing."""
+        places = [self._place[token] for token in ids]
+        wrong = [
+            i for i, (a, b) in enumerate(itertools.pairwise(places)) if (b - a - self._stride) % len(self._vocabulary)
+        ]
+        return f"token {wrong[0] + 1} is not the one that follows" if wrong else ""
+
+
+class TinyEngines:
+    """Engines that compute two layers with random weights on the cores: answers are those of an undisturbed engine."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        folder = Path(tempfile.mkdtemp())
+        (folder / "config.json").write_text(json.dumps(_TINY))
+        tokenizer = resolve_model(DEFAULT_MODEL).tokenizer
+        own = {"model": str(folder), "load_format": "dummy", "tokenizer": str(tokenizer), "model_id": "tiny"}
+        self.settings = {"device": "cpu", "num_threads": 1, **own, **settings}
+        self._twins: dict[int, list[int]] = {}
+
+    def prompt(self, number: int, length: int) -> list[int]:
+        return random.Random(number % _NUM_DIFFERENT).choices(range(100, 40_000), k=length)
+
+    def sizes(self, number: int, load: Arrivals) -> tuple[int, int]:
+        number %= min(_NUM_DIFFERENT, len(load.at))
+        return int(load.prompt[number]), int(load.output[number])
+
+    async def learn(self, ask: Ask) -> None:
+        """Ask for each of the different answers, one after the other."""
+        self._twins = {number: await ask(number) for number in range(_NUM_DIFFERENT)}
+
+    def fault(self, number: int, ids: Sequence[int]) -> str:
+        """What is wrong with the tokens of an answer; empty: nothing."""
+        return "" if list(ids) == self._twins[number % _NUM_DIFFERENT] else "it is not that of an undisturbed engine"
+
+
+Engines = SimulatedEngines | TinyEngines
+
+
+def live_run(load: Arrivals, engines: Engines, kills: int) -> Live:
+    """A server of its own, the load, and after it a while without any.
+
+    Args:
+        kills: so many engines are killed meanwhile, one at a time, each while another one serves.
+    """
+    before = set(_logs())
+    app = ServedApp(settings_config(engines.settings), f"{tempfile.mkdtemp()}/server.log")
+    try:
+        live, began_at = asyncio.run(_Run(app, load, engines).run(kills))
+        (log,) = set(_logs()) - before
+        _read_decisions(live, log, began_at)
+        return live
+    finally:
+        app.close()
+
+
+class _Run:
+    def __init__(self, app: ServedApp, load: Arrivals, engines: Engines) -> None:
+        self._app, self._load, self._engines = app, load, engines
+        self._live = Live([0.0] * len(load.at), [0.0] * len(load.at))
+        self._began = 0.0
+
+    async def run(self, kills: int) -> tuple[Live, float]:
+        """(what clients saw, second since 1970 at which the load began)."""
+        load = self._load
+        async with AsyncClient(self._app.url, timeout=120) as client:
+            await self._engines.learn(lambda number: self._ask(client, number))
+            self._began, began_at = time.monotonic(), time.time()
+            killing = [asyncio.create_task(self._kill(load.duration_s * (n + 1) / (kills + 1))) for n in range(kills)]
+            await asyncio.gather(*(self._come(client, number) for number in range(len(load.at))))
+            for task in killing:
+                task.cancel()
+            await asyncio.gather(*killing, return_exceptions=True)
+            await asyncio.sleep(_IDLE_S)
+        return self._live, began_at
+
+    async def _come(self, client: AsyncClient, number: int) -> None:
+        await asyncio.sleep(max(0.0, self._began + float(self._load.at[number]) - time.monotonic()))
+        try:
+            ids = await self._ask(client, number)
+        except Exception as error:
+            self._live.faults.append(f"request {number}: {type(error).__name__}: {error}")
+            return
+        wanted = self._engines.sizes(number, self._load)[1]
+        fault = f"{len(ids)} tokens of {wanted}" if len(ids) != wanted else self._engines.fault(number, ids)
+        if fault:
+            self._live.faults.append(f"request {number}: {fault}")
+
+    async def _ask(self, client: AsyncClient, number: int) -> list[int]:
+        length, max_tokens = self._engines.sizes(number, self._load)
+        prompt = self._engines.prompt(number, length)
+        options = {"max_tokens": max_tokens, "ignore_eos": True, "return_token_ids": True, "temperature": 0}
+        sent, first, last = time.monotonic(), 0.0, 0.0
+        ids: list[int] = []
+        async for chunk in client.stream_complete(prompt, **options):
+            if chunk.choices and chunk.choices[0].token_ids:
+                last = time.monotonic()
+                first = first or last
+                ids += chunk.choices[0].token_ids
+        self._live.ttft_s[number] = first - sent
+        self._live.tpot_s[number] = (last - first) / max(len(ids) - 1, 1)
+        return ids
+
+    async def _kill(self, at: float) -> None:
+        await asyncio.sleep(max(0.0, self._began + at - time.monotonic()))
+        while len(engines := await asyncio.to_thread(self._app.engines)) < 2:
+            await asyncio.sleep(0.5)
+        os.kill(random.Random(at).choice(engines)["pid"], signal.SIGKILL)
+        self._live.killed_at.append(time.monotonic() - self._began)
+
+
+def _logs() -> list[Path]:
+    return list((ray_base() / "ray").glob("session_2*/logs/serve/autoscaling_*.jsonl"))
+
+
+def _read_decisions(live: Live, log: Path, began_at: float) -> None:
+    """What the log of decisions says of targets and starts."""
+    wanted: list[float] = []
+    target = ready = -1
+    for line in log.read_bytes().splitlines():
+        record = msgspec.json.decode(line, type=Record)
+        num_ready = record.inputs.num_ready or 0
+        if target < 0:
+            target, ready = record.target, num_ready
+        for _ in range(min(num_ready - ready, len(wanted))):
+            live.start_times_s.append(record.at - wanted.pop(0))
+        if record.target != target or not live.targets:
+            live.targets.append((record.at - began_at, record.target))
+        wanted += [record.at] * max(0, record.target - target)
+        del wanted[len(wanted) + min(0, record.target - target) :]
+        target, ready = record.target, num_ready
