@@ -394,7 +394,7 @@ class LLMConfig(EngineConfig):
         1800.0,
         ge=1,
         le=86_400,
-        description="Seconds, from the start of Ray on, until every model must be ready; then `bireme serve` ends and says what it waited for.",
+        description="Seconds, from the start of Ray on, until the model must be ready; then `bireme serve` ends and says what it waited for. Of several applications in a file each has its own.",
     )
     ttft_target_s: float | None = Field(
         None,

@@ -34,6 +34,7 @@ from deployments.admin.cluster_status import cluster_status
 from deployments.admin.engine_timeline import engine_timeline
 from deployments.admin.metrics_text import metrics_text
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
+from deployments.admin.siblings import Siblings
 from deployments.answers.event_stream import EventStream
 from deployments.answers.generation import Generation
 from deployments.answers.request_line import RequestLines
@@ -152,6 +153,7 @@ class OpenAiIngress:
         self._keeping: asyncio.Task | None = None
         self._reporting: asyncio.Task | None = None
         self._sharing: asyncio.Task | None = None
+        self._siblings = Siblings()
         self._cpu = CpuShare()  # from now on: what the start took says nothing of the load
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -331,9 +333,14 @@ class OpenAiIngress:
         return Response(await engine_timeline(request.query_params), media_type="application/json")
 
     async def trace(self, request: Request) -> Response:
-        """The way of a request that this ingress had lately, by the id of its answer or of its trace."""
-        service = await self._ready()
-        return JSONResponse(service.traces.of(request.path_params["id"], request.state.tenant))
+        """The way of a request that an ingress of this application had lately, by the id of its answer or of its trace."""
+        service, name, tenant = await self._ready(), request.path_params["id"], request.state.tenant
+        found = service.traces.of(name, tenant.id) or await self._siblings.find_trace(name, tenant.id)
+        return JSONResponse(found)
+
+    async def trace_here(self, name: str, tenant_id: str) -> dict[str, Any] | None:
+        """What this ingress itself knows; called by its siblings."""
+        return self._service.traces.of(name, tenant_id) if self._service is not None else None
 
     async def ping(self, request: Request) -> Response:
         """As /health."""

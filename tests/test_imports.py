@@ -76,7 +76,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         "simulator": set(),
         "offline": {"openai_api", "answers", "routing", "metrics", "start"},
-        "admin": {"routing", "replica", "spares"},
+        "admin": {"routing", "replica", "spares", "ray_private"},
         "openai_api": {"answers", "http", "parsers", "routing", "metrics"},
         "answers": {"http", "routing", "metrics", "start"},
         "http": {"start"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
-from cluster.api_errors import ApiError, shown
 from cluster.observability.request_trace import hops, wall_clock
 from cluster.process.logs import log_value
 from cluster.tenant import Tenant
@@ -39,16 +38,12 @@ class RequestTraces:
         while len(self._traces) > _MOST:
             self._traces.popitem(last=False)
 
-    def of(self, name: str, tenant: Tenant) -> dict[str, Any]:
-        """What is known by now, a list of ``hops`` each sequence; ``name`` as a client gave it, or as logs have it.
-
-        Raises:
-            ApiError: 404, ``tenant`` has asked this ingress for none of that name lately.
-        """
-        found = self._traces.get((tenant.id, name)) or self._traces.get((tenant.id, log_value(name)))
+    def of(self, name: str, tenant_id: str) -> dict[str, Any] | None:
+        """What is known by now, a list of ``hops`` each sequence; None if that tenant has asked this ingress for none of that
+        name lately. ``name`` is as a client gave it, or as logs have it."""
+        found = self._traces.get((tenant_id, name)) or self._traces.get((tenant_id, log_value(name)))
         if found is None:
-            why = f"this ingress knows no request {shown(name)} of this API key; it remembers the newest"
-            raise ApiError(404, why, param="id", code="trace_not_found")
+            return None
         return {
             "id": name,
             "sequences": [

@@ -36,6 +36,7 @@ from deployments.start.serve_config import (
     has_keys,
     named_after_model,
     serve_config,
+    start_timeouts,
     without_keys,
 )
 from deployments.start.serve_environment import LOOPBACK_CLUSTER, apply_serve_environment
@@ -123,7 +124,7 @@ def serve(
         watcher = StartWatcher(view, config, configured[0], served, private_base() if base is None else base, verbose)
         supervisor.writes_to(watcher.log.descriptors)
         supervisor.logs_to(str(watcher.log.path))
-        run_server(config, address, models[0].start_timeout_s, supervisor, watcher)
+        run_server(config, address, start_timeouts(config, models), supervisor, watcher)
     except (BiremeError, SettingsError, OpBuildError) as error:
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None

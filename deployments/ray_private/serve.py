@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
+from ray import serve
 from ray._private import worker
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
@@ -164,6 +165,33 @@ def on_this_loop(handle: DeploymentHandle) -> DeploymentHandle:
     change threads and wait for the interpreter. It must not have been used, and belongs to this loop from now on."""
     handle._init(_run_router_in_separate_loop=False)
     return handle
+
+
+def handle_of_this_deployment() -> DeploymentHandle:
+    """A handle of the deployment that this replica belongs to. Serve's own way asks the controller first whether there is one."""
+    context = serve.get_replica_context()
+    return serve.get_deployment_handle(context.deployment, context.app_name, _check_exists=False)
+
+
+async def answers_of_each(
+    handle: DeploymentHandle, method: str, *arguments: Any, timeout_s: float
+) -> tuple[list[Any], int]:
+    """What ``method`` returns in the replicas of a deployment, and how many of them failed or were not in time. Where one hangs,
+    the handle's own ``results_async`` has none.
+
+    Raises:
+        asyncio.TimeoutError: Serve does not say in time which replicas there are.
+        RayServeException: there are none.
+    """
+    calls = await asyncio.wait_for(
+        handle.broadcast(method, *arguments)._fetch_replica_results_async(), timeout=timeout_s
+    )
+    asked = [asyncio.ensure_future(call.get_async()) for call in calls]
+    done, late = await asyncio.wait(asked, timeout=timeout_s) if asked else (set(), set())
+    for call in late:
+        call.cancel()
+    answers = [call.result() for call in done if call.exception() is None]
+    return answers, len(asked) - len(answers)
 
 
 def by_value(handle: DeploymentHandle) -> DeploymentHandle:

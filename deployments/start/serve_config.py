@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,21 @@ def configured_models(config: dict[str, Any]) -> list[tuple[dict[str, Any], LLMC
     if not found:
         raise BiremeError(f"no application has the import_path {BUILDER}", "import_path")
     return found
+
+
+def start_timeouts(config: dict[str, Any], models: Iterable[LLMConfig]) -> dict[str, float]:
+    """``start_timeout_s`` of each application, by the name that Serve has for it; those that are not of this project have the
+    longest of the others.
+
+    Args:
+        models: of those of this project, in the order of ``config``.
+    """
+    times_s = [model.start_timeout_s for model in models]
+    ours = iter(times_s)
+    return {
+        application.get("name", UNNAMED): next(ours) if _is_ours(application) else max(times_s)
+        for application in config["applications"]
+    }
 
 
 def name_of(application: dict[str, Any], number: int) -> str:

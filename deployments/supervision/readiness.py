@@ -47,6 +47,21 @@ def not_ready(applications: Mapping[str, Any]) -> str | None:
     return "; ".join(waiting) or None
 
 
+def out_of_time(applications: Mapping[str, Any], patience_s: Mapping[str, float], waited_s: float) -> str | None:
+    """What the first application waits for that was given less time than ``waited_s``; None while each has some left.
+
+    Args:
+        patience_s: of each application, by name (``start_timeout_s``).
+    """
+    for name in sorted(patience_s, key=patience_s.__getitem__):
+        if patience_s[name] >= waited_s:
+            return None
+        waiting = not_ready({name: applications[name]} if name in applications else {})
+        if waiting is not None:
+            return f"not ready after start_timeout_s={patience_s[name]:g}: {waiting}"
+    return None
+
+
 def _replicas(deployment: Any) -> str:
     counts = {getattr(state, "value", state): count for state, count in deployment.replica_states.items() if count}
     return ", ".join(f"{count} {str(state).lower()}" for state, count in counts.items()) or "no replica yet"

@@ -7,11 +7,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NoReturn, Protocol
 
 from cluster.errors import BiremeError
-from deployments.supervision.readiness import not_ready, what_failed
+from deployments.supervision.readiness import not_ready, out_of_time, what_failed
 from deployments.supervision.stages import RUNNING, STARTING, Supervised
 
 _POLL_S = 0.25
@@ -36,16 +36,16 @@ class Watcher(Protocol):
 
 
 def run_server(
-    config: dict[str, Any], address: str, patience_s: float, supervised: Supervised, watcher: Watcher
+    config: dict[str, Any], address: str, patience_s: Mapping[str, float], supervised: Supervised, watcher: Watcher
 ) -> NoReturn:
     """Serve ``config`` (as Ray Serve reads it) on the Ray at ``address`` until told to stop, and leave with status 0.
 
     Args:
-        patience_s: until all applications must be ready, from now on.
+        patience_s: until an application must be ready, from now on, by the name that Serve has for it.
 
-    Where they are not, it leaves with status 1, after the reason in one line.
+    Where one is not, it leaves with status 1, after the reason in one line.
     """
-    deadline = time.monotonic() + patience_s
+    began = time.monotonic()
     supervised.enter(STARTING)
     # Ray Serve reads its environment when it is imported.
     import ray
@@ -63,7 +63,7 @@ def run_server(
             watcher.begin("Ray Serve")
             names = deploy(config)
             watcher.begin("application")
-            _wait_until_ready(names, deadline, patience_s, supervised, watcher)
+            _wait_until_ready(names, began, patience_s, supervised, watcher)
             if not supervised.stop.is_set():
                 supervised.enter(RUNNING)
                 watcher.ready()
@@ -94,7 +94,7 @@ def _leave(last_words: list[str], status: int = 1) -> NoReturn:
 
 
 def _wait_until_ready(
-    names: list[str], deadline: float, patience_s: float, supervised: Supervised, watcher: Watcher
+    names: list[str], began: float, patience_s: Mapping[str, float], supervised: Supervised, watcher: Watcher
 ) -> None:
     from ray import serve
 
@@ -108,10 +108,10 @@ def _wait_until_ready(
         applications = {name: found for name, found in serve.status().applications.items() if name in names}
         if (reason := what_failed(applications)) is not None:
             raise BiremeError(reason)
-        if (waiting := not_ready(applications)) is None:
+        if not_ready(applications) is None:
             return
-        if time.monotonic() > deadline:
-            raise BiremeError(f"not ready after start_timeout_s={patience_s:g}: {waiting}")
+        if (late := out_of_time(applications, patience_s, time.monotonic() - began)) is not None:
+            raise BiremeError(late)
 
 
 def take_down(names: list[str]) -> None:

@@ -95,7 +95,7 @@ async def test_sequences_are_found_by_the_name_that_a_client_gave_its_request():
     stranger = tenant_of(b"key", b"secret", True, True)
     await made.completion({"prompt": "x"}, Caller(stranger, x_request_id=answer.id))
     for name in (answer.id, caller.x_request_id):
-        assert {way["request"] for way in made.traces.of(name, caller.tenant)["sequences"]} == names
+        assert {way["request"] for way in made.traces.of(name, caller.tenant.id)["sequences"]} == names
 
 
 @pytest.mark.parametrize("name", ["self", "messages", "tools", "add_generation_prompt", "raise_exception"])

@@ -21,7 +21,7 @@ from deployments.llm import build_openai_app, engine_options
 from deployments.routing.router.engine_router import EngineRouter
 from deployments.start.app_arguments import AppArguments, SettingsError
 from deployments.start.run_files.key_file import _who_may_read
-from deployments.start.serve_config import configured_model, named_after_model
+from deployments.start.serve_config import BUILDER, configured_model, named_after_model, start_timeouts
 
 WRONG = [
     ("max_num_seqs", True),
@@ -408,3 +408,11 @@ def test_an_application_without_a_name_has_that_of_its_model(names, model_id, na
 def test_of_several_applications_each_keeps_its_name():
     config = {"applications": [{"name": "default"}, {"name": "second"}]}
     assert named_after_model(config, "tiny") == config
+
+
+def test_each_application_has_its_own_time_to_start_and_others_the_longest():
+    ours, other = {"import_path": BUILDER}, {"import_path": "theirs:app", "name": "theirs"}
+    config = {"applications": [{**ours, "name": "small"}, other, {**ours, "name": "large"}]}
+    models = [LLMConfig(start_timeout_s=20), LLMConfig(start_timeout_s=600)]
+    assert start_timeouts(config, models) == {"small": 20, "theirs": 600, "large": 600}
+    assert start_timeouts({"applications": [ours]}, models[:1]) == {"default": 20}

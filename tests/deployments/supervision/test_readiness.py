@@ -18,7 +18,7 @@ from ray.serve.schema import (
 )
 
 from deployments.start.serve_environment import free_port
-from deployments.supervision.readiness import not_ready, what_failed
+from deployments.supervision.readiness import not_ready, out_of_time, what_failed
 from tests.deployments.supervision.signals import ROOT
 
 TRACEBACK = """The deployment failed to start 1 times in a row. Error:
@@ -58,6 +58,21 @@ def test_what_is_waited_for_is_named_until_all_run():
     )
     assert not_ready({"default": application("RUNNING", "HEALTHY", RUNNING=1)}) is None
     assert not_ready({}) == "Ray Serve has not begun with the application"
+
+
+def test_each_application_has_the_time_that_its_own_settings_give_it():
+    waits, runs = application("DEPLOYING", "UPDATING", STARTING=1), application("RUNNING", "HEALTHY", RUNNING=1)
+    patience_s = {"large": 600.0, "small": 20.0}
+    assert out_of_time({"large": waits, "small": waits}, patience_s, 19) is None
+    assert out_of_time({"large": waits, "small": runs}, patience_s, 599) is None
+    assert out_of_time({"large": waits, "small": waits}, patience_s, 21) == (
+        "not ready after start_timeout_s=20: application small: LLMServer: 1 starting"
+    )
+    late = out_of_time({"large": waits, "small": runs}, patience_s, 601)
+    assert late == "not ready after start_timeout_s=600: application large: LLMServer: 1 starting"
+    assert out_of_time({}, patience_s, 21) == (
+        "not ready after start_timeout_s=20: Ray Serve has not begun with the application"
+    )
 
 
 @pytest.mark.slow
