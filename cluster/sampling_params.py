@@ -42,7 +42,7 @@ class _Number(NamedTuple):
 
 
 # As a request's (``deployments/openai_api/requests/protocol.py``).
-_NUMBERS: Mapping[str, _Number] = MappingProxyType(
+NUMBERS: Mapping[str, _Number] = MappingProxyType(
     {
         "temperature": _Number(ge=0, le=2),
         "top_p": _Number(gt=0, le=1),
@@ -128,7 +128,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        for name, number in _NUMBERS.items():
+        for name, number in NUMBERS.items():
             value = getattr(self, name)
             if value is not None or not number.is_optional:
                 _check_number(name, value, number)

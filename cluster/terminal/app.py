@@ -20,8 +20,8 @@ from cluster.client.api_types import Answer
 from cluster.client.base import API_KEY_VARIABLE
 from cluster.errors import BiremeError
 from cluster.terminal.shown_parts import ShownParts
+from cluster.terminal.usage import one_sentence
 from cluster.terminal.wrapped_text import WrappedText
-from cluster.wording import has_sentence, setting_fault
 
 # In the order in which a newcomer needs them, below the headings of docs/terminal.md.
 _PANELS = {
@@ -45,15 +45,15 @@ class _Commands(TyperGroup):
             command.rich_help_panel = _PANEL_OF.get(cmd_name)  # type: ignore[attr-defined]
         return command
 
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
+        if extra.get("resilient_parsing"):  # of completion, which has nobody to tell
+            return super().make_context(info_name, args, parent, **extra)
+        with one_sentence(_show_error):
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with one_sentence(_show_error):
             return super().invoke(ctx)
-        except typer.BadParameter as error:
-            # Typer leaves what is wrong to pydantic, whose sentences are for programmers; these are the settings' own.
-            faults: list[Any] = getattr(error.__cause__, "errors", list)()
-            if faults and has_sentence(faults[0]["type"]):
-                error.message = setting_fault(faults[0])
-            raise
 
 
 # Local variables of a failed command are no business of the screen: an API key may be among them.
@@ -141,7 +141,11 @@ def print_wrapped(line: str, indent: int, begun: int = 0, style: str | None = No
 
 def show_error(error: BiremeError) -> None:
     """One line."""
-    errors.print(f"Error: {error.message}", style="red", highlight=False, markup=False)
+    _show_error(error.message)
+
+
+def _show_error(message: str) -> None:
+    errors.print(f"Error: {message}", style="red", highlight=False, markup=False)
 
 
 def print_stream(chunks: Iterator[Answer]) -> str:

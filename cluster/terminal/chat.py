@@ -38,7 +38,7 @@ from cluster.terminal.wrapped_text import WrappedText
 @app.command()
 def chat(
     message: Annotated[
-        str | None, typer.Argument(help="Ask this and leave; without it the chat is interactive.")
+        str | None, typer.Argument(metavar="[TEXT]", help="Ask this and leave; without it the chat is interactive.")
     ] = None,
     url: Url = DEFAULT_URL,
     model: Model = None,

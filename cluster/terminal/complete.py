@@ -27,7 +27,7 @@ from cluster.terminal.app import (
 @app.command()
 def complete(
     prompt: Annotated[
-        str | None, typer.Argument(help="Text to continue; without it, or -, what comes in a pipe.")
+        str | None, typer.Argument(metavar="[TEXT]", help="Text to continue; without it, or -, what comes in a pipe.")
     ] = None,
     url: Url = DEFAULT_URL,
     model: Model = None,

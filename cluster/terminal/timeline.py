@@ -14,7 +14,9 @@ from cluster.terminal.app import ApiKey, Url, app, check_writable, connected, co
 
 @app.command()
 def timeline(
-    output: Annotated[Path, typer.Argument(help="File for the Chrome trace; open it in https://ui.perfetto.dev.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="FILE", help="File for the Chrome trace; open it in https://ui.perfetto.dev.")
+    ],
     steps: Annotated[int, typer.Option(min=1, max=10_000, help="Engine steps to record.")] = 200,
     timeout_s: Annotated[
         float, typer.Option(min=0.1, max=120, help="Stop after this time; an idle engine has no steps.")
@@ -25,7 +27,7 @@ def timeline(
 ) -> None:
     """Record what an engine's host side and its device do in the next steps."""
     with connected(url, None, api_key) as client:
-        check_writable(output, "OUTPUT")
+        check_writable(output, "FILE")
         trace = client.timeline(**given(steps=steps, timeout_s=timeout_s, engine=engine))
     output.write_text(json.dumps(trace), encoding="utf-8")
     found = trace["otherData"]

@@ -16,7 +16,8 @@ def trace(
     answer_id: Annotated[
         str,
         typer.Argument(
-            help="Id of an answer (cmpl-..., chatcmpl-...), of a request (X-Request-ID), or of a traceparent's trace."
+            metavar="ID",
+            help="Id of an answer (cmpl-..., chatcmpl-...), of a request (X-Request-ID), or of a traceparent's trace.",
         ),
     ],
     url: Url = DEFAULT_URL,

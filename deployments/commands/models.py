@@ -42,7 +42,10 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="A list for prog
 @app.command()
 def pull(
     model: Annotated[
-        str, typer.Argument(autocompletion=complete_model, help="The default model's name, or a Hugging Face id.")
+        str,
+        typer.Argument(
+            metavar="MODEL", autocompletion=complete_model, help="The default model's name, or a Hugging Face id."
+        ),
     ],
 ) -> None:
     """Fetch a model, so that a later start finds it here."""
@@ -57,7 +60,10 @@ def pull(
 @app.command()
 def rm(
     model: Annotated[
-        str, typer.Argument(autocompletion=complete_model, help="Name of a model (bireme models), or ready-weights.")
+        str,
+        typer.Argument(
+            metavar="MODEL", autocompletion=complete_model, help="Name of a model (bireme models), or ready-weights."
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from deployments.simulator.result import Result
     from deployments.simulator.study import Progress, Study
 
-_Trace = Annotated[Path, typer.Argument(help="Recorded load: Azure's CSV, Mooncake's JSON lines or ServeGen's rates.")]
+_Trace = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Recorded load: Azure's CSV, Mooncake's JSON lines or ServeGen's rates.")
+]
 _Config = Annotated[Path | None, typer.Option(help="JSON with settings of the simulator; docs/simulate.md has them.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

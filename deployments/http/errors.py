@@ -32,7 +32,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
             return Response(status_code=204, headers=headers)
     path = request.url.path
     what = {
-        404: f"there is no {path}",
+        404: f"there is no {path}; {request.scope.get('root_path', '')}/docs shows what there is",
         405: f"{request.method} is not allowed on {path}; allowed: {headers.get('Allow')}",
     }
     message = what.get(error.status_code, error.detail)

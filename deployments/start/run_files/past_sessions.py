@@ -19,6 +19,7 @@ _SESSION = re.compile(r"session_(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)_\d+_(\d+)")
 _ADDRESS = re.compile(r"Dashboard head http address: (\S+)")
 _POLL_S = 0.5
 _CHUNK_BYTES = 1 << 20
+_MOST_NAMED = 8  # ports: each server that ever ran here had one
 
 
 def sessions(base: Path) -> list[Path]:
@@ -92,7 +93,8 @@ def on_port(found: list[Path], port: int | None) -> list[Path]:
     ports = {session: api_port(session) for session in found}
     chosen = [session for session in found if ports[session] == port]
     if not chosen:
-        others = ", ".join(sorted({str(other) for other in ports.values() if other is not None})) or "none"
+        newest = list(dict.fromkeys(str(other) for other in ports.values() if other is not None))
+        others = ", ".join([*sorted(newest[:_MOST_NAMED]), *(["..."] if len(newest) > _MOST_NAMED else [])]) or "none"
         raise BiremeError(f"--port: no server of yours was on {port} of this machine; there are logs of: {others}")
     return chosen
 

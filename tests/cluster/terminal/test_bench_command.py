@@ -109,7 +109,7 @@ def test_errors_are_told_and_are_no_samples():
 
 def test_a_timeline_that_could_not_be_kept_is_not_recorded():
     ran = CliRunner().invoke(app, ["timeline", "/nowhere/trace.json", "--url", "http://127.0.0.1:9"])
-    assert (ran.exit_code, "OUTPUT: /nowhere/trace.json cannot be written" in ran.stderr) == (1, True)
+    assert (ran.exit_code, "FILE: /nowhere/trace.json cannot be written" in ran.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_timeline_that_could_not_be_kept_is_not_recorded():
     [
         (["--request-rate", "0"], "--request-rate: got 0, allowed: more than 0, or inf"),
         (["--random-input-len", "many"], "--random-input-len: got 'many', allowed: N, uniform:LOW-HIGH"),
-        (["--backend", "grpc"], "'openai', 'vllm', 'openai-chat'"),
+        (["--backend", "grpc"], 'must be "openai", "vllm" or "openai-chat", got "grpc"'),
         (["--burstiness", "0"], 'must be at least 0.01, got "0"'),
         (["--token-ids", "9-3"], "--token-ids: got '9-3', allowed: LOW-HIGH"),
         (["--prompts", "ids", "--backend", "openai-chat"], "--prompts ids: chat takes text"),

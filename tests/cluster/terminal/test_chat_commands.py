@@ -38,6 +38,12 @@ def test_system_new_and_exit():
         ("/set stop=x=y", {"seed": 1, "stop": "x=y"}),
         ("/set stream=false", {"seed": 1}),
         ("/set nothing", {"seed": 1}),
+        ("/set temperature=0 seed=3", {"seed": 3, "temperature": 0}),
+        ("/set stop=two words", {"seed": 1, "stop": "two words"}),
+        ("/set min_tokens=400 max_tokens=500", {"seed": 1, "min_tokens": 400, "max_tokens": 500}),
+        ("/set logprobs=true top_logprobs=2", {"seed": 1, "logprobs": True, "top_logprobs": 2}),
+        ("/set temprature=0", {"seed": 1}),
+        ("/set temperature=9 seed=5", {"seed": 5}),
         ("/set", {"seed": 1}),
     ],
 )
@@ -45,6 +51,16 @@ def test_set_changes_fields_of_the_requests(line, options):
     commands = ChatCommands(Conversation(), {"seed": 1})
     assert commands.run(line)
     assert commands.options == options
+
+
+def test_a_field_that_no_request_may_have_is_told_when_it_is_set():
+    commands = ChatCommands(Conversation(), {})
+    assert commands.run("/set temprature=0") == "unknown field temprature; did you mean temperature?"
+    assert commands.run("/set temperature=9") == "temperature: must be at most 2, got 9"
+    assert commands.run("/set temperature=0 top_k=few").splitlines() == [
+        "(temperature=0)",
+        'top_k: must be an integer, got "few"',
+    ]
 
 
 def test_what_is_no_command_is_said():

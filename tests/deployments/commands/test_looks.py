@@ -24,7 +24,7 @@ ENGINE = "engine-0123456789ab"
 
 
 def run(*arguments: str):
-    return CliRunner(env={"COLUMNS": "500"}).invoke(app, list(arguments))
+    return CliRunner(env={"COLUMNS": "500"}).invoke(app, list(arguments), prog_name="bireme")
 
 
 @pytest.fixture
@@ -184,15 +184,26 @@ def test_env_is_what_serve_sets_as_a_shell_reads_it(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["complete", "--max-tokens", "abc", "x"], "'--max-tokens': must be an integer, got \"abc\""),
-        (["complete", "--max-tokens", "0", "x"], "'--max-tokens': must be at least 1, got"),
-        (["chat", "--temperature", "9", "x"], "'--temperature': must be at most 2, got"),
-        (["bench", "--backend", "other"], "'--backend': 'other' is not one of 'openai', 'vllm', 'openai-chat'"),
+        (["complete", "--max-tokens", "abc", "x"], '--max-tokens: must be an integer, got "abc"'),
+        (["complete", "--max-tokens", "0", "x"], "--max-tokens: must be at least 1, got"),
+        (["chat", "--temperature", "9", "x"], "--temperature: must be at most 2, got"),
+        (["bench", "--backend", "other"], '--backend: must be "openai", "vllm" or "openai-chat", got "other"'),
+        (["bench", "--rate", "2"], "unknown option --rate; did you mean --request-rate? (bireme bench -h)"),
+        (["bench", "--concurrency", "2"], "unknown option --concurrency; did you mean --max-concurrency?"),
+        (["status", "--json=1"], "--json: takes no value"),
+        (["bench", "--json"], "--json: needs a value"),
+        (["status", "x"], "x: one argument too many"),
+        (["statsu"], "unknown command statsu; did you mean status? (bireme -h)"),
+        (["config", "chek"], "unknown command chek; did you mean check? (bireme config -h)"),
+        (["trace"], "ID is missing (bireme trace -h)"),
+        (["simulate"], "FILE is missing"),
+        (["--verison"], "unknown option --verison; did you mean --version? (bireme -h)"),
         (["run-batch", "/nowhere/x.jsonl"], "does not exist"),
     ],
 )
 def test_a_wrong_option_is_told_in_the_words_of_settings(arguments, said):
     shown = run(*arguments)
     assert shown.exit_code == 2
+    assert shown.output.startswith("Error: ")
     assert said in " ".join(shown.output.split())
     assert "Input should be" not in shown.output
