@@ -40,8 +40,9 @@ BLOCK = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL |
 # program prints, which that test compares.
 RUN_AS = {
     "python": {"runnable", "calling"},
-    "bash": {"served", "calling", "alone"},
+    "bash": {"served", "calling", "alone", "deployed"},
     "yaml": {"config", "prometheus"},
+    "nginx": {"proxied"},
 }
 SHOWN = "shown: "
 

@@ -35,7 +35,7 @@ from tests.deployments.http.server.test_slow_connections import half_open, is_cl
 from tests.deployments.strangers import files_with, opened_by_a_stranger, shown_by_ps
 from tests.deployments.supervision.signals import leftovers
 from tests.engines import TINY_CONFIG
-from tests.test_docs import shown_block
+from tests.test_docs import blocks_marked, shown_block
 
 ROOT = Path(__file__).resolve().parents[2]
 # In two parts, so that no compiled copy of this file has them.
@@ -227,6 +227,7 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
         check_that_no_key_is_shown(pids, [base, folder], log)
         check_that_files_are_this_users_alone([base, folder])
         assert answers(url, process, log)
+        deploy_as_the_page_does(tmp_path, log, url, headers)
         body = {"prompt": "One, two,", "max_tokens": 300, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as begun:
             lines = begun.iter_lines()
@@ -297,6 +298,35 @@ def dashboard(log: Path) -> str:
     """URL of the dashboard, as the terminal has it."""
     (url,) = re.findall(r"dashboard +(http://127[\d.]+:\d+)", log.read_text())
     return url
+
+
+def deploy_as_the_page_does(folder: Path, log: Path, url: str, headers: dict[str, str]) -> None:
+    """Another setting for the first application, in place of what the server has; all the while it answers."""
+    (block,) = blocks_marked("deployed")
+    token = (Path.home() / ".ray" / "auth_token").read_text().strip()
+    asked = httpx.get(f"{dashboard(log)}/api/serve/applications/", headers={"Authorization": f"Bearer {token}"})
+    first, second = (found["deployed_app_config"] for found in asked.json()["applications"].values())
+    first["args"]["model_aliases"] = ["deployed"]
+    (folder / "my.yaml").write_text(yaml.safe_dump({"applications": [first, second]}))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    ran = subprocess.run(
+        ["bash", "-euc", block.replace(".venv/bin/", "")],
+        cwd=folder,
+        env={**kept, "PATH": programs, "RAY_DASHBOARD_ADDRESS": dashboard(log)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "DEPLOYING" in ran.stdout or "RUNNING" in ran.stdout
+
+    def has_changed() -> bool:
+        models = httpx.get(f"{url}/v1/models", headers=headers, timeout=60)
+        assert models.status_code == 200, models.text
+        return "deployed" in {model["id"] for model in models.json()["data"]}
+
+    wait_for(has_changed, 60, "the file was not deployed")
 
 
 def http_1_0_stream(port: int) -> bytes:
