@@ -38,8 +38,8 @@ class DeltaStream:
     async def messages(
         self, is_well: Callable[[], bool], load: Callable[[], EngineLoad]
     ) -> AsyncGenerator[list[StreamItem], None]:
-        """Yield what was put, and ``load()`` where the engine takes more or less than the last message said; at least every
-        HEARTBEAT_S seconds, as long as ``is_well()``."""
+        """Yield what was put, and ``load()`` where the engine takes more or less than the last message said, or what that said of
+        the queue was of before a long step; at least every HEARTBEAT_S seconds, as long as ``is_well()``."""
         told: EngineLoad | None = None
         self._beat()
         try:
@@ -49,7 +49,8 @@ class DeltaStream:
                 deltas, self.pending = self.pending, []
                 if deltas or (not self.closed and is_well()):
                     now = load()
-                    if self._beats or told is None or now.room != told.room:
+                    is_newer = told is None or now.room != told.room or now.sampled_at - told.sampled_at >= HEARTBEAT_S
+                    if self._beats or is_newer:
                         told, self._beats = now, False
                         deltas.append(now)
                     yield deltas

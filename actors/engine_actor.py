@@ -526,6 +526,7 @@ class RunnerActor:
 
     def _load_for(self, subscriber: str) -> EngineLoad:
         """Room is counted here rather than in the scheduler, so that what is on its way to it has its place already."""
+        age_s = self._engine_loop.queue_age_s
         config, queue, arrivals = self._config, self._engine_loop.queue, self._arrivals
         arrivals.seen(queue.sampled_at)
         queue_time_counts, queue_time_s = self._engine_loop.queue_times
@@ -537,7 +538,7 @@ class RunnerActor:
             open_places=0 if self._draining is not None else max(0, queue.open_places - arrivals.num_unexpected),
             num_movable=queue.num_movable.get(subscriber, 0),
             oldest_wait_s=self._live.wait_s(queue.oldest.get(subscriber)),
-            sampled_at=time.time(),
+            sampled_at=time.time() - age_s,
             num_running=queue.num_running,
             num_waiting=queue.num_waiting + len(arrivals),
             waiting_tokens=queue.waiting_tokens + arrivals.num_tokens,
@@ -554,6 +555,7 @@ class RunnerActor:
             line_length=sum(queue.num_movable.values()),
             line_priority=queue.line_priority,
             ready_for_grammars=self._is_ready_for_grammars(),
+            told_after_s=age_s,
         )
 
     def _adding(self, live: LiveRequest) -> Callable[[Engine], None]:

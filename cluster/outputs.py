@@ -119,7 +119,9 @@ class EngineLoad(NamedTuple):
         num_movable: requests of the subscriber that wait, have not begun and were not moved before.
         line_length: so many of all subscribers; ``line_priority`` is that of the most urgent.
         oldest_wait_s: of the subscriber's, how long the first has waited.
-        sampled_at: seconds since 1970, on the engine's machine.
+        sampled_at: when the engine's thread saw its queue so, in seconds since 1970 on the engine's machine. What is counted
+            where it is told (``free``, ``num_ended``, ``num_tokens``, ``num_arrived``) is younger.
+        told_after_s: how long after that it was told.
         ready_for_grammars: a first grammar takes no longer than any other.
         num_running: requests that own a slot.
         num_waiting: requests that do not; also those that the engine's thread has yet to take.
@@ -160,6 +162,7 @@ class EngineLoad(NamedTuple):
     line_length: int = 0
     line_priority: int = 0
     ready_for_grammars: bool = True
+    told_after_s: float = 0.0
 
     @property
     def running_tokens(self) -> int:

@@ -26,6 +26,8 @@ logger = logging.getLogger("bireme.engine")
 _IDLE_CHECK_DELAY_S = 0.1
 # While requests wait, their queue is looked through so often; without any it costs nothing.
 _QUEUE_LOOK_S = 0.05
+# What was told during a step that takes longer is of before it, so that others are told again at its end.
+_LONG_STEP_S = 0.25
 
 
 class EngineLoop:
@@ -37,7 +39,8 @@ class EngineLoop:
     Args:
         engine: no other thread may touch it once the loop has started.
         publish: called on the loop's thread with what a step says.
-        on_queue: called on the loop's thread when places open or close, or requests of a subscriber begin or cease to wait.
+        on_queue: called on the loop's thread when places open or close, or requests of a subscriber begin or cease to wait; and
+            after a step that took long.
         on_death: called once, on the loop's thread, when a step failed; the loop is over then.
     """
 
@@ -60,6 +63,7 @@ class EngineLoop:
         self._wake = threading.Condition()
         self._closing = False
         self._busy_since: float | None = None
+        self._is_idle = False
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         self._thread.start()
 
@@ -94,6 +98,11 @@ class EngineLoop:
         return 0.0 if since is None else self._clock.now() - since
 
     @property
+    def queue_age_s(self) -> float:
+        """How long ago ``queue`` was so; 0 while there is nothing to do, since only this thread changes it. To be asked first."""
+        return 0.0 if self._is_idle else max(0.0, self._clock.now() - self.queue.sampled_at)
+
+    @property
     def computes_prefill(self) -> bool:
         """The present step computes prompts, so it may take many times as long as one that only decodes."""
         return self._engine.computes_prefill
@@ -117,13 +126,13 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while self._take_inbox():
-                self._busy_since = self._clock.now()
+                self._busy_since = began = self._clock.now()
                 output = self._engine.step()
                 self._busy_since = None
                 self.num_steps += 1
                 if output:
                     self._publish(output)
-                if self._queue_differs():
+                if self._queue_differs() or self._clock.now() - began >= _LONG_STEP_S:
                     self._on_queue()
                 # Requests that arrive while the device computes are in the next plan if it is made late enough.
                 self._clock.sleep(self._engine.seconds_to_wait())
@@ -153,9 +162,12 @@ class EngineLoop:
     def _is_idle_for(self, seconds: float | None) -> bool:
         """Wait while there is nothing to do, at most so long; True if there still is nothing."""
         with self._wake:
-            return not self._wake.wait_for(
-                lambda: self._inbox or self._closing or self._engine.has_work(), timeout=seconds
-            )
+            is_wanted = lambda: self._inbox or self._closing or self._engine.has_work()  # noqa: E731
+            self._is_idle = not is_wanted()
+            try:
+                return not self._wake.wait_for(is_wanted, timeout=seconds)
+            finally:
+                self._is_idle = False
 
     def _take_inbox(self) -> bool:
         """Run what others asked for; wait for it while there is nothing to compute. False when closing."""

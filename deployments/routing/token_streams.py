@@ -86,12 +86,13 @@ class TokenStream:
 
     @property
     def load_age_s(self) -> float:
-        """How long ago ``load`` was so: by the clock that engine and ingress share on one machine, else since it was heard."""
+        """How long ago the engine saw its queue as ``load`` says: by the clock that engine and ingress share on one machine, else
+        as old as it was when it was told, and since it was heard."""
         if self.load is None:
             return float("inf")
         if self.pid:
             return max(0.0, time.time() - self.load.sampled_at)
-        return time.monotonic() - self._heard_at
+        return self.load.told_after_s + time.monotonic() - self._heard_at
 
     def abort(self, request_id: str, attempt: int) -> None:
         """Tell the engine to give up a request; not waited for. Where it can be, this comes behind the request itself."""

@@ -56,3 +56,6 @@ async def test_on_one_machine_what_an_engine_says_is_as_old_as_its_sample(monkey
     assert stream.load_age_s < 5, "clocks of two machines are not compared"
     stream.reached(1, None)
     assert 7 <= stream.load_age_s < 7 + 5
+    stream.pid = 0
+    stream.announced(load._replace(told_after_s=7.0))
+    assert 7 <= stream.load_age_s < 7 + 5, "what was old when it was told is as old on another machine"
