@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from cluster.scaling.capacity import PRIOR_COSTS, CapacityModel, StepCosts
-from cluster.scaling.inputs import EngineSample, IngressLoad
+from cluster.scaling.inputs import MAX_LOAD_AGE_S, EngineSample, IngressLoad
 
 T = TypeVar("T")
 
@@ -21,13 +21,14 @@ class FleetInputs(NamedTuple):
 
     Attributes:
         now: seconds since 1970.
-        engines: ready engines. In a large fleet a part of them will do: it stands for ``num_ready``.
+        engines: ready engines. In a large fleet a part of them will do: it stands for ``num_ready``, if all of the part are known.
         ingresses: what comes through each.
         num_ready: engines that serve; None if ``engines`` are all.
         num_starting: engines that were started and do not serve yet.
         current_target: what Serve was told last; 0 also after a controller has restarted.
         kind: model and device, by which step times are learned.
         max_num_seqs, max_num_batched_tokens: slots of an engine, and tokens of a step; 0 if unknown.
+        num_unknown: ready engines that have said nothing yet to anybody who was heard.
     """
 
     now: float
@@ -39,6 +40,7 @@ class FleetInputs(NamedTuple):
     kind: str = ""
     max_num_seqs: int = 0
     max_num_batched_tokens: int = 0
+    num_unknown: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class PolicySettings:
         slo_share: of the answers, those that are to meet both.
         cost_weight: 1 by default; with more, engines leave sooner and less is kept in reserve.
         start_s: seconds from a decision to an engine that serves.
-        max_age_s: nothing is decided from samples that are older. On a machine that is not too busy they are half as old at most
-            (``deployments.autoscaling.report_publisher.PERIOD_S``).
+        max_age_s: nothing is decided from samples that are older. Those of an engine whose steps are short are not, on a machine that is
+            not too busy (``deployments.autoscaling.report_publisher.PERIOD_S``).
         max_state_age_s: a remembered target that is older is not believed after a restart.
         costs: step times to begin with; they are learned.
     """
@@ -65,7 +67,7 @@ class PolicySettings:
     slo_share: float = 0.99
     cost_weight: float = 1.0
     start_s: float = 15.0
-    max_age_s: float = 1.0
+    max_age_s: float = MAX_LOAD_AGE_S
     max_state_age_s: float = 600.0
     costs: StepCosts = PRIOR_COSTS
 

@@ -3,8 +3,11 @@
 The demand is the rates of requests and of their prompts' tokens, as they come, over what an engine does within the objectives;
 or, if that is more, the engines that those in the system of late need. The rates are levels: slow within the noise of independent
 requests, at once beyond it. Up at once for the demand and a head room; down when the largest demand of a while back fits with the
-head room. The head room is learned: it grows with each answer that misses an objective and shrinks while none does. Missing and
-stale inputs hold.
+head room. The head room is learned: it grows with each answer that misses an objective and shrinks while none does.
+
+Missing and stale inputs hold. Where all are, nothing changes. Where some are, what is known of the others is the least that there is:
+it may start engines, and none leaves before all are known again. What is not known counts as it did when it was, so that a gap
+neither makes a load look smaller afterwards nor begins the wait for a smaller one anew.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from cluster.scaling.capacity import (
     useful_share,
 )
 from cluster.scaling.fleet import Decision, FleetInputs, PolicySettings, PolicyState, SeenEngine
-from cluster.scaling.inputs import EngineSample
+from cluster.scaling.inputs import EngineSample, IngressLoad
 
 # Engines that are learned from; in a larger fleet they stand for the others.
 MAX_SEEN = 8
@@ -66,7 +69,7 @@ _BUDGET_USED = 0.3
 class _Measured(NamedTuple):
     arrivals_per_s: float | None
     sent_tokens_per_s: float | None
-    rate: float | None
+    rate: float
     prompt_mean: float
     num_arrived: float
     prompt_tokens: float
@@ -112,15 +115,14 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
         return _held(inputs, state, settings, "hold: no time")
     fresh = [e for e in inputs.engines if 0 <= e.age_s <= settings.max_age_s]
     ingresses = [i for i in inputs.ingresses if inputs.now - i.sampled_at <= settings.max_age_s]
-    if not fresh and not ingresses:
-        return _held(inputs, state, settings, "hold: nothing is known")
-    if inputs.engines and not fresh:
-        return _held(inputs, state, settings, "hold: what engines said is old")
+    if not ingresses:
+        return _held(inputs, state, settings, "hold: what comes is not known")
+    is_whole = len(fresh) == len(inputs.engines) and len(ingresses) == len(inputs.ingresses) and not inputs.num_unknown
     num_ready = len(inputs.engines) if inputs.num_ready is None else inputs.num_ready
     current = inputs.current_target or state.target or num_ready
     elapsed = min(max(inputs.now - state.at, 0.0), 60.0) if state.at else 1.0
 
-    found = _measure(inputs, fresh, state, settings, elapsed, num_ready)
+    found = _measure(inputs, fresh, ingresses, is_whole, state, settings, elapsed, num_ready)
     costs = step_costs(found.capacity, settings.costs)
     shape = RequestShape(
         found.prompt_mean,
@@ -132,25 +134,27 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     wanted = _or(found.arrivals_per_s, 0.0) / requests_per_s(costs, shape, tpot_s, rows_limit)
     wanted = max(wanted, _engines_for_those_here(costs, shape, found.mean_in_system, tpot_s, rows_limit))
     head_room, num_met, num_missed = _head_room(inputs, state, settings, elapsed)
-    demands = _remembered(state.demands, inputs.now, wanted, settings)
+    least = 0.0 if is_whole or not state.demands else state.demands[-1][1]
+    demands = _remembered(state.demands, inputs.now, max(wanted, least), settings)
 
     is_new = not state.at or not 0 <= inputs.now - state.at <= settings.max_state_age_s
     since = inputs.now if is_new else state.since
     need = _whole(wanted * (1 + head_room))
     need = max(need, 1 if found.num_in_system > 0 else 0)
     kept = max(1, _whole(max(demand for _, demand in demands) * (1 + head_room)))
-    is_quiet = bool(ingresses) and found.num_in_system <= 0 and _or(found.rate, 0.0) < 1 / _sleep_s(settings)
-    idle_since = (inputs.now if is_new or state.idle_since is None else state.idle_since) if is_quiet else None
+    is_quiet = found.num_in_system <= 0 and found.rate < 1 / _sleep_s(settings)
+    begun = inputs.now if is_whole else None
+    idle_since = (begun if is_new or state.idle_since is None else state.idle_since) if is_quiet else None
     if found.num_in_system <= 0 and current <= 0:
         target, reason = 0, "asleep"
-    elif idle_since is not None and current <= 1 and inputs.now - idle_since >= _sleep_s(settings):
+    elif is_whole and idle_since is not None and current <= 1 and inputs.now - idle_since >= _sleep_s(settings):
         target, reason = 0, "down: nobody has come of late"
     elif need > current:
         target, reason = need, f"up: the load needs {wanted:.2f} engines and {head_room:+.0%}"
-    elif kept < current and inputs.now - since >= _hold_s(settings):
+    elif is_whole and kept < current and inputs.now - since >= _hold_s(settings):
         target, reason = kept, f"down: the largest demand of late fits {kept}, with {head_room:+.0%}"
     else:
-        target, reason = current, "enough"
+        target, reason = current, "enough" if is_whole else "hold: some have said nothing of late"
     bounded = _bounded(target, settings)
     if bounded == current != target:
         reason = f"hold at the bound: {reason.partition(': ')[2]}"
@@ -246,16 +250,18 @@ def _engines_for_those_here(
 def _measure(
     inputs: FleetInputs,
     fresh: list[EngineSample],
+    ingresses: list[IngressLoad],
+    is_whole: bool,
     state: PolicyState,
     settings: PolicySettings,
     elapsed: float,
     num_ready: int,
 ) -> _Measured:
     sampled = fresh[:MAX_SEEN]
-    scale = max(num_ready, len(fresh)) / len(fresh) if fresh else 1.0
+    scale = max(num_ready, len(fresh)) / len(fresh) if fresh and is_whole else 1.0
     capacity = state.capacity.get(inputs.kind, CapacityModel())
     seen: dict[str, SeenEngine] = {}
-    prompt_tokens = sent_tokens = generated = arrived = ended = seconds = 0.0
+    prompt_tokens = sent_tokens = generated = arrived = ended = 0.0
     for engine in sampled:
         load = engine.load
         now = SeenEngine(
@@ -283,7 +289,6 @@ def _measure(
         prompt_tokens += prompts
         sent_tokens += max(prompts, now.num_sent_tokens - before.num_sent_tokens)
         generated += tokens
-        seconds += lasted
         rows = (now.num_running + before.num_running) / 2
         if min(now.num_running, before.num_running) >= 2 and tokens and lasted < 20:
             steps = tokens / rows
@@ -291,14 +296,14 @@ def _measure(
             seen_step = Observation(lasted / steps, prompts / steps, rows, context)
             capacity = learned(capacity, settings.costs, seen_step)
 
-    ingresses = [i for i in inputs.ingresses if inputs.now - i.sampled_at <= settings.max_age_s]
-    running = sum(e.load.num_running + e.load.num_waiting for e in fresh) * scale
-    held = sum(max(0, i.num_held) for i in ingresses)
-    if ingresses:
-        rate: float | None = sum(max(0.0, i.arrivals_per_s) for i in ingresses)
-    else:
-        rate = arrived / seconds * num_ready if seconds else None
+    num_in_system = sum(e.load.num_running + e.load.num_waiting for e in fresh) * scale
+    num_in_system += sum(max(0, i.num_held) for i in ingresses)
+    rate = sum(max(0.0, i.arrivals_per_s) for i in ingresses)
     sent_rate = sum(max(0.0, i.prompt_tokens_per_s) for i in ingresses)
+    known_rate, known_in_system = rate, num_in_system
+    if not is_whole:
+        rate, sent_rate = max(rate, _or(state.arrivals_per_s, 0.0)), max(sent_rate, _or(state.sent_tokens_per_s, 0.0))
+        num_in_system = max(num_in_system, _or(state.num_in_system, 0.0))
     kept = math.exp(-elapsed / _SHAPE_S)
     weight = 1 - kept
     context_mean = state.context_tokens
@@ -323,7 +328,7 @@ def _measure(
     return _Measured(
         level,
         sent_level,
-        rate,
+        known_rate,
         prompt_mean,
         num_arrived,
         computed,
@@ -331,8 +336,8 @@ def _measure(
         state.num_ended * (kept if ended else 1.0) + ended,
         state.output_tokens * (kept if ended else 1.0) + generated,
         context_mean,
-        running + held,
-        _towards(state.num_in_system, running + held, 1 - math.exp(-elapsed / _CROWD_S)),
+        known_in_system,
+        _towards(state.num_in_system, num_in_system, 1 - math.exp(-elapsed / _CROWD_S)),
         memory,
         capacity,
         seen,

@@ -156,9 +156,10 @@ class EnginePolicy:
         ready = {f"engine-{replica.unique_id}" for replica in context.running_replicas}
         now, wall = self._now(), self._wall()
         heard = [(inputs, max(0.0, now - heard_at)) for inputs, heard_at in seen.reports.values()]
+        engines = _engines(heard, ready)
         return FleetInputs(
             now=wall,
-            engines=_engines(heard, ready),
+            engines=engines,
             ingresses=tuple(_by_this_clock(inputs.ingress, wall - age_s) for inputs, age_s in heard),
             num_ready=len(ready),
             num_starting=max(0, context.target_num_replicas - len(ready)),
@@ -166,6 +167,7 @@ class EnginePolicy:
             kind=self._kind,
             max_num_seqs=self._max_num_seqs,
             max_num_batched_tokens=self._max_num_batched_tokens,
+            num_unknown=len(ready) - len(engines),
         )
 
     def _tell(self, settings: Autoscaling, record: Record) -> None:

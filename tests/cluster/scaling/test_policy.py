@@ -105,10 +105,80 @@ def test_without_inputs_the_target_stays(target, now):
     assert decide(FleetInputs(now + 1, current_target=0), remembered, limits).target == target
 
 
-def test_stale_engines_hold_the_target():
-    inputs = steady(1e6, 50.0, 3, 3)
-    old = inputs._replace(engines=tuple(e._replace(age_s=60.0) for e in inputs.engines))
-    assert decide(old, PolicyState(), PolicySettings(max_replicas=50)).target == 3
+def of_two(inputs: FleetInputs) -> FleetInputs:
+    """The same load through two ingresses."""
+    (one,) = inputs.ingresses
+    half = one._replace(arrivals_per_s=one.arrivals_per_s / 2, prompt_tokens_per_s=one.prompt_tokens_per_s / 2)
+    return inputs._replace(ingresses=(half, half))
+
+
+def partly_known(inputs: FleetInputs, rng: random.Random, ingress_too: bool) -> FleetInputs:
+    """Some engines have said nothing of late, or nothing at all, or an ingress has not."""
+    ages = [0.1, 0.6, 60.0]
+    engines = [e._replace(age_s=rng.choice(ages)) for e in inputs.engines if rng.random() < 0.8]
+    ingresses = inputs.ingresses
+    if ingress_too and rng.random() < 0.3:
+        ingresses = (*ingresses[1:], ingresses[0]._replace(sampled_at=inputs.now - 5))
+    return inputs._replace(
+        engines=tuple(engines),
+        ingresses=ingresses,
+        num_ready=len(inputs.engines),
+        num_unknown=len(inputs.engines) - len(engines),
+    )
+
+
+def is_whole(inputs: FleetInputs) -> bool:
+    limit = PolicySettings().max_age_s
+    return (
+        not inputs.num_unknown
+        and all(e.age_s <= limit for e in inputs.engines)
+        and all(inputs.now - i.sampled_at <= limit for i in inputs.ingresses)
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0, 60), min_size=1, max_size=6), st.integers(2, 12), st.integers(0, 999), st.booleans())
+def test_nobody_leaves_while_some_are_not_known(rates, num_engines, seed, ingress_too):
+    """Whatever the load does meanwhile; a weight that lets engines leave after a second shows each attempt."""
+    rng, limits = random.Random(seed), PolicySettings(min_replicas=0, max_replicas=100, cost_weight=30.0)
+    state, target = PolicyState(), num_engines
+    for second in range(150):
+        rate = rates[second // 25 % len(rates)]
+        inputs = partly_known(of_two(steady(1e6 + second, rate, num_engines, target)), rng, ingress_too)
+        decision = decide(inputs, state, limits)
+        assert decision.target >= target or is_whole(inputs)
+        state, target = decision.state, decision.target
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.5, 60), st.integers(1, 40), st.integers(0, 999))
+def test_a_gap_makes_a_load_look_neither_smaller_nor_larger(rate, gap_s, seed):
+    limits, rng = PolicySettings(max_replicas=1000), random.Random(seed)
+    state, target = PolicyState(), 4
+    for second in range(300):
+        inputs = of_two(steady(1e6 + second, rate, 4, target))
+        if 200 <= second < 200 + gap_s:
+            inputs = partly_known(inputs, rng, False)
+            inputs = inputs._replace(
+                ingresses=(inputs.ingresses[0], inputs.ingresses[1]._replace(sampled_at=1e6 + 199))
+            )
+        decision = decide(inputs, state, limits)
+        if second == 200:
+            before = target
+        state, target = decision.state, decision.target
+        assert second < 200 or target == before, (second, decision.reason)
+
+
+def test_a_load_that_is_surely_known_starts_engines_whoever_else_is_silent():
+    state = run(20.0, 4, 60, PolicySettings(max_replicas=50))[-1].state
+    known = steady(1e6 + 61, 60.0, 4, 4)
+    silent = known._replace(engines=tuple(e._replace(age_s=9.0) for e in known.engines))
+    limits = PolicySettings(max_replicas=50)
+    assert 4 < decide(silent, state, limits).target <= decide(known, state, limits).target
+    half = known._replace(ingresses=(*known.ingresses, known.ingresses[0]._replace(sampled_at=1.0, arrivals_per_s=0.0)))
+    assert decide(half, state, limits).target > 4
+    nobody = silent._replace(ingresses=())
+    assert decide(nobody, state, limits).target == 4
 
 
 @settings(max_examples=50, deadline=None)
