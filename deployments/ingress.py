@@ -222,15 +222,13 @@ class OpenAiIngress:
             self._serve(self._client, self._expected)
         self._starting = asyncio.create_task(self._connect(self._client))
         self._recording = asyncio.create_task(self._record_load(self._client))
+        client, application = self._client, application_name()
+        open_store = lambda: ScalingStore(application)  # noqa: E731
         if config.autoscaling is not None:
-            client = self._client
-            report = ReportPublisher(application_name(), client.subscriber, client.inputs, self._in_force)
+            report = ReportPublisher(client.subscriber, client.inputs, self._in_force, open_store)
             self._reporting = asyncio.create_task(report.run())
         if config.autoscaling is not None or not config.engine_counts[0]:
-            client, application = self._client, application_name()
-            held = HeldRequests(
-                client.subscriber, lambda: client.num_held, client.may_hold, lambda: ScalingStore(application)
-            )
+            held = HeldRequests(client.subscriber, lambda: client.num_held, client.may_hold, open_store)
             self._sharing = asyncio.create_task(held.run())
         if self._spares is not None:
             self._keeping = asyncio.create_task(self._spares.keep())

@@ -21,7 +21,7 @@ class FleetInputs(NamedTuple):
 
     Attributes:
         now: seconds since 1970.
-        engines: ready engines. In a large fleet a part of them will do: it stands for ``num_ready``, if all of the part are known.
+        engines: ready engines. In a large fleet a part of them will do: it stands for ``num_ready``, if all of it are known.
         ingresses: what comes through each.
         num_ready: engines that serve; None if ``engines`` are all.
         num_starting: engines that were started and do not serve yet.
@@ -54,8 +54,8 @@ class PolicySettings:
         slo_share: of the answers, those that are to meet both.
         cost_weight: 1 by default; with more, engines leave sooner and less is kept in reserve.
         start_s: seconds from a decision to an engine that serves.
-        max_age_s: nothing is decided from samples that are older. Those of an engine whose steps are short are not, on a machine that is
-            not too busy (``deployments.autoscaling.report_publisher.PERIOD_S``).
+        max_age_s: nothing is decided from samples that are older. Those of an engine whose steps are short are not,
+            on a machine that is not too busy (``deployments.autoscaling.report_publisher.PERIOD_S``).
         max_state_age_s: a remembered target that is older is not believed after a restart.
         costs: step times to begin with; they are learned.
     """

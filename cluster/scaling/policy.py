@@ -5,9 +5,9 @@ or, if that is more, the engines that those in the system of late need. The rate
 requests, at once beyond it. Up at once for the demand and a head room; down when the largest demand of a while back fits with the
 head room. The head room is learned: it grows with each answer that misses an objective and shrinks while none does.
 
-Missing and stale inputs hold. Where all are, nothing changes. Where some are, what is known of the others is the least that there is:
-it may start engines, and none leaves before all are known again. What is not known counts as it did when it was, so that a gap
-neither makes a load look smaller afterwards nor begins the wait for a smaller one anew.
+Missing and stale inputs hold. Where all are, nothing changes. Where some are, what is known of the others is the least that there
+is: it may start engines, and none leaves before all are known again. What is not known counts as it did when it was, so that a
+gap neither makes a load look smaller afterwards nor begins the wait for a smaller one anew.
 """
 
 from __future__ import annotations

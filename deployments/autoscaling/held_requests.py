@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 
-from cluster.process.logs import Seldom
 from cluster.scaling.hold import HoldShare, hold_share
 from deployments.autoscaling.store import ScalingStore
-
-logger = logging.getLogger("ray.serve")
+from deployments.autoscaling.store_entry import StoreEntry
 
 PERIOD_S = 0.5
 # Who has said nothing for so long is gone: the others have its part.
@@ -65,13 +60,13 @@ def _count(entry: bytes) -> int | None:
 
 
 class HeldRequests:
-    """Of one ingress. A thread of its own talks to the store, so that nobody waits for that.
+    """Of one ingress.
 
     Args:
         ingress: unique among the application's ingresses.
-        num_held: asked on that thread.
+        num_held: asked on a thread.
         tell: told the share on the event loop that runs ``run``.
-        open_store: called on the thread, again after a failure.
+        open_store: called on that thread, again after a failure.
     """
 
     def __init__(
@@ -82,38 +77,24 @@ class HeldRequests:
         open_store: Callable[[], ScalingStore],
     ) -> None:
         self._name = ingress
-        self._num_held, self._tell, self._open_store = num_held, tell, open_store
-        self._heard = HeldByOthers()
-        self._ended = threading.Event()
-        self._may_complain = Seldom()
+        self._num_held, self._tell = num_held, tell
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._heard, self._number = HeldByOthers(), 0
+        # Where the store does not answer, what was known last goes on to hold.
+        trouble = "other ingresses are not told what is held"
+        self._entry = StoreEntry(_PREFIX + ingress, self._look, open_store, trouble, PERIOD_S)
 
     async def run(self) -> None:
         """Until this is cancelled."""
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=self._talk, args=(loop,), daemon=True, name="held-requests").start()
-        try:
-            await loop.create_future()
-        finally:
-            self._ended.set()
+        self._loop = asyncio.get_running_loop()
+        await self._entry.run()
 
-    def _talk(self, loop: asyncio.AbstractEventLoop) -> None:
-        store, number = None, 0
-        while True:
-            try:
-                store = store or self._open_store()
-                number += 1
-                store.put(_PREFIX + self._name, _entry(number, self._num_held()))
-                found = {name: text for name, text in store.all().items() if name.startswith(_PREFIX)}
-                held = self._heard.hear({name.removeprefix(_PREFIX): text for name, text in found.items()})
-                for name in self._heard.forgotten():
-                    store.remove(_PREFIX + name)
-                loop.call_soon_threadsafe(self._tell, hold_share(self._name, held))
-            except Exception as error:  # what was known last goes on to hold
-                store = None
-                if not self._ended.is_set() and self._may_complain():
-                    logger.warning("other ingresses are not told what is held: %s: %s", type(error).__name__, error)
-            if self._ended.wait(PERIOD_S):
-                break
-        if store is not None:
-            with contextlib.suppress(Exception):
-                store.remove(_PREFIX + self._name)
+    def _look(self, store: ScalingStore) -> None:
+        assert self._loop is not None
+        self._number += 1
+        store.put(_PREFIX + self._name, _entry(self._number, self._num_held()))
+        found = {name.removeprefix(_PREFIX): text for name, text in store.all(_PREFIX).items()}
+        held = self._heard.hear(found)
+        for name in self._heard.forgotten():
+            store.remove(_PREFIX + name)
+        self._loop.call_soon_threadsafe(self._tell, hold_share(self._name, held))

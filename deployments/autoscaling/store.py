@@ -39,9 +39,9 @@ class ScalingStore:
     def remove(self, name: str) -> None:
         self._client.internal_kv_del(self._key(name), False, namespace=_NAMESPACE, timeout=_TIMEOUT_S)
 
-    def all(self) -> dict[str, bytes]:
-        """Every entry by name."""
-        keys = self._client.internal_kv_keys(self._prefix.encode(), namespace=_NAMESPACE, timeout=_TIMEOUT_S)
+    def all(self, beginning: str = "") -> dict[str, bytes]:
+        """Every entry by name, of those whose names begin so."""
+        keys = self._client.internal_kv_keys(self._key(beginning), namespace=_NAMESPACE, timeout=_TIMEOUT_S)
         found = self._client.internal_kv_multi_get(keys, namespace=_NAMESPACE, timeout=_TIMEOUT_S) if keys else {}
         return {key.decode().removeprefix(self._prefix): value for key, value in found.items() if value is not None}
 

@@ -51,9 +51,8 @@ class EngineRooms:
         ends_per_s = sum(stream.ends.per_s for stream in streams if stream is not None)
         rooms, idle_room, elsewhere = self._rooms(streams), self._idle_room, 0
         if not rooms:
-            idle_room, num_engines = self._held_room(), max(self.max_engines, self._choices.most_engines)
-            rooms, total = [idle_room] * num_engines, self._idle_room.free * num_engines
-            elsewhere = self.hold_share.excess(total, idle_room.free * num_engines)
+            idle_room, elsewhere = self._held_room(num_sequences)
+            rooms = [idle_room]
         num_booked, refused = len(self._submissions.unplaced) + elsewhere, None
         if tenant:
             live = list(self._submissions)
@@ -66,7 +65,9 @@ class EngineRooms:
                 # The engine knows exactly. What is announced counts what other keys have sent beyond their shares.
                 return
             num_booked = num_booked_for(tenant, unplaced, to_begin - unplaced, rooms, self._max_queue_share) + elsewhere
-        refused = refused or refusal(rooms, num_booked, num_sequences, ends_per_s)
+        # Without an engine there is no slot: all of them wait.
+        limits = rooms if streams else [idle_room._replace(max_queued=idle_room.free)]
+        refused = refused or refusal(limits, num_booked, num_sequences, ends_per_s)
         if refused is not None:
             raise refused
 
@@ -99,10 +100,16 @@ class EngineRooms:
                 found.append(stream)
         return found
 
-    def _held_room(self) -> EngineLoad:
-        """This ingress's part of what an engine takes that is not there yet."""
-        free, max_queued = self.hold_share.part(self._idle_room.free), self.hold_share.part(self._idle_room.max_queued)
-        return EngineLoad(free, max_queued)
+    def _held_room(self, num_sequences: int) -> tuple[EngineLoad, int]:
+        """This ingress's part of what all engines take that are not there yet, and how much of it others have taken.
+
+        A request that is larger than that part is taken, as everywhere, where nobody else waits: at no ingress.
+        """
+        share, num_engines = self.hold_share, max(self.max_engines, self._choices.most_engines)
+        total, queue = self._idle_room.free * num_engines, self._idle_room.max_queued * num_engines
+        own = share.part(total)
+        elsewhere = share.excess(total, own) if num_sequences <= own else share.held_elsewhere
+        return EngineLoad(own, share.part(queue)), elsewhere
 
     def _rooms(self, streams: Sequence[TokenStream | None]) -> list[EngineLoad]:
         return [self._idle_room if stream is None else stream.load or self._idle_room for stream in streams]

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster.api_errors import ApiError
 from cluster.outputs import EngineLoad
-from cluster.scaling.hold import HoldShare
+from cluster.scaling.hold import HoldShare, hold_share
 from deployments.autoscaling import held_requests
 from deployments.autoscaling.held_requests import HeldByOthers, HeldRequests
 from deployments.routing.engine_client import EngineClient
@@ -42,8 +44,9 @@ def test_what_a_killed_one_left_counts_for_nobody_who_comes_later():
     assert heard.forgotten() == ["killed"]
 
 
-def client() -> EngineClient:
-    return EngineClient(None, EngineChoices(), 3, idle_room=EngineLoad(free=7, max_queued=5), max_engines=3)  # type: ignore[arg-type]
+def client(free: int = 7, max_queued: int = 5, max_engines: int = 3) -> EngineClient:
+    room = EngineLoad(free, max_queued)
+    return EngineClient(None, EngineChoices(), 3, idle_room=room, max_engines=max_engines)  # type: ignore[arg-type]
 
 
 def room_of(ingress: EngineClient) -> int:
@@ -85,5 +88,30 @@ async def test_what_others_hold_beyond_their_part_is_not_taken_again():
     assert room_of(one) == 0
     one.may_hold(HoldShare(0, 2, held_elsewhere=15))
     assert room_of(one) == 6
-    one.may_hold(HoldShare(0, 2, held_elsewhere=9))
-    assert room_of(one) == 12
+    one.may_hold(HoldShare(0, 2, held_elsewhere=10))
+    assert room_of(one) == 11
+
+
+requests = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 12)), max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 9), st.integers(1, 5), st.integers(1, 5), requests)
+def test_the_bound_is_exact_over_all_ingresses(slots, queued, max_engines, num_ingresses, arrivals):
+    """Of whatever sizes requests are; one that is larger than a part is taken where none waits anywhere."""
+    total = (slots + queued) * max_engines
+    ingresses = [client(slots + queued, queued, max_engines) for _ in range(num_ingresses)]
+    held = {str(number): 0 for number in range(num_ingresses)}
+    for number, count in [*arrivals, *((number, 1) for number in range(num_ingresses) for _ in range(total))]:
+        name = str(number % num_ingresses)
+        one, share = ingresses[int(name)], hold_share(name, held)
+        one.may_hold(share)
+        is_large, before = count > share.part(total), sum(held.values())
+        with contextlib.suppress(ApiError):
+            one.check_room(count)
+            for _ in range(count):
+                one._submissions.unplaced.add(object())  # type: ignore[arg-type]
+            held[name] += count
+            assert before == 0 if is_large else sum(held.values()) <= total
+    # One by one they fill it to the last place.
+    assert sum(held.values()) >= total

@@ -28,10 +28,10 @@ class Entries:
     def remove(self, name):
         self.entries.pop(name, None)
 
-    def all(self):
+    def all(self, beginning=""):
         if self.fails:
             raise ConnectionError("no head")
-        return dict(self.entries)
+        return {name: value for name, value in self.entries.items() if name.startswith(beginning)}
 
 
 def threads() -> set[threading.Thread]:
