@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from actors.engine.engine import Engine
+    from actors.engine.kept_weights import WhenReady
 
 logger = logging.getLogger("bireme.runner")
 
@@ -82,6 +83,7 @@ class RunnerActor:
         self._info: EngineInfo | None = None
         self._files = FileSender(model_settings(config))
         self._found: Found | None = None
+        self._when_ready: list[WhenReady] = []
         self._live = LiveRequests()
         self._ahead = RequestsAhead(self._abort)
         self._num_arrived = 0
@@ -110,6 +112,8 @@ class RunnerActor:
         self._is_ready_for_grammars = lambda: engine.is_ready_for_grammars
         self._get_ready_for_grammars = engine.get_ready_for_grammars
         self._engine_loop = _new_loop(engine, self._publish, self._on_death, self._on_queue)
+        for begin in self._when_ready:
+            begin(self._engine_loop.fail)
         # First steps after loading are the warm-up's; they ended before the watch begins.
         self._watching = self._loop.create_task(self._watch())
         self._stage_ended("ready")
@@ -126,7 +130,7 @@ class RunnerActor:
 
         # A thread that waits for the interpreter lock gets it after this time; steps are tens of milliseconds.
         sys.setswitchinterval(0.0005)
-        return start_engine(self._config, self._engine_id, self._stage_ended, self._find_model, self._on_death)
+        return start_engine(self._config, self._engine_id, self._stage_ended, self._find_model, self._when_ready)
 
     def _peers(self) -> Peers | None:
         """Other nodes' engines; none here."""

@@ -62,6 +62,7 @@ class EngineLoop:
         self._inbox: collections.deque[tuple[Callable[[Engine], Any], Future]] = collections.deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._failure: BaseException | None = None
         self._busy_since: float | None = None
         self._is_idle = False
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
@@ -91,6 +92,12 @@ class EngineLoop:
             self._inbox.append((function, future))
             self._wake.notify()
         return future
+
+    def fail(self, error: BaseException) -> None:
+        """The engine must not go on: the loop ends as if its next step had failed with ``error``. Any thread may call it."""
+        with self._wake:
+            self._failure = self._failure or error
+            self._wake.notify()
 
     def seconds_in_step(self) -> float:
         """How long the present step has been running; 0 when idle. A step that never ends is a hang."""
@@ -162,7 +169,7 @@ class EngineLoop:
     def _is_idle_for(self, seconds: float | None) -> bool:
         """Wait while there is nothing to do, at most so long; True if there still is nothing."""
         with self._wake:
-            is_wanted = lambda: self._inbox or self._closing or self._engine.has_work()  # noqa: E731
+            is_wanted = lambda: self._inbox or self._closing or self._failure or self._engine.has_work()  # noqa: E731
             self._is_idle = not is_wanted()
             try:
                 return not self._wake.wait_for(is_wanted, timeout=seconds)
@@ -175,6 +182,8 @@ class EngineLoop:
             self._engine.check_integrity()
             self._is_idle_for(None)
         with self._wake:
+            if self._failure is not None and not self._closing:
+                raise self._failure
             messages, self._inbox = self._inbox, collections.deque()
             closing = self._closing
         for function, future in messages:

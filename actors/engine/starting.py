@@ -28,14 +28,15 @@ def start_engine(
     engine_id: str,
     ended: Callable[[str], None] = lambda stage: None,
     find_model: Callable[[], ModelSource] | None = None,
-    fail: Callable[[BaseException], None] = lambda error: None,
+    when_ready: list[WhenReady] | None = None,
 ) -> Engine:
     """Build the ops, load the model and run the warm-up requests.
 
     Args:
         ended: called with each of ``cluster.observability.start_stages.STAGES`` that is over.
         find_model: as in ``load_engine``.
-        fail: called from another thread where the engine's weights turn out to be damaged when it works already.
+        when_ready: receives what the caller begins once somebody can end the engine, should its weights turn out to be
+            damaged; without it, that begins here and what it finds is in the log alone.
     Raises:
         ModelLoadError, ConfigError, OpBuildError: one message that says what to do.
     """
@@ -48,13 +49,13 @@ def start_engine(
         build(lambda name, done, total: logger.info("building native ops: %s (%d of %d)", name, done, total))
     ended("ops")
     logger.info("loading %s", config.model)
-    when_ready: list[WhenReady] = []
-    engine = _load(config, engine_id, ended, find_model, when_ready)
+    begun_here: list[WhenReady] = []
+    engine = _load(config, engine_id, ended, find_model, begun_here if when_ready is None else when_ready)
     ended("buffers")
     warm_up(engine)
     ended("warm_up")
-    for begin in when_ready:
-        begin(fail)
+    for begin in begun_here:
+        begin(lambda error: None)
     info = engine.info
     logger.info(
         "%s is ready after %.1f s: %d KV blocks of %d tokens, up to %d tokens a request",

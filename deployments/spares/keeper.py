@@ -130,9 +130,9 @@ class SpareKeeper:
     async def _keep(self, kind: str, state: _Kind) -> None:
         state.look(self._roster.spares(kind), time.monotonic())
         for _ in range(state.missing(self._wanted, time.monotonic())):
-            self._roster.ask(kind)
             variables = self._processes.variables[kind]
-            await asyncio.to_thread(prestart, variables, _FOR_EVER_S, kind == REPLICA)
+            with self._roster.asking(kind):
+                await asyncio.to_thread(prestart, variables, _FOR_EVER_S, kind == REPLICA)
             state.coming.append(time.monotonic())
 
     def _tell(self) -> None:

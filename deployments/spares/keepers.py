@@ -70,8 +70,8 @@ class SpareKeepers:
         except (BiremeError, OSError):
             return
         if not roster.spares(RUNNER) and not roster.num_coming(RUNNER):
-            roster.ask(RUNNER)
-            prestart(self._processes.variables[RUNNER], int(UNKEPT_S), from_controller=False)
+            with roster.asking(RUNNER):
+                prestart(self._processes.variables[RUNNER], int(UNKEPT_S), from_controller=False)
 
     def _look(self) -> None:
         nodes = self._nodes()

@@ -57,8 +57,8 @@ class _Process:
         if roster is None:
             return
         if len(roster.spares(RUNNER)) + roster.num_coming(RUNNER) < len(roster.spares(self.kind)):
-            roster.ask(RUNNER)
-            prestart(variables, int(UNKEPT_S), from_controller=False)
+            with roster.asking(RUNNER):
+                prestart(variables, int(UNKEPT_S), from_controller=False)
 
     def prepared(self) -> None:
         self._prepared = time.monotonic()

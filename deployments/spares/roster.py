@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,9 +49,17 @@ class Roster:
         self._folder = base / hashlib.sha256(f"{group}\0{node_id}".encode()).hexdigest()[:24]
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def ask(self, kind: str) -> None:
-        """This process has one of that kind started."""
-        self._write(f"{_ASKED}-{kind}-{secrets.token_hex(4)}.{os.getpid()}", "")
+    @contextlib.contextmanager
+    def asking(self, kind: str) -> Iterator[None]:
+        """This process has one of that kind started in the block; if that fails nobody was asked for."""
+        # By name in the order in which they ask: the clock is the node's.
+        name = f"{_ASKED}-{kind}-{time.monotonic_ns():020d}-{secrets.token_hex(4)}.{os.getpid()}"
+        self._write(name, "")
+        try:
+            yield
+        except BaseException:
+            (self._folder / name).unlink(missing_ok=True)
+            raise
 
     def num_coming(self, kind: str) -> int:
         """How many were asked for lately, by somebody who lives, and have not joined yet."""
@@ -60,7 +69,7 @@ class Roster:
         """This process is a spare of that kind, which prepares itself.
 
         Returns:
-            A process that asked for one; None if nobody did who lives: it was started for an actor.
+            Of the processes that ask for one, the first that did; None if nobody does who lives: it was started for an actor.
         """
         self._write(f"{kind}.{os.getpid()}", _PREPARING)
         for path in sorted(self._asked(kind)):

@@ -15,6 +15,7 @@ from actors.device.large_copies import Upload
 from actors.engine import kept_weights, load_weights, prepared
 from actors.engine.prepared import prepare
 from actors.engine.starting import start_engine
+from actors.engine_actor import RunnerActor
 from actors.model_files import ready_weights
 from actors.model_files.config import load_model_config
 from actors.model_files.source import model_of
@@ -24,6 +25,7 @@ from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError
 from gpu_ops import forward
 from tests.engines import request, tokens_of, write_quantised_model
+from tests.waiting import until
 
 
 class HostAsGpu(CpuDevice):
@@ -139,7 +141,10 @@ def test_a_flipped_byte_is_noticed_and_the_file_made_again(golden, folder, monke
     failures: list[BaseException] = []
 
     def answer() -> list[int]:
-        engine = start_engine(config, "engine", fail=failures.append)
+        when_ready: list[kept_weights.WhenReady] = []
+        engine = start_engine(config, "engine", when_ready=when_ready)
+        for begin in when_ready:
+            begin(failures.append)
         wait_until_kept()
         try:
             return tokens_of(engine.generate([request("a", [1, 2, 3], max_tokens=8, ignore_eos=True)])["a"])
@@ -165,6 +170,23 @@ def test_a_flipped_byte_is_noticed_and_the_file_made_again(golden, folder, monke
     assert kept.read_bytes() == sound
     assert "kept_weights_damaged" in caplog.text
     assert len(failures) == is_large
+
+
+async def test_damage_found_at_the_first_moment_ends_the_engine(golden, folder, monkeypatch):
+    """Before anybody could have sent it a request: neither its start nor its health hides that."""
+    config = EngineConfig(model=str(golden / "ernie4_5"), num_kv_blocks=16, max_model_len=64)
+    first = start_engine(config, "engine")
+    wait_until_kept()
+    first.close()
+    monkeypatch.setattr(load_weights, "CHECKED_FIRST_BYTES", 0)
+    damaged = EngineDeadError("its kept weights are damaged")
+    monkeypatch.setattr(load_weights, "check_later", lambda file: lambda fail: fail(damaged))
+    actor = RunnerActor(config, "engine")
+    await actor.start()
+    await until(lambda: actor._engine_loop.error is not None, 10)
+    with pytest.raises(EngineDeadError, match="damaged"):
+        await actor.check_health()
+    await actor.shutdown()
 
 
 def test_a_process_prepares_itself_where_the_model_is_yet_to_come(folder, monkeypatch):

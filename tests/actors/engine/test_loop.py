@@ -89,3 +89,17 @@ def test_nothing_is_taken_after_close(tiny_model):
     harness.loop.close()
     with pytest.raises(EngineDeadError, match="shut down"):
         harness.loop.submit(request("a", [1])).result(10)
+
+
+def test_an_engine_that_must_not_go_on_ends_idle_or_not(harness, tiny_model):
+    damaged = EngineDeadError("its weights are damaged")
+    harness.loop.fail(damaged)  # nothing else wakes it
+    harness.loop._thread.join(20)
+    assert harness.deaths == [damaged] and harness.loop.error is damaged
+    busy = Harness(make_engine(tiny_model))
+    pending = busy.loop.submit(request("a", [1], max_tokens=60, ignore_eos=True))
+    busy.loop.fail(damaged)
+    busy.loop._thread.join(20)
+    assert busy.deaths == [damaged] and pending.done()
+    with pytest.raises(EngineDeadError, match="damaged"):
+        busy.loop.submit(request("b", [1])).result(10)

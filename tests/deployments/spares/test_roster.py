@@ -31,6 +31,11 @@ def base(tmp_path, monkeypatch):
     return tmp_path
 
 
+def ask(roster: Roster, kind: str = "runner") -> None:
+    with roster.asking(kind):
+        pass
+
+
 def child(base, what: str) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", _CHILD, str(base), what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -68,24 +73,52 @@ def test_a_keeper_counts_as_long_as_it_lives(base):
     assert roster.keeper() is None
 
 
-def test_who_joins_comes_for_whoever_asked_first_and_nobody_is_asked_for_twice(base, monkeypatch):
+def test_each_who_joins_comes_for_the_first_of_those_who_asked(base, monkeypatch):
+    roster = Roster("group", "node")
+    monkeypatch.setattr(roster_module, "has_ended", lambda pid: False)
+    asked, came = [*range(20, 8, -1), *range(100, 112)], []
+    for pid in asked:
+        with monkeypatch.context() as patch:
+            patch.setattr(roster_module.os, "getpid", lambda pid=pid: pid)
+            ask(roster, "replica" if pid % 3 else "runner")
+    for _ in asked:
+        came.append((roster.join("runner"), roster.join("replica")))
+    runners, replicas = ([pid for pid in pids if pid] for pids in zip(*came))
+    assert runners == [pid for pid in asked if pid % 3 == 0]
+    assert replicas == [pid for pid in asked if pid % 3]
+
+
+def test_nobody_is_coming_where_none_could_be_started(base):
+    roster = Roster("group", "node")
+
+    def fail() -> None:
+        with roster.asking("runner"):
+            assert roster.num_coming("runner") == 1
+            raise ConnectionError("the node does not answer")
+
+    with pytest.raises(ConnectionError):
+        fail()
+    assert roster.num_coming("runner") == 0 and roster.join("runner") is None
+
+
+def test_nobody_is_asked_for_twice(base, monkeypatch):
     roster = Roster("group", "node")
     assert roster.join("runner") is None, "it was started for an actor"
     roster.leave("runner")
     assert roster.num_coming("runner") == 0
-    roster.ask("runner")
-    roster.ask("runner")
+    ask(roster)
+    ask(roster)
     assert (roster.num_coming("runner"), roster.num_coming("replica")) == (2, 0)
     first, second = child(base, "join"), child(base, "join")
     assert roster.num_coming("runner") == 0 and len(roster.spares("runner")) == 2
     gone = child(base, "join")
     gone.communicate()
-    roster.ask("runner")
+    ask(roster)
     assert roster.join("runner") == os.getpid()
-    roster.ask("runner")
+    ask(roster)
     with monkeypatch.context() as patch:
         patch.setattr(roster_module.os, "getpid", lambda: gone.pid)
-        roster.ask("runner")
+        ask(roster)
     assert roster.num_coming("runner") == 1, "who asked and died is nobody's end"
     monkeypatch.setattr(roster_module, "COMING_S", 0.0)
     assert roster.num_coming("runner") == 0, "it does not come any more"
