@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.routing.policies import POLICIES
 from cluster.routing.token_weight import PROMPT_WEIGHT
 from cluster.scaling.capacity import PRIOR_COSTS, RequestShape, StepCosts, most_rows
 from cluster.scaling.fleet import PolicySettings
@@ -20,8 +21,8 @@ class SimulatorSettings:
     Attributes:
         costs: what a step really takes; the policy begins with ``policy.costs``.
         max_num_seqs, max_num_batched_tokens, max_model_len, kv_tokens, block_size: of an engine. Longer requests are cut.
-        prefill_weight: a request goes to the engine with the fewest tokens, of which those of prompts to compute count so often.
-            The default is that of the router's ``least_tokens``.
+        routing_policy: as the serving setting of that name.
+        prefill_weight: tokens of prompts to compute count so often where engines are compared by their tokens.
         balance: requests that wait go to engines where they begin at once.
         engines_per_node: so many engines are lost with a node.
         death_seen_s: from the death of an engine until its requests go to others.
@@ -41,6 +42,7 @@ class SimulatorSettings:
     max_model_len: int = 16384
     kv_tokens: int = 200_000
     block_size: int = 16
+    routing_policy: str = "power_of_two"
     prefill_weight: float = PROMPT_WEIGHT
     balance: bool = True
     engines_per_node: int = 8
@@ -67,6 +69,8 @@ class SimulatorSettings:
             raise ValueError(f"kv_tokens: got {self.kv_tokens}, allowed: at least max_model_len and a block")
         if not self.start_times_s or min(self.start_times_s) < 0:
             raise ValueError("start_times_s: allowed: one or more numbers of seconds, none below 0")
+        if self.routing_policy not in POLICIES:
+            raise ValueError(f"routing_policy: got {self.routing_policy!r}, allowed: {', '.join(POLICIES)}")
         if self.death_seen_s < 0:
             raise ValueError(f"death_seen_s: got {self.death_seen_s}, allowed: at least 0")
 

@@ -16,11 +16,11 @@ from cluster.scaling.traces import read_trace
 from deployments.simulator.arrivals import Arrivals, arrivals_of, scaled, single_requests
 from deployments.simulator.compare import QueueTarget, RegressionGuard, Schedule, ServeDefault
 from deployments.simulator.events import Event
-from deployments.simulator.exact_engine import ExactEngine
-from deployments.simulator.fluid_engine import FluidEngine
 from deployments.simulator.oracle import Bound, factor_for, lower_bound
-from deployments.simulator.rates_fleet import simulate_rates
-from deployments.simulator.requests_fleet import simulate_requests
+from deployments.simulator.rates.rates_fleet import simulate_rates
+from deployments.simulator.requests.exact_engine import ExactEngine
+from deployments.simulator.requests.fluid_engine import FluidEngine
+from deployments.simulator.requests.requests_fleet import simulate_requests
 from deployments.simulator.result import Result
 from deployments.simulator.scaler import PolicyScaler, Scaler
 from deployments.simulator.setup import SimulatorSettings

@@ -13,7 +13,7 @@ from typing import Any
 from cluster.outputs import ServedModel
 from cluster.request import EngineRequest
 from cluster.routing.candidates import EngineCandidate, RequestView
-from cluster.routing.policies import POLICIES, choose
+from cluster.routing.policies import POLICIES, choose, first_choice
 from cluster.scaling.ingresses import EngineHost
 
 # Serve copies this module's classes, globals included, into the processes that route; other modules are imported there, and
@@ -77,7 +77,7 @@ class EngineRouter(PinnedRouter):
             return ""
         if not ranks:
             return ""
-        best = min(ranks[0], key=lambda view: view.token_weight)
+        best = first_choice(ranks)
         self._choices.sends(request, best.engine_id)
         return best.engine_id
 

@@ -15,15 +15,16 @@ from deployments.cli import app
 from deployments.simulator.arrivals import Arrivals
 from deployments.simulator.compare import Schedule
 from deployments.simulator.events import Event, event_of_pairs, read_events, read_start_times
-from deployments.simulator.exact_engine import ExactEngine
-from deployments.simulator.fluid_engine import FluidEngine
-from deployments.simulator.rates_fleet import simulate_rates
-from deployments.simulator.requests_fleet import simulate_requests
+from deployments.simulator.rates.rates_fleet import simulate_rates
+from deployments.simulator.requests.exact_engine import ExactEngine
+from deployments.simulator.requests.fluid_engine import FluidEngine
+from deployments.simulator.requests.requests_fleet import simulate_requests
 from deployments.simulator.result import Result
 from deployments.simulator.scaler import PolicyScaler, View
 from deployments.simulator.setup import SimulatorSettings
 
-SETTINGS = SimulatorSettings(start_times_s=(10.0,))
+# Engines share the load evenly, so that runs differ by their events alone.
+SETTINGS = SimulatorSettings(start_times_s=(10.0,), routing_policy="least_tokens")
 ENGINES = (FluidEngine, ExactEngine)
 
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deployments.simulator.answers import Answers, Task
 from deployments.simulator.arrivals import Arrivals
 from deployments.simulator.compare import Schedule
-from deployments.simulator.exact_engine import ExactEngine
-from deployments.simulator.fluid_engine import FluidEngine
-from deployments.simulator.requests_fleet import simulate_requests
+from deployments.simulator.requests.answers import Answers, Task
+from deployments.simulator.requests.exact_engine import ExactEngine
+from deployments.simulator.requests.fluid_engine import FluidEngine
+from deployments.simulator.requests.requests_fleet import simulate_requests
 from deployments.simulator.result import Result
 from deployments.simulator.scaler import PolicyScaler
 from deployments.simulator.setup import SimulatorSettings
@@ -91,5 +91,5 @@ def test_memory_and_counters_return_to_where_they_were(make):
     engine.advance(2000.0)
     told = engine.told()
     assert answers.num_ended == told.num_ended == told.num_arrived == len(load.at)
-    assert (told.num_tokens, told.num_running, told.num_waiting, engine.row_tokens, engine.prefill_tokens) == (0,) * 5
+    assert (told.num_tokens, told.num_running, told.num_waiting, engine.num_tokens, engine.waiting_tokens) == (0,) * 5
     assert told.free_kv_tokens >= settings.kv_tokens - settings.block_size

@@ -15,7 +15,7 @@ from deployments.cli import app
 from deployments.simulator.arrivals import Arrivals, scaled
 from deployments.simulator.compare import Schedule
 from deployments.simulator.oracle import factor_for, lower_bound
-from deployments.simulator.requests_fleet import simulate_requests
+from deployments.simulator.requests.requests_fleet import simulate_requests
 from deployments.simulator.setup import SimulatorSettings
 from deployments.simulator.study import Study
 

@@ -8,41 +8,31 @@ do; it finishes what it has. An engine that dies loses its requests, which other
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from cluster.outputs import EngineLoad
-from cluster.routing.token_weight import token_weight
-from cluster.scaling.balance import BalanceView, is_source, moves
-from deployments.simulator.answers import Answers, Task
+from cluster.scaling.balance import is_source, moves
 from deployments.simulator.events import Event
+from deployments.simulator.requests.answers import Answers, Task
+from deployments.simulator.requests.router import RoutedEngine, Router
 from deployments.simulator.setup import SimulatorSettings
 
 
-class Engine(Protocol):
+class Engine(RoutedEngine, Protocol):
     """An engine of either fidelity; times are seconds of the recording.
 
     Attributes:
         num_requests: that it has, running, waiting or on their way.
-        row_tokens: that its decoding rows look back at.
-        prefill_tokens: of prompts to compute.
     """
 
-    name: int
     node: int
 
     @property
     def num_requests(self) -> int: ...
-
-    @property
-    def row_tokens(self) -> int: ...
-
-    @property
-    def prefill_tokens(self) -> int: ...
 
     def submit(self, task: Task, at: float) -> None:
         """It comes at that time, not before those submitted earlier."""
@@ -52,8 +42,6 @@ class Engine(Protocol):
 
     def give_up(self) -> list[Task]:
         """All that it has not finished; it is not used any more."""
-
-    def balance_view(self, now: float) -> BalanceView: ...
 
     def take_waiting(self, count: int) -> list[Task]: ...
 
@@ -82,8 +70,10 @@ class Fleet:
     def __init__(self, settings: SimulatorSettings, answers: Answers, make: MakeEngine, initial: int) -> None:
         self._settings, self._answers, self._make = settings, answers, make
         self._rng = np.random.default_rng(settings.seed)
+        self._router = Router(settings)
         self._names = 0
         self._per_node: Counter[int] = Counter()
+        self._free_nodes: list[int] = []  # a heap; each as often as it has room for engines
         # In the order of their names, and of these the ones that have requests, by name: in a large fleet most have none.
         self.ready: list[Engine] = []
         self._busy: dict[int, Engine] = {}
@@ -118,52 +108,44 @@ class Fleet:
             self._balance(then)
 
     def _begin(self, now: float, then: float) -> None:
-        for at in sorted(at for at in self.starting if at < then):
-            self.starting.remove(at)
+        due = sorted(at for at in self.starting if at < then)
+        if due:
+            self.starting = [at for at in self.starting if at >= then]
+        for at in due:
             self._serve(max(at, now))
 
     def _serve(self, at: float) -> None:
         engine = self._make(self._names, at, self._settings, self._answers)
         self._names += 1
-        while self._per_node[engine.node] >= self._settings.engines_per_node:
-            engine.node += 1
+        if not self._free_nodes:
+            self._free_nodes = [len(self._per_node)] * self._settings.engines_per_node
+        engine.node = heapq.heappop(self._free_nodes)
         self._per_node[engine.node] += 1
         self.ready.append(engine)
 
     def _gone(self, engine: Engine) -> None:
         self.leaving.remove(engine)
         self._per_node[engine.node] -= 1
+        heapq.heappush(self._free_nodes, engine.node)
         self._taken_away = [(at, other) for at, other in self._taken_away if other is not engine]
 
     # Requests.
 
     def _route(self, now: float, newcomers: list[tuple[float, Task]]) -> None:
-        """To the engine with the fewest tokens, of which those of prompts to compute count ``prefill_weight`` times."""
+        """As the router that serves would; without an engine they are held."""
         back = [(max(at, now), task) for at, task in self._returning if at <= now]
         self._returning = [(at, task) for at, task in self._returning if at > now]
-        if not self.ready:
-            self.held += [task for _, task in (*back, *newcomers)]
-            return
-        coming = [(now, task) for task in self.held] + back + newcomers
-        self.held = []
-        if not coming:
-            return
-        weight, prompts = self._settings.prefill_weight, self._answers.prompts
-        order = [
-            (token_weight(e.row_tokens + e.prefill_tokens, e.prefill_tokens, weight), e.name, e)
-            for e in self._busy.values()
-        ]
-        # No more idle ones are chosen than requests come.
-        idle = (engine for engine in self.ready if engine.name not in self._busy)
-        order += [(0.0, engine.name, engine) for engine in itertools.islice(idle, len(coming))]
-        heapq.heapify(order)
-        for at, task in coming:
-            busy, name, engine = order[0]
-            tokens = prompts[task.request] + task.done
-            heapq.heapreplace(order, (busy + token_weight(tokens, tokens, weight), name, engine))
-            self._submit(engine, task, at)
+        coming = [(now, task) for task in self.held] + newcomers
+        self.held = [] if self.ready else [task for _, task in (*back, *coming)]
+        if self.ready and (back or coming):
+            self._router.place(now, self.ready, self._busy.values(), back, coming, self._num_tokens, self._submit)
 
-    def _submit(self, engine: Engine, task: Task, at: float) -> None:
+    def _num_tokens(self, coming: tuple[float, Task]) -> int:
+        task = coming[1]
+        return self._answers.prompts[task.request] + task.done
+
+    def _submit(self, engine: Engine, coming: tuple[float, Task]) -> None:
+        at, task = coming
         engine.submit(task, at)
         self._busy[engine.name] = engine
 
@@ -180,7 +162,7 @@ class Fleet:
         views = [view if view.engine_id in open_to else view._replace(open_places=0) for view in views]
         for source, target, count in moves(views):
             for task in engines[source].take_waiting(count):
-                self._submit(engines[target], task, now)
+                self._submit(engines[target], (now, task))
 
     # Starting and stopping.
 
@@ -192,21 +174,25 @@ class Fleet:
         if more > 0:
             self.num_starts += more
             self.starting += [now + float(self._rng.choice(self._settings.start_times_s)) for _ in range(more)]
-        for _ in range(-more):
-            if self.starting:
-                self.starting.remove(max(self.starting))
-            else:
-                self._leave(min(self.ready, key=lambda engine: (engine.num_requests, -engine.name)))
+        if more < 0:
+            self.starting.sort()
+            stopped = min(-more, len(self.starting))
+            del self.starting[len(self.starting) - stopped :]
+            if -more > stopped:
+                idlest = heapq.nsmallest(-more - stopped, self.ready, key=lambda e: (e.num_requests, -e.name))
+                self._leave(idlest)
         self._changed(now)
 
     def _changed(self, now: float) -> None:
         self.sizes.append((now, self.size))
         self.peak = max(self.peak, self.size)
 
-    def _leave(self, engine: Engine) -> None:
-        self.ready.remove(engine)
-        self._busy.pop(engine.name, None)
-        self.leaving.append(engine)
+    def _leave(self, engines: Sequence[Engine]) -> None:
+        names = {engine.name for engine in engines}
+        self.ready = [engine for engine in self.ready if engine.name not in names]
+        for engine in engines:
+            self._busy.pop(engine.name, None)
+        self.leaving += engines
 
     # What happens to machines.
 
@@ -223,7 +209,7 @@ class Fleet:
                 if event.event == "death":
                     self._die(engine, now)
                 else:
-                    self._leave(engine)
+                    self._leave([engine])
                     self._taken_away.append((now + event.deadline_s, engine))
         self._changed(now)
 
@@ -236,7 +222,7 @@ class Fleet:
 
     def _die(self, engine: Engine, now: float) -> None:
         if engine in self.ready:
-            self._leave(engine)
+            self._leave([engine])
         self._returning += [(now + self._settings.death_seen_s, task) for task in engine.give_up()]
         self.num_lost += 1
         self._gone(engine)

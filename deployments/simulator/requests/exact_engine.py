@@ -17,7 +17,7 @@ from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from cluster.scaling.balance import BalanceView
 from cluster.scaling.capacity import StepCosts
-from deployments.simulator.answers import Answers, Task
+from deployments.simulator.requests.answers import Answers, Task
 from deployments.simulator.setup import SimulatorSettings
 
 # What a prompt and an answer consist of: prompts of different requests share nothing, as their salts differ.
@@ -49,7 +49,7 @@ class _StepTimes:
 
 
 class ExactEngine:
-    """One engine (``deployments.simulator.fleet.Engine``).
+    """One engine (``deployments.simulator.requests.fleet.Engine``).
 
     Args:
         name: unique in its fleet.
@@ -83,14 +83,17 @@ class ExactEngine:
         return len(self._tasks) + len(self._inbox)
 
     @property
-    def row_tokens(self) -> int:
-        return sum(s.num_tokens for s in self._scheduler.running if s.is_decoding)
+    def num_tokens(self) -> int:
+        return sum(s.num_tokens for s in self._scheduler.running) + self.waiting_tokens
 
     @property
-    def prefill_tokens(self) -> int:
-        prompts = sum(s.num_uncomputed_tokens for s in self._scheduler.running if not s.is_decoding)
-        waiting = sum(len(s.token_ids) for s in self._scheduler.waiting)
-        return prompts + waiting + sum(self._answers.prompts[task.request] + task.done for _, task in self._inbox)
+    def waiting_tokens(self) -> int:
+        on_the_way = sum(self._answers.prompts[task.request] + task.done for _, task in self._inbox)
+        return sum(len(s.token_ids) for s in self._scheduler.waiting) + on_the_way
+
+    @property
+    def is_crowded(self) -> bool:
+        return bool(self._scheduler.waiting) or self.open_places <= 0
 
     def submit(self, task: Task, at: float) -> None:
         self._inbox.append((at, task))
@@ -109,8 +112,11 @@ class ExactEngine:
     def balance_view(self, now: float) -> BalanceView:
         movable = [s.request.request_id for s in self._scheduler.waiting if s.is_movable]
         oldest = min((self._answers.arrived_at(self._tasks[name].request) for name in movable), default=now)
-        places = self._scheduler.num_open_places - len(self._inbox)
-        return BalanceView(str(self.name), len(movable), max(0.0, now - oldest), places)
+        return BalanceView(str(self.name), len(movable), max(0.0, now - oldest), self.open_places)
+
+    @property
+    def open_places(self) -> int:
+        return self._scheduler.num_open_places - len(self._inbox)
 
     def take_waiting(self, count: int) -> list[Task]:
         """Up to ``count`` requests that wait and may move, the first in the order of service."""
@@ -122,16 +128,15 @@ class ExactEngine:
     def told(self) -> EngineLoad:
         scheduler = self._scheduler
         state = queue_state(scheduler)
-        on_the_way = sum(self._answers.prompts[task.request] + task.done for _, task in self._inbox)
         return EngineLoad(
             free=1,
             max_queued=1,
             num_ended=self._num_ended,
-            num_tokens=sum(s.num_tokens for s in scheduler.running) + state.waiting_tokens + on_the_way,
+            num_tokens=self.num_tokens,
             open_places=state.open_places,
             num_running=state.num_running,
             num_waiting=state.num_waiting + len(self._inbox),
-            waiting_tokens=state.waiting_tokens + on_the_way,
+            waiting_tokens=self.waiting_tokens,
             kv_tokens=state.kv_tokens,
             free_kv_tokens=state.free_kv_tokens,
             num_arrived=self._num_arrived,

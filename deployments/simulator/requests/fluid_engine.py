@@ -13,7 +13,7 @@ from collections import deque
 from actors.scheduling.prompt_shares import Prompt, has_tokens_for, prompt_shares
 from cluster.outputs import EngineLoad
 from cluster.scaling.balance import BalanceView
-from deployments.simulator.answers import Answers, Task
+from deployments.simulator.requests.answers import Answers, Task
 from deployments.simulator.setup import SimulatorSettings
 
 
@@ -27,7 +27,7 @@ class _Prompt:
 
 
 class FluidEngine:
-    """One engine (``deployments.simulator.fleet.Engine``).
+    """One engine (``deployments.simulator.requests.fleet.Engine``).
 
     Args:
         name: unique in its fleet.
@@ -51,9 +51,9 @@ class FluidEngine:
         "_step",
         "_used",
         "_waiting",
+        "_waiting_tokens",
         "name",
         "node",
-        "prefill_tokens",
     )
     # fmt: on
 
@@ -69,7 +69,7 @@ class FluidEngine:
         self._rows: list[tuple[int, int, Task, int, int]] = []
         self._context = 0  # tokens that the rows look back at
         self._used = 0  # tokens of memory that somebody owns, in whole blocks for prompts
-        self.prefill_tokens = 0  # of prompts, to compute
+        self._waiting_tokens = 0  # of who waits or is on the way
         self._number = self._ended = self._generated = self._num_prompt_tokens = 0
 
     # What a fleet asks.
@@ -79,12 +79,20 @@ class FluidEngine:
         return len(self._rows) + len(self._prefilling) + len(self._waiting) + len(self._inbox)
 
     @property
-    def row_tokens(self) -> int:
-        return self._context
+    def num_tokens(self) -> int:
+        return self._context + sum(p.known for p in self._prefilling) + self.waiting_tokens
+
+    @property
+    def waiting_tokens(self) -> int:
+        return self._waiting_tokens
+
+    @property
+    def is_crowded(self) -> bool:
+        return bool(self._waiting) or self.open_places <= 0
 
     def submit(self, task: Task, at: float) -> None:
         self._inbox.append((at, task))
-        self.prefill_tokens += self._answers.prompts[task.request] + task.done
+        self._waiting_tokens += self._answers.prompts[task.request] + task.done
 
     def give_up(self) -> list[Task]:
         """Everything it has, for others to go on with."""
@@ -93,35 +101,31 @@ class FluidEngine:
         tasks += [task for _, task in self._inbox]
         self._rows, self._prefilling, self._waiting = [], [], []
         self._inbox.clear()
-        self._context = self._used = self.prefill_tokens = 0
+        self._context = self._used = self._waiting_tokens = 0
         return tasks
 
     def balance_view(self, now: float) -> BalanceView:
         movable = [p for p in self._waiting if not p.task.is_moved and not p.task.done]
         oldest = min((self._answers.arrived_at(p.task.request) for p in movable), default=now)
-        return BalanceView(str(self.name), len(movable), max(0.0, now - oldest), self._open_places())
+        return BalanceView(str(self.name), len(movable), max(0.0, now - oldest), self.open_places)
 
     def take_waiting(self, count: int) -> list[Task]:
         """Up to ``count`` requests that wait and may move, the first in the order of service."""
         taken = [p for p in self._waiting if not p.task.is_moved and not p.task.done][:count]
         for prompt in taken:
             self._waiting.remove(prompt)
-            self.prefill_tokens -= prompt.remaining
+            self._waiting_tokens -= prompt.known
         return [prompt.task._replace(is_moved=True) for prompt in taken]
 
     def told(self) -> EngineLoad:
-        waiting = sum(p.known for p in self._waiting) + sum(
-            self._answers.prompts[task.request] for _, task in self._inbox
-        )
-        own = sum(p.known for p in self._prefilling)
         return EngineLoad(
             free=1,
             max_queued=1,
             num_ended=self._ended,
-            num_tokens=self._context + own + waiting,
+            num_tokens=self.num_tokens,
             num_running=len(self._rows) + len(self._prefilling),
             num_waiting=len(self._waiting) + len(self._inbox),
-            waiting_tokens=waiting,
+            waiting_tokens=self._waiting_tokens,
             kv_tokens=self._settings.kv_tokens,
             free_kv_tokens=max(0, self._settings.kv_tokens - self._used),
             num_arrived=self._number,
@@ -163,11 +167,12 @@ class FluidEngine:
         at = next((i for i, other in enumerate(self._waiting) if not other.task.done), len(self._waiting))
         self._waiting.insert(at, prompt)
 
-    def _open_places(self) -> int:
+    @property
+    def open_places(self) -> int:
         running = len(self._rows) + len(self._prefilling)
-        if self._waiting or self._used + self._block * (running + 1) > self._settings.kv_tokens:
+        if self._used + self._block * (running + 1) > self._settings.kv_tokens:
             return 0
-        return self._settings.max_num_seqs - running - len(self._inbox)
+        return max(0, self._settings.max_num_seqs - running - len(self._waiting)) - len(self._inbox)
 
     def _budget(self) -> int:
         return self._settings.max_num_batched_tokens - len(self._rows)
@@ -189,6 +194,7 @@ class FluidEngine:
             prefilling.append(prompt)
             self._used += blocks
             self._num_prompt_tokens += prompt.known
+            self._waiting_tokens -= prompt.known
             left -= prompt.remaining
 
     def _has_tokens_for_one_more(self, free: int, budget: int) -> bool:
@@ -212,7 +218,6 @@ class FluidEngine:
             + costs.context_token * self._context
             + costs.prefill_token * computed,
         )
-        self.prefill_tokens -= computed
         for prompt, share in zip(prefilling, shares):
             prompt.remaining -= share
         if not all(p.remaining for p in prefilling):
@@ -286,7 +291,7 @@ class FluidEngine:
         done = task.done + 1 + self._step - begun
         known = self._answers.prompts[task.request] + done
         self._put_back(_Prompt(Task(task.request, done, task.is_moved), known, order))
-        self.prefill_tokens += known
+        self._waiting_tokens += known
 
     def _progress(self) -> list[tuple[int, int, Task]]:
         return [

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from deployments.simulator.answers import Answers, Task
 from deployments.simulator.arrivals import Arrivals
 from deployments.simulator.events import Event
-from deployments.simulator.fleet import Fleet, MakeEngine
-from deployments.simulator.fluid_engine import FluidEngine
+from deployments.simulator.requests.answers import Answers, Task
+from deployments.simulator.requests.fleet import Fleet, MakeEngine
+from deployments.simulator.requests.fluid_engine import FluidEngine
 from deployments.simulator.result import Result, percentiles, shares_over_time
 from deployments.simulator.scaler import Scaler, View
 from deployments.simulator.setup import SimulatorSettings

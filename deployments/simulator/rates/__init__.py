@@ -1,0 +1,1 @@
+"""Rates of requests that flow through engines that are alike."""

@@ -1,0 +1,1 @@
+"""Single requests on simulated engines."""
