@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import shlex
 import subprocess
 import sys
+from functools import cache
+from importlib.metadata import requires
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from deployments.start.serve_config import configured_model, serve_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILES = ["Dockerfile", "Dockerfile.gpu"]
+KNOWN = {
+    *("FROM", "RUN", "WORKDIR", "USER", "ENV", "COPY"),
+    *("EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD", "VOLUME"),
+}
 
 
 def instructions(name: str) -> dict[str, list[str]]:
@@ -29,8 +39,53 @@ def instructions(name: str) -> dict[str, list[str]]:
     return found
 
 
+def ordered(name: str) -> list[tuple[str, str]]:
+    """As scripts/try_image.py carries them out."""
+    return script("try_image").instructions(ROOT / name)
+
+
+def bases() -> dict[str, Any]:
+    return script("try_image").BASES
+
+
+@cache
+def script(name: str) -> ModuleType:
+    sys.path.insert(0, str(ROOT / "scripts"))  # where its own imports lie
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
 def targets() -> set[str]:
     return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_every_step_of_an_image_is_one_that_can_run(name: str):
+    """In their order: whoever a step names was made before it, a shell can read it, and what it installs is what is supported."""
+    allowed = {found.name: found.specifier for found in map(Requirement, requires("bireme") or ())}
+    users, packages = {"root"}, set()
+    for word, rest in ordered(name):
+        assert word in KNOWN, f"{word} is no instruction that scripts/try_image.py carries out"
+        if word == "FROM":
+            assert rest in bases(), "a base that scripts/try_image.py cannot make"
+        elif word == "RUN":
+            subprocess.run(["sh", "-n"], input=rest, text=True, check=True)
+            users |= set(re.findall(r"useradd .*?(\w+)$", rest))
+            for installed in re.findall(r"apt-get install(?: -\S+)* ([^&]+)", rest):
+                packages |= {*installed.split()}
+            for pinned in re.findall(r"'([\w-]+==[^']+)'", rest):
+                wanted = Requirement(pinned)
+                (version,) = (str(each.version).replace("*", "4") for each in wanted.specifier)
+                assert allowed[wanted.name].contains(version), pinned
+        elif word in ("USER", "COPY"):
+            named = re.findall(r"--chown=(\w+)", rest) if word == "COPY" else [rest]
+            assert {*named} <= users, f"{word} {rest}: nobody has made that user"
+    assert {"g++", "make"} <= packages
+    # What the build takes along: neither an environment of this machine nor what was built here.
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".venv", "build", ".git"} <= {path.strip("/") for path in ignored}
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
