@@ -3,9 +3,10 @@
 A Ray stream costs both processes about a millisecond a message, which matters where they share the cores that compute;
 a socket costs a twentieth of that. What travels is the same: the items of ``RunnerActor.attach``.
 
-Wire: the client sends one frame ``[subscriber, resume]``, then a request that is to begin before its call as a frame of its
-own, and ``[request id, attempt]`` of one that is to end; the server sends one frame a message, ``[steps, load]``. A step is
-``[plain tokens, deltas]``, all of them arrays.
+Wire: the client sends one frame ``[version, subscriber, resume]``, then a request that is to begin before its call as a frame of
+its own, and ``[request id, attempt]`` of one that is to end; the server sends its version, then one frame a message,
+``[steps, load]``. A step is ``[plain tokens, deltas]``, all of them arrays. While code is changed on a machine, both sides may be
+of different code: neither reads a frame of another version, and the tokens come through Ray.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import msgspec
 from cluster.errors import BiremeError, InvalidRequestError
 from cluster.outputs import EngineLoad, PlainTokens, StreamItem, TokenDelta
 from cluster.request import EngineRequest, RequestKey
+from deployments.replica.frame_version import frame_version
 from deployments.replica.frames import (
     MAX_REQUEST_BYTES,
     UnusableSocketError,
@@ -40,10 +42,14 @@ from deployments.replica.frames import (
 from deployments.start.run_files.private_folder import not_private, private_base
 
 Attach = Callable[[str, dict[str, int]], AsyncGenerator[list[StreamItem], None]]
-_HELLO = msgspec.msgpack.Decoder(tuple[str, dict[str, int]])
-_REQUEST = msgspec.msgpack.Decoder(EngineRequest | tuple[str, int])
+_HELLO = msgspec.msgpack.Decoder(tuple[int, str, dict[str, int]])
+_Request: TypeAlias = EngineRequest | tuple[str, int]
+_REQUEST = msgspec.msgpack.Decoder(_Request)
 _Step: TypeAlias = tuple[PlainTokens, list[TokenDelta]]
-_MESSAGE = msgspec.msgpack.Decoder(tuple[list[_Step], list[EngineLoad]])
+_Message: TypeAlias = tuple[list[_Step], list[EngineLoad]]
+_MESSAGE = msgspec.msgpack.Decoder(_Message)
+_VERSION = frame_version(_Request, _Message)
+_TOLD_VERSION = msgspec.msgpack.Decoder(int)
 _NO_TOKENS = PlainTokens.none()
 # A folder without a socket is about to get it, or its maker was killed in between.
 _YOUNG_S = 60.0
@@ -117,12 +123,16 @@ class TokenSocket:
             writer.close()
             return
         try:
-            subscriber, resume = _HELLO.decode(await read_frame(reader))
+            version, subscriber, resume = _HELLO.decode(await read_frame(reader))
         except (
             asyncio.IncompleteReadError,
             ConnectionError,
             msgspec.DecodeError,
-        ):  # somebody who only looked whether this process lives
+        ):  # somebody who only looked whether this process lives, or an ingress of other code
+            writer.close()
+            return
+        write_frame(writer, _VERSION)
+        if version != _VERSION:
             writer.close()
             return
         loop = asyncio.get_running_loop()
@@ -160,7 +170,7 @@ class TokenSocket:
                     return
 
 
-def _message(items: list[StreamItem]) -> tuple[list[_Step], list[EngineLoad]]:
+def _message(items: list[StreamItem]) -> _Message:
     """As it travels; ``_items`` reads it."""
     steps: list[_Step] = []
     loads: list[EngineLoad] = []
@@ -176,7 +186,7 @@ def _message(items: list[StreamItem]) -> tuple[list[_Step], list[EngineLoad]]:
     return steps, loads
 
 
-def _items(message: tuple[list[_Step], list[EngineLoad]]) -> list[StreamItem]:
+def _items(message: _Message) -> list[StreamItem]:
     steps, loads = message
     items: list[StreamItem] = []
     for plain, deltas in steps:
@@ -223,6 +233,16 @@ def _is_in_use(folder: Path) -> bool:
     return True
 
 
+async def _check_version(path: str, reader: asyncio.StreamReader) -> None:
+    """Raise UnusableSocketError unless the runner says that it speaks this version."""
+    try:
+        version = _TOLD_VERSION.decode(await read_frame(reader))
+    except (asyncio.IncompleteReadError, msgspec.DecodeError):  # code without versions closes at the first frame
+        raise UnusableSocketError(f"{path}: the runner's code does not know frames of version {_VERSION}") from None
+    if version != _VERSION:
+        raise UnusableSocketError(f"{path}: the runner speaks version {version} of the frames, this process {_VERSION}")
+
+
 async def read_messages(
     path: str, subscriber: str, resume: dict[str, int], reached: Callable[[int, RequestSender], None] | None = None
 ) -> AsyncIterator[list[StreamItem]]:
@@ -232,7 +252,7 @@ async def read_messages(
         reached: called with the id of the process that listens, as this process sees it, and what requests are sent with.
 
     Raises:
-        UnusableSocketError: there is none that this user's process made; nothing was sent.
+        UnusableSocketError: there is none that this user's process made, and nothing was sent; or it is of other code.
         OSError: nobody listens any more, or the connection broke.
     """
     if (fault := not_private(Path(path).parent)) is not None:
@@ -245,7 +265,8 @@ async def read_messages(
         pid, user = peer_of(writer)
         if not is_ours(user):
             raise UnusableSocketError(f"{path} is served by another user (uid {user})")
-        write_frame(writer, [subscriber, resume])
+        write_frame(writer, [_VERSION, subscriber, resume])
+        await _check_version(path, reader)
         if reached is not None and pid:
             reached(pid, RequestSender(writer))
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from cluster.journal import JournalGapError
 from cluster.outputs import FINISH_HANDOVER, FINISH_MOVE, FINISHES_ELSEWHERE, NotAdmitted, PlainTokens, TokenDelta
 from cluster.process.logs import log_fields
 from cluster.replies import EngineLost, HandedOver, Moved
@@ -29,8 +30,8 @@ class Delivery:
         self._events = events
 
     def take_plain(self, stream: TokenStream, tokens: PlainTokens) -> None:
-        """What ``take`` does with each of ``tokens``."""
-        of = self._submissions.of
+        """What ``take`` does with each of ``tokens``; one that comes too early is told once the others have theirs."""
+        of, gap = self._submissions.of, None
         for request_id, attempt, index, token in zip(*tokens):
             submission = of(request_id)
             if submission is not None and submission.stream is stream and not submission.is_troubled:
@@ -38,7 +39,12 @@ class Delivery:
                 if entry.fingerprint and entry.accept_token(attempt, index, token):
                     submission.deliver_token(index, token)
                     continue
-            self.take(stream, TokenDelta(request_id, attempt, index, [token]))
+            try:
+                self.take(stream, TokenDelta(request_id, attempt, index, [token]))
+            except JournalGapError as error:
+                gap = error
+        if gap is not None:
+            raise gap
 
     def take(self, stream: TokenStream, delta: TokenDelta) -> None:
         """``delta``, which is of a request, came on ``stream``."""

@@ -12,7 +12,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from cluster.api_errors import ApiError
-from cluster.journal import JournalEntry
+from cluster.journal import JournalEntry, JournalGapError
 from cluster.outputs import ENGINE_LEAVES, EngineLoad, PlainTokens, StreamItem, TokenDelta
 from cluster.replies import EngineLost
 from cluster.scaling.hold import HoldShare
@@ -225,21 +225,32 @@ class EngineClient:
         return any(one.entry.params.is_masked and not one.entry.next_index for one in on)
 
     def _on_deltas(self, stream: TokenStream, items: Sequence[StreamItem]) -> None:
+        """Raises JournalGapError once all that can be was delivered: the rest is said again to who attaches again, but not who
+        leaves and what it takes."""
+        gap: JournalGapError | None = None
         for item in items:
-            if isinstance(item, EngineLoad):
-                stream.announced(item)
-                self.choices.announced(stream.engine_id, item, stream.load_age_s)
-                self._rooms.changed()
-                self._balancer.changed()
-                self._prompt_start.hurry()
-            elif isinstance(item, PlainTokens):
-                self._delivery.take_plain(stream, item)
-            elif item.request_id:
-                self._delivery.take(stream, item)
-            elif item == ENGINE_LEAVES:
-                stream.leaves = True
-                self.choices.avoid(stream.engine_id, AVOID_DEAD_S)
-                self.events.record(DRAINED, "-", engine=stream.engine_id)
+            try:
+                self._on_item(stream, item)
+            except JournalGapError as error:
+                gap = error
+        if gap is not None:
+            raise gap
+
+    def _on_item(self, stream: TokenStream, item: StreamItem) -> None:
+        if isinstance(item, EngineLoad):
+            stream.announced(item)
+            self.choices.announced(stream.engine_id, item, stream.load_age_s)
+            self._rooms.changed()
+            self._balancer.changed()
+            self._prompt_start.hurry()
+        elif isinstance(item, PlainTokens):
+            self._delivery.take_plain(stream, item)
+        elif item.request_id:
+            self._delivery.take(stream, item)
+        elif item == ENGINE_LEAVES:
+            stream.leaves = True
+            self.choices.avoid(stream.engine_id, AVOID_DEAD_S)
+            self.events.record(DRAINED, "-", engine=stream.engine_id)
 
     def _on_engine_lost(self, stream: TokenStream, why: str) -> None:
         self.choices.avoid(stream.engine_id, AVOID_DEAD_S)

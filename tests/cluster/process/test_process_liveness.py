@@ -19,9 +19,10 @@ from cluster.outputs import AttachRequired
 from cluster.process import process_liveness as process_end
 from cluster.process.process_liveness import PeerProcess, has_ended
 from deployments.replica import runner_watch
+from deployments.replica.frames import frame
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner
-from deployments.replica.token_socket import read_messages
+from deployments.replica.token_socket import _VERSION, read_messages
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 
@@ -34,6 +35,7 @@ listening.listen()
 connection, _ = listening.accept()
 if os.fork():
     connection.recv(1000)
+    connection.sendall(bytes.fromhex(sys.argv[2]))
     connection.sendall(bytes([0, 0, 0, 3]) + b"\\x92\\x90\\x90")
     print(os.getpid(), flush=True)
 time.sleep(60)
@@ -68,7 +70,8 @@ class Runner:
 def listener(tmp_path):
     """A process that sends one empty message, and the path of its socket."""
     path = str(tmp_path / "s")
-    process = subprocess.Popen([sys.executable, "-c", _LISTENER, path], stdout=subprocess.PIPE, start_new_session=True)
+    command = [sys.executable, "-c", _LISTENER, path, frame(_VERSION).hex()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
     while not os.path.exists(path):
         assert process.poll() is None
         time.sleep(0.01)

@@ -22,8 +22,8 @@ from cluster.grammar import Grammar
 from cluster.outputs import ENGINE_LEAVES, AttachRequired, EngineLoad, PlainTokens, TokenDelta, TokenLogprobs
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
-from deployments.replica.frames import MAX_REQUEST_BYTES, UnusableSocketError
-from deployments.replica.token_socket import RequestSender, TokenSocket, read_messages
+from deployments.replica.frames import MAX_REQUEST_BYTES, UnusableSocketError, frame
+from deployments.replica.token_socket import _VERSION, RequestSender, TokenSocket, read_messages
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 from deployments.start.run_files.private_folder import private_base
@@ -146,16 +146,16 @@ WITH_NO_TOKENS = len(_NO_TOKENS).to_bytes(4, "big") + _NO_TOKENS
 
 
 @pytest.mark.parametrize(
-    "frame", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02\x92\x01", b"\x00\x00\x00\x01\xc1", WITH_NO_TOKENS]
+    "sent", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02\x92\x01", b"\x00\x00\x00\x01\xc1", WITH_NO_TOKENS]
 )
-async def test_what_is_no_request_ends_the_connection(frame):
+async def test_what_is_no_request_ends_the_connection(sent):
     source = Source()
     senders: list[RequestSender] = []
     socket = source.socket()
     await socket.open()
     messages = read_messages(socket.path, "long", {}, lambda pid, sender: senders.append(sender))
     await anext(messages)
-    senders[0]._writer.write(frame)
+    senders[0]._writer.write(sent)
     await asyncio.wait_for(source.detached.wait(), 10)
     await messages.aclose()
     assert not source.begun
@@ -330,6 +330,37 @@ async def tokens_of(runner: RayRunner, monkeypatch) -> list[TokenDelta]:
     assert not lost.done(), lost.result()
     await streams.close()
     return got
+
+
+@pytest.mark.parametrize("said", [b"", frame(_VERSION + 1) + frame([[], [[1, 1]]]), frame([[], [[1, 1]]])])
+async def test_a_runner_of_other_code_is_not_read_and_tokens_come_through_ray(said, tmp_path, monkeypatch, caplog):
+    """It may be of the time before there were versions, and close at what it does not know, or send what it always sent."""
+    hellos: list[bytes] = []
+
+    async def serve(reader, writer) -> None:
+        hellos.append(await reader.read(1000))
+        writer.write(said)
+        writer.close()
+
+    folder = tmp_path / "t"
+    folder.mkdir(mode=0o700)
+    server = await asyncio.start_unix_server(serve, folder / "s")
+    assert await tokens_of(RayRunner(folder / "s"), monkeypatch) == [d for message in MESSAGES for d in message]
+    assert len(hellos) == 1 and f"{_VERSION}" in caplog.text
+    server.close()
+
+
+@pytest.mark.parametrize("hello", [[_VERSION + 1, "short", {}], ["short", {}]])
+async def test_an_ingress_of_other_code_gets_the_version_at_most(hello):
+    source = Source()
+    socket = source.socket()
+    await socket.open()
+    reader, writer = await asyncio.open_unix_connection(socket.path)
+    writer.write(frame(hello))
+    assert await reader.read() == (frame(_VERSION) if len(hello) == 3 else b"")
+    assert source.calls == []
+    writer.close()
+    await socket.close()
 
 
 @as_root

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.outputs import PlainTokens, TokenDelta
+from cluster.journal import JournalEntry
+from cluster.outputs import ENGINE_LEAVES, EngineLoad, PlainTokens, TokenDelta
+from cluster.sampling_params import SamplingParams
 from deployments.metrics.request_events import FENCED
+from deployments.routing import token_streams
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.submission import Submission
 from tests.deployments.routing.scripted_engine import Client, Engine, answer, sent
@@ -49,6 +52,25 @@ async def test_a_token_that_is_missing_has_the_stream_attached_again(choices):
     await until(lambda: client._streams._resume_indices() == {"r": 1} and engine.messages.empty(), 5)
     engine.messages.put_nowait([plain(("r", 0, 1, 8), ("r", 0, 2, 9))])
     await until(lambda: client.tokens == [7, 8, 9], 5)
+    await client.close()
+
+
+async def test_a_token_that_is_missing_keeps_nothing_from_the_others_in_its_message(choices, monkeypatch):
+    """Not even what is said once, as that the engine leaves."""
+    engine, client, _ = await begun(choices)
+    others: list[int] = []
+    of_other = JournalEntry("other", [1], SamplingParams(max_tokens=9))
+    client.submit(of_other, lambda delta: others.extend(delta.token_ids), client.ended.set_result)
+    await engine.called(2)
+    choices.chose(sent("other"), "e")
+    engine.messages.put_nowait([TokenDelta("r", 0, 0, [7]), TokenDelta("other", 0, 0, [1])])
+    await until(lambda: others == [1], 5)
+    # What comes, comes before the stream is attached again.
+    monkeypatch.setattr(token_streams, "_FIRST_BACKOFF_S", 60.0)
+    behind = [TokenDelta("r", 0, 5, [9]), TokenDelta("other", 0, 3, [4]), EngineLoad(3, 5), ENGINE_LEAVES]
+    engine.messages.put_nowait([plain(("r", 0, 3, 9), ("other", 0, 1, 2)), plain(("other", 0, 2, 3)), *behind])
+    await until(lambda: others == [1, 2, 3, 4], 5)
+    assert client.tokens == [7] and client.stream.leaves and client.stream.load == EngineLoad(3, 5)
     await client.close()
 
 

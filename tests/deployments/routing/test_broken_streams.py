@@ -1,0 +1,59 @@
+"""Streams through Ray that break: a real runner actor and an ingress's client, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from ray.exceptions import RayError
+
+from cluster.outputs import PlainTokens
+from tests.deployments.routing.local_engines import LocalRunner, RemoteStream, local_client, start_runner
+from tests.deployments.routing.test_balancer import MAX_TOKENS, expected, start_many
+from tests.engines import write_tiny_model
+
+pytestmark = pytest.mark.usefixtures("this_node")
+
+
+class BreakingStream(RemoteStream):
+    """Breaks a few times, each time a few messages after it was attached, with plain tokens on their way.
+
+    Attributes:
+        resumed: what each attach asked for.
+        num_lost: plain tokens that were on their way.
+    """
+
+    def __init__(self, runner: LocalRunner, times: int) -> None:
+        super().__init__(runner)
+        self.resumed: list[dict[str, int]] = []
+        self.num_lost = 0
+        self._times = times
+
+    async def remote(self, subscriber: str, resume: dict[str, int], **options: Any) -> AsyncIterator[Any]:
+        self.resumed.append(resume)
+        num_seen = 0
+        async for coming in super().remote(subscriber, resume, **options):
+            message = await coming
+            num_plain = sum(len(item.token_ids) for item in message if isinstance(item, PlainTokens))
+            num_seen += num_plain > 0
+            if num_seen == 3 and len(self.resumed) <= self._times:
+                self.num_lost += num_plain
+                raise RayError("the connection broke")
+            yield asyncio.sleep(0, message)
+
+
+async def test_plain_tokens_that_were_on_a_stream_through_ray_come_once_when_it_is_attached_again(tmp_path):
+    folder = write_tiny_model(tmp_path)
+    runner = await start_runner(folder, "first", 0.01)
+    stream = runner.attach = BreakingStream(runner, times=2)
+    client, _ = local_client({"first": runner})
+    answers = start_many(client, 4)
+    assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * 4
+    assert len(stream.resumed) == 3 and stream.num_lost > 0
+    assert all(0 < index < MAX_TOKENS for resume in stream.resumed[1:2] for index in resume.values())
+    assert all(answer.submission.entry.attempt == 0 for answer in answers), "the engine went on"
+    assert [answer.tokens for answer in answers] == expected(folder, answers)
+    await client.close()
+    await runner.actor.shutdown()
