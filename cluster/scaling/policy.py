@@ -1,9 +1,9 @@
 """How many engines there are to be: a pure function of what is known, what was remembered and the settings.
 
 The demand is the rates of requests and of their prompts' tokens, as they come, over what an engine does within the objectives;
-or, if that is more, the engines that those in the system of late need. The rates are levels: slow within the noise of independent
-requests, at once beyond it. Up at once for the demand and a head room; down when the largest demand of a while back fits with the
-head room. The head room is learned: it grows with each answer that misses an objective and shrinks while none does.
+and what it takes to work off those in the system that are too many for it. The rates are levels: slow within the noise of
+independent requests, at once beyond it. Up at once for the demand and a head room; down when the largest demand of a while back
+fits with the head room. The head room is learned: it grows with each answer that misses an objective and shrinks while none does.
 
 Missing and stale inputs hold. Where all are, nothing changes. Where some are, what is known of the others is the least that there
 is: it may start engines, and none leaves before all are known again. What is not known counts as it did when it was, so that a
@@ -45,6 +45,9 @@ _LEAST_MEMORY_S = 0.1
 _COUNT_NOISE, _TOKEN_NOISE = 1.0, math.sqrt(2.0)
 # Those in the system on average over about so long: a crowd that is gone before an engine starts needs none.
 _CROWD_S = 20.0
+# Those that are too many are worked off within so long, or the time of an answer if that is longer: engines for all of them at
+# once would be there when short answers have long ended.
+_CLEAR_S = 20.0
 _SHAPE_S = 60.0
 # Until lengths are known, a request is this.
 _UNKNOWN = RequestShape(1000.0, 200.0, 1100.0)
@@ -55,15 +58,17 @@ _HOLD_STARTS = 2.0
 _LEAST_HOLD_S = 30.0
 # Nobody has come for so many times as long as an engine is kept: that somebody comes while it is, is improbable.
 _SLEEP_HOLDS = 4.0
-_HEAD_ROOM = 0.06
+# To begin with: too little costs misses and the engines that work off what has gathered.
+_HEAD_ROOM = 0.15
 # A little is always kept: who learns that it was too little has already missed.
 _HEAD_ROOM_BOUNDS = (0.02, 0.5)
-# While no answer misses an objective, so much head room is given up: learning from scratch takes minutes, not hours.
-_GIVE_UP_PER_S = 0.006 / 60
+# While no answer misses an objective, so much head room is given up. Misses come with jumps of the load, most of which no head
+# room prevents: what is learned is about their sum over many minutes, so that it stays nearly the same meanwhile.
+_GIVE_UP_PER_S = 0.004 / 60
 # It grows at most so many times as fast: a start from nothing is no reason to keep more for hours.
 _MOST_RISE = 40.0
 # Of the answers that may miss an objective, those that the head room aims at.
-_BUDGET_USED = 0.3
+_BUDGET_USED = 0.6
 
 
 class _Measured(NamedTuple):
@@ -132,7 +137,8 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     tpot_s = settings.slo_tpot_ms / 1e3
     rows_limit = most_rows(shape, inputs.max_num_seqs, found.kv_tokens, inputs.max_num_batched_tokens)
     wanted = _or(found.arrivals_per_s, 0.0) / requests_per_s(costs, shape, tpot_s, rows_limit)
-    wanted = max(wanted, _engines_for_those_here(costs, shape, found.mean_in_system, tpot_s, rows_limit))
+    at_once = _engines_for_those_here(costs, shape, found.mean_in_system, tpot_s, rows_limit)
+    wanted += max(0.0, at_once - wanted) * min(1.0, shape.output_tokens * tpot_s / _CLEAR_S)
     head_room, num_met, num_missed = _head_room(inputs, state, settings, elapsed)
     least = 0.0 if is_whole or not state.demands else state.demands[-1][1]
     demands = _remembered(state.demands, inputs.now, max(wanted, least), settings)

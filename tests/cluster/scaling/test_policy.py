@@ -58,22 +58,22 @@ odd_inputs = st.builds(
 )
 
 
-def steady(at: float, rate: float, num_engines: int, target: int) -> FleetInputs:
-    """A fleet that has served ``rate`` since the beginning, with prompts of 1,000 tokens and answers of 200."""
-    done = int(rate * at / num_engines)
+def steady(at: float, rate: float, num_engines: int, target: int, output: int = 200) -> FleetInputs:
+    """A fleet that has served ``rate`` since the beginning, with prompts of 1,000 tokens and answers of ``output``."""
+    done, running = int(rate * at / num_engines), rate * output * 0.04
     load = EngineLoad(
         1,
         1,
         num_ended=done,
-        num_tokens=int(rate * 8 * 1100 / num_engines),
-        num_running=int(rate * 8 / num_engines),
+        num_tokens=int(running * 1100 / num_engines),
+        num_running=int(running / num_engines),
         kv_tokens=200_000,
         num_arrived=done,
         num_prompt_tokens=1000 * done,
-        num_generated_tokens=200 * done,
+        num_generated_tokens=output * done,
     )
     ingress = IngressLoad(
-        at, int(rate * at), rate, rate * 1000, int(rate * 8), 0, None, TargetCount(int(rate * at), 0, 1.0)
+        at, int(rate * at), rate, rate * 1000, int(running), 0, None, TargetCount(int(rate * at), 0, 1.0)
     )
     samples = tuple(EngineSample(str(i), load, 0.1) for i in range(num_engines))
     return FleetInputs(at, samples, (ingress,), current_target=target)
@@ -189,6 +189,33 @@ def test_more_load_never_wants_fewer_engines(rate, factor, num_engines):
     less = decide(steady(1e6 + 21, rate, num_engines, num_engines), state, limits)
     more = decide(steady(1e6 + 21, rate * factor, num_engines, num_engines), state, limits)
     assert more.target >= less.target
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.5, 100), st.integers(0, 3000), st.integers(0, 3000), st.integers(1, 400))
+def test_more_that_wait_never_want_fewer_engines(rate, held, more, output):
+    limits = PolicySettings(max_replicas=1000)
+    state = run(rate, 4, 20, limits)[-1].state
+
+    def target(num_held: int) -> int:
+        inputs = steady(1e6 + 21, rate, 4, 4, output)
+        waiting = inputs.ingresses[0]._replace(num_held=num_held)
+        return decide(inputs._replace(ingresses=(waiting,)), state, limits).target
+
+    assert target(held + more) >= target(held)
+
+
+def test_short_answers_that_are_too_many_are_worked_off_within_a_while_and_not_at_once():
+    """A thousand wait for a minute: 120 seconds of an engine. With answers of two seconds, 60 engines would end them at once."""
+    limits, state, target, targets = PolicySettings(max_replicas=1000), PolicyState(), 4, []
+    for second in range(1, 180):
+        inputs = steady(1e6 + second, 20.0, 4, target, output=20)
+        waiting = inputs.ingresses[0]._replace(num_held=1000 if second > 120 else 0)
+        decision = decide(inputs._replace(ingresses=(waiting,)), state, limits)
+        state, target = decision.state, decision.target
+        targets.append(target)
+    usual = max(targets[60:120])
+    assert usual + 3 <= targets[-1] <= usual + 12, (usual, targets[-1])
 
 
 @settings(max_examples=10, deadline=None)
