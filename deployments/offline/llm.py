@@ -38,11 +38,12 @@ from deployments.openai_api.requests.structured_output import structured_outputs
 from deployments.openai_api.service import OpenAiService
 from deployments.start.app_arguments import settings_message
 from deployments.start.prepare import progress_bar
+from deployments.start.settings_names import instead_of, nearest
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | Mapping[str, Any]
 Conversation = Sequence[Mapping[str, Any]]
 _Start = Callable[[dict[str, Any]], Awaitable[tuple[Generation, OpenAiResponse]]]
 
@@ -120,7 +121,7 @@ class LLM:
         """Complete each prompt.
 
         Args:
-            prompts: texts or lists of token ids; one, or several.
+            prompts: texts or lists of token ids, or vLLM's {"prompt": ...} and {"prompt_token_ids": ...}; one, or several.
             sampling_params: for all, or one a prompt; None: what the model recommends, with random seeds.
             n: sequences a prompt; the i-th has the seed of the first plus i.
             bad_words: texts that no answer has.
@@ -132,17 +133,18 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt or parameter at fault; what was begun is given up.
         """
-        several = not isinstance(prompts, str) and (not prompts or not isinstance(prompts[0], int))
+        is_text = isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence)
+        several = not is_text and not isinstance(next(iter(prompts), None), int)
         listed: list[Any] = list(prompts) if several else [prompts]
         params = _one_each(sampling_params, len(listed))
         bodies = [
             {
-                "prompt": prompt if isinstance(prompt, str) else list(prompt),
+                "prompt": _prompt(prompt, f"prompts[{i}]" if several else "prompts"),
                 "n": n,
                 "bad_words": list(bad_words),
                 **_fields(one),
             }
-            for prompt, one in zip(listed, params)
+            for i, (prompt, one) in enumerate(zip(listed, params))
         ]
         return self._run(self._start_completion, bodies, "prompts", progress)
 
@@ -292,14 +294,38 @@ def _output(choice: Choice, answer: OpenAiResponse) -> CompletionOutput:
 def _config(model: str, settings: LLMSettings) -> LLMConfig:
     unknown = sorted(set(settings) - set(_SETTINGS))
     if unknown:
-        of_server = [name for name in unknown if name in LLMConfig.model_fields]
-        why = "is a setting of the server" if of_server else "is not a setting"
-        name = (of_server or unknown)[0]
-        raise ConfigError(f"{name} {why}; the library has {', '.join(sorted(_SETTINGS))}", name)
+        raise ConfigError(f"{unknown[0]} {_why_not(unknown[0])}", unknown[0])
     try:
         return LLMConfig.model_validate({"model": model, **settings})
     except ValidationError as error:
         raise ConfigError(settings_message(error)) from None
+
+
+def _why_not(name: str) -> str:
+    """What a name is that the library has no setting of, and what to do instead."""
+    the_library_has = f"the library has {', '.join(sorted(_SETTINGS))}"
+    if name in LLMConfig.model_fields:
+        return f"is a setting of the server; {the_library_has}"
+    if instead := instead_of(name):
+        return f"is not a setting: {instead}"
+    return f"is not a setting{nearest(name, _SETTINGS) or f'; {the_library_has}'}"
+
+
+def _prompt(prompt: Any, where: str) -> str | list[int]:
+    """A text or token ids, also where they are vLLM's mapping of one of the two.
+
+    Raises:
+        InvalidRequestError: it is something else.
+    """
+    if isinstance(prompt, Mapping) and prompt.keys() in ({"prompt"}, {"prompt_token_ids"}):
+        (prompt,) = prompt.values()
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
+        raise InvalidRequestError(
+            f'{where}: must be a text, a list of token ids, {{"prompt": TEXT}} or {{"prompt_token_ids": IDS}}', "prompt"
+        )
+    return list(prompt)
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams | None]:

@@ -67,6 +67,15 @@ def test_a_prompt_has_the_tokens_of_the_server(app: App, llm: LLM, temperature):
     assert output.fingerprint == answer["system_fingerprint"].partition("+")[0]
 
 
+def test_a_prompt_may_be_vllms_mapping(llm: LLM):
+    params = SamplingParams(temperature=0.0, max_tokens=4)
+    (plain,) = llm.generate("The sea is", params)
+    mappings = [{"prompt": "The sea is"}, {"prompt_token_ids": plain.prompt_token_ids}]
+    (alone,), both = llm.generate(mappings[0], params), llm.generate(mappings, params)
+    assert [one.outputs[0].token_ids for one in (alone, *both)] == [plain.outputs[0].token_ids] * 3
+    assert alone.prompt == "The sea is"
+
+
 def test_a_chat_without_parameters_is_the_servers_with_the_seed_that_it_tells(app: App, llm: LLM):
     (output,) = llm.chat(QUESTION)
     # The server's context is longer than the library's here.
@@ -177,6 +186,9 @@ async def test_it_works_where_an_event_loop_runs_as_in_notebooks(llm: LLM):
     [
         ({"prompts": ["a", ""]}, r"prompts\[1\]: prompt has no tokens"),
         ({"prompts": ["a", [10**6]]}, r"prompts\[1\]: prompt.0: token ids of this model are below 49152"),
+        ({"prompts": ["a", {"text": "b"}]}, r"prompts\[1\]: must be a text, a list of token ids, "),
+        ({"prompts": [None]}, r"prompts\[0\]: must be a text"),
+        ({"prompts": 5}, "prompts: must be a text"),
         ({"prompts": "a", "n": 0}, "^n: "),
         ({"prompts": ["a", "b"], "sampling_params": [SamplingParams()]}, "1 entries for 2 prompts"),
         ({"prompts": "a", "sampling_params": SamplingParams(stop_token_ids=(10**6,))}, "stop_token_ids.0"),
@@ -194,7 +206,9 @@ def test_what_is_at_fault_is_named_and_nothing_stays(llm: LLM, arguments, messag
     [
         ({"max_num_seqs": 0}, "max_num_seqs"),
         ({"deployment_config": {}}, "deployment_config is a setting of the server"),
-        ({"seqs": 1}, "seqs is not a setting"),
+        ({"seqs": 1}, "seqs is not a setting; the library has batch_invariant, "),
+        ({"max_num_seq": 1}, "max_num_seq is not a setting; did you mean max_num_seqs?"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size is not a setting: an engine computes on one device"),
     ],
 )
 def test_settings_are_checked_before_anything_is_loaded(settings, message):
