@@ -264,7 +264,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise BiremeError(f"{path} is not YAML: {_where(error)}") from None
     applications = config.get("applications") if isinstance(config, dict) else None
     if not isinstance(applications, list) or not applications or not isinstance(applications[0], dict):
-        raise BiremeError(f"{path} is not a Serve config: it has no list named applications")
+        raise BiremeError(
+            f"{path} is not a Serve config: it has no list named applications; settings are the args of one, or stand on the "
+            "command line as NAME=VALUE"
+        )
     for application in applications:
         builder = str(application.get("import_path")) if isinstance(application, dict) else ""
         if builder.startswith("ray.serve.llm"):
