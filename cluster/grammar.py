@@ -28,9 +28,11 @@ class Grammar:
             EBNF.
         param: the field of the request that it came in, for errors.
         parts: schemas that ``text`` was made of, each with its own field, for errors too: the whole does not say whose it is.
+        white_space: of a JSON schema, a regular expression of what may stand between two tokens; None: ``JSON_WHITESPACE``.
     """
 
     kind: str
     text: str
     param: str = field(default="response_format", compare=False)
     parts: tuple[Grammar, ...] = field(default=(), compare=False)
+    white_space: Grammar | None = None

@@ -20,6 +20,7 @@ from actors.structured_output.native import NativeMatcher, TokenTrie, grammar_er
 from actors.structured_output.schema_place import as_field, place_of_error
 from actors.structured_output.structural_tags import SpecialId, WrongPart, structural_tag_grammar
 from actors.structured_output.thinking import Matcher, ThinkingMatcher
+from actors.structured_output.white_space import cannot_be_followed
 from actors.text.vocabulary import Vocabulary
 from cluster.errors import InvalidRequestError, ModelLoadError
 from cluster.grammar import (
@@ -185,6 +186,9 @@ class Grammars:
             except ModelLoadError as error:
                 raise _refused(grammar, f"cannot be followed by this model: {error.message}") from error
             self._trie = TokenTrie(vocabulary, sorted(self._eos_token_ids))
+        for part in (*grammar.parts, grammar):
+            if part.white_space is not None:
+                self._check_white_space(part.white_space)
         try:
             schema = json.loads(grammar.text) if grammar.kind == JSON_SCHEMA else None
             source, parts = library_grammar(grammar, self._loaded_vocabulary().special_id)
@@ -216,6 +220,38 @@ class Grammars:
                 raise _refused(grammar, "cannot be followed: no answer comes to an end under it")
             raise _refused(grammar, f"asks for more work than is allowed for a token: {too_much}")
         return CompiledGrammar(matcher)
+
+    def _check_white_space(self, grammar: Grammar) -> None:
+        """Raise InvalidRequestError unless ``grammar``, a regular expression, can stand between the tokens of JSON."""
+        assert self._trie is not None
+        trie, end = self._trie, min(self._eos_token_ids)
+
+        def compiled(source: str) -> NativeMatcher:
+            matcher = NativeMatcher.compiled(trie, source, _LIMITS)
+            if (failure := matcher.error) is not None:
+                raise _refused(grammar, f"is not valid: {failure.strip()}")
+            return matcher
+
+        def has_answer(source: str) -> bool:
+            matcher = compiled(source)
+            if matcher.fill(np.zeros(len(self._end_words), np.int32)):
+                return True
+            failure = (matcher.error or "").partition("\n")[0]
+            if not failure.startswith(_NO_ANSWER):
+                raise _refused(grammar, f"asks for more work than is allowed for a token: {failure}")
+            return False
+
+        def may_be_empty(pattern: str) -> bool:
+            return compiled(llguidance.LLMatcher.grammar_from_regex(pattern)).consume(end)
+
+        if "\0" in grammar.text:
+            raise _refused(grammar, "is not valid: it has a character 0")
+        try:
+            why = cannot_be_followed(grammar.text, may_be_empty, has_answer)
+        except ValueError as error:  # half a character
+            raise _refused(grammar, f"is not valid: {error}") from None
+        if why:
+            raise _refused(grammar, f"is not supported: it {why}")
 
     def _schema_error(self, schema: object) -> str:
         """Why the library refuses a schema; empty if it does not."""
@@ -279,7 +315,11 @@ def _library_grammar(grammar: Grammar) -> str:
         if not (isinstance(schema, dict) or schema is True):
             return llguidance.LLMatcher.grammar_from_json_schema(grammar.text)  # its compilation says what is wrong
         text = "{}" if schema is True else grammar.text
-        return llguidance.LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": JSON_WHITESPACE})
+        if grammar.white_space is None:
+            return llguidance.LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": JSON_WHITESPACE})
+        # Before what a schema itself says of it.
+        pattern = grammar.white_space.text
+        return llguidance.LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": pattern})
     if grammar.kind == REGEX:
         return llguidance.LLMatcher.grammar_from_regex(grammar.text)
     if grammar.kind == CHOICE:

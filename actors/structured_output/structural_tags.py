@@ -7,11 +7,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from actors.structured_output.white_space import lark_pattern
 from cluster.grammar import JSON_SCHEMA, JSON_WHITESPACE, REGEX, Grammar
 
 _ANY = "ANY: /(.|\\n)*/"
-# A slash ends a pattern in Lark's syntax, unless it is escaped.
-_ESCAPED_OR_SLASH = re.compile(r"(\\.)|/", re.DOTALL)
 _MAYBE_SPECIAL = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])")
 SpecialId = Callable[[str], int | None]
 
@@ -163,8 +162,7 @@ class _Written:
 
     def _terminal(self, pattern: str) -> str:
         name = f"T{len(self.rules)}"
-        escaped = _ESCAPED_OR_SLASH.sub(lambda match: match[1] or "\\/", pattern).replace("\n", "\\n")
-        self.rules.append(f"{name}: /{escaped}/")
+        self.rules.append(f"{name}: {lark_pattern(pattern)}")
         return name
 
     def _literal(self, text: str) -> str:

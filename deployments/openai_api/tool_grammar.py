@@ -62,7 +62,7 @@ def tool_grammar(
     if not is_free:
         answer = calls
         if own is not None:
-            rules.append(f"own: %json {_bounded(own.text)}")
+            rules.append(f"own: %json {_bounded(own)}")
             answer = f"({calls} | own)"
     elif not wrapping.marker:
         # The whole answer is calls or is none.
@@ -132,11 +132,16 @@ def _not_strict(tools: ToolFormat, functions: Sequence[FunctionDefinition]) -> A
     )
 
 
-def _bounded(text: str) -> str:
-    """A schema whose JSON has white space as everywhere; what is no object, the library refuses."""
-    schema = json.loads(text)
-    guidance = {"x-guidance": {"whitespace_pattern": JSON_WHITESPACE}}
-    return json.dumps(guidance | schema) if isinstance(schema, dict) else text
+def _bounded(own: Grammar) -> str:
+    """Its schema with its white space, or that of all JSON; what is no object, the library refuses."""
+    schema = json.loads(own.text)
+    if not isinstance(schema, dict):
+        return own.text
+    if own.white_space is None:
+        return json.dumps({"x-guidance": {"whitespace_pattern": JSON_WHITESPACE}, **schema})
+    said = schema.get("x-guidance")
+    guidance = {**(said if isinstance(said, dict) else {}), "whitespace_pattern": own.white_space.text}
+    return json.dumps({**schema, "x-guidance": guidance})
 
 
 class _Written:

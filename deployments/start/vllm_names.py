@@ -261,7 +261,8 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "shutdown_timeout": Elsewhere("the nearest is drain_timeout_s", (None, 0)),
     "profiler_config": Elsewhere("bireme timeline records steps of a served engine: docs/observe.md", (None, {})),
     "guided_decoding_disable_any_whitespace": Elsewhere(
-        "white space between tokens of JSON is bounded: docs/structured_output.md", (None, False)
+        "requests have structured_outputs.disable_any_whitespace; white space between tokens of JSON is bounded without it, too",
+        (None, False),
     ),
     "guided_decoding_disable_additional_properties": Elsewhere("a schema says it, with additionalProperties", (None, False)),
     "api_server_count": Elsewhere("num_replicas of ingress_config says how many processes answer HTTP", (None, 1)),

@@ -101,3 +101,5 @@ class StructuredOutputs(RequestPart):
     choice: Choices | None = None
     grammar: GrammarText | None = None
     structural_tag: StructuralTag = None
+    whitespace_pattern: ShortText | None = None
+    disable_any_whitespace: bool = False

@@ -122,6 +122,7 @@ FIELDS: tuple[FieldRow, ...] = (
         guided_regex="older name of structured_outputs.regex",
         guided_choice="older name of structured_outputs.choice",
         guided_grammar="older name of structured_outputs.grammar",
+        guided_whitespace_pattern="older name of structured_outputs.whitespace_pattern",
         stream="answer in chunks",
         stream_options="usage in chunks",
         logprobs="log-probabilities of the tokens; a number of alternatives for completions, true for chats",
@@ -187,8 +188,7 @@ FIELDS: tuple[FieldRow, ...] = (
     *_no_op(_BOTH, Annotated[int, Field(ge=1)], "chunks come as tokens do", "stream_interval"),
     *_refused(
         _BOTH, _STRUCTURED,
-        guided_decoding_backend=("auto",), guided_whitespace_pattern=(), grammar=("",), json_schema=(),
-        regex=(), ebnf=(),
+        guided_decoding_backend=("auto",), grammar=("",), json_schema=(), regex=(), ebnf=(),
     ),
     *_refused(_BOTH, _STRUCTURED, structural_tag=()),
     *_refused([COMPLETION], _TOOLS, tools=([],), tool_choice=("none", "auto")),
@@ -242,13 +242,11 @@ FIELDS: tuple[FieldRow, ...] = (
         regex="a regular expression that matches the whole answer",
         choice="the answer is one of these texts",
         grammar="in Lark's syntax or EBNF",
+        whitespace_pattern="a regular expression of the white space between the tokens of JSON, which may be left out",
+        disable_any_whitespace="true: there is none",
         structural_tag="parts between tags that are bound, in free text; an object or its text, in either of vLLM's forms",
     ),
     *_no_op([STRUCTURED_OUTPUTS], bool, "there is one library, and nothing to fall back to", "disable_fallback"),
-    *_refused(
-        [STRUCTURED_OUTPUTS], "between the tokens of JSON is the space that its printers write",
-        disable_any_whitespace=(False,), whitespace_pattern=(),
-    ),
     *_refused(
         [STRUCTURED_OUTPUTS], "a schema says itself what it allows", disable_additional_properties=(False,)
     ),

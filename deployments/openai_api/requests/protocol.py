@@ -155,6 +155,7 @@ class GenerationRequest(RequestPart):
     guided_regex: GrammarText | None = None
     guided_choice: Choices | None = None
     guided_grammar: GrammarText | None = None
+    guided_whitespace_pattern: ShortText | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

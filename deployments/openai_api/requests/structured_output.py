@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +27,26 @@ def grammar_of(request: GenerationRequest) -> Grammar | None:
         raise bad_request(
             f"{found[1].param}: an answer has one form, and {found[0].param} says one, too", found[1].param
         )
-    return found[0] if found else None
+    spaces = list(_white_space(request))
+    if not spaces:
+        return found[0] if found else None
+    if len(spaces) > 1:
+        says = f"{spaces[1].param}: {spaces[0].param} says what white space JSON may have, too"
+        raise bad_request(says, spaces[1].param)
+    if not found or found[0].kind != JSON_SCHEMA:
+        forms = "response_format, structured_outputs.json or guided_json"
+        raise _wrong(spaces[0].param, f"is only allowed where the answer is JSON, by {forms}")
+    return dataclasses.replace(found[0], white_space=spaces[0])
+
+
+def _white_space(request: GenerationRequest) -> Iterator[Grammar]:
+    if (outputs := request.structured_outputs) is not None:
+        if outputs.whitespace_pattern is not None:
+            yield Grammar(REGEX, outputs.whitespace_pattern, "structured_outputs.whitespace_pattern")
+        if outputs.disable_any_whitespace:
+            yield Grammar(REGEX, "", "structured_outputs.disable_any_whitespace")
+    if request.guided_whitespace_pattern is not None:
+        yield Grammar(REGEX, request.guided_whitespace_pattern, "guided_whitespace_pattern")
 
 
 def _found(request: GenerationRequest) -> Iterator[Grammar]:
@@ -85,4 +105,7 @@ def _wrong(where: str, what: str) -> ApiError:
 def structured_outputs(grammar: Grammar) -> dict[str, Any]:
     """A grammar as a request says it."""
     name = next(name for name, kind in _KINDS.items() if kind == grammar.kind)
-    return {name: json.loads(grammar.text) if grammar.kind == CHOICE else grammar.text}
+    said: dict[str, Any] = {name: json.loads(grammar.text) if grammar.kind == CHOICE else grammar.text}
+    if grammar.white_space is not None:
+        said["whitespace_pattern"] = grammar.white_space.text
+    return said

@@ -143,6 +143,49 @@ def test_between_the_tokens_of_json_is_what_its_printers_write_and_no_more():
     assert takes(schema({"type": "object", "x-guidance": {"whitespace_pattern": " *"}}), "{" + " " * 90)
 
 
+def spaced(pattern: str, value: object = True) -> Grammar:
+    return Grammar(JSON_SCHEMA, json.dumps(value), white_space=Grammar(REGEX, pattern, "guided_whitespace_pattern"))
+
+
+@pytest.mark.parametrize("value", [True, {"type": "object", "x-guidance": {"whitespace_pattern": "x*"}}])
+def test_who_says_what_white_space_json_has_gets_that(value):
+    texts = {
+        "compact": '{"a":1,"b":[]}',
+        "one": '{ "a": 1, "b": [ ] }',
+        "two": '{"a":  1',
+        "lines": '{\n"a":1}',
+        "x": "{x",
+    }
+    patterns = {
+        "": ["compact"], " ?": ["compact", "one"], "( {1,2})?": ["compact", "one", "two"],
+        r"[\n\t ]*": ["compact", "one", "two", "lines"], r"(\n|\/{0})?": ["compact", "lines"],
+    }  # fmt: skip
+    for pattern, taken in patterns.items():
+        assert [name for name, text in texts.items() if takes(spaced(pattern, value), text)] == taken, pattern
+    assert GRAMMARS.compile(spaced(" ?")) is not GRAMMARS.compile(schema(True))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (" ", "must match the empty text, too"),
+        (r"\n {2}", "must match the empty text, too"),
+        (r"\s*", "nothing but what JSON takes for white space"),
+        ("( |,)?", "nothing but what JSON takes for white space"),
+        ("(", "unclosed group"),
+        ("(?= )?", "look-around"),
+        ("\0?", "a character 0"),
+        ("\ud800?", "surrogates not allowed"),
+        ("( {0,99}){0,99}" * 50, "fuel exhausted"),
+    ],
+)
+def test_white_space_that_cannot_be_followed_is_refused_by_its_own_field(pattern, message):
+    with pytest.raises(InvalidRequestError, match=message) as refused:
+        GRAMMARS.compile(spaced(pattern))
+    assert refused.value.param == "guided_whitespace_pattern"
+    assert refused.value.message.startswith("guided_whitespace_pattern: the regex ")
+
+
 def test_what_is_compiled_is_shared_whichever_field_it_came_in():
     one, other = Grammar(REGEX, "1{2}", "guided_regex"), Grammar(REGEX, "1{2}", "structured_outputs.regex")
     assert GRAMMARS.compile(one) is GRAMMARS.compile(other)

@@ -68,6 +68,8 @@ def test_chats_follow_a_schema_streamed_as_whole_and_n_at_once(app: App):
         ({"guided_regex": "[0-9]{3}-[a-f]{2}"}, "[0-9]{3}-[a-f]{2}"),
         ({"structured_outputs": {"grammar": 'root ::= "a" tail\ntail ::= [0-9] [0-9]'}}, "a[0-9]{2}"),
         ({"guided_grammar": 'start: "x" y\ny: /[ab]{2}/'}, "x[ab]{2}"),
+        ({"guided_json": {"enum": [[1, 2]]}, "guided_whitespace_pattern": "\\n?"}, r"\[\n?1\n?,\n?2\n?\]"),
+        ({"structured_outputs": {"json": {"enum": [[1, 2]]}, "disable_any_whitespace": True}}, r"\[1,2\]"),
     ],
 )
 def test_completions_follow_patterns_choices_and_grammars(app: App, fields, pattern):
@@ -85,6 +87,8 @@ def test_what_cannot_be_followed_is_refused_with_its_place(app: App):
     assert (
         "not supported at #/properties/a: Unimplemented keys" in error["message"] and "uniqueItems" in error["message"]
     )
+    served = app.post("/v1/completions", {"prompt": "x", "guided_json": {}, "guided_whitespace_pattern": " "})
+    assert (served.status_code, served.json()["error"]["param"]) == (400, "guided_whitespace_pattern")
     part = {"type": "regex", "pattern": "("}
     served = app.post("/v1/completions", {"prompt": "x", "structured_outputs": {"structural_tag": {"format": part}}})
     assert served.json()["error"]["param"] == "structured_outputs.structural_tag.format.pattern"

@@ -235,6 +235,9 @@ def test_white_space_of_an_own_schema_beside_tools_is_bounded():
     for space, most in (("   ", "  "), ("\n\n", "\n"), ("\n" + " " * 65, "\n" + " " * 64)):
         assert taken(grammar, form, f'{{{space}"c": true}}') == ("{" + most, False)
         assert taken(grammar, form, f'{{{most}"c": true}}') == (f'{{{most}"c": true}}', True)
+    schema["x-guidance"] = {"whitespace_pattern": " *"}
+    grammar, form = made("hermes", guided_json=schema, guided_whitespace_pattern="\n?")
+    assert taken(grammar, form, '{\n\n"c": true}') == ("{\n", False)
     any_object, form = made("hermes", response_format={"type": "json_object"})
     assert taken(any_object, form, '{"a":' + " " * 9) == ('{"a":  ', False)
 

@@ -7,7 +7,7 @@ import pytest
 from cluster.api_errors import ApiError
 from cluster.grammar import ANY_OBJECT, CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, STRUCTURAL_TAG, Grammar
 from deployments.openai_api.requests.protocol import CompletionRequest, parse_request
-from deployments.openai_api.requests.structured_output import grammar_of
+from deployments.openai_api.requests.structured_output import grammar_of, structured_outputs
 
 SCHEMA = {"type": "object", "properties": {"z": {"type": "string"}, "a": {"const": "é"}}}
 TEXT = '{"type":"object","properties":{"z":{"type":"string"},"a":{"const":"\\u00e9"}}}'
@@ -76,6 +76,12 @@ def test_each_way_to_say_it_is_one_grammar(fields, expected):
         ({"guided_regex": 5}, "guided_regex", "must be a string"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice", "guided_regex says one, too"),
         ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs.regex", "an answer has one form"),
+        ({"guided_json": {}, "guided_whitespace_pattern": 1}, "guided_whitespace_pattern", "must be a string"),
+        ({"guided_whitespace_pattern": " ?"}, "guided_whitespace_pattern", "only allowed where the answer is JSON"),
+        ({"guided_regex": "a", "structured_outputs": {"disable_any_whitespace": True}},
+         "structured_outputs.disable_any_whitespace", "only allowed where the answer is JSON"),
+        ({"structured_outputs": {"json": {}, "whitespace_pattern": ""}, "guided_whitespace_pattern": ""},
+         "guided_whitespace_pattern", "structured_outputs.whitespace_pattern says"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused_by_name(fields, param, message):
@@ -83,6 +89,26 @@ def test_what_is_not_understood_is_refused_by_name(fields, param, message):
         grammar(**fields)
     assert refused.value.status == 400 and refused.value.param == param
     assert message in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern", "param"),
+    [
+        ({"guided_json": {}, "guided_whitespace_pattern": " ?"}, " ?", "guided_whitespace_pattern"),
+        ({"response_format": {"type": "json_object"}, "structured_outputs": {"whitespace_pattern": "\n?"}}, "\n?",
+         "structured_outputs.whitespace_pattern"),
+        ({"structured_outputs": {"json": {}, "disable_any_whitespace": True}}, "",
+         "structured_outputs.disable_any_whitespace"),
+        ({"structured_outputs": {"json": {}, "disable_any_whitespace": False}}, None, ""),
+    ],
+)  # fmt: skip
+def test_json_has_the_white_space_that_a_request_says(fields, pattern, param):
+    found = grammar(**fields)
+    assert found is not None and found.kind == JSON_SCHEMA
+    assert found.white_space == (None if pattern is None else Grammar(REGEX, pattern))
+    assert found.white_space is None or found.white_space.param == param
+    again = grammar(structured_outputs=structured_outputs(found))
+    assert again == found, "a library's request is the same"
 
 
 def test_a_schema_that_is_nested_too_deep_is_refused():
