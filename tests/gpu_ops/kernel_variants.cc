@@ -4,6 +4,7 @@
 #include "kernels/layers/norm.h"
 #include "kernels/device/thread_pool.h"
 #include "kernels/device/vec16.h"
+#include "kernels/quantised/round_block.h"
 
 extern "C" {
 
@@ -12,6 +13,18 @@ int tile_rows() { return bireme::kTileRows; }
 // x [count], count a multiple of 16 -> e^x.
 void exponential(const float* x, int64_t count, float* out) {
   for (int64_t i = 0; i < count; i += bireme::kLanes) bireme::store(out + i, bireme::exp(bireme::load(x + i)));
+}
+
+// x [blocks, 32], finite -> out [blocks, 11]: what a quantised weight's inputs become, their sums and the greatest magnitude.
+void round_blocks(const float* x, int64_t blocks, int32_t* out) {
+  for (int64_t i = 0; i < blocks; ++i, x += 32, out += 11) {
+    const int32_t most = bireme::greatest_magnitude(x);
+    float magnitude;
+    std::memcpy(&magnitude, &most, sizeof most);
+    const bireme::RoundedBlock block = bireme::round_block(x, 127.0f / magnitude);
+    std::memcpy(out, block.words, sizeof block.words);
+    out[8] = block.sum, out[9] = block.first_sum, out[10] = most;
+  }
 }
 
 void linear(const float* x, int64_t rows, int64_t in_features, const float* weight, int64_t out_features, const float* bias,

@@ -92,6 +92,23 @@ def test_exponential_is_the_same_and_within_two_ulp(variants):
         assert np.isnan(out).all()
 
 
+def test_rounding_of_blocks_is_the_same_and_to_the_nearest(variants):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((4096, 32), dtype=np.float32) * np.exp2(rng.integers(-90, 90, (4096, 1))).astype(np.float32)
+    x[:1024] = rng.integers(-254, 254, (1024, 32)) / 2  # whole numbers and ties between them
+    x[:1024, 0] = 127
+    results = {level: np.empty((len(x), 11), np.int32) for level in variants}
+    for level, library in variants.items():
+        _call(library.round_blocks, x, len(x), results[level])
+    assert_same_bits(results)
+    found = next(iter(results.values()))
+    quants, most = found[:, :8].copy().view(np.int8), np.abs(x).max(axis=1)
+    np.testing.assert_array_equal(quants, np.rint(x * (np.float32(127) / most)[:, None]))
+    np.testing.assert_array_equal(found[:, 8], quants.sum(axis=1, dtype=np.int32))
+    np.testing.assert_array_equal(found[:, 9], quants[:, :16].sum(axis=1, dtype=np.int32))
+    np.testing.assert_array_equal(found[:, 10].copy().view(np.float32), most)
+
+
 @pytest.mark.parametrize(
     ("rows", "out_features", "in_features"), [(1, 70, 100), (8, 33, 500), (29, 96, 390), (100, 70, 64)]
 )

@@ -11,6 +11,7 @@
 #include "kernels/linear/panel_edge.h"
 #include "kernels/quantised/half.h"
 #include "kernels/quantised/panel_formats.h"
+#include "kernels/quantised/round_block.h"
 
 namespace bireme {
 namespace {
@@ -22,44 +23,29 @@ constexpr int64_t kGroupTiles = 8;
 // With this many row tiles or fewer the op is bound by reading weights, and a task is a run of whole panels.
 constexpr int64_t kStreamTiles = 4;
 constexpr int64_t kStreamGrainBytes = 16 * 1024;
-constexpr int64_t kQuantiseGrain = 1536;  // floats: two microseconds
+constexpr int64_t kQuantiseGrain = 2304;  // floats: a microsecond
 
 int64_t num_panels(int64_t rows) { return (rows + kQuantisedColumns - 1) / kQuantisedColumns; }
 
 // 32 inputs -> words[i * stride], i < kInputWords.
 void quantise_block(const float* x, float factor, int32_t* words, int64_t stride) {
-  int32_t bits[kBlockInputs];
-  std::memcpy(bits, x, sizeof bits);
-  int32_t most = 0;  // of the bits of |x|, which are ordered as the numbers are; what is not finite comes last
-  for (int i = 0; i < kBlockInputs; ++i) most = std::max(most, bits[i] & 0x7fffffff);
+  const int32_t most = greatest_magnitude(x);
   float amax;
   std::memcpy(&amax, &most, sizeof amax);
-  int8_t quants[kBlockInputs] = {};
+  RoundedBlock block{};
   float d = 0.0f;
-  int32_t sum = 0, first_sum = 0;
   if (most >= 0x7f800000) {
     d = std::numeric_limits<float>::quiet_NaN();
   } else if (amax >= 0x1p-100f) {
-    const float inverse = 127.0f / amax;
     d = amax / 127.0f * factor;
-    for (int i = 0; i < kBlockInputs; ++i) {
-      // Adding 1.5 * 2^23 rounds to the nearest integer, which the last bits then hold.
-      const float shifted = x[i] * inverse + 12582912.0f;
-      std::memcpy(&bits[i], &shifted, sizeof shifted);
-      bits[i] -= 0x4b400000;
-    }
-    for (int i = 0; i < kBlockInputs; ++i) {
-      sum += bits[i];
-      if (i < kBlockInputs / 2) first_sum += bits[i];
-      quants[i] = static_cast<int8_t>(bits[i]);
-    }
+    block = round_block(x, 127.0f / amax);
   }
-  const float s = d * static_cast<float>(sum);
-  for (int g = 0; g < 8; ++g) std::memcpy(words + g * stride, quants + 4 * g, 4);
+  const float s = d * static_cast<float>(block.sum);
+  for (int g = 0; g < 8; ++g) words[g * stride] = block.words[g];
   std::memcpy(words + 8 * stride, &d, sizeof d);
   std::memcpy(words + 9 * stride, &s, sizeof s);
-  words[10 * stride] = sum;
-  words[11 * stride] = first_sum;
+  words[10 * stride] = block.sum;
+  words[11 * stride] = block.first_sum;
 }
 
 // x -> [row tile][block][kInputWords][rows of the tile].
