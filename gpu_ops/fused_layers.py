@@ -1,4 +1,5 @@
-"""All decoder blocks as a single op. It calls the kernels of ``gpu_ops.forward`` in turn and gives the same bits.
+"""The first norm and all decoder blocks as a single op. It calls the kernels of ``gpu_ops.forward`` in turn and gives the same
+bits.
 
 A custom-op call costs Paddle 30 to 60 us, as it copies the table of all custom ops: with an op a block that was a fifth of a
 decode step of a small model, and helpers of the thread pool fell asleep between two blocks.
@@ -40,8 +41,8 @@ class FusedLayer(NamedTuple):
 
 
 def fused_layers(
-    hidden: paddle.Tensor,
     residual: paddle.Tensor,
+    input_norm: paddle.Tensor,
     layers: Sequence[FusedLayer],
     caches: Sequence[tuple[paddle.Tensor, paddle.Tensor]],
     *,
@@ -57,8 +58,8 @@ def fused_layers(
     """Attention and feed-forward of blocks, one after the other.
 
     Args:
-        hidden: [T, H], the first block's input after its norm.
-        residual: [T, H], grows in place.
+        residual: [T, H], the first block's input; grows in place.
+        input_norm: [H], the norm that the first block begins with.
         layers: one or more; what is None in one of them is None in all.
         caches: keys and values of each, as in ``rotary_kv_write``, written in place; so the next four.
         scale: factor on the attention scores.
@@ -77,7 +78,7 @@ def fused_layers(
     }
     k_caches, v_caches = zip(*caches, strict=True)
     return run_op(
-        "fused_layers", hidden, residual, cos_sin, positions, batch_id_per_token, block_tables, *columns.values(),
+        "fused_layers", residual, input_norm, cos_sin, positions, batch_id_per_token, block_tables, *columns.values(),
         k_caches, v_caches, q_heads, kv_heads, eps, scale,
     )[0]  # fmt: skip
 

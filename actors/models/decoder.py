@@ -280,12 +280,11 @@ class Decoder:
 
     def forward_fused(self, rows: BatchRows, kv_cache: list[LayerCache]) -> paddle.Tensor:
         """On the CPU: one op for all layers."""
-        residual = self.embed.weight.embedding(rows.ids)
         first = self.layers[0]
         assert first.input_norm is not None
         return fused_layers(
-            first.input_norm(residual),
-            residual,
+            self.embed.weight.embedding(rows.ids),
+            first.input_norm.weight,
             self._fused_layers,
             kv_cache,
             cos_sin=self.cos_sin,

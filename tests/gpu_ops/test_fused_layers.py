@@ -10,6 +10,7 @@ from actors.device.host_tensor import zero_pages
 from gpu_ops import forward as ops
 from gpu_ops.fused_layers import FusedLayer, fused_layers
 from gpu_ops.kv_cache import CPU_TYPES, kv_cache_shape
+from gpu_ops.twins.forward import rms_norm as rms_norm_twin
 from gpu_ops.twins.fused_layer import fused_layer as twin
 
 Q_HEADS, KV_HEADS, DIM, HIDDEN, INNER, EPS, SCALE = 6, 2, 16, 70, 50, 1e-5, 0.25
@@ -30,8 +31,8 @@ def block():
     rng = np.random.default_rng(0)
     k_shape, v_shape = kv_cache_shape(4, 16, KV_HEADS, DIM)
     return {
-        "hidden": random_tensor(rng, 23, HIDDEN),
         "residual": random_tensor(rng, 23, HIDDEN),
+        "input_norm": random_tensor(rng, HIDDEN),
         "qkv": ops.pack_weight(random_tensor(rng, QKV, HIDDEN)),
         "o": ops.pack_weight(random_tensor(rng, HIDDEN, Q_HEADS * DIM)),
         "gate_up": ops.pack_weight(random_tensor(rng, 2 * INNER, HIDDEN)),
@@ -57,11 +58,14 @@ def in_order(a: dict, *more: dict) -> paddle.Tensor:
     layers = [FusedLayer(**{name: b[name] for name in FusedLayer._fields if name in b}) for b in blocks]
     common = ("cos_sin", "positions", "batch_id_per_token", "block_tables", "q_heads", "kv_heads", "eps", "scale")
     caches = [(b["k_cache"], b["v_cache"]) for b in blocks]
-    return fused_layers(a["hidden"], a["residual"], layers, caches, **{name: a[name] for name in common})
+    return fused_layers(a["residual"], a["input_norm"], layers, caches, **{name: a[name] for name in common})
 
 
-def single_ops(a: dict) -> paddle.Tensor:
-    qkv = ops.linear(a["hidden"], a["qkv"], QKV, a.get("qkv_bias"))
+def single_ops(a: dict, hidden: paddle.Tensor | None = None) -> paddle.Tensor:
+    """The block on what the one before it returned; the first norms its input."""
+    if hidden is None:
+        hidden = ops.rms_norm(a["residual"], a["input_norm"], EPS)
+    qkv = ops.linear(hidden, a["qkv"], QKV, a.get("qkv_bias"))
     if "q_norm" in a:
         ops.qk_norm(qkv, a["q_norm"], a["k_norm"], Q_HEADS, KV_HEADS, EPS)
     place = (a["positions"], a["batch_id_per_token"], a["block_tables"])
@@ -90,6 +94,7 @@ def test_block_equals_the_single_ops(block, extras, dtype):
     arrays = {
         name: value.numpy().copy() if isinstance(value, paddle.Tensor) else value for name, value in block.items()
     }
+    arrays["hidden"] = rms_norm_twin(arrays["residual"], arrays.pop("input_norm"), EPS)
     expected = single_ops(other)
     actual = in_order(block)
     # A key or value that lies between two stored numbers may fall to either side.
@@ -100,7 +105,8 @@ def test_block_equals_the_single_ops(block, extras, dtype):
 
 
 @pytest.mark.parametrize(
-    "name", ["residual", "qkv", "o", "gate_up", "down", "post_attention_norm", "next_norm", "cos_sin", "v_cache"]
+    "name",
+    ["residual", "input_norm", "qkv", "o", "gate_up", "down", "post_attention_norm", "next_norm", "cos_sin", "v_cache"],
 )
 def test_wrong_shape_raises_with_the_name_of_the_argument(block, name):
     block[name] = paddle.zeros([3, 5])
@@ -123,8 +129,8 @@ def test_blocks_follow_each_other(block):
     other |= {name: paddle.zeros_like(block[name]) for name in ("k_cache", "v_cache")}
     written = ("residual", "k_cache", "v_cache")
     twins = [copied | {name: copied[name].clone() for name in written} for copied in (block, block | other)]
-    twins[1]["hidden"], twins[1]["residual"] = single_ops(twins[0]), twins[0]["residual"]
-    expected = single_ops(twins[1])
+    hidden, twins[1]["residual"] = single_ops(twins[0]), twins[0]["residual"]
+    expected = single_ops(twins[1], hidden)
     np.testing.assert_array_equal(in_order(block, other).numpy().view(np.uint32), expected.numpy().view(np.uint32))
     np.testing.assert_array_equal(block["residual"].numpy(), twins[0]["residual"].numpy())
     for name in ("k_cache", "v_cache"):

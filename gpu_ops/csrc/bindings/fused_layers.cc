@@ -1,5 +1,6 @@
 // fused_layers: a custom-op call costs 30 to 60 us of dispatch, so a step has one for all of its layers.
 #include "kernels/layers/fused_layer.h"
+#include "kernels/layers/norm.h"
 
 #include "bindings/attention_checks.h"
 #include "bindings/quantised_checks.h"
@@ -48,17 +49,18 @@ void check_count(const OptionalTensors& tensors, const char* name, size_t count)
 }  // namespace
 
 std::vector<paddle::Tensor> FusedLayers(
-    const paddle::Tensor& hidden, const paddle::Tensor& residual, const paddle::Tensor& cos_sin, const paddle::Tensor& positions,
+    const paddle::Tensor& residual, const paddle::Tensor& input_norm, const paddle::Tensor& cos_sin, const paddle::Tensor& positions,
     const paddle::Tensor& batch_id_per_token, const paddle::Tensor& block_tables, const Tensors& qkv, const Tensors& o,
     const Tensors& gate_up, const Tensors& down, const Tensors& post_attention_norm, const Tensors& next_norm,
     const OptionalTensors& qkv_bias, const OptionalTensors& q_norm, const OptionalTensors& k_norm, const OptionalTensors& o_bias,
     const OptionalTensors& gate_up_bias, const OptionalTensors& down_bias, const Tensors& k_caches, const Tensors& v_caches,
     int64_t q_heads, int64_t kv_heads, float eps, float scale) {
-  check_shape(hidden, "hidden", kFloat, {kAnySize, kAnySize});
-  check_not_empty(hidden, "hidden");
-  check_cpu(hidden, "hidden");
-  const int64_t rows = hidden.shape()[0], size = hidden.shape()[1];
-  check_shape(residual, "residual", kFloat, {rows, size});
+  const float* norm = vector_data(input_norm, "input_norm", kAnySize);
+  const int64_t size = input_norm.numel();
+  check_shape(residual, "residual", kFloat, {kAnySize, size});
+  check_not_empty(residual, "residual");
+  check_cpu(residual, "residual");
+  const int64_t rows = residual.shape()[0];
   const size_t num_layers = qkv.size();
   PD_CHECK(num_layers > 0, "qkv: is of no layer");
   check_count(o, "o", num_layers);
@@ -105,19 +107,18 @@ std::vector<paddle::Tensor> FusedLayers(
     weights.next_norm = vector_data(next_norm[i], "next_norm", size);
   }
 
-  auto out = paddle::empty({rows, size}, kFloat, hidden.place());
-  const float* in = hidden.data<float>();
+  auto out = paddle::empty({rows, size}, kFloat, residual.place());
+  bireme::rms_norm_cpu(residual.data<float>(), norm, eps, rows, size, out.data<float>());
   for (const Layer& layer : layers) {
-    check_fault(bireme::fused_layer_cpu(layer.weights, in, mutable_data<float>(residual), cos_sin.data<float>(),
+    check_fault(bireme::fused_layer_cpu(layer.weights, out.data<float>(), mutable_data<float>(residual), cos_sin.data<float>(),
                                         cos_sin.shape()[0], positions.data<int32_t>(), batch_id_per_token.data<int32_t>(),
                                         block_tables.data<int32_t>(), layer.cache, eps, scale, layer.shape, out.data<float>()));
-    in = out.data<float>();
   }
   return {out};
 }
 
 PD_BUILD_OP(bireme_fused_layers)
-    .Inputs({"hidden", "residual", "cos_sin", "positions", "batch_id_per_token", "block_tables", paddle::Vec("qkv"),
+    .Inputs({"residual", "input_norm", "cos_sin", "positions", "batch_id_per_token", "block_tables", paddle::Vec("qkv"),
              paddle::Vec("o"), paddle::Vec("gate_up"), paddle::Vec("down"), paddle::Vec("post_attention_norm"),
              paddle::Vec("next_norm"), paddle::Optional(paddle::Vec("qkv_bias")), paddle::Optional(paddle::Vec("q_norm")),
              paddle::Optional(paddle::Vec("k_norm")), paddle::Optional(paddle::Vec("o_bias")),
