@@ -153,20 +153,27 @@ def test_nobody_leaves_while_some_are_not_known(rates, num_engines, seed, ingres
 @settings(max_examples=15, deadline=None)
 @given(st.floats(0.5, 60), st.integers(1, 40), st.integers(0, 999))
 def test_a_gap_makes_a_load_look_neither_smaller_nor_larger(rate, gap_s, seed):
+    """Without one a constant load may still lose an engine once, as the head room shrinks: with one it is lost then, too."""
     limits, rng = PolicySettings(max_replicas=1000), random.Random(seed)
-    state, target = PolicyState(), 4
-    for second in range(300):
-        inputs = of_two(steady(1e6 + second, rate, 4, target))
-        if 200 <= second < 200 + gap_s:
-            inputs = partly_known(inputs, rng, False)
-            inputs = inputs._replace(
-                ingresses=(inputs.ingresses[0], inputs.ingresses[1]._replace(sampled_at=1e6 + 199))
-            )
-        decision = decide(inputs, state, limits)
-        if second == 200:
-            before = target
-        state, target = decision.state, decision.target
-        assert second < 200 or target == before, (second, decision.reason)
+
+    def targets(gap: range) -> list[int]:
+        state, found = PolicyState(), [4]
+        for second in range(300):
+            inputs = of_two(steady(1e6 + second, rate, 4, found[-1]))
+            if second in gap:
+                inputs = partly_known(inputs, rng, False)
+                inputs = inputs._replace(
+                    ingresses=(inputs.ingresses[0], inputs.ingresses[1]._replace(sampled_at=1e6 + 199))
+                )
+            decision = decide(inputs, state, limits)
+            state = decision.state
+            found.append(decision.target)
+        return found[1:]
+
+    alone, with_gap = targets(range(0)), targets(range(200, 200 + gap_s))
+    for second in range(200, 300):
+        near = alone[second - gap_s - 5 : second + 5]
+        assert with_gap[second] in near, (second, with_gap[second], near)
 
 
 def test_a_load_that_is_surely_known_starts_engines_whoever_else_is_silent():
