@@ -14,12 +14,14 @@ class Arrival:
 
     Attributes:
         num_tokens: of its prompt, and of the answer so far.
+        priority: larger values give way; None of one that could not move to a place elsewhere.
         is_expected: a place is kept for it.
         came_at: of ``time.monotonic``.
         taken_at: when the engine took it, of the engine's clock; set on the engine's thread. None before.
     """
 
     num_tokens: int
+    priority: int | None = None
     is_expected: bool = False
     came_at: float = field(default_factory=time.monotonic)
     taken_at: float | None = None
@@ -41,9 +43,9 @@ class Arrivals:
     def __len__(self) -> int:
         return len(self._of)
 
-    def add(self, key: RequestKey, num_tokens: int, is_expected: bool = False) -> Arrival:
+    def add(self, key: RequestKey, num_tokens: int, priority: int | None = None, is_expected: bool = False) -> Arrival:
         """It is sent now."""
-        arrival = self._of[key] = Arrival(num_tokens, is_expected)
+        arrival = self._of[key] = Arrival(num_tokens, priority, is_expected)
         self.num_tokens += num_tokens
         self.num_unexpected += not is_expected
         return arrival
@@ -62,6 +64,15 @@ class Arrivals:
             if first.taken_at is None or first.taken_at > sampled_at:
                 return
             self.forget(key)
+
+    def line(self, open_places: int) -> tuple[int, int]:
+        """How many find none of so many open places, of those that could move to one elsewhere; and the priority of the most
+        urgent, 0 without any."""
+        num_without = self.num_unexpected - max(0, open_places)
+        if num_without <= 0:
+            return 0, 0
+        movable = [arrival.priority for arrival in self._of.values() if arrival.priority is not None]
+        return min(num_without, len(movable)), min(movable, default=0)
 
     @property
     def longest_wait_s(self) -> float:

@@ -534,6 +534,9 @@ class RunnerActor:
         config, queue, arrivals = self._config, self._engine_loop.queue, self._arrivals
         arrivals.seen(queue.sampled_at)
         queue_time_counts, queue_time_s = self._engine_loop.queue_times
+        coming, coming_priority = arrivals.line(queue.open_places)
+        line_length = sum(queue.num_movable.values())
+        priorities = [queue.line_priority] * bool(line_length) + [coming_priority] * bool(coming)
         return EngineLoad(
             free=config.max_num_seqs + config.max_queued_requests - self._live.num_unfinished,
             max_queued=config.max_queued_requests,
@@ -556,8 +559,8 @@ class RunnerActor:
             num_preemptions=queue.num_preemptions,
             queue_time_counts=queue_time_counts,
             queue_time_s=round(queue_time_s, 3),
-            line_length=sum(queue.num_movable.values()),
-            line_priority=queue.line_priority,
+            line_length=line_length + coming,
+            line_priority=min(priorities, default=0),
             ready_for_grammars=self._is_ready_for_grammars(),
             told_after_s=age_s,
         )
@@ -566,7 +569,9 @@ class RunnerActor:
         """What the engine's thread is to do about a request that comes, to the place that was kept for it if there is one."""
         request = live.request
         is_expected = request.moved and self._reservations.take(request.subscriber)
-        arrival = self._arrivals.add((request.request_id, request.attempt), live.num_tokens, is_expected)
+        is_movable = not (request.moved or request.output_token_ids)
+        priority = request.priority if is_movable else None
+        arrival = self._arrivals.add((request.request_id, request.attempt), live.num_tokens, priority, is_expected)
 
         def run(engine) -> None:
             if is_expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ class JournalEntry:
     Attributes:
         request_id: unique for the life of the cluster.
         prompt_token_ids, params, priority, cache_salt, tenant, subscriber: as in EngineRequest; params carry the assigned seed.
+        came_at: when it came, seconds since 1970.
         attempt: number of the current submission; tokens of older ones are dropped.
         output_token_ids: tokens delivered by all attempts together.
         fingerprint: of the engine that made them; only an equal one may continue. Empty until the first token.
@@ -42,6 +44,7 @@ class JournalEntry:
     finish_reason: str | None = None
     engine_id: str = ""
     marks: dict[str, float] = field(default_factory=dict)
+    came_at: float = field(default_factory=time.time, compare=False)
 
     @property
     def next_index(self) -> int:
@@ -97,6 +100,7 @@ class JournalEntry:
             priority=self.priority,
             cache_salt=self.cache_salt,
             tenant=self.tenant,
+            came_at=self.came_at if self.attempt else 0.0,
         )
 
     def resume_request(self) -> EngineRequest:

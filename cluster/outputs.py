@@ -117,7 +117,8 @@ class EngineLoad(NamedTuple):
         num_tokens: prompts and answers so far of its requests, running and waiting.
         open_places: requests that would begin at once: slots and memory that nobody waits for and nobody has reserved.
         num_movable: requests of the subscriber that wait, have not begun and were not moved before.
-        line_length: so many of all subscribers; ``line_priority`` is that of the most urgent.
+        line_length: so many of all subscribers, and those on their way to the engine's thread for whom no place is open;
+            ``line_priority`` is that of the most urgent.
         oldest_wait_s: of the subscriber's, how long the first has waited.
         sampled_at: when the engine's thread saw its queue so, in seconds since 1970 on the engine's machine. What is counted
             where it is told (``free``, ``num_ended``, ``num_tokens``, ``num_arrived``) is younger.

@@ -24,6 +24,7 @@ class EngineRequest:
         cache_salt: separates prefix-cache entries of clients that must not share them.
         tenant: whose request it is among those that take turns; an opaque name, empty if all are one.
         moved: it waited in another engine, and a place is reserved for it in this one.
+        came_at: when it came to its ingress, seconds since 1970, of later attempts; 0 of a first one, which comes now.
     """
 
     request_id: str
@@ -36,6 +37,7 @@ class EngineRequest:
     cache_salt: str = ""
     tenant: str = ""
     moved: bool = False
+    came_at: float = 0.0
 
 
 # Request id and attempt.

@@ -6,6 +6,7 @@ runner on a device (``actors.engine.loading``) or a simulation (``actors.engine.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ class Engine:
         check_token_ids("logit_bias", request.params.logit_bias, vocab_size)
         check_token_ids("stop_token_ids", request.params.stop_token_ids, vocab_size)
         self.compile_grammar(request)
-        self.scheduler.add_request(request)
+        self.scheduler.add_request(request, time.time())
         self.queue_times.came(request.request_id, self.clock.now())
 
     def compile_grammar(self, request: EngineRequest) -> CompiledGrammar | None:

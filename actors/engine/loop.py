@@ -39,8 +39,8 @@ class EngineLoop:
     Args:
         engine: no other thread may touch it once the loop has started.
         publish: called on the loop's thread with what a step says.
-        on_queue: called on the loop's thread when places open or close, or requests of a subscriber begin or cease to wait; and
-            after a step that took long.
+        on_queue: called on the loop's thread when places open or close, or other numbers of a subscriber's requests wait; and after
+            a step that took long.
         on_death: called once, on the loop's thread, when a step failed; the loop is over then.
     """
 
@@ -199,6 +199,6 @@ class EngineLoop:
         return not closing
 
 
-def _matters(queue: QueueState) -> tuple[bool, frozenset[str]]:
-    """Whether there are places, and for whom requests wait."""
-    return queue.open_places > 0, frozenset(queue.num_movable)
+def _matters(queue: QueueState) -> tuple[bool, frozenset[tuple[str, int]]]:
+    """Whether there are places, and for whom how many requests wait: those of others are not to be overtaken either."""
+    return queue.open_places > 0, frozenset(queue.num_movable.items())

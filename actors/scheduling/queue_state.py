@@ -52,7 +52,7 @@ def queue_state(scheduler: Scheduler, now: float = 0.0) -> QueueState:
     waiting_tokens, first, line_priority = 0, None, 0
     for sequence in scheduler.waiting:
         waiting_tokens += len(sequence.token_ids)
-        if first is None or sequence.arrival < first.arrival:
+        if first is None or sequence.seniority < first.seniority:
             first = sequence
         if sequence.is_movable:
             subscriber, priority = sequence.request.subscriber, sequence.request.priority

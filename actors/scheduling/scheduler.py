@@ -5,7 +5,7 @@ flight and lets the device decide about stops. ``update`` takes the saved result
 
 Policy: decoding sequences first (one token each), then prompts, which divide the rest of the step (``prompt_shares``). Waiting
 requests are admitted by priority, then answers in the middle (preempted, or begun on another engine) before those to begin,
-then tenants in turn, then arrival (``WaitingQueue``); of every few admissions one goes to the request that has waited longest,
+then tenants in turn, then age (``WaitingQueue``); of every few admissions one goes to the request that has waited longest,
 whatever its priority. A victim is taken from decoding sequences, then from prefilling ones; the last in that order, but never
 the oldest one, so somebody always finishes. A request gets the blocks of its whole prefill when it is admitted, and only if
 every running sequence could still take one more: admission cannot thrash.
@@ -80,11 +80,12 @@ class Scheduler:
         self._clears: list[int] = []
         self._launched: deque[tuple[StepPlan, dict[int, Sequence]]] = deque()
         self._arrivals = 0
+        self._now = 0.0
         self._admissions_in_order = 0  # since it was the oldest one's turn
         self._step = 0
 
-    def add_request(self, request: EngineRequest) -> None:
-        """Queue a request.
+    def add_request(self, request: EngineRequest, now: float = 0.0) -> None:
+        """Queue a request at ``now``, seconds since 1970: one that waited elsewhere stands before those that came after it.
 
         Raises:
             InvalidRequestError: it could never run here.
@@ -113,7 +114,8 @@ class Scheduler:
             raise OverloadedError(f"{len(self.waiting)} requests are waiting, the limit is {limit}")
         if request.tenant:
             self._check_share(request.tenant, more)
-        sequence = Sequence(request, self._arrivals)
+        self._now = max(self._now, now)  # a clock that is set back makes nobody older
+        sequence = Sequence(request, self._arrivals, request.came_at or self._now)
         key = request.request_id, request.attempt
         if key in self._sequences:
             raise InvalidRequestError(
@@ -332,7 +334,7 @@ class Scheduler:
         """Who is admitted next, and whether in order. Priorities come from clients: endless urgent requests must not starve the
         others."""
         if self._admissions_in_order + 1 >= self.oldest_first_every:
-            oldest = min(self.waiting, key=lambda s: s.arrival)
+            oldest = min(self.waiting, key=lambda s: s.seniority)
             if not self._is_being_computed(oldest, prefilling):
                 return oldest, False
         return next((s for s in self.waiting if not self._is_being_computed(s, prefilling)), None), True

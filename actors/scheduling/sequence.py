@@ -22,11 +22,14 @@ class Sequence:
         block_ids: KV blocks in order of position.
         slot: row in the runner's state, -1 without one.
         num_preemptions: how often it was preempted.
+        arrival: its number here.
+        came_at: when it came, to its ingress or here: seconds since 1970.
         turn: round in which it is its tenant's turn (``WaitingQueue``).
     """
 
     request: EngineRequest
     arrival: int
+    came_at: float = 0.0
     turn: int = 0
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
@@ -54,11 +57,17 @@ class Sequence:
         )
 
     @property
-    def order(self) -> tuple[int, bool, int, int]:
+    def order(self) -> tuple[int, bool, int, float, int]:
         """Order of service: smaller goes first. An answer in the middle, wherever it began, comes before those to begin, and has
         had its turn."""
-        to_begin = self.is_to_begin
-        return self.request.priority, to_begin, self.turn if to_begin else 0, self.arrival
+        if self.is_to_begin and self.turn >= 0:
+            return self.request.priority, True, self.turn, self.came_at, self.arrival
+        return self.request.priority, self.is_to_begin, -1, 0.0, self.arrival
+
+    @property
+    def seniority(self) -> tuple[float, int]:
+        """Who came first, here or to an engine that is gone: smaller is older."""
+        return self.came_at, self.arrival
 
     @property
     def is_to_begin(self) -> bool:

@@ -17,9 +17,10 @@ class Line(NamedTuple):
         engine_id: unique among them.
         is_known: the engine has said this of late. Of another one only its line counts, until it says how that is.
         open_places: requests that would begin there at once.
-        num_sent: requests that this ingress has sent there since.
+        num_sent: requests that this ingress has sent there since, for which no place is kept.
+        sent_priority: of the most urgent of these; larger values give way.
         length: requests, whosever, that wait there and may move to a place elsewhere.
-        priority: of the most urgent of these; larger values give way.
+        priority: of the most urgent of these.
         free: requests that it would take, to run or to wait.
     """
 
@@ -27,23 +28,43 @@ class Line(NamedTuple):
     is_known: bool = True
     open_places: int = 0
     num_sent: int = 0
+    sent_priority: int = 0
     length: int = 0
     priority: int = 0
     free: int = 1
+
+    @property
+    def places_left(self) -> int:
+        """For who comes now; those that were sent have theirs, and who waits there is first."""
+        return 0 if self.length else self.open_places - self.num_sent
+
+    def num_waiting(self, priority: int) -> int:
+        """Requests that wait there by now and are, or stand behind one that is, as urgent as that."""
+        found = self.length if self.length and self.priority <= priority else 0
+        if self.num_sent and self.sent_priority <= priority:
+            found += self.num_sent if self.length else max(0, self.num_sent - max(0, self.open_places))
+        return found
 
 
 def open_to_arrival(lines: Sequence[Line], priority: int = 0) -> frozenset[str]:
     """The engines to which an arrival of this priority may go, by id; all of them where nobody is overtaken anywhere.
 
     With more open places than requests that wait and are as urgent, those that have some: nobody waits while there is room.
-    With no more, those in which such requests wait: the arrival stands behind them, and moves when they have.
+    With no more, those in which such requests are said to wait: the arrival stands behind them, and moves when they have. Where
+    no engine has said so yet, or the one that did has fallen silent, those without an open place, of which it would deprive them.
     """
     known = [line for line in lines if line.is_known]
-    waiting = [line for line in lines if line.length and line.priority <= priority]
-    places = {line.engine_id: line.open_places - line.num_sent for line in known if not line.length}
-    with_room = [engine_id for engine_id, left in places.items() if left > 0]
-    if sum(places[engine_id] for engine_id in with_room) > sum(line.length for line in waiting):
-        unknown = [] if waiting else [line.engine_id for line in lines if not line.is_known]
-        return frozenset((*with_room, *unknown))
-    behind = [line.engine_id for line in waiting if line.free > line.num_sent]
-    return frozenset(behind or [line.engine_id for line in lines])
+    num_waiting = sum(line.num_waiting(priority) for line in lines)
+    with_room = [line for line in known if line.places_left > 0]
+    if sum(line.places_left for line in with_room) > num_waiting:
+        unknown = [] if num_waiting else [line for line in lines if not line.is_known]
+        return _ids((*with_room, *unknown))
+    if not num_waiting:
+        return _ids(lines)
+    full = [line for line in known if line.places_left <= 0 and line.free > line.num_sent]
+    behind = [line for line in full if line.length and line.priority <= priority]
+    return _ids(behind or full or known or lines)
+
+
+def _ids(lines: Sequence[Line]) -> frozenset[str]:
+    return frozenset(line.engine_id for line in lines)

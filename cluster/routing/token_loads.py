@@ -8,16 +8,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cluster.routing.token_weight import token_weight
 
 
+class _Sent(NamedTuple):
+    """A request by the weight of its tokens; ``priority`` is None where a place is kept for it."""
+
+    weight: float
+    priority: int | None
+
+
 @dataclass(slots=True)
 class _Engine:
-    """``sent``: weights of requests that no announcement counts yet; ``taken``: those of them that the next one counts."""
+    """``sent``: requests that no announcement counts yet; ``taken``: those of them that the next one counts."""
 
     announced: float = 0.0
-    sent: dict[str, float] = field(default_factory=dict)
+    sent: dict[str, _Sent] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
 
 
@@ -33,13 +41,15 @@ class TokenLoads:
         """Weight of the tokens of the requests that run or wait there, as far as this process knows."""
         with self._lock:
             engine = self._engines.get(engine_id)
-            return 0.0 if engine is None else engine.announced + sum(engine.sent.values())
+            return 0.0 if engine is None else engine.announced + sum(one.weight for one in engine.sent.values())
 
-    def num_sent(self, engine_id: str) -> int:
-        """Requests that were sent there and that no announcement counts yet."""
+    def sent_to(self, engine_id: str) -> tuple[int, int]:
+        """How many requests were sent there that no announcement counts yet and for which no place is kept; and the priority of
+        the most urgent, 0 without any."""
         with self._lock:
             engine = self._engines.get(engine_id)
-            return 0 if engine is None else len(engine.sent)
+            sent = [] if engine is None else [one.priority for one in engine.sent.values() if one.priority is not None]
+            return len(sent), min(sent, default=0)
 
     def open(self, request_id: str) -> None:
         """The next attempt of a request begins, and the one before is over."""
@@ -47,14 +57,20 @@ class TokenLoads:
             self._take_back(request_id)
             self._engine_of[request_id] = ""
 
-    def sent(self, request_id: str, engine_id: str, num_tokens: int) -> None:
-        """An open request goes there with so many tokens to compute, and nowhere else. Others are not noted."""
+    def sent(self, request_id: str, engine_id: str, num_tokens: int, priority: int | None = 0) -> None:
+        """An open request goes there with so many tokens to compute, and nowhere else. Others are not noted.
+
+        Args:
+            priority: None where a place is kept for it.
+        """
         with self._lock:
             if request_id not in self._engine_of or self._engine_of[request_id] == engine_id:
                 return
             self._take_back(request_id)
             self._engine_of[request_id] = engine_id
-            self._engines.setdefault(engine_id, _Engine()).sent[request_id] = token_weight(num_tokens, num_tokens)
+            self._engines.setdefault(engine_id, _Engine()).sent[request_id] = _Sent(
+                token_weight(num_tokens, num_tokens), priority
+            )
 
     def taken(self, request_id: str) -> None:
         """The engine says that it has the request: its next announcement counts it."""

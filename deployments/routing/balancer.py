@@ -102,6 +102,7 @@ class Balancer:
             if source is not None and target is not None:
                 one = _UnderWay(move, source, target, move.num_requests, move.num_requests)
                 self._under_way.append(one)
+                self._choices.claimed = self._choices.claimed + Counter({move.target: move.num_requests})
                 loop = asyncio.get_running_loop()
                 task = loop.create_task(self._make(one))
                 self._tasks.add(task)
@@ -128,8 +129,10 @@ class Balancer:
         places: Counter[str] = Counter()
         leaving: Counter[str] = Counter()
         for one in self._under_way:
-            places[one.move.target] += one.num_places * one.claims_places
+            if one.claims_places:
+                places[one.move.target] += one.num_places
             leaving[one.move.source] += one.num_leaving * one.claims_requests
+        self._choices.claimed = places
         now, views = time.monotonic(), []
         self._resting = {engine_id: until for engine_id, until in self._resting.items() if now < until}
         for stream in self._streams:
@@ -163,7 +166,7 @@ class Balancer:
 
     async def _move(self, one: _UnderWay) -> None:
         source, target = one.source, one.target
-        granted = await self._answer(target.runner.reserve.remote(self._subscriber, one.num_places), None)
+        granted = await self._reserve(target, one.num_places)
         one.target_said, one.granted_at = target.load, time.monotonic()
         places, num_tokens = granted or (0, 0)
         one.num_places = places
@@ -188,6 +191,24 @@ class Balancer:
             logger.info(log_fields(event="moved", source=source.engine_id, target=target.engine_id, requests=moved))
         else:
             self._rest(source, is_silent=moved is None)
+
+    async def _reserve(self, target: TokenStream, count: int) -> tuple[int, int] | None:
+        """Places and tokens that the target grants; None if it has no answer in time. What it grants later it gets back then."""
+        call = asyncio.ensure_future(target.runner.reserve.remote(self._subscriber, count))
+        try:
+            return await self._answer(asyncio.shield(call), None)
+        finally:
+            if not call.done():
+                call.add_done_callback(lambda late: self._came_late(target, late))
+
+    def _came_late(self, target: TokenStream, call: asyncio.Future[tuple[int, int]]) -> None:
+        """Nobody goes there for what it grants now; but it is not silent any more."""
+        if call.cancelled() or call.exception() is not None:
+            return
+        self._resting.pop(target.engine_id, None)
+        places, _ = call.result()
+        if places:
+            target.runner.give_back.remote(self._subscriber, places)
 
     def _is_ready_for(self, source: TokenStream, target: TokenStream) -> bool:
         """Whether requests under a grammar may go there. A new engine is told to get ready if some wait: that takes seconds, in

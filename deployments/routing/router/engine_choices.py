@@ -7,6 +7,7 @@ another thread; every operation here is one of a dictionary).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from cluster.outputs import EngineLoad, ServedModel
@@ -32,6 +33,7 @@ class EngineChoices:
         model: what the engines serve, as one of them said; None until one did.
         most_engines: that the router has known at once.
         hosts: where the engines run, as far as they say.
+        claimed: by engine, open places of which it has yet to say that they are kept for requests that this ingress moves.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -41,6 +43,7 @@ class EngineChoices:
         self.model: ServedModel | None = None
         self.most_engines = 0
         self.hosts: list[EngineHost] = []
+        self.claimed: Counter[str] = Counter()
         self._engines: dict[str, str] = {}
         self._none_since: float | None = now()
         self._avoided_until: dict[str, float] = {}
@@ -125,7 +128,8 @@ class EngineChoices:
     def sends(self, request: EngineRequest, engine_id: str) -> None:
         """The router means to send the request there."""
         num_tokens = len(request.prompt_token_ids) + len(request.output_token_ids)
-        self._loads.sent(request.request_id, engine_id, num_tokens)
+        priority = None if request.moved else request.priority
+        self._loads.sent(request.request_id, engine_id, num_tokens, priority)
 
     def chose(self, request: EngineRequest, engine_id: str) -> None:
         """The router sends the request there."""
@@ -156,9 +160,10 @@ class EngineChoices:
         said = self._said.get(engine_id)
         if said is None:
             return Line(engine_id, is_known=False)
-        (load, at), num_sent = said, self._loads.num_sent(engine_id)
+        (load, at), sent = said, self._loads.sent_to(engine_id)
         is_known = self._now() - at <= MAX_LOAD_AGE_S
-        return Line(engine_id, is_known, load.open_places, num_sent, load.line_length, load.line_priority, load.free)
+        open_places = max(0, load.open_places - self.claimed[engine_id])
+        return Line(engine_id, is_known, open_places, *sent, load.line_length, load.line_priority, load.free)
 
     def token_weight(self, engine_id: str) -> float:
         """Of the requests that run or wait there: as announced last, and of those that were sent since."""

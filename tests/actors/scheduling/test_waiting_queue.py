@@ -23,11 +23,13 @@ class Arrivals:
         self.queue = WaitingQueue()
         self.count = 0
 
-    def add(self, tenant: str, priority: int = 0, output: list[int] | None = None) -> Sequence:
+    def add(
+        self, tenant: str, priority: int = 0, output: list[int] | None = None, came_at: float | None = None
+    ) -> Sequence:
         asked = EngineRequest(
             str(self.count), [1, 2], SamplingParams(), output_token_ids=output or [], priority=priority, tenant=tenant
         )
-        sequence = Sequence(asked, self.count)
+        sequence = Sequence(asked, self.count, self.count if came_at is None else came_at)
         self.count += 1
         self.queue.add(sequence)
         return sequence
@@ -109,6 +111,36 @@ def test_the_order_within_a_tenant_is_that_of_arrival_and_orders_stay(events, si
         assert orders == sorted(orders)
     count = Counter(s.request.tenant for s in arrivals.queue)
     assert all(arrivals.queue.num_of(tenant) == count[tenant] for tenant in ("a", "b", "c", "one"))
+
+
+LOST = st.tuples(st.sampled_from("ab"), st.integers(0, 1), st.floats(-5, 5))
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(["a", "b", "admit", "give up"]), LOST), max_size=40))
+def test_who_lost_its_engine_stands_before_all_who_came_later_and_takes_no_turn_of_others(events):
+    arrivals = Arrivals()
+    for event in events:
+        before = list(arrivals.queue)
+        if event == "admit" and before:
+            first = arrivals.admit()
+            equals = [s for s in arrivals.queue if s.request.priority == first.request.priority]
+            assert all(s.seniority > first.seniority for s in equals if s.request.tenant == first.request.tenant)
+        elif event == "give up" and before:
+            arrivals.queue.give_up(before[len(before) // 2])
+        elif event in ("a", "b"):
+            arrivals.add(event)
+        elif isinstance(event, tuple):
+            tenant, priority, earlier = event
+            turns = {s: s.turn for s in before}
+            lost = arrivals.add(tenant, priority, came_at=arrivals.count - earlier)
+            others = [s for s in before if (s.request.tenant, s.request.priority) != (tenant, priority)]
+            assert [s for s in arrivals.queue if s in others] == others
+            assert all(s.turn == turns[s] for s in others)
+            own = [s for s in arrivals.queue if s not in others]
+            assert lost in own and [s.seniority for s in own] == sorted(s.seniority for s in own)
+            assert len({s.turn for s in own}) == len(own), "each has a turn of its own"
+        assert [s.order for s in arrivals.queue] == sorted(s.order for s in arrivals.queue)
 
 
 @settings(deadline=None)

@@ -18,6 +18,7 @@ lines = st.lists(
         st.booleans(),
         open_places=st.integers(-1, 6),
         num_sent=st.integers(0, 4),
+        sent_priority=st.integers(-1, 1),
         length=st.one_of(st.just(0), st.integers(0, 6)),
         priority=st.integers(-1, 1),
         free=st.integers(-1, 6),
@@ -31,27 +32,40 @@ lines = st.lists(
 def test_the_places_of_those_who_wait_are_left_to_them(known, priority):
     open_to = open_to_arrival(known, priority)
     assert open_to <= {line.engine_id for line in known} and bool(open_to) == bool(known)
-    waiting = sum(line.length for line in known if line.priority <= priority)
-    places = {line.engine_id: line.open_places - line.num_sent for line in known if line.is_known and not line.length}
-    room = sum(max(0, left) for left in places.values())
-    behind = {e.engine_id for e in known if e.length and e.priority <= priority and e.free > e.num_sent}
-    if waiting and room <= waiting and behind:
-        assert open_to == behind
-    elif room > waiting:
+    waiting = {line.engine_id: line.num_waiting(priority) for line in known if line.num_waiting(priority)}
+    spoke = {line.engine_id for line in known if line.is_known}
+    places = {line.engine_id: max(0, line.places_left) for line in known if line.is_known}
+    takes = {line.engine_id for line in known if line.free > line.num_sent}
+    if sum(places.values()) > sum(waiting.values()):
         # It begins at once, and one place is left for each who waits; or nobody is known to wait.
         assert all(places.get(engine_id, 1 - bool(waiting)) > 0 for engine_id in open_to)
+    elif waiting and any(not places[engine_id] for engine_id in spoke & takes):
+        assert not any(places[engine_id] for engine_id in open_to), "no place is taken from those who wait"
+        behind = {line.engine_id for line in known if line.length and line.priority <= priority} & spoke & takes
+        assert not behind or open_to == behind
+    assert not spoke or not waiting or open_to <= spoke, "behind an engine that has fallen silent nobody is sent"
 
 
 @given(lines)
-def test_who_is_more_urgent_than_all_who_wait_goes_as_if_nobody_waited(known):
-    urgent = [line for line in known if not line.length]
-    assert open_to_arrival(known, -2) >= open_to_arrival(urgent) or not urgent
+def test_who_is_more_urgent_than_all_who_wait_goes_where_there_is_room(known):
+    room = {line.engine_id for line in known if line.is_known and line.places_left > 0}
+    assert open_to_arrival(known, -2) >= room
 
 
 def test_a_second_arrival_counts_the_first():
     new, full = Line("new", open_places=3), Line("full", length=2)
     assert open_to_arrival([full, new]) == {"new"}
     assert open_to_arrival([full, new._replace(num_sent=1)]) == {"full"}
+
+
+def test_who_was_sent_beyond_the_places_waits_though_the_engine_has_not_said_so_yet():
+    free, full = Line("free", open_places=1), Line("full", num_sent=2, free=9)
+    assert open_to_arrival([free, full]) == {"full"}
+    assert open_to_arrival([free, full, Line("other full")]) == {"full", "other full"}, "who comes together spreads out"
+    assert open_to_arrival([free, full._replace(open_places=2)]) == {"free"}
+    assert open_to_arrival([free, full._replace(sent_priority=1)]) == {"free"}, "who was sent gives way"
+    assert open_to_arrival([free, full._replace(sent_priority=1)], 1) == {"full"}
+    assert Line("full", num_sent=2, length=3).num_waiting(0) == 5
 
 
 def test_an_engine_that_has_not_spoken_gets_nothing_while_others_wait():
@@ -61,10 +75,13 @@ def test_an_engine_that_has_not_spoken_gets_nothing_while_others_wait():
     assert open_to_arrival([Line("free", open_places=1), new]) == {"free", "new"}
 
 
-def test_the_line_of_an_engine_that_is_late_counts_and_its_places_do_not():
-    late = Line("late", is_known=False, length=3)
-    assert open_to_arrival([late, Line("free", open_places=3)]) == {"late"}
+def test_the_line_of_an_engine_that_is_late_counts_and_neither_its_places_nor_its_room_do():
+    late, free, full = Line("late", is_known=False, length=3), Line("free", open_places=3), Line("full")
+    assert open_to_arrival([late, free, full]) == {"full"}, "there it deprives nobody of a place"
+    assert open_to_arrival([late, free]) == {"free"}, "nobody can move out of the other before it speaks"
+    assert open_to_arrival([late, free._replace(open_places=4)]) == {"free"}
     assert open_to_arrival([Line("full", length=1), Line("late", is_known=False, open_places=3)]) == {"full"}
+    assert open_to_arrival([late]) == {"late"}
 
 
 def test_an_engine_that_is_not_open_is_chosen_where_none_is():
