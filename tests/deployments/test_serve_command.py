@@ -113,13 +113,13 @@ def answers(url: str, process: subprocess.Popen, log: Path) -> bool:
 
 
 def config_file(tmp_path: Path) -> Path:
-    """Two applications: one with keys in its arguments, and one that has those of the variable."""
+    """Two applications: one with keys in its arguments, and one that has those of the variable, and spares."""
     small = {"max_num_seqs": 2, "num_kv_blocks": 64, "runner_num_cpus": 0.1, "load_format": "dummy", "num_threads": 1}
     tiny = {**small, "model": str(tmp_path), "tokenizer": DEFAULT_MODEL, "model_id": "tiny"}
     (tmp_path / "config.json").write_text(json.dumps({**TINY_CONFIG, "vocab_size": 49152}))
     applications = [
         {"name": name, "route_prefix": prefix, "import_path": BUILDER, "args": {**tiny, **more}}
-        for name, prefix, more in (("default", "/", {"api_keys": [KEY]}), ("second", "/second", {}))
+        for name, prefix, more in (("default", "/", {"api_keys": [KEY]}), ("second", "/second", {"warm_spares": 1}))
     ]
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump({"proxy_location": "HeadOnly", "applications": applications}))
@@ -208,7 +208,9 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
         forged = {**headers, "X-Request-ID": "x -- event=y request=forged"}
         answer = httpx.get(f"{url}/v1/models", headers=forged, timeout=60)
         assert answer.headers["x-request-id"] == "x%20--%20event%3Dy%20request%3Dforged"
+        spares = wait_for(lambda: ready_spares(f"{url}/second"), 60, "no spares came")
         pids = process_tree(process.pid)
+        assert spares <= {*pids}
         found = listeners(pids)
         assert ("127.0.0.1", port) in found
         assert [socket for socket in found if not ipaddress.ip_address(socket[0]).is_loopback] == []
@@ -290,7 +292,8 @@ def check_that_actors_are_recognised(url: str) -> None:
     listed = httpx.get(f"{url}/api/v0/actors?detail=1", headers=headers, timeout=60).json()["data"]["result"]["result"]
     shown = {actor["repr_name"] or actor["class_name"] for actor in listed if actor["state"] == "ALIVE"}
     assert "runner tiny cpu" in shown
-    others = {name.partition(":")[0] for name in shown - {"runner tiny cpu"}}
+    (spares,) = [name for name in shown if re.fullmatch("spares tiny [0-9a-f]{8}", name)]
+    others = {name.partition(":")[0] for name in shown - {"runner tiny cpu", spares}}
     assert others == {"ServeController", "ServeReplica", "HAProxyManager", "ProxyActor"}
 
 
@@ -365,6 +368,14 @@ def check_that_unfinished_headers_end(ports: list[int]) -> None:
     begun = time.monotonic()
     assert all(map(is_closed, opened))
     assert time.monotonic() - begun < 10
+
+
+def ready_spares(url: str) -> set[int]:
+    """Process ids, once there is one of each kind."""
+    status = httpx.get(f"{url}/v1/status", headers={"Authorization": f"Bearer {KEY_OF_VARIABLE}"}, timeout=60).json()
+    kinds = [keeper.get(kind, {}) for keeper in status["spares"] for kind in ("replica", "runner")]
+    pids = {pid for kind in kinds for pid in kind.get("pids", []) if kind["ready"] == 1}
+    return pids if len(pids) == 2 else set()
 
 
 def is_running(pid: int) -> bool:
