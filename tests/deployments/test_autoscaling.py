@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -27,13 +30,17 @@ from cluster.scaling.fleet import FleetInputs
 from cluster.scaling.ingresses import IngressRule
 from cluster.scaling.ingresses import decide as ingresses_wanted
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
+from deployments import ingress, llm
 from deployments.autoscaling.decision_file import file_name
 from deployments.autoscaling.serve_options import autoscaling_config, ingress_autoscaling_config
 from deployments.cli import app as bireme
+from deployments.ingress import OpenAiIngress
 from deployments.llm import build_openai_app
 from deployments.ray_private.serve import session_logs
+from deployments.spares.engine_processes import VARIABLE
+from deployments.spares.keepers import SPARE_BYTES
 from deployments.start.serve_config import BUILDER
-from tests.chaos.served.processes import descendants, kinds, title_of
+from tests.chaos.served.processes import descendants, kinds, send, title_of
 from tests.deployments.conftest import App, wait_for
 from tests.served_device import served_on_device
 
@@ -48,6 +55,16 @@ AUTOSCALING = {
 }
 
 
+@dataclass
+class Elastic(App):
+    """
+    Attributes:
+        used_before: what was reserved of Ray's resources before it was there.
+    """
+
+    used_before: dict[str, float]
+
+
 @pytest.fixture
 def elastic(app: App):
     settings = served_on_device(
@@ -57,27 +74,54 @@ def elastic(app: App):
         deployment_config={"autoscaling_config": AUTOSCALING},
         warm_spares=1,
     )
-    before = used_cpus()
+    before = used()
     serve.run(build_openai_app(LLMConfig(**settings)), name="elastic", route_prefix="/elastic")
-    elastic = App(app.url + "/elastic", serve.get_deployment_handle("LLMServer", "elastic"))
+    elastic = Elastic(app.url + "/elastic", serve.get_deployment_handle("LLMServer", "elastic"), before)
     wait_for(lambda: httpx.get(elastic.url + "/health").status_code == 200, 60, "the application is not ready")
     spares = wait_for(lambda: ready_spares(elastic), 60, "no spares came")
-    # Of the ingress, the replica and its runner.
-    as_without = INGRESS_CPUS + ENGINE_REPLICA_CPUS + 0.2
-    wait_for(lambda: used_cpus() - before == pytest.approx(as_without), 10, "spares reserve CPUs")
+    wait_until_used(beside(before, 1), "spares reserve more than memory")
     yield elastic
     spares |= ready_spares(elastic) or {}
     serve.delete("elastic")
     wait_for(lambda: all(map(has_ended, spares.values())), 30, "spares stay when their application has gone")
-    wait_for(lambda: used_cpus() == pytest.approx(before), 30, "something of the application stays reserved")
+    wait_until_used(before, "something of the application stays reserved", 30)
+    wait_for(lambda: not spare_processes(), 10, "spares of which nobody knows stay")
+
+
+def spare_processes() -> list[int]:
+    """Of all applications of this test's cluster: those that were started to become an engine's, and belong to none."""
+    found = []
+    for pid in descendants():
+        with contextlib.suppress(OSError):
+            is_of_engine = f"{VARIABLE}=".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            if is_of_engine and title_of(pid).startswith("ray::IDLE"):
+                found.append(pid)
+    return found
 
 
 def controllers() -> list[int]:
     return [pid for pid, kind in kinds().items() if kind == "controller"]
 
 
-def used_cpus() -> float:
-    return ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
+def used() -> dict[str, float]:
+    """What is reserved of all of Ray's resources, but for objects' memory; placement groups' parts are in it already."""
+    free = ray.available_resources()
+    taken = {name: round(all_of - free.get(name, 0.0), 4) for name, all_of in ray.cluster_resources().items()}
+    return {n: amount for n, amount in taken.items() if amount and "_group_" not in n and n != "object_store_memory"}
+
+
+def wait_until_used(expected: dict[str, float], what: str, timeout_s: float = 10) -> None:
+    wanted, deadline = pytest.approx({name: amount for name, amount in expected.items() if amount}), time.monotonic()
+    while (found := used()) != wanted and time.monotonic() - deadline < timeout_s:
+        time.sleep(0.1)
+    assert found == wanted, what
+
+
+def beside(before: dict[str, float], num_engines: int) -> dict[str, float]:
+    """What is used with so many engines of ``elastic``, whether spares were adopted or are kept: no more than without any, but
+    for the memory that is reserved for them."""
+    cpus = INGRESS_CPUS + num_engines * (ENGINE_REPLICA_CPUS + 0.2)  # each has a replica and a runner
+    return before | {"CPU": before["CPU"] + cpus, "memory": before.get("memory", 0.0) + SPARE_BYTES}
 
 
 def status_of(app: App) -> dict:
@@ -99,7 +143,9 @@ def num_engines(state: str = "RUNNING", app: str = "elastic") -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-async def test_engines_scale_from_one_to_two_and_back_without_an_error_and_the_second_takes_the_spares(elastic: App):
+async def test_engines_scale_from_one_to_two_and_back_without_an_error_and_the_second_takes_the_spares(
+    elastic: Elastic,
+):
     assert num_engines() == 1
     spares = ready_spares(elastic)
     os.kill(spares["runner"], signal.SIGKILL)
@@ -116,6 +162,7 @@ async def test_engines_scale_from_one_to_two_and_back_without_an_error_and_the_s
     back = lambda: (found := controllers()) and found != [controller]  # noqa: E731
     await asyncio.to_thread(wait_for, back, 60, "no controller came back")
     assert await asyncio.to_thread(ready_spares, elastic) == spares, "they outlive Serve's controller"
+    assert sorted(spare_processes()) == sorted(spares.values()), "and there are no others"
     seen = 1
     async with AsyncClient(elastic.url, timeout=240) as client:
 
@@ -130,7 +177,11 @@ async def test_engines_scale_from_one_to_two_and_back_without_an_error_and_the_s
         deadline = time.monotonic() + 120
         clients = [asyncio.create_task(load(time.monotonic() + 5)) for _ in range(8)]
         while not all(task.done() for task in clients):
-            seen = max(seen, await asyncio.to_thread(num_engines))
+            found = await asyncio.to_thread(num_engines)
+            if found == 2 and seen < 2:
+                what = "an engine of spares reserves more than another one"
+                await asyncio.to_thread(wait_until_used, beside(elastic.used_before, 2), what)
+            seen = max(seen, found)
             assert time.monotonic() < deadline, "no second engine came"
             await asyncio.sleep(0.3)
         lengths = [length for task in clients for length in task.result()]
@@ -141,15 +192,26 @@ async def test_engines_scale_from_one_to_two_and_back_without_an_error_and_the_s
     assert all(status["spares"][0][kind]["adopted"] for kind in ("replica", "runner"))
     assert title_of(spares["replica"]).startswith("ray::ServeReplica:elastic:LLMServer")
     await asyncio.to_thread(wait_for, lambda: num_engines() == 1, 90, "the second engine did not go")
+    one = beside(elastic.used_before, 1)
+    await asyncio.to_thread(wait_until_used, one, "the second engine left something reserved", 30)
     assert httpx.get(elastic.url + "/v1/models").status_code == 200
 
 
 SLOTS, QUEUED, MOST_ENGINES = 2, 2, 3
 
 
+class Impatient(OpenAiIngress):
+    """Where there is to be an engine, it answers 503 after a second without one instead of after half a minute."""
+
+    async def start(self) -> None:
+        ingress._LOADING_PATIENCE_S = 1.0  # in the ingress's process
+        await super().start()
+
+
 @pytest.fixture
-def sleeper(app: App):
+def sleeper(app: App, monkeypatch):
     """An application that begins without an engine."""
+    monkeypatch.setattr(llm, "OpenAiIngress", Impatient)
     settings = served_on_device(
         max_num_seqs=SLOTS,
         max_queued_requests=QUEUED,
@@ -241,7 +303,73 @@ async def test_requests_wake_a_deployment_that_sleeps_and_none_is_lost(sleeper: 
     came_back = lambda: pid not in ingresses("sleeper") and health(sleeper)[0] == 200  # noqa: E731
     await asyncio.to_thread(wait_for, came_back, 60, "no ingress came back")
     assert sleeps(sleeper)
-    assert (await asyncio.to_thread(sleeper.post, "/v1/completions", body)).status_code == 200
+    await check_that_who_gives_up_alone_leaves_nothing(sleeper, body)
+    await check_that_ingresses_hold_for_as_long_as_a_start_takes(sleeper, body, whole[0])
+
+
+async def check_that_who_gives_up_alone_leaves_nothing(app: App, body: dict) -> None:
+    """The start that it has caused goes on or not, as Serve likes; then it is as if nobody had asked."""
+    before = used()
+    async with httpx.AsyncClient(timeout=60) as client:
+        asking = asyncio.create_task(client.post(app.url + "/v1/completions", json=body))
+        await asyncio.to_thread(wait_for, starting, 30, "nothing starts")
+        assert num_held(app) == 1
+        asking.cancel()
+        await asyncio.to_thread(wait_for, lambda: num_held(app) == 0, 5, "who has gone is held")
+    await asyncio.to_thread(wait_for, lambda: sleeps(app), 60, "an engine stays that nobody waits for")
+    await asyncio.to_thread(wait_for, lambda: used() == before, 30, "something stays reserved")
+
+
+async def check_that_ingresses_hold_for_as_long_as_a_start_takes(app: App, body: dict, text: str) -> None:
+    """One that is killed takes those that it holds with it, and the start goes on; its successor holds what comes until the
+    engine is there, however long that takes."""
+    ask = lambda: asyncio.create_task(client.post(app.url + "/v1/completions", json=body))  # noqa: E731
+    stopped: set[int] = set()
+
+    async def start_is_held_up(until: Callable[[], object], timeout_s: float, what: str) -> None:
+        """Until then. Whatever else Serve starts is stopped, too."""
+        deadline = time.monotonic() + timeout_s
+        while not await asyncio.to_thread(until):
+            assert time.monotonic() < deadline, what
+            new = {*starting()} - stopped
+            stopped.update(new)
+            for pid in new:
+                send(pid, signal.SIGSTOP)
+            await asyncio.sleep(0.05)
+
+    async with httpx.AsyncClient(timeout=120) as client:
+        lost = ask()
+        try:
+            await start_is_held_up(lambda: stopped, 30, "nothing starts")
+            (pid,) = ingresses("sleeper")
+            os.kill(pid, signal.SIGKILL)
+            (told,) = await asyncio.wait_for(asyncio.gather(lost, return_exceptions=True), 10)
+            assert isinstance(told, httpx.TransportError) or told.status_code >= 500, "its client is told"
+            back = lambda: pid not in ingresses("sleeper") and health(app) == (200, "asleep")  # noqa: E731
+            await start_is_held_up(back, 60, "no ingress came back")
+            held = [ask() for _ in range(SLOTS)]
+            await start_is_held_up(lambda: num_held(app) == SLOTS, 10, "the new ingress holds none")
+            # Longer than an ingress waits where there is to be an engine.
+            longer = time.monotonic() + 3
+            await start_is_held_up(lambda: time.monotonic() > longer, 10, "")
+            assert not any(one.done() for one in held) and num_held(app) == SLOTS
+        finally:
+            for pid in stopped:
+                send(pid, signal.SIGCONT)
+        for one in held:
+            answer = await one
+            assert (answer.status_code, answer.json()["choices"][0]["text"]) == (200, text)
+    await asyncio.to_thread(wait_for, lambda: sleeps(app) and not num_held(app), 60, "it does not go to sleep")
+
+
+def num_held(app: App) -> int:
+    """By the ingress that is asked."""
+    return status_of(app)["load"]["num_held"]
+
+
+def starting() -> list[int]:
+    """Replicas of the engines that Serve starts, or has started."""
+    return [pid for pid in descendants() if title_of(pid).startswith("ray::ServeReplica:sleeper:LLMServer")]
 
 
 def fails(inputs, state, settings):

@@ -97,6 +97,7 @@ def test_what_engines_said_is_as_old_as_both_ways_together_and_only_serve_s_own_
     (inputs,) = known
     (engine,) = inputs.engines
     assert (engine.engine_id, inputs.num_ready, inputs.num_starting) == ("engine-a", 2, 1)
+    assert inputs.num_unknown == 1, "the other one has said nothing"
     assert engine.age_s == pytest.approx(1.1, abs=0.2)
     assert [inputs.now - ingress.sampled_at for ingress in inputs.ingresses] == pytest.approx([1.0, 1.0], abs=0.2)
     assert signal_age_s(inputs) == pytest.approx(1.1, abs=0.2) and signal_age_s(FleetInputs(1.0)) == 0
