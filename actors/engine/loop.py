@@ -39,8 +39,8 @@ class EngineLoop:
     Args:
         engine: no other thread may touch it once the loop has started.
         publish: called on the loop's thread with what a step says.
-        on_queue: called on the loop's thread when places open or close, or other numbers of a subscriber's requests wait; and after
-            a step that took long.
+        on_queue: called on the loop's thread when places open or close, or other numbers of a subscriber's requests wait; and
+            after a step that took long.
         on_death: called once, on the loop's thread, when a step failed; the loop is over then.
     """
 
