@@ -54,6 +54,77 @@ def test_a_place_stays_open_only_when_nobody_could_move(engines):
     assert sum(move.num_requests for move in made) == min(places, could)
 
 
+class Crowd:
+    """Engines whose load stays as it is, and ingresses that decide one after the other from words of different age. Engines grant
+    each place once, as ``actors.place_reservations`` and the scheduler do."""
+
+    def __init__(self, slots: int, running: list[int], lines: list[list[int]], num_ingresses: int) -> None:
+        self.slots, self.running, self.lines = (
+            slots,
+            running,
+            lines,
+        )  # lines: by engine, whose each request is that waits
+        self.moved = 0
+        self.words = [[self.say(ingress, e) for e in range(len(running))] for ingress in range(num_ingresses)]
+
+    def say(self, ingress: int, engine: int) -> BalanceView:
+        line = self.lines[engine]
+        places = max(0, self.slots - self.running[engine] - len(line))
+        return BalanceView(str(engine), line.count(ingress), MIN_WAIT_S * bool(line), places)
+
+    def hear(self, ingress: int, engine: int) -> None:
+        self.words[ingress][engine] = self.say(ingress, engine)
+
+    def decide(self, ingress: int) -> int:
+        """Make the moves that the words ask for; returns how many were made."""
+        made = 0
+        for move in moves(self.words[ingress]):
+            source, target = int(move.source), int(move.target)
+            granted = min(move.num_requests, max(0, self.slots - self.running[target] - len(self.lines[target])))
+            given = min(granted, self.lines[source].count(ingress))
+            for _ in range(given):
+                self.lines[source].remove(ingress)
+            self.running[target] += given  # they begin in the next step, so that none of them waits again
+            assert self.running[target] <= self.slots, "no engine gets more than it has places, whoever sends"
+            made += given
+            self.hear(ingress, source)
+            self.hear(ingress, target)
+        self.moved += made
+        return made
+
+
+@given(
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 4), st.lists(st.integers(0, 2), max_size=6)), min_size=2, max_size=5),
+    st.lists(st.tuples(st.sampled_from(["hear", "decide"]), st.integers(0, 2), st.integers(0, 4)), max_size=60),
+)
+def test_over_many_rounds_of_several_ingresses_a_constant_load_comes_to_rest(slots, engines, events):
+    """Where a line is, the engine is full, as the scheduler has it."""
+    running = [slots if line else min(slots, count) for count, line in engines]
+    crowd = Crowd(slots, running, [list(line) for _, line in engines], 3)
+    num_waiting = sum(map(len, crowd.lines))
+    total = num_waiting + sum(crowd.running)
+    for what, ingress, engine in events:
+        if what == "decide":
+            crowd.decide(ingress)
+        elif engine < len(engines):
+            crowd.hear(ingress, engine)
+    for _ in range(2):  # words of all, and each decides
+        for ingress in range(3):
+            for engine in range(len(engines)):
+                crowd.hear(ingress, engine)
+            crowd.decide(ingress)
+    assert crowd.moved <= num_waiting, "nobody moves twice"
+    assert sum(map(len, crowd.lines)) + sum(crowd.running) == total
+    places = sum(crowd.slots - count for count, line in zip(crowd.running, crowd.lines) if not line)
+    assert not places or not any(crowd.lines), "nobody waits while there is a place"
+    for _ in range(5):  # from then on nothing moves, however old the words were
+        for ingress in range(3):
+            for engine in range(len(engines)):
+                crowd.hear(ingress, engine)
+            assert crowd.decide(ingress) == 0
+
+
 def test_one_new_engine_takes_as_many_as_it_has_places():
     full, new = BalanceView("full", 24, 5.0), BalanceView("new", open_places=8)
     assert moves([full, new]) == [Move("full", "new", 8)]
