@@ -1,0 +1,138 @@
+"""From a place that opens to the move that fills it: real words, streams and balancer under a clock that jumps."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.delta_stream import DeltaStream
+from cluster.outputs import AttachRequired, EngineLoad
+from deployments.routing import balancer, token_streams
+from deployments.routing.router.engine_choices import EngineChoices
+from deployments.routing.token_streams import TokenStream
+
+BOUND_S = 0.5
+MESSAGE_S = 0.01  # of a word, a call and its answer each
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """Never waits: where it would, its clock is later."""
+
+    def __init__(self) -> None:
+        super().__init__(_Jumps(self))
+        self.now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+class _Jumps(selectors.DefaultSelector):
+    def __init__(self, loop: JumpingLoop) -> None:
+        super().__init__()
+        self._of = loop
+
+    def select(self, timeout: float | None = None) -> Any:
+        self._of.now += timeout or 0.0
+        return super().select(0)
+
+
+class Remote:
+    """A call to an engine that answers after a message there and one back."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def remote(self, *args: Any) -> asyncio.Task:
+        async def call() -> Any:
+            await asyncio.sleep(MESSAGE_S)
+            answer = self._answer(*args)
+            await asyncio.sleep(MESSAGE_S)
+            return answer
+
+        return asyncio.ensure_future(call())
+
+
+class Streams:
+    """As ``TokenStreams`` are looked at."""
+
+    def __init__(self, streams: dict[str, TokenStream]) -> None:
+        self._of = streams
+        self.of = streams.get
+
+    def __iter__(self):
+        return iter(self._of.values())
+
+
+async def time_to_move(opens_s: float, source_s: float, target_s: float, at_once: bool, asked_s: float) -> float:
+    """Seconds from the place to the moment in which the full engine gives a request up. The streams of the two begin at
+    ``source_s`` and ``target_s``, which sets their beats; ``asked_s`` before the place opened it was asked for one in vain."""
+    loop = asyncio.get_running_loop()
+    opens_at, ended = loop.time() + opens_s, loop.create_future()
+    choices = EngineChoices(loop.time)
+    choices.set_engines({"full": "f", "other": "f"})
+    given_back: list[int] = []
+
+    def load_of(name: str) -> EngineLoad:
+        is_open = name == "other" and loop.time() >= opens_at
+        waits = 4 if name == "full" else 0
+        return EngineLoad(9, 9, open_places=int(is_open), num_movable=waits, oldest_wait_s=9.0, line_length=waits)
+
+    def reserve(subscriber: str, count: int) -> tuple[int, int]:
+        return (1, 1000) if loop.time() >= opens_at else (0, 0)
+
+    def hand_back(*args: Any) -> int:
+        if not ended.done():
+            ended.set_result(loop.time() - opens_at)
+        return 1
+
+    runner = SimpleNamespace(reserve=Remote(reserve), hand_back=Remote(hand_back), give_back=Remote(given_back.append))
+    streams = {name: TokenStream(AttachRequired(name, runner, "f")) for name in ("full", "other")}
+    one = balancer.Balancer("i", cast(Any, Streams(streams)), choices, lambda stream: False)
+
+    async def pump(name: str, after_s: float, said: DeltaStream) -> None:
+        await asyncio.sleep(after_s)
+        async for items in said.messages(lambda: True, lambda: load_of(name)):
+            await asyncio.sleep(MESSAGE_S)
+            for item in items:
+                streams[name].announced(item)  # type: ignore[arg-type]
+                choices.announced(name, item)  # type: ignore[arg-type]
+                one.changed()
+
+    said = {name: DeltaStream() for name in streams}
+    pumps = [asyncio.ensure_future(pump(n, s, said[n])) for n, s in (("full", source_s), ("other", target_s))]
+    if at_once:
+        loop.call_at(opens_at, said["other"].put, [])
+    loop.call_at(opens_at - asked_s, one._rest, streams["other"], False)
+    try:
+        return await asyncio.wait_for(ended, 5)
+    finally:
+        for task in pumps:
+            task.cancel()
+        await one.close()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+
+phases = st.floats(0.0, 0.25)
+
+
+@settings(deadline=None, max_examples=60)
+@given(phases, phases, st.booleans(), st.one_of(st.just(1.0), st.floats(0.0, 0.3)))
+def test_a_move_begins_within_half_a_second_of_the_room_whatever_the_beats(source_s, target_s, at_once, asked_s):
+    loop = JumpingLoop()
+    clock = SimpleNamespace(monotonic=loop.time, time=loop.time)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(balancer, "time", clock)
+        patch.setattr(token_streams, "time", clock)
+        try:
+            took_s = loop.run_until_complete(time_to_move(2.0, source_s, target_s, at_once, asked_s))
+        finally:
+            loop.close()
+    # A word, the call for the place with its answer, and the one to give up.
+    assert 0 <= took_s <= BOUND_S + 4 * MESSAGE_S
+    assert not at_once or asked_s < balancer._LOOK_AGAIN_S or took_s < 5 * MESSAGE_S
