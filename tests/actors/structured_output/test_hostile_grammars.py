@@ -171,6 +171,25 @@ def test_known_attacks(grammars, grammar, taken):
     assert check(grammars, grammar) == taken
 
 
+_WIDE = json.dumps({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(200)}})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "taken"),
+    [
+        (" {0,1000}", True),
+        ("( {0,90}\n{0,90}){0,9}", False),
+        ("(( |\t)* \n){0,300}", True),
+        ("(\n( {0,64})?)*", True),
+        ("((( {1,3}){1,3}\t){1,9}|(\n{1,3}\t ){1,50})?", True),
+        ("(( {0,99}){0,99}){0,99}", False),
+    ],
+)
+def test_white_space_of_a_requests_own_costs_no_more_than_grammars_may(grammars, pattern, taken):
+    white_space = Grammar(REGEX, pattern, "guided_whitespace_pattern")
+    assert check(grammars, Grammar(JSON_SCHEMA, _WIDE, white_space=white_space)) == taken
+
+
 FORCED = [
     Grammar(JSON_SCHEMA, json.dumps({"enum": ["x" * 60_000]})),
     Grammar(JSON_SCHEMA, json.dumps({"properties": {"a": {"const": "x" * 60_000}}, "required": ["a"]})),
