@@ -20,6 +20,7 @@ from tests.chaos.load.requests import (
     NUM_REQUESTS,
     calls_tools,
     cut_at,
+    ends_with_call,
     has_stops,
     is_chat,
     num_choices,
@@ -83,6 +84,9 @@ class Load:
             assert seen.error is None, seen.error
             assert len(seen.choices) == num_choices(number)
             assert all(bool(choice.calls) == calls_tools(number) for choice in seen.choices.values())
+            assert all(
+                (choice.finish_reason == "tool_calls") == ends_with_call(number) for choice in seen.choices.values()
+            )
             assert all(bool(choice.reasoning) == reasons(number) for choice in seen.choices.values())
             return seen
 

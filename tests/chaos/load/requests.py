@@ -36,17 +36,54 @@ _CALLING = _TEMPLATE + "<|im_start|>assistant\n{# <tool_call> #}"
 _THINKING = _CALLING + "<think>{# </think> #}"
 
 
+# A random model calls nothing of its own accord. A bias that is above all logits has it take each of these tokens once, those of
+# a higher one first, because the penalty of what was taken leaves next to nothing of it: [look(at=' and words, and ')].
+CALL_BEGINS, CALL_ENDS = (75, 14757, 24, 261, 2069), (35279,)
+CALL_WORDS = (
+    30001, 30002, 30003, 30004, 30007, 30008, 30009, 30010, 30013, 30017, 30018, 30019, 30020, 30021, 30022, 30023,
+    30024, 30027, 30028, 30029, 30031, 30035, 30036, 30037, 30038, 30039, 30040, 30041, 30042, 30043, 30045, 30046,
+    30049, 30050, 30051, 30052, 30054, 30055, 30056, 30057, 30058, 30059, 30060, 30063, 30066, 30067, 30068, 30070,
+    30071, 30072, 30073, 30074, 30075, 30076, 30079, 30080, 30081, 30082, 30084, 30085, 30086, 30087, 30089, 30090,
+    30091, 30095, 30097, 30098, 30099, 30100, 30102, 30103, 30105, 30106, 30107, 30115, 30116, 30117, 30118, 30121,
+    30122, 30123, 30124, 30126, 30127, 30131, 30132, 30133, 30134, 30135, 30136, 30139, 30141, 30143, 30144, 30145,
+    30146, 30147, 30149, 30150, 30152, 30154, 30159, 30160, 30162, 30167, 30168, 30169, 30170, 30171, 30172, 30173,
+)  # fmt: skip
+_FREE_CALL = {
+    **{str(token): 100.0 - 5 * i for i, token in enumerate(CALL_BEGINS)},
+    **dict.fromkeys(map(str, CALL_WORDS), 60.0),
+    **dict.fromkeys(map(str, CALL_ENDS), 40.0),
+}
+_FREE = _TEMPLATE.replace("tools | tojson", "tools | length") + "<|im_start|>assistant\n{# [func_name1( #}"
+
+
 def _tool(name: str, **properties: Any) -> dict[str, Any]:
     schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
     return {"type": "function", "function": {"name": name, "parameters": schema}}
 
 
-# Calls of one function, longer than any answer, and several calls of either behind reasoning that is cut.
+# Calls of one function, longer than any answer, several calls of either behind reasoning that is cut, a call of the model's own
+# after which no other may come, and a call that may not be thought about.
 _TOOLS: dict[int, dict[str, Any]] = {
+    3: {
+        "chat_template": _FREE,
+        "tools": [_tool("look", at={"type": "string"}), _tool("note", record=_RECORD)],
+        "parallel_tool_calls": False,
+        "temperature": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 100.0,
+        "logit_bias": _FREE_CALL,
+        "max_tokens": 400,
+    },
     6: {
         "chat_template": _CALLING,
         "tools": [_tool("look"), _tool("note", records=_RECORDS)],
         "tool_choice": {"type": "function", "function": {"name": "note"}},
+    },
+    11: {
+        "chat_template": _THINKING,
+        "tools": [_tool("look", at={"type": "string", "maxLength": 40}), _tool("note", records=_RECORDS)],
+        "tool_choice": {"type": "function", "function": {"name": "note"}},
+        "thinking_token_budget": 0,
     },
     14: {
         "chat_template": _THINKING,
@@ -59,7 +96,7 @@ _TOOLS: dict[int, dict[str, Any]] = {
 
 def is_chat(number: int) -> bool:
     """Whether it is a conversation, not a completion."""
-    return number % 4 == 2
+    return number % 4 == 2 or number in _TOOLS
 
 
 def calls_tools(number: int) -> bool:
@@ -68,7 +105,12 @@ def calls_tools(number: int) -> bool:
 
 def reasons(number: int) -> bool:
     """Whether its answer begins in its reasoning."""
-    return "thinking_token_budget" in _TOOLS.get(number, {})
+    return _TOOLS.get(number, {}).get("thinking_token_budget", 0) > 0
+
+
+def ends_with_call(number: int) -> bool:
+    """Whether its first call ends it."""
+    return "parallel_tool_calls" in _TOOLS.get(number, {})
 
 
 def num_choices(number: int) -> int:
