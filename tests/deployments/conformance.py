@@ -82,7 +82,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_GONE = Refused(404, None, "there is no ")
+_GONE = Refused(404, None, "/docs shows what there is")
 _NO_TYPE = Refused(400, "invalid_content_type", "must be application/json")
 _NO_CODING = Refused(415, "unsupported_content_encoding", "must be gzip or none")
 _NO_GZIP = Refused(400, "invalid_gzip", "not valid gzip")

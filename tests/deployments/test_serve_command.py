@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -229,7 +230,7 @@ def test_serve_is_this_users_alone_and_leaves_nothing_but_logs(app: App, tmp_pat
         check_that_no_key_is_shown(pids, [base, folder], log)
         check_that_files_are_this_users_alone([base, folder])
         assert answers(url, process, log)
-        deploy_as_the_page_does(tmp_path, log, url, headers)
+        deploy_as_the_page_does(tmp_path, log)
         body = {"prompt": "One, two,", "max_tokens": 300, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as begun:
             lines = begun.iter_lines()
@@ -303,14 +304,18 @@ def dashboard(log: Path) -> str:
     return url
 
 
-def deploy_as_the_page_does(folder: Path, log: Path, url: str, headers: dict[str, str]) -> None:
-    """Another setting for the first application, in place of what the server has; all the while it answers."""
+def deploy_as_the_page_does(folder: Path, log: Path) -> None:
+    """In place of what the server has, with an option of Serve's that needs no new replica: tests/chaos looks at those."""
     (block,) = blocks_marked("deployed")
-    token = (Path.home() / ".ray" / "auth_token").read_text().strip()
-    asked = httpx.get(f"{dashboard(log)}/api/serve/applications/", headers={"Authorization": f"Bearer {token}"})
-    first, second = (found["deployed_app_config"] for found in asked.json()["applications"].values())
-    first["args"]["model_aliases"] = ["deployed"]
-    (folder / "my.yaml").write_text(yaml.safe_dump({"applications": [first, second]}))
+    headers = {"Authorization": f"Bearer {(Path.home() / '.ray' / 'auth_token').read_text().strip()}"}
+
+    def applications() -> dict[str, Any]:
+        asked = httpx.get(f"{dashboard(log)}/api/serve/applications/", headers=headers, timeout=60)
+        return asked.json()["applications"]
+
+    found = {name: application["deployed_app_config"] for name, application in applications().items()}
+    found["default"]["deployments"] = [{"name": "LLMServer", "health_check_period_s": 7.0}]
+    (folder / "my.yaml").write_text(yaml.safe_dump({"applications": list(found.values())}))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     ran = subprocess.run(
@@ -322,14 +327,16 @@ def deploy_as_the_page_does(folder: Path, log: Path, url: str, headers: dict[str
         timeout=60,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "DEPLOYING" in ran.stdout or "RUNNING" in ran.stdout
+    assert re.findall(r"^  (\w+):$", ran.stdout.partition("\napplications:")[2], re.MULTILINE) == ["default", "second"]
 
-    def has_changed() -> bool:
-        models = httpx.get(f"{url}/v1/models", headers=headers, timeout=60)
-        assert models.status_code == 200, models.text
-        return "deployed" in {model["id"] for model in models.json()["data"]}
+    def is_deployed() -> bool:
+        now = applications()["default"]
+        return (now["status"], now["deployments"]["LLMServer"]["deployment_config"]["health_check_period_s"]) == (
+            "RUNNING",
+            7.0,
+        )
 
-    wait_for(has_changed, 60, "the file was not deployed")
+    wait_for(is_deployed, 60, "the file was not deployed")
 
 
 def http_1_0_stream(port: int) -> bytes:
