@@ -7,6 +7,7 @@ with their types and defaults. Code that means another thing by the same fields 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 import zlib
 from typing import Any
@@ -40,9 +41,13 @@ def _defaults(kind: Any) -> dict[str, str] | None:
     """Of each field in its order; None for what has none, as numbers and texts."""
     if dataclasses.is_dataclass(kind):
         return {field.name: _default(field) for field in dataclasses.fields(kind)}
-    if hasattr(kind, "_fields"):
-        return {name: repr(kind._field_defaults[name]) if name in kind._field_defaults else "" for name in kind._fields}
+    if isinstance(kind, type) and issubclass(kind, tuple) and typing.get_type_hints(kind):
+        return {field.name: _given(field.default) for field in inspect.signature(kind).parameters.values()}
     return None
+
+
+def _given(default: Any) -> str:
+    return "" if default is inspect.Parameter.empty else repr(default)
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
