@@ -8,14 +8,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cluster.outputs import EngineLoad
-from deployments.simulator.arrivals import Arrivals
+from deployments.simulator.arrivals import Array, Arrivals
 from deployments.simulator.events import Event, engines_lost
+from deployments.simulator.rates.flow import Flow, Window
+from deployments.simulator.rates.machines import Machines
+from deployments.simulator.rates.steady_load import SHARES, SteadyLoad
 from deployments.simulator.result import Result, percentiles, shares_over_time
 from deployments.simulator.scaler import Scaler, View
 from deployments.simulator.setup import SimulatorSettings
 
 _MOST_WINDOWS = 60_000
+_LEAST_S = 0.5
 _MEMORY_S = 5.0
+_SHOWN = 4000
 
 
 def simulate_rates(
@@ -31,172 +36,174 @@ def simulate_rates(
     Args:
         initial: engines at the beginning.
         progress: told the share that is done.
+        events: what happens besides, in order of time.
     """
-    assert load.rates is not None
-    costs, policy = settings.costs, settings.policy
+    dt = max(_LEAST_S, load.duration_s / _MOST_WINDOWS)
+    expected = _expected(load, dt)
     rng = np.random.default_rng(settings.seed)
-    dt = max(0.5, load.duration_s / _MOST_WINDOWS)
-    count = max(1, int(np.ceil(load.duration_s / dt)))
-    cumulated = np.concatenate([[0.0], np.cumsum(load.rates * np.diff(np.append(load.at, load.duration_s)))])
-    edges = np.minimum(np.arange(count + 1) * dt, load.duration_s)
-    expected = np.diff(np.interp(edges, np.append(load.at, load.duration_s), cumulated))
     drawn = rng.poisson(expected).astype(float).tolist()
-
-    classes = len(load.prompt)
-    prompt, output = load.prompt, load.output
-    mean_prompt = float(prompt.mean())
-    context = prompt + output / 2
-    rows = np.zeros(classes)
-    backlog, memory = 0.0, 1 - np.exp(-dt / _MEMORY_S)
-    rate = drawn[0] / dt
-    ready, target = float(initial), initial
-    starting: list[float] = []
-    paid, num_starts, peak = 0.0, 0, initial
-    arrived_total = prompt_total = generated_total = ended_total = 0.0
-    met = [0, 0]
-    missed = [0, 0]
-    step_of, wait_of, paid_of = np.empty(count), np.empty(count), np.empty(count)
-    steps_done = np.zeros(count + 1)
-    # The window before an answer ends tells whether its steps were short enough; the policy hears of it then.
-    pending = 0
-    coming, back_at, num_lost = deque(events), 0.0, 0
+    flow, machines = Flow(load, settings), Machines(initial, settings, rng)
+    steady_load = SteadyLoad(load, settings, initial)
+    answers, told = _Answers(load, settings, drawn, dt), _Told(drawn[0], dt, flow, settings)
+    coming, back_at, target = deque(events), 0.0, initial
     restarted: Event | None = None
-    for window in range(count):
+    for window, arrived in enumerate(drawn):
         now = window * dt
         while coming and coming[0].at <= now:
             event = coming.popleft()
             if event.event == "controller_restart":
                 back_at, restarted = now + event.down_s, event
                 continue
-            fewer = min(int(ready), engines_lost(event, settings))
+            share = machines.lose(engines_lost(event, settings))
             if event.event != "notice":
-                # What they had is computed anew elsewhere.
-                backlog += float(rows @ context) * fewer / max(ready, 1.0)
-            ready -= fewer
-            num_lost += fewer
-        arrived = drawn[window]
-        fell_due = [at for at in starting if at < now + dt]
-        starting = [at for at in starting if at >= now + dt]
-        # Engines that become ready within the window serve the rest of it.
-        engines = ready + sum((now + dt - max(at, now)) / dt for at in fell_due)
-        ready += len(fell_due)
-        serving = max(engines, 1e-9)
-        num_rows = float(rows.sum())
-        each = num_rows / serving
-        active = min(each, settings.max_num_seqs)
-        per_row = costs.decode_row + costs.context_token * (float(rows @ context) / num_rows if num_rows else 0.0)
-        decode_s = costs.step + active * per_row
-        budget = max(settings.max_num_batched_tokens - active, 1.0)
-        full_s = decode_s + budget * costs.prefill_token
-        able = serving * budget * dt / full_s
-        wanted = backlog + arrived * mean_prompt
-        done = min(wanted, able)
-        steps = max((dt - done / serving * costs.prefill_token) / decode_s, 1e-9) if engines > 1e-9 else 1e-9
-        step = dt / steps
-        progressed = steps * active / max(each, active, 1e-9) if each else steps
-        begun = done / mean_prompt
-        backlog = wanted - done
-        # Who begins within a window decodes for half of it.
-        left = rows * np.exp(-progressed / output)
-        inside = begun / classes * np.exp(-0.5 * progressed / output)
-        ended = num_rows - float(left.sum()) + begun - float(inside.sum())
-        rows = left + inside
-        step_of[window] = step
-        wait_of[window] = backlog / able * dt if able else 1e9
-        steps_done[window + 1] = steps_done[window] + progressed
-        paid_of[window] = ready + len(starting)
-        paid += (engines + len(starting) + sum((max(at, now) - now) / dt for at in fell_due)) * dt
-        peak = max(peak, int(ready) + len(starting))
-
-        arrived_total += arrived
-        prompt_total += done
-        generated_total += num_rows * progressed if num_rows else 0.0
-        ended_total += ended
-        rate += memory * (arrived / dt - rate)
-        late = wait_of[window] + 0.5 * step > policy.slo_ttft_s
-        answers = round(ended)
-        (missed if late else met)[0] += answers
-        while pending < window and (steps_done[window + 1] - steps_done[pending]) > output.mean():
-            pending += 1
-        spent = (window + 1 - pending) * dt
-        slow = spent / max(steps_done[window + 1] - steps_done[pending], 1e-9) > policy.slo_tpot_ms / 1e3
-        (missed if slow else met)[1] += answers
-
-        per = 1 / serving
-        shown = EngineLoad(
-            free=1,
-            max_queued=1,
-            num_ended=round(ended_total * per),
-            num_tokens=round(float(rows @ context) * per + backlog * per),
-            num_running=round(float(rows.sum()) * per),
-            num_waiting=round(backlog / mean_prompt * per),
-            waiting_tokens=round(backlog * per),
-            kv_tokens=settings.kv_tokens,
-            num_arrived=round(arrived_total * per),
-            num_prompt_tokens=round(prompt_total * per),
-            num_generated_tokens=round(generated_total * per),
-        )
-        # Counters are of one engine: a fleet that changed begins new ones.
-        view = View(
-            now + dt,
-            ((f"{ready:g}", shown),) if ready else (),
-            int(ready),
-            len(starting),
-            target,
-            float(rows.sum()) + backlog / mean_prompt,
-            0.0,
-            rate,
-            rate * mean_prompt,
-            (met[0], met[1]),
-            (missed[0], missed[1]),
-            is_blind=restarted is not None,
-        )
+                flow.lose(share)
+        engines = machines.serving(now, dt)
+        passed = flow.pass_window(arrived, engines, dt)
+        steady = steady_load.at(expected[window] / dt / max(engines, 1e-9))
+        answers.passed(passed, steady.ttft_s, machines.size)
+        told.passed(arrived, passed)
         if now < back_at:
             continue
         if restarted is not None:
             scaler.restart(restarted.state == "kept")
-            restarted = None
-        target = scaler.target(view)
-        more = target - int(ready) - len(starting)
-        if more > 0:
-            num_starts += more
-            starting.extend(now + dt + float(rng.choice(settings.start_times_s)) for _ in range(more))
-        while more < 0:
-            if starting:
-                starting.pop()
-            else:
-                ready -= 1
-            more += 1
+        target = scaler.target(told.view(now + dt, machines, target, answers, engines, restarted is not None))
+        restarted = None
+        machines.resize(target, now + dt, steady.drain_s)
         if window % 1024 == 0:
-            progress(window / count)
-    # An answer that begins in a window decodes until the steps behind it are as many as its tokens.
-    weights = np.array(drawn)
-    middles = (np.arange(count) + 0.5) * dt
-    at_steps = np.interp(middles, np.arange(count + 1) * dt, steps_done)
-    waits = np.maximum(wait_of, np.concatenate([[0.0], wait_of[:-1]]))
-    ttft_all, tpot_all = np.empty((classes, count)), np.empty((classes, count))
-    for k in range(classes):
-        busy = prompt[k] * costs.prefill_token + np.ceil(prompt[k] / settings.max_num_batched_tokens) * step_of * 0.5
-        ttft_all[k] = waits + 0.5 * step_of + busy
-        ends = np.interp(at_steps + output[k], steps_done, np.arange(count + 1) * dt)
-        decoded = np.maximum(np.minimum(output[k], steps_done[-1] - at_steps), 1e-9)
-        tpot_all[k] = (ends - middles) / decoded
-    ttft_ok, tpot_ok = ttft_all <= policy.slo_ttft_s, tpot_all <= policy.slo_tpot_ms / 1e3
-    total = weights.sum() * classes
-    share = (lambda ok: float((ok * weights).sum() / total)) if total else (lambda ok: 1.0)
-    spread = np.broadcast_to(weights, ttft_all.shape).ravel()
-    every = max(1, count // 4000)
-    return Result(
-        float(weights.sum()),
-        share(ttft_ok & tpot_ok),
-        share(ttft_ok),
-        share(tpot_ok),
-        paid / 3600,
-        peak,
-        num_starts,
-        percentiles(ttft_all.ravel(), spread),
-        percentiles(tpot_all.ravel() * 1e3, spread),
-        [(float(i * dt), int(paid_of[i])) for i in range(0, count, every)],
-        num_lost,
-        shares_over_time(middles, (ttft_ok & tpot_ok).mean(axis=0), weights, load.duration_s),
-    )
+            progress(window / len(drawn))
+    return answers.result(machines)
+
+
+def _expected(load: Arrivals, dt: float) -> Array:
+    """Requests that come in each window on average."""
+    assert load.rates is not None
+    ends = np.append(load.at, load.duration_s)
+    cumulated = np.concatenate([[0.0], np.cumsum(load.rates * np.diff(ends))])
+    edges = np.minimum(np.arange(max(1, int(np.ceil(load.duration_s / dt))) + 1) * dt, load.duration_s)
+    return np.diff(np.interp(edges, ends, cumulated))
+
+
+class _Told:
+    """What a scaler is told of the fleet."""
+
+    def __init__(self, first: float, dt: float, flow: Flow, settings: SimulatorSettings) -> None:
+        self._dt, self._flow, self._settings = dt, flow, settings
+        self._keep = float(np.exp(-dt / _MEMORY_S))
+        self._rate = first / dt
+        self._arrived = self._prompt = self._generated = self._ended = 0.0
+
+    def passed(self, arrived: float, window: Window) -> None:
+        self._rate += (1 - self._keep) * (arrived / self._dt - self._rate)
+        self._arrived += arrived
+        self._prompt += window.prompt_tokens
+        self._generated += window.output_tokens
+        self._ended += window.num_ended
+
+    def view(
+        self, now: float, machines: Machines, target: int, answers: _Answers, engines: float, is_blind: bool
+    ) -> View:
+        flow, per = self._flow, 1 / max(engines, 1e-9)
+        shown = EngineLoad(
+            free=1,
+            max_queued=1,
+            num_ended=round(self._ended * per),
+            num_tokens=round((flow.context_tokens + flow.backlog) * per),
+            num_running=round(flow.num_rows * per),
+            num_waiting=round(flow.num_waiting * per),
+            waiting_tokens=round(flow.backlog * per),
+            kv_tokens=self._settings.kv_tokens,
+            num_arrived=round(self._arrived * per),
+            num_prompt_tokens=round(self._prompt * per),
+            num_generated_tokens=round(self._generated * per),
+        )
+        return View(
+            now,
+            # Counters are of one engine: a fleet that changed begins new ones.
+            ((f"{machines.ready}", shown),) if machines.ready else (),
+            machines.ready,
+            len(machines.starting),
+            target,
+            flow.num_rows + flow.num_waiting,
+            0.0,
+            self._rate,
+            self._rate * flow.mean_prompt,
+            (round(answers.met[0]), round(answers.met[1])),
+            (round(answers.missed[0]), round(answers.missed[1])),
+            is_blind=is_blind,
+        )
+
+
+class _Answers:
+    """What has become of the requests of each window.
+
+    Attributes:
+        met, missed: answers so far by objective (TTFT, TPOT), as ingresses count them.
+    """
+
+    def __init__(self, load: Arrivals, settings: SimulatorSettings, drawn: list[float], dt: float) -> None:
+        self._load, self._policy, self._dt = load, settings.policy, dt
+        self._arrived = np.array(drawn)
+        count = len(drawn)
+        self._ttft_s = np.empty((len(SHARES), count))
+        self._steps = np.zeros(count + 1)  # that an answer goes through until a window begins
+        self._paid = np.empty(count, int)
+        self._window = self._begun = 0
+        self._mean_output = float(load.output.mean())
+        self._last_wait_s = 0.0
+        self.met, self.missed = [0.0, 0.0], [0.0, 0.0]
+
+    def passed(self, window: Window, ttft_s: Array, num_paid: int) -> None:
+        """Args:
+        ttft_s: in each cell of the distribution, for requests that find nobody left behind.
+        """
+        i, steps = self._window, self._steps
+        steps[i + 1] = steps[i] + window.steps
+        self._paid[i] = num_paid
+        found = ttft_s + max(window.wait_s, self._last_wait_s)
+        self._last_wait_s = window.wait_s
+        self._ttft_s[:, i] = found
+        late = float(SHARES @ (found > self._policy.slo_ttft_s))
+        self.missed[0] += late * window.num_ended
+        self.met[0] += (1 - late) * window.num_ended
+        # Whether steps were short enough for an answer that ends now.
+        while self._begun < i and steps[i + 1] - steps[self._begun] > self._mean_output:
+            self._begun += 1
+        spent = (i + 1 - self._begun) * self._dt
+        is_slow = spent > self._policy.slo_tpot_ms / 1e3 * max(steps[i + 1] - steps[self._begun], 1e-9)
+        (self.missed if is_slow else self.met)[1] += window.num_ended
+        self._window += 1
+
+    def result(self, machines: Machines) -> Result:
+        count, dt, weights, policy = len(self._arrived), self._dt, self._arrived, self._policy
+        tpot_s = self._tpot_s()
+        ttft_ok = SHARES @ (self._ttft_s <= policy.slo_ttft_s)
+        tpot_ok = (tpot_s <= policy.slo_tpot_ms / 1e3).mean(axis=0)
+        total = weights.sum()
+        share = (lambda ok: float((ok * weights).sum() / total)) if total else (lambda ok: 1.0)
+        every = max(1, count // _SHOWN)
+        return Result(
+            float(total),
+            share(ttft_ok * tpot_ok),
+            share(ttft_ok),
+            share(tpot_ok),
+            machines.paid_s / 3600,
+            machines.peak,
+            machines.num_starts,
+            percentiles(self._ttft_s.ravel(), (SHARES[:, None] * weights).ravel()),
+            percentiles(tpot_s.ravel() * 1e3, np.broadcast_to(weights, tpot_s.shape).ravel()),
+            [(float(i * dt), int(self._paid[i])) for i in range(0, count, every)],
+            machines.num_lost,
+            shares_over_time((np.arange(count) + 0.5) * dt, ttft_ok * tpot_ok, weights, self._load.duration_s),
+        )
+
+    def _tpot_s(self) -> Array:
+        """By class and window: an answer that begins there decodes until the steps behind it are as many as its tokens."""
+        steps, dt = self._steps, self._dt
+        times = np.arange(len(steps)) * dt
+        middles = times[:-1] + dt / 2
+        begun = np.interp(middles, times, steps)
+        found = np.empty((len(self._load.output), len(middles)))
+        for k, tokens in enumerate(self._load.output):
+            ends = np.interp(begun + tokens, steps, times)
+            found[k] = (ends - middles) / np.maximum(np.minimum(tokens, steps[-1] - begun), 1e-9)
+        return found

@@ -85,7 +85,7 @@ def sent_to(rooms: list[tuple[int, int]], policy: str, seed: int, count: int) ->
 def served(rooms: list[tuple[int, int]], policy: str, seed: int, count: int) -> list[int]:
     """By the policy itself, over all engines."""
     engines, rng, went = fleet(rooms), random.Random(seed), []
-    sent = Counter()
+    sent = dict.fromkeys(range(len(rooms)), 0.0)
     for request in range(count):
         open_to = named_open(engines)
         views = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -135,3 +136,13 @@ def test_a_picture_shows_every_rule_and_the_oracle(tmp_path):
     assert all("nan" not in line.get("points", "") for line in root.iter("{http://www.w3.org/2000/svg}polyline"))
     refused = CliRunner().invoke(app, [*command, str(tmp_path / "nowhere" / "picture.svg")])
     assert refused.exit_code == 1 and "No such file" in refused.output
+
+
+def test_engines_that_nobody_asks_cost_next_to_nothing():
+    """So that a fleet of ten thousand is simulated in minutes."""
+    load, settings, took = poisson(20.0, 60.0), SimulatorSettings(), {}
+    for engines in (40, 4000):
+        began = time.process_time()
+        simulate_requests(load, settings, Schedule([engines], 1.0), engines)
+        took[engines] = time.process_time() - began
+    assert took[4000] < 5 * took[40]
