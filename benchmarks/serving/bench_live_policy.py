@@ -53,7 +53,7 @@ def main(
     engines_mean: Annotated[float, typer.Option(help="The oracle's mean engines, to which the load is scaled.")] = 1.2,
     least: Annotated[int, typer.Option(help="min_replicas; 0: the last engine goes, too.")] = 1,
     most: Annotated[int, typer.Option(help="max_replicas.")] = 4,
-    runs: Annotated[int, typer.Option(help="Live runs.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Live runs.")] = 3,
     kills: Annotated[int, typer.Option(help="Engines that are killed in each run.")] = 0,
     tiny: Annotated[bool, typer.Option("--tiny", help="Engines compute a tiny model; nothing is simulated.")] = False,
     cost_weight: Annotated[float, typer.Option(help="Of the objectives.")] = 1.0,
@@ -160,9 +160,14 @@ def _attainment(live: Live) -> float:
     return sum(met) / max(len(met), 1)
 
 
+def _times(live: Live) -> dict[str, float]:
+    found = np.array(live.ttft_s)
+    return percentiles(found[~np.isnan(found)])
+
+
 def _line(live: Live) -> str:
     return (
-        f"{len(live.ttft_s)} answers, {len(live.faults)} faults, {len(live.killed_at)} engines killed, starts "
+        f"{len(live.ttft_s)} requests, {len(live.faults)} faults, {len(live.killed_at)} engines killed, starts "
         + ", ".join(f"{second:.1f}" for second in live.start_times_s)
         + " s, engines wanted "
         + ", ".join(f"{count} at {second:.0f} s" for second, count in live.targets)
@@ -176,10 +181,7 @@ def _at(sizes: Sequence[tuple[float, int]], second: float) -> int:
 
 def _show(load: Arrivals, lives: Sequence[Live], simulated: Result | None) -> None:
     seconds = range(int(load.duration_s))
-    rows = [
-        (f"live {n + 1}", percentiles(np.array(one.ttft_s)), _attainment(one), one.targets)
-        for n, one in enumerate(lives)
-    ]
+    rows = [(f"live {n + 1}", _times(one), _attainment(one), one.targets) for n, one in enumerate(lives)]
     if simulated is not None:
         rows.append(("simulated", simulated.ttft_s, simulated.attainment, simulated.engines))
     table = Table(
@@ -193,7 +195,7 @@ def _show(load: Arrivals, lives: Sequence[Live], simulated: Result | None) -> No
         table.add_row(name, *shown, f"{sum(counts) / 3600:.3f}", f"{near:.1%}")
     Console(width=150).print(table)
     for name in ("p50", "p95") if simulated is not None else ():
-        found = [percentiles(np.array(live.ttft_s))[name] for live in lives]
+        found = [_times(live)[name] for live in lives]
         low, high = (1 - _SPREAD) * min(found), (1 + _SPREAD) * max(found)
         verdict = "within" if low <= rows[-1][1][name] <= high else "outside"
         print(f"TTFT {name}: simulated {rows[-1][1][name]:.3f} s is {verdict} {low:.3f} to {high:.3f} s")

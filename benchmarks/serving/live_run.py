@@ -58,7 +58,7 @@ class Live:
     """What one run found.
 
     Attributes:
-        ttft_s, tpot_s: of each answer, in the order of the load.
+        ttft_s, tpot_s: of each answer, in the order of the load; nan where there is none.
         faults: what was wrong with answers, one sentence each.
         targets: (second of the load, engines wanted) where that changed.
         start_times_s: from a decision to the engine that served.
@@ -92,7 +92,7 @@ class SimulatedEngines:
     def sizes(self, number: int, load: Arrivals) -> tuple[int, int]:
         return int(load.prompt[number]), int(load.output[number])
 
-    async def learn(self, ask: Ask) -> None:
+    async def learn(self, count: int, ask: Ask) -> None:
         """Nothing: what follows is known."""
 
     def fault(self, number: int, ids: Sequence[int]) -> str:
@@ -122,13 +122,13 @@ class TinyEngines:
         number %= min(_NUM_DIFFERENT, len(load.at))
         return int(load.prompt[number]), int(load.output[number])
 
-    async def learn(self, ask: Ask) -> None:
-        """Ask for each of the different answers, one after the other."""
-        self._twins = {number: await ask(number) for number in range(_NUM_DIFFERENT)}
+    async def learn(self, count: int, ask: Ask) -> None:
+        """Ask for each of the ``count`` different answers, one after the other."""
+        self._twins = {number: await ask(number) for number in range(count)}
 
     def fault(self, number: int, ids: Sequence[int]) -> str:
         """What is wrong with the tokens of an answer; empty: nothing."""
-        return "" if list(ids) == self._twins[number % _NUM_DIFFERENT] else "it is not that of an undisturbed engine"
+        return "" if list(ids) == self._twins[number % len(self._twins)] else "it is not that of an undisturbed engine"
 
 
 Engines = SimulatedEngines | TinyEngines
@@ -154,20 +154,22 @@ def live_run(load: Arrivals, engines: Engines, kills: int) -> Live:
 class _Run:
     def __init__(self, app: ServedApp, load: Arrivals, engines: Engines) -> None:
         self._app, self._load, self._engines = app, load, engines
-        self._live = Live([0.0] * len(load.at), [0.0] * len(load.at))
+        self._live = Live([float("nan")] * len(load.at), [float("nan")] * len(load.at))
         self._began = 0.0
 
     async def run(self, kills: int) -> tuple[Live, float]:
         """(what clients saw, second since 1970 at which the load began)."""
         load = self._load
         async with AsyncClient(self._app.url, timeout=120) as client:
-            await self._engines.learn(lambda number: self._ask(client, number))
+            await self._engines.learn(min(_NUM_DIFFERENT, len(self._load.at)), lambda number: self._ask(client, number))
             self._began, began_at = time.monotonic(), time.time()
             killing = [asyncio.create_task(self._kill(load.duration_s * (n + 1) / (kills + 1))) for n in range(kills)]
             await asyncio.gather(*(self._come(client, number) for number in range(len(load.at))))
             for task in killing:
                 task.cancel()
-            await asyncio.gather(*killing, return_exceptions=True)
+            for result in await asyncio.gather(*killing, return_exceptions=True):
+                if isinstance(result, Exception):  # not that it was cancelled
+                    self._live.faults.append(f"an engine could not be killed: {result!r}")
             await asyncio.sleep(_IDLE_S)
         return self._live, began_at
 
@@ -194,6 +196,8 @@ class _Run:
                 last = time.monotonic()
                 first = first or last
                 ids += chunk.choices[0].token_ids
+        if not ids:
+            return ids
         self._live.ttft_s[number] = first - sent
         self._live.tpot_s[number] = (last - first) / max(len(ids) - 1, 1)
         return ids
@@ -224,5 +228,5 @@ def _read_decisions(live: Live, log: Path, began_at: float) -> None:
         if record.target != target or not live.targets:
             live.targets.append((record.at - began_at, record.target))
         wanted += [record.at] * max(0, record.target - target)
-        del wanted[len(wanted) + min(0, record.target - target) :]
+        del wanted[max(0, len(wanted) + min(0, record.target - target)) :]
         target, ready = record.target, num_ready

@@ -128,7 +128,7 @@ ENDPOINTS = [
     Row("Other metrics", "GET", "/metrics?only='x'", Refused(400, "invalid_value", "allowed are vllm, bireme, ray")),
     Row("Recording of so many steps", "GET", "/v1/timeline?steps='x'", Refused(400, "invalid_value", "needs a number")),
     Row("Recording of another engine", "GET", "/v1/timeline?engine='x'", Refused(400, "invalid_value", "there are ")),
-    Row("Way of an unknown request", "GET", "/v1/traces/'x'", Refused(404, "trace_not_found", "knows no request")),
+    Row("Way of an unknown request", "GET", "/v1/traces/'x'", Refused(404, "trace_not_found", "no ingress knows request")),
     Row("Event ids or none", "POST", CHAT, Refused(400, "invalid_value", "must be 0 or 1"), LEAST[CHAT], _ODD_RESUMABLE),
     Row("Event id of nobody's", "POST", CHAT, Refused(400, "invalid_event_id", "is no event id"), LEAST[CHAT], _ODD_EVENT),
     Row("No key", "GET", "/v1/models", _NO_KEY, None, {"Authorization": ""}),

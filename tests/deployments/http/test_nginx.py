@@ -83,6 +83,9 @@ def reads(url: str, trusted: ssl.SSLContext) -> tuple[int, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="the command openssl is not here, which makes the certificate"
+)
 @pytest.mark.skipif(not Path(_NGINX).exists(), reason="nginx is not here; .ci/run unpacks Debian's")
 def test_the_pages_proxy_has_tls_and_passes_events_on_at_once(proxied):
     url, trusted = proxied
