@@ -26,6 +26,7 @@ class SimulatorSettings:
         balance: requests that wait go to engines where they begin at once.
         engines_per_node: so many engines are lost with a node.
         death_seen_s: from the death of an engine until its requests go to others.
+        drain_timeout_s: an engine that is not needed finishes what it has for so long; others go on with the rest.
         start_times_s: from a decision to an engine that serves; one is drawn for each start.
         prompt_tokens, output_tokens: mean lengths for rates without requests.
         length_sigma: of the logarithm of those lengths.
@@ -47,6 +48,7 @@ class SimulatorSettings:
     balance: bool = True
     engines_per_node: int = 8
     death_seen_s: float = 1.0
+    drain_timeout_s: float = 20.0
     start_times_s: tuple[float, ...] = (8.0, 10.0, 12.5, 14.0, 17.0)
     prompt_tokens: float = 1000.0
     output_tokens: float = 250.0
@@ -71,8 +73,9 @@ class SimulatorSettings:
             raise ValueError("start_times_s: allowed: one or more numbers of seconds, none below 0")
         if self.routing_policy not in POLICIES:
             raise ValueError(f"routing_policy: got {self.routing_policy!r}, allowed: {', '.join(POLICIES)}")
-        if self.death_seen_s < 0:
-            raise ValueError(f"death_seen_s: got {self.death_seen_s}, allowed: at least 0")
+        for name in ("death_seen_s", "drain_timeout_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, allowed: at least 0")
 
     def rows_limit(self, shape: RequestShape) -> float:
         """Rows that an engine holds on average."""

@@ -12,7 +12,7 @@ class Machines:
     Attributes:
         ready: engines that serve.
         starting: when each will serve.
-        leaving: when each will have finished what it has; others go on with that in this model.
+        leaving: when each will have gone; others go on with what it has in this model.
         paid_s, peak, num_starts, num_lost: engine-seconds so far; most engines; starts; engines that were lost.
     """
 
@@ -45,9 +45,10 @@ class Machines:
         self.peak = max(self.peak, self.size)
         return engines
 
-    def resize(self, wanted: int, now: float, drain_s: float) -> None:
-        """Start or stop engines until ``wanted`` serve or start; one that leaves takes ``drain_s`` for what it has."""
-        more = wanted - self.size
+    def resize(self, wanted: int, now: float, drain_s: float) -> float:
+        """Start or stop engines until ``wanted`` serve or start; one that leaves takes ``drain_s`` for what it has. Returns the
+        share of those that served which leaves."""
+        more, served = wanted - self.size, self.ready
         if more > 0:
             self.num_starts += more
             self.starting += [now + float(self._rng.choice(self._settings.start_times_s)) for _ in range(more)]
@@ -56,3 +57,4 @@ class Machines:
             del self.starting[len(self.starting) - stopped :]
             self.ready -= -more - stopped
             self.leaving += [now + drain_s] * (-more - stopped)
+        return (served - self.ready) / max(served, 1)

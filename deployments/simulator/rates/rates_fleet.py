@@ -68,7 +68,7 @@ def simulate_rates(
             scaler.restart(restarted.state == "kept")
         target = scaler.target(told.view(now + dt, machines, target, answers, engines, restarted is not None))
         restarted = None
-        machines.resize(target, now + dt, steady.drain_s)
+        flow.lose(steady.handed_over * machines.resize(target, now + dt, steady.drain_s))
         if window % 1024 == 0:
             progress(window / len(drawn))
     return answers.result(machines)

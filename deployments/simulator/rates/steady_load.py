@@ -34,11 +34,13 @@ class Steady(NamedTuple):
 
     Attributes:
         ttft_s: in the middle of each cell.
-        drain_s: until an engine that takes nothing more has finished what it has.
+        drain_s: until an engine that takes nothing more has finished what it has, or hands it over.
+        handed_over: share of what it had that it does not finish.
     """
 
     ttft_s: Array
     drain_s: float
+    handed_over: float
 
 
 class SteadyLoad:
@@ -68,7 +70,9 @@ class SteadyLoad:
         part = (level - _LEVELS[after - 1]) / (_LEVELS[after] - _LEVELS[after - 1])
         low, high = self._measured(after - 1), self._measured(after)
         return Steady(
-            (1 - part) * low.ttft_s + part * high.ttft_s, float((1 - part) * low.drain_s + part * high.drain_s)
+            (1 - part) * low.ttft_s + part * high.ttft_s,
+            float((1 - part) * low.drain_s + part * high.drain_s),
+            float((1 - part) * low.handed_over + part * high.handed_over),
         )
 
     def _measured(self, level: int) -> Steady:
@@ -83,6 +87,8 @@ class SteadyLoad:
         fleet = Fleet(settings, answers, FluidEngine, self._engines)
         at, first, now = load.at.tolist(), 0, 0.0
         ended: dict[int, float] = {}
+        drain_until = np.ceil((seconds + settings.drain_timeout_s) / _TICK_S) * _TICK_S
+        at_the_end = handed_over = 0
         while first < len(at) or any(engine.num_requests for engine in fleet.ready):
             last = first
             while last < len(at) and at[last] < now + _TICK_S:
@@ -90,6 +96,13 @@ class SteadyLoad:
             fleet.advance(now, now + _TICK_S, [(at[i], Task(i)) for i in range(first, last)])
             first, now = last, now + _TICK_S
             ended.update({engine.name: now for engine in fleet.ready if engine.num_requests})
+            here = sum(engine.num_requests for engine in fleet.ready)
+            at_the_end = here if now <= seconds else at_the_end
+            handed_over = here if now == drain_until else handed_over
         found = answers.ttft_s[load.at >= self._warm_s]
         drains = [max(0.0, ended.get(engine.name, 0.0) - seconds) for engine in fleet.ready]
-        return Steady(np.quantile(found, _MIDDLES) if len(found) else np.zeros(len(SHARES)), float(np.mean(drains)))
+        return Steady(
+            np.quantile(found, _MIDDLES) if len(found) else np.zeros(len(SHARES)),
+            float(np.minimum(drains, settings.drain_timeout_s).mean()),
+            min(1.0, handed_over / max(at_the_end, 1)),
+        )

@@ -80,7 +80,8 @@ class Fleet:
         self.leaving: list[Engine] = []
         self.starting: list[float] = []
         self.held: list[Task] = []
-        self._taken_away: list[tuple[float, Engine]] = []
+        # Of engines that leave: until when they may finish what they have, and whether their machine is lost then.
+        self._deadlines: list[tuple[float, Engine, bool]] = []
         self._returning: list[tuple[float, Task]] = []
         self.paid_s, self.peak, self.num_starts, self.num_lost = 0.0, initial, 0, 0
         self.sizes: list[tuple[float, int]] = [(0.0, initial)]
@@ -127,7 +128,7 @@ class Fleet:
         self.leaving.remove(engine)
         self._per_node[engine.node] -= 1
         heapq.heappush(self._free_nodes, engine.node)
-        self._taken_away = [(at, other) for at, other in self._taken_away if other is not engine]
+        self._deadlines = [deadline for deadline in self._deadlines if deadline[1] is not engine]
 
     # Requests.
 
@@ -181,6 +182,7 @@ class Fleet:
             if -more > stopped:
                 idlest = heapq.nsmallest(-more - stopped, self.ready, key=lambda e: (e.num_requests, -e.name))
                 self._leave(idlest)
+                self._deadlines += [(now + self._settings.drain_timeout_s, engine, False) for engine in idlest]
         self._changed(now)
 
     def _changed(self, now: float) -> None:
@@ -210,14 +212,14 @@ class Fleet:
                     self._die(engine, now)
                 else:
                     self._leave([engine])
-                    self._taken_away.append((now + event.deadline_s, engine))
+                    self._deadlines.append((now + event.deadline_s, engine, True))
         self._changed(now)
 
     def take_away(self, now: float) -> None:
-        """Machines whose deadline is over: what their engines still have goes to others at once."""
-        for engine in [engine for at, engine in self._taken_away if at <= now]:
+        """Engines whose deadline is over: what they still have goes to others at once, whose it is to compute again."""
+        for _, engine, is_lost in [deadline for deadline in self._deadlines if deadline[0] <= now]:
             self._returning += [(now, task) for task in engine.give_up()]
-            self.num_lost += 1
+            self.num_lost += is_lost
             self._gone(engine)
 
     def _die(self, engine: Engine, now: float) -> None:

@@ -173,3 +173,15 @@ def test_the_command_takes_events_start_times_and_fidelity(tmp_path):
     assert (found["fidelity"], found["requests"], found["num_lost"]) == ("exact", 100, 1)
     wrong = CliRunner().invoke(app, [*command[:-6], "--fidelity", "perfect"])
     assert wrong.exit_code == 1 and "allowed: fluid, exact" in wrong.output
+
+
+@pytest.mark.parametrize("make", ENGINES)
+def test_an_engine_that_is_not_needed_hands_over_what_it_does_not_finish_in_time(make):
+    fewer, busy = Schedule([3] * 30 + [2] * 400, 1.0), load(60.0, 12.0)
+    at_once, finishing = (
+        simulate_requests(busy, replace(SETTINGS, drain_timeout_s=patience_s), fewer, 3, make=make)
+        for patience_s in (0.0, 1000.0)
+    )
+    assert at_once.engine_hours < finishing.engine_hours
+    assert at_once.tpot_ms["p50"] > finishing.tpot_ms["p50"]
+    assert at_once.requests == finishing.requests == len(busy.at) and at_once.num_lost == 0

@@ -26,7 +26,7 @@ def random_load(rate: float, seconds: float, seed: int = 0) -> Arrivals:
     at = np.sort(rng.uniform(0, seconds, int(rate * seconds)))
     prompt = np.round(np.minimum(rng.lognormal(6.0, 1.0, len(at)), 3000))
     output = np.maximum(1.0, np.round(np.minimum(rng.lognormal(4.0, 0.8, len(at)), 600)))
-    return Arrivals(at, prompt, output, None, seconds)
+    return Arrivals(at, prompt.astype(float), output.astype(float), None, seconds)
 
 
 def both(load: Arrivals, settings: SimulatorSettings, engines: int | None) -> list[Result]:
