@@ -37,9 +37,8 @@ MAX_SEEN = 8
 _RATE_WINDOW_S = 10.0
 _FEW = 10.0
 # The memory of a level within one standard deviation of the noise. It shrinks with the fourth power of the deviations beyond:
-# two are a change of a second or two, three one at once. What falls is believed later than what rises.
+# two are a change of a second or two, three one at once.
 _LEVEL_S = 20.0
-_FALL_S = 10.0
 _LEAST_MEMORY_S = 0.1
 # Requests are counted; their prompts' tokens vary as much as they are on average, which the variance of a sum has twice.
 _COUNT_NOISE, _TOKEN_NOISE = 1.0, math.sqrt(2.0)
@@ -374,5 +373,5 @@ def _level(
     if change < 0 and expected < _FEW:
         # A count of few is no normal one; its root deviates by a half, so that none where some were expected is a change, too.
         deviations = 2 * (math.sqrt(expected) - math.sqrt(expected * rate / level))
-    memory = max(_LEVEL_S / max(1.0, deviations) ** 4, _FALL_S if change < 0 else _LEAST_MEMORY_S)
+    memory = max(_LEVEL_S / max(1.0, deviations) ** 4, _LEAST_MEMORY_S)
     return level + (1 - math.exp(-elapsed / memory)) * (rate - level)
