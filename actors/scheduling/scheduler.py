@@ -115,7 +115,9 @@ class Scheduler:
         if request.tenant:
             self._check_share(request.tenant, more)
         self._now = max(self._now, now)  # a clock that is set back makes nobody older
-        sequence = Sequence(request, self._arrivals, request.came_at or self._now)
+        # A clock of an ingress that is ahead makes nobody younger than who comes next.
+        came_at = min(request.came_at or self._now, self._now)
+        sequence = Sequence(request, self._arrivals, came_at)
         key = request.request_id, request.attempt
         if key in self._sequences:
             raise InvalidRequestError(

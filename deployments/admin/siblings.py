@@ -8,10 +8,12 @@ from typing import Any
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from cluster.api_errors import ApiError, shown, unavailable
+from cluster.api_errors import ApiError, overloaded, shown, unavailable
 from deployments.ray_private.serve import answers_of_each, handle_of_this_deployment, on_this_loop
 
 _PATIENCE_S = 2.0
+# Each question goes to every ingress: names that nobody knows are to be no load for all of them.
+_MOST_AT_ONCE = 4
 
 
 class Siblings:
@@ -19,13 +21,26 @@ class Siblings:
 
     def __init__(self) -> None:
         self._handle: DeploymentHandle | None = None  # made by the first question: most ingresses are never asked one
+        self._num_asking = 0
 
     async def find_trace(self, name: str, tenant_id: str) -> dict[str, Any]:
         """The way of a request as the ingress that had it tells it (``RequestTraces.of``).
 
         Raises:
-            ApiError: 404, none has it; 503, Serve does not say in time which ingresses there are.
+            ApiError: 404, none has it; 429, so many are being looked for already; 503, Serve does not say in time which ingresses
+                there are.
         """
+        if self._num_asking >= _MOST_AT_ONCE:
+            raise overloaded(
+                f"{self._num_asking} traces are being looked for in other ingresses, the limit is {_MOST_AT_ONCE}"
+            )
+        self._num_asking += 1
+        try:
+            return await self._find_trace(name, tenant_id)
+        finally:
+            self._num_asking -= 1
+
+    async def _find_trace(self, name: str, tenant_id: str) -> dict[str, Any]:
         if self._handle is None:
             self._handle = on_this_loop(handle_of_this_deployment())
         try:

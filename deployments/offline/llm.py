@@ -133,7 +133,9 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt or parameter at fault; what was begun is given up.
         """
-        is_text = isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence)
+        is_text = isinstance(prompts, str | bytes | bytearray | memoryview | Mapping) or not isinstance(
+            prompts, Sequence
+        )
         several = not is_text and not isinstance(next(iter(prompts), None), int)
         listed: list[Any] = list(prompts) if several else [prompts]
         params = _one_each(sampling_params, len(listed))
@@ -321,7 +323,7 @@ def _prompt(prompt: Any, where: str) -> str | list[int]:
         (prompt,) = prompt.values()
     if isinstance(prompt, str):
         return prompt
-    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
+    if isinstance(prompt, Mapping | bytes | bytearray | memoryview) or not isinstance(prompt, Sequence):
         raise InvalidRequestError(
             f'{where}: must be a text, a list of token ids, {{"prompt": TEXT}} or {{"prompt_token_ids": IDS}}', "prompt"
         )

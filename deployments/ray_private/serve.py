@@ -183,13 +183,19 @@ async def answers_of_each(
         asyncio.TimeoutError: Serve does not say in time which replicas there are.
         RayServeException: there are none.
     """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
     calls = await asyncio.wait_for(
         handle.broadcast(method, *arguments)._fetch_replica_results_async(), timeout=timeout_s
     )
     asked = [asyncio.ensure_future(call.get_async()) for call in calls]
-    done, late = await asyncio.wait(asked, timeout=timeout_s) if asked else (set(), set())
-    for call in late:
-        call.cancel()
+    try:
+        left_s = max(0.0, deadline - loop.time())
+        done, _ = await asyncio.wait(asked, timeout=left_s) if asked else (set(), set())
+    finally:
+        # Those that are late, or all, where nobody waits for them any more.
+        for call in asked:
+            call.cancel()
     answers = [call.result() for call in done if call.exception() is None]
     return answers, len(asked) - len(answers)
 

@@ -26,7 +26,8 @@ _CREDENTIALS = struct.Struct("iII")  # process, user, group
 
 
 class UnusableSocketError(Exception):
-    """The socket cannot be reached from here, or another user's process listens on it. The engine may be well."""
+    """The socket cannot be reached from here, or who listens on it is another user's process or of other code. The engine may be
+    well."""
 
 
 class FrameProtocol(asyncio.Protocol):

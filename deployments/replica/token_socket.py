@@ -28,6 +28,7 @@ import msgspec
 
 from cluster.errors import BiremeError, InvalidRequestError
 from cluster.outputs import EngineLoad, PlainTokens, StreamItem, TokenDelta
+from cluster.process.process_liveness import has_ended
 from cluster.request import EngineRequest, RequestKey
 from deployments.replica.frame_version import frame_version
 from deployments.replica.frames import (
@@ -53,6 +54,7 @@ _TOLD_VERSION = msgspec.msgpack.Decoder(int)
 _NO_TOKENS = PlainTokens.none()
 # A folder without a socket is about to get it, or its maker was killed in between.
 _YOUNG_S = 60.0
+_ENDING_S, _ENDING_LOOKS = 0.2, 10
 # A socket's path has at most 107 characters, 22 of them below the base.
 _LONGEST_BASE = 85
 
@@ -233,11 +235,25 @@ def _is_in_use(folder: Path) -> bool:
     return True
 
 
-async def _check_version(path: str, reader: asyncio.StreamReader) -> None:
-    """Raise UnusableSocketError unless the runner says that it speaks this version."""
+async def _ends(pid: int) -> bool:
+    """Whether a process that closed its connection has ended, or does so now: its files are closed a little before that shows."""
+    for _ in range(_ENDING_LOOKS if pid else 0):
+        if has_ended(pid):
+            return True
+        await asyncio.sleep(_ENDING_S / _ENDING_LOOKS)
+    return False
+
+
+async def _check_version(path: str, reader: asyncio.StreamReader, pid: int) -> None:
+    """Raise UnusableSocketError unless the runner says that it speaks this version, or ConnectionError where it has ended."""
     try:
         version = _TOLD_VERSION.decode(await read_frame(reader))
-    except (asyncio.IncompleteReadError, msgspec.DecodeError):  # code without versions closes at the first frame
+    except (
+        asyncio.IncompleteReadError,
+        msgspec.DecodeError,
+    ) as error:  # code without versions closes at the first frame
+        if isinstance(error, asyncio.IncompleteReadError) and await _ends(pid):
+            raise ConnectionError(f"{path}: the runner ended before it said its version") from None
         raise UnusableSocketError(f"{path}: the runner's code does not know frames of version {_VERSION}") from None
     if version != _VERSION:
         raise UnusableSocketError(f"{path}: the runner speaks version {version} of the frames, this process {_VERSION}")
@@ -266,7 +282,7 @@ async def read_messages(
         if not is_ours(user):
             raise UnusableSocketError(f"{path} is served by another user (uid {user})")
         write_frame(writer, [_VERSION, subscriber, resume])
-        await _check_version(path, reader)
+        await _check_version(path, reader, pid)
         if reached is not None and pid:
             reached(pid, RequestSender(writer))
         while True:

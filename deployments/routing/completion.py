@@ -155,6 +155,7 @@ class Completion:
     async def _after_move(self, submission: Submission, tries: _Tries, outcome: Moved) -> None:
         tries.was_taken()
         submission.is_admitted = True
+        self._choices.left_engine(submission.entry.request_id)
         submission.place = self._balancer.target(outcome.engine_id)
         self._events.count(MOVES)
         self._begin_attempt(submission, tries)
@@ -217,7 +218,9 @@ class Completion:
 
     def _next_attempt(self, submission: Submission, tries: _Tries, outcome: EngineLost | HandedOver | NotTaken) -> None:
         entry = submission.entry
-        submission.is_admitted = submission.is_admitted or submission.stream is not None
+        if submission.stream is not None or isinstance(outcome, HandedOver):
+            submission.is_admitted = True
+            self._choices.left_engine(entry.request_id)
         submission.abort()
         submission.lost_at = submission.lost_at or time.monotonic()
         details = {"engine": outcome.engine_id, "attempt": entry.attempt + 1, "tokens": entry.next_index}

@@ -46,6 +46,9 @@ class Submissions:
         self.journal.open(submission.entry)
         self._by_id[submission.entry.request_id] = submission
         self.unplaced.add(submission)
+        if submission.entry.attempt:
+            # An answer that a client takes up.
+            self._choices.left_engine(submission.entry.request_id)
 
     def close(self, submission: Submission) -> None:
         """It is over, or nobody cares any more."""

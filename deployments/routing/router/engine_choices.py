@@ -50,6 +50,7 @@ class EngineChoices:
         self._chosen: dict[str, str] = {}
         self._places: dict[str, str] = {}
         self._pinned: set[str] = set()
+        self._left_engine: set[str] = set()
         self._loads = TokenLoads()
         self._said: dict[str, tuple[EngineLoad, float]] = {}  # what each engine said last, and when that was so
 
@@ -146,10 +147,18 @@ class EngineChoices:
         """The engine that was chosen says that it has the request."""
         self._loads.taken(request_id)
 
+    def left_engine(self, request_id: str) -> None:
+        """An engine had the request, be it in its queue, and has it no more: it is no later arrival. One that was refused is."""
+        self._left_engine.add(request_id)
+
     def announced(self, engine_id: str, load: EngineLoad, age_s: float = 0.0) -> None:
         """The engine says how it is, or was so long ago."""
         self._loads.announced(engine_id, load.num_tokens, load.waiting_tokens)
         self._said[engine_id] = load, self._now() - age_s
+
+    def open_to(self, request: EngineRequest) -> frozenset[str] | None:
+        """The engines where the request overtakes nobody; None: any. One that an engine had before is no later arrival."""
+        return None if request.request_id in self._left_engine else self.open_engines(request.priority)
 
     def open_engines(self, priority: int) -> frozenset[str]:
         """Those to which a request may go that has just come, so that it overtakes nobody (``cluster.routing.lines``)."""
@@ -178,6 +187,7 @@ class EngineChoices:
         self._chosen.pop(request_id, None)
         self._places.pop(request_id, None)
         self._pinned.discard(request_id)
+        self._left_engine.discard(request_id)
         self._loads.close(request_id)
 
 

@@ -101,10 +101,7 @@ class EngineRouter(PinnedRouter):
         self._choices.hosts = [host for host in hosts if host is not None]
 
     def _open_to(self, request: EngineRequest | None) -> frozenset[str] | None:
-        """The engines where a request overtakes nobody; None: any. One that was at an engine before is no later arrival."""
-        if request is None or request.attempt:
-            return None
-        return self._choices.open_engines(request.priority)
+        return None if request is None else self._choices.open_to(request)
 
     def _view(self, engine_id: str, replica, near, open_to: frozenset[str] | None) -> EngineCandidate:
         return EngineCandidate(

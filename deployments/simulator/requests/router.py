@@ -194,14 +194,14 @@ class Router:
             num_tokens: of a request, to compute.
         """
         weights = Weights(self._settings.prefill_weight)
-        for requests, crowd in ((returning, ()), (arriving, busy)):
-            open_to = OpenEngines(ready, crowd, now)
+        for requests, stand_in_line in ((returning, False), (arriving, True)):
+            open_to = OpenEngines(ready, busy if stand_in_line else (), now)
             shortlist = self._make_shortlist(open_to, weights, self._rng)
             for request in requests:
                 engine = self._choice(shortlist(), weights)
                 submit(engine, request)
                 weights.sent(engine, num_tokens(request))
-                if requests is arriving:
+                if stand_in_line:
                     open_to.sent(engine)
 
     def _choice(self, some: Sequence[E], weights: Weights) -> E:

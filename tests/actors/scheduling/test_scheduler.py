@@ -237,6 +237,13 @@ def test_the_queue_is_bounded():
     scheduler.check_integrity()
 
 
+def test_a_clock_that_is_ahead_puts_nobody_behind_who_comes_later():
+    scheduler = make_scheduler(max_num_seqs=1)
+    for name, came_at, now in (("ahead", 1e9, 10.0), ("next", 0.0, 11.0), ("earlier", 9.0, 12.0)):
+        scheduler.add_request(request(name, attempt=int(came_at > 0), came_at=came_at), now)
+    assert [s.request.request_id for s in scheduler.waiting] == ["earlier", "ahead", "next"]
+
+
 def test_a_prefix_is_computed_once():
     scheduler = make_scheduler(num_blocks=16, budget=256)
     device = Device(scheduler)

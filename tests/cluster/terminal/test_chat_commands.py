@@ -6,6 +6,8 @@ import pytest
 
 from cluster.client.conversation import Conversation
 from cluster.terminal.chat_commands import ChatCommands
+from cluster.terminal.chat_fields import CHAT_FIELDS
+from deployments.openai_api.requests.fields import CHAT, FIELDS
 
 
 def asked(conversation: Conversation) -> list[dict[str, str]]:
@@ -43,6 +45,19 @@ def test_system_new_and_exit():
         ("/set min_tokens=400 max_tokens=500", {"seed": 1, "min_tokens": 400, "max_tokens": 500}),
         ("/set logprobs=true top_logprobs=2", {"seed": 1, "logprobs": True, "top_logprobs": 2}),
         ("/set temprature=0", {"seed": 1}),
+        ('/set thinking={"type":"disabled"}', {"seed": 1, "thinking": {"type": "disabled"}}),
+        ('/set thinking={"type": "disabled"} seed=2', {"seed": 2, "thinking": {"type": "disabled"}}),
+        ("/set seed= temperature=0", {"temperature": 0}),
+        ("/set temperature=0 seed=", {"temperature": 0}),
+        ('/set stop="a b"', {"seed": 1, "stop": "a b"}),
+        ('/set stop="a b" seed=2', {"seed": 2, "stop": "a b"}),
+        ("/set stop='x y=z' seed=2", {"seed": 2, "stop": "x y=z"}),
+        ('/set stop="x y=z"', {"seed": 1, "stop": "x y=z"}),
+        ("/set stop=x y=z", {"seed": 1, "stop": "x"}),
+        ('/set stop=["a b", "c d=e"] top_p = 0.5', {"seed": 1, "stop": ["a b", "c d=e"], "top_p": 0.5}),
+        ('/set stop=["a b", "c d=e"] top_p=0.5', {"seed": 1, "stop": ["a b", "c d=e"], "top_p": 0.5}),
+        ("/set stop=don't seed=2", {"seed": 2, "stop": "don't"}),
+        ("/set temperature = 0.5", {"seed": 1, "temperature": 0.5}),
         ("/set temperature=9 seed=5", {"seed": 5}),
         ("/set", {"seed": 1}),
     ],
@@ -61,6 +76,18 @@ def test_a_field_that_no_request_may_have_is_told_when_it_is_set():
         "(temperature=0)",
         'top_k: must be an integer, got "few"',
     ]
+
+
+def test_a_name_that_is_no_field_says_how_a_value_has_it_in_it():
+    commands = ChatCommands(Conversation(), {})
+    assert commands.run("/set stop=x y=z").splitlines() == [
+        '(stop="x")',
+        "unknown field y; a value with NAME= in it takes quotes",
+    ]
+
+
+def test_the_fields_are_those_of_the_table():
+    assert {row.name for row in FIELDS if CHAT in row.places} == CHAT_FIELDS
 
 
 def test_what_is_no_command_is_said():

@@ -350,6 +350,33 @@ async def test_a_runner_of_other_code_is_not_read_and_tokens_come_through_ray(sa
     server.close()
 
 
+# Takes the connection, and dies before it has said its version.
+_DIES_BEFORE_ITS_VERSION = """
+import os, signal, socket, sys
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(sys.argv[1])
+listening.listen()
+print(flush=True)
+listening.accept()[0].recv(1000)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_a_runner_that_dies_before_it_says_its_version_is_not_of_other_code(tmp_path):
+    folder = tmp_path / "t"
+    folder.mkdir(mode=0o700)
+    command = [sys.executable, "-c", _DIES_BEFORE_ITS_VERSION, str(folder / "s")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(ConnectionError, match="the runner ended"):
+            await anext(read_messages(str(folder / "s"), "x", {}))
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize("hello", [[_VERSION + 1, "short", {}], ["short", {}]])
 async def test_an_ingress_of_other_code_gets_the_version_at_most(hello):
     source = Source()

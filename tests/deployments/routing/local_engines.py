@@ -134,9 +134,9 @@ class LocalHandle:
     def _best(self, request: EngineRequest, alive: list[str]) -> str:
         if self.policy is None:
             return alive[0]
-        open_to = self.choices.open_engines(request.priority) if not request.attempt else alive
+        open_to = self.choices.open_to(request)
         weight = self.choices.token_weight
-        views = [EngineCandidate(e, token_weight=weight(e), is_open=e in open_to) for e in alive]
+        views = [EngineCandidate(e, token_weight=weight(e), is_open=open_to is None or e in open_to) for e in alive]
         return self.policy(RequestView(), views, random.Random(0))[0][0].engine_id
 
 

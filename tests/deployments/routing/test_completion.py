@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError
 from cluster.api_errors import ApiError
 from cluster.errors import OverloadedError
 from cluster.journal import JournalEntry
-from cluster.outputs import GenerateReply, TokenDelta
+from cluster.outputs import EngineLoad, GenerateReply, TokenDelta
 from cluster.replies import EngineLost, RequestRefused
 from cluster.sampling_params import SamplingParams
 from deployments.routing import attempts
@@ -201,3 +201,29 @@ async def test_only_a_request_that_an_engine_had_taken_waits_where_the_queue_is_
         assert error is not None
         assert error.status == 429
     await client.close()
+
+
+@pytest.mark.parametrize("was_taken", [True, False])
+async def test_only_who_was_at_an_engine_passes_those_who_wait_and_not_who_was_refused(was_taken):
+    engine = Engine()
+    client = Client(engine)
+    client.start(answer(1))  # while there is no engine: no full queue refuses it for good
+    choices = client.choices
+    choices.set_engines({"e": "f", "other": "f"})
+    choices.announced("e", EngineLoad(9, 9, line_length=1))
+    choices.announced("other", EngineLoad(9, 9, open_places=1))
+    request, reply = await engine.called(1)
+    assert choices.open_to(request) == {"e"}
+    # An engine tells of a request before it looks at it.
+    engine.messages.put_nowait([TokenDelta("r", 0, 0, [])])
+    await until(lambda: stream_of(client) is not None, 5)
+    full = RequestRefused(OverloadedError("8 requests are waiting, the limit is 8"))
+    reply.set_result(EngineLost("e", "the call failed") if was_taken else full)
+    request, _ = await engine.called(2)
+    assert request.attempt == 1 and request.came_at
+    choices.announced("e", EngineLoad(9, 9, line_length=1))
+    choices.announced("other", EngineLoad(9, 9, open_places=1))
+    choices.trust("e")
+    assert choices.open_to(request) == (None if was_taken else {"e"})
+    await client.close()
+    assert choices.open_to(request) is not None, "nothing is kept of a request that is over"

@@ -117,6 +117,12 @@ def test_who_was_at_an_engine_before_stands_in_no_line():
     assert set(went[:40]) == {0, 1} and set(went[40:]) == {0}
 
 
+def test_who_returns_stands_in_no_line_though_the_same_object_names_who_arrives():
+    engines, same, went = [Known(0, 0, 3), Known(1, 0, 0)], range(40), []
+    Router(SETTINGS).place(0.0, engines, engines, same, same, lambda _: 10, lambda engine, _: went.append(engine.name))
+    assert set(went[1:40]) == {0, 1} and set(went[40:]) == {0}
+
+
 def test_a_policy_that_is_none_is_named():
     with pytest.raises(ValueError, match="routing_policy: got 'any', allowed: power_of_two, least_tokens"):
         replace(SETTINGS, routing_policy="any")
