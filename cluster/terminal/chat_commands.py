@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from cluster.client.chat_fields import CHAT_FIELDS
 from cluster.client.conversation import Conversation
 from cluster.errors import InvalidRequestError
 from cluster.sampling_params import NUMBERS, SamplingParams
-from cluster.terminal.chat_fields import CHAT_FIELDS
 from cluster.wording import nearest
 
 _COMMANDS = {

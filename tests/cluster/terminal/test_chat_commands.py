@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.client.chat_fields import CHAT_FIELDS
 from cluster.client.conversation import Conversation
 from cluster.terminal.chat_commands import ChatCommands
-from cluster.terminal.chat_fields import CHAT_FIELDS
 from deployments.openai_api.requests.fields import CHAT, FIELDS
 
 

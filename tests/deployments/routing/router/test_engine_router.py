@@ -143,6 +143,19 @@ async def test_the_call_of_what_an_engine_has_goes_there_though_that_is_avoided_
     assert "b" not in await named(router)
 
 
+@every_policy
+async def test_who_was_refused_stands_in_line_and_who_was_at_an_engine_goes_where_there_is_room(policy):
+    router, choices = router_to(*map(Replica, "ab"), policy=policy)
+    choices.announced("a", EngineLoad(9, 9, line_length=2))
+    choices.announced("b", EngineLoad(9, 9, open_places=1))
+    refused = pending_request("r")
+    refused.args[0].attempt = 1
+    assert {(await router.choose_replicas([], refused))[0][0].replica_metadata["engine_id"] for _ in range(20)} == {"a"}
+    choices.left_engine("r")
+    ranks = [await router.choose_replicas([], refused) for _ in range(20)]
+    assert "b" in {replica.replica_metadata["engine_id"] for rank in ranks for replica in rank[0]}
+
+
 async def test_the_first_choice_prefers_what_serve_prefers(monkeypatch):
     router, choices = router_to(*map(Replica, "abc"))
     near = [replica.replica_id for replica in router.known_replicas if replica.replica_metadata["engine_id"] == "b"]
