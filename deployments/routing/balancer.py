@@ -88,37 +88,58 @@ class Balancer:
         self._kept: dict[str, deque[_UnderWay]] = {}  # by source: the move of each place that nobody has come for
         self._resting: dict[str, float] = {}  # until when an engine is left alone
         self._tasks: set[asyncio.Task] = set()
+        self._is_closed = False
         self._may_complain = Seldom()
 
     def changed(self) -> None:
         """An engine has said how it is, or a move has gone on."""
         self._under_way = [
-            one for one in self._under_way if not one.is_over or one.claims_places or one.claims_requests
+            one for one in self._under_way if not one.is_over or self._claims_places(one) or self._claims_requests(one)
         ]
+        self._forget_old()
         for move in moves(self._views()):
             if len(self._tasks) >= _MOST_AT_ONCE:
                 return
             source, target = self._streams.of(move.source), self._streams.of(move.target)
             if source is not None and target is not None:
                 one = _UnderWay(move, source, target, move.num_requests, move.num_requests)
-                self._under_way.append(one)
-                self._choices.claimed = self._choices.claimed + Counter({move.target: move.num_requests})
-                loop = asyncio.get_running_loop()
-                task = loop.create_task(self._make(one))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-                loop.call_later(_PATIENCE_S, self._look_at, one)
+                self._start(one)
+
+    def _start(self, one: _UnderWay, granted: tuple[int, int] | None = None) -> None:
+        self._under_way.append(one)
+        self._choices.claimed = self._choices.claimed + Counter({one.move.target: one.num_places})
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._make(one, granted))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        loop.call_later(_PATIENCE_S, self._look_at, one)
 
     def target(self, source: str) -> str:
         """The engine that keeps a place for the next request which ``source`` gave up as moved; empty if none does any more."""
         kept = self._kept.get(source)
-        # Who was to come for the older ones has gone, or failed.
+        if kept is None:
+            return ""
+        self._drop_expired(kept)
+        return kept.popleft().move.target if kept else ""
+
+    @staticmethod
+    def _drop_expired(kept: deque[_UnderWay]) -> None:
+        """Who was to come for the older ones has gone, or failed; the target has them again."""
         while kept and time.monotonic() - kept[0].granted_at > RESERVED_FOR_S:
             kept.popleft()
-        return kept.popleft().move.target if kept else ""
+
+    def _forget_old(self) -> None:
+        """Engines come and go for as long as the ingress lives."""
+        for kept in self._kept.values():
+            self._drop_expired(kept)
+        self._kept = {engine_id: kept for engine_id, kept in self._kept.items() if kept}
+        self._told_of_grammars = {
+            engine_id: at for engine_id, at in self._told_of_grammars.items() if self._streams.of(engine_id) is not None
+        }
 
     async def close(self) -> None:
         """Stop moving."""
+        self._is_closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -129,9 +150,8 @@ class Balancer:
         places: Counter[str] = Counter()
         leaving: Counter[str] = Counter()
         for one in self._under_way:
-            if one.claims_places:
-                places[one.move.target] += one.num_places
-            leaving[one.move.source] += one.num_leaving * one.claims_requests
+            places[one.move.target] += one.num_places * self._claims_places(one)
+            leaving[one.move.source] += one.num_leaving * self._claims_requests(one)
         self._choices.claimed = places
         now, views = time.monotonic(), []
         self._resting = {engine_id: until for engine_id, until in self._resting.items() if now < until}
@@ -145,6 +165,16 @@ class Balancer:
                 views.append(BalanceView(engine_id, num_movable, load.oldest_wait_s, open_places))
         return views
 
+    def _claims_places(self, one: _UnderWay) -> bool:
+        return one.claims_places and self._is_open(one.target)
+
+    def _claims_requests(self, one: _UnderWay) -> bool:
+        return one.claims_requests and self._is_open(one.source)
+
+    def _is_open(self, stream: TokenStream) -> bool:
+        """Whether words still come on it. What an engine says on the next one counts what was moved before."""
+        return stream.alive and self._streams.of(stream.engine_id) is stream
+
     @staticmethod
     def _is_usable(stream: TokenStream) -> bool:
         return stream.alive and not stream.silent and not stream.leaves and stream.load_age_s <= MAX_LOAD_AGE_S
@@ -154,9 +184,11 @@ class Balancer:
         if not one.is_over:
             self.changed()
 
-    async def _make(self, one: _UnderWay) -> None:
+    async def _make(self, one: _UnderWay, granted: tuple[int, int] | None) -> None:
         try:
-            await self._move(one)
+            if granted is None:
+                granted = await self._reserve(one, one.num_places)
+            await self._move(one, granted)
         except Exception:  # requests that wait go on waiting where they are
             if self._may_complain():
                 logger.exception("balancing failed")
@@ -164,9 +196,8 @@ class Balancer:
             one.is_over = True
             one.target_said, one.source_said = one.target_said or one.target.load, one.source_said or one.source.load
 
-    async def _move(self, one: _UnderWay) -> None:
+    async def _move(self, one: _UnderWay, granted: tuple[int, int] | None) -> None:
         source, target = one.source, one.target
-        granted = await self._reserve(target, one.num_places)
         one.target_said, one.granted_at = target.load, time.monotonic()
         places, num_tokens = granted or (0, 0)
         one.num_places = places
@@ -184,7 +215,8 @@ class Balancer:
         if not call.done() and self._others_wait(source):
             self._give_back(one, kept.count(one))  # the others have been come for
             places = 0
-        moved = await self._answer(call, None)
+        # A long step of the source keeps the answer; the places are kept for so long, too.
+        moved = await self._answer(call, None, one.granted_at + RESERVED_FOR_S - time.monotonic())
         one.source_said, one.num_leaving = source.load, moved or 0
         self._give_back(one, places - (moved or 0))
         if moved:
@@ -192,23 +224,34 @@ class Balancer:
         else:
             self._rest(source, is_silent=moved is None)
 
-    async def _reserve(self, target: TokenStream, count: int) -> tuple[int, int] | None:
-        """Places and tokens that the target grants; None if it has no answer in time. What it grants later it gets back then."""
-        call = asyncio.ensure_future(target.runner.reserve.remote(self._subscriber, count))
+    async def _reserve(self, one: _UnderWay, count: int) -> tuple[int, int] | None:
+        """Places and tokens that the target grants; None if it has no answer in time. The move goes on when it has one later."""
+        call = asyncio.ensure_future(one.target.runner.reserve.remote(self._subscriber, count))
         try:
             return await self._answer(asyncio.shield(call), None)
         finally:
             if not call.done():
-                call.add_done_callback(lambda late: self._came_late(target, late))
+                call.add_done_callback(lambda late: self._came_late(one, late))
 
-    def _came_late(self, target: TokenStream, call: asyncio.Future[tuple[int, int]]) -> None:
-        """Nobody goes there for what it grants now; but it is not silent any more."""
+    def _came_late(self, one: _UnderWay, call: asyncio.Future[tuple[int, int]]) -> None:
+        """The target is not silent any more. An engine answers when a step ends, and where each takes longer than a call may,
+        all its grants come late: who still waits at the source goes there now, or the target gets the places back."""
         if call.cancelled() or call.exception() is not None:
             return
-        self._resting.pop(target.engine_id, None)
+        self._resting.pop(one.target.engine_id, None)
         places, _ = call.result()
-        if places:
-            target.runner.give_back.remote(self._subscriber, places)
+        count = min(places, self._num_left(one.source)) if self._is_open(one.target) and not self._is_closed else 0
+        if places > count:
+            one.target.runner.give_back.remote(self._subscriber, places - count)
+        if count:
+            self._start(_UnderWay(one.move, one.source, one.target, count, count), (count, call.result()[1]))
+
+    def _num_left(self, source: TokenStream) -> int:
+        """How many wait there whom no other move is about to take."""
+        if source.load is None or not self._is_open(source) or source.silent:
+            return 0
+        claims = (one.num_leaving for one in self._under_way if one.source is source and self._claims_requests(one))
+        return max(0, source.load.num_movable - sum(claims))
 
     def _is_ready_for(self, source: TokenStream, target: TokenStream) -> bool:
         """Whether requests under a grammar may go there. A new engine is told to get ready if some wait: that takes seconds, in
@@ -229,8 +272,11 @@ class Balancer:
 
     def _give_back(self, one: _UnderWay, count: int) -> None:
         """Give so many of the places back that nobody has come for; those of another move of the source where this one has none
-        left, since who gave them up does not matter to the requests."""
-        kept, unused = self._kept[one.move.source], Counter[TokenStream]()
+        left, since who gave them up does not matter to the requests. The target has taken back by itself what is too old, and
+        would take the call for one about newer places."""
+        if time.monotonic() - one.granted_at >= RESERVED_FOR_S:
+            return
+        kept, unused = self._kept.get(one.move.source, deque()), Counter[TokenStream]()
         for _ in range(min(count, len(kept))):
             of = one if one in kept else kept[-1]
             kept.remove(of)
@@ -242,10 +288,10 @@ class Balancer:
         seconds = _ASK_SILENT_AGAIN_S if is_silent else _LOOK_AGAIN_S
         self._resting[stream.engine_id] = time.monotonic() + seconds
 
-    async def _answer(self, call, otherwise):
+    async def _answer(self, call, otherwise, timeout_s=_CALL_TIMEOUT_S):
         """Of an engine; ``otherwise`` if it has none in time, or is gone."""
         try:
-            return await asyncio.wait_for(call, _CALL_TIMEOUT_S)
+            return await asyncio.wait_for(call, timeout_s)
         except Exception as error:
             if self._may_complain():
                 why = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -52,6 +53,8 @@ class Remote:
         async def call() -> Any:
             await asyncio.sleep(MESSAGE_S)
             answer = self._answer(*args)
+            if asyncio.iscoroutine(answer):
+                answer = await answer
             await asyncio.sleep(MESSAGE_S)
             return answer
 
@@ -69,21 +72,32 @@ class Streams:
         return iter(self._of.values())
 
 
-async def time_to_move(opens_s: float, source_s: float, target_s: float, at_once: bool, asked_s: float) -> float:
+async def time_to_move(
+    opens_s: float, source_s: float, target_s: float, at_once: bool, asked_s: float, step_s: float = 0.0
+) -> float:
     """Seconds from the place to the moment in which the full engine gives a request up. The streams of the two begin at
-    ``source_s`` and ``target_s``, which sets their beats; ``asked_s`` before the place opened it was asked for one in vain."""
+    ``source_s`` and ``target_s``, which sets their beats; ``asked_s`` before the place opened it was asked for one in vain.
+    Its steps take ``step_s``: it looks at its queue, and answers calls, between them."""
     loop = asyncio.get_running_loop()
     opens_at, ended = loop.time() + opens_s, loop.create_future()
     choices = EngineChoices(loop.time)
     choices.set_engines({"full": "f", "other": "f"})
     given_back: list[int] = []
 
-    def load_of(name: str) -> EngineLoad:
-        is_open = name == "other" and loop.time() >= opens_at
-        waits = 4 if name == "full" else 0
-        return EngineLoad(9, 9, open_places=int(is_open), num_movable=waits, oldest_wait_s=9.0, line_length=waits)
+    def last_step_end() -> float:
+        return loop.time() - ((loop.time() - opens_at - 0.3) % step_s if step_s else 0.0)
 
-    def reserve(subscriber: str, count: int) -> tuple[int, int]:
+    def load_of(name: str) -> EngineLoad:
+        seen_at = last_step_end() if name == "other" else loop.time()
+        is_open = name == "other" and seen_at >= opens_at
+        waits = 4 if name == "full" else 0
+        told_after_s = loop.time() - seen_at
+        load = EngineLoad(9, 9, open_places=int(is_open), num_movable=waits, oldest_wait_s=9.0, line_length=waits)
+        return load._replace(sampled_at=seen_at, told_after_s=told_after_s)
+
+    async def reserve(subscriber: str, count: int) -> tuple[int, int]:
+        if step_s:
+            await asyncio.sleep(step_s - (loop.time() - last_step_end()))
         return (1, 1000) if loop.time() >= opens_at else (0, 0)
 
     def hand_back(*args: Any) -> int:
@@ -110,12 +124,27 @@ async def time_to_move(opens_s: float, source_s: float, target_s: float, at_once
         loop.call_at(opens_at, said["other"].put, [])
     loop.call_at(opens_at - asked_s, one._rest, streams["other"], False)
     try:
-        return await asyncio.wait_for(ended, 5)
+        took_s = await asyncio.wait_for(ended, 10)
+        assert not given_back
+        return took_s
     finally:
         for task in pumps:
             task.cancel()
         await one.close()
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+
+def run_jumping(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """What ``work()`` returns under the clock that jumps."""
+    loop = JumpingLoop()
+    clock = SimpleNamespace(monotonic=loop.time, time=loop.time)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(balancer, "time", clock)
+        patch.setattr(token_streams, "time", clock)
+        try:
+            return loop.run_until_complete(work())
+        finally:
+            loop.close()
 
 
 phases = st.floats(0.0, 0.25)
@@ -124,15 +153,63 @@ phases = st.floats(0.0, 0.25)
 @settings(deadline=None, max_examples=60)
 @given(phases, phases, st.booleans(), st.one_of(st.just(1.0), st.floats(0.0, 0.3)))
 def test_a_move_begins_within_half_a_second_of_the_room_whatever_the_beats(source_s, target_s, at_once, asked_s):
-    loop = JumpingLoop()
-    clock = SimpleNamespace(monotonic=loop.time, time=loop.time)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(balancer, "time", clock)
-        patch.setattr(token_streams, "time", clock)
-        try:
-            took_s = loop.run_until_complete(time_to_move(2.0, source_s, target_s, at_once, asked_s))
-        finally:
-            loop.close()
+    took_s = run_jumping(lambda: time_to_move(2.0, source_s, target_s, at_once, asked_s))
     # A word, the call for the place with its answer, and the one to give up.
     assert 0 <= took_s <= BOUND_S + 4 * MESSAGE_S
     assert not at_once or asked_s < balancer._LOOK_AGAIN_S or took_s < 5 * MESSAGE_S
+
+
+@settings(deadline=None, max_examples=30)
+@given(phases, phases)
+def test_an_engine_with_steps_longer_than_a_call_waits_for_is_moved_to(source_s, target_s):
+    """It tells of the place at a step's end, the call comes early in the next one, and is answered when that ends."""
+    step_s = 1.6
+    assert step_s > balancer._CALL_TIMEOUT_S
+    took_s = run_jumping(lambda: time_to_move(2.0, source_s, target_s, False, 1.0, step_s))
+    assert step_s < took_s <= 2 * step_s + BOUND_S
+
+
+@pytest.mark.parametrize("ends", ["other", "full"])
+def test_a_stream_that_ends_before_its_next_word_takes_its_claims_with_it(ends):
+    """What it said last stays what it said last; the next stream of the engine counts what was moved."""
+
+    async def moves_of() -> list[int]:
+        choices = EngineChoices(asyncio.get_running_loop().time)
+        choices.set_engines({"full": "f", "other": "f"})
+        asked: list[int] = []
+
+        def reserve(subscriber: str, count: int) -> tuple[int, int]:
+            asked.append(count)
+            return count, 1000
+
+        runner = SimpleNamespace(reserve=Remote(reserve), hand_back=Remote(lambda *args: args[1]))
+
+        def stream_of(name: str) -> TokenStream:
+            stream = TokenStream(AttachRequired(name, runner, "f"))
+            stream.announced(load_of(name))
+            return stream
+
+        def load_of(name: str) -> EngineLoad:
+            waits = 4 if name == "full" else 0
+            return EngineLoad(9, 9, open_places=4 - waits, num_movable=waits, oldest_wait_s=9.0, line_length=waits)
+
+        streams = {name: stream_of(name) for name in ("full", "other")}
+        one = balancer.Balancer("i", cast(Any, Streams(streams)), choices, lambda stream: False)
+        one.changed()
+        await asyncio.sleep(0.1)
+        one.changed()
+        assert asked == [4], "what was said last does not count the move"
+        stays = "full" if ends == "other" else "other"
+        streams[stays].announced(load_of(stays))
+        streams[ends].alive = False
+        streams[ends] = stream_of(ends)
+        one.changed()
+        await asyncio.sleep(0.1)
+        one._told_of_grammars = dict.fromkeys(streams, 0.0)
+        streams.clear()
+        await asyncio.sleep(balancer.RESERVED_FOR_S)
+        one.changed()
+        assert not one._under_way and not one._kept and not one._told_of_grammars
+        return asked
+
+    assert run_jumping(moves_of) == [4, 4]

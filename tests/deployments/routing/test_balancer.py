@@ -331,8 +331,8 @@ async def test_an_ingress_that_dies_within_a_move_leaves_no_place_reserved(tiny_
         await runner.actor.shutdown()
 
 
-async def test_places_that_are_granted_too_late_are_given_back_at_once(tiny_model, monkeypatch):
-    """Nobody goes there for them; the engine that was late is asked again as soon as it has answered."""
+async def test_places_that_are_granted_late_are_used_or_given_back_at_once(tiny_model, monkeypatch):
+    """Who still waits goes there for them; the engine that was late is asked again as soon as it has answered."""
     monkeypatch.setattr(balancer, "_CALL_TIMEOUT_S", 0.05)
     monkeypatch.setattr(place_reservations, "RESERVED_FOR_S", 60.0)
     monkeypatch.setattr(balancer, "_ASK_SILENT_AGAIN_S", 60.0)
@@ -436,7 +436,9 @@ async def test_no_later_arrival_takes_a_place_from_those_who_wait(tiny_model, mo
     print(f"{len(later)} came later, {len(passed)} of them took a place from those who waited; {len(moved)} moved")
     assert len(later) > 5 and len(moved) >= 4
     # A request is chosen an engine in a pass of the event loop after the one in which it comes.
-    assert {name for name in passed if not {int(name[4:]), int(name[4:]) + 1} & chosen_blindly} == set()
+    exempt = {f"late{n}" for n in range(len(later)) if {n, n + 1} & chosen_blindly}
+    assert len(exempt) < len(later) / 2, "too few are looked at"
+    assert set(passed) <= exempt
     assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
     for client, _ in clients:
         await client.close()
