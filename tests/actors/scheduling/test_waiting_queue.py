@@ -156,6 +156,8 @@ def test_nobody_waits_for_more_than_one_request_of_each_other_tenant_in_a_round(
         if event != "admit":
             arrivals.add(event)
             continue
+        if not arrivals.queue:
+            continue
         first = arrivals.admit()
         if first in mine:
             position = mine.index(first)
