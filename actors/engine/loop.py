@@ -65,6 +65,7 @@ class EngineLoop:
         self._failure: BaseException | None = None
         self._busy_since: float | None = None
         self._is_idle = False
+        self._idle_until = 0.0
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         self._thread.start()
 
@@ -107,7 +108,7 @@ class EngineLoop:
     @property
     def queue_age_s(self) -> float:
         """How long ago ``queue`` was so; 0 while there is nothing to do, since only this thread changes it. To be asked first."""
-        return 0.0 if self._is_idle else max(0.0, self._clock.now() - self.queue.sampled_at)
+        return 0.0 if self._is_idle else max(0.0, self._clock.now() - max(self.queue.sampled_at, self._idle_until))
 
     @property
     def computes_prefill(self) -> bool:
@@ -174,6 +175,8 @@ class EngineLoop:
             try:
                 return not self._wake.wait_for(is_wanted, timeout=seconds)
             finally:
+                if self._is_idle:
+                    self._idle_until = self._clock.now()
                 self._is_idle = False
 
     def _take_inbox(self) -> bool:

@@ -7,7 +7,8 @@ fits with the head room. The head room is learned: it grows with each answer tha
 
 Missing and stale inputs hold. Where all are, nothing changes. Where some are, what is known of the others is the least that there
 is: it may start engines, and none leaves before all are known again. What is not known counts as it did when it was, so that a
-gap neither makes a load look smaller afterwards nor begins the wait for a smaller one anew.
+gap neither makes a load look smaller afterwards nor begins the wait for a smaller one anew. What comes is known from ingresses
+alone; an engine says little while it computes a long step, and is known by its last word for some seconds.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ _LEVEL_S = 20.0
 _LEAST_MEMORY_S = 0.1
 # Requests are counted; their prompts' tokens vary as much as they are on average, which the variance of a sum has twice.
 _COUNT_NOISE, _TOKEN_NOISE = 1.0, math.sqrt(2.0)
+# An engine's last word counts for so long: a step that is longer is a hang. Of a large fleet some word is always late.
+_WORD_S = 5.0
 # Those in the system on average over about so long: a crowd that is gone before an engine starts needs none.
 _CROWD_S = 20.0
 # Those that are too many are worked off within so long, or the time of an answer if that is longer: engines for all of them at
@@ -68,6 +71,15 @@ _GIVE_UP_PER_S = 0.004 / 60
 _MOST_RISE = 40.0
 # Of the answers that may miss an objective, those that the head room aims at.
 _BUDGET_USED = 0.6
+
+
+class _Known(NamedTuple):
+    """What was said lately enough, and whether that is all there is."""
+
+    engines: list[EngineSample]
+    ingresses: list[IngressLoad]
+    all_engines: bool
+    all_ingresses: bool
 
 
 class _Measured(NamedTuple):
@@ -117,16 +129,15 @@ def _bounded(target: int, settings: PolicySettings) -> int:
 def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) -> Decision:
     if not math.isfinite(inputs.now):
         return _held(inputs, state, settings, "hold: no time")
-    fresh = [e for e in inputs.engines if 0 <= e.age_s <= settings.max_age_s]
-    ingresses = [i for i in inputs.ingresses if inputs.now - i.sampled_at <= settings.max_age_s]
-    if not ingresses:
+    known = _known(inputs, settings)
+    if not known.ingresses:
         return _held(inputs, state, settings, "hold: what comes is not known")
-    is_whole = len(fresh) == len(inputs.engines) and len(ingresses) == len(inputs.ingresses) and not inputs.num_unknown
+    is_whole = known.all_engines and known.all_ingresses
     num_ready = len(inputs.engines) if inputs.num_ready is None else inputs.num_ready
     current = inputs.current_target or state.target or num_ready
     elapsed = min(max(inputs.now - state.at, 0.0), 60.0) if state.at else 1.0
 
-    found = _measure(inputs, fresh, ingresses, is_whole, state, settings, elapsed, num_ready)
+    found = _measure(inputs, known, state, settings, elapsed, num_ready)
     costs = step_costs(found.capacity, settings.costs)
     shape = RequestShape(
         found.prompt_mean,
@@ -252,18 +263,19 @@ def _engines_for_those_here(
     return num_in_system / rows
 
 
+def _known(inputs: FleetInputs, settings: PolicySettings) -> _Known:
+    engines = [e for e in inputs.engines if 0 <= e.age_s <= max(settings.max_age_s, _WORD_S)]
+    ingresses = [i for i in inputs.ingresses if inputs.now - i.sampled_at <= settings.max_age_s]
+    all_engines = len(engines) == len(inputs.engines) and not inputs.num_unknown
+    return _Known(engines, ingresses, all_engines, len(ingresses) == len(inputs.ingresses))
+
+
 def _measure(
-    inputs: FleetInputs,
-    fresh: list[EngineSample],
-    ingresses: list[IngressLoad],
-    is_whole: bool,
-    state: PolicyState,
-    settings: PolicySettings,
-    elapsed: float,
-    num_ready: int,
+    inputs: FleetInputs, known: _Known, state: PolicyState, settings: PolicySettings, elapsed: float, num_ready: int
 ) -> _Measured:
-    sampled = fresh[:MAX_SEEN]
-    scale = max(num_ready, len(fresh)) / len(fresh) if fresh and is_whole else 1.0
+    engines, ingresses = known.engines, known.ingresses
+    sampled = engines[:MAX_SEEN]
+    scale = max(num_ready, len(engines)) / len(engines) if engines and known.all_engines else 1.0
     capacity = state.capacity.get(inputs.kind, CapacityModel())
     seen: dict[str, SeenEngine] = {}
     prompt_tokens = sent_tokens = generated = arrived = ended = 0.0
@@ -301,13 +313,14 @@ def _measure(
             seen_step = Observation(lasted / steps, prompts / steps, rows, context)
             capacity = learned(capacity, settings.costs, seen_step)
 
-    num_in_system = sum(e.load.num_running + e.load.num_waiting for e in fresh) * scale
+    num_in_system = sum(e.load.num_running + e.load.num_waiting for e in engines) * scale
     num_in_system += sum(max(0, i.num_held) for i in ingresses)
     rate = sum(max(0.0, i.arrivals_per_s) for i in ingresses)
     sent_rate = sum(max(0.0, i.prompt_tokens_per_s) for i in ingresses)
     known_rate, known_in_system = rate, num_in_system
-    if not is_whole:
+    if not known.all_ingresses:
         rate, sent_rate = max(rate, _or(state.arrivals_per_s, 0.0)), max(sent_rate, _or(state.sent_tokens_per_s, 0.0))
+    if not (known.all_engines and known.all_ingresses):
         num_in_system = max(num_in_system, _or(state.num_in_system, 0.0))
     kept = math.exp(-elapsed / _SHAPE_S)
     weight = 1 - kept

@@ -51,6 +51,23 @@ def test_the_last_token_comes_without_a_next_request(harness):
     assert harness.loop.seconds_in_step() == 0
 
 
+def test_the_first_step_after_a_rest_makes_the_queue_no_older_than_itself(harness):
+    harness.loop.submit(request("a", [3, 4, 5], max_tokens=2)).result(10)
+    harness.collect("a")
+    time.sleep(1.0)
+    forward, ages = harness.engine.executor.model.forward, []
+
+    def slow(rows, kv_cache):
+        time.sleep(0.05)
+        ages.append(harness.loop.queue_age_s)
+        return forward(rows, kv_cache)
+
+    harness.engine.executor.model.forward = slow
+    harness.loop.submit(request("b", [3, 4, 5], max_tokens=2)).result(10)
+    harness.collect("b")
+    assert 0.04 < ages[0] < 0.5, "as old as the step, not as the rest"
+
+
 def test_a_refused_request_fails_its_own_future_only(harness):
     with pytest.raises(InvalidRequestError, match="token id 999 is outside the vocabulary, 0 to 127"):
         harness.loop.submit(request("bad", [999])).result(10)
