@@ -15,9 +15,10 @@ from actors.engine.memory_plan import expected_max_model_len
 from actors.engine.simulated import NextToken, SimulatedExecutor
 from actors.model_files.config import load_model_config
 from actors.model_files.source import model_of
+from actors.models.config import ModelConfig
 from actors.scheduling.kv_cache import KVCache
 from actors.scheduling.scheduler import Scheduler
-from actors.text.tokenizer import load_tokenizer
+from actors.text.tokenizer import Tokenizer, load_tokenizer
 from cluster import __version__
 from cluster.config import EngineConfig
 from cluster.outputs import EngineInfo
@@ -41,11 +42,10 @@ def load_simulated_engine(
     num_blocks = config.num_kv_blocks or config.max_num_seqs * -(-max_model_len // config.block_size) + 1
     ended("weights")
     clock = HostClock()
-    skipped = tokenizer.special_ids.union(model.eos_token_ids)
     executor = SimulatedExecutor(
         clock,
         lambda plan: config.simulated_step_s + plan.num_tokens * config.simulated_token_s,
-        seeded_tokens([token for token in range(model.vocab_size) if token not in skipped], config.dummy_seed),
+        seeded_tokens(seeded_vocabulary(model, tokenizer), config.dummy_seed),
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
         block_size=config.block_size,
@@ -66,6 +66,12 @@ def load_simulated_engine(
         engine_id, f"simulated-{digest}", name, max_model_len, model.vocab_size, num_blocks, config.block_size
     )
     return Engine(scheduler, executor, info, clock, overlap=config.enable_overlap_schedule)
+
+
+def seeded_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> list[int]:
+    """The tokens that answers consist of: none that is special or ends an answer."""
+    skipped = tokenizer.special_ids.union(model.eos_token_ids)
+    return [token for token in range(model.vocab_size) if token not in skipped]
 
 
 def seeded_tokens(vocabulary: list[int], seed: int) -> NextToken:

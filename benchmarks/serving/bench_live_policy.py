@@ -10,10 +10,8 @@ of those of the first run. Exits with 1 if an answer failed or differed.
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,9 +29,11 @@ from cluster.scaling.traces import read_trace
 from deployments.simulator.arrivals import Arrivals, arrivals_of, scaled, single_requests
 from deployments.simulator.events import event_of_pairs
 from deployments.simulator.oracle import factor_for
+from deployments.simulator.requests.exact_engine import ExactEngine
+from deployments.simulator.requests.requests_fleet import simulate_requests
 from deployments.simulator.result import Result, percentiles
+from deployments.simulator.scaler import PolicyScaler
 from deployments.simulator.setup import SimulatorSettings
-from deployments.simulator.study import Study
 
 _STEP_S, _TOKEN_S = 0.05, 0.001
 _SLOTS, _STEP_TOKENS, _MAX_LEN, _BLOCK = 32, 128, 2048, 16
@@ -135,24 +135,9 @@ def _simulate(load: Arrivals, settings: SimulatorSettings, lives: Sequence[Live]
     """With the starts of all live runs, and the deaths of the first one."""
     starts = tuple(second for live in lives for second in live.start_times_s)
     settings = replace(settings, start_times_s=starts or settings.start_times_s)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "load.csv"
-        _write(load, file)
-        deaths = [event_of_pairs(f"at={second:.1f} event=death engines=1") for second in lives[0].killed_at]
-        study = Study(file, settings, None, "exact", deaths)
-        study.initial = settings.policy.min_replicas
-        return study.run()
-
-
-def _write(load: Arrivals, file: Path) -> None:
-    """As a recording in Azure's format."""
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["TIMESTAMP", "ContextTokens", "GeneratedTokens"])
-        for at, prompt, output in zip(load.at.tolist(), load.prompt, load.output):
-            minutes, second = divmod(at, 60)
-            when = f"2026-01-01 {int(minutes) // 60:02}:{int(minutes) % 60:02}:{second:09.6f}"
-            writer.writerow([when, int(prompt), int(output)])
+    deaths = [event_of_pairs(f"at={second:.1f} event=death engines=1") for second in lives[0].killed_at]
+    scaler, initial = PolicyScaler(settings), settings.policy.min_replicas
+    return simulate_requests(load, settings, scaler, initial, events=deaths, make=ExactEngine)
 
 
 def _attainment(live: Live) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from actors.engine.load_simulated import seeded_tokens
+from actors.engine.load_simulated import seeded_tokens, seeded_vocabulary
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.text.tokenizer import load_tokenizer
@@ -79,9 +79,7 @@ class SimulatedEngines:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = {"device": "simulated", **settings}
         source = resolve_model(DEFAULT_MODEL)
-        model, tokenizer = load_model_config(source), load_tokenizer(source)
-        skipped = tokenizer.special_ids.union(model.eos_token_ids)
-        self._vocabulary = [token for token in range(model.vocab_size) if token not in skipped]
+        self._vocabulary = seeded_vocabulary(load_model_config(source), load_tokenizer(source))
         self._place = {token: index for index, token in enumerate(self._vocabulary)}
         token = seeded_tokens(self._vocabulary, 0)
         self._stride = self._place[token("", 1)] - self._place[token("", 0)]
