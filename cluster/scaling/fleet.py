@@ -54,8 +54,8 @@ class PolicySettings:
         slo_share: of the answers, those that are to meet both.
         cost_weight: 1 by default; with more, engines leave sooner and less is kept in reserve.
         start_s: seconds from a decision to an engine that serves.
-        max_age_s: nothing is decided from samples that are older. Those of an engine whose steps are short are not,
-            on a machine that is not too busy (``deployments.autoscaling.report_publisher.PERIOD_S``).
+        max_age_s: an ingress that has said nothing for so long is not known; on a machine that is not too busy none is
+            (``deployments.autoscaling.report_publisher.PERIOD_S``). Engines are known for longer (``policy``).
         max_state_age_s: a remembered target that is older is not believed after a restart.
         costs: step times to begin with; they are learned.
     """

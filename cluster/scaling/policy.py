@@ -81,6 +81,10 @@ class _Known(NamedTuple):
     all_engines: bool
     all_ingresses: bool
 
+    @property
+    def is_whole(self) -> bool:
+        return self.all_engines and self.all_ingresses
+
 
 class _Measured(NamedTuple):
     arrivals_per_s: float | None
@@ -132,7 +136,6 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     known = _known(inputs, settings)
     if not known.ingresses:
         return _held(inputs, state, settings, "hold: what comes is not known")
-    is_whole = known.all_engines and known.all_ingresses
     num_ready = len(inputs.engines) if inputs.num_ready is None else inputs.num_ready
     current = inputs.current_target or state.target or num_ready
     elapsed = min(max(inputs.now - state.at, 0.0), 60.0) if state.at else 1.0
@@ -150,7 +153,7 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     at_once = _engines_for_those_here(costs, shape, found.mean_in_system, tpot_s, rows_limit)
     wanted += max(0.0, at_once - wanted) * min(1.0, shape.output_tokens * tpot_s / _CLEAR_S)
     head_room, num_met, num_missed = _head_room(inputs, state, settings, elapsed)
-    least = 0.0 if is_whole or not state.demands else state.demands[-1][1]
+    least = 0.0 if known.is_whole or not state.demands else state.demands[-1][1]
     demands = _remembered(state.demands, inputs.now, max(wanted, least), settings)
 
     is_new = not state.at or not 0 <= inputs.now - state.at <= settings.max_state_age_s
@@ -159,18 +162,18 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     need = max(need, 1 if found.num_in_system > 0 else 0)
     kept = max(1, _whole(max(demand for _, demand in demands) * (1 + head_room)))
     is_quiet = found.num_in_system <= 0 and found.rate < 1 / _sleep_s(settings)
-    begun = inputs.now if is_whole else None
+    begun = inputs.now if known.is_whole else None
     idle_since = (begun if is_new or state.idle_since is None else state.idle_since) if is_quiet else None
     if found.num_in_system <= 0 and current <= 0:
         target, reason = 0, "asleep"
-    elif is_whole and idle_since is not None and current <= 1 and inputs.now - idle_since >= _sleep_s(settings):
+    elif known.is_whole and idle_since is not None and current <= 1 and inputs.now - idle_since >= _sleep_s(settings):
         target, reason = 0, "down: nobody has come of late"
     elif need > current:
         target, reason = need, f"up: the load needs {wanted:.2f} engines and {head_room:+.0%}"
-    elif is_whole and kept < current and inputs.now - since >= _hold_s(settings):
+    elif known.is_whole and kept < current and inputs.now - since >= _hold_s(settings):
         target, reason = kept, f"down: the largest demand of late fits {kept}, with {head_room:+.0%}"
     else:
-        target, reason = current, "enough" if is_whole else "hold: some have said nothing of late"
+        target, reason = current, "enough" if known.is_whole else "hold: some have said nothing of late"
     bounded = _bounded(target, settings)
     if bounded == current != target:
         reason = f"hold at the bound: {reason.partition(': ')[2]}"
@@ -320,7 +323,7 @@ def _measure(
     known_rate, known_in_system = rate, num_in_system
     if not known.all_ingresses:
         rate, sent_rate = max(rate, _or(state.arrivals_per_s, 0.0)), max(sent_rate, _or(state.sent_tokens_per_s, 0.0))
-    if not (known.all_engines and known.all_ingresses):
+    if not known.is_whole:
         num_in_system = max(num_in_system, _or(state.num_in_system, 0.0))
     kept = math.exp(-elapsed / _SHAPE_S)
     weight = 1 - kept

@@ -248,10 +248,8 @@ async def _check_version(path: str, reader: asyncio.StreamReader, pid: int) -> N
     """Raise UnusableSocketError unless the runner says that it speaks this version, or ConnectionError where it has ended."""
     try:
         version = _TOLD_VERSION.decode(await read_frame(reader))
-    except (
-        asyncio.IncompleteReadError,
-        msgspec.DecodeError,
-    ) as error:  # code without versions closes at the first frame
+    except (asyncio.IncompleteReadError, msgspec.DecodeError) as error:
+        # Code without versions closes at the first frame.
         if isinstance(error, asyncio.IncompleteReadError) and await _ends(pid):
             raise ConnectionError(f"{path}: the runner ended before it said its version") from None
         raise UnusableSocketError(f"{path}: the runner's code does not know frames of version {_VERSION}") from None
