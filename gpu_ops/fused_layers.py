@@ -1,8 +1,9 @@
 """The first norm and all decoder blocks as a single op. It calls the kernels of ``gpu_ops.forward`` in turn and gives the same
-bits.
+bits, on the CPU and on the GPU.
 
 A custom-op call costs Paddle 30 to 60 us, as it copies the table of all custom ops: with an op a block that was a fifth of a
-decode step of a small model, and helpers of the thread pool fell asleep between two blocks.
+CPU's decode step of a small model, and helpers of the thread pool fell asleep between two blocks. On a GPU ten ops a block took
+the host longer than the device needs for the prompt of a small model.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ def fused_layers(
     kv_heads: int,
     eps: float,
     scale: float,
+    cu_seqlens_q: paddle.Tensor | None = None,
+    max_rows_per_slot: int = 1,
+    batch_invariant: bool = False,
 ) -> paddle.Tensor:
     """Attention and feed-forward of blocks, one after the other.
 
@@ -63,6 +67,8 @@ def fused_layers(
         layers: one or more; what is None in one of them is None in all.
         caches: keys and values of each, as in ``rotary_kv_write``, written in place; so the next four.
         scale: factor on the attention scores.
+        cu_seqlens_q, max_rows_per_slot, batch_invariant: as in ``paged_attention`` and ``linear``; the CPU ignores them. On a
+            GPU no more than one row a slot means that all decode, as in ``decode_ops.decode_attention``.
     Returns:
         [T, H], normed with the last ``next_norm``.
     Raises:
@@ -78,8 +84,8 @@ def fused_layers(
     }
     k_caches, v_caches = zip(*caches, strict=True)
     return run_op(
-        "fused_layers", residual, input_norm, cos_sin, positions, batch_id_per_token, block_tables, *columns.values(),
-        k_caches, v_caches, q_heads, kv_heads, eps, scale,
+        "fused_layers", residual, input_norm, cos_sin, positions, batch_id_per_token, block_tables, cu_seqlens_q,
+        *columns.values(), k_caches, v_caches, q_heads, kv_heads, eps, scale, max_rows_per_slot, batch_invariant,
     )[0]  # fmt: skip
 
 

@@ -254,9 +254,8 @@ class Decoder:
 
     def forward(self, rows: BatchRows, kv_cache: list[LayerCache]) -> paddle.Tensor:
         """Hidden states after the final norm, [T, hidden_size]; keys and values of the rows enter the cache."""
-        if self.device.is_gpu:
-            is_small_batch = rows.positions.shape[0] <= self.max_small_batch and rows.max_rows_per_slot == 1
-            return (self.forward_small_batch if is_small_batch else self.forward_op_by_op)(rows, kv_cache)
+        if self.device.is_gpu and rows.max_rows_per_slot == 1 and rows.positions.shape[0] <= self.max_small_batch:
+            return self.forward_small_batch(rows, kv_cache)
         return (self.forward_fused if self._can_fuse else self.forward_op_by_op)(rows, kv_cache)
 
     @functools.cached_property
@@ -279,7 +278,7 @@ class Decoder:
         )
 
     def forward_fused(self, rows: BatchRows, kv_cache: list[LayerCache]) -> paddle.Tensor:
-        """On the CPU: one op for all layers."""
+        """One op for all layers."""
         first = self.layers[0]
         assert first.input_norm is not None
         return fused_layers(
@@ -295,6 +294,9 @@ class Decoder:
             kv_heads=self.config.num_kv_heads,
             eps=first.input_norm.eps,
             scale=self.config.score_scale,
+            cu_seqlens_q=rows.cu_seqlens_q,
+            max_rows_per_slot=rows.max_rows_per_slot,
+            batch_invariant=self.device.batch_invariant,
         )
 
     @functools.cached_property
@@ -309,8 +311,7 @@ class Decoder:
         return self.final_norm(residual)
 
     def forward_op_by_op(self, rows: BatchRows, kv_cache: list[LayerCache]) -> paddle.Tensor:
-        """The plain twin of the fused blocks: one op after the other, and on the CPU the same bits. On a GPU the way of prompts
-        and of many rows."""
+        """The plain twin of the fused blocks: one op after the other, the same bits. The way of layers that cannot be fused."""
         residual = self.embed.weight.embedding(rows.ids)
         hidden = self._input_of_layers(residual)
         for layer, cache, next_norm in zip(self.layers, kv_cache, self._next_norms(), strict=True):

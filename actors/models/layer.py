@@ -44,7 +44,7 @@ class Layer(ABC):
         return False
 
     def fused(self, next_norm: RMSNorm | None) -> FusedLayer:
-        """What ``gpu_ops.fused_layers`` computes on the CPU, with the bits of ``op_by_op``."""
+        """What ``gpu_ops.fused_layers`` computes, with the bits of ``op_by_op``."""
         raise NotImplementedError(f"{type(self).__name__} has no fused form")
 
     @abstractmethod

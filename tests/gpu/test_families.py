@@ -1,4 +1,4 @@
-"""Families that compute differently from Llama, on the GPU: logits close to the CPU's, and the same bits however they are run."""
+"""Families on the GPU: logits close to the CPU's, and the same bits however they are run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from actors.device.gpu import GpuDevice
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
+from actors.models.decoder import Decoder
 from actors.models.load import load_model
 from tests.actors.models.test_models import all_logits
 from tests.actors.runner.test_overlap import mixed_requests, replay
-from tests.engines import OTHER_FAMILIES
+from tests.engines import FAMILIES, OTHER_FAMILIES
 from tests.gpu.parts.engines import gpu_engine, write_tiny_gpu_model
 
 
@@ -34,6 +35,24 @@ def test_logits_are_close_to_the_cpu(folder, dtype):
         logits.append(all_logits(model, token_ids, chunks).astype(np.float64))
     cpu, gpu = logits
     assert np.linalg.norm(gpu - cpu) < 0.05 * np.linalg.norm(cpu)
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_op_of_all_layers_has_the_bits_of_single_ops(family, dtype, batch_invariant, tmp_path):
+    """Chunks of a prompt, and rows that decode."""
+    source = resolve_model(str(write_tiny_gpu_model(tmp_path, family)), load_format="dummy")
+    config, device = load_model_config(source), GpuDevice(dtype, batch_invariant)
+    model = load_model(config, iter_weights(source, config, dtype), 1024, device=device)
+    if not all(layer.can_fuse for layer in model.layers):
+        pytest.skip(f"{family} computes op by op")
+    token_ids, chunks = np.arange(3, 703) % 90, [600, 1, 1, 1, 20, 77]
+    fused, plain = (
+        all_logits(model, token_ids, chunks, forward) for forward in (Decoder.forward_fused, Decoder.forward_op_by_op)
+    )
+    assert np.isfinite(plain).all()
+    np.testing.assert_array_equal(fused.view(np.uint32), plain.view(np.uint32))
 
 
 @pytest.mark.parametrize("enforce_eager", [True, False])
