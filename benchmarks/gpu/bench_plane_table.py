@@ -85,6 +85,7 @@ class Table:
         self._is_small = options.device == "cpu"
         self._folder = Path(tempfile.mkdtemp(prefix="bireme-plane-"))
         self._logs = Path(options.logs or self._folder)
+        self._logs.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, Any] = {}
         self.lines = ["| what | measured | wanted |", "|---|---|---|"]
         self.failed = False
@@ -100,11 +101,12 @@ class Table:
         windows = self._part("in process", lambda: self._in_process(models)) or {}
         for model in models:
             one = self._part(f"{model.name}, one engine", partial(self._one_engine, model, windows.get(model.name)))
-            if len(model.streams) > 1:
-                needed = partial(self._ingresses_as_needed, model, windows.get(model.name))
-                self._part(f"{model.name}, one engine, ingresses as needed", needed)
+            needed = self._part(
+                f"{model.name}, one engine, ingresses as needed",
+                partial(self._ingresses_as_needed, model, windows.get(model.name)),
+            )
             if self._options.gpus > 1:
-                self._part(f"{model.name}, two engines", partial(self._two_engines, model, one))
+                self._part(f"{model.name}, two engines", partial(self._two_engines, model, one, needed))
         if len(self._options.models) == len(MODELS):
             self._part("engines that compute nothing", self._simulated)
 
@@ -192,7 +194,7 @@ class Table:
             self._beside_in_process(model.name, row, window, wanted)
         return rows[0]
 
-    def _ingresses_as_needed(self, model: Model, windows: list[dict[str, float]] | None) -> None:
+    def _ingresses_as_needed(self, model: Model, windows: list[dict[str, float]] | None) -> Row:
         """The same loads behind as many ingresses as their CPU use asks for, which is what there is without a setting."""
         _, *inside = windows or [{}] * (1 + len(model.streams))
         rows = self._served(model, 1, None, [(streams, _STREAMS, model.seconds) for streams in model.streams])
@@ -200,6 +202,7 @@ class Table:
         self._first_token(what, rows[0], inside[0], 15.0, None)
         for row, window, wanted in zip(rows, inside, model.shares, strict=True):
             self._beside_in_process(f"{model.name}, ingresses as needed", row, window, wanted)
+        return rows[0]
 
     def _beside_in_process(self, name: str, row: Row, window: dict[str, float], wanted: float) -> None:
         share = f"{row.tokens_per_s / window['tokens_per_s']:.3f} × of {window['tokens_per_s']:,.0f}" if window else "?"
@@ -207,22 +210,22 @@ class Table:
                   f"{row.tokens_per_s:,.0f} = {share}", f"≥ {wanted:.2f} ×")  # fmt: skip
         self._costs(name, row)
 
-    def _two_engines(self, model: Model, one: Row | None) -> None:
-        """One ingress, then two, with the clients of one engine for each."""
+    def _two_engines(self, model: Model, one: Row | None, one_needed: Row | None) -> None:
+        """One ingress, two, and as many as needed, with the clients of one engine for each, over one engine behind as many."""
         before: Row | None = None
-        for ingresses in (1, 2):
+        for ingresses, single in ((1, one), (2, one), (None, one_needed)):
             (row,) = self._served(model, 2, ingresses, [(2 * model.streams[0], _STREAMS, model.seconds)])
-            times = f" = {row.tokens_per_s / one.tokens_per_s:.2f} × one engine" if one else ""
-            self._add(f"{model.name}, two engines, {ingresses} ingresses, {row.streams} clients: tokens/s",
+            times = f" = {row.tokens_per_s / single.tokens_per_s:.2f} × one engine" if single else ""
+            behind = "ingresses as needed" if ingresses is None else f"{ingresses} ingresses"
+            self._add(f"{model.name}, two engines, {behind}, {row.streams} clients: tokens/s",
                       f"{row.tokens_per_s:,.0f}{times}", "≥ 1.95 ×")  # fmt: skip
             self._costs(model.name, row)
             if before is not None:
+                more = "as many ingresses as needed" if ingresses is None else f"{ingresses} ingresses"
                 self._add(
-                    f"{model.name}: two ingresses over one",
-                    f"{row.tokens_per_s / before.tokens_per_s:.2f} ×",
-                    "≥ 1.00 ×",
+                    f"{model.name}: {more} over one", f"{row.tokens_per_s / before.tokens_per_s:.2f} ×", "≥ 1.00 ×"
                 )
-            before = row
+            before = before or row
 
     def _first_token(
         self, what: str, row: Row, window: dict[str, float], more_ms: float, at_most_ms: float | None
