@@ -97,7 +97,13 @@ def cuda_targets() -> list[str]:
 
 def _sources() -> list[Path]:
     kernels = CSRC.glob("kernels/**/*.cu") if cuda_home() else []
-    return sorted([*CSRC.glob("kernels/**/*.cc"), *CSRC.glob("bindings/*.cc"), *kernels])
+    bindings = [source for source in CSRC.glob("bindings/*.cc") if source.stem != "run_op" or _calls_ops_itself()]
+    return sorted([*CSRC.glob("kernels/**/*.cc"), *bindings, *kernels])
+
+
+def _calls_ops_itself() -> bool:
+    """Whether ops are called by ``bindings/run_op.cc``: with CUDA there is no need, and Paddle 2.6 lacks what that takes."""
+    return cuda_home() is None and int(paddle_distribution().version.split(".")[0]) >= 3
 
 
 def _is_cpu_kernel(source: Path) -> bool:

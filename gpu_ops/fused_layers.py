@@ -1,9 +1,9 @@
 """The first norm and all decoder blocks as a single op. It calls the kernels of ``gpu_ops.forward`` in turn and gives the same
 bits, on the CPU and on the GPU.
 
-A custom-op call costs Paddle 30 to 60 us, as it copies the table of all custom ops: with an op a block that was a fifth of a
-CPU's decode step of a small model, and helpers of the thread pool fell asleep between two blocks. On a GPU ten ops a block took
-the host longer than the device needs for the prompt of a small model.
+Where Paddle calls it, a custom op costs 30 to 60 us, as Paddle copies the table of all of them: with an op a block that was a
+fifth of a CPU's decode step of a small model, and helpers of the thread pool fell asleep between two blocks. On a GPU ten ops a
+block took the host longer than the device needs for the prompt of a small model.
 """
 
 from __future__ import annotations

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import paddle
@@ -11,13 +14,32 @@ from gpu_ops.build import build
 
 
 @functools.cache
-def _runner() -> Any:
+def _runner() -> Callable[..., list[paddle.Tensor]]:
+    """Calls an op by its whole name, with its arguments one after the other."""
     # paddle.utils.cpp_extension also registers static-graph prototypes, and imports setuptools; neither is needed here.
-    paddle.base.core.load_op_meta_info_and_register_op(str(build()))
+    library = build()
+    paddle.base.core.load_op_meta_info_and_register_op(str(library))
     try:
-        return paddle._C_ops._run_custom_op  # Paddle 3.x
+        of_paddle = paddle._C_ops._run_custom_op  # Paddle 3.x
     except AttributeError:
-        return paddle.base.core.eager._run_custom_op  # Paddle 2.6
+        of_paddle = paddle.base.core.eager._run_custom_op  # Paddle 2.6
+    own = _own_runner(library)
+    if own is None:
+        return of_paddle
+
+    def run(name: str, *arguments: Any) -> list[paddle.Tensor]:
+        outputs = own(name, arguments)
+        return of_paddle(name, *arguments) if outputs is NotImplemented else outputs
+
+    return run
+
+
+def _own_runner(library: Path) -> Callable[[str, tuple[Any, ...]], Any] | None:
+    """What ``csrc/bindings/run_op.cc`` describes; None where the library has none."""
+    own = getattr(ctypes.PyDLL(str(library)), "bireme_run_op", None)
+    if own is not None:
+        own.argtypes, own.restype = (ctypes.py_object, ctypes.py_object), ctypes.py_object
+    return own
 
 
 def run_op(name: str, *arguments: Any) -> list[paddle.Tensor]:
