@@ -10,14 +10,16 @@
 namespace bireme {
 namespace {
 
+constexpr int64_t kGrainFloats = 2 * 1024;
+
 // `to` may be `x`.
 void rotate(const float* x, const float* cosine, const float* sine, int64_t half, float* to) {
   for (int64_t i = 0; i < half; i += kLanes) {
     const int lanes = static_cast<int>(std::min<int64_t>(kLanes, half - i));
-    const Vec16 a = load_first(x + i, lanes), b = load_first(x + half + i, lanes);
-    const Vec16 c = load_first(cosine + i, lanes), s = load_first(sine + i, lanes);
-    store_first(to + i, fma(a, c, zero() - b * s), lanes);
-    store_first(to + half + i, fma(b, c, a * s), lanes);
+    const Vec16 a = load_up_to(x + i, lanes), b = load_up_to(x + half + i, lanes);
+    const Vec16 c = load_up_to(cosine + i, lanes), s = load_up_to(sine + i, lanes);
+    store_up_to(to + i, fma(a, c, zero() - b * s), lanes);
+    store_up_to(to + half + i, fma(b, c, a * s), lanes);
   }
 }
 
@@ -50,6 +52,11 @@ void write_rows(int64_t begin, int64_t end, float* qkv, const float* cos_sin, co
     const float* cosine = cos_sin + position * dim;
     const float* sine = cosine + half;
     float* row = qkv + t * width;
+    // What will be written comes nearer while queries turn: the numbers of a key lie a line apart.
+    for (int64_t head = 0; head < shape.kv_heads; ++head) {
+      const Number* keys = k_cache + (block * shape.kv_heads + head) * layout.key_numbers() + entry;
+      for (int64_t d = 0; d < dim; ++d) __builtin_prefetch(keys + d * size, 1);
+    }
     for (int64_t head = 0; head < shape.q_heads; ++head) rotate(row + head * dim, cosine, sine, half, row + head * dim);
     for (int64_t head = 0; head < shape.kv_heads; ++head) {
       const float* k = row + (shape.q_heads + head) * dim;
@@ -73,7 +80,7 @@ RowFault rotary_kv_write_cpu(float* qkv, const float* cos_sin, int64_t max_posit
   const RowFault fault = find_fault(max_positions, positions, batch_ids, block_tables, shape);
   if (fault.row >= 0) return fault;
   const int64_t width = (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim;
-  const int64_t grain = std::max<int64_t>(1, 8 * 1024 / width);
+  const int64_t grain = std::max<int64_t>(1, kGrainFloats / width);
   with_kv_number(cache.type, [&](auto number) {
     using Number = decltype(number);
     parallel_for(shape.rows, grain, [&](int64_t begin, int64_t end) {

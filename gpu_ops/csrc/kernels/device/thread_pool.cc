@@ -33,7 +33,8 @@ class Pool {
     helpers_.clear();
     stopping_.store(false);
     spin_ = std::chrono::microseconds(spin_microseconds);
-    for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
+    shares_ = std::vector<Share>(threads);
+    for (int i = 1; i < threads; ++i) helpers_.emplace_back([this, i] { help(i); });
     threads_.store(threads);
   }
 
@@ -45,18 +46,21 @@ class Pool {
       body(context, 0, items);
       return;
     }
-    items_ = items;
     grain_ = grain;
     body_ = body;
     context_ = context;
-    next_.store(0, std::memory_order_relaxed);
+    const int64_t chunks = (items + grain - 1) / grain, count = static_cast<int64_t>(shares_.size());
+    for (int64_t i = 0; i < count; ++i) {
+      shares_[i].next.store(chunks * i / count * grain, std::memory_order_relaxed);
+      shares_[i].end = std::min(items, chunks * (i + 1) / count * grain);
+    }
     const uint64_t epoch = (state_.load(std::memory_order_relaxed) / kEpoch + 1) * kEpoch;
     state_.store(epoch | kOpen);  // publishes the job
     if (sleepers_.load() > 0) {
       { std::lock_guard<std::mutex> lock(sleep_mutex_); }
       wake_.notify_all();
     }
-    take_chunks();
+    take_chunks(0);
     state_.fetch_and(~kOpen);
     for (int spins = 0; (state_.load(std::memory_order_acquire) & kMembers) != 0; ++spins) {
       // A helper that lost its core in mid-chunk may need this one to finish.
@@ -67,11 +71,22 @@ class Pool {
  private:
   static constexpr uint64_t kMembers = 0xffff, kOpen = 1 << 16, kEpoch = 1 << 17;
 
-  void take_chunks() {
-    for (;;) {
-      const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-      if (begin >= items_) return;
-      body_(context_, begin, std::min(begin + grain_, items_));
+  // Items of a thread, handed out from the first to the last.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
+  // A thread's own share first: what it reads from memory lies one behind the other then, and is fetched ahead by who reads it.
+  // Then what others have left of theirs.
+  void take_chunks(size_t own) {
+    for (size_t i = 0; i < shares_.size(); ++i) {
+      Share& share = shares_[(own + i) % shares_.size()];
+      for (;;) {
+        const int64_t begin = share.next.fetch_add(grain_, std::memory_order_relaxed);
+        if (begin >= share.end) break;
+        body_(context_, begin, std::min(begin + grain_, share.end));
+      }
     }
   }
 
@@ -97,14 +112,14 @@ class Pool {
     return !stopping_.load();
   }
 
-  void help() {
+  void help(size_t own) {
     uint64_t last_epoch = 0;
     while (await_job(last_epoch)) {
       uint64_t state = state_.load();
       if (!(state & kOpen) || state / kEpoch == last_epoch) continue;
       if (!state_.compare_exchange_strong(state, state + 1)) continue;
       last_epoch = state / kEpoch;
-      take_chunks();
+      take_chunks(own);
       state_.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -115,10 +130,10 @@ class Pool {
   std::chrono::microseconds spin_{0};
 
   // The job; written only while none is open and no helper is inside.
-  int64_t items_ = 0, grain_ = 1;
+  std::vector<Share> shares_{1};
+  int64_t grain_ = 1;
   ParallelBody body_ = nullptr;
   void* context_ = nullptr;
-  alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<uint64_t> state_{0};  // epoch | open | helpers inside
 
   alignas(64) std::atomic<int> sleepers_{0};

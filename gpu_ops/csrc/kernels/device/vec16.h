@@ -202,6 +202,10 @@ BIREME_INLINE Vec16 scale_by_power_of_two(const Vec16& p, const Vec16& n) {
 
 BIREME_INLINE Vec16 zero() { return broadcast(0.0f); }
 
+// The first `lanes` lanes, which are most often all: moving some of them takes many times as long.
+BIREME_INLINE Vec16 load_up_to(const float* p, int lanes) { return lanes == kLanes ? load(p) : load_first(p, lanes); }
+BIREME_INLINE void store_up_to(float* p, Vec16 a, int lanes) { lanes == kLanes ? store(p, a) : store_first(p, a, lanes); }
+
 // Of a stored type, zeros in the other lanes; nothing behind the first `lanes` numbers is read.
 template <typename Stored>
 BIREME_INLINE Vec16 load_first(const Stored* p, int lanes) {

@@ -22,11 +22,6 @@ BIREME_INLINE void each_vector(int64_t width, Body&& body) {
   if (i < width) body(i, static_cast<int>(width - i));
 }
 
-BIREME_INLINE Vec16 load_up_to(const float* p, int lanes) { return lanes == kLanes ? load(p) : load_first(p, lanes); }
-BIREME_INLINE void store_up_to(float* p, Vec16 a, int lanes) {
-  lanes == kLanes ? store(p, a) : store_first(p, a, lanes);
-}
-
 // Sum of squares: lane i adds elements i, i + 16, ... in order, then the lanes' tree.
 float inverse_rms(const float* x, float eps, int64_t width) {
   Vec16 squares = zero();
