@@ -3,11 +3,18 @@
 python -m benchmarks.bench_grammar [--rows 1,4,8] [--rounds 4]
 python -m benchmarks.bench_grammar --device gpu --model llama_8b --rows 1,8,64    random weights, and 128,256 tokens of its size
 python -m benchmarks.bench_grammar --model small_llama    two small layers under that vocabulary: what masks cost, and little else
+python -m benchmarks.bench_grammar --parts    what each part of a masked step takes of a core, instead
+
+Every turn of a kind takes the same tokens, so step i of one turn does the work of step i of any other. The cost is told from
+the best of each step over all turns, which other work on the machine changes least, and from medians of whole turns. Times are
+the device's own, from one step's end to the next: the host's stamps jitter, and where one comes late the next step looks short.
+At one row "one schema" and "different" are the same schema: by how much they differ says what the machine's other work does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
@@ -15,17 +22,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from unittest import mock
 
 from actors.engine.engine import Engine
 from actors.engine.loading import load_engine
+from actors.structured_output.matcher import TokenMatcher
 from benchmarks.random_tokenizer import write_tokenizer
 from benchmarks.workload import PROMPT_TOKENS, prompt
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.grammar import JSON_SCHEMA, Grammar
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
+from gpu_ops import sampling
 
+Measured = TypeVar("Measured")
 _TOKENS = 48
 _LLAMA_8B = Path(__file__).parents[1] / "ray_configs/llama_8b/config.json"
 # Of --model, what is another than in Llama 3.1 8B.
@@ -57,17 +68,41 @@ def schema(number: int) -> Grammar:
 GRAMMARS = {"plain": lambda row: None, "one schema": lambda row: schema(0), "different": schema}
 
 
-def seconds_a_step(engine: Engine, kind: str, rows: int, run: int) -> float:
-    """Median time between steps that only decode, while all rows are there."""
+def seconds_of_steps(engine: Engine, kind: str, rows: int, run: int) -> list[float]:
+    """Of steps that only decode, while all rows are there: from the end of one on the device to the end of the next."""
     for row in range(rows):
         params = SamplingParams(temperature=0.0, max_tokens=_TOKENS, ignore_eos=True, grammar=GRAMMARS[kind](row))
         engine.add_request(EngineRequest(f"{kind} {run} {row}", prompt(row), params))
-    saved: list[float] = []
+    ends: list[float] = []
     while engine.has_work():
         if len(engine.step()) == rows:
-            saved.append(time.perf_counter())
-    steps = [after - before for before, after in itertools.pairwise(saved)]
-    return statistics.median(steps[4:-2])
+            assert engine.executor.last_saved is not None
+            ends.append(engine.executor.last_saved.device_end)
+    return [after - before for before, after in itertools.pairwise(ends)][4:-2]
+
+
+def core_seconds_of_parts(engine: Engine, rows: int, run: int) -> dict[str, list[float]]:
+    """What each call of a part took of a core while ``rows`` rows with a schema each were computed, the forward beside it."""
+    parts = {"mask made": (TokenMatcher, "fill"), "token taken": (TokenMatcher, "accept")}
+    taken: dict[str, list[float]] = {}
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        calls = taken.setdefault(part, [])
+
+        def call(*arguments: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return function(*arguments)
+            finally:
+                calls.append(time.thread_time() - started)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for part, (owner, name) in {**parts, "masks applied": (sampling, "apply_token_masks")}.items():
+            stack.enter_context(mock.patch.object(owner, name, timed(part, getattr(owner, name))))
+        seconds_of_steps(engine, "different", rows, run)
+    return taken
 
 
 def first_token_s(engine: Engine, grammar: Grammar | None, run: int) -> float:
@@ -99,6 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args()
     row_counts = [int(rows) for rows in arguments.rows.split(",")]
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +143,23 @@ def main() -> None:
             sizes["num_kv_blocks"] = 256
         # The tokenizer is read at the first grammar.
         of_model = settings(arguments.model, Path(folder))
-        compare(load_engine(EngineConfig(device=arguments.device, **sizes, **of_model)), row_counts, arguments.rounds)
+        engine = load_engine(EngineConfig(device=arguments.device, **sizes, **of_model))
+        engine.executor.align_clocks()
+        (show_parts if arguments.parts else compare)(engine, row_counts, arguments.rounds)
+
+
+def show_parts(engine: Engine, row_counts: list[int], rounds: int) -> None:
+    """Print what parts of a masked step take; closes ``engine``."""
+    for rows in row_counts:
+        core_seconds_of_parts(engine, rows, -1)
+        runs = [core_seconds_of_parts(engine, rows, run) for run in range(rounds)]
+        for part in runs[0]:
+            calls = sorted(call for run in runs for call in run[part])
+            median, slow = calls[len(calls) // 2], calls[9 * len(calls) // 10]
+            print(
+                f"{rows} rows, {part:13}: {1e6 * median:5.0f} µs of a core a call, nine in ten at most {1e6 * slow:5.0f}"
+            )
+    engine.close()
 
 
 def compare(engine: Engine, row_counts: list[int], rounds: int) -> None:
@@ -117,15 +169,15 @@ def compare(engine: Engine, row_counts: list[int], rounds: int) -> None:
     )
     for rows in row_counts:
         for kind in GRAMMARS:
-            seconds_a_step(engine, kind, rows, -1)  # compiles, and fills the cache of prefixes
-        of_kind = in_turns(GRAMMARS, rounds, lambda kind, run, rows=rows: seconds_a_step(engine, kind, rows, run))
-        plain = of_kind["plain"]
-        for kind, steps in of_kind.items():
-            ratio = statistics.median(a / b for a, b in zip(steps, plain))
-            # The best turn of each says most on a machine with other work.
+            seconds_of_steps(engine, kind, rows, -1)  # compiles, and fills the cache of prefixes
+        of_kind = in_turns(GRAMMARS, rounds, lambda kind, run, rows=rows: seconds_of_steps(engine, kind, rows, run))
+        best = {kind: statistics.mean(map(min, zip(*turns))) for kind, turns in of_kind.items()}
+        medians = {kind: [statistics.median(turn) for turn in turns] for kind, turns in of_kind.items()}
+        for kind, turns in medians.items():
+            ratio = statistics.median(a / b for a, b in zip(turns, medians["plain"]))
             print(
-                f"{rows} rows, {kind:10}: {1e3 * statistics.median(steps):7.2f} ms a step, {ratio:.3f} of plain;"
-                f" best turns {1e3 * min(steps):.2f} ms, {min(steps) / min(plain):.3f}",
+                f"{rows} rows, {kind:10}: best of {rounds} {1e3 * best[kind]:7.3f} ms a step, {best[kind] / best['plain']:.3f}"
+                f" of plain; medians of turns {1e3 * statistics.median(turns):.2f} ms, {ratio:.3f}",
                 flush=True,
             )
     count = itertools.count()
@@ -145,13 +197,13 @@ def compare(engine: Engine, row_counts: list[int], rounds: int) -> None:
     engine.close()
 
 
-def in_turns(kinds: Iterable[str], rounds: int, seconds: Callable[[str, int], float]) -> dict[str, list[float]]:
-    """``seconds(kind, round)`` of each kind; another one comes first in each round, so that none always follows the same."""
-    measured: dict[str, list[float]] = {kind: [] for kind in kinds}
+def in_turns(kinds: Iterable[str], rounds: int, measure: Callable[[str, int], Measured]) -> dict[str, list[Measured]]:
+    """``measure(kind, round)`` of each kind; another one comes first in each round, so that none always follows the same."""
+    measured: dict[str, list[Measured]] = {kind: [] for kind in kinds}
     order = list(measured)
     for run in range(rounds):
         for kind in order:
-            measured[kind].append(seconds(kind, run))
+            measured[kind].append(measure(kind, run))
         order.append(order.pop(0))
     return measured
 
