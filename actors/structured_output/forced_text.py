@@ -13,6 +13,8 @@ _TEXT = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\\n]|\\.)*/', re.DOTALL)
 # Of what stands in brackets, or is repeated already, each time is as long as all before.
 _COUNT = re.compile(r"([)}]?)\{(\d+)")
 _NOT_FORCED = '%llguidance {"no_forcing": true}\n'
+# How an error begins to say where it is, and shows a line.
+_PLACE = re.compile(r"^(\s*(?:at )?)(\d+)(\(\d+\)| \|)")
 
 
 def may_force_much(source: str) -> bool:
@@ -30,6 +32,16 @@ def without_forcing(source: str) -> str:
         if source is None:
             source = f"start: %json {json.dumps(schema)}"
     return f"{_NOT_FORCED}{source}\n{_NOT_FORCED}"
+
+
+def placed_as_written(error: str, source: str) -> str:
+    """What the library says of ``source``, with the lines of the grammar that ``without_forcing`` may have made it of."""
+    if not source.startswith(_NOT_FORCED):
+        return error
+    lines = (line for line in error.splitlines() if _NOT_FORCED.strip() not in line)
+    return "\n".join(
+        _PLACE.sub(lambda found: f"{found[1]}{max(1, int(found[2]) - 1)}{found[3]}", line) for line in lines
+    )
 
 
 def _within_a_text(char: str) -> str:

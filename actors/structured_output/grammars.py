@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import llguidance
 import numpy as np
 
-from actors.structured_output.forced_text import may_force_much, without_forcing
+from actors.structured_output.forced_text import may_force_much, placed_as_written, without_forcing
 from actors.structured_output.matcher import TokenMatcher
 from actors.structured_output.multiples import MOST_REMAINDERS, too_fine_multiple
 from actors.structured_output.native import NativeMatcher, TokenTrie, grammar_error
@@ -207,7 +207,7 @@ class Grammars:
             raise _refused(grammar, "is not valid: it has a character 0")
         matcher = NativeMatcher.compiled(self._trie, source, _LIMITS)
         if (failure := matcher.error) is not None:
-            reason = failure.strip()
+            reason = placed_as_written(failure, source).strip()
             if grammar.kind == JSON_SCHEMA:
                 place, reason = place_of_error(schema, reason, self._schema_error)
                 at, param = ("", grammar.param + as_field(place)) if is_part else (f" at {place}", grammar.param)

@@ -251,6 +251,7 @@ FIELDS += [
     Field(COMPLETION, "structured_outputs", {"grammar": 'start: "a"'}, Works(note="vLLM's; Lark or EBNF")),
     Field(COMPLETION, "structured_outputs", {"json_object": True}, Works(note="vLLM's")),
     Field(COMPLETION, "guided_json", {"type": "boolean"}, Works(note="vLLM's older name")),
+    Field(COMPLETION, "guided_decoding_backend", "xgrammar", Works(note="changes nothing: there is one library")),
     Field(COMPLETION, "guided_regex", "[", Refused(400, "invalid_grammar", "not valid")),
     Field(COMPLETION, "guided_grammar", 'start: "a"', Works(note="vLLM's older name")),
     Field(COMPLETION, "guided_json", {"type": "integer", "multipleOf": 1000003}, Refused(400, "invalid_grammar", "remainders")),

@@ -225,6 +225,16 @@ def test_refusals_say_where_and_why(grammar, message):
     assert refused.value.param == "response_format" and len(refused.value.message) < 700
 
 
+@pytest.mark.parametrize(
+    ("text", "place", "shown"),
+    [("start: (", "1(9)", "1 | start: ("), ('start: a\n\na: "x"\nb: )', "4(4)", "4 | b: )"), ("start: a", "", "")],
+)
+def test_a_grammar_is_refused_with_its_own_lines(text, place, shown):
+    with pytest.raises(InvalidRequestError) as refused:
+        GRAMMARS.compile(Grammar(LARK, text))
+    assert place in refused.value.message and shown in refused.value.message and "%llg" not in refused.value.message
+
+
 def test_a_model_without_an_end_follows_no_grammar():
     with pytest.raises(InvalidRequestError, match="no token that ends an answer"):
         Grammars(lambda: Vocabulary.of(TOKENIZER, VOCAB_SIZE), VOCAB_SIZE, ()).compile(Grammar(REGEX, "a"))
