@@ -15,28 +15,22 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import llguidance
 import numpy as np
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from actors.structured_output import grammars as grammars_module
-from actors.structured_output import native
 from actors.structured_output.grammars import Grammars
 from actors.text.vocabulary import Vocabulary
 from benchmarks.random_tokenizer import write_tokenizer
 from cluster.errors import InvalidRequestError
 from cluster.grammar import JSON_SCHEMA, MAX_GRAMMAR_CHARS, Grammar
+from tests.actors.structured_output.locked_calls import wrapped
 from tests.actors.structured_output.test_hostile_grammars import ATTACKS, FORCED, LARGE
 
 VOCAB_SIZE, EOS, TOKENS = 128_256, 128_001, 24
-# Of the library's functions, those through which it holds the interpreter's lock.
-_LOCKED = ("clone", "free_matcher", "consume", "is_stopped", "error")
-_OF_MATCHER = ("grammar_from_json_schema", "grammar_from_regex", "grammar_from_lark")
 costs: dict[str, list[tuple[float, str]]] = defaultdict(list)
 
 
@@ -88,13 +82,17 @@ def main() -> None:
     of_model = vocabulary()
     made = Grammars(lambda: of_model, VOCAB_SIZE, [EOS])
     made.compile(Grammar(JSON_SCHEMA, "{}"))
-    library = native._library()
-    for name in _LOCKED:
-        setattr(library, name, timed("lock", getattr(library, name), name))
-    functions = {name: timed("lock", getattr(llguidance.LLMatcher, name), name) for name in _OF_MATCHER}
-    grammars_module.llguidance = SimpleNamespace(  # type: ignore[assignment]
-        LLMatcher=SimpleNamespace(**functions), grammar_from=llguidance.grammar_from
-    )
+    with wrapped(lambda function, name: timed("lock", function, name)):
+        measure_all(made, examples)
+    for kind, of_kind in costs.items():
+        longest = sorted(of_kind, reverse=True)[:5]
+        print(
+            f"{kind}: {len(of_kind)} times, longest {', '.join(f'{1e3 * took:.1f} ms' for took, _ in longest)}; {longest[0][1]}"
+        )
+
+
+def measure_all(made: Grammars, examples: int) -> None:
+    """Known attacks, then random ones."""
     for number, grammar in enumerate([*(attack for attack, _ in ATTACKS), *FORCED]):
         measure(made, grammar if isinstance(grammar, Grammar) else Grammar(JSON_SCHEMA, json.dumps(grammar)), number)
 
@@ -106,11 +104,6 @@ def main() -> None:
             measure(made, Grammar(JSON_SCHEMA, text), number)
 
     fuzz()
-    for kind, of_kind in costs.items():
-        longest = sorted(of_kind, reverse=True)[:5]
-        print(
-            f"{kind}: {len(of_kind)} times, longest {', '.join(f'{1e3 * took:.1f} ms' for took, _ in longest)}; {longest[0][1]}"
-        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jsonschema
@@ -22,6 +23,7 @@ from actors.structured_output.native import TokenTrie
 from actors.text.vocabulary import Vocabulary
 from cluster.errors import InvalidRequestError
 from cluster.grammar import CHOICE, JSON_SCHEMA, LARK, MAX_GRAMMAR_CHARS, REGEX, Grammar
+from tests.actors.structured_output.locked_calls import wrapped
 
 # No thread may be stopped for longer, with a factor of five for busy machines.
 MOST_S = 5 * 0.05
@@ -83,7 +85,12 @@ def longest_step(matcher: TokenMatcher, seed: int, clock: Callable[[], float] = 
 def check(grammars: Grammars, grammar: Grammar, seed: int = 0) -> bool:
     """Whether ``grammar`` was taken; either way nobody waited. On a busy machine somebody may wait by chance, but not thrice."""
     for last in (False, False, True):
-        taken, longest = watched(grammars, grammar, seed)
+        locked: dict[str, float] = {}
+        with wrapped(partial(timed, locked)):
+            taken, longest = watched(grammars, grammar, seed)
+        assert max(locked.values(), default=0.0) < MOST_OF_A_CORE_S, (
+            f"calls held the interpreter's lock, in seconds of a core: {locked}"
+        )
         assert longest[1] < MOST_OF_A_CORE_S, (
             f"a mask or a token takes {longest[1]:.3f} s of a core on the engine's thread"
         )
@@ -91,6 +98,19 @@ def check(grammars: Grammars, grammar: Grammar, seed: int = 0) -> bool:
             return taken
         assert not last, f"compiling stopped other threads for {longest[0]:.3f} s"
     raise AssertionError("not reached")
+
+
+def timed(longest: dict[str, float], function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """As ``function``; the longest time of a core that a call took goes to ``longest``."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        began = time.thread_time()
+        try:
+            return function(*arguments, **options)
+        finally:
+            longest[name] = max(longest.get(name, 0.0), time.thread_time() - began)
+
+    return call
 
 
 def watched(grammars: Grammars, grammar: Grammar, seed: int) -> tuple[bool, tuple[float, float]]:

@@ -24,6 +24,7 @@ _RECORDS = {"type": "array", "items": _RECORD, "minItems": 200}
 # Structures that are longer than any answer, so that every cut lies within one, and one that ends early.
 _GRAMMARS: dict[int, dict[str, Any]] = {
     2: {"response_format": {"type": "json_schema", "json_schema": {"name": "one", "schema": _RECORD, "strict": True}}},
+    8: {"guided_grammar": 'start: (/[a-z]{2,9}/ " " NUMBER "; ")+\nNUMBER: /[0-9]{1,4}/', "frequency_penalty": 0.3},
     9: {"guided_regex": r"([A-Z][a-z]{1,9} [0-9]{1,4}, ){400}"},
     12: {"structured_outputs": {"json": _RECORDS}},
 }
