@@ -8,7 +8,9 @@ python -m benchmarks.bench_grammar --parts    what each part of a masked step ta
 Every turn of a kind takes the same tokens, so step i of one turn does the work of step i of any other. The cost is told from
 the best of each step over all turns, which other work on the machine changes least, and from medians of whole turns. Times are
 the device's own, from one step's end to the next: the host's stamps jitter, and where one comes late the next step looks short.
-At one row "one schema" and "different" are the same schema: by how much they differ says what the machine's other work does.
+"Of a core" is all that the process computed in a turn, prompts included, which other work changes less; say `--threads 1`, as
+threads that wait for each other count too. At one row "one schema" and "different" are the same schema: by how much they differ
+says what the machine's other work does.
 """
 
 from __future__ import annotations
@@ -135,12 +137,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
     row_counts = [int(rows) for rows in arguments.rows.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        sizes = {"max_num_seqs": max(row_counts), "max_model_len": 512}
+        sizes: dict[str, Any] = {"max_num_seqs": max(row_counts), "max_model_len": 512}
         if arguments.device == "cpu":
-            sizes["num_kv_blocks"] = 256
+            sizes |= {"num_kv_blocks": 256, "num_threads": arguments.threads}
         # The tokenizer is read at the first grammar.
         of_model = settings(arguments.model, Path(folder))
         engine = load_engine(EngineConfig(device=arguments.device, **sizes, **of_model))
@@ -170,14 +173,23 @@ def compare(engine: Engine, row_counts: list[int], rounds: int) -> None:
     for rows in row_counts:
         for kind in GRAMMARS:
             seconds_of_steps(engine, kind, rows, -1)  # compiles, and fills the cache of prefixes
-        of_kind = in_turns(GRAMMARS, rounds, lambda kind, run, rows=rows: seconds_of_steps(engine, kind, rows, run))
+        cores: dict[str, list[float]] = {kind: [] for kind in GRAMMARS}
+
+        def turn(kind: str, run: int, rows: int = rows, cores: dict[str, list[float]] = cores) -> list[float]:
+            began = time.process_time()
+            steps = seconds_of_steps(engine, kind, rows, run)
+            cores[kind].append(time.process_time() - began)
+            return steps
+
+        of_kind = in_turns(GRAMMARS, rounds, turn)
         best = {kind: statistics.mean(map(min, zip(*turns))) for kind, turns in of_kind.items()}
         medians = {kind: [statistics.median(turn) for turn in turns] for kind, turns in of_kind.items()}
         for kind, turns in medians.items():
             ratio = statistics.median(a / b for a, b in zip(turns, medians["plain"]))
             print(
                 f"{rows} rows, {kind:10}: best of {rounds} {1e3 * best[kind]:7.3f} ms a step, {best[kind] / best['plain']:.3f}"
-                f" of plain; medians of turns {1e3 * statistics.median(turns):.2f} ms, {ratio:.3f}",
+                f" of plain; medians of turns {1e3 * statistics.median(turns):.2f} ms, {ratio:.3f};"
+                f" of a core, best turn {min(cores[kind]) / min(cores['plain']):.3f}",
                 flush=True,
             )
     count = itertools.count()
