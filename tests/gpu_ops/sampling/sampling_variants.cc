@@ -1,6 +1,7 @@
 // Plain C entry points to the sampling kernels, for builds with other instruction sets.
 #include "kernels/sampling/sample.h"
 #include "kernels/sampling/token_logprobs.h"
+#include "kernels/sampling/token_masks.h"
 
 extern "C" void sample(const float* logits, int64_t rows, int64_t vocab, const float* temperature, const float* top_p,
                        const float* min_p, const int32_t* top_k, const int64_t* seeds, const int64_t* zeros,
@@ -14,4 +15,8 @@ extern "C" void sample(const float* logits, int64_t rows, int64_t vocab, const f
 extern "C" void token_logprobs(const float* logits, int64_t rows, int64_t vocab, const int64_t* tokens, int64_t num,
                                int64_t* ids, float* logprobs, int64_t* ranks) {
   bireme::token_logprobs_cpu(logits, rows, vocab, tokens, num, ids, logprobs, ranks);
+}
+
+extern "C" void token_masks(float* logits, int64_t rows, int64_t vocab, const int32_t* masks, const int32_t* slots) {
+  bireme::apply_token_masks_cpu(logits, vocab, masks, slots, rows);
 }

@@ -11,9 +11,10 @@ import pytest
 
 from gpu_ops.build import KERNEL_FLAGS
 from gpu_ops.sources import CSRC, write_generated_headers
+from gpu_ops.twins import sampling as twins
 from tests.gpu_ops.compiled import shared_libraries
 
-NAMES = ("sampling/sample", "sampling/token_logprobs", "device/thread_pool")
+NAMES = ("sampling/sample", "sampling/token_logprobs", "sampling/token_masks", "device/thread_pool")
 SOURCES = [*(CSRC / "kernels" / f"{name}.cc" for name in NAMES), Path(__file__).parent / "sampling_variants.cc"]
 FLAG_OF_LEVEL = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
 
@@ -69,3 +70,25 @@ def test_sampled_tokens_and_logprobs_are_the_same(variants, vocab):
     for other in results[1:]:
         for actual, expected in zip(other, results[0]):
             np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("vocab", [7, 32, 333, 50_001])
+def test_masked_logits_are_those_of_the_twin(variants, vocab):
+    rng = np.random.default_rng(vocab)
+    logits = rng.normal(size=(9, vocab)).astype(np.float32)
+    logits[rng.random(logits.shape) < 0.1] = np.nan
+    logits[3] = -np.inf
+    words = (vocab + 31) // 32
+    masks = rng.integers(-(2**31), 2**31, (9, 1 + words)).astype(np.int32)
+    masks[rng.random(masks.shape) < 0.3], masks[rng.random(masks.shape) < 0.3] = 0, -1
+    masks[:, 0] = np.arange(9) > 1
+    masks[5, 1:], masks[6, 1:] = 0, -1
+    slots = np.array([0, 1, 2, 3, -1, 5, 6, 7, 8], np.int32)
+    expected = logits.copy()
+    twins.apply_token_masks(expected, masks, slots)
+    for library in variants.values():
+        masked = logits.copy()
+        library.token_masks(
+            pointer(masked), ctypes.c_int64(9), ctypes.c_int64(vocab), pointer(masks), pointer(slots)
+        )  # fmt: skip
+        np.testing.assert_array_equal(masked, expected)

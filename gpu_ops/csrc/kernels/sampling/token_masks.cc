@@ -18,23 +18,22 @@ constexpr int64_t kRowsAThread = 4;
 typedef float Float8 __attribute__((vector_size(32)));
 typedef int32_t Int8 __attribute__((vector_size(32)));
 
-// Eight tokens, of which `byte` allows some. Lanes of what is returned are not 0 where an allowed token is left.
-inline Int8 mask_eight(float* logits, int32_t byte) {
+// Eight tokens, of which `byte` allows some. Lanes of `left` where an allowed token is left become -1.
+inline void mask_eight(float* logits, int32_t byte, Int8& left) {
   const Int8 bit = {1, 2, 4, 8, 16, 32, 64, 128};
   const Int8 allowed = (bit & byte) != 0;
   const Float8 forbidden = Float8{} + kForbidden;
   Float8 values;
   std::memcpy(&values, logits, sizeof values);
-  const Int8 left = (values > forbidden) & allowed;
+  left |= (values > forbidden) & allowed;
   const Int8 bits = ((Int8)values & allowed) | ((Int8)forbidden & ~allowed);
   std::memcpy(logits, &bits, sizeof bits);
-  return left;
 }
 
 // Returns whether an allowed token is left.
 bool mask_word(float* logits, uint32_t word) {
   Int8 left = {};
-  for (int byte = 0; byte < 4; ++byte) left |= mask_eight(logits + 8 * byte, word >> 8 * byte & 0xff);
+  for (int byte = 0; byte < 4; ++byte) mask_eight(logits + 8 * byte, word >> 8 * byte & 0xff, left);
   int32_t any = 0;
   for (int lane = 0; lane < 8; ++lane) any |= left[lane];
   return any != 0;
