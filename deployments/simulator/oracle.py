@@ -5,9 +5,9 @@ The work is what the requests cost. Beside it every engine pays for its steps, a
 the longest answers, need none. Engines are not whole, a request may be split, and nothing is lost at random. Starting one
 engine costs what it is paid for until it serves, so a valley is slept through only if it is longer than that.
 
-That the sum over the work is a bound is proved there (``fewest_steps``). The engines that start are those of the demand over
-time, where prompts are computed when they come and answers at the slowest pace that is allowed: a fleet that moves work within
-the objectives may start fewer.
+That the sum over the work is a bound is proved there (``fewest_steps``), and it is told apart (``Bound.proved_hours``). The
+engines that start are those of the demand over time, where prompts are computed when they come and answers at the slowest pace
+that is allowed: a fleet that moves work within the objectives may start fewer.
 """
 
 from __future__ import annotations
@@ -25,27 +25,33 @@ _ROUNDS = 60
 
 
 class Bound(NamedTuple):
-    """Engine-hours, the mean of engines, and the engines wanted in each bin of ``bin_s`` seconds."""
+    """Engine-hours, the mean of engines, the engines wanted in each bin of ``bin_s`` seconds, and of the engine-hours those
+    that are proved: of the work and its steps, or of the fewest engines that there may be."""
 
     engine_hours: float
     mean_engines: float
     demand: Array
     bin_s: float
+    proved_hours: float
 
 
 def useful_share(load: Arrivals, settings: SimulatorSettings) -> float:
     """At most this share of an engine's time goes into the requests of a load."""
-    costs, rates = settings.costs, load.rates is not None
+    costs = settings.costs
     decoded = load.output - 1
     context = decoded * (load.prompt + load.output / 2)
     work = float((load.prompt * costs.prefill_token + decoded * costs.decode_row + context * costs.context_token).sum())
-    # Classes of rates come equally often: each is many requests, of which a part may miss.
-    left = int(len(decoded) * (1 - settings.policy.slo_share)) if not rates else 0
-    kept = len(decoded) - left
-    totals = Totals(
-        float(load.prompt.sum()), float(np.sort(decoded)[:kept].sum()), float(np.sort(context)[:kept].sum())
-    )
+    may_miss = 1 - settings.policy.slo_share
+    # Classes of rates come equally often, and each is many requests.
+    left = int(len(decoded) * may_miss) if load.rates is None else len(decoded) * may_miss
+    totals = Totals(float(load.prompt.sum()), _without_largest(decoded, left), _without_largest(context, left))
     return work / (work + costs.step * fewest_steps(totals, settings)) if work > 0 else 1.0
+
+
+def _without_largest(values: Array, count: float) -> float:
+    """Their sum, less the ``count`` largest, of the last one only a part."""
+    present = np.clip(np.arange(len(values), 0, -1) - count, 0.0, 1.0)
+    return float(np.sort(values) @ present)
 
 
 def demand_of(load: Arrivals, settings: SimulatorSettings, bin_s: float = _BIN_S) -> Array:
@@ -92,7 +98,8 @@ def lower_bound(load: Arrivals, settings: SimulatorSettings, min_engines: float 
     held[:whole] = np.maximum(held[:whole], least)
     start_s = settings.mean_start_s
     paid = held.sum() * _BIN_S + start_s * _starts(_calm(held))
-    return Bound(paid / 3600, paid / (len(held) * _BIN_S), demand, _BIN_S)
+    proved = max(demand.sum() * _BIN_S, least * load.duration_s)
+    return Bound(paid / 3600, paid / (len(held) * _BIN_S), demand, _BIN_S, float(proved) / 3600)
 
 
 def _calm(demand: Array) -> Array:

@@ -141,6 +141,7 @@ class Study:
         return {
             **found,
             "oracle_engine_hours": self.bound.engine_hours,
+            "oracle_proved_engine_hours": self.bound.proved_hours,
             "oracle_mean_engines": self.bound.mean_engines,
             "over_oracle": result.engine_hours / self.bound.engine_hours if self.bound.engine_hours else None,
             "load_factor": self.factor,
