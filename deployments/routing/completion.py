@@ -104,6 +104,7 @@ class Completion:
         while True:
             if submission.suspicion.must_isolate:
                 await self._submissions.isolate(submission)
+            submission.is_admitted = submission.is_admitted or self._rooms.is_held(submission)
             outcome = await self._attempts.make(submission, tries.request, tries.last_resort)
             if outcome is None or entry.finished:
                 # The last tokens of an engine that was given up may have come before this task went on.
@@ -113,6 +114,8 @@ class Completion:
                 return error
 
     async def _after_error(self, submission: Submission, tries: _Tries, error: ApiError) -> ApiError | None:
+        # Its call may have waited in Serve's router while the last engine went and another one came.
+        submission.is_admitted = submission.is_admitted or self._rooms.is_held(submission)
         if error.status != 429 or not submission.is_admitted:
             return error
         # What was taken once is not refused for want of room: it waits for some.

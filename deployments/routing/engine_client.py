@@ -155,7 +155,7 @@ class EngineClient:
         """Start a sequence. The callbacks run in this event loop, never after ``cancel``."""
         submission = Submission(entry, deliver, fail)
         # Held until one has started, and then not refused for want of room.
-        submission.is_admitted |= not self.choices.engines
+        submission.is_admitted |= self._rooms.is_held(submission)
         self._submissions.open(submission)
         self._prompt_start.hurry()
         if not self._turns.is_full and self._attempts.begin_ahead(submission):

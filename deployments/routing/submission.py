@@ -33,7 +33,7 @@ class Submission:
         place: the engine that keeps a place for the next attempt; empty if none does.
         call: of the present attempt, and its answer.
         is_admitted: a full queue does not refuse it any more. An engine that is lost had taken it, a client takes its answer up,
-            it is one of several of a request, it came while there was no engine, or its client has the status.
+            it is one of several of a request, it waited while there was no engine, or its client has the status.
         alone: no other sequence of this ingress was on that engine during the attempt.
         isolated: a suspect that is tried while no other suspect is.
         times_passed_over: how often an engine did not take it in time and it was sent to another.

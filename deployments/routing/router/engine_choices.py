@@ -46,6 +46,7 @@ class EngineChoices:
         self.claimed: Counter[str] = Counter()
         self._engines: dict[str, str] = {}
         self._none_since: float | None = now()
+        self._none_until = float("-inf")
         self._avoided_until: dict[str, float] = {}
         self._chosen: dict[str, str] = {}
         self._places: dict[str, str] = {}
@@ -87,6 +88,10 @@ class EngineChoices:
         """How long the router has known no engine at all; 0 while it knows one."""
         return 0.0 if self._none_since is None else self._now() - self._none_since
 
+    def was_without_since(self, at: float) -> bool:
+        """Whether the router has known no engine at some time since ``at``, of the same clock."""
+        return self._none_since is not None or self._none_until >= at
+
     def set_engines(self, fingerprints: dict[str, str]) -> None:
         """The engines that the router may choose from now on, as in ``engines``."""
         self._engines = fingerprints
@@ -96,7 +101,8 @@ class EngineChoices:
             self._said.pop(engine_id, None)
         now = self._now()
         if fingerprints:
-            self._none_since = None
+            if self._none_since is not None:
+                self._none_since, self._none_until = None, now
         elif self._none_since is None:
             self._none_since = now
         for engine_id in [e for e, until in self._avoided_until.items() if e not in fingerprints and until < now]:

@@ -9,6 +9,7 @@ from cluster.outputs import EngineLoad
 from cluster.scaling.hold import HoldShare
 from deployments.routing.admission import num_booked_for, refusal, share_refusal
 from deployments.routing.router.engine_choices import EngineChoices
+from deployments.routing.submission import Submission
 from deployments.routing.submissions import Submissions
 from deployments.routing.token_streams import TokenStream, TokenStreams
 from deployments.routing.waiting.place_line import PlaceLine
@@ -70,6 +71,11 @@ class EngineRooms:
         refused = refused or refusal(limits, num_booked, num_sequences, ends_per_s)
         if refused is not None:
             raise refused
+
+    def is_held(self, submission: Submission) -> bool:
+        """Whether it waits, or waited, for a first engine: none may be chosen, as ``check`` sees it, or there was none since it
+        came. Then the bound of what is held has let it in, and no queue that is full afterwards refuses it."""
+        return not self._usable_streams() or self._choices.was_without_since(submission.submitted_at)
 
     def num_too_few(self) -> int:
         """How many engines there are, where requests wait that another one would take and there may be one; else 0."""

@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError
 from cluster.api_errors import ApiError
 from cluster.errors import OverloadedError
 from cluster.journal import JournalEntry
-from cluster.outputs import EngineLoad, GenerateReply, TokenDelta
+from cluster.outputs import ENGINE_LEAVES, AttachRequired, EngineLoad, GenerateReply, NotAdmitted, TokenDelta
 from cluster.replies import EngineLost, RequestRefused
 from cluster.sampling_params import SamplingParams
 from deployments.routing import attempts
@@ -227,3 +227,46 @@ async def test_only_who_was_at_an_engine_passes_those_who_wait_and_not_who_was_r
     assert choices.open_to(request) == (None if was_taken else {"e"})
     await client.close()
     assert choices.open_to(request) is not None, "nothing is kept of a request that is over"
+
+
+@pytest.mark.parametrize("way", ["comes while the last one leaves", "is refused by one that leaves", "is on its way"])
+async def test_what_waits_for_a_first_engine_is_not_refused_by_a_full_queue(choices, way):
+    """The router still knows the last engine, or no more, when the next one has come and others have filled its queue."""
+    engine = Engine()
+    client = Client(engine, choices=choices)
+    client._streams.attach(AttachRequired("e", engine, "f"))
+    engine.messages.put_nowait([EngineLoad(9, 9)])
+    await until(lambda: client.stream.load, 5)
+    if way == "comes while the last one leaves":
+        engine.messages.put_nowait([ENGINE_LEAVES])
+        await until(lambda: client.stream.leaves, 5)
+    client.check_room(1)
+    client.start(answer(1))
+    _, reply = await engine.called(1)
+    if way == "is refused by one that leaves":
+        engine.messages.put_nowait([ENGINE_LEAVES])
+        await until(lambda: client.stream.leaves, 5)
+        reply.set_result(NotAdmitted("e", "the engine drains"))
+        _, reply = await engine.called(2)
+    elif way == "is on its way":
+        choices.set_engines({})
+    choices.set_engines({"next": "f"})
+    reply.set_result(RequestRefused(OverloadedError("8 requests are waiting, the limit is 8")))
+    request, reply = await engine.called(len(engine.calls) + 1)
+    assert request.attempt == 1
+    engine.messages.put_nowait([TokenDelta("r", 1, 0, [7], finish_reason="length")])
+    assert await asyncio.wait_for(client.ended, 5) is None
+    await client.close()
+
+
+async def test_who_came_while_there_was_an_engine_is_refused_by_its_full_queue(choices):
+    engine = Engine()
+    client = Client(engine, choices=choices)
+    client._streams.attach(AttachRequired("e", engine, "f"))
+    client.start(answer(1))
+    _, reply = await engine.called(1)
+    choices.set_engines({"e": "f", "next": "f"})
+    reply.set_result(RequestRefused(OverloadedError("8 requests are waiting, the limit is 8")))
+    error = await asyncio.wait_for(client.ended, 5)
+    assert error is not None and error.status == 429
+    await client.close()
