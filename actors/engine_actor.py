@@ -571,7 +571,13 @@ class RunnerActor:
         is_expected = request.moved and self._reservations.take(request.subscriber)
         is_movable = not (request.moved or request.output_token_ids)
         priority = request.priority if is_movable else None
-        arrival = self._arrivals.add((request.request_id, request.attempt), live.num_tokens, priority, is_expected)
+        arrivals, queue = self._arrivals, self._engine_loop.queue
+        arrivals.seen(queue.sampled_at)
+        was_line = queue.num_movable or arrivals.line(queue.open_places)[0]
+        arrival = arrivals.add((request.request_id, request.attempt), live.num_tokens, priority, is_expected)
+        if not was_line and arrivals.line(queue.open_places)[0]:
+            # Until other ingresses hear that somebody waits here, they send who comes later to where there is room.
+            self._tell_load()
 
         def run(engine) -> None:
             if is_expected:

@@ -53,17 +53,31 @@ def open_to_arrival(lines: Sequence[Line], priority: int = 0) -> frozenset[str]:
     With no more, those in which such requests are said to wait: the arrival stands behind them, and moves when they have. Where
     no engine has said so yet, or the one that did has fallen silent, those without an open place, of which it would deprive them.
     """
-    known = [line for line in lines if line.is_known]
     num_waiting = sum(line.num_waiting(priority) for line in lines)
+    known = [line for line in lines if line.is_known]
     with_room = [line for line in known if line.places_left > 0]
     if sum(line.places_left for line in with_room) > num_waiting:
         unknown = [] if num_waiting else [line for line in lines if not line.is_known]
         return _ids((*with_room, *unknown))
     if not num_waiting:
         return _ids(lines)
-    full = [line for line in known if line.places_left <= 0 and line.free > line.num_sent]
+    full = _full(known)
     behind = [line for line in full if line.length and line.priority <= priority]
     return _ids(behind or full or known or lines)
+
+
+def must_wait(lines: Sequence[Line], priority: int = 0) -> bool:
+    """Whether an arrival of this priority had better wait at its ingress: no full engine takes it into its queue, and each open
+    place is that of a request as urgent that waits in one of them and is about to move. Then there is room in a queue, too."""
+    known = [line for line in lines if line.is_known]
+    places = sum(max(0, line.places_left) for line in known)
+    waiting = sum(line.num_waiting(priority) for line in known)
+    return 0 < places <= waiting and not _full(known)
+
+
+def _full(known: Sequence[Line]) -> list[Line]:
+    """Those without an open place whose queue takes one more."""
+    return [line for line in known if line.places_left <= 0 and line.free > line.num_sent]
 
 
 def _ids(lines: Sequence[Line]) -> frozenset[str]:

@@ -31,6 +31,7 @@ from deployments.routing.router.engine_rooms import EngineRooms
 from deployments.routing.submission import Submission
 from deployments.routing.submissions import Submissions
 from deployments.routing.token_streams import TokenStream, TokenStreams
+from deployments.routing.waiting.arrival_line import ArrivalLine
 from deployments.routing.waiting.turns import Turns
 
 logger = logging.getLogger("ray.serve")
@@ -91,6 +92,7 @@ class EngineClient:
             handle, choices, self._streams, self._submissions, self._departures, self.metrics, hang_timeout_s
         )
         self._turns = turns or Turns()
+        self._arrivals = ArrivalLine(choices.must_wait, self._send)
         self._completion = Completion(
             self._attempts,
             choices,
@@ -158,11 +160,17 @@ class EngineClient:
         submission.is_admitted |= self._rooms.is_held(submission)
         self._submissions.open(submission)
         self._prompt_start.hurry()
+        if entry.attempt:
+            self._send(submission)
+        else:
+            self._arrivals.come(submission)
+        return submission
+
+    def _send(self, submission: Submission) -> None:
         if not self._turns.is_full and self._attempts.begin_ahead(submission):
             self._turns.add_call(lambda: self._follow(submission))
         else:
             self._begin(submission)
-        return submission
 
     def _begin(self, submission: Submission) -> None:
         # Of no HTTP request: Serve would cancel the calls of one whose client has gone, and a cancelled call is a lost attempt.
@@ -191,6 +199,7 @@ class EngineClient:
     def cancel(self, submission: Submission) -> None:
         """Stop caring about a sequence; its engine frees it at once. Safe to call at any time."""
         was_sent = bool(self.choices.chosen(submission.entry.request_id))
+        self._arrivals.forget(submission)
         self._submissions.close(submission)
         self._submissions.leave_isolation(submission)
         task = submission.task
@@ -242,6 +251,7 @@ class EngineClient:
             self.choices.announced(stream.engine_id, item, stream.load_age_s)
             self._rooms.changed()
             self._balancer.changed()
+            self._arrivals.changed()
             self._prompt_start.hurry()
         elif isinstance(item, PlainTokens):
             self._delivery.take_plain(stream, item)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from cluster.outputs import EngineLoad, ServedModel
 from cluster.request import EngineRequest
 from cluster.routing.fingerprint import can_continue
-from cluster.routing.lines import Line, open_to_arrival
+from cluster.routing.lines import Line, must_wait, open_to_arrival
 from cluster.routing.token_loads import TokenLoads
 from cluster.scaling.ingresses import EngineHost
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
@@ -168,8 +168,16 @@ class EngineChoices:
 
     def open_engines(self, priority: int) -> frozenset[str]:
         """Those to which a request may go that has just come, so that it overtakes nobody (``cluster.routing.lines``)."""
-        usable = [engine_id for engine_id in list(self._engines) if not self.is_avoided(engine_id)]
-        return open_to_arrival([self._line(engine_id) for engine_id in usable], priority)
+        return open_to_arrival(self._lines(), priority)
+
+    def must_wait(self, priority: int) -> bool:
+        """Whether such a request had better wait here for a moment (``cluster.routing.lines``)."""
+        # Nobody has a full queue of which no engine has said that somebody waits.
+        is_line = any(load.line_length for load, _ in list(self._said.values()))
+        return is_line and must_wait(self._lines(), priority)
+
+    def _lines(self) -> list[Line]:
+        return [self._line(engine_id) for engine_id in list(self._engines) if not self.is_avoided(engine_id)]
 
     def _line(self, engine_id: str) -> Line:
         said = self._said.get(engine_id)

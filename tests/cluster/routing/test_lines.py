@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.routing.candidates import EngineCandidate, RequestView, candidates
-from cluster.routing.lines import Line, open_to_arrival
+from cluster.routing.lines import Line, must_wait, open_to_arrival
 from cluster.scaling.balance import MIN_WAIT_S, BalanceView, moves
 
 lines = st.lists(
@@ -44,6 +44,19 @@ def test_the_places_of_those_who_wait_are_left_to_them(known, priority):
         behind = {line.engine_id for line in known if line.length and line.priority <= priority} & spoke & takes
         assert not behind or open_to == behind
     assert not spoke or not waiting or open_to <= spoke, "behind an engine that has fallen silent nobody is sent"
+
+
+@given(lines, st.integers(-1, 1))
+def test_who_waits_at_the_ingress_is_who_would_take_the_place_of_another(known, priority):
+    places = {line.engine_id: max(0, line.places_left) for line in known if line.is_known}
+    waiting = sum(line.num_waiting(priority) for line in known if line.is_known)
+    takes_one = any(places[e] or waiting for e in open_to_arrival(known, priority) if places.get(e))
+    if must_wait(known, priority):
+        assert 0 < sum(places.values()) <= waiting, "there is a place for somebody who waits"
+        assert not any(line.free > line.num_sent for line in known if line.is_known and not places[line.engine_id])
+    elif waiting >= sum(places.values()) > 0:
+        assert not takes_one, "who goes takes no place"
+    assert not must_wait(known, -2), "who is more urgent than all who wait never does"
 
 
 @given(lines)
@@ -90,18 +103,32 @@ def test_an_engine_that_is_not_open_is_chosen_where_none_is():
     assert candidates(RequestView(), [closed, avoided]) == [closed]
 
 
-@given(st.randoms(use_true_random=False), st.integers(1, 3), st.integers(2, 4), st.booleans())
-def test_in_a_fleet_requests_begin_in_the_order_in_which_they_come(rng, num_slots, num_engines, moves_late):
-    """Engines that start full, but for one: arrivals, ends of answers, and moves after each of them or late."""
+@given(st.randoms(use_true_random=False), st.integers(1, 3), st.integers(2, 4), st.booleans(), st.integers(6, 20))
+def test_in_a_fleet_requests_begin_in_the_order_in_which_they_come(rng, num_slots, num_engines, moves_late, queue):
+    """Engines that start full, but for one: arrivals, ends of answers, and moves after each of them or late. Queues may be full:
+    who comes then waits at the ingress until there is room in one, or is refused."""
     running = {str(n): num_slots if n else 0 for n in range(num_engines)}
     line: dict[str, deque[int]] = {engine: deque() for engine in running}
     line["1"].extend(range(6))
     begun: list[int] = []
+    held: deque[int] = deque()
     with_room_for_all: set[int] = set()
     number = 6
 
     def num_places(engine):
         return max(0, num_slots - running[engine] - len(line[engine]))
+
+    def lines_now():
+        free = {e: num_slots + queue - running[e] - len(line[e]) for e in running}
+        return [Line(e, open_places=num_places(e), length=len(line[e]), free=free[e]) for e in running]
+
+    def arrive(number, known, waiting, places):
+        open_to = sorted(open_to_arrival(known))
+        if places > waiting:
+            with_room_for_all.add(number)
+        elif waiting and not any(line[e] for e in open_to):
+            return  # it is refused, or would begin another line, beside which it stands in no order
+        line[rng.choice(open_to)].append(number)
 
     def move():
         views = [BalanceView(e, len(line[e]), MIN_WAIT_S * bool(line[e]), num_places(e)) for e in running]
@@ -113,10 +140,11 @@ def test_in_a_fleet_requests_begin_in_the_order_in_which_they_come(rng, num_slot
     for _ in range(60):
         if rng.random() < 0.6:
             waiting, places = sum(map(len, line.values())), sum(map(num_places, running))
-            known = [Line(e, open_places=num_places(e), length=len(line[e])) for e in running]
-            line[rng.choice(sorted(open_to_arrival(known)))].append(number)
-            if places > waiting:
-                with_room_for_all.add(number)
+            known = lines_now()
+            if held or must_wait(known):
+                held.append(number)
+            else:
+                arrive(number, known, waiting, places)
             number += 1
         else:
             engine = rng.choice(sorted(running))
@@ -127,6 +155,8 @@ def test_in_a_fleet_requests_begin_in_the_order_in_which_they_come(rng, num_slot
                 begun.append(line[engine].popleft())
         if not moves_late or rng.random() < 0.3:
             move()
+        while held and not must_wait(known := lines_now()):
+            arrive(held.popleft(), known, sum(map(len, line.values())), sum(map(num_places, running)))
     if moves_late:
         begun = [one for one in begun if one not in with_room_for_all]
     assert begun == sorted(begun)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,8 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.delta_stream import DeltaStream
+from actors.delta_stream import HEARTBEAT_S, DeltaStream
+from actors.engine_actor import RunnerActor
+from actors.scheduling.queue_state import QueueState
+from cluster.config import EngineConfig
 from cluster.outputs import AttachRequired, EngineLoad
+from cluster.request import EngineRequest
+from cluster.sampling_params import SamplingParams
+from cluster.scaling.inputs import MAX_LOAD_AGE_S
 from deployments.routing import balancer, token_streams
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStream
@@ -213,3 +220,63 @@ def test_a_stream_that_ends_before_its_next_word_takes_its_claims_with_it(ends):
         return asked
 
     assert run_jumping(moves_of) == [4, 4]
+
+
+class LongStep:
+    """The loop of an engine whose four slots are taken, in a step that takes long: it looks at nothing that comes meanwhile."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.queue, self.queue_times = QueueState(num_running=4), ((), 0.0)
+        self._now, self.began_at = now, now()
+
+    @property
+    def queue_age_s(self) -> float:
+        return max(0.0, self._now() - self.began_at)
+
+    def call(self, function: Any) -> Future:
+        return Future()
+
+
+async def time_until_counted(num_before: int, after_s: float) -> float:
+    """Seconds from a request that comes to a full engine through one ingress until another ingress leaves it its place: there are
+    as many open places elsewhere as requests wait. So many waited before; the stream began ``after_s`` before."""
+    loop = asyncio.get_running_loop()
+    actor = RunnerActor(EngineConfig(model="m", load_format="dummy", max_num_seqs=4), "full")
+    actor._loop, actor._info = loop, cast(Any, SimpleNamespace(fingerprint="f"))
+    step = LongStep(loop.time)
+    actor._engine_loop, actor._is_ready_for_grammars = cast(Any, step), lambda: True
+    choices = EngineChoices(loop.time)
+    choices.set_engines({"full": "f", "other": "f"})
+    actor._streams = {"one": DeltaStream(), "another": DeltaStream()}
+
+    async def pump() -> None:
+        async for items in actor._streams["another"].messages(lambda: True, lambda: actor._load_for("another")):
+            await asyncio.sleep(MESSAGE_S)
+            for item in items:
+                choices.announced("full", item, item.told_after_s)  # type: ignore[arg-type, union-attr]
+            choices.announced("other", EngineLoad(9, 9, open_places=num_before + 1))
+
+    def come(name: str) -> asyncio.Task:
+        return loop.create_task(actor._generate(EngineRequest(name, [1], SamplingParams(), subscriber="one")))
+
+    tasks = [loop.create_task(pump()), *(come(f"before{n}") for n in range(num_before))]
+    await asyncio.sleep(2 * HEARTBEAT_S + after_s)
+    step.began_at = loop.time()
+    await asyncio.sleep(HEARTBEAT_S + 2 * MESSAGE_S)
+    assert choices.open_engines(0) == {"other"}
+    tasks.append(come("late"))
+    step.began_at = came_at = loop.time()
+    while "other" in choices.open_engines(0) and loop.time() - came_at < MAX_LOAD_AGE_S:
+        await asyncio.sleep(0.001)
+    took_s = loop.time() - came_at
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return took_s
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 3), phases)
+def test_another_ingress_counts_who_waits_within_a_beat_and_the_first_one_at_once(n, after_s):
+    took_s = run_jumping(lambda: time_until_counted(n, after_s))
+    assert took_s <= MESSAGE_S + 0.002 + (HEARTBEAT_S if n else 0.0)

@@ -26,6 +26,7 @@ from deployments.routing import balancer
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.router import engine_choices
 from deployments.routing.router.engine_choices import EngineChoices
+from deployments.routing.waiting import arrival_line
 from tests.deployments.routing.local_engines import LocalRunner, attach, local_client, start_runner
 from tests.engines import make_engine, request, write_tiny_model
 from tests.waiting import until
@@ -442,6 +443,39 @@ async def test_no_later_arrival_takes_a_place_from_those_who_wait(tiny_model, mo
     assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
     for client, _ in clients:
         await client.close()
+    for runner in (first, second):
+        await runner.actor.check_integrity()
+        await runner.actor.shutdown()
+
+
+async def test_no_later_arrival_takes_a_place_where_the_queues_of_full_engines_are_full_too(tiny_model, monkeypatch):
+    """Requests of one ingress fill the first engine's queue when another one learns of a second engine. What comes there then
+    waits at the ingress until they have moved, and takes the room that they leave in the queue."""
+    monkeypatch.setattr(arrival_line, "HELD_FOR_S", 10.0)
+    first, second = [
+        await start_runner(tiny_model, name, STEP_S * 5, max_queued_requests=4) for name in ("first", "second")
+    ]
+    (client, handle), (other, others_handle) = [local_client({"first": first}) for _ in range(2)]
+    waiting = start_many(client, 8)
+    await until(lambda: num_waiting(first) == 4, 5)
+    await asyncio.sleep(0.15)
+    passed = note_passes([first, second], waiting)
+    others_handle.policy = least_tokens
+    others_handle.add("second", second)
+    for name in ("first", "second"):
+        attach(other, others_handle, name)
+    await until(lambda: [s.load is not None and s.load.free for s in other.streams] == [0, 8], 5)
+    later = start_many(other, 4, "later")
+    assert len(other._arrivals) == 4 and not len(second.actor._live)
+    handle.add("second", second)
+    attach(client, handle, "second")
+    answers = waiting + later
+    assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * len(answers)
+    assert not passed and not len(other._arrivals)
+    assert sum(moved for *_, moved in handle.sent) == 4
+    assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
+    for one in (client, other):
+        await one.close()
     for runner in (first, second):
         await runner.actor.check_integrity()
         await runner.actor.shutdown()
