@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from actors.arrivals import Arrivals
@@ -42,6 +43,7 @@ from cluster.outputs import (
     EngineLoad,
     GenerateReply,
     NotAdmitted,
+    PlacesKept,
     StepOutput,
     StreamItem,
     TokenDelta,
@@ -318,26 +320,21 @@ class RunnerActor:
         logger.info("%s drained: %d requests handed over", self._engine_id, moved)
         return moved
 
-    async def reserve(self, subscriber: str, count: int) -> tuple[int, int]:
-        """Keep up to ``count`` places for requests that ``subscriber`` is about to bring from a full engine, as ``moved``.
-
-        Returns:
-            How many places, and how many tokens there is memory for.
-        """
+    async def reserve(self, subscriber: str, count: int) -> PlacesKept:
+        """Keep up to ``count`` places for requests that ``subscriber`` is about to bring from a full engine."""
         if self._draining is not None or self._info is None:
-            return 0, 0
+            return PlacesKept()
 
         def run(engine) -> tuple[int, int]:
             num_tokens = engine.scheduler.num_open_tokens
             return engine.scheduler.reserve(count), num_tokens
 
         granted, num_tokens = await asyncio.wrap_future(self._engine_loop.call(run))
-        self._reservations.add(subscriber, granted)
-        return granted, num_tokens
+        return PlacesKept(granted, num_tokens, self._reservations.add(subscriber, granted))
 
-    async def give_back(self, subscriber: str, count: int) -> None:
-        """So many places that were reserved for ``subscriber`` it does not need."""
-        self._reservations.give_back(subscriber, count)
+    async def give_back(self, subscriber: str, number: int, count: int) -> None:
+        """So many places of a reservation of ``subscriber`` it does not need."""
+        self._reservations.give_back(subscriber, number, count)
 
     async def get_ready_for_grammars(self) -> None:
         """Load what a first grammar needs: requests that wait elsewhere are about to bring some."""
@@ -566,9 +563,12 @@ class RunnerActor:
         )
 
     def _adding(self, live: LiveRequest) -> Callable[[Engine], None]:
-        """What the engine's thread is to do about a request that comes, to the place that was kept for it if there is one."""
+        """What the engine's thread is to do about a request that comes, to the place that was kept for it if there is one. Who
+        comes too late for its place is like any other."""
         request = live.request
-        is_expected = request.moved and self._reservations.take(request.subscriber)
+        is_expected = self._reservations.take(request.subscriber, request.place)
+        if request.moved and not is_expected:
+            request = replace(request, place=0)
         is_movable = not (request.moved or request.output_token_ids)
         priority = request.priority if is_movable else None
         arrivals, queue = self._arrivals, self._engine_loop.queue

@@ -204,9 +204,14 @@ class LiveRequests:
                 yield live.said_from(index)
 
     def wait_s(self, key: RequestKey | None) -> float:
-        """How long ago it came, in seconds; 0 if it is not here."""
+        """How long its client has waited for it, in seconds, in other engines, too; 0 if it is not here. Of an answer that others
+        have begun: for how long it has been here."""
         live = None if key is None else self._of.get(key)
-        return 0.0 if live is None else round(time.monotonic() - live.came_at, 3)
+        if live is None:
+            return 0.0
+        here_s, came_at = time.monotonic() - live.came_at, live.request.came_at
+        elsewhere = came_at and not live.request.output_token_ids
+        return round(max(here_s, time.time() - came_at) if elsewhere else here_s, 3)
 
     def drop(self, key: RequestKey) -> None:
         """Nobody will ask for it again."""

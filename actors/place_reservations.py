@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 RESERVED_FOR_S = 2.0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class _Reservation:
+    subscriber: str
     left: int
 
 
 class PlaceReservations:
-    """Who has how many; belongs to one event loop.
+    """Who has how many, by number: a call that is late says nothing of newer places. Belongs to one event loop.
 
     Args:
         release: told how many places are needed no more.
@@ -25,39 +26,43 @@ class PlaceReservations:
 
     def __init__(self, release: Callable[[int], None]) -> None:
         self._release = release
-        self._of: dict[str, deque[_Reservation]] = {}
+        self._of: dict[int, _Reservation] = {}
+        # A request may come with a number of another engine.
+        self._last = random.getrandbits(48)
 
-    def add(self, subscriber: str, count: int) -> None:
-        """The engine keeps ``count`` places for requests of ``subscriber``, for ``RESERVED_FOR_S`` seconds."""
-        if count:
-            reservation = _Reservation(count)
-            self._of.setdefault(subscriber, deque()).append(reservation)
-            asyncio.get_running_loop().call_later(RESERVED_FOR_S, self._expire, subscriber, reservation)
+    def __len__(self) -> int:
+        return sum(reservation.left for reservation in self._of.values())
 
-    def take(self, subscriber: str) -> bool:
-        """A request has come for which a place may be kept; returns whether one was, and leaves its release to the caller."""
-        reservations = self._of.get(subscriber)
-        if not reservations:
-            return False
-        reservations[0].left -= 1
-        if not reservations[0].left:
-            self._forget(subscriber, reservations[0])
-        return True
+    def add(self, subscriber: str, count: int) -> int:
+        """The engine keeps ``count`` places for requests of ``subscriber``, for ``RESERVED_FOR_S`` seconds. Returns the number of
+        the reservation; 0 where there is none."""
+        if not count:
+            return 0
+        self._last += 1
+        self._of[self._last] = _Reservation(subscriber, count)
+        asyncio.get_running_loop().call_later(RESERVED_FOR_S, self._expire, self._last)
+        return self._last
 
-    def give_back(self, subscriber: str, count: int) -> None:
-        """So many of its places ``subscriber`` does not need."""
-        taken = sum(self.take(subscriber) for _ in range(count))
-        if taken:
+    def take(self, subscriber: str, number: int) -> bool:
+        """A request comes for a place of this reservation. Returns whether one is kept, and leaves its release to the caller."""
+        return bool(self._take(subscriber, number, 1))
+
+    def give_back(self, subscriber: str, number: int, count: int) -> None:
+        """So many places of this reservation ``subscriber`` does not need."""
+        if taken := self._take(subscriber, number, count):
             self._release(taken)
 
-    def _expire(self, subscriber: str, reservation: _Reservation) -> None:
-        if reservation.left:
-            left, reservation.left = reservation.left, 0
-            self._forget(subscriber, reservation)
-            self._release(left)
+    def _take(self, subscriber: str, number: int, count: int) -> int:
+        reservation = self._of.get(number)
+        if reservation is None or reservation.subscriber != subscriber:
+            return 0
+        taken = min(count, reservation.left)
+        reservation.left -= taken
+        if not reservation.left:
+            del self._of[number]
+        return taken
 
-    def _forget(self, subscriber: str, reservation: _Reservation) -> None:
-        reservations = self._of[subscriber]
-        reservations.remove(reservation)
-        if not reservations:
-            del self._of[subscriber]
+    def _expire(self, number: int) -> None:
+        reservation = self._of.pop(number, None)
+        if reservation is not None:
+            self._release(reservation.left)

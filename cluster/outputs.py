@@ -116,10 +116,10 @@ class EngineLoad(NamedTuple):
         num_ended: requests that have ended since it started.
         num_tokens: prompts and answers so far of its requests, running and waiting.
         open_places: requests that would begin at once: slots and memory that nobody waits for and nobody has reserved.
-        num_movable: requests of the subscriber that wait, have not begun and were not moved before.
+        num_movable: requests of the subscriber that wait, have not begun and for which no place was kept there.
         line_length: so many of all subscribers, and those on their way to the engine's thread for whom no place is open;
             ``line_priority`` is that of the most urgent.
-        oldest_wait_s: of the subscriber's, how long the first has waited.
+        oldest_wait_s: of the subscriber's, how long the first has waited, since it came to the ingress.
         sampled_at: when the engine's thread saw its queue so, in seconds since 1970 on the engine's machine. What is counted
             where it is told (``free``, ``num_ended``, ``num_tokens``, ``num_arrived``) is younger.
         told_after_s: how long after that it was told.
@@ -127,7 +127,7 @@ class EngineLoad(NamedTuple):
         num_running: requests that own a slot.
         num_waiting: requests that do not; also those that the engine's thread has yet to take.
         waiting_tokens: of the prompts, and answers so far, of those that wait.
-        longest_wait_s: how long the first of them has waited, whosever it is.
+        longest_wait_s: how long the first of them has waited, whosever it is, since it came to its ingress.
         kv_tokens: that the KV cache holds.
         free_kv_tokens: of these, those that nobody owns, cached or not.
         num_arrived: requests that it took since it started; this and what follows only grows.
@@ -174,6 +174,20 @@ class EngineLoad(NamedTuple):
     def room(self) -> tuple[int, ...]:
         """What is told at once when it changes."""
         return self.free, self.max_queued, self.num_ended, self.open_places, self.num_movable, self.line_length
+
+
+class PlacesKept(NamedTuple):
+    """What an engine keeps for requests that an ingress is about to bring.
+
+    Attributes:
+        places: for so many.
+        num_tokens: there is memory for so many tokens.
+        number: of the reservation, unlike that of any other one of any engine. A request that comes for a place says it.
+    """
+
+    places: int = 0
+    num_tokens: int = 0
+    number: int = 0
 
 
 # In the order in which the engine said them.

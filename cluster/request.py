@@ -23,7 +23,7 @@ class EngineRequest:
         priority: larger values give way first, as in vLLM (0 is the default).
         cache_salt: separates prefix-cache entries of clients that must not share them.
         tenant: whose request it is among those that take turns; an opaque name, empty if all are one.
-        moved: it waited in another engine, and a place is reserved for it in this one.
+        place: number of the reservation that keeps a place for it, which waited in another engine; 0 without one.
         came_at: when it came to its ingress, seconds since 1970, of later attempts; 0 of a first one, which comes now.
     """
 
@@ -36,8 +36,13 @@ class EngineRequest:
     priority: int = 0
     cache_salt: str = ""
     tenant: str = ""
-    moved: bool = False
+    place: int = 0
     came_at: float = 0.0
+
+    @property
+    def moved(self) -> bool:
+        """A place is kept for it in an engine."""
+        return self.place > 0
 
 
 # Request id and attempt.

@@ -17,7 +17,7 @@ class QueueState:
 
     Attributes:
         open_places: requests that would begin at once.
-        num_movable: by subscriber, requests that wait, have not begun and were not moved before.
+        num_movable: by subscriber, requests that wait, have not begun and for which no place was kept here.
         line_priority: of the most urgent of all of them; 0 if there are none.
         oldest: by subscriber, the key of the first of these in the order of service.
         sampled_at: of the engine's clock.

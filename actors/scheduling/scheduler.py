@@ -151,13 +151,13 @@ class Scheduler:
         return max(0, self.kv_cache.num_available - len(self.running)) * self.kv_cache.block_size
 
     def reserve(self, count: int) -> int:
-        """Keep up to ``count`` open places for requests that come as ``moved``; returns how many."""
+        """Keep up to ``count`` open places for requests that come for them; returns how many."""
         granted = min(count, self.num_open_places)
         self.num_reserved += granted
         return granted
 
     def release_reserved(self, count: int) -> None:
-        """So many reserved places are needed no more, or taken by now."""
+        """So many reserved places are needed no more, or their requests come now."""
         self.num_reserved -= count
         assert self.num_reserved >= 0
 
@@ -280,7 +280,7 @@ class Scheduler:
         left = budget - sum(s.num_uncomputed_tokens for s in prefilling)
         while self.waiting and self._free_slots and (left > 0 or self._has_tokens_for_one_more(prefilling, budget)):
             sequence, in_order = self._next_waiting(prefilling)
-            if sequence is None or (len(self._free_slots) <= self.num_reserved and not sequence.request.moved):
+            if sequence is None or len(self._free_slots) <= self.num_reserved:
                 return
             num_known = len(sequence.token_ids)
             # At least the last token is computed, because sampling needs its hidden state.

@@ -76,7 +76,7 @@ class Sequence:
 
     @property
     def is_movable(self) -> bool:
-        """Whether it may go to another engine while it waits: its client has nothing of it, and it was not moved before."""
+        """Whether it may go to another engine while it waits: its client has nothing of it, and no place was kept for it here."""
         return self.is_to_begin and not self.request.moved
 
     @property

@@ -21,8 +21,8 @@ class BalanceView(NamedTuple):
 
     Attributes:
         engine_id: unique among them.
-        num_movable: requests of this ingress that wait there, have not begun, and were not moved before.
-        oldest_wait_s: how long the first of them has waited.
+        num_movable: requests of this ingress that wait there, have not begun, and for which no place was kept there.
+        oldest_wait_s: how long the first of them has waited since it came to the ingress, in engines that are gone, too.
         open_places: requests that would begin there at once.
     """
 
@@ -83,6 +83,7 @@ def is_worth_moving(waited_s: float, num_cached_tokens: int, tokens_per_s: float
     anew: it is expected to wait as long again as it has waited.
 
     Args:
+        waited_s: since it came to its ingress: who has waited elsewhere before moves sooner.
         tokens_per_s: that an engine computes; 0 if unknown.
     """
     return waited_s >= MIN_WAIT_S + (num_cached_tokens / tokens_per_s if tokens_per_s > 0 else 0.0)

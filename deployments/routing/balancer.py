@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from actors.place_reservations import RESERVED_FOR_S
-from cluster.outputs import EngineLoad
+from cluster.outputs import EngineLoad, PlacesKept
 from cluster.process.logs import Seldom, log_fields
 from cluster.scaling.balance import BalanceView, Move, moves
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
@@ -42,6 +42,7 @@ class _UnderWay:
         num_places: at the target, asked for or kept.
         num_leaving: requests that the source is to give up, or gave up.
         granted_at: when the target said that it keeps the places, which it does for ``RESERVED_FOR_S``.
+        number: of the reservation there.
         target_said, source_said: what they had said last when they answered: their next word counts what the move changed.
     """
 
@@ -52,6 +53,7 @@ class _UnderWay:
     num_leaving: int
     begun_at: float = field(default_factory=time.monotonic)
     granted_at: float = 0.0
+    number: int = 0
     target_said: EngineLoad | None = None
     source_said: EngineLoad | None = None
     is_over: bool = False
@@ -105,7 +107,7 @@ class Balancer:
                 one = _UnderWay(move, source, target, move.num_requests, move.num_requests)
                 self._start(one)
 
-    def _start(self, one: _UnderWay, granted: tuple[int, int] | None = None) -> None:
+    def _start(self, one: _UnderWay, granted: PlacesKept | None = None) -> None:
         self._under_way.append(one)
         self._choices.claimed = self._choices.claimed + Counter({one.move.target: one.num_places})
         loop = asyncio.get_running_loop()
@@ -114,13 +116,17 @@ class Balancer:
         task.add_done_callback(self._tasks.discard)
         loop.call_later(_PATIENCE_S, self._look_at, one)
 
-    def target(self, source: str) -> str:
-        """The engine that keeps a place for the next request which ``source`` gave up as moved; empty if none does any more."""
+    def target(self, source: str) -> tuple[str, int]:
+        """The engine that keeps a place for the next request which ``source`` gave up as moved, and the reservation's number;
+        empty and 0 if none does any more."""
         kept = self._kept.get(source)
         if kept is None:
-            return ""
+            return "", 0
         self._drop_expired(kept)
-        return kept.popleft().move.target if kept else ""
+        if not kept:
+            return "", 0
+        one = kept.popleft()
+        return one.move.target, one.number
 
     @staticmethod
     def _drop_expired(kept: deque[_UnderWay]) -> None:
@@ -184,7 +190,7 @@ class Balancer:
         if not one.is_over:
             self.changed()
 
-    async def _make(self, one: _UnderWay, granted: tuple[int, int] | None) -> None:
+    async def _make(self, one: _UnderWay, granted: PlacesKept | None) -> None:
         try:
             if granted is None:
                 granted = await self._reserve(one, one.num_places)
@@ -196,10 +202,10 @@ class Balancer:
             one.is_over = True
             one.target_said, one.source_said = one.target_said or one.target.load, one.source_said or one.source.load
 
-    async def _move(self, one: _UnderWay, granted: tuple[int, int] | None) -> None:
+    async def _move(self, one: _UnderWay, granted: PlacesKept | None) -> None:
         source, target = one.source, one.target
         one.target_said, one.granted_at = target.load, time.monotonic()
-        places, num_tokens = granted or (0, 0)
+        places, num_tokens, one.number = granted or PlacesKept()
         one.num_places = places
         if not places:
             one.num_leaving = 0
@@ -224,8 +230,8 @@ class Balancer:
         else:
             self._rest(source, is_silent=moved is None)
 
-    async def _reserve(self, one: _UnderWay, count: int) -> tuple[int, int] | None:
-        """Places and tokens that the target grants; None if it has no answer in time. The move goes on when it has one later."""
+    async def _reserve(self, one: _UnderWay, count: int) -> PlacesKept | None:
+        """What the target grants; None if it has no answer in time. The move goes on when it has one later."""
         call = asyncio.ensure_future(one.target.runner.reserve.remote(self._subscriber, count))
         try:
             return await self._answer(asyncio.shield(call), None)
@@ -233,18 +239,20 @@ class Balancer:
             if not call.done():
                 call.add_done_callback(lambda late: self._came_late(one, late))
 
-    def _came_late(self, one: _UnderWay, call: asyncio.Future[tuple[int, int]]) -> None:
+    def _came_late(self, one: _UnderWay, call: asyncio.Future[PlacesKept]) -> None:
         """The target is not silent any more. An engine answers when a step ends, and where each takes longer than a call may,
         all its grants come late: who still waits at the source goes there now, or the target gets the places back."""
         if call.cancelled() or call.exception() is not None:
             return
         self._resting.pop(one.target.engine_id, None)
-        places, _ = call.result()
-        count = min(places, self._num_left(one.source)) if self._is_open(one.target) and not self._is_closed else 0
-        if places > count:
-            one.target.runner.give_back.remote(self._subscriber, places - count)
+        granted = call.result()
+        count = (
+            min(granted.places, self._num_left(one.source)) if self._is_open(one.target) and not self._is_closed else 0
+        )
+        if granted.places > count:
+            one.target.runner.give_back.remote(self._subscriber, granted.number, granted.places - count)
         if count:
-            self._start(_UnderWay(one.move, one.source, one.target, count, count), (count, call.result()[1]))
+            self._start(_UnderWay(one.move, one.source, one.target, count, count), granted._replace(places=count))
 
     def _num_left(self, source: TokenStream) -> int:
         """How many wait there whom no other move is about to take."""
@@ -272,17 +280,14 @@ class Balancer:
 
     def _give_back(self, one: _UnderWay, count: int) -> None:
         """Give so many of the places back that nobody has come for; those of another move of the source where this one has none
-        left, since who gave them up does not matter to the requests. The target has taken back by itself what is too old, and
-        would take the call for one about newer places."""
-        if time.monotonic() - one.granted_at >= RESERVED_FOR_S:
-            return
-        kept, unused = self._kept.get(one.move.source, deque()), Counter[TokenStream]()
+        left, since who gave them up does not matter to the requests. What is too old the target has taken back by itself."""
+        kept, unused = self._kept.get(one.move.source, deque()), Counter[_UnderWay]()
         for _ in range(min(count, len(kept))):
             of = one if one in kept else kept[-1]
             kept.remove(of)
-            unused[of.target] += 1
-        for target, places in unused.items():
-            target.runner.give_back.remote(self._subscriber, places)
+            unused[of] += 1
+        for of, places in unused.items():
+            of.target.runner.give_back.remote(self._subscriber, of.number, places)
 
     def _rest(self, stream: TokenStream, is_silent: bool) -> None:
         seconds = _ASK_SILENT_AGAIN_S if is_silent else _LOOK_AGAIN_S

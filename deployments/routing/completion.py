@@ -159,10 +159,10 @@ class Completion:
         tries.was_taken()
         submission.is_admitted = True
         self._choices.left_engine(submission.entry.request_id)
-        submission.place = self._balancer.target(outcome.engine_id)
+        submission.place, number = self._balancer.target(outcome.engine_id)
         self._events.count(MOVES)
         self._begin_attempt(submission, tries)
-        tries.request.moved = bool(submission.place)
+        tries.request.place = number
 
     async def _after_handover(self, submission: Submission, tries: _Tries, outcome: HandedOver | NotTaken) -> None:
         tries.was_taken()

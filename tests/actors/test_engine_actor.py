@@ -433,9 +433,11 @@ async def test_places_are_kept_for_who_reserves_them_and_for_nobody_for_long(act
     _slow_down(actor, 0.01)  # 300 tokens outlast the reservation: no place is free because an answer has ended
     stream = Subscriber(actor)
     await asyncio.sleep(0)
-    assert (await actor.reserve("ingress", 3))[0] == 3
-    assert (await actor.reserve("other", 3))[0] == 1
-    await actor.give_back("other", 1)
+    kept = await actor.reserve("ingress", 3)
+    others = await actor.reserve("other", 3)
+    assert (kept.places, others.places) == (3, 1)
+    await actor.give_back("other", kept.number, 1)
+    await actor.give_back("other", others.number, 1)
     # A stranger finds the one place that is left; the next one waits, though slots are free.
     calls = [
         asyncio.create_task(actor.generate(subscribed(name, [1], max_tokens=300, ignore_eos=True)))
@@ -444,18 +446,51 @@ async def test_places_are_kept_for_who_reserves_them_and_for_nobody_for_long(act
     await stream.wait_for("x", 2)
     assert not stream.of("y")
     moved = subscribed("m", [1], max_tokens=300, ignore_eos=True)
-    moved.moved = True
+    moved.place = kept.number
     calls.append(asyncio.create_task(actor.generate(moved)))
     await stream.wait_for("m", 1)
     assert not stream.of("y"), "two more places are kept"
     await stream.wait_for("y", 1)
-    assert not actor._reservations._of, "it has waited until the others were given up"
+    assert not len(actor._reservations), "it has waited until the others were given up"
     for call in calls:
         call.cancel()
     await until(lambda: _loads(stream)[-1].open_places == 4, 10)
-    assert (await actor.reserve("ingress", 9))[0] == 4
-    await actor.give_back("ingress", 9)
+    newer = await actor.reserve("ingress", 9)
+    assert newer.places == 4
+    await actor.give_back("ingress", kept.number, 9)
+    assert len(actor._reservations) == 4, "a call that was late says nothing of newer places"
+    await actor.give_back("ingress", newer.number, 9)
     assert (await actor.check_integrity())["num_requests_running"] == 0
+
+
+async def test_who_comes_too_late_for_its_place_waits_like_any_other_and_takes_nobodys(actor):
+    _slow_down(actor, 0.01)
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    calls = [asyncio.create_task(actor.generate(subscribed("a", [1], max_tokens=300, ignore_eos=True)))]
+    await stream.wait_for("a", 1)
+    late = await actor.reserve("ingress", 1)
+    await actor.give_back("ingress", late.number, 1)
+    others = await actor.reserve("other", 3)
+    assert others.places == 3
+    for name, place in (("x", 0), ("y", late.number), ("z", others.number)):
+        request = subscribed(name, [1], max_tokens=300, ignore_eos=True)
+        request.place = place
+        calls.append(asyncio.create_task(actor.generate(request)))
+    await until(lambda: (_loads(stream)[-1].line_length, _loads(stream)[-1].num_movable) == (3, 3), 5)
+    assert len(actor._reservations) == 3
+    assert await asyncio.wait_for(asyncio.to_thread(_order_of_service, actor), 5) == ["x", "y", "z"]
+    await actor.give_back("other", others.number, 3)
+    await stream.wait_for("z", 1)
+    for call in calls:
+        call.cancel()
+    await until(lambda: not actor._live.num_unfinished, 10)
+    await actor.check_integrity()
+
+
+def _order_of_service(actor) -> list[str]:
+    call = actor._engine_loop.call(lambda engine: [s.request.request_id for s in engine.scheduler.waiting])
+    return call.result()
 
 
 async def test_waiting_requests_go_back_to_their_ingress_in_the_order_of_service(actor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import time
 
 import pytest
 from hypothesis import given
@@ -170,3 +171,18 @@ async def test_only_answers_that_ended_long_ago_are_dropped(monkeypatch):
     live.drop_old()
     assert [key for key in (("a", 0), ("b", 0)) if key in live] == [("b", 0)]
     assert live.newest_attempt("a") == -1
+
+
+async def test_a_wait_counts_from_the_ingress_for_who_waited_elsewhere_and_from_here_for_the_rest_of_an_answer():
+    live, now = LiveRequests(), time.time()
+    asked = {
+        name: request(name, attempt) for name, attempt in (("first", 0), ("elsewhere", 1), ("begun", 1), ("ahead", 1))
+    }
+    asked["elsewhere"].came_at = asked["begun"].came_at = now - 5
+    asked["begun"].output_token_ids = [7]
+    asked["ahead"].came_at = now + 5  # the clock of its ingress is
+    for one in asked.values():
+        live.open(one, future())
+    waits = {name: live.wait_s((name, one.attempt)) for name, one in asked.items()}
+    assert 5 <= waits.pop("elsewhere") < 5 + 1
+    assert all(0 <= wait < 1 for wait in waits.values()) and live.wait_s(("none", 0)) == 0

@@ -52,12 +52,13 @@ class EngineRouter(PinnedRouter):
         """As the policy says."""
         by_id = {self._engine_id(replica): replica for replica in self.known_replicas}
         request = _request(call)
-        open_to = self._open_to(request)
+        has_it = request is not None and self._choices.is_pinned(request.request_id)
+        # What an engine has already overtakes nobody on the way of its call.
+        open_to = None if has_it else self._open_to(request)
         views = [self._view(engine_id, replica, near, open_to) for engine_id, replica in by_id.items()]
         wanted = RequestView("" if request is None else call[1])
         chosen = choose(self._policy, wanted, views, self._rng, self.ranks_failed)
         place = self._choices.place(request.request_id) if request is not None else ""
-        has_it = request is not None and self._choices.is_pinned(request.request_id)
         if place in by_id and (has_it or not self._choices.is_avoided(place)):
             chosen = [[view for view in views if view.engine_id == place], *chosen]
         if request is not None and chosen and len(chosen[0]) == 1:

@@ -173,7 +173,7 @@ class ExactEngine:
                 SamplingParams(max_tokens=answers.outputs[task.request], ignore_eos=True),
                 output_token_ids=[_TOKEN] * task.done,
                 cache_salt=name,
-                moved=task.is_moved and not task.done,
+                place=int(task.is_moved and not task.done),
             )
         )
 

@@ -450,7 +450,7 @@ def test_a_reserved_place_is_there_for_who_was_moved_and_for_nobody_else():
     assert [s.request.request_id for s in scheduler.running] == ["a"]
     assert scheduler.num_open_places == 0 and scheduler.reserve(1) == 0
     scheduler.release_reserved(1)
-    scheduler.add_request(request("m", moved=True))
+    scheduler.add_request(request("m", place=1))
     device.step()
     assert [s.request.request_id for s in scheduler.running] == ["a", "m"]
     scheduler.release_reserved(1)
@@ -473,7 +473,7 @@ def test_who_was_moved_waits_before_those_to_begin_and_is_not_refused():
         if name == "c":
             with pytest.raises(OverloadedError):
                 scheduler.add_request(request("c"))
-        scheduler.add_request(request(name, moved=name == "c"))
+        scheduler.add_request(request(name, place=int(name == "c")))
     assert [s.request.request_id for s in scheduler.waiting] == ["c", "b"]
 
 
@@ -530,7 +530,7 @@ def test_every_request_ends_once_with_its_own_tokens(data):
         if moved and scheduler.num_reserved:
             scheduler.release_reserved(1)
         priority = data.draw(st.integers(0, 2))
-        scheduler.add_request(request(str(index), prompt, max_tokens, priority=priority, moved=moved))
+        scheduler.add_request(request(str(index), prompt, max_tokens, priority=priority, place=int(moved)))
         for _ in range(data.draw(st.integers(0, 4))):
             device.step()
         if data.draw(st.booleans(), "expire"):

@@ -17,7 +17,7 @@ from actors.delta_stream import HEARTBEAT_S, DeltaStream
 from actors.engine_actor import RunnerActor
 from actors.scheduling.queue_state import QueueState
 from cluster.config import EngineConfig
-from cluster.outputs import AttachRequired, EngineLoad
+from cluster.outputs import AttachRequired, EngineLoad, PlacesKept
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
@@ -102,10 +102,10 @@ async def time_to_move(
         load = EngineLoad(9, 9, open_places=int(is_open), num_movable=waits, oldest_wait_s=9.0, line_length=waits)
         return load._replace(sampled_at=seen_at, told_after_s=told_after_s)
 
-    async def reserve(subscriber: str, count: int) -> tuple[int, int]:
+    async def reserve(subscriber: str, count: int) -> PlacesKept:
         if step_s:
             await asyncio.sleep(step_s - (loop.time() - last_step_end()))
-        return (1, 1000) if loop.time() >= opens_at else (0, 0)
+        return PlacesKept(1, 1000, 1) if loop.time() >= opens_at else PlacesKept()
 
     def hand_back(*args: Any) -> int:
         if not ended.done():
@@ -185,9 +185,9 @@ def test_a_stream_that_ends_before_its_next_word_takes_its_claims_with_it(ends):
         choices.set_engines({"full": "f", "other": "f"})
         asked: list[int] = []
 
-        def reserve(subscriber: str, count: int) -> tuple[int, int]:
+        def reserve(subscriber: str, count: int) -> PlacesKept:
             asked.append(count)
-            return count, 1000
+            return PlacesKept(count, 1000, 1)
 
         runner = SimpleNamespace(reserve=Remote(reserve), hand_back=Remote(lambda *args: args[1]))
 

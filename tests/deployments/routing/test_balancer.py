@@ -200,7 +200,7 @@ async def test_a_place_that_nobody_came_for_is_not_the_next_requests():
         return one
 
     of_one._kept["full"] = deque([under_way("gone", RESERVED_FOR_S + 0.1), under_way("new", 0.0)])
-    assert (of_one.target("full"), of_one.target("full"), of_one.target("other")) == ("new", "", "")
+    assert (of_one.target("full"), of_one.target("full"), of_one.target("other")) == (("new", 0), ("", 0), ("", 0))
 
 
 async def crowd(folder, num_ingresses: int):
@@ -268,14 +268,15 @@ async def test_an_engine_that_dies_within_a_move_loses_no_request(tiny_model, ki
     reserve = second.actor.reserve
 
     async def reserve_and_die(*args):
-        granted.append((await reserve(*args))[0])
+        kept = await reserve(*args)
+        granted.append(kept.places)
         second.actor.reserve = reserve
         if killed == "source":
             # After the answer, and before the next call.
             asyncio.get_running_loop().call_soon(first.kill)
         else:
             second.actor.generate = die_of_it
-        return granted[0], 10_000
+        return kept._replace(num_tokens=10_000)
 
     async def die_of_it(request):
         second.kill()
@@ -305,7 +306,7 @@ async def test_an_ingress_that_dies_within_a_move_leaves_no_place_reserved(tiny_
     answer = dying._balancer._answer
 
     async def answer_and_die(call, otherwise):
-        granted, _ = await answer(call, otherwise)
+        granted = (await answer(call, otherwise)).places
         end_without_a_word(dying)
         died.set_result(granted)
         await asyncio.Event().wait()
