@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -30,6 +31,47 @@ httpx.Client().close()
 
 def test_a_runner_imports_paddle_without_a_command_line_and_leaves_it_out_of_collections():
     subprocess.run([sys.executable, "-W", "ignore", "-c", _BEGIN], check=True, timeout=120)
+
+
+# A driver that writes down when it is opened and called, as far as a process needs it to begin CUDA.
+_DRIVER = """
+#include <cstdio>
+#include <cstdlib>
+static int note(const char* what) {
+    FILE* file = std::fopen(std::getenv("DRIVER_NOTES"), "a");
+    std::fprintf(file, "%s\\n", what);
+    std::fclose(file);
+    return 100;  // no device
+}
+__attribute__((constructor)) static void opened() { note("opened"); }
+extern "C" int cuInit(unsigned) { return note("cuInit"); }
+extern "C" int cuDriverGetVersion(int*) { return note("cuDriverGetVersion"); }
+extern "C" int cuDeviceGetCount(int*) { return note("cuDeviceGetCount"); }
+extern "C" int cuGetProcAddress(const char*, void**, int, unsigned long) { return note("cuGetProcAddress"); }
+"""
+_SPARE_ON_GPU = (
+    _BEGIN.split("import gc, httpx")[0].replace('"on_gpu": False', '"on_gpu": True')
+    + """
+assert begun == [RUNNER], begun
+mapped = open("/proc/self/maps").read()
+assert "libpaddle.so" in mapped, "Paddle's library is not loaded"
+assert "libcuda" not in mapped and "paddle" not in sys.modules, "its import asks the driver for GPUs"
+assert not os.path.exists(os.environ["DRIVER_NOTES"]), open(os.environ["DRIVER_NOTES"]).read()
+import ctypes
+ctypes.CDLL("libcuda.so.1").cuInit(0)  # who begins CUDA is noticed
+assert open(os.environ["DRIVER_NOTES"]).read().split() == ["opened", "cuInit"]
+"""
+)
+
+
+def test_a_spare_for_a_gpu_has_not_begun_cuda(tmp_path):
+    """Its process neither opens the driver nor imports what asks it, though it is there."""
+    source, library = tmp_path / "driver.cpp", tmp_path / "libcuda.so.1"
+    source.write_text(_DRIVER)
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", str(library), str(source)], check=True, timeout=60)
+    told = {"LD_LIBRARY_PATH": str(tmp_path), "DRIVER_NOTES": str(tmp_path / "notes")}
+    command = [sys.executable, "-W", "ignore", "-c", _SPARE_ON_GPU]
+    subprocess.run(command, check=True, timeout=120, env={**os.environ, **told})
 
 
 def test_each_replica_has_a_runner_started_unless_one_is_there_for_it(tmp_path, monkeypatch):
