@@ -279,4 +279,5 @@ async def time_until_counted(num_before: int, after_s: float) -> float:
 @given(st.integers(0, 3), phases)
 def test_another_ingress_counts_who_waits_within_a_beat_and_the_first_one_at_once(n, after_s):
     took_s = run_jumping(lambda: time_until_counted(n, after_s))
-    assert took_s <= MESSAGE_S + 0.002 + (HEARTBEAT_S if n else 0.0)
+    # Behind a word that is on its way.
+    assert took_s <= 2 * MESSAGE_S + 0.002 + (HEARTBEAT_S if n else 0.0)
