@@ -22,6 +22,7 @@ class Line(NamedTuple):
         length: requests, whosever, that wait there and may move to a place elsewhere.
         priority: of the most urgent of these.
         free: requests that it would take, to run or to wait.
+        waited_s: for how long the first who waits there has done so.
     """
 
     engine_id: str
@@ -32,6 +33,7 @@ class Line(NamedTuple):
     length: int = 0
     priority: int = 0
     free: int = 1
+    waited_s: float = 0.0
 
     @property
     def places_left(self) -> int:
@@ -50,8 +52,9 @@ def open_to_arrival(lines: Sequence[Line], priority: int = 0) -> frozenset[str]:
     """The engines to which an arrival of this priority may go, by id; all of them where nobody is overtaken anywhere.
 
     With more open places than requests that wait and are as urgent, those that have some: nobody waits while there is room.
-    With no more, those in which such requests are said to wait: the arrival stands behind them, and moves when they have. Where
-    no engine has said so yet, or the one that did has fallen silent, those without an open place, of which it would deprive them.
+    With no more, the one in which somebody has waited longest of those in which such requests are said to wait: the arrival
+    stands behind them, and moves when they have. The other lines run empty meanwhile, and are filled from that one. Where no
+    engine has said so yet, or the one that did has fallen silent, those without an open place, of which it would deprive them.
     """
     num_waiting = sum(line.num_waiting(priority) for line in lines)
     known = [line for line in lines if line.is_known]
@@ -63,6 +66,8 @@ def open_to_arrival(lines: Sequence[Line], priority: int = 0) -> frozenset[str]:
         return _ids(lines)
     full = _full(known)
     behind = [line for line in full if line.length and line.priority <= priority]
+    longest_s = max((line.waited_s for line in behind), default=0.0)
+    behind = [line for line in behind if line.waited_s >= longest_s]
     return _ids(behind or full or known or lines)
 
 

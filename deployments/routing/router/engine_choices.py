@@ -183,10 +183,11 @@ class EngineChoices:
         said = self._said.get(engine_id)
         if said is None:
             return Line(engine_id, is_known=False)
-        (load, at), sent = said, self._loads.sent_to(engine_id)
-        is_known = self._now() - at <= MAX_LOAD_AGE_S
+        (load, at), sent, now = said, self._loads.sent_to(engine_id), self._now()
+        is_known = now - at <= MAX_LOAD_AGE_S
+        waited_s = load.longest_wait_s + max(0.0, now - at - load.told_after_s)
         open_places = max(0, load.open_places - self.claimed[engine_id])
-        return Line(engine_id, is_known, open_places, *sent, load.line_length, load.line_priority, load.free)
+        return Line(engine_id, is_known, open_places, *sent, load.line_length, load.line_priority, load.free, waited_s)
 
     def token_weight(self, engine_id: str) -> float:
         """Of the requests that run or wait there: as announced last, and of those that were sent since."""

@@ -22,6 +22,7 @@ lines = st.lists(
         length=st.one_of(st.just(0), st.integers(0, 6)),
         priority=st.integers(-1, 1),
         free=st.integers(-1, 6),
+        waited_s=st.sampled_from([0.0, 1.0, 2.0]),
     ),
     max_size=6,
     unique_by=lambda line: line.engine_id,
@@ -42,7 +43,11 @@ def test_the_places_of_those_who_wait_are_left_to_them(known, priority):
     elif waiting and any(not places[engine_id] for engine_id in spoke & takes):
         assert not any(places[engine_id] for engine_id in open_to), "no place is taken from those who wait"
         behind = {line.engine_id for line in known if line.length and line.priority <= priority} & spoke & takes
-        assert not behind or open_to == behind
+        behind = {
+            line.engine_id: line.waited_s for line in known if line.engine_id in behind and not places[line.engine_id]
+        }
+        assert open_to <= behind.keys() or not behind
+        assert {behind[engine_id] for engine_id in open_to} == {max(behind.values())} if behind else True
     assert not spoke or not waiting or open_to <= spoke, "behind an engine that has fallen silent nobody is sent"
 
 
@@ -79,6 +84,13 @@ def test_who_was_sent_beyond_the_places_waits_though_the_engine_has_not_said_so_
     assert open_to_arrival([free, full._replace(sent_priority=1)]) == {"free"}, "who was sent gives way"
     assert open_to_arrival([free, full._replace(sent_priority=1)], 1) == {"full"}
     assert Line("full", num_sent=2, length=3).num_waiting(0) == 5
+
+
+def test_who_comes_stands_behind_who_has_waited_longest_where_several_lines_take_it():
+    long, short = Line("long", length=1, waited_s=3.0, free=1), Line("short", length=9, waited_s=2.0, free=9)
+    assert open_to_arrival([short, long]) == {"long"}
+    assert open_to_arrival([short, long._replace(free=0)]) == {"short"}, "its queue is full"
+    assert open_to_arrival([short, long._replace(waited_s=2.0)]) == {"long", "short"}
 
 
 def test_an_engine_that_has_not_spoken_gets_nothing_while_others_wait():
