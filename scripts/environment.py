@@ -85,7 +85,7 @@ def main() -> None:
     if installed.exists():
         print("Dependencies: requirements.lock or pyproject.toml changed, updating", flush=True)
     else:
-        print("Dependencies: 385 MB to download, 1.4 GB on disk; 1 to 5 minutes", flush=True)
+        print("Dependencies: 455 MB to download, 1.7 GB on disk; 1 to 5 minutes", flush=True)
     # A half-installed environment must not look finished to the next run.
     installed.unlink(missing_ok=True)
     try:

@@ -1,6 +1,6 @@
 """Answers every line of a JSONL file with Ray Data: blocks of lines go to actors that each hold one copy of the model.
 
-    pip install "ray[data]"
+    pip install '.[cpu,data]'        (make setup has done it)
     python docs/examples/score_file.py questions.jsonl answers --actors 2
 
 Lines have a field ``prompt``; the answers have ``text`` and ``seed`` besides. The seed of a line follows from its text, so that a
@@ -42,13 +42,15 @@ def main() -> None:
     options = parser.parse_args()
     import ray.data  # needs pyarrow and pandas, and the actor does not
 
-    ray.data.read_json(options.lines).map_batches(
+    # Files are read and written beside the actors, which may hold all CPUs; of actors there are as many as find CPUs.
+    beside = {"num_cpus": 0}
+    ray.data.read_json(options.lines, ray_remote_args=beside).map_batches(
         Scorer,
         fn_constructor_args=(options.model, options.threads),
         batch_size=64,
-        concurrency=options.actors,
+        concurrency=(1, options.actors, options.actors),
         num_cpus=options.threads,
-    ).write_json(options.answers)
+    ).write_json(options.answers, ray_remote_args=beside)
 
 
 if __name__ == "__main__":

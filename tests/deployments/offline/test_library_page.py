@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -49,17 +50,18 @@ def test_every_block_runs(program, smollm2_source):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("pyarrow") is None,
-    reason="Ray Data needs pyarrow and pandas, 263 MB that nothing else here does; the page's test runs the example's actor",
-)
-def test_a_file_is_scored_with_ray_data(tmp_path: Path, smollm2_source):
-    lines = tmp_path / "questions.jsonl"
-    lines.write_text("".join(json.dumps({"prompt": f"Number {i} is"}) + "\n" for i in range(6)))
-    script = [sys.executable, str(ROOT / "docs/examples/score_file.py"), str(lines), str(tmp_path / "answers")]
+def test_a_file_is_scored_by_two_actors(tmp_path: Path, smollm2_source):
+    """Also where the actors hold every CPU that there is; a line has the same answer in whichever block it lies."""
+    lines, answers = tmp_path / "questions.jsonl", tmp_path / "answers"
+    prompts = [f"Number {i} is" for i in range(5)]
+    lines.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in 2 * prompts))
+    threads = str(max(1, (os.cpu_count() or 2) // 2))
+    script = [sys.executable, str(ROOT / "docs/examples/score_file.py"), str(lines), str(answers)]
+    script += ["--actors", "2", "--threads", threads]
     subprocess.run(script, cwd=ROOT, check=True, capture_output=True, timeout=240)
-    answers = [
-        json.loads(line) for path in (tmp_path / "answers").glob("*.json") for line in path.read_text().splitlines()
-    ]
-    assert {answer["prompt"] for answer in answers} == {f"Number {i} is" for i in range(6)}
-    assert all(answer["text"] for answer in answers)
+    found = [json.loads(line) for path in answers.glob("*.json") for line in path.read_text().splitlines()]
+    assert sorted(answer["prompt"] for answer in found) == sorted(2 * prompts)
+    texts = {(answer["prompt"], answer["text"], answer["seed"]) for answer in found}
+    assert {prompt: seed for prompt, _, seed in texts} == {prompt: crc32(prompt.encode()) for prompt in prompts}
+    assert len(texts) == len(prompts)
+    assert all(text for _, text, _ in texts)
