@@ -30,11 +30,11 @@ from cluster.process.cpu_share import CpuShare
 from cluster.process.logs import guard_logs
 from cluster.process.silence_clock import TICK_S
 from cluster.scaling.ingresses import most_ingresses
-from deployments.admin.cluster_status import cluster_status
+from deployments.admin.cluster_status import cluster_status, happened_in
 from deployments.admin.engine_timeline import engine_timeline
 from deployments.admin.metrics_text import metrics_text
 from deployments.admin.node_metrics import CONTENT_TYPE, NodeMetrics
-from deployments.admin.siblings import Siblings
+from deployments.admin.siblings import Happened, Siblings
 from deployments.answers.event_stream import EventStream
 from deployments.answers.generation import Generation
 from deployments.answers.request_line import RequestLines
@@ -322,9 +322,13 @@ class OpenAiIngress:
         return VllmFamilies(list(metrics.collect()))
 
     async def status(self, request: Request) -> Response:
-        """Every engine of this application with what it holds, and what happened to requests in this ingress."""
+        """Every engine of this application with what it holds, and what happened to requests in its ingresses."""
         assert self._client is not None
-        return JSONResponse(await cluster_status(self._client, self._spares))
+        return JSONResponse(await cluster_status(self._client, self._siblings, self._spares))
+
+    async def happened_here(self) -> Happened | None:
+        """What this ingress itself counted; called by its siblings."""
+        return happened_in(self._client) if self._client is not None else None
 
     async def timeline(self, request: Request) -> Response:
         """What an engine and its device do in the next steps, as a Chrome trace."""

@@ -55,10 +55,12 @@ def _lines(where: str, is_ready: bool, models: list[Model], found: dict[str, Any
         yield f"  {_spares_line(keeper)}"
     for line in event_lines(found["events"], found["recoveries"]):
         yield f"  {line}"
+    if silent := found.get("silent_ingresses", 0):
+        yield f"  {silent} of {silent + len(found['ingresses'])} ingresses did not say what they counted"
 
 
 def event_lines(events: dict[str, int], recoveries: dict[str, float]) -> Iterator[str]:
-    """What happened to requests in the ingress that answered, since it started."""
+    """What happened to requests in the ingresses that answered, since they started."""
     for event, count in sorted(events.items()):
         yield f"{event.removeprefix('bireme_')}: {count}"
     if recoveries["count"]:

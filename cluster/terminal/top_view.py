@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +21,7 @@ class TopView:
 
     def __init__(self) -> None:
         self._tokens: dict[str, int] = {}
-        self._counts: dict[str, int] | None = None
+        self._counts: dict[str, dict[str, int]] = {}
         self._states: dict[str, str] | None = None
         self._looked_at = 0.0
         self._events: deque[str] = deque(maxlen=_MAX_EVENTS)
@@ -65,17 +65,25 @@ class TopView:
         return rates
 
     def _note_events(self, status: Mapping[str, Any], clock: str) -> None:
-        counts = dict(status["events"])
         states = {engine["engine_id"]: engine["state"] for engine in status["engines"]}
-        if self._counts is not None and self._states is not None:
-            for name, count in sorted(counts.items()):
-                if (more := count - self._counts.get(name, 0)) > 0:
-                    self._events.append(f"{clock}  {name.removeprefix('bireme_')} +{more}")
+        for name, more in sorted(self._more_events(status["ingresses"]).items()):
+            self._events.append(f"{clock}  {name.removeprefix('bireme_')} +{more}")
+        if self._states is not None:
             for engine_id in sorted({*states, *self._states}):
                 before, after = self._states.get(engine_id), states.get(engine_id)
                 if before != after:
                     self._events.append(f"{clock}  {engine_id} {before or 'new'} -> {after or 'gone'}")
-        self._counts, self._states = counts, states
+        self._states = states
+
+    def _more_events(self, ingresses: Mapping[str, Any]) -> Counter[str]:
+        """What the ingresses have counted since the look before: each by itself, because one may be silent for a while. What one
+        counted before the first look at it is nothing new."""
+        more: Counter[str] = Counter()
+        for name, found in ingresses.items():
+            if (before := self._counts.get(name)) is not None:
+                more += Counter(found["events"]) - Counter(before)
+            self._counts[name] = found["events"]
+        return more
 
 
 def _load_line(load: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from typing import Any
 
 import ray
@@ -11,6 +12,7 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from cluster.api_errors import unavailable
+from deployments.admin.siblings import Happened, Siblings
 from deployments.admin.single_flight import SingleFlight
 from deployments.replica.engine_replica import application_name, runner_names
 from deployments.routing.engine_client import EngineClient
@@ -20,10 +22,13 @@ _ANSWER_TIMEOUT_S = 1.0
 _LOOK_TIMEOUT_S = 5.0
 
 
-async def cluster_status(client: EngineClient, spares: SpareKeepers | None = None) -> dict[str, Any]:
-    """Replicas by deployment and state, every engine's counters, spare processes, and this ingress's events and load.
+async def cluster_status(
+    client: EngineClient, siblings: Siblings, spares: SpareKeepers | None = None
+) -> dict[str, Any]:
+    """Replicas by deployment and state, every engine's counters, spare processes, the events of all ingresses, and this
+    ingress's load.
 
-    An engine that does not answer within a second is listed as silent.
+    An engine that does not answer within a second is listed as silent; ingresses that do not are counted.
 
     Raises:
         ApiError: 503, Serve's controller or Ray's directory of actors does not answer.
@@ -32,15 +37,31 @@ async def cluster_status(client: EngineClient, spares: SpareKeepers | None = Non
         replicas, runners = await asyncio.gather(_REPLICAS.result(), RUNNERS.result())
     except (ray.exceptions.RayError, RayServeException) as error:
         raise unavailable(f"Serve's controller does not answer: {type(error).__name__}") from None
-    engines = await asyncio.gather(*(_engine(engine_id, runner) for engine_id, runner in sorted(runners.items())))
+    asked = (_engine(engine_id, runner) for engine_id, runner in sorted(runners.items()))
+    (happened, num_silent), *engines = await asyncio.gather(siblings.happened(happened_in(client), replicas), *asked)
     return {
         "replicas": replicas,
         "engines": engines,
         "spares": await spares.figures() if spares else [],
-        "events": dict(client.events.counts),
-        "recoveries": dict(client.events.recoveries),
+        "ingresses": {found.ingress: {"events": found.counts, "recoveries": found.recoveries} for found in happened},
+        "silent_ingresses": num_silent,
+        "events": dict(sum((Counter(found.counts) for found in happened), Counter[str]())),
+        "recoveries": _together([found.recoveries for found in happened]),
         "running": client.num_running,
         "load": _load(client),
+    }
+
+
+def happened_in(client: EngineClient) -> Happened:
+    """What the ingress of ``client`` has counted."""
+    return Happened(client.subscriber, dict(client.events.counts), dict(client.events.recoveries))
+
+
+def _together(recoveries: list[dict[str, float]]) -> dict[str, float]:
+    return {
+        "count": sum(found["count"] for found in recoveries),
+        "total_s": sum(found["total_s"] for found in recoveries),
+        "longest_s": max(found["longest_s"] for found in recoveries),
     }
 
 

@@ -142,8 +142,9 @@ def _operation(endpoint: Endpoint, schema_of: Mapping[Any, Any], needs_key: bool
 def docs_page(document: Mapping[str, Any]) -> str:
     """An OpenAPI document as a page of HTML that needs nothing else."""
     title = f"{document['info']['title']} {document['info']['version']}"
+    prefix = document["servers"][0]["url"].rstrip("/")  # of an application that is not at the root
     parts = [_HEAD.format(title=escape(title)), f"<p>{escape(document['info']['description'])}</p>"]
-    parts.append("<p>The same for programs: <code>/openapi.json</code>.</p>")
+    parts.append(f"<p>The same for programs: <code>{escape(prefix)}/openapi.json</code>.</p>")
     parts.append("<table><tr><th>endpoint</th><th>what it does</th><th>body</th></tr>")
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -155,8 +156,8 @@ def docs_page(document: Mapping[str, Any]) -> str:
                 if p["in"] == "query"
             )
             parts.append(
-                f"<tr><td><code>{method.upper()} {escape(path)}</code></td><td>{escape(operation['summary'])}{asked}</td>"
-                f"<td>{bodies}</td></tr>"
+                f"<tr><td><code>{method.upper()} {escape(prefix + path)}</code></td>"
+                f"<td>{escape(operation['summary'])}{asked}</td><td>{bodies}</td></tr>"
             )
     parts.append("</table>")
     for name, schema in document["components"]["schemas"].items():

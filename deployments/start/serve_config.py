@@ -155,8 +155,9 @@ def configured_models(config: dict[str, Any]) -> list[tuple[dict[str, Any], LLMC
         if not _is_ours(application):
             continue
         try:
-            found.append((application, _settings_of(application)))
-            _check_deployments(application.get("deployments"))
+            settings = _settings_of(application)
+            found.append((application, settings))
+            _check_deployments(application.get("deployments"), settings)
         except BiremeError as error:
             where = f"application {name_of(application, number)}: " if len(applications) > 1 else ""
             raise BiremeError(f"{where}{error.message}") from None
@@ -200,8 +201,8 @@ def _settings_of(application: dict[str, Any]) -> LLMConfig:
         raise BiremeError(error.message) from None
 
 
-def _check_deployments(deployments: Any) -> None:
-    """Those that an application of a Serve config names, with options that come before its arguments."""
+def _check_deployments(deployments: Any, settings: LLMConfig) -> None:
+    """Those that an application of a Serve config names, with options that come before its arguments: of ``settings``."""
     if not isinstance(deployments, list | None) or not all(isinstance(one, dict) for one in deployments or []):
         raise BiremeError("deployments: must be a list of mappings, each with a name and options of Ray Serve")
     for number, deployment in enumerate(deployments or []):
@@ -212,6 +213,30 @@ def _check_deployments(deployments: Any) -> None:
             check_serve_options(f"deployments[{number}]", options)
         except SettingsError as error:
             raise BiremeError(error.message) from None
+        count, by = options.get(NUM_REPLICAS), _number_follows(deployment.get("name"), settings)
+        if isinstance(count, int) and by and "autoscaling_config" not in options:
+            raise BiremeError(
+                f"deployments[{number}].{NUM_REPLICAS}: Ray Serve ignores it, because {by}; "
+                f"with autoscaling_config: null beside it there are {count}"
+            )
+
+
+def _number_follows(deployment: Any, settings: LLMConfig) -> str:
+    """Why the number of a deployment's replicas changes by itself; empty if it does not."""
+    if deployment == "OpenAiIngress":
+        if settings.ingress_config.get("autoscaling_config"):
+            return "ingress_config has an autoscaling_config"
+        is_open = not {NUM_REPLICAS, "autoscaling_config"} & settings.ingress_config.keys()
+        return "the number of ingresses follows the load" if is_open else ""
+    if deployment == "LLMServer":
+        if settings.autoscaling is not None:
+            return "autoscaling says how many engines there are"
+        return (
+            "deployment_config has an autoscaling_config"
+            if settings.deployment_config.get("autoscaling_config")
+            else ""
+        )
+    return ""
 
 
 def without_keys(config: dict[str, Any], folder: Path) -> dict[str, Any]:

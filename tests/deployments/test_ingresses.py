@@ -184,6 +184,35 @@ def test_a_trace_is_found_whichever_ingress_had_the_request(pair: Pair):
         )
 
 
+@pytest.mark.slow
+def test_each_ingress_tells_what_happened_in_both(pair: Pair):
+    def look() -> dict:
+        """Empty where the question came to an ingress that is stopped."""
+        with contextlib.suppress(httpx.TimeoutException):
+            return httpx.get(f"{pair.url}/v1/status", timeout=4).json()
+        return {}
+
+    looks = [look() for _ in range(6)]
+    assert len({tuple(sorted(found["ingresses"])) for found in looks}) == 1
+    assert {(len(found["ingresses"]), found["silent_ingresses"]) for found in looks} == {(2, 0)}
+    assert len({next(iter(found["ingresses"])) for found in looks}) == 2, "one ingress answered all"
+    with stopped(pair.ingresses()[0]):
+        wait_for(lambda: look().get("silent_ingresses") == 1, 20, "a stopped ingress is not counted")
+        told = CliRunner().invoke(bireme, ["status", "--url", pair.url]).stdout
+    assert "1 of 2 ingresses did not say what they counted" in told
+
+
+def test_who_has_lost_the_way_below_a_prefix_is_sent_to_a_page_that_is_there(pair: Pair):
+    lost = httpx.get(f"{pair.url}/nothing", timeout=30)
+    assert (lost.status_code, lost.json()["error"]["message"]) == (
+        404,
+        f"there is no /{NAME}/nothing; /{NAME}/docs shows what there is",
+    )
+    page = httpx.get(f"{pair.url}/docs", timeout=30)
+    assert page.status_code == 200
+    assert f"/{NAME}/v1/chat/completions" in page.text
+
+
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)

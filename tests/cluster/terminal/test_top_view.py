@@ -33,13 +33,27 @@ def status(*engines: dict[str, Any], events: dict[str, int] | None = None) -> di
         "ttft": target,
         "tpot": None,
     }
-    return {"engines": list(engines), "events": events or {}, "load": load}
+    return {"engines": list(engines), "ingresses": {"one": {"events": events or {}}}, "load": load}
 
 
 def seen(view: TopView, found: dict[str, Any], now: float, width: int = 60) -> list[str]:
     out = StringIO()
     Console(file=out, width=width).print(view.show("http://127.0.0.1:8000", found, now, "12:00:00"))
     return out.getvalue().splitlines()
+
+
+def test_an_ingress_that_was_silent_for_a_look_brings_nothing_that_was_seen():
+    def look(now: float, **counts: int) -> str:
+        ingresses = {name: {"events": {"bireme_request_attempts": count}} for name, count in counts.items()}
+        return "\n".join(seen(view, {**status(), "ingresses": ingresses}, now))
+
+    view = TopView()
+    assert "attempts" not in look(1.0, one=3, other=40)
+    assert "attempts" not in look(2.0, one=3)
+    assert "request_attempts +2" in look(3.0, one=3, other=42)
+    again = look(4.0, one=4, other=42, new=9)
+    assert again.count("request_attempts") == 2
+    assert "request_attempts +1" in again
 
 
 def test_rates_and_events_are_of_the_time_between_two_looks():

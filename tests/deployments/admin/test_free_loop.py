@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +15,7 @@ from cluster.sampling_params import SamplingParams
 from deployments.admin import cluster_status
 from deployments.admin.metrics_text import metrics_text
 from deployments.admin.node_metrics import NodeMetrics
+from deployments.admin.siblings import Happened
 from deployments.ingress import OpenAiIngress
 from deployments.routing.token_streams import TokenStream
 from tests.deployments.routing.scripted_engine import Client, Engine
@@ -112,10 +114,17 @@ async def test_the_status_holds_up_nobody(monkeypatch):
     looks = SimpleNamespace(result=lambda: asyncio.sleep(0, found))
     monkeypatch.setattr(cluster_status, "RUNNERS", looks)
     monkeypatch.setattr(cluster_status, "_REPLICAS", looks)
+    other = Happened("other", {"bireme_moves": 2}, {"count": 2, "total_s": 3.0, "longest_s": 2.0})
+    pair = cast(Any, SimpleNamespace(happened=lambda own, replicas: asyncio.sleep(0, ([own, other], 1))))
+    client.events.count("bireme_moves")
+    client.events.recovered("a", 1.5)
     passes = Passes()
     for _ in range(5):
-        status = await cluster_status.cluster_status(client)
+        status = await cluster_status.cluster_status(client, pair)
     longest_s = passes.stop()
+    assert (status["events"], status["silent_ingresses"]) == ({"bireme_moves": 3}, 1)
+    assert status["recoveries"] == {"count": 3, "total_s": 4.5, "longest_s": 2.0}
+    assert status["ingresses"][client.subscriber]["events"] == {"bireme_moves": 1}
     assert status["running"] == NUM_STREAMS and len(status["load"]["engines"]) == NUM_ENGINES
     print(f"longest pass of the loop with {NUM_STREAMS} streams: {1e3 * longest_s:.1f} ms")
     assert longest_s < 5 * LONGEST_PASS_S

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.api_errors import ApiError
 from deployments.admin import siblings
-from deployments.admin.siblings import Siblings
+from deployments.admin.siblings import Happened, Siblings
 from deployments.ray_private.serve import answers_of_each
 from tests.deployments.routing.test_balance_timing import JumpingLoop
 from tests.waiting import until
@@ -60,6 +60,20 @@ def test_both_waits_have_one_deadline():
         assert loop.run_until_complete(took()) == pytest.approx(2.0, abs=0.01)
     finally:
         loop.close()
+
+
+async def test_who_asks_what_happened_meanwhile_gets_the_same_answer():
+    asks, replicas = Siblings(), cast(Any, Replicas(3))
+    replicas.deployment_name = "ingress"
+    asks._handle = replicas
+    own = Happened("one", {"bireme_moves": 1}, {})
+    assert await asks.happened(own, {"ingress": {"RUNNING": 1}}) == ([own], 0)
+    assert replicas.asked == 0
+    gone, *others = [asyncio.create_task(asks.happened(own, {"ingress": {"RUNNING": 3}})) for _ in range(20)]
+    await until(lambda: replicas.asked == 3, 5)
+    gone.cancel()
+    assert await asyncio.gather(*others) == 19 * [([own], 2)]
+    assert replicas.asked == replicas.cancelled == 3
 
 
 async def test_only_so_many_names_are_looked_for_at_once():

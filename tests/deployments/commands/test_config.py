@@ -227,3 +227,24 @@ def test_what_a_file_says_of_deployments_is_checked_and_counts(tmp_path, folder,
         file = config_file(tmp_path, {"args": args, "deployments": wrong})
         result = CliRunner().invoke(app, ["config", "check", file])
         assert (result.exit_code, result.stderr.startswith(f"Error: {said}")) == (1, True), result.output
+
+
+def test_a_number_of_replicas_that_serve_would_not_heed_is_refused(tmp_path, folder, small_machine):
+    args = {"model": folder, "device": "cpu", "kv_cache_memory_gb": 0.0001, "runner_num_cpus": 0.1}
+    fixed = {"ingress_config": {"num_replicas": 1}}
+    scaling = {"deployment_config": {"autoscaling_config": {"max_replicas": 2}}}
+    for name, more, why in (
+        ("OpenAiIngress", {}, "the number of ingresses follows the load"),
+        ("OpenAiIngress", fixed, ""),
+        ("LLMServer", scaling, "deployment_config has an autoscaling_config"),
+        ("LLMServer", {"autoscaling": {"max_replicas": 2}}, "autoscaling says how many engines there are"),
+        ("LLMServer", {}, ""),
+    ):
+        for null in ({}, {"autoscaling_config": None}):
+            deployments = [{"name": name, "num_replicas": 2, **null}]
+            file = config_file(tmp_path, {"args": {**args, **more}, "deployments": deployments})
+            result = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["config", "check", file])
+            is_refused = bool(why) and not null
+            assert result.exit_code == is_refused, result.output
+            said = f"Error: deployments[0].num_replicas: Ray Serve ignores it, because {why}; with autoscaling_config: null"
+            assert result.stderr.startswith(said) == is_refused
