@@ -174,16 +174,23 @@ def build(progress: Progress | None = None) -> Path:
     Args:
         progress: called as ``progress(file name, files done, files in all)`` while it compiles.
     Raises:
-        OpBuildError: there is no compiler, a file did not compile, or others could put a library of theirs into the cache.
+        OpBuildError: there is no compiler, a file did not compile, or others could put a library of theirs into the cache, which
+            cannot be written.
     """
     target = library_path()
     _refuse_others(target)
     if target.exists():
         return target
-    make_folder(target.parent)
-    with exclusive(target.parent / "lock"):
-        if not target.exists():
-            _compile(target, progress)
+    try:
+        make_folder(target.parent)
+        with exclusive(target.parent / "lock"):
+            if not target.exists():
+                _compile(target, progress)
+    except OSError as error:  # a disk that is full or read-only
+        raise OpBuildError(
+            f"native ops cannot be written to {target.parent}: {error.strerror or error}; set BIREME_CACHE to a folder of "
+            "your own with 100 MB free"
+        ) from None
     return target
 
 

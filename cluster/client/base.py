@@ -16,7 +16,7 @@ from cluster.api_key import is_api_key
 from cluster.client.addresses import Addresses
 from cluster.client.answer_parts import CHAT_PATH
 from cluster.client.errors import ClientError, status_error
-from cluster.client.proxies import direct_mounts, proxy_note
+from cluster.client.proxies import direct_mounts, heeds_environment, proxy_fault, proxy_note
 from cluster.client.resumable import FALLBACK_PORT_HEADER, ResumableStream
 from cluster.errors import BiremeError
 
@@ -69,13 +69,17 @@ class ClientBase(ABC, Generic[Http]):
         self._connect_timeout = connect_timeout
         self._silence_s = min(timeout, _SILENCE_S)
         self._timeout = timeout
-        self._http: Http = self._opened(
-            {
-                "headers": {"Authorization": f"Bearer {key}"} if key else {},
-                "verify": _certificates(),
-                "mounts": direct_mounts(self._addresses.once_each()),
-            }
-        )
+        urls = [*self._addresses.once_each()]
+        options = {
+            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "verify": _certificates(),
+            "mounts": direct_mounts(urls),
+            "trust_env": heeds_environment(urls),
+        }
+        try:
+            self._http: Http = self._opened(options)
+        except (ImportError, ValueError) as error:
+            raise ClientError(proxy_fault(error)) from None
 
     @property
     def url(self) -> str:

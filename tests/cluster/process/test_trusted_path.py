@@ -128,3 +128,12 @@ def test_remembered_hashes_that_others_may_have_written_are_not_believed(shared_
     assert file_hash.sha256_of(file) == "0" * 64, "a note of our own is believed"
     shared_cache.chmod(0o777)
     assert file_hash.sha256_of(file) == published
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_compiled(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BIREME_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(
+        OpBuildError, match=r"native ops cannot be written to .*; set BIREME_CACHE to a folder of your own"
+    ):
+        build()

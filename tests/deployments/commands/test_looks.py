@@ -9,6 +9,7 @@ import stat
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -163,6 +164,20 @@ def test_doctor_names_every_fault_and_what_to_do(monkeypatch, tmp_path):
         "its kernels do not run here (no kernel image for this device)" in line
         for line in run("doctor").output.splitlines()
     )
+
+
+def test_doctor_looks_for_room_where_ray_and_models_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_PADDLE", "print('3.0\\ncpu')")
+    monkeypatch.setenv("BIREME_CACHE", str(tmp_path / "cache"))
+    usage = SimpleNamespace(free=4_000_000, total=1 << 40)
+    with monkeypatch.context() as full:
+        full.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+        faults = [line for line in run("doctor").output.splitlines() if line.startswith("FAULT")]
+    assert any(line.startswith("FAULT Ray's folder: ") and "4.0 MB are free" in line for line in faults)
+    assert any(line.startswith("FAULT cache: ") and "4.0 MB are free" in line for line in faults)
+    with monkeypatch.context() as readable:
+        readable.setattr(doctor.os, "access", lambda path, mode: False)
+        assert f"{tmp_path} cannot be written; make room (bireme rm), or set BIREME_CACHE" in run("doctor").output
 
 
 def test_env_is_what_serve_sets_as_a_shell_reads_it(monkeypatch):

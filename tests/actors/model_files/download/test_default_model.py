@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 import threading
 import zipfile
 from pathlib import Path
@@ -128,3 +129,12 @@ def test_cache_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("BIREME_CACHE", str(tmp_path / "file"))
     with pytest.raises(ModelLoadError, match="BIREME_CACHE"):
         resolve_model(DEFAULT_MODEL)
+
+
+def test_a_full_disk_is_no_fault_of_the_network(index, cache, monkeypatch):
+    said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
+    failed = subprocess.CompletedProcess([], 1, "", said)
+    monkeypatch.setattr(default_model.subprocess, "run", lambda *arguments, **options: failed)
+    with pytest.raises(ModelLoadError, match=r"cannot write the default model to .*Free some space") as refused:
+        resolve_model(DEFAULT_MODEL)
+    assert "network" not in str(refused.value)
