@@ -28,7 +28,7 @@ class StartView:
         self._output = output
         self._moves = os.isatty(output) if moves is None else moves
         self._now = now
-        self._columns = columns or shutil.get_terminal_size().columns
+        self._given_columns = columns
         self._began_at = now()
         self._stage: str | None = None
         self._stage_began_at = self._began_at
@@ -41,6 +41,16 @@ class StartView:
     def total_s(self) -> float:
         """Seconds since the view was made."""
         return self._now() - self._began_at
+
+    @property
+    def columns(self) -> int:
+        """Of the terminal that is written to, now; stdout may be a file by then. COLUMNS in the environment comes first."""
+        given = os.environ.get("COLUMNS", "")
+        if columns := self._given_columns or (int(given) if given.isdecimal() else 0):
+            return columns
+        with contextlib.suppress(OSError):
+            columns = os.get_terminal_size(self._output).columns
+        return columns or shutil.get_terminal_size().columns  # a terminal may not know
 
     def redirect(self, output: int) -> None:
         """Write to another descriptor of the same terminal or file."""
@@ -89,7 +99,7 @@ class StartView:
         sign = _SPINNER[self._turns % len(_SPINNER)]
         name = f"{self._stage}: {self._detail}" if self._detail else f"{self._stage}"
         seconds = f"{self._now() - self._stage_began_at:7.1f} s"
-        width = max(8, min(_NAME_WIDTH, self._columns - len(seconds) - 3))
+        width = max(8, min(_NAME_WIDTH, self.columns - len(seconds) - 3))
         self._drawn = True
         self._write(f"{_CLEAR}{sign} {name[:width]:<{width}}{seconds}")
 

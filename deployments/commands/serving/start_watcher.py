@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ class StartWatcher:
         self._view.close()
         if self._model.engine_counts[0]:
             self._engines.wait(_FIGURES_S)
-        for line in ready_block(self._rows(), shutil.get_terminal_size().columns):
+        for line in ready_block(self._rows(), self._view.columns):
             self._view.line(line)
         self._view.line(f"\n{curl(self._url, self._served.model_id, self._needs_key)}\n")
 

@@ -132,6 +132,23 @@ def test_of_a_storm_a_count_is_left():
     assert budget.left_out() == 0
 
 
+def test_the_width_is_the_terminals_also_while_stdout_is_a_log(tmp_path):
+    script = """
+import os, sys
+from deployments.commands.serving.start_view import StartView
+view = StartView(1)
+view.redirect(os.dup(1))
+os.dup2(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), 1)
+sys.stdin.readline()
+view.line(f"{view.columns} columns")
+"""
+    terminal = Terminal(sys.executable, "-c", script, str(tmp_path / "log"))
+    terminal.resize(57)
+    terminal.type("go\r")
+    terminal.read_until("57 columns", 30)
+    assert terminal.process.wait(10) == 0
+
+
 def test_a_block_has_a_frame_that_fits_and_a_command_is_one_line_for_the_shell():
     rows = {"URL": "http://127.0.0.1:8000/v1", "model": "tiny"}
     wide = ready_block(rows, 80)
