@@ -216,7 +216,9 @@ def main() -> None:
     parser.add_argument("--python", type=Path, help="prefix of a Python 3.12; default: one that is found here")
     parser.add_argument("--no-check-gpg", action="store_true", help="do not check who signed the base's packages")
     parser.add_argument(
-        "--only", choices=["steps", "server"], help="the steps, or the server of a root whose steps were run"
+        "--only",
+        choices=["base", "steps", "server"],
+        help="what the Dockerfile begins with, its steps, or the server of a root whose steps were run",
     )
     options = parser.parse_args()
     image = Image(options.root.resolve())
@@ -232,6 +234,8 @@ def main() -> None:
             continue
         if word == "FROM":
             image.begin(rest, python, is_checked)
+            if options.only == "base":
+                return
         elif word == "RUN":
             image.run(rest)
         elif word == "WORKDIR":
