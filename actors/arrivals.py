@@ -33,12 +33,14 @@ class Arrivals:
     Attributes:
         num_tokens: of all.
         num_unexpected: those for which no place is kept.
+        num_movable: those that could move to a place elsewhere.
     """
 
     def __init__(self) -> None:
         self._of: dict[RequestKey, Arrival] = {}
         self.num_tokens = 0
         self.num_unexpected = 0
+        self.num_movable = 0
 
     def __len__(self) -> int:
         return len(self._of)
@@ -48,14 +50,17 @@ class Arrivals:
         arrival = self._of[key] = Arrival(num_tokens, priority, is_expected)
         self.num_tokens += num_tokens
         self.num_unexpected += not is_expected
+        self.num_movable += priority is not None
         return arrival
 
-    def forget(self, key: RequestKey) -> None:
-        """The engine has seen to it, or never will."""
+    def forget(self, key: RequestKey) -> Arrival | None:
+        """The engine has seen to it, or never will. Returns what was forgotten."""
         arrival = self._of.pop(key, None)
         if arrival is not None:
             self.num_tokens -= arrival.num_tokens
             self.num_unexpected -= not arrival.is_expected
+            self.num_movable -= arrival.priority is not None
+        return arrival
 
     def seen(self, sampled_at: float) -> None:
         """The engine's queue was looked at then: what had been taken by that time shows in it."""
@@ -64,6 +69,10 @@ class Arrivals:
             if first.taken_at is None or first.taken_at > sampled_at:
                 return
             self.forget(key)
+
+    def is_line(self, open_places: int) -> bool:
+        """Whether ``line`` finds any, without looking at each."""
+        return self.num_movable > 0 and self.num_unexpected > max(0, open_places)
 
     def line(self, open_places: int) -> tuple[int, int]:
         """How many find none of so many open places, of those that could move to one elsewhere; and the priority of the most

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from actors.arrivals import Arrivals
+from actors.arrivals import Arrival, Arrivals
 from actors.delta_stream import DeltaStream
 from actors.live_requests import LiveRequest, LiveRequests
 from actors.model_files.peers.find_model import Found, find_model, model_settings
@@ -221,7 +221,9 @@ class RunnerActor:
             return await live.done
         except asyncio.CancelledError:
             if submitted is None or submitted.cancel() or submitted.exception() is not None:
-                self._drop(key)  # the engine never had it
+                arrival = self._drop(key)  # the engine never had it
+                if submitted is not None and submitted.cancelled() and arrival is not None and arrival.is_expected:
+                    self._release_reserved(1)
             else:
                 self._engine_loop.abort(*key)
             raise
@@ -573,9 +575,9 @@ class RunnerActor:
         priority = request.priority if is_movable else None
         arrivals, queue = self._arrivals, self._engine_loop.queue
         arrivals.seen(queue.sampled_at)
-        was_line = queue.num_movable or arrivals.line(queue.open_places)[0]
+        was_line = queue.num_movable or arrivals.is_line(queue.open_places)
         arrival = arrivals.add((request.request_id, request.attempt), live.num_tokens, priority, is_expected)
-        if not was_line and arrivals.line(queue.open_places)[0]:
+        if not was_line and arrivals.is_line(queue.open_places):
             # Until other ingresses hear that somebody waits here, they send who comes later to where there is room.
             self._tell_load()
 
@@ -598,9 +600,9 @@ class RunnerActor:
             logger.warning("request %s attempt %d: its ingress is gone; aborted", *key)
             self._abort(key)
 
-    def _drop(self, key: RequestKey) -> None:
+    def _drop(self, key: RequestKey) -> Arrival | None:
         self._live.drop(key)
-        self._arrivals.forget(key)
+        return self._arrivals.forget(key)
 
 
 def _new_loop(engine, *callbacks):

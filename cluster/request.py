@@ -24,7 +24,8 @@ class EngineRequest:
         cache_salt: separates prefix-cache entries of clients that must not share them.
         tenant: whose request it is among those that take turns; an opaque name, empty if all are one.
         place: number of the reservation that keeps a place for it, which waited in another engine; 0 without one.
-        came_at: when it came to its ingress, seconds since 1970, of later attempts; 0 of a first one, which comes now.
+        came_at: when it came to its ingress, seconds since 1970, of later attempts; 0 of a first one, which comes now (or was
+            held there for half a second at most).
     """
 
     request_id: str

@@ -55,6 +55,7 @@ def open_to_arrival(lines: Sequence[Line], priority: int = 0) -> frozenset[str]:
     With no more, the one in which somebody has waited longest of those in which such requests are said to wait: the arrival
     stands behind them, and moves when they have. The other lines run empty meanwhile, and are filled from that one. Where no
     engine has said so yet, or the one that did has fallen silent, those without an open place, of which it would deprive them.
+    Where the queues of all these are full, those with an open place: the others would refuse it.
     """
     num_waiting = sum(line.num_waiting(priority) for line in lines)
     known = [line for line in lines if line.is_known]
@@ -68,7 +69,7 @@ def open_to_arrival(lines: Sequence[Line], priority: int = 0) -> frozenset[str]:
     behind = [line for line in full if line.length and line.priority <= priority]
     longest_s = max((line.waited_s for line in behind), default=0.0)
     behind = [line for line in behind if line.waited_s >= longest_s]
-    return _ids(behind or full or known or lines)
+    return _ids(behind or full or with_room or known or lines)
 
 
 def must_wait(lines: Sequence[Line], priority: int = 0) -> bool:

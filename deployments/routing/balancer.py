@@ -282,6 +282,8 @@ class Balancer:
         """Give so many of the places back that nobody has come for; those of another move of the source where this one has none
         left, since who gave them up does not matter to the requests. What is too old the target has taken back by itself."""
         kept, unused = self._kept.get(one.move.source, deque()), Counter[_UnderWay]()
+        if one not in kept and time.monotonic() - one.granted_at >= RESERVED_FOR_S:
+            return
         for _ in range(min(count, len(kept))):
             of = one if one in kept else kept[-1]
             kept.remove(of)

@@ -488,6 +488,26 @@ async def test_who_comes_too_late_for_its_place_waits_like_any_other_and_takes_n
     await actor.check_integrity()
 
 
+async def test_a_place_is_free_again_when_its_request_is_cancelled_on_its_way_to_the_engine(actor):
+    Subscriber(actor)
+    await asyncio.sleep(0)
+    kept = await actor.reserve("ingress", 1)
+    is_busy, goes_on = threading.Event(), threading.Event()
+    actor._engine_loop.call(lambda engine: (is_busy.set(), goes_on.wait(10)))
+    assert await asyncio.to_thread(is_busy.wait, 10)
+    request = subscribed("a", [1])
+    request.place = kept.number
+    call = asyncio.create_task(actor.generate(request))
+    await until(lambda: len(actor._arrivals), 10)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    goes_on.set()
+    reserved = actor._engine_loop.call(lambda engine: engine.scheduler.num_reserved)
+    assert await asyncio.wrap_future(reserved) == 0
+    await actor.check_integrity()
+
+
 def _order_of_service(actor) -> list[str]:
     call = actor._engine_loop.call(lambda engine: [s.request.request_id for s in engine.scheduler.waiting])
     return call.result()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import time
 from collections.abc import Callable
 
 from deployments.routing.submission import Submission
@@ -17,8 +16,9 @@ class ArrivalLine:
     """By priority, and of equal ones in the order in which they came. Belongs to one event loop.
 
     Args:
-        must_wait: whether a request of this priority would take another one's place now (``cluster.routing.lines``).
-        begin: sends a request on its way; counts there at once.
+        must_wait: whether a request of this priority would take another one's place now (``cluster.routing.lines``); who is less
+            urgent than one that must wait must wait, too.
+        begin: sends a request on its way; but where calls are put off, it counts there at once.
     """
 
     def __init__(self, must_wait: Callable[[int], bool], begin: Callable[[Submission], None]) -> None:
@@ -34,22 +34,25 @@ class ArrivalLine:
         priority = _priority(submission)
         if (self._held and _priority(self._held[0]) <= priority) or self._must_wait(priority):
             bisect.insort(self._held, submission, key=_priority)
-            asyncio.get_running_loop().call_later(HELD_FOR_S, self.changed)
+            # The loop's clock alone says when: one that is asked again may be a little behind it.
+            asyncio.get_running_loop().call_later(HELD_FOR_S, self._waited, submission)
         else:
             self._begin(submission)
 
     def changed(self) -> None:
-        """An engine has said how it is, or time has passed: those go for whom there is room."""
-        now = time.monotonic()
-        for submission in list(self._held):
-            if now - submission.submitted_at >= HELD_FOR_S or not self._must_wait(_priority(submission)):
-                self._held.remove(submission)
-                self._begin(submission)
+        """An engine has said how it is: those go for whom there is room. Comes with every word of every engine."""
+        while self._held and not self._must_wait(_priority(self._held[0])):
+            self._begin(self._held.pop(0))
 
     def forget(self, submission: Submission) -> None:
         """Nobody cares about it any more."""
         if submission in self._held:
             self._held.remove(submission)
+
+    def _waited(self, submission: Submission) -> None:
+        if submission in self._held:
+            self._held.remove(submission)
+            self._begin(submission)
 
 
 def _priority(submission: Submission) -> int:

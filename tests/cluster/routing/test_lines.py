@@ -55,10 +55,12 @@ def test_the_places_of_those_who_wait_are_left_to_them(known, priority):
 def test_who_waits_at_the_ingress_is_who_would_take_the_place_of_another(known, priority):
     places = {line.engine_id: max(0, line.places_left) for line in known if line.is_known}
     waiting = sum(line.num_waiting(priority) for line in known if line.is_known)
-    takes_one = any(places[e] or waiting for e in open_to_arrival(known, priority) if places.get(e))
+    open_to = open_to_arrival(known, priority)
+    takes_one = any(places.get(e) for e in open_to)
     if must_wait(known, priority):
         assert 0 < sum(places.values()) <= waiting, "there is a place for somebody who waits"
         assert not any(line.free > line.num_sent for line in known if line.is_known and not places[line.engine_id])
+        assert open_to == {e for e, n in places.items() if n}, "who goes all the same is refused nowhere"
     elif waiting >= sum(places.values()) > 0:
         assert not takes_one, "who goes takes no place"
     assert not must_wait(known, -2), "who is more urgent than all who wait never does"

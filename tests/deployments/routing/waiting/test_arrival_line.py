@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 
-import pytest
-
-from deployments.routing.waiting import arrival_line
 from deployments.routing.waiting.arrival_line import HELD_FOR_S, ArrivalLine
 from tests.deployments.routing.test_balance_timing import JumpingLoop
 
@@ -38,12 +35,10 @@ class Ingress:
 
 def run(work) -> None:
     loop = JumpingLoop()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arrival_line, "time", SimpleNamespace(monotonic=loop.time))
-        try:
-            loop.run_until_complete(work())
-        finally:
-            loop.close()
+    try:
+        loop.run_until_complete(work())
+    finally:
+        loop.close()
 
 
 def test_who_comes_goes_in_order_as_far_as_there_is_room_and_at_the_latest_after_half_a_second():
@@ -85,5 +80,20 @@ def test_who_is_more_urgent_than_all_who_wait_here_does_not_stand_behind_them():
             ingress.room = 1
             ingress.line.changed()
         assert [name for name, _ in ingress.went] == ["urgent", "urgent too", "a", "less"]
+
+    run(work)
+
+
+def test_a_word_of_an_engine_is_one_question_whoever_is_held():
+    async def work() -> None:
+        asked = []
+        line = ArrivalLine(lambda priority: not asked.append(priority), lambda submission: None)
+        for number in range(100):
+            entry = SimpleNamespace(request_id=str(number), priority=number % 3)
+            line.come(SimpleNamespace(entry=entry))
+        asked.clear()
+        line.changed()
+        assert asked == [0], "the most urgent one must wait, and so must all behind it"
+        assert len(line) == 100
 
     run(work)
