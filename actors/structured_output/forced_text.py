@@ -15,6 +15,7 @@ _COUNT = re.compile(r"([)}]?)\{(\d+)")
 _NOT_FORCED = '%llguidance {"no_forcing": true}\n'
 # How an error begins to say where it is, and shows a line.
 _PLACE = re.compile(r"^(\s*(?:at )?)(\d+)(\(\d+\)| \|)")
+_SHOWN_LINE = re.compile(r"^\s*(\d+) \|")
 
 
 def may_force_much(source: str) -> bool:
@@ -38,9 +39,16 @@ def placed_as_written(error: str, source: str) -> str:
     """What the library says of ``source``, with the lines of the grammar that ``without_forcing`` may have made it of."""
     if not source.startswith(_NOT_FORCED):
         return error
-    lines = (line for line in error.splitlines() if _NOT_FORCED.strip() not in line)
+    last = source.count("\n") - 2
+
+    def as_written(found: re.Match[str]) -> str:
+        return f"{found[1]}{min(last, max(1, int(found[2]) - 1))}{found[3]}"
+
+    # Of the lines shown, those that were put around the grammar are the first and what comes behind its last one.
     return "\n".join(
-        _PLACE.sub(lambda found: f"{found[1]}{max(1, int(found[2]) - 1)}{found[3]}", line) for line in lines
+        _PLACE.sub(as_written, line)
+        for line in error.splitlines()
+        if not (shown := _SHOWN_LINE.match(line)) or 1 < int(shown[1]) <= last + 1
     )
 
 

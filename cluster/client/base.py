@@ -78,7 +78,7 @@ class ClientBase(ABC, Generic[Http]):
         }
         try:
             self._http: Http = self._opened(options)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise ClientError(proxy_fault(error)) from None
 
     @property

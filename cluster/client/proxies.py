@@ -24,17 +24,27 @@ def heeds_environment(urls: Iterable[str]) -> bool:
 
 def proxy_fault(error: Exception) -> str:
     """Why httpx takes no proxy of the environment, with the variables at fault; their values may hold passwords."""
-    names = [f"{scheme}_proxy" for scheme in ("http", "https", "all")]
-    at_fault = [
-        name
-        for lower in names
-        for name in (lower, lower.upper())
-        if "://" in (value := os.environ.get(name, "")) and not value.startswith(("http://", "https://"))
-    ]
+    at_fault = [name for name in _names("http", "https", "all") if not _is_usable(os.environ.get(name, ""))]
+    if not at_fault and isinstance(error, httpx.InvalidURL):
+        named = ", ".join(name for name in _names("no") if os.environ.get(name)) or "no_proxy"
+        return f"{named}: expected names and addresses without ports, brackets and IPv6 ranges; or unset it for this command"
     named = ", ".join(at_fault) or "a proxy of the environment"
     if isinstance(error, ImportError):
         return f"{named}: a SOCKS proxy needs the package socksio (pip install 'httpx[socks]'); or unset it for this command"
     return f"{named}: expected http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT; or unset it for this command"
+
+
+def _names(*kinds: str) -> list[str]:
+    return [name for kind in kinds for name in (f"{kind}_proxy", f"{kind}_PROXY".upper())]
+
+
+def _is_usable(proxy: str) -> bool:
+    """Whether httpx may use it without further packages; an empty one is none."""
+    try:
+        url = httpx.URL(proxy if "://" in proxy else f"http://{proxy}")
+    except httpx.InvalidURL:
+        return False
+    return not proxy or (url.scheme in ("http", "https") and bool(url.host))
 
 
 def proxy_note(url: str) -> str:

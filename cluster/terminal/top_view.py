@@ -66,7 +66,9 @@ class TopView:
 
     def _note_events(self, status: Mapping[str, Any], clock: str) -> None:
         states = {engine["engine_id"]: engine["state"] for engine in status["engines"]}
-        for name, more in sorted(self._more_events(status.get("ingresses", {})).items()):
+        # An older server has those of the ingress that answers.
+        ingresses = status.get("ingresses") or {"": {"events": status.get("events", {})}}
+        for name, more in sorted(self._more_events(ingresses).items()):
             self._events.append(f"{clock}  {name.removeprefix('bireme_')} +{more}")
         if self._states is not None:
             for engine_id in sorted({*states, *self._states}):

@@ -227,12 +227,20 @@ def test_refusals_say_where_and_why(grammar, message):
 
 @pytest.mark.parametrize(
     ("text", "place", "shown"),
-    [("start: (", "1(9)", "1 | start: ("), ('start: a\n\na: "x"\nb: )', "4(4)", "4 | b: )"), ("start: a", "", "")],
+    [
+        ("start: (", "1(9)", "1 | start: ("),
+        ('start: a\n\na: "x"\nb: )', "4(4)", "4 | b: )"),
+        ("start: a", "", ""),
+        ('start: "', "1(9)", '1 | start: "'),
+        ("start: /a", "1(1)", ""),
+    ],
 )
 def test_a_grammar_is_refused_with_its_own_lines(text, place, shown):
     with pytest.raises(InvalidRequestError) as refused:
         GRAMMARS.compile(Grammar(LARK, text))
     assert place in refused.value.message and shown in refused.value.message and "%llg" not in refused.value.message
+    numbers = re.findall(r"^\s*(\d+) \|", refused.value.message, re.MULTILINE)
+    assert all(int(number) <= text.count("\n") + 1 for number in numbers), "lines that the client has not written"
 
 
 def test_a_model_without_an_end_follows_no_grammar():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,15 +46,29 @@ def test_addresses_of_this_machine_are_never_asked_of_a_proxy(host, port, monkey
         assert client.health()
 
 
-@pytest.mark.parametrize("value", ["socks5://user:secret@127.0.0.1:9", "socks://127.0.0.1:9"])
-def test_a_proxy_that_cannot_be_used_is_named_where_it_would_be_asked(value, port, monkeypatch):
-    monkeypatch.setenv("ALL_PROXY", value)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://user:secret@127.0.0.1:9"),
+        ("ALL_PROXY", "socks://127.0.0.1:9"),
+        ("http_proxy", "http://user:s3cr/secret@127.0.0.1:9"),
+        ("http_proxy", "http://127.0.0.1:port"),
+        ("https_proxy", "127.0.0.1:port"),
+        ("no_proxy", "::1/128"),
+        ("no_proxy", "localhost,fd00::/8"),
+        ("NO_PROXY", "[::1]"),
+        ("no_proxy", "secret:port"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named_where_it_would_be_asked(name, value, port, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, "socksio", None)
     with Client(f"http://127.0.0.1:{port}") as client:
         assert client.health()
-    with pytest.raises(BiremeError, match=r"^ALL_PROXY: ") as refused:
+    with pytest.raises(BiremeError, match=rf"^{name}: ") as refused:
         Client("http://server.invalid:8000")
-    assert "secret" not in str(refused.value)
+    assert not {"secret", "s3cr"} & set(re.findall(r"\w+", str(refused.value)))
 
 
 def test_where_a_proxy_answered_the_error_names_the_variable(port, monkeypatch):

@@ -56,6 +56,15 @@ def test_an_ingress_that_was_silent_for_a_look_brings_nothing_that_was_seen():
     assert "request_attempts +1" in again
 
 
+def test_an_older_server_tells_the_events_of_the_ingress_that_answers():
+    view = TopView()
+    for now, count in ((1.0, 3), (2.0, 5)):
+        found = {**status(), "events": {"bireme_retries": count}}
+        del found["ingresses"]
+        text = "\n".join(seen(view, found, now))
+    assert "retries +2" in text
+
+
 def test_rates_and_events_are_of_the_time_between_two_looks():
     view = TopView()
     first = seen(view, status(engine("a" * 12, 1000), events={"bireme_retries": 3}), 10.0)
