@@ -97,11 +97,11 @@ def cuda_targets() -> list[str]:
 
 def _sources() -> list[Path]:
     kernels = CSRC.glob("kernels/**/*.cu") if cuda_home() else []
-    bindings = [source for source in CSRC.glob("bindings/*.cc") if source.stem != "run_op" or _calls_ops_itself()]
+    bindings = [source for source in CSRC.glob("bindings/*.cc") if source.stem != "run_op" or calls_ops_itself()]
     return sorted([*CSRC.glob("kernels/**/*.cc"), *bindings, *kernels])
 
 
-def _calls_ops_itself() -> bool:
+def calls_ops_itself() -> bool:
     """Whether ops are called by ``bindings/run_op.cc``: with CUDA there is no need, and Paddle 2.6 lacks what that takes."""
     return cuda_home() is None and int(paddle_distribution().version.split(".")[0]) >= 3
 
@@ -288,6 +288,9 @@ def _cuda_libraries(home: Path | None, paddle_root: Path) -> list[str]:
 
 
 def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise OpBuildError(f"building the native ops failed: {command[0]} cannot be run: {error.strerror}") from None
     if result.returncode:
         raise OpBuildError(f"building the native ops failed: {' '.join(command)}\n{result.stdout}{result.stderr}")

@@ -10,7 +10,7 @@ from actors.device.gpu import GpuDevice
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
-from actors.models.decoder import Decoder
+from actors.models.decoder import BatchRows, Decoder
 from actors.models.load import load_model
 from tests.actors.models.test_models import all_logits
 from tests.actors.runner.test_overlap import mixed_requests, replay
@@ -53,6 +53,37 @@ def test_the_op_of_all_layers_has_the_bits_of_single_ops(family, dtype, batch_in
     )
     assert np.isfinite(plain).all()
     np.testing.assert_array_equal(fused.view(np.uint32), plain.view(np.uint32))
+    fused, plain = (logits_of_slots(model, f) for f in (Decoder.forward_fused, Decoder.forward_op_by_op))
+    np.testing.assert_array_equal(fused.view(np.uint32), plain.view(np.uint32))
+
+
+def logits_of_slots(model, forward):
+    """A step with prompts of 70 and 3 tokens, a slot without any and one row that decodes; then one that only decodes, padded."""
+    device = model.device
+    kv_cache = model.allocate_kv_cache(24, 16)
+    tables = device.tensor(np.random.default_rng(0).permutation(24).astype(np.int32).reshape(4, 6))
+    logits = []
+
+    def step(rows, counts, most):
+        slots, positions = (np.array(column, np.int32) for column in zip(*rows))
+        ids = device.tensor((7 * positions + slots + 5).astype(np.int64) % 90)
+        ends = None if counts is None else device.tensor(np.cumsum([0, *counts]).astype(np.int32))
+        batch = BatchRows(ids, device.tensor(positions), device.tensor(slots), tables, ends, most)
+        used = [row for row, (slot, _) in enumerate(rows) if slot >= 0]
+        logits.append(model.compute_logits(forward(model, batch, kv_cache)).numpy()[used])
+
+    prompts = [(0, position) for position in range(70)], [(1, position) for position in range(3)], [(3, 0)]
+    step([row for rows in prompts for row in rows], (70, 3, 0, 1), 70)
+    step([(0, 70), (1, 3), (3, 1), *[(-1, 0)] * 37], None, 1)
+    return np.concatenate(logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_known_families_have_the_op_of_all_layers(family, tmp_path):
+    source = resolve_model(str(write_tiny_gpu_model(tmp_path, family)), load_format="dummy")
+    config, device = load_model_config(source), GpuDevice()
+    model = load_model(config, iter_weights(source, config, device.dtype), 128, device=device)
+    assert all(layer.can_fuse for layer in model.layers)
 
 
 @pytest.mark.parametrize("enforce_eager", [True, False])

@@ -50,6 +50,8 @@ inline std::vector<paddle::Tensor> fused_layers_gpu(const StepTensors& s, const 
     check_columns(inner, "down");
     PD_CHECK(i == 0 || (inner == step.inner_size && head_dim == step.rows.head_dim), "down: layer ", i,
              " has another size than the first");
+    PD_CHECK(i == 0 || (in_rows.blocks == step.rows.blocks && in_rows.block_size == step.rows.block_size), "k_cache: layer ", i,
+             " has ", in_rows.blocks, " blocks of ", in_rows.block_size, ", needs those of the first");
     step.rows = in_rows, step.inner_size = inner;
     layer.qkv = {data(l.qkv[i], "qkv", s, {qkv_size, size}), data(l.qkv_bias, "qkv_bias", i, s, qkv_size)};
     layer.o = {data(l.o[i], "o", s, {size, s.q_heads * head_dim}), data(l.o_bias, "o_bias", i, s, size)};

@@ -127,15 +127,14 @@ paddle::any attr_of(PyObject* object, AttrKind kind) {
 }
 
 PyObject* outputs_of(const Op& op, PyObject* arguments, const std::vector<paddle::Tensor>& made) {
-  PyObject* outputs = PyList_New(op.outputs.size());
-  if (outputs == nullptr) throw PythonError();
+  py::list outputs(op.outputs.size());
   auto next = made.begin();
   for (size_t i = 0; i < op.outputs.size(); ++i) {
     PyObject* output = op.outputs[i] < 0 ? paddle::pybind::ToPyObject(*next++) : PyTuple_GET_ITEM(arguments, op.outputs[i]);
     if (op.outputs[i] >= 0) Py_INCREF(output);
-    PyList_SET_ITEM(outputs, i, output);
+    PyList_SET_ITEM(outputs.ptr(), i, output);
   }
-  return outputs;
+  return outputs.release().ptr();
 }
 
 PyObject* run_op(PyObject* name, PyObject* arguments) {
@@ -170,6 +169,8 @@ extern "C" PyObject* bireme_run_op(PyObject* name, PyObject* arguments) {
   try {
     return run_op(name, arguments);
   } catch (const PythonError&) {
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }

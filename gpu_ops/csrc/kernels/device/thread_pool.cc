@@ -82,7 +82,8 @@ class Pool {
   void take_chunks(size_t own) {
     for (size_t i = 0; i < shares_.size(); ++i) {
       Share& share = shares_[(own + i) % shares_.size()];
-      for (;;) {
+      // Reading first leaves the line of an empty share with everyone.
+      while (share.next.load(std::memory_order_relaxed) < share.end) {
         const int64_t begin = share.next.fetch_add(grain_, std::memory_order_relaxed);
         if (begin >= share.end) break;
         body_(context_, begin, std::min(begin + grain_, share.end));
