@@ -52,10 +52,19 @@ def test_a_small_batch_takes_five_kernels_a_layer(monkeypatch):
     assert [op for op, _ in calls] == ["embedding", *layer, *layer, "rms_norm", "linear"]
 
 
+@pytest.mark.parametrize("name", ["qwen3", "llama_bias", "granite"])
+def test_a_prompt_takes_one_op_for_all_layers(monkeypatch, name):
+    calls = install(monkeypatch)
+    model = load_on_gpu(name)
+    fused = all_logits(model, np.arange(9), [3, 6])
+    assert [op for op, _ in calls] == ["embedding", "fused_layers", "linear"] * 2
+    assert (all_logits(model, np.arange(9), [3, 6], Decoder.forward_op_by_op) == fused).all()
+
+
 def test_a_prompt_takes_a_norm_with_each_residual_addition(monkeypatch):
     calls = install(monkeypatch)
     model = load_on_gpu("qwen3")
-    all_logits(model, np.arange(3), [3])
+    all_logits(model, np.arange(3), [3], Decoder.forward_op_by_op)
     attention = ["linear", "qk_norm", "rotary_kv_write", "paged_attention", "linear", "add_rms_norm"]
     layer = [*attention, "linear", "swiglu", "linear", "add_rms_norm"]
     assert [op for op, _ in calls] == ["embedding", "rms_norm", *layer, *layer, "linear"]

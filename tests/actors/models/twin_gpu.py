@@ -21,6 +21,7 @@ OPS = {
         "rotary_kv_write", "paged_attention",
     ),
     decode_ops: ("small_batch_linear", "add_small_batch_linear", "decode_attention"),
+    decoder: ("fused_layers",),
 }  # fmt: skip
 
 
@@ -56,6 +57,30 @@ def _decode_attention(qkv, cos_sin, positions, slots, tables, k_cache, v_cache, 
     qkv, heads = qkv.clone(), (q_heads, kv_heads)
     forward.rotary_kv_write(qkv, cos_sin, positions, slots, tables, k_cache, v_cache, *heads)
     return forward.paged_attention(qkv, k_cache, v_cache, tables, positions, slots, *heads, scale)
+
+
+def _fused_layers(
+    residual, input_norm, layers, caches, *, cos_sin, positions, batch_id_per_token, block_tables, q_heads, kv_heads, eps, scale,
+    cu_seqlens_q=None, max_rows_per_slot=1, batch_invariant=False,
+):  # fmt: skip
+    """The single ops in turn, over the twins that stand in their places."""
+    heads, size = (q_heads, kv_heads), residual.shape[1]
+    where = positions, batch_id_per_token, block_tables
+    hidden = forward.rms_norm(residual, input_norm, eps)
+    for layer, cache in zip(layers, caches, strict=True):
+        qkv = _linear(hidden, layer.qkv, None, layer.qkv_bias)
+        if layer.q_norm is not None:
+            forward.qk_norm(qkv, layer.q_norm, layer.k_norm, *heads, eps)
+        if max_rows_per_slot == 1:
+            attended = _decode_attention(qkv, cos_sin, *where, *cache, *heads, scale)
+        else:
+            forward.rotary_kv_write(qkv, cos_sin, *where, *cache, *heads)
+            attended = forward.paged_attention(qkv, *cache, block_tables, *where[:2], *heads, scale, cu_seqlens_q)
+        attended = _linear(attended, layer.o, size, layer.o_bias)
+        hidden = forward.add_rms_norm(attended, residual, layer.post_attention_norm, eps)
+        gated = forward.swiglu(_linear(hidden, layer.gate_up, None, layer.gate_up_bias))
+        hidden = forward.add_rms_norm(_linear(gated, layer.down, size, layer.down_bias), residual, layer.next_norm, eps)
+    return hidden
 
 
 def _array(tensor: paddle.Tensor | None) -> np.ndarray | None:
