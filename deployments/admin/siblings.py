@@ -70,14 +70,15 @@ class Siblings:
         Args:
             replicas: how many there are of each deployment, by state. One ingress alone asks nobody.
         """
-        num_others = replicas.get(self._own_deployment().deployment_name, {}).get("RUNNING", 1) - 1
-        if num_others <= 0:
+        states = replicas.get(self._own_deployment().deployment_name, {})
+        # One that ends, this one perhaps, is in another state and still counts.
+        if sum(states.values()) <= 1:
             return [own], 0
         # Whoever asks meanwhile gets the same answer: status is asked again and again.
         if self._counting is None or self._counting.done():
             self._counting = asyncio.create_task(self._count())
         others = [found for found in await asyncio.shield(self._counting) if found.ingress != own.ingress]
-        return [own, *others], max(0, num_others - len(others))
+        return [own, *others], max(0, states.get("RUNNING", 1) - 1 - len(others))
 
     async def _count(self) -> list[Happened]:
         try:
