@@ -77,11 +77,10 @@ class Arrivals:
     def line(self, open_places: int) -> tuple[int, int]:
         """How many find none of so many open places, of those that could move to one elsewhere; and the priority of the most
         urgent, 0 without any."""
-        num_without = self.num_unexpected - max(0, open_places)
-        if num_without <= 0:
+        if not self.is_line(open_places):
             return 0, 0
-        movable = [arrival.priority for arrival in self._of.values() if arrival.priority is not None]
-        return min(num_without, len(movable)), min(movable, default=0)
+        movable = (arrival.priority for arrival in self._of.values() if arrival.priority is not None)
+        return min(self.num_unexpected - max(0, open_places), self.num_movable), min(movable)
 
     @property
     def longest_wait_s(self) -> float:

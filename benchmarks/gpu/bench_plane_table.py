@@ -216,14 +216,13 @@ class Table:
         for ingresses, single in ((1, one), (2, one), (None, one_needed)):
             (row,) = self._served(model, 2, ingresses, [(2 * model.streams[0], _STREAMS, model.seconds)])
             times = f" = {row.tokens_per_s / single.tokens_per_s:.2f} × one engine" if single else ""
-            behind = "ingresses as needed" if ingresses is None else f"{ingresses} ingresses"
+            behind = "as many ingresses as needed" if ingresses is None else f"{ingresses} ingresses"
             self._add(f"{model.name}, two engines, {behind}, {row.streams} clients: tokens/s",
                       f"{row.tokens_per_s:,.0f}{times}", "≥ 1.95 ×")  # fmt: skip
             self._costs(model.name, row)
             if before is not None:
-                more = "as many ingresses as needed" if ingresses is None else f"{ingresses} ingresses"
                 self._add(
-                    f"{model.name}: {more} over one", f"{row.tokens_per_s / before.tokens_per_s:.2f} ×", "≥ 1.00 ×"
+                    f"{model.name}: {behind} over one", f"{row.tokens_per_s / before.tokens_per_s:.2f} ×", "≥ 1.00 ×"
                 )
             before = before or row
 

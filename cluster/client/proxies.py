@@ -35,7 +35,7 @@ def proxy_fault(error: Exception) -> str:
 
 
 def _names(*kinds: str) -> list[str]:
-    return [name for kind in kinds for name in (f"{kind}_proxy", f"{kind}_PROXY".upper())]
+    return [name for kind in kinds for name in (f"{kind}_proxy", f"{kind}_proxy".upper())]
 
 
 def _is_usable(proxy: str) -> bool:
@@ -52,7 +52,7 @@ def proxy_note(url: str) -> str:
     parsed = httpx.URL(url)
     if _is_loopback(parsed.host) or proxy_bypass(parsed.host):
         return ""
-    for variable in (f"{parsed.scheme}_proxy", f"{parsed.scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY"):
+    for variable in _names(parsed.scheme, "all"):
         if os.environ.get(variable):
             return f"; the proxy in {variable} stands in between: add {parsed.host} to no_proxy to go past it"
     return ""
