@@ -20,10 +20,6 @@ inline const void* data(const OptionalTensors& tensors, const char* name, size_t
   return tensors ? data((*tensors)[index], name, step, {size}) : nullptr;
 }
 
-inline void check_columns(int64_t size, const char* name) {
-  PD_CHECK(size % 8 == 0, name, ": has ", size, " columns, needs a multiple of 8 on the GPU");
-}
-
 }  // namespace cuda_fused_layers
 
 // All is checked before anything is enqueued.
@@ -33,7 +29,7 @@ inline std::vector<paddle::Tensor> fused_layers_gpu(const StepTensors& s, const 
   check_shape(s.residual, "residual", dtype, {kAnySize, kAnySize});
   check_not_empty(s.residual, "residual");
   const int64_t rows = s.residual.shape()[0], size = s.residual.shape()[1];
-  check_columns(size, "residual");
+  check_gpu_columns(size, "residual");
   const void* input_norm = data(s.input_norm, "input_norm", s, {size});
   PD_CHECK(s.max_rows_per_slot >= 1, "max_rows_per_slot: is ", s.max_rows_per_slot, ", needs to be at least 1");
 
@@ -47,7 +43,7 @@ inline std::vector<paddle::Tensor> fused_layers_gpu(const StepTensors& s, const 
     const int64_t head_dim = in_rows.head_dim, qkv_size = (s.q_heads + 2 * s.kv_heads) * head_dim;
     check_shape(l.down[i], "down", dtype, {size, kAnySize});
     const int64_t inner = l.down[i].shape()[1];
-    check_columns(inner, "down");
+    check_gpu_columns(inner, "down");
     PD_CHECK(i == 0 || (inner == step.inner_size && head_dim == step.rows.head_dim), "down: layer ", i,
              " has another size than the first");
     PD_CHECK(i == 0 || (in_rows.blocks == step.rows.blocks && in_rows.block_size == step.rows.block_size), "k_cache: layer ", i,

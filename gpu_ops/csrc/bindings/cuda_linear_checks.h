@@ -8,7 +8,7 @@ inline int64_t check_cuda_linear(const paddle::Tensor& x, const paddle::Tensor& 
   const paddle::DataType dtype = float_type(x, "x");
   check_shape(weight, weight_name, dtype, {out_features, kAnySize});
   const int64_t in_features = weight.shape()[1];
-  PD_CHECK(in_features % 8 == 0, weight_name, ": has ", in_features, " columns, needs a multiple of 8 on the GPU");
+  check_gpu_columns(in_features, weight_name);
   check_shape(x, "x", dtype, {kAnySize, in_features});
   check_not_empty(x, "x");
   check_same_place(x, "x", weight, weight_name);

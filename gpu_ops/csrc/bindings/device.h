@@ -51,6 +51,11 @@ void check_same_place(const paddle::Tensor& first, const char* name, const paddl
   check_same_place(first, name, rest...);
 }
 
+// Rows of floats on the GPU are read and written in pieces of 8.
+inline void check_gpu_columns(int64_t columns, const char* name) {
+  PD_CHECK(columns % 8 == 0, name, ": has ", columns, " columns, needs a multiple of 8 on the GPU");
+}
+
 // Staging arrays may also lie in pinned memory, which the GPU reads over the bus. `on_gpu`: the op runs there.
 inline void check_staging(const paddle::Tensor& tensor, const char* name, bool on_gpu) {
   PD_CHECK(tensor.numel() == 0 || (on_gpu ? tensor.is_gpu() || tensor.is_gpu_pinned() : tensor.is_cpu()), name,

@@ -9,7 +9,7 @@ paddle::DataType check_rows(const paddle::Tensor& x, const char* name) {
   const paddle::DataType dtype = float_type(x, name);
   check_shape(x, name, dtype, {kAnySize, kAnySize});
   check_not_empty(x, name);
-  PD_CHECK(!x.is_gpu() || x.shape()[1] % 8 == 0, name, ": has ", x.shape()[1], " columns, needs a multiple of 8 on the GPU");
+  if (x.is_gpu()) check_gpu_columns(x.shape()[1], name);
   return dtype;
 }
 }  // namespace

@@ -62,7 +62,7 @@ std::vector<paddle::Tensor> embedding_gpu(const paddle::Tensor& weight, const pa
   const paddle::DataType dtype = float_type(weight, "weight");
   check_shape(weight, "weight", dtype, {vocab_size, kAnySize});
   const int64_t rows = ids.shape()[0], hidden = weight.shape()[1];
-  PD_CHECK(hidden % 8 == 0, "weight: has ", hidden, " columns, needs a multiple of 8 on the GPU");
+  check_gpu_columns(hidden, "weight");
   auto out = paddle::empty({rows, hidden}, dtype, weight.place());
   if constexpr (kWithCuda) {
     on_device([&] {

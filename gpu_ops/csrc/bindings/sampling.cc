@@ -30,7 +30,7 @@ std::vector<Tensor> GatherLastTokens(const Tensor& hidden, const Tensor& sample_
   Tensor out = paddle::empty({rows, width}, dtype, hidden.place());
   if constexpr (kWithCuda) {
     if (hidden.is_gpu()) {
-      PD_CHECK(width % 8 == 0, "hidden: has ", width, " columns, needs a multiple of 8 on the GPU");
+      check_gpu_columns(width, "hidden");
       check_same_place(hidden, "hidden", sample_rows, "sample_rows");
       on_device([&] {
         bireme::gather_rows_cuda(hidden.data(), hidden.shape()[0], width, sample_rows.data<int32_t>(), rows, out.data(),
