@@ -1,15 +1,16 @@
 """What a runner's process spends beside its device: CPU time of a token, and of a request, of an engine that computes nothing.
 
-    python -m benchmarks.serving.bench_runner [--clients 64] [--answers 16 256] [--seconds 4] [--step-ms 2] [--rounds 3]
+    python -m benchmarks.serving.bench_runner [--clients 64] [--ingresses 1] [--answers 16,256] [--seconds 4] [--step-ms 2]
 
-One process plays the ingress and the engine replica: it attaches to the token socket, sends requests ahead of their calls, and
-makes the calls as a replica does. Clients are a closed loop with prompts of token ids. Lengths of answers take turns; two lengths
-tell a token's cost from a request's. Figures are of /proc, medians over rounds.
+One process plays the ingresses and the engine replica: it attaches to the token socket, once for each ingress, sends requests
+ahead of their calls, and makes the calls as a replica does. Clients are a closed loop with prompts of token ids. Lengths of
+answers take turns; two lengths tell a token's cost from a request's. Figures are of /proc, medians over rounds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import statistics
 import time
@@ -28,7 +29,6 @@ from deployments.replica.streaming_runner import StreamingRunner
 from deployments.replica.token_socket import RequestSender, read_messages
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_SUBSCRIBER = "bench"
 
 
 class Load:
@@ -39,17 +39,18 @@ class Load:
         self._calls = calls
         self._prompt = list(range(3, 3 + prompt))
         self._number = 0
-        self.sender: RequestSender | None = None
-        self.num_tokens = 0
+        self._senders: dict[str, RequestSender] = {}
+        self.num_tokens = self.num_messages = 0
 
-    async def listen(self, path: str, attached: asyncio.Future[int]) -> None:
-        """Count what comes."""
+    async def listen(self, path: str, subscriber: str, attached: asyncio.Future[int]) -> None:
+        """Count what comes to one ingress."""
 
         def reached(pid: int, sender: RequestSender) -> None:
-            self.sender = sender
+            self._senders[subscriber] = sender
             attached.set_result(pid)
 
-        async for items in read_messages(path, _SUBSCRIBER, {}, reached):
+        async for items in read_messages(path, subscriber, {}, reached):
+            self.num_messages += 1
             for item in items:
                 if isinstance(item, TokenDelta | PlainTokens):
                     self.num_tokens += len(item.token_ids)
@@ -58,19 +59,19 @@ class Load:
         """The number of requests that ended."""
         until, ended = time.monotonic() + seconds, 0
 
-        async def client() -> None:
+        async def client(subscriber: str) -> None:
             nonlocal ended
             while time.monotonic() < until:
                 self._number += 1
                 params = SamplingParams(max_tokens=answer, ignore_eos=True, temperature=0.0)
-                request = EngineRequest(f"r{self._number}", self._prompt, params, subscriber=_SUBSCRIBER)
-                assert self.sender is not None
-                self.sender.send(request)
+                request = EngineRequest(f"r{self._number}", self._prompt, params, subscriber=subscriber)
+                self._senders[subscriber].send(request)
                 reply = await self._calls.generate(request)
                 assert reply.num_tokens == answer, reply
                 ended += 1
 
-        await asyncio.gather(*(client() for _ in range(clients)))
+        ingresses = itertools.cycle(self._senders)
+        await asyncio.gather(*(client(next(ingresses)) for _ in range(clients)))
         return ended
 
 
@@ -80,8 +81,9 @@ def _cpu_s(pid: int) -> float:
 
 
 async def _measure(
-    clients: int, answers: list[int], seconds: float, step_ms: float, prompt: int, rounds: int, ray_calls: bool
-) -> None:
+    clients: int, answers: list[int], seconds: float, step_ms: float, prompt: int, rounds: int, ray_calls: bool,
+    ingresses: int,
+) -> None:  # fmt: skip
     config = EngineConfig(
         device="simulated", simulated_step_s=step_ms / 1000, max_num_seqs=clients, max_queued_requests=4096, max_model_len=4096
     )  # fmt: skip
@@ -92,22 +94,25 @@ async def _measure(
     if not ray_calls:
         await calls.open(await runner.call_socket.remote(), print)
     load = Load(runner, calls, prompt)
-    attached: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    listening = asyncio.create_task(load.listen(path, attached))
-    pid = await attached
-    while not (await runner.stats.remote())["num_subscribers"]:
+    loop = asyncio.get_running_loop()
+    attached: list[asyncio.Future[int]] = [loop.create_future() for _ in range(ingresses)]
+    listening = [loop.create_task(load.listen(path, f"ingress-{i}", future)) for i, future in enumerate(attached)]
+    pid = (await asyncio.gather(*attached))[0]
+    while (await runner.stats.remote())["num_subscribers"] < ingresses:
         await asyncio.sleep(0.01)
     costs: dict[int, list[tuple[float, float]]] = {answer: [] for answer in answers}
     for _ in range(rounds):
         for answer in answers:
-            began, before, own, tokens = time.monotonic(), _cpu_s(pid), time.process_time(), load.num_tokens
+            began, before, own = time.monotonic(), _cpu_s(pid), time.process_time()
+            tokens, messages = load.num_tokens, load.num_messages
             ended = await load.run(clients, answer, seconds)
             wall, spent, own = time.monotonic() - began, _cpu_s(pid) - before, time.process_time() - own
             costs[answer].append((spent / ended, own / ended))
             tokens_per_s, per_token_us = (load.num_tokens - tokens) / wall, 1e6 * spent / ended / answer
             print(
                 f"answers of {answer:4d}: {tokens_per_s:8,.0f} tokens/s, runner {1e3 * spent / ended:6.3f} ms a request "
-                f"= {per_token_us:5.1f} µs a token, this process {1e3 * own / ended:6.3f} ms",
+                f"= {per_token_us:5.1f} µs a token, this process {1e3 * own / ended:6.3f} ms, "
+                f"{(load.num_messages - messages) / wall:,.0f} messages/s",
                 flush=True,
             )
     if len(answers) > 1:
@@ -117,7 +122,8 @@ async def _measure(
         print(
             f"runner: {1e6 * token:.1f} µs a token and {1e3 * (by_length[short][0] - short * token):.2f} ms a request"
         )
-    listening.cancel()
+    for task in listening:
+        task.cancel()
     calls.close()
     await runner.shutdown.remote()
     ray.kill(runner)
@@ -133,12 +139,15 @@ def main(
     ray_calls: Annotated[
         bool, typer.Option(help="Calls go through Ray, as those do that do not fit into a frame.")
     ] = False,
+    ingresses: int = 1,
 ) -> None:
     """Start Ray and a runner, and measure."""
     ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
     try:
         asyncio.run(
-            _measure(clients, [int(a) for a in answers.split(",")], seconds, step_ms, prompt, rounds, ray_calls)
+            _measure(
+                clients, [int(a) for a in answers.split(",")], seconds, step_ms, prompt, rounds, ray_calls, ingresses
+            )
         )
     finally:
         ray.shutdown()
