@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from actors.arrivals import Arrival, Arrivals
-from actors.delta_stream import DeltaStream
+from actors.delta_stream import DeltaStream, SubscriberStream
 from actors.live_requests import LiveRequest, LiveRequests
 from actors.model_files.peers.find_model import Found, find_model, model_settings
 from actors.model_files.peers.replies import Description, Peers, State
@@ -30,6 +30,7 @@ from actors.model_files.peers.sender import FileSender
 from actors.model_files.source import ModelSource
 from actors.place_reservations import PlaceReservations
 from actors.requests_ahead import RequestsAhead
+from actors.step_outputs import StepOutputs
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError
 from cluster.observability.start_stages import StartStages, start_fields
@@ -65,6 +66,8 @@ logger = logging.getLogger("bireme.runner")
 PREFILL_FACTOR = 10
 # A subscriber that does not come back within this time is gone, and nobody wants its tokens.
 ORPHAN_S = 10.0
+# How often subscribers are told what the engine takes because requests begin and end there.
+_TELL_EACH_S = 0.005
 
 
 class RunnerActor:
@@ -90,7 +93,9 @@ class RunnerActor:
         self._ahead = RequestsAhead(self._abort)
         self._num_arrived = 0
         self._arrivals = Arrivals()
-        self._streams: dict[str, DeltaStream] = {}
+        self._streams: dict[str, SubscriberStream] = {}
+        self._telling: asyncio.TimerHandle | None = None
+        self._outputs = StepOutputs(self._streams, self._live.subscriber, self._wake_to_read)
         self._reservations = PlaceReservations(self._release_reserved)
         self._draining: asyncio.Task | None = None
         self._drain_until = float("inf")
@@ -113,7 +118,7 @@ class RunnerActor:
         self._compile_grammar = engine.compile_grammar
         self._is_ready_for_grammars = lambda: engine.is_ready_for_grammars
         self._get_ready_for_grammars = engine.get_ready_for_grammars
-        self._engine_loop = _new_loop(engine, self._publish, self._on_death, self._on_queue)
+        self._engine_loop = _new_loop(engine, self._outputs.publish, self._on_death, self._on_queue)
         for begin in self._when_ready:
             begin(self._engine_loop.fail)
         # First steps after loading are the warm-up's; they ended before the watch begins.
@@ -171,6 +176,7 @@ class RunnerActor:
         if self._draining is not None:
             index = len(request.output_token_ids)
             stream.put([TokenDelta(*key, index, [], finish_reason=FINISH_HANDOVER)])
+            stream.flush()
             return
         self._ahead.begin(key, self._loop.create_task(self._generate(request)))
 
@@ -211,9 +217,12 @@ class RunnerActor:
         submitted: concurrent.futures.Future | None = None
         try:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
-            self._streams[request.subscriber].put([accepted])
+            stream = self._streams[request.subscriber]
+            stream.put([accepted])
+            stream.flush()
+            self._tell_load_soon()
             if request.params.is_masked and (gone := await self._compile(live)):
-                self._deliver(StepOutput([accepted._replace(finish_reason=gone)]))
+                self._outputs.publish(StepOutput([accepted._replace(finish_reason=gone)]))
                 return await live.done
             submitted = self._engine_loop.call(self._adding(live))
             await asyncio.wrap_future(submitted)
@@ -271,20 +280,42 @@ class RunnerActor:
             resume: request id to the index of the next token wanted, for a stream that broke.
             leased: the subscriber calls ``renew`` every few seconds; without it the stream ends after ORPHAN_S seconds.
         """
-        if subscriber in self._streams:
-            self._streams[subscriber].close()
         stream = DeltaStream(leased)
-        self._streams[subscriber] = stream
-        self._stage_ended("seen")
-        for missing in self._live.missing(subscriber, resume):
-            stream.put(missing)
+        self.subscribe(subscriber, resume, stream)
         try:
             async for deltas in stream.messages(self._is_well, lambda: self._load_for(subscriber)):
                 yield deltas
         finally:
-            if self._streams.get(subscriber) is stream:
-                del self._streams[subscriber]
-                self._loop.call_later(ORPHAN_S, self._abort_orphans, subscriber)
+            self.unsubscribe(subscriber, stream)
+
+    def subscribe(self, subscriber: str, resume: dict[str, int], stream: SubscriberStream) -> None:
+        """Say on ``stream`` what ``attach`` yields, until ``unsubscribe``; first comes what was missed, that the engine leaves
+        included."""
+        with self._outputs.lock:
+            if subscriber in self._streams:
+                self._streams[subscriber].close()
+            self._read_outputs()
+            for missing in self._live.missing(subscriber, resume):
+                stream.put(missing)
+            if self._draining is not None:
+                stream.put([ENGINE_LEAVES])
+            self._streams[subscriber] = stream
+        stream.flush()
+        self._stage_ended("seen")
+
+    def unsubscribe(self, subscriber: str, stream: SubscriberStream) -> None:
+        """``stream`` has ended. Unless there is another one soon, so do the subscriber's requests."""
+        if self._streams.get(subscriber) is stream:
+            self._forget_stream(subscriber)
+            self._loop.call_later(ORPHAN_S, self._abort_orphans, subscriber)
+
+    def _forget_stream(self, subscriber: str) -> None:
+        with self._outputs.lock:
+            del self._streams[subscriber]
+
+    def news_for(self, subscriber: str) -> EngineLoad | None:
+        """What the engine takes; None while it does not answer in time itself."""
+        return self._load_for(subscriber) if self._is_well() else None
 
     async def renew(self, subscriber: str) -> None:
         """The subscriber of a leased stream is still there."""
@@ -311,6 +342,7 @@ class RunnerActor:
     async def _drain(self) -> int:
         for stream in self._streams.values():
             stream.put([ENGINE_LEAVES])
+            stream.flush()
         moved = await self._hand_over(
             lambda engine: [(s.request.request_id, s.request.attempt) for s in engine.scheduler.waiting]
         )
@@ -366,7 +398,7 @@ class RunnerActor:
         def run(engine) -> int:
             ended = [engine.abort(*key) for key in choose(engine)]
             deltas = [delta._replace(finish_reason=finish_reason) for delta in ended if delta is not None]
-            self._publish(StepOutput(deltas))
+            self._outputs.publish(StepOutput(deltas))
             return len(deltas)
 
         return await asyncio.wrap_future(self._engine_loop.call(run))
@@ -476,8 +508,8 @@ class RunnerActor:
 
     # From the engine loop's thread.
 
-    def _publish(self, output: StepOutput) -> None:
-        self._loop.call_soon_threadsafe(self._deliver, output)
+    def _wake_to_read(self) -> None:
+        self._loop.call_soon_threadsafe(self._read)
 
     def _on_death(self, error: BaseException) -> None:
         self._loop.call_soon_threadsafe(self._fail_all, error)
@@ -487,30 +519,36 @@ class RunnerActor:
 
     # On the actor's loop.
 
-    def _deliver(self, output: StepOutput) -> None:
-        items: dict[str, list[StreamItem]] = {}
-        for subscriber, tokens in output.plain.items():
-            self._live.deliver_plain(tokens)
-            items[subscriber] = [tokens]
-        deliver, waited_s = self._live.deliver, self._engine_loop.take_queue_time
-        for delta in output.deltas:
-            live = deliver(delta, waited_s)
-            if live is None:
-                continue
-            items.setdefault(live.request.subscriber, []).append(delta)
-            if delta.finish_reason is not None:
-                self._arrivals.forget((delta.request_id, delta.attempt))
-        if items:
-            self._stage_ended("first_token")
-        for subscriber, said in items.items():
-            if subscriber in self._streams:
-                self._streams[subscriber].put(said)
+    def _read(self) -> None:
+        self._read_outputs()
+        self._tell_load_soon()
+
+    def _read_outputs(self) -> None:
+        """Take into the books what the engine has said."""
+        for output in self._outputs.take():
+            for tokens in output.plain.values():
+                self._live.deliver_plain(tokens)
+            for delta in output.deltas:
+                if self._live.deliver(delta, self._engine_loop.take_queue_time) is None:
+                    continue
+                self._stage_ended("first_token")
+                if delta.finish_reason is not None:
+                    self._arrivals.forget((delta.request_id, delta.attempt))
+
+    def _tell_load_soon(self) -> None:
+        """With steps of a millisecond somebody begins or ends in each of them."""
+        if self._telling is None:
+            self._telling = self._loop.call_later(_TELL_EACH_S, self._tell_load)
 
     def _tell_load(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
         for stream in self._streams.values():
-            stream.put([])
+            stream.tell()
 
     def _fail_all(self, error: BaseException) -> None:
+        self._read_outputs()
         self._live.fail_all(EngineDeadError(f"the engine died: {error!r}"))
         for stream in self._streams.values():
             stream.close()
@@ -524,11 +562,12 @@ class RunnerActor:
             if stream.lease is not None and stream.lease.tick() > ORPHAN_S:
                 logger.warning("subscriber %s was not heard of for %g s; detached", subscriber, ORPHAN_S)
                 stream.close()
-                del self._streams[subscriber]
+                self._forget_stream(subscriber)
                 self._abort_orphans(subscriber)
 
     def _load_for(self, subscriber: str) -> EngineLoad:
         """Room is counted here rather than in the scheduler, so that what is on its way to it has its place already."""
+        self._read_outputs()
         age_s = self._engine_loop.queue_age_s
         config, queue, arrivals = self._config, self._engine_loop.queue, self._arrivals
         arrivals.seen(queue.sampled_at)

@@ -39,6 +39,7 @@ INSTRUCTION_SET_FLAGS = {
     "_avx2": ["-mavx2", "-mfma", "-mf16c"],
 }
 BINDING_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-DPADDLE_WITH_CUSTOM_KERNEL", "-w", "-pthread"]
+LIBRARY_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-pthread", "-shared"]
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC"]
 CUDA_ARCHS = "80 89 90a 90+PTX"
 
@@ -191,6 +192,30 @@ def build(progress: Progress | None = None) -> Path:
             f"native ops cannot be written to {target.parent}: {error.strerror or error}; set BIREME_CACHE to a folder of "
             "your own with 100 MB free"
         ) from None
+    return target
+
+
+def build_library(source: Path) -> Path:
+    """Return the shared library of one C++ file that needs neither Paddle nor CUDA, building it first if the cache has none.
+
+    Raises:
+        OpBuildError: as ``build``.
+    """
+    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout
+    key = hashlib.sha256("\0".join([source.read_text(), version, platform.machine(), *LIBRARY_FLAGS]).encode())
+    target = cache_dir() / "native" / f"lib{source.stem}-{key.hexdigest()[:20]}.so"
+    _refuse_others(target)
+    if target.exists():
+        return target
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    try:
+        make_folder(target.parent)
+        _run([compiler(), *LIBRARY_FLAGS, str(source), "-o", str(partial)])
+        partial.rename(target)
+    except OSError as error:
+        raise OpBuildError(f"{target.parent}: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
     return target
 
 

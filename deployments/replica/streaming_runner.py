@@ -34,7 +34,7 @@ class StreamingRunner(RunnerActor):
     def __init__(self, config: EngineConfig, engine_id: str, stages: StartStages | None = None) -> None:
         adopted()
         super().__init__(config, engine_id, stages)
-        self._socket = TokenSocket(self.attach, self.begin, self.give_up)
+        self._socket = TokenSocket(self)
         self._calls = CallSocket(self.generate, self._ahead.take, self._abort)
         self._replica_clock = SilenceClock()
         self._replica: PeerProcess | None = None

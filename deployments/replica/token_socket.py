@@ -1,7 +1,8 @@
 """Token messages over a Unix socket, for an ingress on the runner's own machine, and requests the other way.
 
 A Ray stream costs both processes about a millisecond a message, which matters where they share the cores that compute;
-a socket costs a twentieth of that. What travels is the same: the items of ``RunnerActor.attach``.
+a socket costs a twentieth of that. What travels is the same: the items of ``RunnerActor.attach``. Tokens are written where they
+are said, on the engine's thread, and reach the socket without the interpreter (``SocketStream``).
 
 Wire: the client sends one frame ``[version, subscriber, resume]``, then a request that is to begin before its call as a frame of
 its own, and ``[request id, attempt]`` of one that is to end; the server sends its version, then one frame a message,
@@ -20,21 +21,25 @@ import socket
 import tempfile
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import msgspec
 
+from actors.delta_stream import HEARTBEAT_S, SubscriberStream, is_news
 from cluster.errors import BiremeError, InvalidRequestError
 from cluster.outputs import EngineLoad, PlainTokens, StreamItem, TokenDelta
 from cluster.process.process_liveness import has_ended
+from cluster.process.silence_clock import SilenceClock
 from cluster.request import EngineRequest, RequestKey
+from deployments.native.frame_writer import Connection, Writer, frame_writer
 from deployments.replica.frame_version import frame_version
 from deployments.replica.frames import (
     MAX_REQUEST_BYTES,
     UnusableSocketError,
     encode_request,
+    frame,
     is_ours,
     peer_of,
     read_frame,
@@ -42,7 +47,6 @@ from deployments.replica.frames import (
 )
 from deployments.start.run_files.private_folder import not_private, private_base
 
-Attach = Callable[[str, dict[str, int]], AsyncGenerator[list[StreamItem], None]]
 _HELLO = msgspec.msgpack.Decoder(tuple[int, str, dict[str, int]])
 _Request: TypeAlias = EngineRequest | tuple[str, int]
 _REQUEST = msgspec.msgpack.Decoder(_Request)
@@ -55,6 +59,8 @@ _NO_TOKENS = PlainTokens.none()
 # A folder without a socket is about to get it, or its maker was killed in between.
 _YOUNG_S = 60.0
 _ENDING_S, _ENDING_LOOKS = 0.2, 10
+# What waits for a subscriber that does not read; then its connection ends, and it asks again for what it lacks.
+_MAX_UNREAD_BYTES = 64 << 20
 # A socket's path has at most 107 characters, 22 of them below the base.
 _LONGEST_BASE = 85
 
@@ -83,29 +89,84 @@ class RequestSender:
         return True
 
 
-class TokenSocket:
-    """The runner's side. The socket lies in a folder that only this user may enter.
+class Subscribers(Protocol):
+    """The runner, as the socket knows it: ``RunnerActor``."""
+
+    def subscribe(self, subscriber: str, resume: dict[str, int], stream: SubscriberStream) -> None: ...
+
+    def unsubscribe(self, subscriber: str, stream: SubscriberStream) -> None: ...
+
+    def news_for(self, subscriber: str) -> EngineLoad | None: ...
+
+    def begin(self, request: EngineRequest) -> None: ...
+
+    def give_up(self, subscriber: str, key: RequestKey) -> None: ...
+
+
+class SocketStream:
+    """A ``SubscriberStream`` over a connection. Made on the actor's loop.
 
     Args:
-        attach: yields the messages of a subscriber.
-        begin: gets the requests of subscribers that are attached.
-        give_up: gets a subscriber, and the key of a request which it does not want any more.
+        connection: this stream's own.
+        news: what the engine takes now; None while it does not answer.
 
     Attributes:
-        path: of the socket; empty until it is open.
+        ended: set once nothing more can be said.
     """
 
-    def __init__(
-        self, attach: Attach, begin: Callable[[EngineRequest], None], give_up: Callable[[str, RequestKey], None]
-    ) -> None:
-        self._attach = attach
-        self._begin = begin
-        self._give_up = give_up
+    def __init__(self, connection: Connection, news: Callable[[], EngineLoad | None]) -> None:
+        self.lease: SilenceClock | None = None
+        self.ended = asyncio.Event()
+        self._connection = connection
+        self._news = news
+        self._told: EngineLoad | None = None
+        self._loop = asyncio.get_running_loop()
+        self._beat()
+
+    def put(self, items: Sequence[StreamItem]) -> None:
+        if not items:
+            return
+        unread = self._connection.send(frame(_message(items)))
+        if not 0 <= unread <= _MAX_UNREAD_BYTES:
+            self._connection.close(at_once=True)
+            self._loop.call_soon_threadsafe(self.ended.set)
+
+    def flush(self) -> None:
+        self._connection.flush()
+
+    def tell(self) -> None:
+        self._tell(beats=False)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._connection.close()
+        self.ended.set()
+
+    def _tell(self, beats: bool) -> None:
+        now = self._news()
+        if now is not None and (beats or is_news(self._told, now)):
+            self._told = now
+            self.put([now])
+            self.flush()
+
+    def _beat(self) -> None:
+        self._timer = self._loop.call_later(HEARTBEAT_S, self._beat)
+        self._tell(beats=True)
+
+
+class TokenSocket:
+    """The runner's side. The socket lies in a folder that only this user may enter."""
+
+    def __init__(self, runner: Subscribers) -> None:
+        self._runner = runner
+        self._writer: Writer | None = None
         self.path = ""
+        """Of the socket; empty until it is open."""
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
         """Begin to listen; what killed processes left behind is removed first."""
+        self._writer = await asyncio.to_thread(frame_writer)
         base = _socket_base()
         _remove_leftovers(base)
         # As short as can be: a path has at most 107 characters.
@@ -133,29 +194,29 @@ class TokenSocket:
         ):  # somebody who only looked whether this process lives, or an ingress of other code
             writer.close()
             return
-        write_frame(writer, _VERSION)
         if version != _VERSION:
+            write_frame(writer, _VERSION)
             writer.close()
             return
+        assert self._writer is not None
+        connection = self._writer.open(writer.transport)
+        connection.send(frame(_VERSION))
+        connection.flush()
+        stream = SocketStream(connection, lambda: self._runner.news_for(subscriber))
+        # Before the first request is read, which is one of a subscriber that is attached then.
+        self._runner.subscribe(subscriber, resume, stream)
         loop = asyncio.get_running_loop()
-        # Its first step is made before the first request is read, which is one of a subscriber that is attached then.
-        sending = loop.create_task(self._send(self._attach(subscriber, resume), writer))
+        ending = loop.create_task(stream.ended.wait())
         # An idle stream learns here of a client that is gone.
         reading = loop.create_task(self._read_requests(reader, subscriber))
         try:
-            await asyncio.wait((sending, reading), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((ending, reading), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # Cancelled inside its generator, the stream ends there and the subscriber is detached.
-            sending.cancel()
+            ending.cancel()
             reading.cancel()
+            stream.close()
+            self._runner.unsubscribe(subscriber, stream)
             writer.close()
-
-    async def _send(self, messages: AsyncGenerator[list[StreamItem], None], writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            async with contextlib.aclosing(messages):
-                async for items in messages:
-                    write_frame(writer, _message(items))
-                    await writer.drain()
 
     async def _read_requests(self, reader: asyncio.StreamReader, subscriber: str) -> None:
         """Begin what the client asks for; returns when it is gone or sends what no client of this kind sends."""
@@ -165,14 +226,14 @@ class TokenSocket:
             while True:
                 request = _REQUEST.decode(await read_frame(reader, MAX_REQUEST_BYTES))
                 if isinstance(request, tuple):
-                    self._give_up(subscriber, request)
+                    self._runner.give_up(subscriber, request)
                 elif request.subscriber == subscriber:
-                    self._begin(request)
+                    self._runner.begin(request)
                 else:
                     return
 
 
-def _message(items: list[StreamItem]) -> _Message:
+def _message(items: Sequence[StreamItem]) -> _Message:
     """As it travels; ``_items`` reads it."""
     steps: list[_Step] = []
     loads: list[EngineLoad] = []

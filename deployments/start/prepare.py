@@ -16,7 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from actors.model_files.source import resolve_model
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import ModelLoadError
-from gpu_ops.build import OpBuildError, build, library_path
+from deployments.native.frame_writer import SOURCE
+from gpu_ops.build import OpBuildError, build, build_library, library_path
 
 Report = Callable[[str, int, int], None]
 BYTES_FROM = 1_000_000  # totals from here on are bytes, below they count files
@@ -65,6 +66,7 @@ def _amount(done: int, total: int) -> str:
 
 def prepare_ops(console: Console) -> None:
     """Build the native ops unless the cache has them."""
+    build_library(SOURCE)
     if library_path().exists():
         build()  # only looks whose it is
         return

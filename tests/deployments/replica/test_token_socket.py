@@ -18,10 +18,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from actors.delta_stream import HEARTBEAT_S, SubscriberStream
 from cluster.grammar import Grammar
 from cluster.outputs import ENGINE_LEAVES, AttachRequired, EngineLoad, PlainTokens, TokenDelta, TokenLogprobs
-from cluster.request import EngineRequest
+from cluster.request import EngineRequest, RequestKey
 from cluster.sampling_params import SamplingParams
+from deployments.native.frame_writer import LoopWriter
+from deployments.replica import token_socket
 from deployments.replica.frames import MAX_REQUEST_BYTES, UnusableSocketError, frame
 from deployments.replica.token_socket import _VERSION, RequestSender, TokenSocket, read_messages
 from deployments.routing.router.engine_choices import EngineChoices
@@ -63,29 +66,49 @@ MESSAGES = [
 
 
 class Source:
-    """Stands where the runner's ``attach`` is: yields the messages, then waits until it is cancelled."""
+    """Stands where the runner is: says the messages, and is gone after them if the subscriber is the one called "short"."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, int]]] = []
         self.begun: list[EngineRequest] = []
         self.given_up: list[tuple[str, tuple[str, int]]] = []
         self.detached = asyncio.Event()
+        self.news: EngineLoad | None = None
+        self.streams: list[SubscriberStream] = []
 
     def socket(self) -> TokenSocket:
-        return TokenSocket(self.attach, self.begun.append, lambda *asked: self.given_up.append(asked))
+        return TokenSocket(self)
 
-    async def attach(self, subscriber: str, resume: dict[str, int]):
+    def subscribe(self, subscriber: str, resume: dict[str, int], stream: SubscriberStream) -> None:
         self.calls.append((subscriber, resume))
-        try:
-            for message in MESSAGES:
-                yield message
-            if subscriber != "short":
-                await asyncio.Event().wait()
-        finally:
-            self.detached.set()
+        self.streams.append(stream)
+        for message in MESSAGES:
+            stream.put(message)
+            stream.flush()
+        if subscriber == "short":
+            stream.close()
+
+    def unsubscribe(self, subscriber: str, stream: SubscriberStream) -> None:
+        self.detached.set()
+
+    def news_for(self, subscriber: str) -> EngineLoad | None:
+        return self.news
+
+    def begin(self, request: EngineRequest) -> None:
+        self.begun.append(request)
+
+    def give_up(self, subscriber: str, key: RequestKey) -> None:
+        self.given_up.append((subscriber, key))
 
 
-async def test_messages_arrive_as_they_were_sent():
+@pytest.fixture(params=["native", "plain"])
+def writer(request, monkeypatch) -> None:
+    """Each way of writing."""
+    if request.param == "plain":
+        monkeypatch.setattr(token_socket, "frame_writer", LoopWriter)
+
+
+async def test_messages_arrive_as_they_were_sent(writer):
     source = Source()
     socket = source.socket()
     await socket.open()
@@ -95,7 +118,7 @@ async def test_messages_arrive_as_they_were_sent():
     assert not os.path.exists(socket.path)
 
 
-async def test_a_client_that_goes_away_is_detached():
+async def test_a_client_that_goes_away_is_detached(writer):
     source = Source()
     socket = source.socket()
     await socket.open()
@@ -103,6 +126,44 @@ async def test_a_client_that_goes_away_is_detached():
     assert await anext(messages) == MESSAGES[0]
     await messages.aclose()
     await asyncio.wait_for(source.detached.wait(), 5)
+    await socket.close()
+
+
+async def test_an_engine_says_what_it_takes_while_it_answers(writer):
+    source = Source()
+    source.news = first = EngineLoad(3, 5)
+    socket = source.socket()
+    await socket.open()
+    messages = read_messages(socket.path, "long", {})
+    assert await anext(messages) == [first], "at once"
+    for message in MESSAGES:
+        assert await anext(messages) == message
+    source.streams[0].tell()  # which is no news
+    source.news = second = EngineLoad(2, 5)
+    source.streams[0].tell()
+    assert await asyncio.wait_for(anext(messages), 5) == [second]
+    assert await asyncio.wait_for(anext(messages), 5) == [second], "a sign of life"
+    source.news = None
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(anext(messages), 4 * HEARTBEAT_S)
+    await socket.close()
+
+
+async def test_a_subscriber_that_does_not_read_is_cut_off_and_not_waited_for(writer, monkeypatch):
+    monkeypatch.setattr(token_socket, "_MAX_UNREAD_BYTES", 4 << 20)
+    source = Source()
+    socket = source.socket()
+    await socket.open()
+    reader, client = await asyncio.open_unix_connection(socket.path)
+    client.write(frame([_VERSION, "long", {}]))
+    await until(lambda: bool(source.streams), 10)
+    message = [TokenDelta("a", 0, 0, list(range(50_000)))]
+    for _ in range(200):
+        source.streams[0].put(message)
+        source.streams[0].flush()
+    await asyncio.wait_for(source.detached.wait(), 10)
+    assert 0 < len(await reader.read()) < 10 << 20
+    client.close()
     await socket.close()
 
 
@@ -210,7 +271,7 @@ _KILLED_RUNNER = """
 import asyncio, os, signal
 from deployments.replica.token_socket import TokenSocket
 async def main():
-    socket = TokenSocket(None, None, None)
+    socket = TokenSocket(None)
     await socket.open()
     print(os.path.dirname(socket.path), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -128,7 +128,7 @@ async def time_to_move(
     said = {name: DeltaStream() for name in streams}
     pumps = [asyncio.ensure_future(pump(n, s, said[n])) for n, s in (("full", source_s), ("other", target_s))]
     if at_once:
-        loop.call_at(opens_at, said["other"].put, [])
+        loop.call_at(opens_at, said["other"].tell)
     loop.call_at(opens_at - asked_s, one._rest, streams["other"], False)
     try:
         took_s = await asyncio.wait_for(ended, 10)

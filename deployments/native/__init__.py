@@ -1,0 +1,1 @@
+"""Code that runs beside the interpreter, and what calls it."""

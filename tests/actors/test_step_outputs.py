@@ -1,0 +1,149 @@
+"""What an engine's thread says comes once and in order to whoever attaches meanwhile, and into the actor's books."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from actors.engine_actor import RunnerActor
+from cluster.config import EngineConfig
+from cluster.outputs import ENGINE_LEAVES, FINISH_LENGTH, PlainTokens, StepOutput, StreamItem, TokenDelta
+from cluster.process.silence_clock import SilenceClock
+from cluster.request import EngineRequest
+from cluster.sampling_params import SamplingParams
+
+
+class Listener:
+    """A stream that keeps what was put, and tells whether it was flushed since."""
+
+    def __init__(self) -> None:
+        self.lease: SilenceClock | None = None
+        self.said: list[StreamItem] = []
+        self.is_flushed = True
+        self.is_closed = False
+
+    def put(self, items: Sequence[StreamItem]) -> None:
+        self.said += items
+        self.is_flushed = False
+
+    def flush(self) -> None:
+        self.is_flushed = True
+
+    def tell(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def tokens(self) -> list[tuple[int, int]]:
+        """(index, token) of what came, in that order."""
+        said: list[tuple[int, int]] = []
+        for item in self.said:
+            if isinstance(item, PlainTokens):
+                said += zip(item.indices, item.token_ids, strict=True)
+            elif isinstance(item, TokenDelta):
+                said += [(item.index + i, token) for i, token in enumerate(item.token_ids)]
+        return said
+
+
+def new_actor() -> RunnerActor:
+    actor = RunnerActor(EngineConfig(model="m", load_format="dummy"), "engine")
+    actor._loop, actor._info = asyncio.get_running_loop(), cast(Any, SimpleNamespace(fingerprint="f"))
+    actor._engine_loop = cast(Any, SimpleNamespace(take_queue_time=lambda _: 0.0))
+    return actor
+
+
+def open_request(actor: RunnerActor, request_id: str = "a", subscriber: str = "ingress") -> asyncio.Future:
+    done: asyncio.Future = actor._loop.create_future()
+    actor._live.open(EngineRequest(request_id, [1], SamplingParams(), subscriber=subscriber), done)
+    return done
+
+
+@pytest.fixture
+def short_turns() -> Iterator[None]:
+    """Threads change wherever they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("short_turns")
+@pytest.mark.parametrize("seed", range(5))
+async def test_who_attaches_while_tokens_are_said_misses_none_and_gets_none_twice(seed):
+    actor, rng, num_tokens = new_actor(), random.Random(seed), 3000
+    done = open_request(actor)
+
+    def engine() -> None:
+        for index in range(num_tokens - 1):
+            if index % 7:
+                output = StepOutput()
+                output.plain["ingress"] = PlainTokens(["a"], [0], [index], [index + 5])
+            else:
+                output = StepOutput([TokenDelta("a", 0, index, [index + 5])])
+            actor._outputs.publish(output)
+        actor._outputs.publish(StepOutput([TokenDelta("a", 0, num_tokens - 1, [4], None, FINISH_LENGTH)]))
+
+    thread = threading.Thread(target=engine)
+    got: list[tuple[int, int]] = []
+    listener = Listener()
+    actor.subscribe("ingress", {"a": 0}, listener)
+    thread.start()
+    while not done.done():
+        await asyncio.sleep(rng.choice((0, 0, 0.0003)))
+        before, listener = listener, Listener()
+        with actor._outputs.lock:  # what an ingress has had when its stream breaks
+            got += before.tokens()
+            actor.subscribe("ingress", {"a": len(got)}, listener)
+        assert before.is_closed
+    thread.join()
+    # An answer's last word is said again to who asks what follows it.
+    got += [said for said in listener.tokens() if said[0] == len(got)]
+    assert got == [(i, i + 5) for i in range(num_tokens - 1)] + [(num_tokens - 1, 4)]
+    assert listener.is_flushed
+    assert (await done).num_tokens == num_tokens
+    actor.subscribe("ingress", {"a": 0}, again := Listener())
+    assert again.tokens() == got, "the books have all of it"
+
+
+async def test_plain_tokens_wake_no_loop_until_many_are_unread():
+    actor = new_actor()
+    open_request(actor)
+    actor.subscribe("ingress", {}, Listener())
+    woken: list[int] = []
+    actor._outputs._read = lambda: woken.append(len(actor._outputs._unread))
+    actor._outputs.publish(StepOutput([TokenDelta("a", 0, 0, [5])]))
+    assert woken == [1]
+    for index in range(1, 32):
+        assert woken == [1]
+        output = StepOutput()
+        output.plain["ingress"] = PlainTokens(["a"], [0], [index], [5])
+        actor._outputs.publish(output)
+    assert woken == [1, 32]
+
+
+async def test_what_nobody_asked_for_is_said_to_nobody():
+    actor = new_actor()
+    open_request(actor, "a", "one")
+    one, other = Listener(), Listener()
+    actor.subscribe("one", {}, one)
+    actor.subscribe("other", {}, other)
+    actor._outputs.publish(StepOutput([TokenDelta("a", 0, 0, [5]), TokenDelta("unknown", 0, 0, [6])]))
+    assert one.tokens() == [(0, 5)] and one.is_flushed and not other.said
+    actor.unsubscribe("one", one)
+    actor._outputs.publish(StepOutput([TokenDelta("a", 0, 1, [5])]))
+    assert one.tokens() == [(0, 5)]
+
+
+async def test_who_attaches_to_an_engine_that_leaves_is_told():
+    actor = new_actor()
+    actor._draining = cast(Any, SimpleNamespace())
+    actor.subscribe("ingress", {}, listener := Listener())
+    assert listener.said == [ENGINE_LEAVES] and listener.is_flushed
