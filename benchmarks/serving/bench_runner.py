@@ -21,12 +21,12 @@ import ray
 import typer
 
 from cluster.config import EngineConfig
-from cluster.outputs import PlainTokens, TokenDelta
+from cluster.outputs import PlainTokens, StreamItem, TokenDelta
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.replica.runner_calls import RunnerCalls
 from deployments.replica.streaming_runner import StreamingRunner
-from deployments.replica.token_socket import RequestSender, read_messages
+from deployments.replica.token_socket import RequestSender, listen
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -49,11 +49,13 @@ class Load:
             self._senders[subscriber] = sender
             attached.set_result(pid)
 
-        async for items in read_messages(path, subscriber, {}, reached):
+        def count(items: list[StreamItem]) -> None:
             self.num_messages += 1
             for item in items:
                 if isinstance(item, TokenDelta | PlainTokens):
                     self.num_tokens += len(item.token_ids)
+
+        await listen(path, subscriber, {}, count, reached)
 
     async def run(self, clients: int, answer: int, seconds: float) -> int:
         """The number of requests that ended."""

@@ -47,6 +47,8 @@ class FrameProtocol(asyncio.Protocol):
         self._longest = longest
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
+        self.peer: tuple[int, int | None] = 0, None
+        """As ``peer_of``, once connected."""
 
     @property
     def num_unsent_bytes(self) -> int:
@@ -68,7 +70,8 @@ class FrameProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
-        if not is_ours(peer_of(transport)[1]):
+        self.peer = peer_of(transport)
+        if not is_ours(self.peer[1]):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -21,7 +21,7 @@ import socket
 import tempfile
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -37,6 +37,7 @@ from deployments.native.frame_writer import Connection, Writer, frame_writer
 from deployments.replica.frame_version import frame_version
 from deployments.replica.frames import (
     MAX_REQUEST_BYTES,
+    FrameProtocol,
     UnusableSocketError,
     encode_request,
     frame,
@@ -59,6 +60,7 @@ _NO_TOKENS = PlainTokens.none()
 # A folder without a socket is about to get it, or its maker was killed in between.
 _YOUNG_S = 60.0
 _ENDING_S, _ENDING_LOOKS = 0.2, 10
+_LONGEST_MESSAGE = 1 << 32
 # What waits for a subscriber that does not read; then its connection ends, and it asks again for what it lacks.
 _MAX_UNREAD_BYTES = 64 << 20
 # A socket's path has at most 107 characters, 22 of them below the base.
@@ -68,24 +70,24 @@ _LONGEST_BASE = 85
 class RequestSender:
     """The ingress's side of an open connection, towards the runner."""
 
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self._writer = writer
+    def __init__(self, connection: FrameProtocol) -> None:
+        self._connection = connection
 
     def send(self, request: EngineRequest) -> bool:
         """False if it cannot go this way: it is too large, the runner does not read, or the connection is gone."""
-        if self._writer.is_closing() or self._writer.transport.get_write_buffer_size() > MAX_REQUEST_BYTES:
+        if not self._connection.is_open or self._connection.num_unsent_bytes > MAX_REQUEST_BYTES:
             return False
         body = encode_request(request)
         if body is None:
             return False
-        write_frame(self._writer, body)
+        self._connection.send(body)
         return True
 
     def abort(self, key: RequestKey) -> bool:
         """Have a request end; the runner reads it after all that was sent before. False if it cannot be told this way."""
-        if self._writer.is_closing():
+        if not self._connection.is_open:
             return False
-        write_frame(self._writer, key)
+        self._connection.send(key)
         return True
 
 
@@ -305,25 +307,62 @@ async def _ends(pid: int) -> bool:
     return False
 
 
-async def _check_version(path: str, reader: asyncio.StreamReader, pid: int) -> None:
+class _Listening:
+    """An ingress's connection: the runner's version, then messages."""
+
+    def __init__(self, path: str, deliver: Callable[[list[StreamItem]], None]) -> None:
+        self._path = path
+        self._deliver = deliver
+        self.version: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        """None if the connection ended before, or what came is none."""
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Raises what ``deliver`` raised."""
+
+    def got(self, connection: FrameProtocol, frame: bytes) -> None:
+        if not self.version.done():
+            try:
+                self.version.set_result(_TOLD_VERSION.decode(frame))
+            except msgspec.DecodeError:
+                self.version.set_result(None)
+            return
+        if self.ended.done() or self.version.result() != _VERSION:
+            return
+        try:
+            self._deliver(_items(_MESSAGE.decode(frame)))
+        except Exception as error:
+            self.ended.set_exception(error)
+            connection.close()
+
+    def lost(self, connection: FrameProtocol) -> None:
+        if not self.version.done():
+            self.version.set_result(None)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+async def _check_version(path: str, listening: _Listening, pid: int) -> None:
     """Raise UnusableSocketError unless the runner says that it speaks this version, or ConnectionError where it has ended."""
-    try:
-        version = _TOLD_VERSION.decode(await read_frame(reader))
-    except (asyncio.IncompleteReadError, msgspec.DecodeError) as error:
+    version = await listening.version
+    if version is None:
         # Code without versions closes at the first frame.
-        if isinstance(error, asyncio.IncompleteReadError) and await _ends(pid):
-            raise ConnectionError(f"{path}: the runner ended before it said its version") from None
-        raise UnusableSocketError(f"{path}: the runner's code does not know frames of version {_VERSION}") from None
+        if listening.ended.done() and await _ends(pid):
+            raise ConnectionError(f"{path}: the runner ended before it said its version")
+        raise UnusableSocketError(f"{path}: the runner's code does not know frames of version {_VERSION}")
     if version != _VERSION:
         raise UnusableSocketError(f"{path}: the runner speaks version {version} of the frames, this process {_VERSION}")
 
 
-async def read_messages(
-    path: str, subscriber: str, resume: dict[str, int], reached: Callable[[int, RequestSender], None] | None = None
-) -> AsyncIterator[list[StreamItem]]:
-    """The ingress's side: attach and yield messages until the runner closes the stream.
+async def listen(
+    path: str,
+    subscriber: str,
+    resume: dict[str, int],
+    deliver: Callable[[list[StreamItem]], None],
+    reached: Callable[[int, RequestSender], None] | None = None,
+) -> None:
+    """The ingress's side: attach, and return when the runner has closed the stream.
 
     Args:
+        deliver: called with each message as it comes; what it raises ends the connection and is raised here.
         reached: called with the id of the process that listens, as this process sees it, and what requests are sent with.
 
     Raises:
@@ -332,23 +371,23 @@ async def read_messages(
     """
     if (fault := not_private(Path(path).parent)) is not None:
         raise UnusableSocketError(fault)
+    listening = _Listening(path, deliver)
     try:
-        reader, writer = await asyncio.open_unix_connection(path)
+        _, connection = await asyncio.get_running_loop().create_unix_connection(
+            lambda: FrameProtocol(listening.got, listening.lost, _LONGEST_MESSAGE), path
+        )
     except (FileNotFoundError, PermissionError) as error:
         raise UnusableSocketError(f"{path}: {error.strerror}") from None
     try:
-        pid, user = peer_of(writer)
+        pid, user = connection.peer
         if not is_ours(user):
             raise UnusableSocketError(f"{path} is served by another user (uid {user})")
-        write_frame(writer, [_VERSION, subscriber, resume])
-        await _check_version(path, reader, pid)
+        connection.send([_VERSION, subscriber, resume])
+        await _check_version(path, listening, pid)
         if reached is not None and pid:
-            reached(pid, RequestSender(writer))
-        while True:
-            try:
-                frame = await read_frame(reader)
-            except asyncio.IncompleteReadError:
-                return
-            yield _items(_MESSAGE.decode(frame))
+            reached(pid, RequestSender(connection))
+        await listening.ended
     finally:
-        writer.close()
+        connection.close()
+        if listening.ended.done() and not listening.ended.cancelled():
+            listening.ended.exception()  # was told, or is nobody's any more

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,7 +18,7 @@ from cluster.process.process_liveness import has_ended
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.request import EngineRequest
 from deployments.replica.frames import UnusableSocketError
-from deployments.replica.token_socket import RequestSender, read_messages
+from deployments.replica.token_socket import RequestSender, listen
 from deployments.routing.admission import EndRate
 from deployments.routing.router.engine_choices import AVOID_REFUSING_S, EngineChoices
 
@@ -48,6 +49,7 @@ class TokenStream:
         load: what the engine said of itself last; None before its first word.
         ends: how many requests end there.
         leaves: it said that it takes nothing new.
+        breaks: how often it broke since something came.
         silent: nothing was heard for ``hang_timeout_s``: the engine counts as gone until it speaks again.
     """
 
@@ -61,6 +63,7 @@ class TokenStream:
         self.ends = EndRate()
         self.leaves = False
         self.silent = False
+        self.breaks = 0
         self.renewals = 0
         self.is_leased = False
         self.clock = SilenceClock()
@@ -205,14 +208,10 @@ class TokenStreams:
             logger.warning("event=engine_speaks_again engine=%s", stream.engine_id)
 
     async def _pump(self, stream: TokenStream) -> None:
-        breaks, why = 0, ""
-        while breaks < _MAX_BREAKS:
+        why = ""
+        while stream.breaks < _MAX_BREAKS:
             try:
-                async for deltas in self._messages(stream):
-                    self._heard(stream)
-                    if deltas:
-                        self._deliver(stream, deltas)
-                    breaks = 0
+                await self._receive(stream)
                 why = "the engine closed the token stream"
             except JournalGapError as error:
                 why = str(error)
@@ -227,8 +226,8 @@ class TokenStreams:
             except Exception as error:  # whatever it was, the requests on this stream must learn that it ended
                 logger.exception("token stream of engine %s failed", stream.engine_id)
                 why = f"{type(error).__name__}: {error}"
-            breaks += 1
-            await asyncio.sleep(_FIRST_BACKOFF_S * 2**breaks)
+            stream.breaks += 1
+            await asyncio.sleep(_FIRST_BACKOFF_S * 2**stream.breaks)
         self._end(stream, why)
 
     def _end(self, stream: TokenStream, why: str) -> None:
@@ -237,14 +236,21 @@ class TokenStreams:
         self._streams.pop(stream.engine_id, None)
         self._lost(stream, why)
 
-    async def _messages(self, stream: TokenStream) -> AsyncIterator[Sequence[StreamItem]]:
+    def _got(self, stream: TokenStream, items: Sequence[StreamItem]) -> None:
+        self._heard(stream)
+        if items:
+            self._deliver(stream, items)
+        stream.breaks = 0
+
+    async def _receive(self, stream: TokenStream) -> None:
+        """Take what the engine says until it says nothing more."""
+        got = partial(self._got, stream)
         if stream.socket is None:
             stream.socket = await stream.runner.token_socket.remote()
         node_id, path = stream.socket
         if node_id == ray.get_runtime_context().get_node_id() and not stream.is_leased:
             try:
-                async for deltas in read_messages(path, self.subscriber, self._resume_indices(), stream.reached):
-                    yield deltas
+                await listen(path, self.subscriber, self._resume_indices(), got, stream.reached)
                 return
             except UnusableSocketError as error:
                 if stream.pid:  # it was usable: the runner has closed it
@@ -254,7 +260,7 @@ class TokenStreams:
         stream.is_leased = True
         attach = stream.runner.attach.options(num_returns="streaming")
         async for message in attach.remote(self.subscriber, self._resume_indices(), leased=True):
-            yield await message
+            got(await message)
 
     async def close(self) -> None:
         """Detach from every engine."""

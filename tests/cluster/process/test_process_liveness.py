@@ -22,9 +22,10 @@ from deployments.replica import runner_watch
 from deployments.replica.frames import frame
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner
-from deployments.replica.token_socket import _VERSION, read_messages
+from deployments.replica.token_socket import _VERSION
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
+from tests.deployments.replica.messages import read_messages
 
 # A process whose sockets stay open after it was killed, as on a machine that is busy taking it down: a child has them, too.
 _LISTENER = """

@@ -20,17 +20,27 @@ import pytest
 
 from actors.delta_stream import HEARTBEAT_S, SubscriberStream
 from cluster.grammar import Grammar
-from cluster.outputs import ENGINE_LEAVES, AttachRequired, EngineLoad, PlainTokens, TokenDelta, TokenLogprobs
+from cluster.journal import JournalGapError
+from cluster.outputs import (
+    ENGINE_LEAVES,
+    AttachRequired,
+    EngineLoad,
+    PlainTokens,
+    StreamItem,
+    TokenDelta,
+    TokenLogprobs,
+)
 from cluster.request import EngineRequest, RequestKey
 from cluster.sampling_params import SamplingParams
 from deployments.native.frame_writer import LoopWriter
 from deployments.replica import token_socket
 from deployments.replica.frames import MAX_REQUEST_BYTES, UnusableSocketError, frame
-from deployments.replica.token_socket import _VERSION, RequestSender, TokenSocket, read_messages
+from deployments.replica.token_socket import _VERSION, RequestSender, TokenSocket, listen
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 from deployments.start.run_files.private_folder import private_base
 from tests.deployments.conftest import App
+from tests.deployments.replica.messages import read_messages
 from tests.waiting import until
 
 NOBODY = 65534
@@ -167,6 +177,24 @@ async def test_a_subscriber_that_does_not_read_is_cut_off_and_not_waited_for(wri
     await socket.close()
 
 
+async def test_who_cannot_take_a_message_ends_the_connection_and_says_why():
+    source = Source()
+    socket = source.socket()
+    await socket.open()
+    taken: list[Any] = []
+
+    def take(items: list[StreamItem]) -> None:
+        taken.append(items)
+        if len(taken) == 2:
+            raise JournalGapError("a token is missing")
+
+    with pytest.raises(JournalGapError, match="a token is missing"):
+        await asyncio.wait_for(listen(socket.path, "long", {}, take), 10)
+    assert taken == MESSAGES[:2]
+    await asyncio.wait_for(source.detached.wait(), 10)
+    await socket.close()
+
+
 FULL = SamplingParams(
     logit_bias={3: -1.5},
     stop=("é",),
@@ -216,7 +244,7 @@ async def test_what_is_no_request_ends_the_connection(sent):
     await socket.open()
     messages = read_messages(socket.path, "long", {}, lambda pid, sender: senders.append(sender))
     await anext(messages)
-    senders[0]._writer.write(sent)
+    senders[0]._connection._transport.write(sent)
     await asyncio.wait_for(source.detached.wait(), 10)
     await messages.aclose()
     assert not source.begun
@@ -234,14 +262,12 @@ async def test_what_is_no_request_ends_the_connection(sent):
 )
 async def test_what_does_not_fit_goes_another_way(large):
     written: list[bytes] = []
-    writer: Any = SimpleNamespace(
-        is_closing=lambda: False, write=written.append, transport=SimpleNamespace(get_write_buffer_size=lambda: 0)
-    )
+    connection: Any = SimpleNamespace(is_open=True, send=written.append, num_unsent_bytes=0)
     small = EngineRequest("a", [1], SamplingParams())
-    assert not RequestSender(writer).send(large) and not written
-    assert RequestSender(writer).send(small) and written
-    writer.transport.get_write_buffer_size = lambda: MAX_REQUEST_BYTES + 1
-    assert not RequestSender(writer).send(small), "the runner does not read"
+    assert not RequestSender(connection).send(large) and not written
+    assert RequestSender(connection).send(small) and written
+    connection.num_unsent_bytes = MAX_REQUEST_BYTES + 1
+    assert not RequestSender(connection).send(small), "the runner does not read"
 
 
 async def test_only_this_user_may_connect():
