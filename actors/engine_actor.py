@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ from actors.model_files.peers.sender import FileSender
 from actors.model_files.source import ModelSource
 from actors.place_reservations import PlaceReservations
 from actors.requests_ahead import RequestsAhead
-from actors.step_outputs import StepOutputs
+from actors.subscriptions import Subscriptions
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError
 from cluster.observability.start_stages import StartStages, start_fields
@@ -93,9 +93,8 @@ class RunnerActor:
         self._ahead = RequestsAhead(self._abort)
         self._num_arrived = 0
         self._arrivals = Arrivals()
-        self._streams: dict[str, SubscriberStream] = {}
+        self._subscriptions = Subscriptions(self._live.subscriber, self._wake_to_read)
         self._telling: asyncio.TimerHandle | None = None
-        self._outputs = StepOutputs(self._streams, self._live.subscriber, self._wake_to_read)
         self._reservations = PlaceReservations(self._release_reserved)
         self._draining: asyncio.Task | None = None
         self._drain_until = float("inf")
@@ -118,7 +117,7 @@ class RunnerActor:
         self._compile_grammar = engine.compile_grammar
         self._is_ready_for_grammars = lambda: engine.is_ready_for_grammars
         self._get_ready_for_grammars = engine.get_ready_for_grammars
-        self._engine_loop = _new_loop(engine, self._outputs.publish, self._on_death, self._on_queue)
+        self._engine_loop = _new_loop(engine, self._subscriptions.publish, self._on_death, self._on_queue)
         for begin in self._when_ready:
             begin(self._engine_loop.fail)
         # First steps after loading are the warm-up's; they ended before the watch begins.
@@ -170,13 +169,12 @@ class RunnerActor:
         on the stream at once, as a hand-over before its first word."""
         key = request.request_id, request.attempt
         is_known = key in self._ahead or self._live.newest_attempt(request.request_id) >= request.attempt
-        stream = self._streams.get(request.subscriber)
-        if self._info is None or stream is None or is_known:
+        if self._info is None or request.subscriber not in self._subscriptions or is_known:
             return
         if self._draining is not None:
             index = len(request.output_token_ids)
-            stream.put([TokenDelta(*key, index, [], finish_reason=FINISH_HANDOVER)])
-            stream.flush()
+            leaves = TokenDelta(*key, index, [], finish_reason=FINISH_HANDOVER)
+            self._subscriptions.say(request.subscriber, [leaves])
             return
         self._ahead.begin(key, self._loop.create_task(self._generate(request)))
 
@@ -207,7 +205,7 @@ class RunnerActor:
         assert self._info is not None
         if self._draining is not None:
             return NotAdmitted(self._engine_id, "the engine drains")
-        if request.subscriber not in self._streams:
+        if request.subscriber not in self._subscriptions:
             return AttachRequired(self._engine_id, None, self._info.fingerprint)
         key = request.request_id, request.attempt
         before = self._live.newest_attempt(request.request_id)
@@ -217,12 +215,10 @@ class RunnerActor:
         submitted: concurrent.futures.Future | None = None
         try:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
-            stream = self._streams[request.subscriber]
-            stream.put([accepted])
-            stream.flush()
+            self._subscriptions.say(request.subscriber, [accepted])
             self._tell_load_soon()
             if request.params.is_masked and (gone := await self._compile(live)):
-                self._outputs.publish(StepOutput([accepted._replace(finish_reason=gone)]))
+                self._subscriptions.publish(StepOutput([accepted._replace(finish_reason=gone)]))
                 return await live.done
             submitted = self._engine_loop.call(self._adding(live))
             await asyncio.wrap_future(submitted)
@@ -291,27 +287,20 @@ class RunnerActor:
     def subscribe(self, subscriber: str, resume: dict[str, int], stream: SubscriberStream) -> None:
         """Say on ``stream`` what ``attach`` yields, until ``unsubscribe``; first comes what was missed, that the engine leaves
         included."""
-        with self._outputs.lock:
-            if subscriber in self._streams:
-                self._streams[subscriber].close()
+
+        def missed() -> Iterator[list[TokenDelta]]:
             self._read_outputs()
-            for missing in self._live.missing(subscriber, resume):
-                stream.put(missing)
+            yield from self._live.missing(subscriber, resume)
             if self._draining is not None:
-                stream.put([ENGINE_LEAVES])
-            self._streams[subscriber] = stream
-        stream.flush()
+                yield [ENGINE_LEAVES]
+
+        self._subscriptions.open(subscriber, stream, missed)
         self._stage_ended("seen")
 
     def unsubscribe(self, subscriber: str, stream: SubscriberStream) -> None:
         """``stream`` has ended. Unless there is another one soon, so do the subscriber's requests."""
-        if self._streams.get(subscriber) is stream:
-            self._forget_stream(subscriber)
+        if self._subscriptions.forget(subscriber, stream):
             self._loop.call_later(ORPHAN_S, self._abort_orphans, subscriber)
-
-    def _forget_stream(self, subscriber: str) -> None:
-        with self._outputs.lock:
-            del self._streams[subscriber]
 
     def news_for(self, subscriber: str) -> EngineLoad | None:
         """What the engine takes; None while it does not answer in time itself."""
@@ -319,14 +308,11 @@ class RunnerActor:
 
     async def renew(self, subscriber: str) -> None:
         """The subscriber of a leased stream is still there."""
-        stream = self._streams.get(subscriber)
-        if stream is not None and stream.lease is not None:
-            stream.lease.heard()
+        self._subscriptions.renew(subscriber)
 
     async def detach(self, subscriber: str) -> None:
         """End the subscriber's stream once it is empty."""
-        if subscriber in self._streams:
-            self._streams[subscriber].close()
+        self._subscriptions.end(subscriber)
 
     async def drain(self, timeout_s: float) -> int:
         """Take no new request, let those that run finish for ``timeout_s`` seconds, and hand the rest over.
@@ -340,9 +326,7 @@ class RunnerActor:
         return await asyncio.shield(self._draining)
 
     async def _drain(self) -> int:
-        for stream in self._streams.values():
-            stream.put([ENGINE_LEAVES])
-            stream.flush()
+        self._subscriptions.say_to_all([ENGINE_LEAVES])
         moved = await self._hand_over(
             lambda engine: [(s.request.request_id, s.request.attempt) for s in engine.scheduler.waiting]
         )
@@ -398,7 +382,7 @@ class RunnerActor:
         def run(engine) -> int:
             ended = [engine.abort(*key) for key in choose(engine)]
             deltas = [delta._replace(finish_reason=finish_reason) for delta in ended if delta is not None]
-            self._outputs.publish(StepOutput(deltas))
+            self._subscriptions.publish(StepOutput(deltas))
             return len(deltas)
 
         return await asyncio.wrap_future(self._engine_loop.call(run))
@@ -442,7 +426,7 @@ class RunnerActor:
             "state": "draining" if self._draining is not None else "running",
             "pid": os.getpid(),
             "num_steps": self._engine_loop.num_steps,
-            "num_subscribers": len(self._streams),
+            "num_subscribers": len(self._subscriptions),
             "start": start,
             "num_model_bytes_sent": self._files.num_bytes_sent,
             **({"model_files_from": received.figures()} if received is not None else {}),
@@ -501,8 +485,7 @@ class RunnerActor:
         if self._watching is not None:
             self._watching.cancel()
         self._ahead.close()
-        for stream in self._streams.values():
-            stream.close()
+        self._subscriptions.end_all()
         if self._info is not None:
             await self._loop.run_in_executor(None, self._engine_loop.close)
 
@@ -525,7 +508,7 @@ class RunnerActor:
 
     def _read_outputs(self) -> None:
         """Take into the books what the engine has said."""
-        for output in self._outputs.take():
+        for output in self._subscriptions.take():
             for tokens in output.plain.values():
                 self._live.deliver_plain(tokens)
             for delta in output.deltas:
@@ -544,26 +527,21 @@ class RunnerActor:
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
-        for stream in self._streams.values():
-            stream.tell()
+        self._subscriptions.tell()
 
     def _fail_all(self, error: BaseException) -> None:
         self._read_outputs()
         self._live.fail_all(EngineDeadError(f"the engine died: {error!r}"))
-        for stream in self._streams.values():
-            stream.close()
+        self._subscriptions.end_all()
         self._after_engine_death()
 
     def _after_engine_death(self) -> None:
         """For the deployed actor: its process ends, so that whoever waits for it learns at once."""
 
     def _end_leases(self) -> None:
-        for subscriber, stream in list(self._streams.items()):
-            if stream.lease is not None and stream.lease.tick() > ORPHAN_S:
-                logger.warning("subscriber %s was not heard of for %g s; detached", subscriber, ORPHAN_S)
-                stream.close()
-                self._forget_stream(subscriber)
-                self._abort_orphans(subscriber)
+        for subscriber in self._subscriptions.end_leases(ORPHAN_S):
+            logger.warning("subscriber %s was not heard of for %g s; detached", subscriber, ORPHAN_S)
+            self._abort_orphans(subscriber)
 
     def _load_for(self, subscriber: str) -> EngineLoad:
         """Room is counted here rather than in the scheduler, so that what is on its way to it has its place already."""
@@ -633,7 +611,7 @@ class RunnerActor:
 
     def _abort_orphans(self, subscriber: str) -> None:
         """End the requests of a subscriber that did not come back."""
-        if subscriber in self._streams:
+        if subscriber in self._subscriptions:
             return
         for key, _ in list(self._live.unfinished(subscriber)):
             logger.warning("request %s attempt %d: its ingress is gone; aborted", *key)

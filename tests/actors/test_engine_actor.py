@@ -240,7 +240,7 @@ async def test_who_asked_ends_what_it_sent_ahead_in_the_same_breath_and_nobody_e
 
 async def test_a_request_whose_call_does_not_come_is_given_up_and_the_call_told_so(actor, monkeypatch):
     monkeypatch.setattr(requests_ahead, "CALL_PATIENCE_S", 0.2)
-    monkeypatch.setattr(requests_ahead, "RETENTION_S", 0.6)
+    monkeypatch.setattr(requests_ahead, "RETENTION_S", 2.0)
     stream = Subscriber(actor)
     await asyncio.sleep(0)
     for name in ("long", "forgotten"):

@@ -247,10 +247,12 @@ async def time_until_counted(num_before: int, after_s: float) -> float:
     actor._engine_loop, actor._is_ready_for_grammars = cast(Any, step), lambda: True
     choices = EngineChoices(loop.time)
     choices.set_engines({"full": "f", "other": "f"})
-    actor._streams = {"one": DeltaStream(), "another": DeltaStream()}
+    another = DeltaStream()
+    for name, stream in (("one", DeltaStream()), ("another", another)):
+        actor._subscriptions.open(name, stream, list)
 
     async def pump() -> None:
-        async for items in actor._streams["another"].messages(lambda: True, lambda: actor._load_for("another")):
+        async for items in another.messages(lambda: True, lambda: actor._load_for("another")):
             await asyncio.sleep(MESSAGE_S)
             for item in items:
                 choices.announced("full", item, item.told_after_s)  # type: ignore[arg-type, union-attr]

@@ -88,8 +88,8 @@ async def test_who_attaches_while_tokens_are_said_misses_none_and_gets_none_twic
                 output.plain["ingress"] = PlainTokens(["a"], [0], [index], [index + 5])
             else:
                 output = StepOutput([TokenDelta("a", 0, index, [index + 5])])
-            actor._outputs.publish(output)
-        actor._outputs.publish(StepOutput([TokenDelta("a", 0, num_tokens - 1, [4], None, FINISH_LENGTH)]))
+            actor._subscriptions.publish(output)
+        actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, num_tokens - 1, [4], None, FINISH_LENGTH)]))
 
     thread = threading.Thread(target=engine)
     got: list[tuple[int, int]] = []
@@ -99,7 +99,7 @@ async def test_who_attaches_while_tokens_are_said_misses_none_and_gets_none_twic
     while not done.done():
         await asyncio.sleep(rng.choice((0, 0, 0.0003)))
         before, listener = listener, Listener()
-        with actor._outputs.lock:  # what an ingress has had when its stream breaks
+        with actor._subscriptions._lock:  # what an ingress has had when its stream breaks
             got += before.tokens()
             actor.subscribe("ingress", {"a": len(got)}, listener)
         assert before.is_closed
@@ -118,14 +118,14 @@ async def test_plain_tokens_wake_no_loop_until_many_are_unread():
     open_request(actor)
     actor.subscribe("ingress", {}, Listener())
     woken: list[int] = []
-    actor._outputs._read = lambda: woken.append(len(actor._outputs._unread))
-    actor._outputs.publish(StepOutput([TokenDelta("a", 0, 0, [5])]))
+    actor._subscriptions._read = lambda: woken.append(len(actor._subscriptions._unread))
+    actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, 0, [5])]))
     assert woken == [1]
     for index in range(1, 32):
         assert woken == [1]
         output = StepOutput()
         output.plain["ingress"] = PlainTokens(["a"], [0], [index], [5])
-        actor._outputs.publish(output)
+        actor._subscriptions.publish(output)
     assert woken == [1, 32]
 
 
@@ -135,10 +135,10 @@ async def test_what_nobody_asked_for_is_said_to_nobody():
     one, other = Listener(), Listener()
     actor.subscribe("one", {}, one)
     actor.subscribe("other", {}, other)
-    actor._outputs.publish(StepOutput([TokenDelta("a", 0, 0, [5]), TokenDelta("unknown", 0, 0, [6])]))
+    actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, 0, [5]), TokenDelta("unknown", 0, 0, [6])]))
     assert one.tokens() == [(0, 5)] and one.is_flushed and not other.said
     actor.unsubscribe("one", one)
-    actor._outputs.publish(StepOutput([TokenDelta("a", 0, 1, [5])]))
+    actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, 1, [5])]))
     assert one.tokens() == [(0, 5)]
 
 

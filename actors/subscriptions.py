@@ -1,0 +1,123 @@
+"""Who hears what an engine says. It is said at once, on the engine's own thread, and taken into the actor's books when its event
+loop comes to that: a step whose tokens are plain wakes no event loop."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from actors.delta_stream import SubscriberStream
+from cluster.outputs import StepOutput, StreamItem
+from cluster.request import RequestKey
+
+# The books are so many steps behind at most.
+_MAX_UNREAD = 32
+
+
+class Subscriptions:
+    """The streams of an engine's subscribers. ``publish`` is for any thread, all else for the actor's loop.
+
+    Args:
+        subscriber_of: whose a request is; None if nobody wants to know. Called on the engine's thread.
+        read: called there when the loop should ``take``.
+    """
+
+    def __init__(self, subscriber_of: Callable[[RequestKey], str | None], read: Callable[[], None]) -> None:
+        self._streams: dict[str, SubscriberStream] = {}
+        self._subscriber_of = subscriber_of
+        self._read = read
+        self._unread: deque[StepOutput] = deque()
+        # Under it nothing is said, and streams come and go.
+        self._lock = threading.RLock()
+
+    def __contains__(self, subscriber: str) -> bool:
+        return subscriber in self._streams
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def publish(self, output: StepOutput) -> None:
+        """Say it to whom it concerns."""
+        said: dict[str, list[StreamItem]] = {subscriber: [tokens] for subscriber, tokens in output.plain.items()}
+        for delta in output.deltas:
+            subscriber = self._subscriber_of((delta.request_id, delta.attempt))
+            if subscriber is not None:
+                said.setdefault(subscriber, []).append(delta)
+        with self._lock:
+            self._unread.append(output)
+            streams = [(self._streams.get(subscriber), items) for subscriber, items in said.items()]
+            for stream, items in streams:
+                if stream is not None:
+                    stream.put(items)
+        for stream, _ in streams:
+            if stream is not None:
+                stream.flush()
+        if output.deltas or len(self._unread) >= _MAX_UNREAD:
+            self._read()
+
+    def take(self) -> list[StepOutput]:
+        """What was published since the last time, in that order."""
+        unread = self._unread
+        return [unread.popleft() for _ in range(len(unread))]
+
+    def say(self, subscriber: str, items: Sequence[StreamItem]) -> None:
+        """What the actor itself has to say; to nobody if the subscriber has no stream."""
+        stream = self._streams.get(subscriber)
+        if stream is not None:
+            stream.put(items)
+            stream.flush()
+
+    def say_to_all(self, items: Sequence[StreamItem]) -> None:
+        """As ``say``, to every subscriber."""
+        for subscriber in self._streams:
+            self.say(subscriber, items)
+
+    def tell(self) -> None:
+        """Have every stream say what the engine takes, if that is news."""
+        for stream in self._streams.values():
+            stream.tell()
+
+    def open(
+        self, subscriber: str, stream: SubscriberStream, first: Callable[[], Iterable[Sequence[StreamItem]]]
+    ) -> None:
+        """Say everything on ``stream`` from now on, and before that ``first()``, during which nothing is published: who is told
+        there what it missed gets nothing twice. Another stream of the subscriber's ends."""
+        with self._lock:
+            self.end(subscriber)
+            for items in first():
+                stream.put(items)
+            self._streams[subscriber] = stream
+        stream.flush()
+
+    def forget(self, subscriber: str, stream: SubscriberStream) -> bool:
+        """``stream`` says nothing more; whether it was the subscriber's."""
+        with self._lock:
+            is_its = self._streams.get(subscriber) is stream
+            if is_its:
+                del self._streams[subscriber]
+        return is_its
+
+    def end(self, subscriber: str) -> None:
+        """End the subscriber's stream, if there is one, once everything is said."""
+        if subscriber in self._streams:
+            self._streams[subscriber].close()
+
+    def end_all(self) -> None:
+        """As ``end``, of every subscriber."""
+        for stream in self._streams.values():
+            stream.close()
+
+    def renew(self, subscriber: str) -> None:
+        """The subscriber of a leased stream is still there."""
+        stream = self._streams.get(subscriber)
+        if stream is not None and stream.lease is not None:
+            stream.lease.heard()
+
+    def end_leases(self, silence_s: float) -> list[str]:
+        """End the streams of those that were not heard of for longer, and name them."""
+        silent = [(name, s) for name, s in self._streams.items() if s.lease is not None and s.lease.tick() > silence_s]
+        for subscriber, stream in silent:
+            stream.close()
+            self.forget(subscriber, stream)
+        return [subscriber for subscriber, _ in silent]
