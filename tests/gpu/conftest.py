@@ -41,7 +41,11 @@ def missing_gpu() -> str | None:
 
 def pytest_collection_modifyitems(items):
     reason = missing_gpu()
-    on_cpu = ["test_serving_gpu", "test_serve_run"] if os.environ.get("BIREME_SERVING_DEVICE") == "cpu" else []
+    on_cpu = (
+        ["test_serving_gpu", "test_serve_run", "test_spares_gpu"]
+        if os.environ.get("BIREME_SERVING_DEVICE") == "cpu"
+        else []
+    )
     for item in items:
         if reason and "tests/gpu/" in item.path.as_posix() and item.path.stem not in on_cpu:
             item.add_marker(pytest.mark.skip(reason=reason))
