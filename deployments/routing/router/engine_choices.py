@@ -172,9 +172,10 @@ class EngineChoices:
 
     def must_wait(self, priority: int) -> bool:
         """Whether such a request had better wait here for a moment (``cluster.routing.lines``)."""
-        # Nobody has a full queue of which no engine has said that somebody waits.
-        is_line = any(load.line_length for load, _ in list(self._said.values()))
-        return is_line and must_wait(self._lines(), priority)
+        # Only where a queue is full; so the lines of nearly all arrivals are built once, when an engine is chosen.
+        said = list(self._said.items())
+        is_full = any(load.free <= self._loads.sent_to(engine_id)[0] for engine_id, (load, _) in said)
+        return is_full and must_wait(self._lines(), priority)
 
     def _lines(self) -> list[Line]:
         return [self._line(engine_id) for engine_id in list(self._engines) if not self.is_avoided(engine_id)]

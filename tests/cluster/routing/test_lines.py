@@ -59,6 +59,7 @@ def test_who_waits_at_the_ingress_is_who_would_take_the_place_of_another(known, 
     takes_one = any(places.get(e) for e in open_to)
     if must_wait(known, priority):
         assert 0 < sum(places.values()) <= waiting, "there is a place for somebody who waits"
+        assert any(line.free <= line.num_sent for line in known if line.is_known), "nobody asks where no queue is full"
         assert not any(line.free > line.num_sent for line in known if line.is_known and not places[line.engine_id])
         assert open_to == {e for e, n in places.items() if n}, "who goes all the same is refused nowhere"
     elif waiting >= sum(places.values()) > 0:

@@ -93,6 +93,20 @@ def test_an_engine_has_the_tokens_that_it_announced_and_those_that_were_sent_sin
     assert choices.token_weight("a") == 0
 
 
+def test_an_arrival_has_the_lines_built_once_while_no_queue_is_full(monkeypatch):
+    choices, built = EngineChoices(), []
+    line = choices._line
+    monkeypatch.setattr(choices, "_line", lambda engine_id: built.append(engine_id) or line(engine_id))
+    choices.set_engines({"full": "f", "free": "f"})
+    choices.announced("full", EngineLoad(1, 9, line_length=8))
+    choices.announced("free", EngineLoad(9, 9, open_places=2))
+    assert not choices.must_wait(0) and choices.open_engines(0) == {"full"}
+    assert sorted(built) == ["free", "full"]
+    choices.open("r")
+    choices.sends(request("r"), "full")
+    assert choices.must_wait(0), "the last place of the queue is taken, though its engine has yet to say so"
+
+
 def test_each_deployment_has_choices_of_its_own_in_a_process():
     one, other = choices_of("app", "small"), choices_of("app", "large")
     assert choices_of("app", "small") is one
