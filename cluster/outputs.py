@@ -170,6 +170,10 @@ class EngineLoad(NamedTuple):
         """Of the prompts, and answers so far, of those that run."""
         return max(0, self.num_tokens - self.waiting_tokens)
 
+    def longest_wait_after(self, age_s: float) -> float:
+        """``longest_wait_s`` when that is so long ago, if the first still waits: what is seen of the queue does not age alone."""
+        return self.longest_wait_s + max(0.0, age_s - self.told_after_s)
+
     @property
     def room(self) -> tuple[int, ...]:
         """What is told at once when it changes."""

@@ -85,7 +85,7 @@ CONTINUITY_METRICS = (
     Metric(
         "bireme_request_moves",
         "counter",
-        "Requests that waited in a full engine and went to one with a place for them.",
+        "Requests that waited in a full engine and went to one with a place for them, or into another one's line.",
     ),
     Metric("bireme_request_handovers", "counter", "Requests continued elsewhere because their engine left on purpose."),
     Metric("bireme_drained_engines", "counter", "Engines seen to leave on purpose; each ingress counts those it uses."),

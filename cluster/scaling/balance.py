@@ -1,8 +1,13 @@
-"""Which engines give waiting requests to which: a pure function of what the engines say of themselves.
+"""Which engines give waiting requests to which: pure functions of what the engines say of themselves.
 
-A request moves only to a place where it begins at once, so that it never moves twice, and a load that stays as it is moves
-nobody: where a place is free nobody waits, and where somebody waits there is no place. An engine grants each place once, so
-several ingresses that decide at the same time do not send more than it has.
+To a place: a request that came to one begins at once and never moves again. A load that stays as it is moves nobody: where a
+place is free nobody waits, and where somebody waits there is no place. An engine grants each place once, so several ingresses
+that decide at the same time do not send more than it has.
+
+To the line in which somebody has waited longest, where no place is open: as long as several engines have lines, each begins its
+own first request, whoever has waited longer in another. Of one line every place that opens anywhere takes the first. A line
+gives only to one whose first request came clearly sooner, so again a load that stays as it is moves nobody, and nobody moves from
+line to line twice before somebody who came sooner has begun.
 """
 
 from __future__ import annotations
@@ -14,6 +19,9 @@ from typing import NamedTuple
 
 # Who waits for less is likely to begin before a move is over; and requests that come together spread out first.
 MIN_WAIT_S = 0.1
+# Lines whose first requests came within this time of each other are left as they are: requests that come together stand in
+# several, and ingresses that know the waits of engines a little differently agree which of two lines is the older one.
+SAME_TIME_S = 0.25
 
 
 class BalanceView(NamedTuple):
@@ -24,12 +32,18 @@ class BalanceView(NamedTuple):
         num_movable: requests of this ingress that wait there, have not begun, and for which no place was kept there.
         oldest_wait_s: how long the first of them has waited since it came to the ingress, in engines that are gone, too.
         open_places: requests that would begin there at once.
+        line_length: such requests of all ingresses.
+        longest_wait_s: how long the first of all who wait there has done so.
+        line_room: so many more may come into the line from other engines.
     """
 
     engine_id: str
     num_movable: int = 0
     oldest_wait_s: float = 0.0
     open_places: int = 0
+    line_length: int = 0
+    longest_wait_s: float = 0.0
+    line_room: int = 0
 
 
 class Move(NamedTuple):
@@ -76,6 +90,26 @@ def moves(engines: Sequence[BalanceView]) -> list[Move]:
         else:
             heapq.heappop(places)
     return [Move(source, target, count) for (source, target), count in counts.items()]
+
+
+def line_moves(engines: Sequence[BalanceView]) -> list[Move]:
+    """Moves that bring those who wait in full engines into one line, in which they stand in the order in which they came.
+
+    It is the line in which somebody has waited longest, of equal ones the last by name. Each other one goes there as a whole, if
+    all of it has room: what stayed of it would begin before those who went. The requests that other ingresses are to bring count,
+    too, so that all may decide at once.
+    """
+    lines = [engine for engine in engines if engine.line_length > 0 and engine.open_places <= 0]
+    lines.sort(key=lambda engine: (engine.longest_wait_s, engine.engine_id), reverse=True)
+    found: list[Move] = []
+    for engine in lines[1:]:
+        first = lines[0]
+        is_younger = first.longest_wait_s - engine.longest_wait_s > SAME_TIME_S
+        if is_younger and engine.line_length <= first.line_room:
+            lines[0] = first._replace(line_room=first.line_room - engine.line_length)
+            if engine.num_movable > 0:
+                found.append(Move(engine.engine_id, first.engine_id, engine.num_movable))
+    return found
 
 
 def is_worth_moving(waited_s: float, num_cached_tokens: int, tokens_per_s: float) -> bool:

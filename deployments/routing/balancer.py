@@ -1,8 +1,9 @@
-"""Moves requests of one ingress that wait in full engines to engines with open places.
+"""Moves requests of one ingress that wait in full engines to engines with open places, and else into one line.
 
 The target is asked first, and keeps the places; then the source gives up so many waiting requests, each of which ends its attempt
-there as moved; the next attempts go to the target. What decides is ``cluster.scaling.balance``. Moves run beside each other: what
-one of them still asks for is not counted for another, and who waits at an engine that does not answer is given to the next one.
+there as moved; the next attempts go to the target. Who goes to a line needs no place: a queue is filled only in part. What
+decides is ``cluster.scaling.balance``. Moves run beside each other: what one of them still asks for is not counted for another,
+and who waits at an engine that does not answer is given to the next one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from actors.place_reservations import RESERVED_FOR_S
 from cluster.outputs import EngineLoad, PlacesKept
 from cluster.process.logs import Seldom, log_fields
-from cluster.scaling.balance import BalanceView, Move, moves
+from cluster.scaling.balance import BalanceView, Move, line_moves, moves
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStream, TokenStreams
@@ -32,6 +33,13 @@ _PATIENCE_S = 0.25
 _LOOK_AGAIN_S = 0.2
 _ASK_SILENT_AGAIN_S = 2.0
 _ASK_GRAMMARS_AGAIN_S = 60.0
+# Of an engine's queue, what those who come from other lines may fill: what arrives meanwhile finds room behind them. It is never
+# more than a tenant's share, so that nobody is refused whoever they are.
+_LINE_SHARE = 0.5
+# So many of a line move at a time: each costs the ingress a call, during which its loop writes no tokens.
+_MOST_OF_A_LINE = 32
+# A request that waits in a line needs no memory.
+_ANY_NUM_TOKENS = 2**40
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +49,7 @@ class _UnderWay:
     Attributes:
         num_places: at the target, asked for or kept.
         num_leaving: requests that the source is to give up, or gave up.
+        in_line: they are to wait at the target, where no place is open.
         granted_at: when the target said that it keeps the places, which it does for ``RESERVED_FOR_S``.
         number: of the reservation there.
         target_said, source_said: what they had said last when they answered: their next word counts what the move changed.
@@ -51,6 +60,7 @@ class _UnderWay:
     target: TokenStream
     num_places: int
     num_leaving: int
+    in_line: bool = False
     begun_at: float = field(default_factory=time.monotonic)
     granted_at: float = 0.0
     number: int = 0
@@ -76,15 +86,22 @@ class Balancer:
 
     Args:
         has_masked: whether requests under a grammar or a budget wait in an engine.
+        max_queue_share: of an engine's queue, what the requests of one tenant may hold.
     """
 
     def __init__(
-        self, subscriber: str, streams: TokenStreams, choices: EngineChoices, has_masked: Callable[[TokenStream], bool]
+        self,
+        subscriber: str,
+        streams: TokenStreams,
+        choices: EngineChoices,
+        has_masked: Callable[[TokenStream], bool],
+        max_queue_share: float = 1.0,
     ) -> None:
         self._subscriber = subscriber
         self._streams = streams
         self._choices = choices
         self._has_masked = has_masked
+        self._line_share = min(_LINE_SHARE, max_queue_share)
         self._told_of_grammars: dict[str, float] = {}  # when an engine was told to get ready for them
         self._under_way: list[_UnderWay] = []
         self._kept: dict[str, deque[_UnderWay]] = {}  # by source: the move of each place that nobody has come for
@@ -99,17 +116,29 @@ class Balancer:
             one for one in self._under_way if not one.is_over or self._claims_places(one) or self._claims_requests(one)
         ]
         self._forget_old()
-        for move in moves(self._views()):
-            if len(self._tasks) >= _MOST_AT_ONCE:
-                return
-            source, target = self._streams.of(move.source), self._streams.of(move.target)
-            if source is not None and target is not None:
-                one = _UnderWay(move, source, target, move.num_requests, move.num_requests)
-                self._start(one)
+        views = self._views()
+        for move in moves(views):
+            self._begin(move)
+        giving = {one.move.source for one in self._under_way if not one.is_over or self._claims_requests(one)}
+        for move in line_moves([view._replace(num_movable=0) if view.engine_id in giving else view for view in views]):
+            self._begin(move, in_line=True)
+
+    def _begin(self, move: Move, in_line: bool = False) -> None:
+        source, target = self._streams.of(move.source), self._streams.of(move.target)
+        if source is None or target is None or source.load is None or len(self._tasks) >= _MOST_AT_ONCE:
+            return
+        if in_line:
+            # Requests of other ingresses among them count, and go by those.
+            count = min(_MOST_OF_A_LINE, max(move.num_requests, source.load.line_length))
+            granted = PlacesKept(count, _ANY_NUM_TOKENS)
+            self._start(_UnderWay(move, source, target, count, count, in_line=True), granted)
+        else:
+            self._start(_UnderWay(move, source, target, move.num_requests, move.num_requests))
 
     def _start(self, one: _UnderWay, granted: PlacesKept | None = None) -> None:
         self._under_way.append(one)
-        self._choices.claimed = self._choices.claimed + Counter({one.move.target: one.num_places})
+        if not one.in_line:
+            self._choices.claimed = self._choices.claimed + Counter({one.move.target: one.num_places})
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._make(one, granted))
         self._tasks.add(task)
@@ -117,15 +146,16 @@ class Balancer:
         loop.call_later(_PATIENCE_S, self._look_at, one)
 
     def target(self, source: str) -> tuple[str, int]:
-        """The engine that keeps a place for the next request which ``source`` gave up as moved, and the reservation's number;
-        empty and 0 if none does any more."""
+        """The engine that keeps a place for the next request which ``source`` gave up as moved, and the reservation's number; or
+        in whose line it is to stand, and 0; empty and 0 if there is none any more."""
         kept = self._kept.get(source)
         if kept is None:
             return "", 0
         self._drop_expired(kept)
         if not kept:
             return "", 0
-        one = kept.popleft()
+        one = next((one for one in kept if not one.in_line), kept[0])
+        kept.remove(one)
         return one.move.target, one.number
 
     @staticmethod
@@ -154,21 +184,32 @@ class Balancer:
 
     def _views(self) -> list[BalanceView]:
         places: Counter[str] = Counter()
+        coming: Counter[str] = Counter()  # into lines
         leaving: Counter[str] = Counter()
         for one in self._under_way:
-            places[one.move.target] += one.num_places * self._claims_places(one)
+            (coming if one.in_line else places)[one.move.target] += one.num_places * self._claims_places(one)
             leaving[one.move.source] += one.num_leaving * self._claims_requests(one)
         self._choices.claimed = places
         now, views = time.monotonic(), []
         self._resting = {engine_id: until for engine_id, until in self._resting.items() if now < until}
         for stream in self._streams:
             load, engine_id = stream.load, stream.engine_id
-            if load is not None and self._is_usable(stream) and engine_id not in self._resting:
+            if load is not None and self._is_usable(stream):
+                rests = engine_id in self._resting
                 is_target = engine_id in self._choices.engines and not self._choices.is_avoided(engine_id)
-                is_target = is_target and not load.num_movable
-                open_places = max(0, load.open_places - places[engine_id]) if is_target else 0
-                num_movable = max(0, load.num_movable - leaving[engine_id])
-                views.append(BalanceView(engine_id, num_movable, load.oldest_wait_s, open_places))
+                has_places = is_target and not rests and not load.num_movable
+                num_in_queue = load.num_waiting + coming[engine_id]
+                views.append(
+                    BalanceView(
+                        engine_id,
+                        num_movable=0 if rests else max(0, load.num_movable - leaving[engine_id]),
+                        oldest_wait_s=load.oldest_wait_s,
+                        open_places=max(0, load.open_places - places[engine_id]) if has_places else 0,
+                        line_length=load.line_length,
+                        longest_wait_s=load.longest_wait_after(stream.load_age_s),
+                        line_room=int(self._line_share * load.max_queued) - num_in_queue if is_target else 0,
+                    )
+                )
         return views
 
     def _claims_places(self, one: _UnderWay) -> bool:
@@ -218,7 +259,7 @@ class Balancer:
         masked = self._is_ready_for(source, target)
         call = asyncio.ensure_future(source.runner.hand_back.remote(self._subscriber, places, num_tokens, masked))
         await asyncio.wait((call,), timeout=_PATIENCE_S)
-        if not call.done() and self._others_wait(source):
+        if not call.done() and not one.in_line and self._others_wait(source):
             self._give_back(one, kept.count(one))  # the others have been come for
             places = 0
         # A long step of the source keeps the answer; the places are kept for so long, too.
@@ -226,7 +267,8 @@ class Balancer:
         one.source_said, one.num_leaving = source.load, moved or 0
         self._give_back(one, places - (moved or 0))
         if moved:
-            logger.info(log_fields(event="moved", source=source.engine_id, target=target.engine_id, requests=moved))
+            to = {"target": target.engine_id, "to": "line" if one.in_line else "place"}
+            logger.info(log_fields(event="moved", source=source.engine_id, **to, requests=moved))
         else:
             self._rest(source, is_silent=moved is None)
 
@@ -289,6 +331,8 @@ class Balancer:
             kept.remove(of)
             unused[of] += 1
         for of, places in unused.items():
+            if of.in_line:
+                continue
             of.target.runner.give_back.remote(self._subscriber, of.number, places)
 
     def _rest(self, stream: TokenStream, is_silent: bool) -> None:

@@ -87,7 +87,7 @@ class EngineClient:
             hang_timeout_s,
         )
         self._rooms = EngineRooms(choices, self._streams, self._submissions, idle_room, max_queue_share, max_engines)
-        self._balancer = Balancer(self.subscriber, self._streams, choices, self._has_masked)
+        self._balancer = Balancer(self.subscriber, self._streams, choices, self._has_masked, max_queue_share)
         self._attempts = Attempts(
             handle, choices, self._streams, self._submissions, self._departures, self.metrics, hang_timeout_s
         )

@@ -186,7 +186,7 @@ class EngineChoices:
             return Line(engine_id, is_known=False)
         (load, at), sent, now = said, self._loads.sent_to(engine_id), self._now()
         is_known = now - at <= MAX_LOAD_AGE_S
-        waited_s = load.longest_wait_s + max(0.0, now - at - load.told_after_s)
+        waited_s = load.longest_wait_after(now - at)
         open_places = max(0, load.open_places - self.claimed[engine_id])
         return Line(engine_id, is_known, open_places, *sent, load.line_length, load.line_priority, load.free, waited_s)
 

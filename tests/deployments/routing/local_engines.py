@@ -140,11 +140,11 @@ class LocalHandle:
         return self.policy(RequestView(), views, random.Random(0))[0][0].engine_id
 
 
-def local_client(runners: dict[str, LocalRunner]) -> tuple[EngineClient, LocalHandle]:
+def local_client(runners: dict[str, LocalRunner], max_queue_share: float = 1.0) -> tuple[EngineClient, LocalHandle]:
     """An ingress's client of these engines."""
     choices = EngineChoices()
     handle = LocalHandle(choices, runners)
-    return EngineClient(handle, choices, max_attempts=3), handle
+    return EngineClient(handle, choices, max_attempts=3, max_queue_share=max_queue_share), handle
 
 
 def attach(client: EngineClient, handle: LocalHandle, engine_id: str) -> None:

@@ -19,7 +19,7 @@ from cluster.outputs import TokenDelta
 from cluster.routing.lines import open_to_arrival
 from cluster.routing.policies import least_tokens
 from cluster.sampling_params import SamplingParams
-from cluster.scaling.balance import MIN_WAIT_S, Move, moves
+from cluster.scaling.balance import MIN_WAIT_S, SAME_TIME_S, Move, moves
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
 from deployments.metrics.request_events import ATTEMPTS, HANDOVERS, MOVES
 from deployments.routing import balancer
@@ -77,6 +77,10 @@ def expected(folder, answers: list[Answer]) -> list[list[int]]:
 
 def num_waiting(runner: LocalRunner) -> int:
     return len(runner.actor._engine_loop._engine.scheduler.waiting)
+
+
+def num_running(runner: LocalRunner) -> int:
+    return len(runner.actor._engine_loop._engine.scheduler.running)
 
 
 async def test_a_new_engine_takes_those_who_wait_within_half_a_second(tiny_model, monkeypatch):
@@ -386,6 +390,53 @@ async def test_the_line_of_a_dead_engine_stands_before_those_who_came_later(tiny
     assert waited == sorted(waited) and waited[-1] < min(answer.first_at for answer in later[4:])
     await client.close()
     for runner in (first, second):
+        await runner.actor.shutdown()
+
+
+@pytest.mark.parametrize(("max_queued", "share"), [(32, 1.0), (14, 1.0), (32, 0.2)])
+async def test_those_who_wait_in_several_full_engines_stand_in_one_line(tiny_model, max_queued, share):
+    """Of two ingresses, in the order in which they came. Where the line would be longer than half a queue, or than a key's share
+    of one, nobody moves."""
+    runners = {
+        n: await start_runner(tiny_model, n, STEP_S * 5, max_queued_requests=max_queued) for n in ("young", "old")
+    }
+    clients = [local_client(dict(runners), share) for _ in range(2)]
+    fits = max_queued == 32 and share == 1.0
+    answers: list[Answer] = []
+    longest = 0
+
+    async def come_to(name: str, what: str) -> None:
+        for number, (client, handle) in enumerate(clients):
+            handle.policy = lambda _, engines, __: [[e for e in engines if e.engine_id == name]]
+            answers.extend(start_many(client, 2, f"{what}{number}-"))
+        await until(lambda: len(runners[name].actor._live) >= 4, 5)
+
+    for name in runners:
+        await come_to(name, f"runs in {name}")
+        await until(lambda name=name: num_running(runners[name]) == 4, 5)
+    await come_to("old", "first")
+    await asyncio.sleep(2 * SAME_TIME_S)
+    came_at = time.monotonic()
+    await come_to("young", "second")
+    if fits:
+        await until(lambda: num_waiting(runners["old"]) == 8, 5)
+        print(f"all stood in one line {time.monotonic() - came_at:.3f} s after the younger ones had come")
+        line = [one.request.request_id for one in list(runners["old"].actor._engine_loop._engine.scheduler.waiting)]
+        assert line == [a.submission.entry.request_id for a in answers[8:]], "in the order in which they came"
+    while not all(answer.ended.done() for answer in answers):
+        longest = max(longest, *map(num_waiting, runners.values()))
+        await asyncio.sleep(STEP_S)
+    assert [answer.ended.result() for answer in answers] == [None] * 16
+    assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
+    sent = [one for _, handle in clients for one in handle.sent]
+    into_line = [name for name, attempt, engine, to_place in sent if attempt and engine == "old" and not to_place]
+    ids = [answer.submission.entry.request_id for answer in answers[12:] if fits]
+    assert sorted(into_line) == sorted(ids), "each comes to the other line, and only once"
+    assert longest <= max_queued and not sum(client.events.counts[ATTEMPTS] for client, _ in clients)
+    for client, _ in clients:
+        await client.close()
+    for runner in runners.values():
+        await runner.actor.check_integrity()
         await runner.actor.shutdown()
 
 
