@@ -232,6 +232,12 @@ class NotAdmitted(NamedTuple):
     last_resort: bool = False
 
 
+class NotBegun(NamedTuple):
+    """Reply to a call that follows a request which the engine does not have: it was not sent ahead, or was given up."""
+
+    engine_id: str = ""
+
+
 class ServedModel(NamedTuple):
     """What an ingress has to know of the model that its engines serve; with their replicas it travels as text."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from cluster.sampling_params import SamplingParams
 
@@ -48,6 +48,18 @@ class EngineRequest:
 
 # Request id and attempt.
 RequestKey: TypeAlias = "tuple[str, int]"
+
+
+class Followed(NamedTuple):
+    """Requests that were sent ahead to one engine, for which one call follows.
+
+    Attributes:
+        engine_id: which engine.
+        keys: of at least one request.
+    """
+
+    engine_id: str
+    keys: list[RequestKey]
 
 
 class RequestState(enum.Enum):

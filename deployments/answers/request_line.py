@@ -19,7 +19,7 @@ logger = logging.getLogger("ray.serve")
 RequestLog = Literal["text", "json", "off"]
 
 # The engine's own words of a request come after its last token, over another way.
-_LATE_S = 0.25
+_LATE_S = 0.6
 # A line costs some 50 µs; of more requests a second their number is logged.
 _LINES_PER_S = 100
 

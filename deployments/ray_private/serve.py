@@ -117,11 +117,93 @@ def replica_is_stopping() -> bool:
 
     Serve tells a replica's own code nothing before ``__del__``, which it calls after the last request has ended.
     """
-    for actor in worker.global_worker.actors.values():
-        replica = getattr(actor, "_replica_impl", None)
-        if replica is not None:
-            return bool(getattr(replica, "_shutting_down", False))
-    return False
+    return bool(getattr(_replica(), "_shutting_down", False))
+
+
+def _replica() -> Any:
+    """Serve's object for the replica in this process; None if it has none."""
+    replicas = (getattr(actor, "_replica_impl", None) for actor in worker.global_worker.actors.values())
+    return next((replica for replica in replicas if replica is not None), None)
+
+
+class RequestsOfACall:
+    """Requests that one call brings to this replica. Serve counts them as if each had come with a call of its own, within the
+    ``max_ongoing_requests`` of the replica; the call itself counts for the last of them."""
+
+    def __init__(self) -> None:
+        self._replica = _replica()
+        self._began = time.time()
+        self._num_more = 0
+
+    async def take(self, count: int) -> int:
+        """How many of ``count`` requests have room here: at least one."""
+        if self._replica is None:
+            return count
+        semaphore = self._replica._semaphore
+        while self._num_more < count - 1 and not semaphore.locked():
+            await semaphore.acquire()
+            self._num_more += 1
+            self._replica._metrics_manager._num_ongoing_requests += 1
+        return self._num_more + 1
+
+    def end(self, count: int) -> None:
+        """So many of them are answered."""
+        for _ in range(min(count, self._num_more)):
+            self._give_back()
+            latency_ms = 1e3 * (time.time() - self._began)
+            self._replica._metrics_manager.record_request_metrics(route="", latency_ms=latency_ms, is_error=False)
+
+    def close(self) -> None:
+        """All are over."""
+        while self._num_more:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._num_more -= 1
+        self._replica._semaphore.release()
+        self._replica._metrics_manager._num_ongoing_requests -= 1
+
+
+class CallOfRequests:
+    """One call of ``handle``'s that stands for several requests, in Serve's counts of what the handle has under way: for scaling,
+    and for the choice of replicas.
+
+    Args:
+        replica: unique id of the replica that the call goes to.
+        count: of the requests, at least one.
+    """
+
+    def __init__(self, handle: DeploymentHandle, replica: str, count: int) -> None:
+        router = getattr(handle, "_router", None)
+        router = getattr(router, "_asyncio_router", router)
+        self._metrics: Any = getattr(router, "_metrics_manager", None)
+        self._router: Any = getattr(router, "request_router", None)
+        replicas = getattr(self._router, "_replicas", {})
+        self._replica_id = next((known for known in replicas if known.unique_id == replica), None)
+        self._num_more = 0 if self._replica_id is None else count - 1
+        if self._num_more:
+            self._change(self._num_more)
+            handle.request_counter.inc(self._num_more, {"route": "", "application": handle.app_name})
+
+    def end(self, count: int) -> None:
+        """So many of them are answered."""
+        count = min(count, self._num_more)
+        if count:
+            self._num_more -= count
+            self._change(-count)
+
+    def close(self) -> None:
+        """All are over."""
+        self.end(self._num_more)
+
+    def _change(self, by: int) -> None:
+        for _ in range(by):
+            self._metrics.inc_num_total_requests("")
+        with self._metrics._queries_lock:
+            self._metrics.num_requests_sent_to_replicas[self._replica_id] += by
+        lengths = self._router._replica_queue_len_cache
+        if (length := lengths.get(self._replica_id)) is not None or by > 0:
+            lengths.update(self._replica_id, max(0, (length or 0) + by))
 
 
 def change_replica_address(changed: Callable[[str], str]) -> None:
@@ -245,6 +327,10 @@ class PinnedRouter(PowerOfTwoChoicesRequestRouter):
         """
         raise NotImplementedError
 
+    def meant_for(self, call: Sequence[Any]) -> Any:
+        """The one replica that has what this call is for, as far as it is known; else None. Serve need not look for one."""
+        raise NotImplementedError
+
     def ranks_failed(self, error: Exception) -> None:
         """``ranks`` raised this, and Serve chooses."""
         raise NotImplementedError
@@ -281,7 +367,9 @@ class PinnedRouter(PowerOfTwoChoicesRequestRouter):
             self._remove_pending_request_from_indices(pending_request)
 
     async def _choose_replica_for_request(self, pending_request, *, is_retry=False):
-        replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        replica = None if is_retry else self.meant_for(_arguments(pending_request))
+        if replica is None:
+            replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
         self.chose(_arguments(pending_request), replica)
         return replica
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,19 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from cluster.config import LLMConfig
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
 from cluster.observability.start_stages import StartStages
-from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted, ServedModel
+from cluster.outputs import AttachRequired, EngineInfo, GenerateReply, NotAdmitted, NotBegun, ServedModel
 from cluster.process.cores import usable_cores
 from cluster.process.logs import guard_logs, log_fields
 from cluster.process.process_age import process_age_s
 from cluster.replies import EngineLost, FingerprintMismatch, RequestRefused
-from cluster.request import EngineRequest
+from cluster.request import EngineRequest, Followed, RequestKey
 from cluster.routing.fingerprint import can_continue
 from cluster.scaling.ingresses import EngineHost
 from deployments.metrics.engine_metrics import export_engine_metrics
-from deployments.ray_private.serve import session_logs
+from deployments.ray_private.serve import RequestsOfACall, session_logs
 from deployments.replica.frames import UnusableSocketError
 from deployments.replica.replica_port import listen_where_the_node_does
+from deployments.replica.reply_groups import ReplyGroups
 from deployments.replica.runner_calls import RunnerCalls, RunnerFailure
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner
@@ -50,7 +52,7 @@ _CALL_TIMEOUT_S = 10.0
 
 GRACEFUL_SHUTDOWN_TIMEOUT_S = 120.0
 
-Reply = GenerateReply | AttachRequired | NotAdmitted | RequestRefused | EngineLost | FingerprintMismatch
+Reply = GenerateReply | AttachRequired | NotAdmitted | NotBegun | RequestRefused | EngineLost | FingerprintMismatch
 
 
 class EngineReplica:
@@ -130,33 +132,90 @@ class EngineReplica:
         info, came_at = self._info, time.time()
         if fingerprint and not can_continue(info.fingerprint, fingerprint):
             return FingerprintMismatch(info.engine_id, info.fingerprint)
-        watch = self._watch
-        assert watch is not None
-        if watch.stopping:
-            return NotAdmitted(info.engine_id, "the engine leaves")
-        if watch.node_drains and not last_resort:
-            return NotAdmitted(info.engine_id, "the engine's node drains", last_resort=True)
-        if watch.suspects_hang:
-            return NotAdmitted(info.engine_id, "the engine does not answer", last_resort=True)
-        if self._death.done():
-            return NotAdmitted(info.engine_id, "the engine is gone")
+        refusal = self._refusal(last_resort)
+        if refusal is not None:
+            return refusal
         try:
             reply = await self._unless_dead(self._calls.generate(request))
-        except ActorDiedError as error:
+        except Exception as error:
+            return self._lost_by(error)
+        return self._said(reply, came_at)
+
+    async def follow(self, followed: Followed) -> AsyncIterator[list[tuple[RequestKey, Reply]]]:
+        """Wait for the ends of requests that were sent ahead of their calls: one call of Serve's, which counts as so many.
+        Cancelling it aborts those that have not ended. Yields replies when some have come, those of answers a moment later."""
+        info, came_at, keys = self._info, time.time(), followed.keys
+        refusal: Reply | None = self._refusal(last_resort=False)
+        if followed.engine_id != info.engine_id:
+            refusal = NotBegun(info.engine_id)
+        if refusal is not None:
+            yield [(key, refusal) for key in keys]
+            return
+        counted = RequestsOfACall()
+        num_taken = await counted.take(len(keys))
+        if num_taken < len(keys):
+            beyond = NotAdmitted(info.engine_id, "the engine's replica has max_ongoing_requests")
+            yield [(key, beyond) for key in keys[num_taken:]]
+        waiting = dict(zip(keys[:num_taken], self._calls.follow(keys[:num_taken])))
+        replies = ReplyGroups(waiting.values(), self._death)
+        try:
+            while waiting:
+                await replies.wait()
+                ended = [key for key, reply in waiting.items() if reply.done() or self._death.done()]
+                said = [(key, self._reply_in(waiting.pop(key), came_at)) for key in ended]
+                counted.end(len(said))
+                yield said
+        finally:
+            replies.close()
+            self._calls.abort(list(waiting))
+            for reply in waiting.values():
+                reply.cancel()
+            counted.close()
+
+    def _refusal(self, last_resort: bool) -> NotAdmitted | None:
+        """Why this engine takes no request now; None if it does."""
+        watch, engine_id = self._watch, self._info.engine_id
+        assert watch is not None
+        if watch.stopping:
+            return NotAdmitted(engine_id, "the engine leaves")
+        if watch.node_drains and not last_resort:
+            return NotAdmitted(engine_id, "the engine's node drains", last_resort=True)
+        if watch.suspects_hang:
+            return NotAdmitted(engine_id, "the engine does not answer", last_resort=True)
+        if self._death.done():
+            return NotAdmitted(engine_id, "the engine is gone")
+        return None
+
+    def _reply_in(self, reply: asyncio.Future, came_at: float) -> Reply:
+        """What to say of ``reply``, which has come unless the runner is dead."""
+        if not reply.done():
+            reply.cancel()
+            return self._lost_by(EngineDeadError(self._death.result()))
+        error = reply.exception()
+        return self._said(reply.result(), came_at) if error is None else self._lost_by(error)
+
+    def _lost_by(self, error: BaseException) -> Reply:
+        """What it means that a call of the runner raised ``error``; raises what it should not."""
+        engine_id = self._info.engine_id
+        if isinstance(error, ActorDiedError):
             why = str(error).splitlines()[0]
             self._exit_soon(why)
-            return EngineLost(info.engine_id, why, died=True)
-        except EngineDeadError as error:
-            return EngineLost(info.engine_id, error.message, died=True)
-        except (InvalidRequestError, OverloadedError) as error:
+            return EngineLost(engine_id, why, died=True)
+        if isinstance(error, EngineDeadError):
+            return EngineLost(engine_id, error.message, died=True)
+        if isinstance(error, InvalidRequestError | OverloadedError):
             return RequestRefused(error)
-        except StaleAttemptError as error:
-            return EngineLost(info.engine_id, error.message)
-        except RunnerFailure as error:
+        if isinstance(error, StaleAttemptError):
+            return EngineLost(engine_id, error.message)
+        if isinstance(error, RunnerFailure):
             logger.error("the runner failed on a request: %s", error)
-            return EngineLost(info.engine_id, str(error))
-        except RayError as error:
-            return EngineLost(info.engine_id, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return EngineLost(engine_id, str(error))
+        if isinstance(error, RayError):
+            return EngineLost(engine_id, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        raise error
+
+    def _said(self, reply: Any, came_at: float) -> Reply:
+        info = self._info
         if isinstance(reply, AttachRequired):
             return reply._replace(runner=self._runner)
         if isinstance(reply, GenerateReply):

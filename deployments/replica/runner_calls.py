@@ -3,8 +3,8 @@
 Both live on one machine. A call of Ray costs each of them most of a millisecond, as long as a small model's step on a fast GPU;
 a frame costs a fraction of that. What is called is the same. A call that does not fit into a frame goes through Ray.
 
-Wire: frames as in ``frames``. The replica sends ``Call`` and ``Abort``; the runner answers each call with ``[number, name of the
-reply's or the error's class, its fields]``, in the order in which calls end.
+Wire: frames as in ``frames``. The replica sends ``Call``, ``Follow`` and ``Abort``; the runner answers each call with ``[number,
+name of the reply's or the error's class, its fields]``, in the order in which calls end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ import msgspec
 from ray.exceptions import RayTaskError
 
 from cluster.errors import BiremeError, EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
-from cluster.outputs import AttachRequired, GenerateReply, NotAdmitted
+from cluster.outputs import AttachRequired, GenerateReply, NotAdmitted, NotBegun
 from cluster.request import EngineRequest, RequestKey
 from deployments.replica.frames import MAX_REQUEST_BYTES, FrameProtocol, UnusableSocketError, encode_request
 from deployments.start.run_files.private_folder import not_private
 
 logger = logging.getLogger("bireme.runner")
 
-Reply = GenerateReply | AttachRequired | NotAdmitted
+Reply = GenerateReply | AttachRequired | NotAdmitted | NotBegun
 # Beside a request's own fields.
 _LONGEST = MAX_REQUEST_BYTES + 1024
 # A runner that does not read for so long hears the rest through Ray.
@@ -53,6 +53,16 @@ class Call(msgspec.Struct, array_like=True, tag="call"):
     request: msgspec.Raw
 
 
+class Follow(msgspec.Struct, array_like=True, tag="follow"):
+    """Calls of ``generate`` for requests that came ahead, without them.
+
+    Attributes:
+        calls: number of the call, request id and attempt of each.
+    """
+
+    calls: list[tuple[int, str, int]]
+
+
 class Abort(msgspec.Struct, array_like=True, tag="abort"):
     """Whoever called does not want the answer any more."""
 
@@ -60,11 +70,11 @@ class Abort(msgspec.Struct, array_like=True, tag="abort"):
     attempt: int
 
 
-_FRAME = msgspec.msgpack.Decoder(Call | Abort)
+_FRAME = msgspec.msgpack.Decoder(Call | Follow | Abort)
 _REQUEST = msgspec.msgpack.Decoder(EngineRequest)
 _ANSWER = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw])
 _REPLIES: dict[str, msgspec.msgpack.Decoder[Any]] = {
-    kind.__name__: msgspec.msgpack.Decoder(kind) for kind in (GenerateReply, AttachRequired, NotAdmitted)
+    kind.__name__: msgspec.msgpack.Decoder(kind) for kind in (GenerateReply, AttachRequired, NotAdmitted, NotBegun)
 }
 _ERRORS = {kind.__name__: kind for kind in (InvalidRequestError, OverloadedError, StaleAttemptError, EngineDeadError)}
 _ERROR = msgspec.msgpack.Decoder(tuple[str, str | None, str])
@@ -111,11 +121,25 @@ class CallSocket:
             # After the first step of a call that came just before.
             loop.call_soon(self._abort, (message.request_id, message.attempt))
             return
+        if isinstance(message, Follow):
+            for number, request_id, attempt in message.calls:
+                self._follow(connection, number, (request_id, attempt))
+            return
         running = self._take_ahead((message.request_id, message.attempt))
         if running is None:
             running = loop.create_task(self._begin(message))
+        self._answer_when_done(connection, message.number, running)
+
+    def _follow(self, connection: FrameProtocol, number: int, key: RequestKey) -> None:
+        running = self._take_ahead(key)
+        if running is None:
+            connection.send((number, NotBegun.__name__, tuple(NotBegun())))
+        else:
+            self._answer_when_done(connection, number, running)
+
+    def _answer_when_done(self, connection: FrameProtocol, number: int, running: asyncio.Task[Reply]) -> None:
         self._running.add(running)
-        running.add_done_callback(lambda done: self._answer(connection, message.number, done))
+        running.add_done_callback(lambda done: self._answer(connection, number, done))
 
     async def _begin(self, call: Call) -> Reply:
         return await self._generate(_REQUEST.decode(call.request))
@@ -181,6 +205,25 @@ class RunnerCalls:
         self._closed = True
         if self._connection is not None:
             self._connection.close()
+
+    def follow(self, keys: Sequence[RequestKey]) -> list[asyncio.Future[Reply]]:
+        """What each request that came ahead of its call will be answered with: ``NotBegun`` if it did not come. Errors are those
+        of ``generate``. Who does not want an answer any more calls ``abort`` besides."""
+        loop, connection = asyncio.get_running_loop(), self._connection
+        answers = [loop.create_future() for _ in keys]
+        if connection is None or not connection.is_open:
+            for answer in answers:
+                answer.set_result(NotBegun())
+            return answers
+        numbers = [next(self._numbers) for _ in keys]
+        self._waiting.update(zip(numbers, answers))
+        connection.send(Follow([(number, *key) for number, key in zip(numbers, keys)]))
+        return answers
+
+    def abort(self, keys: Sequence[RequestKey]) -> None:
+        """Whoever called for these does not want their answers any more."""
+        for key in keys if self._connection is not None else ():
+            self._connection.send(Abort(*key))  # type: ignore[union-attr]
 
     async def generate(self, request: EngineRequest) -> Reply:
         """As ``RunnerActor.generate``.

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 from ray.serve.handle import DeploymentHandle
 
 from cluster.api_errors import ApiError, unavailable
-from cluster.journal import JournalEntry
 from cluster.outputs import (
     FINISH_ABORT,
     FINISH_HANDOVER,
@@ -18,6 +17,7 @@ from cluster.outputs import (
     AttachRequired,
     GenerateReply,
     NotAdmitted,
+    NotBegun,
 )
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.replies import EngineLost, FingerprintMismatch, HandedOver, Moved, NotTaken
@@ -66,7 +66,6 @@ class Attempts:
         self._departures = departures
         self._metrics = metrics
         self._taking_s = hang_timeout_s * _TAKING_SHARE
-        self._following: dict[str, Submission] = {}  # finished ones, whose calls are under way
         choices.on_chosen = self._chosen
 
     async def make(self, submission: Submission, request: EngineRequest, last_resort: bool) -> Outcome | None:
@@ -75,15 +74,28 @@ class Attempts:
         Args:
             last_resort: one that would rather not is to take it, too.
         """
-        if submission.ended.done():
-            # It went ahead: it is finished by now, or its engine has said or shown that it does not run it.
-            if submission.entry.finished and submission.call is None:
-                self.follow(submission)
-            return submission.ended.result()
-        if submission.ahead is None:
-            self._choices.open(request.request_id, submission.place)
-        submission.place = ""
-        call, reply = self._call(submission, request, last_resort)
+        try:
+            if submission.call is not None:
+                # The one that it shares with others.
+                outcome = await self._end_of(submission, request, *submission.call)
+                if not isinstance(outcome, NotBegun):
+                    return outcome
+            if submission.ended.done():
+                # Its engine, which it went ahead to, has said or shown that it does not run it.
+                return submission.ended.result()
+            if submission.ahead is None:
+                self._choices.open(request.request_id, submission.place)
+            submission.place = ""
+            submission.call = self._call(submission, request, last_resort)
+            outcome = await self._end_of(submission, request, *submission.call)
+            assert not isinstance(outcome, NotBegun)  # a call that follows nothing
+            return outcome
+        finally:
+            submission.call = None
+
+    async def _end_of(
+        self, submission: Submission, request: EngineRequest, call: Any, reply: asyncio.Future
+    ) -> Outcome | NotBegun | None:
         given_up = await self._not_taken(submission, reply)
         if given_up is not None:
             call.cancel()
@@ -102,8 +114,8 @@ class Attempts:
         return lost
 
     def begin_ahead(self, submission: Submission) -> bool:
-        """Have the engine that is the best choice now begin the first attempt, whose call is to follow: ``make`` calls that
-        engine's replica, or ``follow``. Answers that have begun go with their calls alone. False if nothing was sent."""
+        """Have the engine that is the best choice now begin the first attempt, whose call is to follow. Answers that have begun
+        go with their calls alone. False if nothing was sent."""
         entry = submission.entry
         if entry.attempt:
             return False
@@ -115,29 +127,19 @@ class Attempts:
         entry.marks.setdefault("sent", time.time())
         submission.request = request
         self._choices.pin(entry.request_id, engine_id)
+        self._choices.chose(request, engine_id)
         return True
 
-    def follow(self, submission: Submission) -> None:
-        """The answer was finished before its call was made. Serve is to count it all the same, and the engine's reply has what
-        ``_note`` notes; the engine runs nothing."""
-        request, ahead, request_id = submission.request, submission.ahead, submission.entry.request_id
-        assert request is not None and ahead is not None
-        self._choices.pin(request_id, ahead.engine_id)
-        self._following[request_id] = submission
-        _, reply = self._call(submission, request, last_resort=True)
-        reply.add_done_callback(lambda _: self._followed(request_id))
-
-    def _followed(self, request_id: str) -> None:
-        del self._following[request_id]
-        self._choices.close(request_id)
+    def note(self, submission: Submission, reply: asyncio.Future) -> None:
+        """Note what ``reply`` says of the sequence, once it has come."""
+        reply.add_done_callback(lambda reply: _note(reply, submission, self._metrics))
 
     def _call(self, submission: Submission, request: EngineRequest, last_resort: bool) -> tuple[Any, asyncio.Future]:
         submission.entry.marks.setdefault("sent", time.time())
         call = self._handle.generate.remote(request, submission.entry.fingerprint, last_resort)
         reply = asyncio.ensure_future(reply_of(call))
-        reply.add_done_callback(lambda reply: _note(reply, submission.entry, self._metrics))
-        submission.call = call, reply
-        return submission.call
+        self.note(submission, reply)
+        return call, reply
 
     def _send_ahead(self, submission: Submission, request: EngineRequest, engine_id: str) -> bool:
         stream = self._streams.of(engine_id)
@@ -149,7 +151,7 @@ class Attempts:
     def _chosen(self, request: EngineRequest, engine_id: str) -> None:
         """The router has chosen: have the engine begin while Serve's call goes its way, if it was not told before. What was
         refused once goes with the call alone."""
-        submission = self._submissions.of(request.request_id) or self._following.get(request.request_id)
+        submission = self._submissions.of(request.request_id)
         if submission is None or request.attempt != submission.entry.attempt:
             return
         ahead = submission.ahead
@@ -158,14 +160,12 @@ class Attempts:
                 self._send_ahead(submission, request, engine_id)
         elif ahead.engine_id != engine_id:
             # That engine's replica did not take the call. Both would run the attempt, and their tokens need not be the same.
-            if submission.entry.finished:
-                assert submission.call is not None
-                submission.call[0].cancel()
-            else:
-                ahead.abort(request.request_id, request.attempt)
-                submission.end_attempt(NotTaken(ahead.engine_id))
+            ahead.abort(request.request_id, request.attempt)
+            submission.end_attempt(NotTaken(ahead.engine_id))
 
-    async def _answered(self, submission: Submission, reply: GenerateReply | Outcome) -> Outcome | None:
+    async def _answered(
+        self, submission: Submission, reply: GenerateReply | Outcome | NotBegun
+    ) -> Outcome | NotBegun | None:
         """The call was answered, and the token stream has yet to say how the attempt ends; None once it has."""
         if not isinstance(reply, GenerateReply):
             return reply
@@ -218,8 +218,9 @@ class Attempts:
         return may and self._choices.has_other(engine_id, submission.entry.fingerprint)
 
 
-def _note(reply: asyncio.Future, entry: JournalEntry, metrics: IngressMetrics) -> None:
+def _note(reply: asyncio.Future, submission: Submission, metrics: IngressMetrics) -> None:
     """What an engine says of a request's way; of the first attempt that had a token."""
+    entry = submission.entry
     answered = None if reply.cancelled() or reply.exception() is not None else reply.result()
     if isinstance(answered, GenerateReply):
         entry.engine_id = answered.engine_id
@@ -229,4 +230,5 @@ def _note(reply: asyncio.Future, entry: JournalEntry, metrics: IngressMetrics) -
                 "scheduled",
                 "first_step",
             } <= answered.marks.keys() and answered.finish_reason not in FINISHES_ELSEWHERE:
-                metrics.observe_engine(answered.marks["scheduled"], answered.marks["first_step"], time.time())
+                ended = submission.finished_at or time.time()
+                metrics.observe_engine(answered.marks["scheduled"], answered.marks["first_step"], ended)

@@ -28,6 +28,7 @@ from deployments.routing.early_streams import keep_attached
 from deployments.routing.prompt_start import PromptStart
 from deployments.routing.router.engine_choices import AVOID_DEAD_S, EngineChoices
 from deployments.routing.router.engine_rooms import EngineRooms
+from deployments.routing.shared_calls import SharedCalls
 from deployments.routing.submission import Submission
 from deployments.routing.submissions import Submissions
 from deployments.routing.token_streams import TokenStream, TokenStreams
@@ -92,6 +93,7 @@ class EngineClient:
             handle, choices, self._streams, self._submissions, self._departures, self.metrics, hang_timeout_s
         )
         self._turns = turns or Turns()
+        self._shared = SharedCalls(handle, self._turns, self._wants_call, self._called)
         self._arrivals = ArrivalLine(choices.must_wait, self._send)
         self._completion = Completion(
             self._attempts,
@@ -167,8 +169,10 @@ class EngineClient:
         return submission
 
     def _send(self, submission: Submission) -> None:
-        if not self._turns.is_full and self._attempts.begin_ahead(submission):
-            self._turns.add_call(lambda: self._follow(submission))
+        if self._attempts.begin_ahead(submission):
+            submission.ended.add_done_callback(lambda _: self._go_on(submission))
+            # The engine may refuse a grammar.
+            self._shared.add(submission, at_once=submission.entry.params.is_masked)
         else:
             self._begin(submission)
 
@@ -176,12 +180,25 @@ class EngineClient:
         # Of no HTTP request: Serve would cancel the calls of one whose client has gone, and a cancelled call is a lost attempt.
         submission.task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._run(submission))
 
-    def _follow(self, submission: Submission) -> None:
-        """It is the turn of the call of what went ahead."""
-        if submission.entry.finished:
-            contextvars.Context().run(self._attempts.follow, submission)
-        elif self._submissions.of(submission.entry.request_id) is submission:
+    def _go_on(self, submission: Submission) -> None:
+        """What went ahead mostly needs nobody who waits for its end; but it has ended otherwise, or may."""
+        if submission.task is None and self._submissions.of(submission.entry.request_id) is submission:
             self._begin(submission)
+
+    def _wants_call(self, submission: Submission) -> bool:
+        """Whether Serve's call follows what went ahead: if it is over, Serve is to count it all the same."""
+        is_open = self._submissions.of(submission.entry.request_id) is submission and submission.task is None
+        return is_open or submission.entry.finished
+
+    def _called(self, submission: Submission) -> None:
+        """The call that it shares is under way."""
+        assert submission.call is not None
+        _, reply = submission.call
+        self._attempts.note(submission, reply)
+        reply.add_done_callback(lambda _: self._go_on(submission))
+        if submission.stream is None:
+            # Somebody has to see whether the engine takes it.
+            self._go_on(submission)
 
     async def _run(self, submission: Submission) -> None:
         try:
@@ -227,6 +244,7 @@ class EngineClient:
             self.cancel(submission)
         await self._balancer.close()
         await self._departures.close()
+        await self._shared.close()
         await self._streams.close()
 
     def _has_masked(self, stream: TokenStream) -> bool:

@@ -29,7 +29,7 @@ class Submission:
         fail: called once, instead of a last delta, when the sequence cannot be completed.
         stream: of the engine that the present attempt is known to be on.
         ahead: of the engine that was sent the present attempt before its call.
-        request: the first attempt, as an engine was sent it before its call; None if it goes with the call alone.
+        request: the first attempt, as an engine was sent it before its call; None if it went with the call alone.
         place: the engine that keeps a place for the next attempt; empty if none does.
         call: of the present attempt, and its answer.
         is_admitted: a full queue does not refuse it any more. An engine that is lost had taken it, a client takes its answer up,
@@ -39,6 +39,7 @@ class Submission:
         times_passed_over: how often an engine did not take it in time and it was sent to another.
         submitted_at: when it came, of ``time.monotonic``.
         lost_at: when the last attempt was lost, until the next token.
+        finished_at: when its last token came, seconds since 1970; None before.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Submission:
         self.times_passed_over = 0
         self.submitted_at = time.monotonic()
         self.lost_at: float | None = None
+        self.finished_at: float | None = None
         self.ended: asyncio.Future[AttemptEnd] = asyncio.get_running_loop().create_future()
 
     @property
@@ -79,4 +81,5 @@ class Submission:
     def end_attempt(self, lost: AttemptEnd) -> None:
         """The attempt is over: finished (None), lost, or to be continued elsewhere."""
         if not self.ended.done():
+            self.finished_at = time.time() if lost is None else None
             self.ended.set_result(lost)

@@ -81,7 +81,7 @@ class Submissions:
 
     def displace(self, submission: Submission) -> None:
         """The next attempt begins; no engine is known to have it."""
-        submission.stream = submission.ahead = None
+        submission.stream = submission.ahead = submission.call = None
         self.unplaced.add(submission)
         submission.ended = asyncio.get_running_loop().create_future()
 

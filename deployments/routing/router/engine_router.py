@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.outputs import ServedModel
-from cluster.request import EngineRequest
+from cluster.request import EngineRequest, Followed
 from cluster.routing.candidates import EngineCandidate, RequestView
 from cluster.routing.policies import POLICIES, choose, first_choice
 from cluster.scaling.ingresses import EngineHost
@@ -51,6 +51,10 @@ class EngineRouter(PinnedRouter):
     def ranks(self, call, near):
         """As the policy says."""
         by_id = {self._engine_id(replica): replica for replica in self.known_replicas}
+        if call and isinstance(call[0], Followed):
+            # Where they are not, they are answered as not begun.
+            own = [replica for engine_id, replica in by_id.items() if engine_id == call[0].engine_id]
+            return [own, list(by_id.values())] if own else [list(by_id.values())]
         request = _request(call)
         has_it = request is not None and self._choices.is_pinned(request.request_id)
         # What an engine has already overtakes nobody on the way of its call.
@@ -81,6 +85,15 @@ class EngineRouter(PinnedRouter):
         best = first_choice(ranks)
         self._choices.sends(request, best.engine_id)
         return best.engine_id
+
+    def meant_for(self, call):
+        """The replica of the engine that has the request already, or has those that a call follows."""
+        engine_id = call[0].engine_id if call and isinstance(call[0], Followed) else ""
+        request = _request(call)
+        if request is not None and self._choices.is_pinned(request.request_id):
+            engine_id = self._choices.place(request.request_id)
+        known = self.known_replicas if engine_id else ()
+        return next((replica for replica in known if self._engine_id(replica) == engine_id), None)
 
     def ranks_failed(self, error):
         """Count it."""

@@ -11,9 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-# More than the calls of so many are not put off, and none for longer while others begin: an engine waits ten seconds for the call
-# of what came ahead.
-_MOST_CALLS = 256
+# None is put off for longer while others begin: an engine waits ten seconds for the call of what came ahead.
 _LONGEST_S = 0.1
 
 
@@ -25,11 +23,6 @@ class Turns:
         self._calls: deque[tuple[float, Callable[[], None]]] = deque()
         self._is_taken = False  # somebody has had this pass
         self._is_given = False  # who waited has a turn, which it takes in the next pass
-
-    @property
-    def is_full(self) -> bool:
-        """Whether a call would wait too long."""
-        return len(self._calls) >= _MOST_CALLS
 
     async def begin(self) -> None:
         """Return when it is the caller's turn to begin a request: at once if nobody else has had this pass."""

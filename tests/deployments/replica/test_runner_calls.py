@@ -13,7 +13,7 @@ import pytest
 from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
 from cluster.errors import EngineDeadError, InvalidRequestError, OverloadedError, StaleAttemptError
-from cluster.outputs import AttachRequired, GenerateReply, NotAdmitted
+from cluster.outputs import AttachRequired, GenerateReply, NotAdmitted, NotBegun
 from cluster.request import EngineRequest
 from deployments.replica.frames import LENGTH, MAX_REQUEST_BYTES, UnusableSocketError, encode_request
 from deployments.replica.runner_calls import CallSocket, RunnerCalls, RunnerFailure
@@ -135,6 +135,22 @@ async def test_who_goes_is_aborted_also_in_the_moment_of_the_call(linked):
     assert len(stream.of("b")) < 100
     assert not linked.calls._waiting
     await linked.actor.check_integrity()
+
+
+async def test_what_came_ahead_is_followed_without_being_sent_again(linked):
+    stream = Subscriber(linked.actor)
+    await asyncio.sleep(0)
+    for name, count in (("a", 3), ("b", 400)):
+        linked.actor.begin(subscribed(name, [3], max_tokens=count, ignore_eos=True))
+    short, long, unknown = linked.calls.follow([("a", 0), ("b", 0), ("c", 0)])
+    assert await unknown == NotBegun() and told(await short) == (3, "length")
+    await stream.wait_for("b", 2)
+    linked.calls.abort([("b", 0)])
+    reply = await long
+    assert reply.finish_reason == "abort" and reply.num_tokens < 400 and not linked.calls._waiting
+    again, broken = linked.calls.follow([("a", 0)]), RunnerCalls(linked.handle).follow([("a", 0)])
+    assert await again[0] == await broken[0] == NotBegun(), "it has been answered; nobody is connected"
+    assert not linked.handle.through_ray
 
 
 @pytest.mark.parametrize("seed", range(2))

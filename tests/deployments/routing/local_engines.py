@@ -13,8 +13,8 @@ from ray.exceptions import ActorDiedError
 
 from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
-from cluster.outputs import AttachRequired
-from cluster.request import EngineRequest
+from cluster.outputs import AttachRequired, NotBegun
+from cluster.request import EngineRequest, Followed
 from cluster.routing.candidates import EngineCandidate, RequestView
 from cluster.routing.policies import Policy
 from deployments.routing.engine_client import EngineClient
@@ -91,6 +91,43 @@ async def start_runner(folder: Path, engine_id: str, step_s: float = 0.0, **sett
     return LocalRunner(actor)
 
 
+class LocalFollow:
+    """Calls that follow requests which went ahead, as a replica answers them."""
+
+    def __init__(self, handle: LocalHandle) -> None:
+        self._handle = handle
+
+    def remote(self, followed: Followed) -> LocalReplies:
+        return LocalReplies(self._handle, followed)
+
+
+class LocalReplies:
+    """What such a call is answered with."""
+
+    def __init__(self, handle: LocalHandle, followed: Followed) -> None:
+        self._handle = handle
+        self._runner = handle.runners[followed.engine_id]
+        self._engine_id = followed.engine_id
+        ahead = self._runner.actor._ahead
+        self._running = {key: ahead.take(key) for key in followed.keys}
+
+    def cancel(self) -> None:
+        for running in self._running.values():
+            if running is not None:
+                running.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        self._runner.check_alive()
+        for key, running in self._running.items():
+            reply = NotBegun(self._engine_id)
+            if running is not None:
+                await asyncio.wait((running,))
+                self._runner.check_alive()
+                reply = running.result()._replace(engine_id=self._engine_id)
+            self._handle.sent.append((*key, self._engine_id, False))
+            yield [(key, reply)]
+
+
 class LocalHandle:
     """The engine deployment behind one ingress: a request without a place goes to the first engine that lives, or where a policy
     says.
@@ -109,6 +146,11 @@ class LocalHandle:
         self.generate = RemoteMethod(self._generate)
         for engine_id, runner in runners.items():
             self.add(engine_id, runner)
+
+        self.follow = LocalFollow(self)
+
+    def options(self, **options: Any) -> LocalHandle:
+        return self
 
     def add(self, engine_id: str, runner: LocalRunner) -> None:
         """The router learns of an engine."""

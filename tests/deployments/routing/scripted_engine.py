@@ -11,7 +11,7 @@ from ray.serve import context as serve_context
 from cluster.api_errors import ApiError
 from cluster.journal import JournalEntry
 from cluster.outputs import AttachRequired, TokenDelta
-from cluster.request import EngineRequest
+from cluster.request import EngineRequest, Followed, RequestKey
 from cluster.sampling_params import SamplingParams
 from deployments.answers.choice import Choice
 from deployments.metrics.ingress_metrics import SequenceTimes
@@ -32,11 +32,30 @@ class Remote:
         return self
 
 
+class SharedReplies:
+    """The replies to a call that several requests share, as they are set."""
+
+    def __init__(self, replies: dict[RequestKey, asyncio.Future]) -> None:
+        self._replies = replies
+
+    def cancel(self) -> None:
+        for reply in self._replies.values():
+            reply.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while self._replies:
+            done, _ = await asyncio.wait(self._replies.values(), return_when=asyncio.FIRST_COMPLETED)
+            said = [(key, reply.result()) for key, reply in self._replies.items() if reply in done]
+            self._replies = {key: reply for key, reply in self._replies.items() if reply not in done}
+            yield said
+
+
 class Engine:
     """Replica and runner in one, on another node. A test answers its calls and says what comes on its token stream.
 
     Attributes:
-        calls: requests that were submitted, each with the reply that is to be set.
+        ahead: requests that were sent to it ahead of their calls.
+        calls: requests that were submitted, each with the reply that is to be set; those of a shared call one by one.
         callers: the HTTP request that each call belongs to, as Serve sees it; none has an empty name.
         aborted: request id and attempt of each abort, in order.
         messages: what the token stream carries next.
@@ -49,7 +68,9 @@ class Engine:
         self.aborted: list[tuple[str, int]] = []
         self.messages: asyncio.Queue[list[TokenDelta]] = asyncio.Queue()
         self.attached = False
+        self.ahead: dict[RequestKey, EngineRequest] = {}
         self.generate = Remote(self._generate)
+        self.follow = Remote(self._follow)
         self.abort = Remote(lambda *key: self.aborted.append(key))
         self.token_socket = Remote(lambda: asyncio.sleep(0, ("another node", "")))
         self.attach = Remote(self._attach)
@@ -63,6 +84,17 @@ class Engine:
         else:
             reply.set_result(AttachRequired(self.engine_id, self, self.fingerprint))
         return reply
+
+    def options(self, **options) -> Engine:
+        return self
+
+    def _follow(self, followed: Followed) -> SharedReplies:
+        replies: dict[RequestKey, asyncio.Future] = {}
+        for key in followed.keys:
+            replies[key] = asyncio.get_running_loop().create_future()
+            self.calls.append((self.ahead[key], replies[key]))
+        self.callers.append(serve_context._get_serve_request_context()._internal_request_id)
+        return SharedReplies(replies)
 
     async def _attach(self, subscriber: str, resume: dict[str, int], leased: bool) -> AsyncIterator[Any]:
         self.attached = True

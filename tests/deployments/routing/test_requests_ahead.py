@@ -9,18 +9,25 @@ from typing import Any, cast
 import pytest
 
 from cluster.errors import OverloadedError
+from cluster.grammar import Grammar
 from cluster.journal import JournalEntry
-from cluster.outputs import AttachRequired, EngineLoad, GenerateReply, NotAdmitted, TokenDelta
+from cluster.outputs import AttachRequired, EngineLoad, GenerateReply, NotAdmitted, NotBegun, TokenDelta
 from cluster.replies import RequestRefused
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.metrics.request_events import ATTEMPTS, HANDOVERS
+from deployments.routing import shared_calls
 from deployments.routing.router.engine_choices import EngineChoices
-from deployments.routing.waiting import turns
 from tests.deployments.routing.scripted_engine import Client, Engine, answer, stream_of
 from tests.waiting import until
 
-pytestmark = pytest.mark.usefixtures("this_node")
+pytestmark = pytest.mark.usefixtures("this_node", "soon")
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Calls follow as soon as there is a turn."""
+    monkeypatch.setattr(shared_calls, "FOLLOW_AFTER_S", 0.0)
 
 
 async def started(choices: EngineChoices, entry: JournalEntry) -> tuple[Engine, Client, list[EngineRequest]]:
@@ -108,9 +115,13 @@ async def attached(choices: EngineChoices) -> tuple[Engine, Client, list[Any]]:
     client._streams.attach(AttachRequired("e", engine, "f"))
     await until(lambda: engine.attached, 5)
     told: list[Any] = []
-    client.stream.reached(
-        0, cast(Any, SimpleNamespace(**dict.fromkeys(("send", "abort"), lambda it: told.append(it) or True)))
-    )
+
+    def send(request: EngineRequest) -> bool:
+        engine.ahead[request.request_id, request.attempt] = request
+        told.append(request)
+        return True
+
+    client.stream.reached(0, cast(Any, SimpleNamespace(send=send, abort=lambda it: told.append(it) or True)))
     return engine, client, told
 
 
@@ -123,24 +134,28 @@ async def passes(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_burst_is_sent_at_once_and_its_calls_follow_one_each_pass(choices, monkeypatch):
-    monkeypatch.setattr(turns, "_MOST_CALLS", 8)
+async def test_a_burst_is_sent_at_once_and_one_call_follows(choices):
     engine, client, told = await attached(choices)
-    for number in range(10):
-        client.submit(sequence(str(number)), lambda delta: None, print)
-    assert [request.request_id for request in told] == [str(number) for number in range(8)], (
-        "the rest has waited too long"
-    )
+    names = [str(number) for number in range(10)]
+    for name in names:
+        client.submit(sequence(name), lambda delta: None, print)
+    assert [request.request_id for request in told] == names and not engine.calls
+    await engine.called(10)
+    assert [request.request_id for request, _ in engine.calls] == names
+    assert all(choices.chosen(name) == "e" and choices.is_pinned(name) for name in names)
+    assert engine.callers == [""], "one, and of no HTTP request"
+    await client.close()
+
+
+async def test_a_request_whose_grammar_may_be_refused_is_called_for_at_once(choices, monkeypatch):
+    monkeypatch.setattr(shared_calls, "FOLLOW_AFTER_S", 60.0)
+    engine, client, _ = await attached(choices)
+    client.submit(sequence("plain"), lambda delta: None, print)
+    await asyncio.sleep(0.02)
     assert not engine.calls
-    at_pass = {}
-    for number in range(12):
-        await passes(1)
-        at_pass |= {request.request_id: number for request, _ in engine.calls if request.request_id not in at_pass}
-    assert sorted(at_pass) == [str(number) for number in range(10)]
-    following = [at_pass[str(number)] for number in range(8)]
-    assert following == list(range(following[0], following[0] + 8))
-    assert all(choices.place(str(number)) == "e" and choices.is_pinned(str(number)) for number in range(8))
-    assert not choices.is_pinned("8") and [set(engine.callers)] == [{""}], "of no HTTP request"
+    params = SamplingParams(max_tokens=9, grammar=Grammar("regex", "a+"))
+    client.submit(JournalEntry("masked", [1], params), lambda delta: None, print)
+    await engine.called(2)
     await client.close()
 
 
@@ -152,45 +167,72 @@ async def test_the_call_of_an_answer_that_is_over_follows_to_its_engine_and_note
     client.cancel(submission)  # as whoever read the answer does
     request, reply = await engine.called(1)
     assert (request, told) == (submission.request, [request])
-    assert choices.place("r") == "e" and choices.is_pinned("r")
-    choices.chose(request, "e")
-    assert choices.token_weight("e") == 0
+    assert choices.token_weight("e") == 0 and not choices.place("r") and not choices.chosen("r")
     reply.set_result(GenerateReply(2, "length", "e", marks={"scheduled": 1.0, "first_step": 2.0}))
     await until(lambda: submission.entry.engine_id == "e", 5)
     assert submission.entry.marks["first_step"] == 2.0
-    await until(lambda: not choices.place("r") and not choices.chosen("r"), 5)
     assert (client.tokens, len(engine.calls)) == ([7, 8], 1)
     await client.close()
 
 
-async def test_an_answer_that_is_over_when_its_turn_has_just_come_is_called_for_too(choices):
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_a_call_that_finds_nothing_is_made_with_the_request_unless_it_is_over(choices, is_over):
     engine, client, _ = await attached(choices)
     submission = client.start(answer(1))
-    client._follow(submission)
-    client._on_deltas(client.stream, [TokenDelta("r", 0, 0, [7], finish_reason="length")])
-    await engine.called(1)
-    await passes(5)
-    assert len(engine.calls) == 1 and choices.place("r") == "e"
-    engine.calls[0][1].set_result(GenerateReply(1, "length", "e"))
-    await until(lambda: not choices.place("r"), 5)
+    last = [TokenDelta("r", 0, 0, [7], finish_reason="length")]
+    if is_over:
+        client._on_deltas(client.stream, last)
+    _, reply = await engine.called(1)
+    reply.set_result(NotBegun("e"))
+    if is_over:
+        await passes(10)
+    else:
+        request, _ = await engine.called(2)
+        assert request == submission.request and engine.callers == ["", ""]
+        client._on_deltas(client.stream, last)
+    assert await client.ended is None
+    assert (client.tokens, len(engine.calls)) == ([7], 1 if is_over else 2)
     await client.close()
 
 
-async def test_the_call_of_an_answer_that_is_over_runs_nowhere_else(choices):
-    choices.set_engines({"e": "f", "other": "f"})
+async def test_of_a_shared_call_each_request_is_answered_lost_and_given_up_by_itself(choices):
     engine, client, told = await attached(choices)
-    client.start(answer(1))
-    client._on_deltas(client.stream, [TokenDelta("r", 0, 0, [7], finish_reason="length")])
-    request, reply = await engine.called(1)
-    choices.chose(request, "other")
-    assert reply.cancelled()
-    await until(lambda: not choices.chosen("r"), 5)
-    assert (client.tokens, len(engine.calls), len(told)) == ([7], 1, 1)
+    errors: dict[str, Any] = {}
+    started = [
+        client.submit(sequence(name), lambda delta: None, lambda error, name=name: errors.update({name: error}))
+        for name in "abc"
+    ]
+    await engine.called(3)
+    (_, of_a), (_, of_b), (_, of_c) = engine.calls
+    of_a.set_result(RequestRefused(OverloadedError("the queue is full")))
+    await until(lambda: errors, 5)
+    assert errors["a"].status == 429 and client.num_running == 2
+    client.cancel(started[1])
+    assert ("b", 0) in told and not of_b.done() and client.num_running == 1
+    client._on_deltas(client.stream, [TokenDelta("c", 0, 0, [7], finish_reason="length")])
+    of_b.set_result(GenerateReply(0, "abort", "e"))
+    of_c.set_result(GenerateReply(1, "length", "e"))
+    await until(lambda: not len(client._shared), 5)
+    assert started[2].entry.engine_id == "e" and len(errors) == 1
+    await client.close()
+
+
+async def test_a_call_that_fails_loses_those_that_have_not_ended(choices):
+    engine, client, _ = await attached(choices)
+    client.start(answer(2))
+    _, reply = await engine.called(1)
+    client._on_deltas(client.stream, [TokenDelta("r", 0, 0, [7])])
+    reply.set_exception(RuntimeError("the connection broke"))
+    request, _ = await engine.called(2)
+    assert (request.attempt, request.output_token_ids) == (1, [7])
+    client._on_deltas(client.stream, [TokenDelta("r", 1, 1, [8], finish_reason="length")])
+    assert await client.ended is None
+    assert client.tokens == [7, 8]
     await client.close()
 
 
 @pytest.mark.parametrize("is_called", [False, True])
-async def test_a_client_that_leaves_before_its_call_is_routed_ends_what_went_ahead(choices, is_called):
+async def test_a_client_that_leaves_before_its_call_or_after_it_ends_what_went_ahead(choices, is_called):
     engine, client, told = await attached(choices)
     submission = client.start(answer(9))
     if is_called:
@@ -198,7 +240,7 @@ async def test_a_client_that_leaves_before_its_call_is_routed_ends_what_went_ahe
     client.cancel(submission)
     assert told == [submission.request, ("r", 0)], "behind the request, on the same way"
     await passes(5)
-    assert [reply.cancelled() for _, reply in engine.calls] == [True] * is_called
+    assert [reply.cancelled() for _, reply in engine.calls] == [False] * is_called
     client._on_deltas(client.stream, [TokenDelta("r", 0, 0, []), TokenDelta("r", 0, 0, [7])])
     assert (client.tokens, client.num_running, engine.aborted, len(told)) == ([], 0, [], 2)
     await client.close()
