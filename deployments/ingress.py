@@ -252,6 +252,7 @@ class OpenAiIngress:
                 task.cancel()
         if self._client is not None:
             await self._client.close()
+            self._client.metrics.tell()
 
     async def _record_load(self, client: EngineClient) -> None:
         while True:

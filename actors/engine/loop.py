@@ -22,7 +22,7 @@ from cluster.request import EngineRequest
 
 logger = logging.getLogger("bireme.engine")
 
-# Idle for this long, the engine is checked; between two requests of one client nobody should wait for that.
+# Idle for this long, the engine is checked, once after it had work. Who asks again at once should not wait for that.
 _IDLE_CHECK_DELAY_S = 0.1
 # While requests wait, their queue is looked through so often; without any it costs nothing.
 _QUEUE_LOOK_S = 0.05
@@ -65,6 +65,7 @@ class EngineLoop:
         self._failure: BaseException | None = None
         self._busy_since: float | None = None
         self._is_idle = False
+        self._is_checked = False  # since it had work last
         self._idle_until = 0.0
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         self._thread.start()
@@ -139,6 +140,7 @@ class EngineLoop:
                 self._busy_since = None
                 self.num_steps += 1
                 if output:
+                    self._is_checked = False
                     self._publish(output)
                 if self._queue_differs() or self._clock.now() - began >= _LONG_STEP_S:
                     self._on_queue()
@@ -182,7 +184,9 @@ class EngineLoop:
     def _take_inbox(self) -> bool:
         """Run what others asked for; wait for it while there is nothing to compute. False when closing."""
         if self._is_idle_for(_IDLE_CHECK_DELAY_S):
-            self._engine.check_integrity()
+            if not self._is_checked:
+                self._engine.check_integrity()
+                self._is_checked = True
             self._is_idle_for(None)
         with self._wake:
             if self._failure is not None and not self._closing:

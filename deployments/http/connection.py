@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 from collections.abc import Coroutine
 from typing import Any, NamedTuple, TypeVar
@@ -44,7 +45,11 @@ class Peer(NamedTuple):
 
 
 def _address(scope: Scope) -> str:
-    host = scope["client"][0] if scope.get("client") else ""
+    return _network(scope["client"][0] if scope.get("client") else "")
+
+
+@functools.lru_cache(maxsize=1024)
+def _network(host: str) -> str:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -11,7 +11,7 @@ from cluster.outputs import FINISH_ABORT
 from cluster.scaling.inputs import IngressLoad
 from cluster.scaling.recent import RecentSum
 from deployments.metrics.latency_target import LatencyTarget
-from deployments.metrics.metrics_export import ray_metrics
+from deployments.metrics.metrics_export import GatheredCounter, ray_metrics
 from deployments.metrics.request_totals import RequestTotals
 
 FINISH_ERROR = "error"
@@ -31,12 +31,19 @@ class IngressMetrics:
     def __init__(self, ttft_target_s: float | None = None, tpot_target_s: float | None = None) -> None:
         metrics = ray_metrics(INGRESS_METRICS)
         self.totals = RequestTotals()
-        self._received = metrics["bireme_requests_received"]
+        self._gathered = {
+            name: GatheredCounter(metrics[name])
+            for name in (
+                "bireme_requests_received", "bireme_requests",
+                "bireme_time_to_first_token_target_requests", "bireme_time_per_output_token_target_requests",
+            )
+        }  # fmt: skip
+        self._received = self._gathered["bireme_requests_received"]
         self._held = metrics["bireme_num_requests_held"]
         self._arrival_rate = metrics["bireme_request_arrivals_per_second"]
         self._signal_age = metrics["bireme_signal_age_seconds"]
         self._ttft, self._tpot = (
-            None if target_s is None else LatencyTarget(target_s, metrics[name])
+            None if target_s is None else LatencyTarget(target_s, self._gathered[name])
             for target_s, name in (
                 (ttft_target_s, "bireme_time_to_first_token_target_requests"),
                 (tpot_target_s, "bireme_time_per_output_token_target_requests"),
@@ -44,7 +51,7 @@ class IngressMetrics:
         )
         self._num_arrived = 0
         self._arrivals, self._arrived_tokens = RecentSum(_ARRIVALS_MEMORY_S), RecentSum(_ARRIVALS_MEMORY_S)
-        self._requests = metrics["bireme_requests"]
+        self._requests = self._gathered["bireme_requests"]
         self._attempts = metrics["bireme_request_attempts"]
         self._first_token = metrics["bireme_time_to_first_token_seconds"]
         self._per_token = metrics["bireme_time_per_output_token_seconds"]
@@ -86,9 +93,15 @@ class IngressMetrics:
         )
 
     def record(self, load: IngressLoad) -> None:
-        """Export what changes without an event."""
+        """Export what changes without an event, and what was counted."""
+        self.tell()
         self._held.set(load.num_held)
         self._arrival_rate.set(load.arrivals_per_s)
+
+    def tell(self) -> None:
+        """Export what was counted."""
+        for counter in self._gathered.values():
+            counter.tell()
 
     def record_age(self, decides: str, age_s: float) -> None:
         """How old the oldest word of an engine was that was decided from: in "routing" here, or in "scaling"."""

@@ -17,7 +17,7 @@ class LatencyTarget:
         target_s: may be changed; counts go on.
 
     Args:
-        counter: of Ray, with a tag ``met``.
+        counter: with a tag ``met``.
     """
 
     def __init__(self, target_s: float, counter) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter as Counts
+from collections.abc import Iterable, Mapping
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -19,3 +20,21 @@ def _ray_metric(metric: Metric) -> Counter | Gauge | Histogram:
     if metric.kind == "histogram":
         return Histogram(metric.name, boundaries=LATENCY_BUCKETS_S, **options)
     return {"counter": Counter, "gauge": Gauge}[metric.kind](metric.name, **options)
+
+
+class GatheredCounter:
+    """A counter of Ray's that is told now and then: telling it once takes some 15 µs."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._counts: Counts[tuple[tuple[str, str], ...]] = Counts()
+
+    def inc(self, value: int = 1, tags: Mapping[str, str] | None = None) -> None:
+        """Count; Ray knows of it after ``tell``."""
+        self._counts[tuple(tags.items()) if tags else ()] += value
+
+    def tell(self) -> None:
+        """Tell Ray what was counted since it was told last."""
+        for tags, count in self._counts.items():
+            self._counter.inc(count, dict(tags))
+        self._counts.clear()

@@ -36,6 +36,8 @@ SERVE_ENVIRONMENT = {
     "RAY_maximum_gcs_destroyed_actor_cached_count": "100",
     "RAY_maximum_gcs_dead_worker_cached_count": "100",
     "RAY_maximum_gcs_dead_node_cached_count": "100",
+    # Ten times a second otherwise, in every replica and for every handle; Ray exports them every ten seconds.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
     # Two files a process, for tools that are not used here.
     "RAY_event_log_reporter_enabled": "0",
     # Without a size what a process prints is never rotated, and Serve prints a line a request.

@@ -73,9 +73,15 @@ class EngineRouter(PinnedRouter):
     def first_choice(self, request: EngineRequest) -> str:
         """The engine that the policy likes best; of several the one whose requests have the fewest tokens, since Serve's queue
         lengths count no request whose call is yet to come. Empty if there is none, or the choice fails."""
+        known = self.known_replicas
+        if len(known) == 1:
+            # Whatever the policy; to have it say so takes a seventh of a millisecond.
+            engine_id = self._engine_id(known[0])
+            self._choices.sends(request, engine_id)
+            return engine_id
         try:
             near, open_to = self.near, self._open_to(request)
-            views = [self._view(self._engine_id(replica), replica, near, open_to) for replica in self.known_replicas]
+            views = [self._view(self._engine_id(replica), replica, near, open_to) for replica in known]
             ranks = choose(self._policy, RequestView(""), views, self._rng, self.ranks_failed)
         except Exception as error:
             self.ranks_failed(error)

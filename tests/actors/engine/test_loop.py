@@ -51,6 +51,28 @@ def test_the_last_token_comes_without_a_next_request(harness):
     assert harness.loop.seconds_in_step() == 0
 
 
+def test_an_idle_engine_is_checked_once_after_it_had_work(tiny_model, monkeypatch):
+    engine = make_engine(tiny_model)
+    checks: list[float] = []
+    monkeypatch.setattr(engine, "check_integrity", lambda: checks.append(time.monotonic()))
+    harness = Harness(engine)
+
+    def look_on(seconds: float) -> int:
+        """How often it was checked meanwhile, though others ask it things."""
+        before, until = len(checks), time.monotonic() + seconds
+        while time.monotonic() < until:
+            harness.loop.call(lambda engine: None).result(10)
+            time.sleep(0.2)
+        return len(checks) - before
+
+    for name in "ab":
+        harness.loop.submit(request(name, [3, 4, 5], max_tokens=2)).result(10)
+        harness.collect(name)
+        assert look_on(1.0) == 1
+        assert look_on(1.0) == 0
+    harness.loop.close()
+
+
 def test_the_first_step_after_a_rest_makes_the_queue_no_older_than_itself(harness):
     harness.loop.submit(request("a", [3, 4, 5], max_tokens=2)).result(10)
     harness.collect("a")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from cluster.scaling.inputs import TargetCount
 from deployments.metrics.ingress_metrics import IngressMetrics, SequenceTimes
+from deployments.metrics.metrics_export import GatheredCounter
 
 
 def answered(metrics: IngressMetrics, first_s: float, per_token_s: float, num_tokens: int = 5) -> None:
@@ -49,3 +51,16 @@ def test_without_targets_nothing_is_counted_against_them():
     metrics = IngressMetrics()
     answered(metrics, 1.0, 1.0)
     assert metrics.load(0, 0).ttft is metrics.load(0, 0).tpot is None
+
+
+def test_what_is_counted_is_told_now_and_then_and_each_of_it_once():
+    told: list[tuple[float, dict[str, str]]] = []
+    counter = GatheredCounter(SimpleNamespace(inc=lambda value, tags: told.append((value, tags))))  # type: ignore[arg-type]
+    counter.tell()
+    for _ in range(3):
+        counter.inc()
+    counter.inc(2, {"met": "yes"})
+    assert not told
+    counter.tell()
+    counter.tell()
+    assert told == [(3, {}), (2, {"met": "yes"})]
