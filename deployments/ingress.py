@@ -10,6 +10,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -51,6 +52,7 @@ from deployments.http.json_response import JsonResponseInPieces
 from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
 from deployments.http.server.set_up import set_up_http_servers
+from deployments.http.straight_paths import Handler, StraightPaths
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.vllm_text import VllmFamilies, VllmMetrics
 from deployments.openai_api.answer_formats import AnswerFormats
@@ -161,10 +163,15 @@ class OpenAiIngress:
         app = Starlette(
             routes=[Route(endpoint.path, endpoint.handler, methods=list(endpoint.methods)) for endpoint in endpoints],
             exception_handlers=ERROR_HANDLERS,
+            middleware=[Middleware(StraightPaths, self._generating)],
             lifespan=self._lifespan,
         )
         open_paths = [endpoint.path for endpoint in endpoints if not endpoint.needs_key]
         return gate(app, self._keys, open_paths, self._config.allowed_origins, self._without_key)
+
+    @property
+    def _generating(self) -> dict[str, Handler]:
+        return {_COMPLETIONS: self.completions, _CHAT: self.chat_completions}
 
     def _without_key(self, path: str, error: ApiError) -> None:
         if path in (_COMPLETIONS, _CHAT):

@@ -76,23 +76,51 @@ def may_leave_unnoticed(scope: Scope) -> bool:
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run ``work`` and return its result.
+    """Run ``work`` and return its result. Cancelled it must end at once: whoever serves the request may cancel it, too.
 
     Raises:
         ClientGoneError: the client went away first; ``work`` was cancelled and has ended.
     """
-    task = asyncio.ensure_future(work)
+    # The work has no task of its own, which would cost as much as many a token.
+    task = asyncio.current_task()
+    assert task is not None
     gone = asyncio.ensure_future(_disconnected(receive))
+    leaving = _Leaving(task)
+    gone.add_done_callback(leaving.begin)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGoneError
+        return await work
+    except asyncio.CancelledError:
+        if leaving.is_all:
+            raise ClientGoneError from None
+        raise
     finally:
+        leaving.end()
         gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
+
+
+class _Leaving:
+    """Cancels a task once a client leaves, and knows whether nobody else did."""
+
+    def __init__(self, task: asyncio.Task) -> None:
+        self._task = task
+        self._has_begun = self._is_over = False
+
+    def begin(self, gone: asyncio.Future) -> None:
+        """The client has gone."""
+        if not self._is_over and not getattr(self._task, "cancelling", int)():
+            self._has_begun = True
+            self._task.cancel()
+
+    @property
+    def is_all(self) -> bool:
+        """Whether the task was cancelled for this; where Python does not count, it may have been for something else, too."""
+        return self._has_begun and getattr(self._task, "cancelling", lambda: 1)() == 1
+
+    def end(self) -> None:
+        """The work has ended."""
+        self._is_over = True
+        if self._has_begun and hasattr(self._task, "uncancel"):
+            self._task.uncancel()
 
 
 async def _disconnected(receive: Receive) -> None:
