@@ -183,7 +183,8 @@ class CallOfRequests:
         self._num_more = 0 if self._replica_id is None else count - 1
         if self._num_more:
             self._change(self._num_more)
-            handle.request_counter.inc(self._num_more, {"route": "", "application": handle.app_name})
+            # As of the call itself, which belongs to no HTTP request.
+            handle.request_counter.inc(self._num_more, {"route": "", "application": ""})
 
     def end(self, count: int) -> None:
         """So many of them are answered."""

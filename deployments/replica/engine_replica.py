@@ -264,6 +264,8 @@ class EngineReplica:
     async def __del__(self) -> None:
         """Called by Serve once the last request has ended."""
         if self._watch is not None:
+            if not self._death.done():
+                await self._watch.drained()
             self._watch.close()
         if self._runner is not None and not self._death.done():
             self._calls.close()

@@ -68,6 +68,13 @@ class RunnerWatch:
         if self._clock.silent_s > self._hang_timeout_s:
             raise RuntimeError(f"the runner of {self._engine_id} has been silent for {self._clock.silent_s:.1f} s")
 
+    async def drained(self) -> None:
+        """Return when the runner has no request any more: Serve does not know yet of those whose call is to come."""
+        if self._draining is None:
+            self._drain(self._drain_timeout_s)
+        assert self._draining is not None
+        await asyncio.wait((self._draining,), timeout=self._drain_timeout_s + _DRAIN_MARGIN_S)
+
     def close(self) -> None:
         self._task.cancel()
 

@@ -30,7 +30,7 @@ def handle_of_one_replica() -> Any:
     counter = SimpleNamespace(inc=lambda value, tags: totals.update({"handle": value}))
     return SimpleNamespace(
         _router=SimpleNamespace(_asyncio_router=SimpleNamespace(_metrics_manager=metrics, request_router=router)),
-        request_counter=counter, app_name="app", metrics=metrics, lengths=lengths, totals=totals,
+        request_counter=counter, metrics=metrics, lengths=lengths, totals=totals,
     )  # fmt: skip
 
 
