@@ -103,6 +103,7 @@ class PolicyState:
         context_tokens: of a row that decodes, on average.
         head_room: share of the demand that is kept in reserve; learned from the objectives that were missed.
         num_met, num_missed: answers of all ingresses when it was looked last.
+        num_recent, num_recent_missed: answers of about the last hour, and those of them that missed an objective.
         demands: (second, engines wanted) of the recent past, at most one every few seconds.
         seen: engines by id, at most ``policy.MAX_SEEN``.
         capacity: step times by kind.
@@ -127,6 +128,8 @@ class PolicyState:
     sent_tokens_per_s: float | None = None
     num_in_system: float | None = None
     sent_tokens: float = 0.0
+    num_recent: float = 0.0
+    num_recent_missed: float = 0.0
 
 
 @dataclass(frozen=True)

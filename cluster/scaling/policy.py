@@ -3,7 +3,8 @@
 The demand is the rates of requests and of their prompts' tokens, as they come, over what an engine does within the objectives;
 and what it takes to work off those in the system that are too many for it. The rates are levels: slow within the noise of
 independent requests, at once beyond it. Up at once for the demand and a head room; down when the largest demand of a while back
-fits with the head room. The head room is learned: it grows with each answer that misses an objective and shrinks while none does.
+and half an engine more fit with the head room. The head room is learned: it grows with each answer that misses an objective and
+shrinks while none does, sooner where few have missed of late.
 
 Missing and stale inputs hold. Where all are, nothing changes. Where some are, what is known of the others is the least that there
 is: it may start engines, and none leaves before all are known again. What is not known counts as it did when it was, so that a
@@ -56,10 +57,12 @@ _UNKNOWN = RequestShape(1000.0, 200.0, 1100.0)
 _UNKNOWN_WEIGHT = 3.0
 _DEMAND_STEP_S = 5.0
 # An engine that leaves too early costs its start again, and answers meanwhile.
-_HOLD_STARTS = 2.0
-_LEAST_HOLD_S = 30.0
+_HOLD_STARTS = 1.0
+_LEAST_HOLD_S = 15.0
+# Engines. One that would nearly be needed stays: a demand that goes up and down by a little starts none.
+_LEAVE_MARGIN = 0.5
 # Nobody has come for so many times as long as an engine is kept: that somebody comes while it is, is improbable.
-_SLEEP_HOLDS = 4.0
+_SLEEP_HOLDS = 8.0
 # To begin with: too little costs misses and the engines that work off what has gathered.
 _HEAD_ROOM = 0.15
 # A little is always kept: who learns that it was too little has already missed.
@@ -69,8 +72,13 @@ _HEAD_ROOM_BOUNDS = (0.02, 0.5)
 _GIVE_UP_PER_S = 0.004 / 60
 # It grows at most so many times as fast: a start from nothing is no reason to keep more for hours.
 _MOST_RISE = 40.0
-# Of the answers that may miss an objective, those that the head room aims at.
-_BUDGET_USED = 0.6
+# Of the answers that may miss an objective, those that are to; the rest is for jumps to come.
+_BUDGET_USED = 0.85
+# The misses of about so long are what is counted. What they lie below or above that, the head room aims above or below it,
+# so many times over, since most of an hour's misses may come at once.
+_BUDGET_S = 3600.0
+_REPAID = 2.0
+_AIM_BOUNDS = (0.4, 1.3)
 
 
 class _Known(NamedTuple):
@@ -102,6 +110,17 @@ class _Measured(NamedTuple):
     kv_tokens: int
     capacity: CapacityModel
     seen: dict[str, SeenEngine]
+
+
+class _HeadRoom(NamedTuple):
+    """Share of the demand; answers that met both objectives and that missed one, as ingresses count them; answers of late, and
+    misses."""
+
+    share: float
+    num_met: int
+    num_missed: int
+    num_recent: float
+    num_recent_missed: float
 
 
 def decide(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) -> Decision:
@@ -152,7 +171,8 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     wanted = _or(found.arrivals_per_s, 0.0) / requests_per_s(costs, shape, tpot_s, rows_limit)
     at_once = _engines_for_those_here(costs, shape, found.mean_in_system, tpot_s, rows_limit)
     wanted += max(0.0, at_once - wanted) * min(1.0, shape.output_tokens * tpot_s / _CLEAR_S)
-    head_room, num_met, num_missed = _head_room(inputs, state, settings, elapsed)
+    answered = _head_room(inputs, state, settings, elapsed)
+    head_room = answered.share
     least = 0.0 if known.is_whole or not state.demands else state.demands[-1][1]
     demands = _remembered(state.demands, inputs.now, max(wanted, least), settings)
 
@@ -160,7 +180,7 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     since = inputs.now if is_new else state.since
     need = _whole(wanted * (1 + head_room))
     need = max(need, 1 if found.num_in_system > 0 else 0)
-    kept = max(1, _whole(max(demand for _, demand in demands) * (1 + head_room)))
+    kept = max(1, _whole((max(demand for _, demand in demands) + _LEAVE_MARGIN) * (1 + head_room)))
     is_quiet = found.num_in_system <= 0 and found.rate < 1 / _sleep_s(settings)
     begun = inputs.now if known.is_whole else None
     idle_since = (begun if is_new or state.idle_since is None else state.idle_since) if is_quiet else None
@@ -170,7 +190,7 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
         target, reason = 0, "down: nobody has come of late"
     elif need > current:
         target, reason = need, f"up: the load needs {wanted:.2f} engines and {head_room:+.0%}"
-    elif known.is_whole and kept < current and inputs.now - since >= _hold_s(settings):
+    elif known.is_whole and kept < current and inputs.now - since >= _settle_s(settings):
         target, reason = kept, f"down: the largest demand of late fits {kept}, with {head_room:+.0%}"
     else:
         target, reason = current, "enough" if known.is_whole else "hold: some have said nothing of late"
@@ -194,8 +214,10 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
         output_tokens=found.output_tokens,
         context_tokens=found.context_tokens,
         head_room=head_room,
-        num_met=num_met,
-        num_missed=num_missed,
+        num_met=answered.num_met,
+        num_missed=answered.num_missed,
+        num_recent=answered.num_recent,
+        num_recent_missed=answered.num_recent_missed,
         demands=demands,
         seen=found.seen,
         capacity={**state.capacity, inputs.kind: found.capacity},
@@ -220,6 +242,11 @@ def _hold_s(settings: PolicySettings) -> float:
     return max(_LEAST_HOLD_S, _HOLD_STARTS * settings.start_s) / max(settings.cost_weight, 0.1)
 
 
+def _settle_s(settings: PolicySettings) -> float:
+    """Of a policy that has just begun, until the lengths of requests are known."""
+    return max(_SHAPE_S / max(settings.cost_weight, 0.1), _hold_s(settings))
+
+
 def _sleep_s(settings: PolicySettings) -> float:
     return _SLEEP_HOLDS * _hold_s(settings)
 
@@ -236,10 +263,7 @@ def _remembered(
     return (*kept, (now, wanted))
 
 
-def _head_room(
-    inputs: FleetInputs, state: PolicyState, settings: PolicySettings, elapsed: float
-) -> tuple[float, int, int]:
-    """(head room, answers that met both objectives, answers that missed one), as ingresses count them."""
+def _head_room(inputs: FleetInputs, state: PolicyState, settings: PolicySettings, elapsed: float) -> _HeadRoom:
     met, missed = 0, 0
     for ingress in inputs.ingresses:
         counts = [count for count in (ingress.ttft, ingress.tpot) if count is not None]
@@ -247,13 +271,21 @@ def _head_room(
         met += min((count.num_met for count in counts), default=0)
     before = _or(state.head_room, _HEAD_ROOM / max(settings.cost_weight, 0.1))
     more_met, more_missed = met - state.num_met, missed - state.num_missed
+    recent, recent_missed = state.num_recent, state.num_recent_missed
     if more_met < 0 or more_missed < 0 or more_met + more_missed == 0 or not state.at:
-        return before, met, missed
-    allowed = max(1e-4, (1 - settings.slo_share) * _BUDGET_USED)
+        return _HeadRoom(before, met, missed, recent, recent_missed)
+    kept = math.exp(-elapsed / _BUDGET_S)
+    recent = recent * kept + more_met + more_missed
+    recent_missed = recent_missed * kept + more_missed
+    may_miss = max(1e-4, 1 - settings.slo_share)
+    spared = _BUDGET_USED - recent_missed / recent / may_miss
+    known = 1 - math.exp(-max(0.0, inputs.now - state.since) / _BUDGET_S)
+    fewest, most = _AIM_BOUNDS
+    aim = may_miss * min(max(_BUDGET_USED + _REPAID * known * spared, fewest), most)
     share = more_missed / (more_met + more_missed)
     lowest, highest = _HEAD_ROOM_BOUNDS
-    after = before + _GIVE_UP_PER_S * settings.cost_weight * elapsed * (min(share / allowed, _MOST_RISE) - 1)
-    return min(max(after, lowest), highest), met, missed
+    after = before + _GIVE_UP_PER_S * settings.cost_weight * elapsed * (min(share / aim, _MOST_RISE) - 1)
+    return _HeadRoom(min(max(after, lowest), highest), met, missed, recent, recent_missed)
 
 
 def _engines_for_those_here(

@@ -92,8 +92,12 @@ class ExactEngine:
         return sum(len(s.token_ids) for s in self._scheduler.waiting) + on_the_way
 
     @property
+    def has_line(self) -> bool:
+        return bool(self._scheduler.waiting)
+
+    @property
     def is_crowded(self) -> bool:
-        return bool(self._scheduler.waiting) or self.open_places <= 0
+        return self.has_line or self.open_places <= 0
 
     def submit(self, task: Task, at: float) -> None:
         self._inbox.append((at, task))

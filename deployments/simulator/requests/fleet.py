@@ -152,8 +152,8 @@ class Fleet:
 
     def _balance(self, now: float) -> None:
         """Requests that wait go where they begin at once (``cluster.scaling.balance``), as ingresses do it."""
-        some = (*self._busy.values(), *self.leaving)
-        views = [engine.balance_view(now) for engine in some if engine.num_requests > 1]
+        some = [engine for engine in (*self._busy.values(), *self.leaving) if engine.has_line]
+        views = [engine.balance_view(now) for engine in some]
         if not any(is_source(view) for view in views):
             return
         known = {view.engine_id for view in views}

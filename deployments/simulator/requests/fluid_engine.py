@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from operator import attrgetter
 
 from actors.scheduling.prompt_shares import Prompt, has_tokens_for, prompt_shares
 from cluster.outputs import EngineLoad
@@ -18,12 +19,17 @@ from deployments.simulator.setup import SimulatorSettings
 
 
 class _Prompt:
-    """A request that waits or whose prompt is computed: ``remaining`` tokens of ``known``."""
+    """A request that waits or whose prompt is computed: ``remaining`` tokens of ``known``. ``whole`` is what it asks for while it
+    waits, where all of it remains: a long line is looked at in every step."""
 
-    __slots__ = ("known", "order", "remaining", "task")
+    __slots__ = ("known", "order", "remaining", "task", "whole")
 
     def __init__(self, task: Task, known: int, order: int) -> None:
         self.task, self.known, self.remaining, self.order = task, known, known, order
+        self.whole = _share_of(self)
+
+
+_WHOLE = attrgetter("whole")
 
 
 class FluidEngine:
@@ -87,8 +93,12 @@ class FluidEngine:
         return self._waiting_tokens
 
     @property
+    def has_line(self) -> bool:
+        return bool(self._waiting)
+
+    @property
     def is_crowded(self) -> bool:
-        return bool(self._waiting) or self.open_places <= 0
+        return self.has_line or self.open_places <= 0
 
     def submit(self, task: Task, at: float) -> None:
         self._inbox.append((at, task))
@@ -198,7 +208,7 @@ class FluidEngine:
             left -= prompt.remaining
 
     def _has_tokens_for_one_more(self, free: int, budget: int) -> bool:
-        least = min(map(_share_of, self._waiting[:free]))
+        least = min(map(_WHOLE, self._waiting[:free]))
         return has_tokens_for(least, map(_share_of, self._prefilling), budget)
 
     def _mixed_step(self) -> None:

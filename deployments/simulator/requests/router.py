@@ -30,6 +30,7 @@ class RoutedEngine(Protocol):
         num_tokens: of its requests, prompts and answers so far.
         waiting_tokens: of these, of those that wait or are on their way.
         open_places: requests that would begin there at once.
+        has_line: somebody waits there.
         is_crowded: somebody waits there, or the next one would.
     """
 
@@ -43,6 +44,9 @@ class RoutedEngine(Protocol):
 
     @property
     def open_places(self) -> int: ...
+
+    @property
+    def has_line(self) -> bool: ...
 
     @property
     def is_crowded(self) -> bool: ...
