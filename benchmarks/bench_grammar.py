@@ -3,7 +3,7 @@
 python -m benchmarks.bench_grammar [--rows 1,4,8] [--rounds 4]
 python -m benchmarks.bench_grammar --device gpu --model llama_8b --rows 1,8,64    random weights, and 128,256 tokens of its size
 python -m benchmarks.bench_grammar --model small_llama    two small layers under that vocabulary: what masks cost, and little else
-python -m benchmarks.bench_grammar --parts    what each part of a masked step takes of a core, instead
+python -m benchmarks.bench_grammar --parts    what each part of a masked step takes of a core where the host makes the masks
 
 Every turn of a kind takes the same tokens, so step i of one turn does the work of step i of any other. The cost is told from
 the best of each step over all turns, which other work on the machine changes least, and from medians of whole turns. Times are
@@ -29,7 +29,8 @@ from unittest import mock
 
 from actors.engine.engine import Engine
 from actors.engine.loading import load_engine
-from actors.structured_output.matcher import TokenMatcher
+from actors.runner import model_runner
+from actors.structured_output.native import NativeMatcher
 from benchmarks.random_tokenizer import write_tokenizer
 from benchmarks.workload import PROMPT_TOKENS, prompt
 from cluster.config import DEFAULT_MODEL, EngineConfig
@@ -85,7 +86,7 @@ def seconds_of_steps(engine: Engine, kind: str, rows: int, run: int) -> list[flo
 
 def core_seconds_of_parts(engine: Engine, rows: int, run: int) -> dict[str, list[float]]:
     """What each call of a part took of a core while ``rows`` rows with a schema each were computed, the forward beside it."""
-    parts = {"mask made": (TokenMatcher, "fill"), "token taken": (TokenMatcher, "accept")}
+    parts = {"mask made": (NativeMatcher, "fill"), "token taken": (NativeMatcher, "consume")}
     taken: dict[str, list[float]] = {}
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,7 +147,10 @@ def main() -> None:
             sizes |= {"num_kv_blocks": 256, "num_threads": arguments.threads}
         # The tokenizer is read at the first grammar.
         of_model = settings(arguments.model, Path(folder))
-        engine = load_engine(EngineConfig(device=arguments.device, **sizes, **of_model))
+        # Compute threads would make masks where no part of them can be told apart.
+        by_host = mock.patch.object(model_runner, "compute_threads_make_masks", return_value=False)
+        with by_host if arguments.parts else contextlib.nullcontext():
+            engine = load_engine(EngineConfig(device=arguments.device, **sizes, **of_model))
         engine.executor.align_clocks()
         (show_parts if arguments.parts else compare)(engine, row_counts, arguments.rounds)
 

@@ -42,6 +42,18 @@ def _own_runner(library: Path) -> Callable[[str, tuple[Any, ...]], Any] | None:
     return own
 
 
+def native_function(name: str, result: Any, *arguments: Any, lets_others_run: bool = False) -> Callable[..., Any]:
+    """A function ``bireme_<name>`` of the library that takes no tensors, by the ``ctypes`` types of its result and arguments.
+
+    Args:
+        lets_others_run: it is called without the interpreter lock, which takes longer to get back than a quick one takes.
+    """
+    kind = ctypes.CDLL if lets_others_run else ctypes.PyDLL
+    function = getattr(kind(str(build())), "bireme_" + name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
 def run_op(name: str, *arguments: Any) -> list[paddle.Tensor]:
     """Run the custom op ``bireme_<name>``: its input tensors in order, then its attributes.
 

@@ -15,6 +15,7 @@ import paddle
 from actors.device.cpu import CpuDevice
 from actors.device.host_tensor import fill_with_poison, host_view
 from actors.runner.mask_filling import MaskFilling
+from actors.runner.shared_masks import SharedMasks
 from actors.runner.slot_insert import pack_inserts
 from actors.scheduling.step_plan import StepPlan
 from actors.structured_output.thinking import Matcher
@@ -27,6 +28,9 @@ from gpu_ops.step_result import landing_size
 
 class InFlightStep:
     """Buffers of one step in flight.
+
+    Args:
+        shares_masks: the compute threads make masks beside the forward.
 
     Attributes:
         plan: the step, or None while the object is free.
@@ -48,7 +52,7 @@ class InFlightStep:
         timer: the device's own stamps.
     """
 
-    def __init__(self, max_num_seqs: int, vocab_size: int, device: CpuDevice) -> None:
+    def __init__(self, max_num_seqs: int, vocab_size: int, device: CpuDevice, shares_masks: bool) -> None:
         self._device = device
         self.plan: StepPlan | None = None
         self.num_tokens = 0
@@ -56,6 +60,7 @@ class InFlightStep:
         self.scheduled = device.host_buffer([max_num_seqs], "int32")
         self.cleared = device.host_buffer([max_num_seqs], "int32")
         self.token_masks = device.host_buffer([max_num_seqs, mask_words(vocab_size)], "int32")
+        self._shared_masks = SharedMasks(self.token_masks.array) if shares_masks else None
         self.mask_tensor = device.input_block(self.token_masks)
         self.matchers: dict[int, Matcher] = {}
         self.landing = device.host_buffer([landing_size(max_num_seqs, MAX_LOGPROBS)], "int64")
@@ -102,8 +107,17 @@ class InFlightStep:
             self._staged += self.insert_ints, self.insert_floats, self.insert_tokens
 
     def fill_masks(self, filling: MaskFilling) -> None:
-        """On the host, once the matchers know every token before this step."""
-        filling.fill(self.matchers, self.token_masks.array)
+        """On the host, once the matchers know every token before this step. They are there behind ``finish_masks``, and what
+        matchers say of themselves is true behind ``wait``."""
+        if self._shared_masks is None:
+            filling.fill(self.matchers, self.token_masks.array)
+        else:
+            self._shared_masks.start(self.matchers)
+
+    def finish_masks(self) -> None:
+        """On the device stream, once for each ``fill_masks``."""
+        if self._shared_masks is not None:
+            self._shared_masks.finish()
 
     def send_masks(self) -> None:
         """On the device stream."""
@@ -143,5 +157,7 @@ class InFlightStep:
         event_wait(self._event, self._ticket)
         self.timer.finish()
         self.waited_at = time.perf_counter()
+        if self._shared_masks is not None:
+            self._shared_masks.tell_failures()
         if self.error is not None:
             raise self.error

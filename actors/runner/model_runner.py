@@ -24,6 +24,7 @@ from actors.runner.decode_graphs import DecodeGraphs, decode_buckets
 from actors.runner.in_flight_step import InFlightStep
 from actors.runner.mask_filling import MaskFilling, spare_threads
 from actors.runner.sampler import Sampler, SamplingGraph
+from actors.runner.shared_masks import compute_threads_make_masks
 from actors.runner.step_executor import StepExecutor
 from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
 from actors.structured_output.grammars import Grammars
@@ -31,6 +32,7 @@ from actors.structured_output.thinking import Matcher
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, TokenLogprobs
 from cluster.process.cache import Progress
 from gpu_ops import state
+from gpu_ops.forward import get_num_threads
 from gpu_ops.host_flag import get_stop
 from gpu_ops.slots.share_inputs import allocate_share_inputs
 from gpu_ops.step_result import PackedStep, StopReason, unpack_outputs
@@ -85,7 +87,9 @@ class ModelRunner(StepExecutor):
         # The step that carries a slot's PREEMPTED marker. A number, not a flag: the previous step's real token may still
         # be in flight when the marker is set.
         self.preempted_idx = np.full(max_num_seqs, -1, np.int64)
-        self._free_outputs = [InFlightStep(max_num_seqs, model.config.vocab_size, device) for _ in range(2)]
+        shares_masks = compute_threads_make_masks(device.is_gpu, get_num_threads())
+        vocab_size = model.config.vocab_size
+        self._free_outputs = [InFlightStep(max_num_seqs, vocab_size, device, shares_masks) for _ in range(2)]
         self._in_flight: list[InFlightStep] = []
         self._hidden: paddle.Tensor | None = None
         self.decode_graphs: DecodeGraphs | None = None
@@ -192,6 +196,7 @@ class ModelRunner(StepExecutor):
             out.error = error
 
     def _run_sampling(self, out: InFlightStep) -> None:
+        out.finish_masks()
         try:
             if out.error is None:
                 self._postprocess(out, out.num_rows, out.num_samples)
@@ -327,7 +332,7 @@ def _slot_output(slot: int, request_id: str, packed: PackedStep, out: InFlightSt
     token, reason = int(packed.tokens[slot]), int(packed.stop_reason[slot])
     if matcher is not None:
         matcher.accept(token)
-        if matcher.has_failed and reason == StopReason.EOS:
+        if reason == StopReason.EOS and matcher.has_failed:
             reason = StopReason.LENGTH  # a limit ended the answer, not its structure
     finish_reason = None
     if reason != StopReason.NONE:

@@ -93,12 +93,17 @@ class _Library:
         self.fill = _typed(long.llg_matcher_compute_mask_into, c_int32, c_void_p, c_void_p, c_size_t)
         self.consume = _typed(short.llg_matcher_consume_token, c_int32, c_void_p, c_uint32)
         self.is_stopped = _typed(short.llg_matcher_is_stopped, c_bool, c_void_p)
+        self.consume_address, self.fill_address = _address(self.consume), _address(self.fill)
         self.error = _typed(short.llg_matcher_get_error, c_char_p, c_void_p)
 
 
 def _typed(function: Any, result: type | None, *arguments: type) -> Any:
     function.restype, function.argtypes = result, arguments
     return function
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, c_void_p).value or 0
 
 
 @functools.cache
@@ -197,6 +202,8 @@ class NativeMatcher:
 
     def __init__(self, trie: TokenTrie, handle: int) -> None:
         self._library, self._handle, self._trie = _library(), handle, trie
+        # Of the functions behind ``consume`` and ``fill``, and what these are called with.
+        self.addresses = self._library.consume_address, self._library.fill_address, handle
 
     @classmethod
     def compiled(cls, trie: TokenTrie, grammar: str, limits: llguidance.LLParserLimits) -> NativeMatcher:

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from cluster.reasoning import ReasoningMarks
+from gpu_ops.mask_making import MaskToMake
 
 # What the parsers of answers pass before a mark.
 _SPACE = b" \t\r\n"
@@ -23,6 +24,10 @@ class Matcher(Protocol):
     def accept(self, token: int) -> None: ...
 
     def fill(self, mask: np.ndarray) -> None: ...
+
+    def mask_to_make(self, address: int) -> MaskToMake | None: ...
+
+    def fail(self) -> None: ...
 
 
 class ThinkingMatcher:
@@ -83,6 +88,14 @@ class ThinkingMatcher:
             return
         mask[0], mask[1:] = 1, 0
         bits[word] = bit
+
+    def mask_to_make(self, address: int) -> MaskToMake | None:
+        """As ``TokenMatcher.mask_to_make``: here ``fill`` has to look at what the grammar allows."""
+        return None
+
+    def fail(self) -> None:
+        """Never asked for."""
+        raise NotImplementedError
 
     @property
     def _is_due(self) -> bool:

@@ -1,5 +1,6 @@
 #include "kernels/device/thread_pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -8,6 +9,44 @@
 #include <vector>
 
 namespace bireme {
+
+// Who asks first gets the next item. Asking costs a look at one number while there is none.
+class SideQueue {
+ public:
+  bool empty() const { return waiting_.load() == 0; }
+
+  void add(SideWork* work) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    works_.push_back(work);
+    waiting_.fetch_add(1);
+  }
+
+  // Does one item: of `only`, or of the work that was started first. False when nobody has left one.
+  bool do_one(SideWork* only = nullptr) {
+    SideWork* work = nullptr;
+    int64_t item = 0;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      const auto found = only == nullptr ? works_.begin() : std::find(works_.begin(), works_.end(), only);
+      if (found == works_.end()) return false;
+      work = *found;
+      item = work->next_++;
+      if (work->next_ == work->items_) {
+        works_.erase(found);
+        waiting_.fetch_sub(1);
+      }
+    }
+    work->body_(work->context_, item);
+    work->left_.fetch_sub(1, std::memory_order_release);
+    return true;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<SideWork*> works_;
+  std::atomic<int> waiting_{0};
+};
+
 namespace {
 
 inline void pause() {
@@ -16,6 +55,12 @@ inline void pause() {
 #else
   std::this_thread::yield();
 #endif
+}
+
+// A thread that lost its core in the middle of what is waited for may need this one to finish.
+template <typename Done>
+void wait_until(Done&& done) {
+  for (int spins = 0; !done(); ++spins) spins < 4096 ? pause() : std::this_thread::yield();
 }
 
 // A job is open while helpers may join it. Its caller takes chunks like everyone else, closes it when none is left, and
@@ -56,16 +101,21 @@ class Pool {
     }
     const uint64_t epoch = (state_.load(std::memory_order_relaxed) / kEpoch + 1) * kEpoch;
     state_.store(epoch | kOpen);  // publishes the job
-    if (sleepers_.load() > 0) {
-      { std::lock_guard<std::mutex> lock(sleep_mutex_); }
-      wake_.notify_all();
-    }
+    wake_sleepers();
     take_chunks(0);
     state_.fetch_and(~kOpen);
-    for (int spins = 0; (state_.load(std::memory_order_acquire) & kMembers) != 0; ++spins) {
-      // A helper that lost its core in mid-chunk may need this one to finish.
-      spins < 4096 ? pause() : std::this_thread::yield();
+    wait_until([&] { return (state_.load(std::memory_order_acquire) & kMembers) == 0; });
+  }
+
+  void start_side(SideWork* work) {
+    side_.add(work);
+    wake_sleepers();
+  }
+
+  void finish_side(SideWork* work, const std::atomic<int64_t>& left) {
+    while (side_.do_one(work)) {
     }
+    wait_until([&] { return left.load(std::memory_order_acquire) == 0; });
   }
 
  private:
@@ -91,31 +141,39 @@ class Pool {
     }
   }
 
-  bool has_new_job(uint64_t last_epoch) const {
+  void wake_sleepers() {
+    if (sleepers_.load() == 0) return;
+    { std::lock_guard<std::mutex> lock(sleep_mutex_); }
+    wake_.notify_all();
+  }
+
+  bool has_work(uint64_t last_epoch) const {
     const uint64_t state = state_.load();
-    return (state & kOpen) && state / kEpoch != last_epoch;
+    return ((state & kOpen) && state / kEpoch != last_epoch) || !side_.empty();
   }
 
   // False when the pool is stopping.
-  bool await_job(uint64_t last_epoch) {
+  bool await_work(uint64_t last_epoch) {
     const auto deadline = std::chrono::steady_clock::now() + spin_;
     do {
       for (int i = 0; i < 32; ++i) {
-        if (has_new_job(last_epoch)) return true;
+        if (has_work(last_epoch)) return true;
         pause();
       }
       if (stopping_.load(std::memory_order_relaxed)) return false;
     } while (std::chrono::steady_clock::now() < deadline);
     std::unique_lock<std::mutex> lock(sleep_mutex_);
     sleepers_.fetch_add(1);
-    wake_.wait(lock, [&] { return stopping_.load() || has_new_job(last_epoch); });
+    wake_.wait(lock, [&] { return stopping_.load() || has_work(last_epoch); });
     sleepers_.fetch_sub(1);
     return !stopping_.load();
   }
 
   void help(size_t own) {
     uint64_t last_epoch = 0;
-    while (await_job(last_epoch)) {
+    while (await_work(last_epoch)) {
+      while (!side_.empty() && side_.do_one()) {
+      }
       uint64_t state = state_.load();
       if (!(state & kOpen) || state / kEpoch == last_epoch) continue;
       if (!state_.compare_exchange_strong(state, state + 1)) continue;
@@ -125,6 +183,7 @@ class Pool {
     }
   }
 
+  SideQueue side_;
   std::mutex caller_turn_;  // held by the caller whose job it is
   std::vector<std::thread> helpers_;
   std::atomic<int> threads_{1};
@@ -156,6 +215,20 @@ int num_threads() { return pool().threads(); }
 
 void run_parallel(int64_t items, int64_t grain, ParallelBody body, void* context) {
   pool().run(items, grain, body, context);
+}
+
+void SideWork::start(int64_t items, Body body, void* context) {
+  if (items <= 0) return;
+  body_ = body;
+  context_ = context;
+  items_ = items;
+  next_ = 0;
+  left_.store(items);
+  pool().start_side(this);
+}
+
+void SideWork::finish() {
+  if (left_.load(std::memory_order_acquire) != 0) pool().finish_side(this, left_);
 }
 
 }  // namespace bireme

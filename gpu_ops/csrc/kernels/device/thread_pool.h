@@ -1,6 +1,7 @@
 // The process's one pool of compute threads: no Paddle headers.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 namespace bireme {
@@ -9,6 +10,27 @@ namespace bireme {
 // before it sleeps. Waits for running work to finish.
 void set_num_threads(int threads, int spin_microseconds);
 int num_threads();
+
+// Items of work that no op waits for yet, for helpers that have nothing to do or are about to join an op: the op's other threads
+// take what such a helper would have, while a thread beside the pool would keep a core from one of them in mid-chunk, and all the
+// others waiting. Belongs to who starts it, and is not touched any more once it is finished.
+class SideWork {
+ public:
+  using Body = void (*)(void* context, int64_t item);
+
+  // Calls body(context, item) for each of [0, items), on whatever thread, until it is finished. Does not wait. Everything that was
+  // started before is finished.
+  void start(int64_t items, Body body, void* context);
+  // Does what nobody has begun, and waits for what others have.
+  void finish();
+
+ private:
+  friend class SideQueue;
+  Body body_ = nullptr;
+  void* context_ = nullptr;
+  int64_t items_ = 0, next_ = 0;  // the queue's lock is held
+  std::atomic<int64_t> left_{0};
+};
 
 using ParallelBody = void (*)(void* context, int64_t begin, int64_t end);
 void run_parallel(int64_t items, int64_t grain, ParallelBody body, void* context);
