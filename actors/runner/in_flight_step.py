@@ -107,8 +107,8 @@ class InFlightStep:
             self._staged += self.insert_ints, self.insert_floats, self.insert_tokens
 
     def fill_masks(self, filling: MaskFilling) -> None:
-        """On the host, once the matchers know every token before this step. They are there behind ``finish_masks``, and what
-        matchers say of themselves is true behind ``wait``."""
+        """On the host, once the matchers know every token before this step. They are there behind ``finish_masks``, and the
+        matchers are left alone until ``wait``."""
         if self._shared_masks is None:
             filling.fill(self.matchers, self.token_masks.array)
         else:
@@ -157,7 +157,5 @@ class InFlightStep:
         event_wait(self._event, self._ticket)
         self.timer.finish()
         self.waited_at = time.perf_counter()
-        if self._shared_masks is not None:
-            self._shared_masks.tell_failures()
         if self.error is not None:
             raise self.error

@@ -302,13 +302,15 @@ class ModelRunner(StepExecutor):
         packed = unpack_outputs(out.landing.array)
         outputs = []
         preempted = set(np.flatnonzero(self.preempted_idx == plan.step).tolist())
-        is_plain = packed.logprobs is None and not out.matchers and not out.prompt_logprobs
+        is_plain = packed.logprobs is None and not out.prompt_logprobs
         goes_on = ((packed.num_sampled == 1) & (packed.stop_reason == StopReason.NONE)).tolist()
         tokens = packed.tokens.tolist()
         for slot, request_id in plan.request_ids.items():
             if slot in preempted:
                 outputs.append(SlotOutput(slot, request_id, PREEMPTED))
             elif is_plain and goes_on[slot]:
+                if slot in out.matchers:
+                    out.matchers[slot].accept(tokens[slot])
                 outputs.append(SlotOutput(slot, request_id, tokens[slot]))
             else:
                 outputs.append(_slot_output(slot, request_id, packed, out))

@@ -27,26 +27,20 @@ class SharedMasks:
         self._masks = masks
         self._address, self._row_bytes = masks.ctypes.data, masks.strides[0]
         self._making = MaskMaking(len(masks), masks.shape[1] - 1)
-        self._made_for: list[Matcher] = []
+        # Their memory is used until the masks are finished.
+        self._matchers: Mapping[int, Matcher] = {}
 
     def start(self, matchers: Mapping[int, Matcher]) -> None:
         """Have the mask of each slot made; does not wait. A matcher is not to be touched until its mask is there."""
-        rows, self._made_for = [], []
+        makers_and_masks: list[int] = []
+        self._matchers = matchers
         for slot, matcher in matchers.items():
-            row = matcher.mask_to_make(self._address + slot * self._row_bytes)
-            if row is None:
-                matcher.fill(self._masks[slot])
+            if maker := matcher.maker_address:
+                makers_and_masks += maker, self._address + slot * self._row_bytes
             else:
-                rows.append(row)
-                self._made_for.append(matcher)
-        self._making.start(rows)
+                matcher.fill(self._masks[slot])
+        self._making.start(makers_and_masks)
 
     def finish(self) -> None:
         """Make those that nobody has begun, and wait for the others."""
         self._making.finish()
-
-    def tell_failures(self) -> None:
-        """To the matchers, once the masks are finished."""
-        for row in self._making.failed():
-            self._made_for[row].fail()
-        self._made_for = []

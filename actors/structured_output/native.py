@@ -202,7 +202,7 @@ class NativeMatcher:
 
     def __init__(self, trie: TokenTrie, handle: int) -> None:
         self._library, self._handle, self._trie = _library(), handle, trie
-        # Of the functions behind ``consume`` and ``fill``, and what these are called with.
+        # Of the functions behind ``consume`` and ``fill``, and of what these are called with.
         self.addresses = self._library.consume_address, self._library.fill_address, handle
 
     @classmethod

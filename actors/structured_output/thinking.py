@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 
 from cluster.reasoning import ReasoningMarks
-from gpu_ops.mask_making import MaskToMake
 
 # What the parsers of answers pass before a mark.
 _SPACE = b" \t\r\n"
@@ -25,9 +24,8 @@ class Matcher(Protocol):
 
     def fill(self, mask: np.ndarray) -> None: ...
 
-    def mask_to_make(self, address: int) -> MaskToMake | None: ...
-
-    def fail(self) -> None: ...
+    @property
+    def maker_address(self) -> int: ...
 
 
 class ThinkingMatcher:
@@ -89,13 +87,10 @@ class ThinkingMatcher:
         mask[0], mask[1:] = 1, 0
         bits[word] = bit
 
-    def mask_to_make(self, address: int) -> MaskToMake | None:
-        """As ``TokenMatcher.mask_to_make``: here ``fill`` has to look at what the grammar allows."""
-        return None
-
-    def fail(self) -> None:
-        """Never asked for."""
-        raise NotImplementedError
+    @property
+    def maker_address(self) -> int:
+        """As that of ``TokenMatcher``: here ``fill`` has to look at what the grammar allows."""
+        return 0
 
     @property
     def _is_due(self) -> bool:

@@ -7,18 +7,18 @@
 namespace bireme {
 namespace {
 
-void make_mask(MaskRow& row, int64_t words) {
+void make_mask(const MaskOfRow& row, int64_t words) {
+  MaskMaker& maker = *row.maker;
   row.mask[0] = 1;
-  const bool goes_on = (row.token < 0 || row.consume(row.matcher, static_cast<uint32_t>(row.token)) == 0) &&
-                       row.fill(row.matcher, row.mask + 1, sizeof(int32_t) * words) == 0;
-  if (goes_on) return;
-  row.failed = 1;
-  std::copy(row.end_words, row.end_words + words, row.mask + 1);
+  if (!maker.has_failed && maker.token >= 0) maker.has_failed = maker.consume(maker.matcher, static_cast<uint32_t>(maker.token)) != 0;
+  maker.token = -1;
+  if (!maker.has_failed) maker.has_failed = maker.fill(maker.matcher, row.mask + 1, sizeof(int32_t) * words) != 0;
+  if (maker.has_failed) std::copy(maker.end_words, maker.end_words + words, row.mask + 1);
 }
 
 // The masks of one step.
 struct MaskMaking {
-  MaskRow* rows = nullptr;
+  const MaskOfRow* rows = nullptr;
   int64_t words = 0;
   SideWork work;
 };
@@ -30,7 +30,7 @@ extern "C" {
 
 void* bireme_new_mask_making() { return new bireme::MaskMaking; }
 
-void bireme_start_mask_making(void* making, bireme::MaskRow* rows, int64_t num_rows, int64_t words) {
+void bireme_start_mask_making(void* making, const bireme::MaskOfRow* rows, int64_t num_rows, int64_t words) {
   auto* const of_step = static_cast<bireme::MaskMaking*>(making);
   of_step->rows = rows;
   of_step->words = words;

@@ -4,15 +4,20 @@
 
 namespace bireme {
 
-// One row's mask, as `gpu_ops.mask_making` writes it. The library's functions return 0 where a matcher can go on.
-struct MaskRow {
+// Where an answer stands in its grammar: `gpu_ops.mask_making.MaskMaker`. The library's functions return 0 where a matcher can go on.
+struct MaskMaker {
   int32_t (*consume)(void* matcher, uint32_t token);
   int32_t (*fill)(void* matcher, int32_t* words, uint64_t bytes);
   void* matcher;
-  int64_t token;             // that was taken since the last mask; -1: none
   const int32_t* end_words;  // the mask where nothing but an end may come
-  int32_t* mask;             // `mask_words` of them, the first is 1 then
-  int64_t failed;            // set where the matcher cannot go on
+  int64_t token;             // that was taken since the last mask; -1: none
+  int64_t has_failed;        // the matcher cannot go on
+};
+
+// The mask of a row; its first word is written, too.
+struct MaskOfRow {
+  MaskMaker* maker;
+  int32_t* mask;
 };
 
 }  // namespace bireme
