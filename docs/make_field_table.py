@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from deployments.openai_api.requests.fields import (  # noqa: E402 (the script runs without an installed package)
+    ALLOWED_TOOLS,
     CALLED_FUNCTION,
     CHAT,
     CHOSEN_FUNCTION,
@@ -21,6 +22,7 @@ from deployments.openai_api.requests.fields import (  # noqa: E402 (the script r
     CONTENT_PART,
     DETOKENIZE,
     MESSAGE,
+    OFFERED_TOOLS,
     RESPONSE_FORMAT,
     RESPONSE_SCHEMA,
     RESUME,
@@ -64,6 +66,8 @@ TITLES = {
     (TOOL_FUNCTION,): "function of a tool",
     (CHOSEN_TOOL,): "tool_choice",
     (CHOSEN_FUNCTION,): "function of tool_choice",
+    (ALLOWED_TOOLS,): "tool_choice of allowed tools",
+    (OFFERED_TOOLS,): "allowed_tools of tool_choice",
     (THINKING,): "thinking",
     (RESUME,): "resume",
     (RESUMED_CHOICE,): "choices of resume",

@@ -86,7 +86,7 @@ def _parts(
 ) -> tuple[Grammar, ...]:
     """What the request says of the form of an answer, each with its place there."""
     parts = []
-    for i, tool in enumerate(request.tools):
+    for i, tool in zip(request.tool_places, request.tools, strict=True):
         if any(tool.function is function for function in functions):
             text = json.dumps(_object_schema(tool.function))
             parts.append(Grammar(JSON_SCHEMA, text, f"tools[{i}].function.parameters"))

@@ -200,6 +200,7 @@ _CALL = {
     "type": "function",
     "function": {"name": "f", "arguments": '{"a": 1}', "parsed_arguments": {"a": 1}},
 }
+_ALLOWED = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "y"}}]}
 _HISTORY = [
     *MESSAGES,
     {"role": "assistant", "tool_calls": [_CALL]},
@@ -272,8 +273,8 @@ FEATURES = [
         {**LEAST[CHAT], "messages": [{"role": "function", "name": "f", "content": "x"}]}),
     Row("Tool that is no function", "POST", CHAT, Refused(400, "unsupported_value", "functions are the only tools"),
         {**LEAST[CHAT], "tools": [{"type": "custom", "custom": {"name": "x"}}]}),
-    Row("Choice among tools", "POST", CHAT, Refused(400, "unsupported_value", "functions are the only tools"),
-        {**LEAST[CHAT], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}},
+    Row("Choice among tools", "POST", CHAT, Refused(400, "invalid_value", "must be one of the tools"),
+        {**LEAST[CHAT], "tool_choice": {"type": "allowed_tools", "allowed_tools": _ALLOWED},
          "tools": [{"type": "function", "function": {"name": "x"}}]}),
     Row("Text in parts", "POST", CHAT, Works("choices.0.message.content"),
         {**LEAST[CHAT], "messages": _part(type="text", text="Hi", cache_control={"type": "ephemeral"})}),

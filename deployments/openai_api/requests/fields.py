@@ -34,6 +34,8 @@ TOOL = "tools"
 TOOL_FUNCTION = "tools.function"
 CHOSEN_TOOL = "tool_choice"
 CHOSEN_FUNCTION = "tool_choice.function"
+ALLOWED_TOOLS = "tool_choice of allowed tools"
+OFFERED_TOOLS = "tool_choice.allowed_tools"
 STREAM_OPTIONS = "stream_options"
 THINKING = "thinking"
 RESUME = "resume"
@@ -163,7 +165,7 @@ FIELDS: tuple[FieldRow, ...] = (
         thinking_token_budget="most tokens of reasoning, then its end is forced; -1: as many as the model likes",
         thinking_budget="the same under Qwen's name",
     ),
-    *_works([CHAT], (), tool_choice="none, auto, required, or the function that is called"),
+    *_works([CHAT], (), tool_choice="none, auto, required, the function that is called, or the tools that are offered"),
     *_no_op(
         _BOTH, ShortText, "names somebody or something of the client's",
         "user", "safety_identifier", "session_id", "prompt_cache_key",
@@ -293,6 +295,8 @@ FIELDS: tuple[FieldRow, ...] = (
     ),
     *_works([CHOSEN_TOOL], type="function", function="what is called"),
     *_works([CHOSEN_FUNCTION], name="of one of the tools"),
+    *_works([ALLOWED_TOOLS], type="allowed_tools", allowed_tools="which of the tools are offered"),
+    *_works([OFFERED_TOOLS], mode="auto or required", tools="each with its type and the name of its function"),
     *_works([THINKING], type="enabled or disabled", budget_tokens="thinking_token_budget, for the type enabled"),
     *_works([RESUME], fingerprint="system_fingerprint of the chunks", choices="one entry a choice"),
     *_works([RESUMED_CHOICE], token_ids="of the choice, so far", finish_reason="if it has ended"),

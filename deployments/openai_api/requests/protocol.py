@@ -5,7 +5,7 @@ Fields follow OpenAI's API reference; extensions have vLLM's names. A field that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     FailFast,
     Field,
+    PrivateAttr,
     StringConstraints,
     WithJsonSchema,
     model_validator,
@@ -50,7 +51,7 @@ from deployments.openai_api.requests.fields import (
 from deployments.openai_api.requests.messages import TemplatedChat
 from deployments.openai_api.requests.schemas import WITHOUT_NULLS, OrText
 from deployments.openai_api.requests.token_lists import TOKEN_ID_KEYS, PromptField, TokenIdList
-from deployments.openai_api.requests.tools import ChosenTool, ToolChoice
+from deployments.openai_api.requests.tools import AllowedTools, ChosenTool, ToolChoice
 from deployments.openai_api.requests.validation import RequestPart, TokenId, UnknownFields, field_error, validated
 
 MAX_N = 128
@@ -201,6 +202,7 @@ class ChatCompletionRequest(GenerationRequest, TemplatedChat):
     include_reasoning: bool = True
     thinking_token_budget: int | None = Field(None, ge=0, lt=2**31)
     thinking_budget: int | None = Field(None, ge=0, lt=2**31)
+    _tool_places: list[int] | None = PrivateAttr(None)
 
     @property
     def asked_thinking_budget(self) -> tuple[str, int | None]:
@@ -228,6 +230,11 @@ class ChatCompletionRequest(GenerationRequest, TemplatedChat):
                 raise field_error(tuple(name.split(".")), value, says)
         return self
 
+    @property
+    def tool_places(self) -> Sequence[int]:
+        """Where each of ``tools`` stood in the body."""
+        return range(len(self.tools)) if self._tool_places is None else self._tool_places
+
     @model_validator(mode="after")
     def _offers_what_it_chooses(self) -> ChatCompletionRequest:
         choice = self.tool_choice
@@ -236,10 +243,23 @@ class ChatCompletionRequest(GenerationRequest, TemplatedChat):
         names = [tool.function.name for tool in self.tools]
         if not names:
             raise field_error(("tool_choice",), choice, "is only allowed with tools")
-        if isinstance(choice, ChosenTool) and choice.function.name not in names:
-            says = f"must be one of the tools, got {shown(choice.function.name)}"
-            raise field_error(("tool_choice", "function", "name"), choice.function.name, says)
+        if isinstance(choice, ChosenTool):
+            _check_is_offered(choice, names, ("tool_choice",))
+        elif isinstance(choice, AllowedTools):
+            allowed = choice.allowed_tools
+            for index, tool in enumerate(allowed.tools):
+                _check_is_offered(tool, names, ("tool_choice", "allowed_tools", "tools", index))
+            kept = {tool.function.name for tool in allowed.tools}
+            self._tool_places = [place for place, name in enumerate(names) if name in kept]
+            self.tools = [self.tools[place] for place in self._tool_places]
+            self.tool_choice = allowed.mode
         return self
+
+
+def _check_is_offered(tool: ChosenTool, names: list[str], place: tuple[str | int, ...]) -> None:
+    name = tool.function.name
+    if name not in names:
+        raise field_error((*place, "function", "name"), name, f"must be one of the tools, got {shown(name)}")
 
 
 _Request = TypeVar("_Request", bound=GenerationRequest)

@@ -16,7 +16,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from deployments.openai_api.requests.fields import CHOSEN_FUNCTION, CHOSEN_TOOL, TOOL, TOOL_FUNCTION
+from deployments.openai_api.requests.fields import (
+    ALLOWED_TOOLS,
+    CHOSEN_FUNCTION,
+    CHOSEN_TOOL,
+    OFFERED_TOOLS,
+    TOOL,
+    TOOL_FUNCTION,
+)
 from deployments.openai_api.requests.schemas import Text, valid_unicode_inside
 from deployments.openai_api.requests.validation import RequestPart, check_type
 
@@ -84,15 +91,33 @@ class ChosenTool(RequestPart):
     _kind = model_validator(mode="before")(_of_function)
 
 
+class OfferedTools(RequestPart):
+    """Which of a request's tools are offered, and whether one is to be called."""
+
+    place = OFFERED_TOOLS
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChosenTool], FailFast(), Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedTools(RequestPart):
+    """A choice that leaves tools out. A parsed request has those that are left, and the mode as its choice."""
+
+    place = ALLOWED_TOOLS
+
+    type: Literal["allowed_tools"]
+    allowed_tools: OfferedTools
+
+
 def _choice(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, dict):
+        if value.get("type") == "allowed_tools":
+            return AllowedTools.model_validate(value, context=info.context)
         return ChosenTool.model_validate(value, context=info.context)
     if value not in (NONE, AUTO, REQUIRED):
-        raise PydanticCustomError(
-            "field_value", 'must be "none", "auto", "required" or an object that names a function'
-        )
+        raise PydanticCustomError("field_value", 'must be "none", "auto", "required" or an object that names functions')
     return value
 
 
 Tools = Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)]
-ToolChoice = Annotated[Literal["none", "auto", "required"] | ChosenTool, BeforeValidator(_choice)]
+ToolChoice = Annotated[Literal["none", "auto", "required"] | ChosenTool | AllowedTools, BeforeValidator(_choice)]

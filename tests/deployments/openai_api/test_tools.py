@@ -260,6 +260,24 @@ async def test_special_tokens_that_mark_calls_are_read_and_others_are_not_shown(
     assert call["function"] == {"name": "weather", "arguments": "{}"} and len(call["id"]) == 9
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+async def test_allowed_tools_are_as_if_there_were_no_others(mode):
+    other = {"type": "function", "function": {"name": "other", "strict": True, "parameters": {"type": "object"}}}
+    chosen = {"mode": mode, "tools": [{"type": "function", "function": {"name": "weather"}}]}
+    entries = []
+    for fields in (
+        {"tools": [other, *ASK["tools"]], "tool_choice": {"type": "allowed_tools", "allowed_tools": chosen}},
+        {"tool_choice": mode},
+    ):
+        engines = Engines("x")
+        await service(engines).chat({**ASK, **fields})
+        entries.append(engines.entries[0])
+    some, alone = entries
+    assert some.prompt_token_ids == alone.prompt_token_ids
+    of_some, of_alone = some.params.grammar, alone.params.grammar
+    assert (of_some and of_some.text) == (of_alone and of_alone.text) and (of_alone is None) == (mode == "auto")
+
+
 async def test_the_template_gets_tools_and_one_without_a_place_for_them_refuses():
     engines = Engines("x")
     await service(engines).chat({**ASK, "tool_choice": "required"})

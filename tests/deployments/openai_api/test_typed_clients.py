@@ -40,6 +40,27 @@ def calls_of(message) -> list[tuple[str, str]]:
     return [(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
 
 
+def named(name: str) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools_are_all_that_is_offered(calling: App, mode):
+    with calling.openai() as client:
+
+        def answer(tools, choice):
+            options = {**OPTIONS, "tools": tools, "tool_choice": choice, "parallel_tool_calls": False}
+            return client.chat.completions.create(**options)
+
+        allowed = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [named("Note")]}}
+        of_two, of_one = answer(TOOLS, allowed), answer(TOOLS[1:], mode)
+        assert of_two.usage.prompt_tokens == of_one.usage.prompt_tokens < answer(TOOLS, mode).usage.prompt_tokens
+        one, other = of_two.choices[0], of_one.choices[0]
+        assert (calls_of(one.message), one.message.content) == (calls_of(other.message), other.message.content)
+        if mode == "required":
+            assert [name for name, _ in calls_of(one.message)] == ["Note"]
+
+
 def test_calls_come_as_models_of_their_tools_whole_and_streamed(calling: App):
     with calling.openai() as client:
         for choice in ("required", {"type": "function", "function": {"name": "Note"}}):
@@ -117,6 +138,22 @@ def test_a_budget_of_thinking_stands_before_a_call(calling: App, budget):
     [
         ({"tool_choice": {"type": "function", "function": {"name": "nobody"}}}, "tool_choice.function.name"),
         ({"tool_choice": "perhaps"}, "tool_choice"),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "required", "tools": [named("nobody")]},
+                }
+            },
+            "tool_choice.allowed_tools.tools.0.function.name",
+        ),
+        (
+            {
+                "tools": [TOOLS[0], {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}],
+                "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named("f")]}},
+            },
+            "tools[1].function.parameters",
+        ),
         ({"tools": []}, "tool_choice"),
         ({"thinking_token_budget": -2, "enable_thinking": True}, "thinking_token_budget"),
         ({"thinking_token_budget": 2**80, "enable_thinking": True}, "thinking_token_budget"),

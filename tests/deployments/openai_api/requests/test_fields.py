@@ -13,6 +13,7 @@ from openai.types.chat import completion_create_params as chat_params
 from cluster.api_errors import ApiError
 from deployments.openai_api.requests.answer_forms import ResponseFormat, ResponseSchema, StructuredOutputs
 from deployments.openai_api.requests.fields import (
+    ALLOWED_TOOLS,
     CALLED_FUNCTION,
     CHAT,
     CHOSEN_FUNCTION,
@@ -22,6 +23,7 @@ from deployments.openai_api.requests.fields import (
     DETOKENIZE,
     FIELDS,
     MESSAGE,
+    OFFERED_TOOLS,
     RESPONSE_FORMAT,
     RESPONSE_SCHEMA,
     RESUME,
@@ -46,9 +48,17 @@ from deployments.openai_api.requests.protocol import (
     StreamOptions,
     parse_request,
 )
-from deployments.openai_api.requests.tools import ChosenFunction, ChosenTool, FunctionDefinition, Tool
+from deployments.openai_api.requests.tools import (
+    AllowedTools,
+    ChosenFunction,
+    ChosenTool,
+    FunctionDefinition,
+    OfferedTools,
+    Tool,
+)
 from deployments.openai_api.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizePromptRequest
 
+F, G = ({"type": "function", "function": {"name": name}} for name in "fg")
 USER = {"role": "user", "content": "hi"}
 BODIES: dict[str, tuple[Any, dict[str, Any]]] = {
     COMPLETION: (CompletionRequest, {"prompt": "x"}),
@@ -68,6 +78,8 @@ MODELS = {
     TOOL: Tool,
     TOOL_FUNCTION: FunctionDefinition,
     CHOSEN_TOOL: ChosenTool,
+    ALLOWED_TOOLS: AllowedTools,
+    OFFERED_TOOLS: OfferedTools,
     CHOSEN_FUNCTION: ChosenFunction,
     THINKING: Thinking,
     RESUME: Resume,
@@ -209,7 +221,16 @@ def test_a_number_without_a_fraction_is_an_integer():
          'messages.0.content.1.type: this model takes and writes text only, got "image_url"'),
         (CHAT, {"tools": [{"type": "function"}]}, "tools.0.function is required"),
         (CHAT, {"tools": [{"function": {"name": "a b"}}]}, "tools.0.function.name: must be 1 to 128 letters, digits and _.:/-"),
-        (CHAT, {"tool_choice": "any"}, 'tool_choice: must be "none", "auto", "required" or an object that names a function'),
+        (CHAT, {"tool_choice": "any"}, 'tool_choice: must be "none", "auto", "required" or an object that names functions'),
+        (CHAT, {"tool_choice": {"type": "custom", "custom": {"name": "f"}}},
+         'tool_choice.type: functions are the only tools of the models here, got "custom"'),
+        (CHAT, {"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools is required"),
+        (CHAT, {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "none", "tools": [F]}}},
+         'tool_choice.allowed_tools.mode: must be "auto" or "required", got "none"'),
+        (CHAT, {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [F]}}},
+         "tool_choice: is only allowed with tools"),
+        (CHAT, {"tools": [F], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [F, G]}}},
+         'tool_choice.allowed_tools.tools.1.function.name: must be one of the tools, got "g"'),
         (CHAT, {"tool_choice": "required"}, "tool_choice: is only allowed with tools"),
         (CHAT, {"tools": [{"function": {"name": "f"}}], "tool_choice": {"function": {"name": "g"}}},
          'tool_choice.function.name: must be one of the tools, got "g"'),
