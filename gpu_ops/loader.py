@@ -14,10 +14,16 @@ from gpu_ops.build import build
 
 
 @functools.cache
+def _library() -> Path:
+    """One for the life of the process, whatever becomes of the sources."""
+    return build()
+
+
+@functools.cache
 def _runner() -> Callable[..., list[paddle.Tensor]]:
     """Calls an op by its whole name, with its arguments one after the other."""
     # paddle.utils.cpp_extension also registers static-graph prototypes, and imports setuptools; neither is needed here.
-    library = build()
+    library = _library()
     paddle.base.core.load_op_meta_info_and_register_op(str(library))
     try:
         of_paddle = paddle._C_ops._run_custom_op  # Paddle 3.x
@@ -49,7 +55,7 @@ def native_function(name: str, result: Any, *arguments: Any, lets_others_run: bo
         lets_others_run: it is called without the interpreter lock, which takes longer to get back than a quick one takes.
     """
     kind = ctypes.CDLL if lets_others_run else ctypes.PyDLL
-    function = getattr(kind(str(build())), "bireme_" + name)
+    function = getattr(kind(str(_library())), "bireme_" + name)
     function.restype, function.argtypes = result, arguments
     return function
 

@@ -104,6 +104,7 @@ class PolicyState:
         head_room: share of the demand that is kept in reserve; learned from the objectives that were missed.
         num_met, num_missed: answers of all ingresses when it was looked last.
         num_recent, num_recent_missed: answers of about the last hour, and those of them that missed an objective.
+        num_ingresses: those whose answers were counted when it was looked last.
         demands: (second, engines wanted) of the recent past, at most one every few seconds.
         seen: engines by id, at most ``policy.MAX_SEEN``.
         capacity: step times by kind.
@@ -130,6 +131,7 @@ class PolicyState:
     sent_tokens: float = 0.0
     num_recent: float = 0.0
     num_recent_missed: float = 0.0
+    num_ingresses: int = 0
 
 
 @dataclass(frozen=True)

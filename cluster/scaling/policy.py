@@ -114,13 +114,14 @@ class _Measured(NamedTuple):
 
 class _HeadRoom(NamedTuple):
     """Share of the demand; answers that met both objectives and that missed one, as ingresses count them; answers of late, and
-    misses."""
+    misses; ingresses that say so."""
 
     share: float
     num_met: int
     num_missed: int
     num_recent: float
     num_recent_missed: float
+    num_ingresses: int
 
 
 def decide(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) -> Decision:
@@ -218,6 +219,7 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
         num_missed=answered.num_missed,
         num_recent=answered.num_recent,
         num_recent_missed=answered.num_recent_missed,
+        num_ingresses=answered.num_ingresses,
         demands=demands,
         seen=found.seen,
         capacity={**state.capacity, inputs.kind: found.capacity},
@@ -264,19 +266,21 @@ def _remembered(
 
 
 def _head_room(inputs: FleetInputs, state: PolicyState, settings: PolicySettings, elapsed: float) -> _HeadRoom:
-    met, missed = 0, 0
+    met, missed, num_ingresses = 0, 0, len(inputs.ingresses)
     for ingress in inputs.ingresses:
         counts = [count for count in (ingress.ttft, ingress.tpot) if count is not None]
         missed += sum(count.num_missed for count in counts)
         met += min((count.num_met for count in counts), default=0)
     before = _or(state.head_room, _HEAD_ROOM / max(settings.cost_weight, 0.1))
     more_met, more_missed = met - state.num_met, missed - state.num_missed
-    recent, recent_missed = state.num_recent, state.num_recent_missed
-    if more_met < 0 or more_missed < 0 or more_met + more_missed == 0 or not state.at:
-        return _HeadRoom(before, met, missed, recent, recent_missed)
-    kept = math.exp(-elapsed / _BUDGET_S)
-    recent = recent * kept + more_met + more_missed
-    recent_missed = recent_missed * kept + more_missed
+    kept = math.exp(-max(inputs.now - state.at, 0.0) / _BUDGET_S) if state.at else 1.0
+    recent, recent_missed = state.num_recent * kept, state.num_recent_missed * kept
+    # One that comes back after a silence counts from its start.
+    is_other = num_ingresses > state.num_ingresses
+    if is_other or more_met < 0 or more_missed < 0 or more_met + more_missed == 0 or not state.at:
+        return _HeadRoom(before, met, missed, recent, recent_missed, num_ingresses)
+    recent += more_met + more_missed
+    recent_missed += more_missed
     may_miss = max(1e-4, 1 - settings.slo_share)
     spared = _BUDGET_USED - recent_missed / recent / may_miss
     known = 1 - math.exp(-max(0.0, inputs.now - state.since) / _BUDGET_S)
@@ -285,7 +289,7 @@ def _head_room(inputs: FleetInputs, state: PolicyState, settings: PolicySettings
     share = more_missed / (more_met + more_missed)
     lowest, highest = _HEAD_ROOM_BOUNDS
     after = before + _GIVE_UP_PER_S * settings.cost_weight * elapsed * (min(share / aim, _MOST_RISE) - 1)
-    return _HeadRoom(min(max(after, lowest), highest), met, missed, recent, recent_missed)
+    return _HeadRoom(min(max(after, lowest), highest), met, missed, recent, recent_missed, num_ingresses)
 
 
 def _engines_for_those_here(

@@ -49,7 +49,7 @@ def tool_grammar(
         )
     is_free = choice == AUTO and own is None
     if choice == AUTO and not is_bound and any(function.strict for function in functions):
-        raise _not_strict(form.tools, functions)
+        raise _not_strict(form.tools, functions, request.tool_places)
     if not is_bound or (is_free and not any(function.strict for function in functions)):
         return None
     written = _Written(special_id, wrapping.no_words)
@@ -120,10 +120,10 @@ def binds(tools: ToolFormat, functions: Sequence[FunctionDefinition]) -> bool:
     )
 
 
-def _not_strict(tools: ToolFormat, functions: Sequence[FunctionDefinition]) -> ApiError:
-    unbound = next((i for i, function in enumerate(functions) if not binds(tools, [function])), None)
+def _not_strict(tools: ToolFormat, functions: Sequence[FunctionDefinition], places: Sequence[int]) -> ApiError:
+    unbound = next((i for i, function in zip(places, functions) if not binds(tools, [function])), None)
     why = "two have the same name" if unbound is None else f"not those of tools[{unbound}]"
-    strict = next(i for i, function in enumerate(functions) if function.strict)
+    strict = next(i for i, function in zip(places, functions) if function.strict)
     return bad_request(
         f"tools[{strict}].function.strict: a grammar cannot describe calls of these tools as this model writes them ({why}); "
         "leave strict out, or ask for a call (tool_choice required), which is JSON then",

@@ -273,7 +273,7 @@ FEATURES = [
         {**LEAST[CHAT], "messages": [{"role": "function", "name": "f", "content": "x"}]}),
     Row("Tool that is no function", "POST", CHAT, Refused(400, "unsupported_value", "functions are the only tools"),
         {**LEAST[CHAT], "tools": [{"type": "custom", "custom": {"name": "x"}}]}),
-    Row("Choice among tools", "POST", CHAT, Refused(400, "invalid_value", "must be one of the tools"),
+    Row("Choice among tools, one of which is not there", "POST", CHAT, Refused(400, "invalid_value", "must be one of the tools"),
         {**LEAST[CHAT], "tool_choice": {"type": "allowed_tools", "allowed_tools": _ALLOWED},
          "tools": [{"type": "function", "function": {"name": "x"}}]}),
     Row("Text in parts", "POST", CHAT, Works("choices.0.message.content"),

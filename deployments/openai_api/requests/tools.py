@@ -46,6 +46,14 @@ def _of_function(value: Any) -> Any:
     return check_type(value, "function", "functions are the only tools of the models here")
 
 
+def _of_choice(value: Any) -> Any:
+    return check_type(
+        value,
+        "function",
+        'must be "function" or "allowed_tools", since functions are the only tools of the models here',
+    )
+
+
 class FunctionDefinition(RequestPart):
     """A function that a model may call."""
 
@@ -88,7 +96,7 @@ class ChosenTool(RequestPart):
     type: Literal["function"] = "function"
     function: ChosenFunction
 
-    _kind = model_validator(mode="before")(_of_function)
+    _kind = model_validator(mode="before")(_of_choice)
 
 
 class OfferedTools(RequestPart):

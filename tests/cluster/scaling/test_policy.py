@@ -342,6 +342,28 @@ def test_a_policy_that_has_just_begun_lets_nobody_go_before_it_knows_the_load():
     assert set(targets[:59]) == {9} and targets[-1] == 1
 
 
+def test_misses_are_forgotten_within_hours_though_nobody_asks():
+    before = replace(run(20.0, 4, 60, PolicySettings())[-1].state, num_recent=1000.0, num_recent_missed=500.0)
+    later = steady(before.at + 4 * 3600, 20.0, 4, 4)
+    (ingress,) = later.ingresses
+    quiet = ingress._replace(tpot=TargetCount(before.num_met, before.num_missed, None))
+    after = decide(later._replace(ingresses=(quiet,)), before, PolicySettings(max_state_age_s=1e6)).state
+    assert after.num_recent < 0.02 * 1000 and after.num_recent_missed < 0.02 * 500
+
+
+def test_an_ingress_that_comes_back_brings_nothing_of_long_ago():
+    limits, before = PolicySettings(), run(20.0, 4, 60, PolicySettings())[-1].state
+    inputs = steady(before.at + 1, 20.0, 4, 4)
+    (known,) = inputs.ingresses
+    late = known._replace(tpot=TargetCount(10_000_000, 5_000_000, 1.0))
+    after = decide(inputs._replace(ingresses=(known, late)), before, limits).state
+    assert after.num_recent <= before.num_recent and after.head_room == before.head_room
+    more = steady(before.at + 2, 20.0, 4, 4)
+    (known,) = more.ingresses
+    again = decide(more._replace(ingresses=(known, late)), after, limits).state
+    assert 0 < again.num_recent - after.num_recent < 100, "and counts from then on"
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0, 0.03), st.floats(0, 0.03), st.integers(0, 50), st.floats(60, 20_000))
 @example(0.001, 0.02, 1, 3600.0)

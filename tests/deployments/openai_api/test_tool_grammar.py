@@ -277,6 +277,12 @@ def test_strict_tools_that_cannot_be_bound_are_refused():
         assert (caught.value.status, caught.value.param) == (400, f"tools[{place}].function.strict")
         assert made("qwen3_coder", tools=offered, tool_choice="required")[0] is not None
         assert made("qwen3_coder", tools=offered, tool_choice="none")[0] is None
+    # Of tools that are left out the others keep their places.
+    bad = {**other, "function": NOT_BOUND | {"strict": True}}
+    left = {"mode": "auto", "tools": [{"type": "function", "function": {"name": NOT_BOUND["name"]}}]}
+    with pytest.raises(ApiError, match=r"not those of tools\[1\]") as caught:
+        made("qwen3_coder", tools=[plain, bad], tool_choice={"type": "allowed_tools", "allowed_tools": left})
+    assert caught.value.param == "tools[1].function.strict"
 
 
 @pytest.mark.parametrize("family", ["hermes", "qwen3_coder", "pythonic"])

@@ -223,7 +223,7 @@ def test_a_number_without_a_fraction_is_an_integer():
         (CHAT, {"tools": [{"function": {"name": "a b"}}]}, "tools.0.function.name: must be 1 to 128 letters, digits and _.:/-"),
         (CHAT, {"tool_choice": "any"}, 'tool_choice: must be "none", "auto", "required" or an object that names functions'),
         (CHAT, {"tool_choice": {"type": "custom", "custom": {"name": "f"}}},
-         'tool_choice.type: functions are the only tools of the models here, got "custom"'),
+         'tool_choice.type: must be "function" or "allowed_tools", since functions are the only tools of the models here'),
         (CHAT, {"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools is required"),
         (CHAT, {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "none", "tools": [F]}}},
          'tool_choice.allowed_tools.mode: must be "auto" or "required", got "none"'),
