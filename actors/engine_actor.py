@@ -93,7 +93,7 @@ class RunnerActor:
         self._ahead = RequestsAhead(self._abort)
         self._num_arrived = 0
         self._arrivals = Arrivals()
-        self._subscriptions = Subscriptions(self._live.subscriber, self._wake_to_read)
+        self._subscriptions = Subscriptions(self._live.subscriber, self._read, self._call_on_loop)
         self._telling: asyncio.TimerHandle | None = None
         self._reservations = PlaceReservations(self._release_reserved)
         self._draining: asyncio.Task | None = None
@@ -491,8 +491,8 @@ class RunnerActor:
 
     # From the engine loop's thread.
 
-    def _wake_to_read(self) -> None:
-        self._loop.call_soon_threadsafe(self._read)
+    def _call_on_loop(self, function: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(function)
 
     def _on_death(self, error: BaseException) -> None:
         self._loop.call_soon_threadsafe(self._fail_all, error)

@@ -3,6 +3,7 @@ loop comes to that: a step whose tokens are plain wakes no event loop."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from actors.delta_stream import SubscriberStream
 from cluster.outputs import StepOutput, StreamItem
 from cluster.request import RequestKey
+
+logger = logging.getLogger("bireme.runner")
 
 # The books are so many steps behind at most.
 _MAX_UNREAD = 32
@@ -20,13 +23,20 @@ class Subscriptions:
 
     Args:
         subscriber_of: whose a request is; None if nobody wants to know. Called on the engine's thread.
-        read: called there when the loop should ``take``.
+        read: called on the loop when it should ``take``.
+        on_loop: has a function called there, from any thread.
     """
 
-    def __init__(self, subscriber_of: Callable[[RequestKey], str | None], read: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        subscriber_of: Callable[[RequestKey], str | None],
+        read: Callable[[], None],
+        on_loop: Callable[[Callable[[], None]], None],
+    ) -> None:
         self._streams: dict[str, SubscriberStream] = {}
         self._subscriber_of = subscriber_of
         self._read = read
+        self._on_loop = on_loop
         self._unread: deque[StepOutput] = deque()
         # Under it nothing is said, and streams come and go.
         self._lock = threading.RLock()
@@ -49,12 +59,19 @@ class Subscriptions:
             streams = [(self._streams.get(subscriber), items) for subscriber, items in said.items()]
             for stream, items in streams:
                 if stream is not None:
-                    stream.put(items)
+                    self._put(stream, items)
         for stream, _ in streams:
             if stream is not None:
                 stream.flush()
         if output.deltas or len(self._unread) >= _MAX_UNREAD:
-            self._read()
+            self._on_loop(self._read)
+
+    def _put(self, stream: SubscriberStream, items: Sequence[StreamItem]) -> None:
+        try:
+            stream.put(items)
+        except Exception:  # which ends one stream, and neither the engine nor other streams
+            logger.exception("a stream cannot say what the engine does; it ends")
+            self._on_loop(stream.close)
 
     def take(self) -> list[StepOutput]:
         """What was published since the last time, in that order."""

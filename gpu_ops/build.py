@@ -201,8 +201,7 @@ def build_library(source: Path) -> Path:
     Raises:
         OpBuildError: as ``build``.
     """
-    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout
-    key = hashlib.sha256("\0".join([source.read_text(), version, platform.machine(), *LIBRARY_FLAGS]).encode())
+    key = hashlib.sha256("\0".join([source.read_text(), platform.machine(), *LIBRARY_FLAGS]).encode())
     target = cache_dir() / "native" / f"lib{source.stem}-{key.hexdigest()[:20]}.so"
     _refuse_others(target)
     if target.exists():

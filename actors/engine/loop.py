@@ -136,11 +136,11 @@ class EngineLoop:
         try:
             while self._take_inbox():
                 self._busy_since = began = self._clock.now()
+                self._is_checked = self._is_checked and not self._engine.has_work()
                 output = self._engine.step()
                 self._busy_since = None
                 self.num_steps += 1
                 if output:
-                    self._is_checked = False
                     self._publish(output)
                 if self._queue_differs() or self._clock.now() - began >= _LONG_STEP_S:
                     self._on_queue()

@@ -98,21 +98,25 @@ class _LoopConnection:
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._unsent: deque[bytes] = deque()
         self._num_unsent = 0
+        self._lock = threading.Lock()
         self._closed = False
 
     def send(self, data: bytes) -> int:
         if self._closed or self._transport.is_closing():
             return -1
-        self._unsent.append(data)
-        self._num_unsent += len(data)
+        with self._lock:
+            self._unsent.append(data)
+            self._num_unsent += len(data)
         return self._num_unsent + self._transport.get_write_buffer_size()
 
     def flush(self) -> None:
         self._on_loop(self._write)
 
     def _write(self) -> None:
-        data = b"".join(self._unsent.popleft() for _ in range(len(self._unsent)))
-        self._num_unsent -= len(data)
+        with self._lock:
+            data = b"".join(self._unsent)
+            self._unsent.clear()
+            self._num_unsent = 0
         if data and not self._transport.is_closing():
             self._transport.write(data)
 

@@ -202,9 +202,6 @@ class CallOfRequests:
             self._metrics.inc_num_total_requests("")
         with self._metrics._queries_lock:
             self._metrics.num_requests_sent_to_replicas[self._replica_id] += by
-        lengths = self._router._replica_queue_len_cache
-        if (length := lengths.get(self._replica_id)) is not None or by > 0:
-            lengths.update(self._replica_id, max(0, (length or 0) + by))
 
 
 def change_replica_address(changed: Callable[[str], str]) -> None:

@@ -145,20 +145,20 @@ class EngineReplica:
         """Wait for the ends of requests that were sent ahead of their calls: one call of Serve's, which counts as so many.
         Cancelling it aborts those that have not ended. Yields replies when some have come, those of answers a moment later."""
         info, came_at, keys = self._info, time.time(), followed.keys
-        refusal: Reply | None = self._refusal(last_resort=False)
-        if followed.engine_id != info.engine_id:
-            refusal = NotBegun(info.engine_id)
+        refusal = self._refusal_of_begun(followed.engine_id)
         if refusal is not None:
             yield [(key, refusal) for key in keys]
             return
         counted = RequestsOfACall()
-        num_taken = await counted.take(len(keys))
-        if num_taken < len(keys):
-            beyond = NotAdmitted(info.engine_id, "the engine's replica has max_ongoing_requests")
-            yield [(key, beyond) for key in keys[num_taken:]]
-        waiting = dict(zip(keys[:num_taken], self._calls.follow(keys[:num_taken])))
-        replies = ReplyGroups(waiting.values(), self._death)
+        waiting: dict[RequestKey, asyncio.Future] = {}
+        replies: ReplyGroups | None = None
         try:
+            num_taken = await counted.take(len(keys))
+            if num_taken < len(keys):
+                beyond = NotAdmitted(info.engine_id, "the engine's replica has max_ongoing_requests")
+                yield [(key, beyond) for key in keys[num_taken:]]
+            waiting = dict(zip(keys[:num_taken], self._calls.follow(keys[:num_taken])))
+            replies = ReplyGroups(waiting.values(), self._death)
             while waiting:
                 await replies.wait()
                 ended = [key for key, reply in waiting.items() if reply.done() or self._death.done()]
@@ -166,11 +166,21 @@ class EngineReplica:
                 counted.end(len(said))
                 yield said
         finally:
-            replies.close()
+            if replies is not None:
+                replies.close()
             self._calls.abort(list(waiting))
             for reply in waiting.values():
                 reply.cancel()
             counted.close()
+
+    def _refusal_of_begun(self, engine_id: str) -> NotAdmitted | NotBegun | None:
+        """Why requests that ``engine_id`` may have begun do not run on here. One that leaves lets them run or hands them over."""
+        assert self._watch is not None
+        if engine_id != self._info.engine_id:
+            return NotBegun(self._info.engine_id)
+        if self._watch.suspects_hang or self._death.done():
+            return self._refusal(last_resort=True)
+        return None
 
     def _refusal(self, last_resort: bool) -> NotAdmitted | None:
         """Why this engine takes no request now; None if it does."""

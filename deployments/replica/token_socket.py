@@ -61,7 +61,8 @@ _NO_TOKENS = PlainTokens.none()
 _YOUNG_S = 60.0
 _ENDING_S, _ENDING_LOOKS = 0.2, 10
 _LONGEST_MESSAGE = 1 << 32
-# What waits for a subscriber that does not read; then its connection ends, and it asks again for what it lacks.
+# What waits for a subscriber that does not read, beside what it missed before; then its connection ends, and it asks again for
+# what it lacks.
 _MAX_UNREAD_BYTES = 64 << 20
 # A socket's path has at most 107 characters, 22 of them below the base.
 _LONGEST_BASE = 85
@@ -122,19 +123,25 @@ class SocketStream:
         self._connection = connection
         self._news = news
         self._told: EngineLoad | None = None
+        self._unread = 0
+        self._most_unread = float("inf")
         self._loop = asyncio.get_running_loop()
         self._beat()
 
     def put(self, items: Sequence[StreamItem]) -> None:
         if not items:
             return
-        unread = self._connection.send(frame(_message(items)))
-        if not 0 <= unread <= _MAX_UNREAD_BYTES:
+        self._unread = self._connection.send(frame(_message(items)))
+        if not 0 <= self._unread <= self._most_unread:
             self._connection.close(at_once=True)
             self._loop.call_soon_threadsafe(self.ended.set)
 
     def flush(self) -> None:
         self._connection.flush()
+
+    def catches_up(self) -> None:
+        """What was missed has been put."""
+        self._most_unread = self._unread + _MAX_UNREAD_BYTES
 
     def tell(self) -> None:
         self._tell(beats=False)
@@ -205,13 +212,14 @@ class TokenSocket:
         connection.send(frame(_VERSION))
         connection.flush()
         stream = SocketStream(connection, lambda: self._runner.news_for(subscriber))
-        # Before the first request is read, which is one of a subscriber that is attached then.
-        self._runner.subscribe(subscriber, resume, stream)
         loop = asyncio.get_running_loop()
         ending = loop.create_task(stream.ended.wait())
-        # An idle stream learns here of a client that is gone.
+        # An idle stream learns here of a client that is gone. It reads the first request, which is one of a subscriber that is
+        # attached then, when this one waits.
         reading = loop.create_task(self._read_requests(reader, subscriber))
         try:
+            self._runner.subscribe(subscriber, resume, stream)
+            stream.catches_up()
             await asyncio.wait((ending, reading), return_when=asyncio.FIRST_COMPLETED)
         finally:
             ending.cancel()

@@ -150,6 +150,9 @@ class Completion:
         tries.last_resort = outcome.last_resort and tries.refusals >= _REFUSALS_BEFORE_LAST_RESORT
         if submission.ahead is not None:
             # Its replica refuses what its runner may have begun.
+            if submission.stream is not None:
+                submission.is_admitted = True
+                self._choices.left_engine(submission.entry.request_id)
             submission.abort()
             self._begin_attempt(submission, tries)
         await _pause(_REFUSAL_BACKOFF_S, tries.refusals, _MAX_REFUSAL_BACKOFF_S)

@@ -186,9 +186,9 @@ class EngineClient:
             self._begin(submission)
 
     def _wants_call(self, submission: Submission) -> bool:
-        """Whether Serve's call follows what went ahead: if it is over, Serve is to count it all the same."""
+        """Whether Serve's call follows what went ahead: Serve is to count it though it is over, or was cut at a stop string."""
         is_open = self._submissions.of(submission.entry.request_id) is submission and submission.task is None
-        return is_open or submission.entry.finished
+        return is_open or submission.entry.finished or submission.entry.next_index > 0
 
     def _called(self, submission: Submission) -> None:
         """The call that it shares is under way."""

@@ -133,14 +133,16 @@ class SharedCall:
     async def _run(self) -> None:
         ended: Any = EngineLost("", "the call ended without a reply")
         count = CallOfRequests(self._handle, self._engine_id.removeprefix("engine-"), len(self._replies))
-        call = self._handle.follow.remote(Followed(self._engine_id, list(self._replies)))
+        call = None
         try:
+            call = self._handle.follow.remote(Followed(self._engine_id, list(self._replies)))
             async for replies in call:
                 count.end(len(replies))
                 for key, reply in replies:
                     self.answer(key, said(reply))
         except asyncio.CancelledError as error:
-            call.cancel()
+            if call is not None:
+                call.cancel()
             ended = said_by(error)
         except Exception as error:
             ended = said_by(error)

@@ -118,7 +118,7 @@ async def test_plain_tokens_wake_no_loop_until_many_are_unread():
     open_request(actor)
     actor.subscribe("ingress", {}, Listener())
     woken: list[int] = []
-    actor._subscriptions._read = lambda: woken.append(len(actor._subscriptions._unread))
+    actor._subscriptions._on_loop = lambda _: woken.append(len(actor._subscriptions._unread))
     actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, 0, [5])]))
     assert woken == [1]
     for index in range(1, 32):
@@ -140,6 +140,21 @@ async def test_what_nobody_asked_for_is_said_to_nobody():
     actor.unsubscribe("one", one)
     actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, 1, [5])]))
     assert one.tokens() == [(0, 5)]
+
+
+async def test_a_stream_that_cannot_say_something_ends_alone(caplog):
+    actor = new_actor()
+    open_request(actor, "a", "one")
+    open_request(actor, "b", "other")
+    broken, other = Listener(), Listener()
+    actor.subscribe("one", {}, broken)
+    actor.subscribe("other", {}, other)
+    broken.put = lambda items: 1 / 0  # type: ignore[method-assign, assignment]
+    said = StepOutput([TokenDelta("a", 0, 0, [5]), TokenDelta("b", 0, 0, [6])])
+    await asyncio.to_thread(actor._subscriptions.publish, said)
+    assert other.tokens() == [(0, 6)]
+    await asyncio.sleep(0)
+    assert broken.is_closed and not other.is_closed and "ZeroDivisionError" in caplog.text
 
 
 async def test_who_attaches_to_an_engine_that_leaves_is_told():

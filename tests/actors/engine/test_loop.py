@@ -70,6 +70,11 @@ def test_an_idle_engine_is_checked_once_after_it_had_work(tiny_model, monkeypatc
         harness.collect(name)
         assert look_on(1.0) == 1
         assert look_on(1.0) == 0
+    # Steps that say nothing are work, too.
+    monkeypatch.setattr(engine, "has_work", lambda: True)
+    harness.loop.call(lambda engine: None).result(10)
+    monkeypatch.setattr(engine, "has_work", lambda: False)
+    assert look_on(1.0) == 1
     harness.loop.close()
 
 

@@ -12,6 +12,7 @@ from cluster.errors import EngineDeadError, OverloadedError
 from cluster.outputs import GenerateReply, NotAdmitted, NotBegun
 from cluster.replies import EngineLost, RequestRefused
 from cluster.request import Followed
+from deployments.ray_private import serve as ray_private
 from deployments.replica.engine_replica import EngineReplica
 from tests.waiting import until
 
@@ -122,13 +123,40 @@ async def test_all_are_lost_with_the_runner(followed):
     assert await lost == [(key, expected) for key in KEYS]
 
 
-async def test_an_engine_that_leaves_or_was_not_meant_has_none_of_them(followed):
+@pytest.mark.parametrize("leaves", ["stopping", "node_drains"])
+async def test_what_an_engine_that_leaves_has_begun_runs_on(followed, leaves):
+    """Its runner lets it end, or hands it over."""
+    replica, runner = followed
+    setattr(replica._watch, leaves, True)
+    replies = replica.follow(Followed("engine-1", KEYS))
+    first = asyncio.ensure_future(anext(replies))
+    await until(lambda: runner.replies, 5)
+    for key in KEYS:
+        runner.replies[key].set_result(GenerateReply(5, "length"))
+    assert [key for key, _ in await first] == KEYS
+    await replies.aclose()
+
+
+async def test_who_leaves_while_some_find_no_place_gives_all_places_back(followed, monkeypatch):
+    replica, _ = followed
+    serves = SimpleNamespace(_semaphore=asyncio.Semaphore(1), _metrics_manager=SimpleNamespace(_num_ongoing_requests=1))
+    monkeypatch.setattr(ray_private, "_replica", lambda: serves)
+    replies = replica.follow(Followed("engine-1", KEYS))
+    ((key, refused),) = await anext(replies)
+    assert key == ("c", 0) and isinstance(refused, NotAdmitted)
+    assert serves._metrics_manager._num_ongoing_requests == 2
+    with pytest.raises(asyncio.CancelledError):
+        await replies.athrow(asyncio.CancelledError())
+    assert serves._metrics_manager._num_ongoing_requests == 1 and not serves._semaphore.locked()
+
+
+async def test_an_engine_that_hangs_or_was_not_meant_has_none_of_them(followed):
     replica, runner = followed
     assert [said async for said in replica.follow(Followed("engine-2", KEYS))] == [
         [(key, NotBegun("engine-1")) for key in KEYS]
     ]
-    replica._watch.stopping = True
+    replica._watch.suspects_hang = True
     assert [said async for said in replica.follow(Followed("engine-1", KEYS))] == [
-        [(key, NotAdmitted("engine-1", "the engine leaves")) for key in KEYS]
+        [(key, NotAdmitted("engine-1", "the engine does not answer", last_resort=True)) for key in KEYS]
     ]
     assert not runner.replies

@@ -128,6 +128,15 @@ async def test_messages_arrive_as_they_were_sent(writer):
     assert not os.path.exists(socket.path)
 
 
+async def test_who_missed_much_gets_it_though_it_is_more_than_may_wait(writer, monkeypatch):
+    monkeypatch.setattr(token_socket, "_MAX_UNREAD_BYTES", 1000)
+    source = Source()
+    socket = source.socket()
+    await socket.open()
+    assert [message async for message in read_messages(socket.path, "short", {})] == MESSAGES
+    await socket.close()
+
+
 async def test_a_client_that_goes_away_is_detached(writer):
     source = Source()
     socket = source.socket()
