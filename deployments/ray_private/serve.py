@@ -177,8 +177,7 @@ class CallOfRequests:
         router = getattr(handle, "_router", None)
         router = getattr(router, "_asyncio_router", router)
         self._metrics: Any = getattr(router, "_metrics_manager", None)
-        self._router: Any = getattr(router, "request_router", None)
-        replicas = getattr(self._router, "_replicas", {})
+        replicas = getattr(getattr(router, "request_router", None), "_replicas", {})
         self._replica_id = next((known for known in replicas if known.unique_id == replica), None)
         self._num_more = 0 if self._replica_id is None else count - 1
         if self._num_more:

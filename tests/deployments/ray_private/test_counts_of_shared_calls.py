@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from ray.serve._private.common import DeploymentID, ReplicaID
-from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from ray.serve._private.utils import Semaphore
 
 from deployments.ray_private import serve
@@ -18,32 +17,30 @@ REPLICA = ReplicaID("abc", DeploymentID("engines", "app"))
 
 
 def handle_of_one_replica() -> Any:
-    lengths = ReplicaQueueLengthCache()
-    lengths.update(REPLICA, 2)
     totals: Counter[str] = Counter()
     metrics = SimpleNamespace(
         _queries_lock=threading.Lock(),
         num_requests_sent_to_replicas=Counter(),
         inc_num_total_requests=lambda route: totals.update(["router"]),
     )
-    router = SimpleNamespace(_replicas={REPLICA: None}, _replica_queue_len_cache=lengths)
+    router = SimpleNamespace(_replicas={REPLICA: None})
     counter = SimpleNamespace(inc=lambda value, tags: totals.update({"handle": value}))
     return SimpleNamespace(
         _router=SimpleNamespace(_asyncio_router=SimpleNamespace(_metrics_manager=metrics, request_router=router)),
-        request_counter=counter, metrics=metrics, lengths=lengths, totals=totals,
+        request_counter=counter, metrics=metrics, totals=totals,
     )  # fmt: skip
 
 
 def test_at_the_handle_the_others_of_a_call_count_until_they_are_answered():
     handle = handle_of_one_replica()
     call = CallOfRequests(handle, "abc", 4)  # of which Serve counts one itself
-    assert handle.metrics.num_requests_sent_to_replicas[REPLICA] == 3 and handle.lengths.get(REPLICA) == 5
+    assert handle.metrics.num_requests_sent_to_replicas[REPLICA] == 3
     assert handle.totals == {"handle": 3, "router": 3}
     call.end(2)
-    assert handle.metrics.num_requests_sent_to_replicas[REPLICA] == 1 and handle.lengths.get(REPLICA) == 3
+    assert handle.metrics.num_requests_sent_to_replicas[REPLICA] == 1
     call.end(2)
     call.close()
-    assert handle.metrics.num_requests_sent_to_replicas[REPLICA] == 0 and handle.lengths.get(REPLICA) == 2
+    assert handle.metrics.num_requests_sent_to_replicas[REPLICA] == 0
     CallOfRequests(handle, "unknown", 4).close()
     CallOfRequests(SimpleNamespace(), "abc", 4).close()  # type: ignore[arg-type]
     assert handle.metrics.num_requests_sent_to_replicas == {REPLICA: 0}

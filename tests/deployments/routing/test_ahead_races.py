@@ -83,7 +83,7 @@ async def engines(folder, step_s: float) -> tuple[EngineClient, LocalHandle, dic
         assert stream is not None
         senders[name] = LocalSender(runner, client.subscriber)
         stream.reached(0, cast(Any, senders[name]))
-    await until(lambda: all(runner.actor._streams for runner in runners.values()), 10)
+    await until(lambda: all(len(runner.actor._subscriptions) for runner in runners.values()), 10)
     return client, handle, senders
 
 
