@@ -165,8 +165,7 @@ class RequestsOfACall:
 
 
 class CallOfRequests:
-    """One call of ``handle``'s that stands for several requests, in Serve's counts of what the handle has under way: for scaling,
-    and for the choice of replicas.
+    """One call of ``handle``'s that stands for several requests, in Serve's counts of what the handle has under way, for scaling.
 
     Args:
         replica: unique id of the replica that the call goes to.
