@@ -26,7 +26,7 @@ from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
 from deployments.replica.runner_calls import RunnerCalls
 from deployments.replica.streaming_runner import StreamingRunner
-from deployments.replica.token_socket import RequestSender, listen
+from deployments.replica.token_listener import RequestSender, listen
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -18,7 +18,7 @@ from cluster.process.process_liveness import has_ended
 from cluster.process.silence_clock import TICK_S, SilenceClock
 from cluster.request import EngineRequest
 from deployments.replica.frames import UnusableSocketError
-from deployments.replica.token_socket import RequestSender, listen
+from deployments.replica.token_listener import RequestSender, listen
 from deployments.routing.admission import EndRate
 from deployments.routing.router.engine_choices import AVOID_REFUSING_S, EngineChoices
 

@@ -22,7 +22,7 @@ from deployments.replica import runner_watch
 from deployments.replica.frames import frame
 from deployments.replica.runner_watch import RunnerWatch
 from deployments.replica.streaming_runner import StreamingRunner
-from deployments.replica.token_socket import _VERSION
+from deployments.replica.token_messages import VERSION
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 from tests.deployments.replica.messages import read_messages
@@ -71,7 +71,7 @@ class Runner:
 def listener(tmp_path):
     """A process that sends one empty message, and the path of its socket."""
     path = str(tmp_path / "s")
-    command = [sys.executable, "-c", _LISTENER, path, frame(_VERSION).hex()]
+    command = [sys.executable, "-c", _LISTENER, path, frame(VERSION).hex()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
     while not os.path.exists(path):
         assert process.poll() is None

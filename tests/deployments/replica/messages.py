@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from cluster.outputs import StreamItem
-from deployments.replica.token_socket import RequestSender, listen
+from deployments.replica.token_listener import RequestSender, listen
 
 
 async def read_messages(

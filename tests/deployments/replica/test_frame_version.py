@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import NamedTuple
 
 from deployments.replica.frame_version import frame_version
-from deployments.replica.token_socket import _VERSION
+from deployments.replica.token_messages import VERSION
 
 
 @dataclass
@@ -38,6 +38,6 @@ def test_every_change_of_what_travels_is_another_version():
 
 
 def test_every_process_of_one_code_has_the_same():
-    code = "from deployments.replica.token_socket import _VERSION; print(_VERSION)"
+    code = "from deployments.replica.token_messages import VERSION; print(VERSION)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(other.stdout) == _VERSION
+    assert int(other.stdout) == VERSION

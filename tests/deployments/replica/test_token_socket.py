@@ -35,7 +35,9 @@ from cluster.sampling_params import SamplingParams
 from deployments.native.frame_writer import LoopWriter
 from deployments.replica import token_socket
 from deployments.replica.frames import MAX_REQUEST_BYTES, UnusableSocketError, frame
-from deployments.replica.token_socket import _VERSION, RequestSender, TokenSocket, listen
+from deployments.replica.token_listener import RequestSender, listen
+from deployments.replica.token_messages import VERSION
+from deployments.replica.token_socket import TokenSocket
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStreams
 from deployments.start.run_files.private_folder import private_base
@@ -174,7 +176,7 @@ async def test_a_subscriber_that_does_not_read_is_cut_off_and_not_waited_for(wri
     socket = source.socket()
     await socket.open()
     reader, client = await asyncio.open_unix_connection(socket.path)
-    client.write(frame([_VERSION, "long", {}]))
+    client.write(frame([VERSION, "long", {}]))
     await until(lambda: bool(source.streams), 10)
     message = [TokenDelta("a", 0, 0, list(range(50_000)))]
     for _ in range(200):
@@ -428,7 +430,7 @@ async def tokens_of(runner: RayRunner, monkeypatch) -> list[TokenDelta]:
     return got
 
 
-@pytest.mark.parametrize("said", [b"", frame(_VERSION + 1) + frame([[], [[1, 1]]]), frame([[], [[1, 1]]])])
+@pytest.mark.parametrize("said", [b"", frame(VERSION + 1) + frame([[], [[1, 1]]]), frame([[], [[1, 1]]])])
 async def test_a_runner_of_other_code_is_not_read_and_tokens_come_through_ray(said, tmp_path, monkeypatch, caplog):
     """It may be of the time before there were versions, and close at what it does not know, or send what it always sent."""
     hellos: list[bytes] = []
@@ -442,7 +444,7 @@ async def test_a_runner_of_other_code_is_not_read_and_tokens_come_through_ray(sa
     folder.mkdir(mode=0o700)
     server = await asyncio.start_unix_server(serve, folder / "s")
     assert await tokens_of(RayRunner(folder / "s"), monkeypatch) == [d for message in MESSAGES for d in message]
-    assert len(hellos) == 1 and f"{_VERSION}" in caplog.text
+    assert len(hellos) == 1 and f"{VERSION}" in caplog.text
     server.close()
 
 
@@ -473,14 +475,14 @@ async def test_a_runner_that_dies_before_it_says_its_version_is_not_of_other_cod
         process.communicate()
 
 
-@pytest.mark.parametrize("hello", [[_VERSION + 1, "short", {}], ["short", {}]])
+@pytest.mark.parametrize("hello", [[VERSION + 1, "short", {}], ["short", {}]])
 async def test_an_ingress_of_other_code_gets_the_version_at_most(hello):
     source = Source()
     socket = source.socket()
     await socket.open()
     reader, writer = await asyncio.open_unix_connection(socket.path)
     writer.write(frame(hello))
-    assert await reader.read() == (frame(_VERSION) if len(hello) == 3 else b"")
+    assert await reader.read() == (frame(VERSION) if len(hello) == 3 else b"")
     assert source.calls == []
     writer.close()
     await socket.close()
