@@ -89,7 +89,7 @@ def _parts(
     for i, tool in zip(request.tool_places, request.tools, strict=True):
         if any(tool.function is function for function in functions):
             text = json.dumps(_object_schema(tool.function))
-            parts.append(Grammar(JSON_SCHEMA, text, f"tools[{i}].function.parameters"))
+            parts.append(Grammar(JSON_SCHEMA, text, f"tools.{i}.function.parameters"))
     return tuple(parts) if own is None else (*parts, own)
 
 
@@ -122,12 +122,12 @@ def binds(tools: ToolFormat, functions: Sequence[FunctionDefinition]) -> bool:
 
 def _not_strict(tools: ToolFormat, functions: Sequence[FunctionDefinition], places: Sequence[int]) -> ApiError:
     unbound = next((i for i, function in zip(places, functions) if not binds(tools, [function])), None)
-    why = "two have the same name" if unbound is None else f"not those of tools[{unbound}]"
+    why = "two have the same name" if unbound is None else f"not those of tools.{unbound}"
     strict = next(i for i, function in zip(places, functions) if function.strict)
     return bad_request(
-        f"tools[{strict}].function.strict: a grammar cannot describe calls of these tools as this model writes them ({why}); "
+        f"tools.{strict}.function.strict: a grammar cannot describe calls of these tools as this model writes them ({why}); "
         "leave strict out, or ask for a call (tool_choice required), which is JSON then",
-        f"tools[{strict}].function.strict",
+        f"tools.{strict}.function.strict",
         "unsupported_parameter",
     )
 

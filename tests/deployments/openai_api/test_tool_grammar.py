@@ -268,21 +268,21 @@ def test_free_answers_have_no_grammar():
 def test_strict_tools_that_cannot_be_bound_are_refused():
     plain, other = tools("city")[0], {"type": "function", "function": NOT_BOUND}
     for offered, place, why in (
-        ([plain, {**other, "function": NOT_BOUND | {"strict": True}}], 1, r"not those of tools\[1\]"),
-        ([{**plain, "function": plain["function"] | {"strict": True}}, other], 0, r"not those of tools\[1\]"),
+        ([plain, {**other, "function": NOT_BOUND | {"strict": True}}], 1, r"not those of tools\.1"),
+        ([{**plain, "function": plain["function"] | {"strict": True}}, other], 0, r"not those of tools\.1"),
         ([{**plain, "function": plain["function"] | {"strict": True}}, plain], 0, "two have the same name"),
     ):
         with pytest.raises(ApiError, match=f"cannot describe calls of these tools .*{why}") as caught:
             made("qwen3_coder", tools=offered)
-        assert (caught.value.status, caught.value.param) == (400, f"tools[{place}].function.strict")
+        assert (caught.value.status, caught.value.param) == (400, f"tools.{place}.function.strict")
         assert made("qwen3_coder", tools=offered, tool_choice="required")[0] is not None
         assert made("qwen3_coder", tools=offered, tool_choice="none")[0] is None
     # Of tools that are left out the others keep their places.
     bad = {**other, "function": NOT_BOUND | {"strict": True}}
     left = {"mode": "auto", "tools": [{"type": "function", "function": {"name": NOT_BOUND["name"]}}]}
-    with pytest.raises(ApiError, match=r"not those of tools\[1\]") as caught:
+    with pytest.raises(ApiError, match=r"not those of tools\.1") as caught:
         made("qwen3_coder", tools=[plain, bad], tool_choice={"type": "allowed_tools", "allowed_tools": left})
-    assert caught.value.param == "tools[1].function.strict"
+    assert caught.value.param == "tools.1.function.strict"
 
 
 @pytest.mark.parametrize("family", ["hermes", "qwen3_coder", "pythonic"])
@@ -306,14 +306,14 @@ def test_a_schema_that_cannot_be_followed_is_refused_with_tool_and_place(family,
     grammar, _ = made(family, tools=[tools()[0], bad, tools()[1]], tool_choice="required")
     with pytest.raises(InvalidRequestError) as refused:
         GRAMMARS.compile(_sent(grammar))
-    param = "tools[1].function.parameters" + place
+    param = "tools.1.function.parameters" + place
     assert (refused.value.param, refused.value.code) == (param, "invalid_grammar")
     assert refused.value.message.startswith(f"{param}: the json_schema ") and why in refused.value.message
     # Where only the good ones may be called, nothing is refused; where only the bad one may be, it is.
     named = {"type": "function", "function": {"name": "look"}}
     GRAMMARS.compile(made(family, tools=[tools()[0], bad, tools()[1]], tool_choice=named)[0])
     named = {"type": "function", "function": {"name": "bad"}}
-    with pytest.raises(InvalidRequestError, match=r"tools\[2\]\.function"):
+    with pytest.raises(InvalidRequestError, match=r"tools\.2\.function"):
         GRAMMARS.compile(made(family, tools=[*tools(), bad], tool_choice=named)[0])
 
 

@@ -152,7 +152,7 @@ def test_a_budget_of_thinking_stands_before_a_call(calling: App, budget):
                 "tools": [TOOLS[0], {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}],
                 "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named("f")]}},
             },
-            "tools[1].function.parameters",
+            "tools.1.function.parameters",
         ),
         ({"tools": []}, "tool_choice"),
         ({"thinking_token_budget": -2, "enable_thinking": True}, "thinking_token_budget"),
@@ -160,10 +160,10 @@ def test_a_budget_of_thinking_stands_before_a_call(calling: App, budget):
         *(
             ({"tools": [TOOLS[0], {"type": "function", "function": {"name": "f", "parameters": wrong}}], **more}, place)
             for wrong, place in (
-                ({"type": "objekt"}, "tools[1].function.parameters"),
+                ({"type": "objekt"}, "tools.1.function.parameters"),
                 (
                     {"properties": {"x": {"items": {"type": "objekt"}}}},
-                    "tools[1].function.parameters.properties.x.items",
+                    "tools.1.function.parameters.properties.x.items",
                 ),
             )
             for more in ({}, {"stream": True})
