@@ -1,6 +1,6 @@
 """What stands around engines on a GPU machine: HTTP beside in process, two engines beside one, engines that compute nothing.
 
-    python -m benchmarks.gpu.bench_plane_table [--gpus N] [--models 135M 8B] [--tokenizer FILE] [--json FILE]
+    python -m benchmarks.gpu.bench_plane_table [--gpus N] [--models 135M 8B nothing] [--tokenizer FILE] [--json FILE]
 
 Random weights of the sizes of Llama-3.1-8B and SmolLM2-135M, prompts of token ids, greedy answers that ignore the end of text,
 closed loops of clients. With one GPU, what needs two is left out. --device cpu tries the program with tiny models; figures are
@@ -65,6 +65,9 @@ MODELS = (
     # The vocabulary of the tokenizer that it borrows: of tokens beyond there is no text, and clients count texts.
     Model("8B", {"vocab_size": 49152, "eos_token_id": 2, "bos_token_id": 1}, 64, (64,), (0.95,), 19.0, 9.0),
 )
+# Beside the models: sixteen engines that compute nothing.
+_NOTHING = "nothing"
+_PARTS = [*(model.name for model in MODELS), _NOTHING]
 _SMALL = (
     Model("135M", _TINY_SIZES, 8, (4, 8), (0.95, 0.90), 9.0, 2.0),
     Model("8B", _TINY_SIZES, 4, (4,), (0.95,), 19.0, 2.0),
@@ -93,12 +96,13 @@ class Table:
 
     def measure(self) -> None:
         """Everything, part by part."""
-        models = tuple(m for m in (_SMALL if self._is_small else MODELS) if m.name in self._options.models)
-        for model in models:
+        all_models = _SMALL if self._is_small else MODELS
+        models = tuple(model for model in all_models if model.name in self._options.models)
+        for model in all_models:
             sizes = json.loads(LLAMA_8B.read_text()) | model.sizes
             (self._folder / model.name).mkdir()
             (self._folder / model.name / "config.json").write_text(json.dumps(sizes))
-        windows = self._part("in process", lambda: self._in_process(models)) or {}
+        windows = (self._part("in process", lambda: self._in_process(models)) or {}) if models else {}
         for model in models:
             one = self._part(f"{model.name}, one engine", partial(self._one_engine, model, windows.get(model.name)))
             needed = self._part(
@@ -107,7 +111,7 @@ class Table:
             )
             if self._options.gpus > 1:
                 self._part(f"{model.name}, two engines", partial(self._two_engines, model, one, needed))
-        if len(self._options.models) == len(MODELS):
+        if _NOTHING in self._options.models:
             self._part("engines that compute nothing", self._simulated)
 
     def print_lines(self, gpus: list[str]) -> None:
@@ -350,7 +354,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--gpus", type=int, help="how many count; default: all, at most two")
-    parser.add_argument("--models", nargs="+", choices=[m.name for m in MODELS], default=[m.name for m in MODELS])
+    parser.add_argument(
+        "--models", nargs="+", choices=_PARTS, default=_PARTS, help="nothing: engines that compute nothing"
+    )
     parser.add_argument("--ingresses", type=int, default=6, help="of the sixteen engines that compute nothing")
     parser.add_argument(
         "--tokenizer", default=DEFAULT_MODEL, help="a tokenizer.json, where the default model is not at hand"
