@@ -2,14 +2,15 @@
 
     python -m benchmarks.in_process SETTINGS LOADS
 
-Prints one line of JSON, a Window a load. SETTINGS: of an engine, as JSON; LOADS: lists of streams, prompt tokens, answer tokens
-and seconds.
+Prints one line of JSON, a Window a load. SETTINGS: of an engine, as JSON; LOADS: lists of streams, prompt tokens, answer tokens,
+seconds and, if answers have several lengths, the share by which they are shorter or longer.
 """
 
 from __future__ import annotations
 
 import json
 import queue
+import random
 import statistics
 import sys
 import time
@@ -42,9 +43,9 @@ class InProcess:
 
     def __init__(self, config: EngineConfig) -> None:
         self._published: queue.SimpleQueue = queue.SimpleQueue()
-        self._engine = start_engine(config, "engine")
+        self.engine = start_engine(config, "engine")
         self._steps: list[tuple[float, float]] = []
-        self._loop = EngineLoop(self._engine, self._publish, lambda error: self._published.put(error))
+        self._loop = EngineLoop(self.engine, self._publish, lambda error: self._published.put(error))
         self._count = 0
 
     def run(self, concurrency: int, requests: int) -> Timings:
@@ -79,9 +80,14 @@ class InProcess:
         timings.device = [device for _, device in self._steps[1:]]
         return timings
 
-    def window(self, streams: int, prompt_tokens: int, answer_tokens: int, seconds: float) -> Window:
-        """``streams`` that ask again as soon as they are answered, of which ``seconds`` count."""
-        params = SamplingParams(temperature=0.0, max_tokens=answer_tokens, ignore_eos=True)
+    def window(
+        self, streams: int, prompt_tokens: int, answer_tokens: int, seconds: float, spread: float = 0.0
+    ) -> Window:
+        """``streams`` that ask again as soon as they are answered, of which ``seconds`` count.
+
+        Answers of one length keep step: all prompts come together. With a ``spread`` there is one every few steps.
+        """
+        lengths = random.Random(1)
         asked: dict[str, float] = {}
         first: list[float] = []
         tokens, running = 0, 0
@@ -92,6 +98,8 @@ class InProcess:
             nonlocal running
             running, self._count = running + 1, self._count + 1
             asked[str(self._count)] = time.perf_counter()
+            max_tokens = round(answer_tokens * lengths.uniform(1 - spread, 1 + spread))
+            params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
             self._loop.submit(EngineRequest(str(self._count), prompt(self._count, prompt_tokens), params))
 
         for _ in range(streams):
@@ -120,7 +128,7 @@ class InProcess:
         self._loop.close()
 
     def _publish(self, deltas: list) -> None:
-        step = self._engine.executor.last_saved
+        step = self.engine.executor.last_saved
         if step is not None:
             self._steps.append((step.saved_at, step.device_end - step.device_start))
         self._published.put((time.perf_counter(), deltas))

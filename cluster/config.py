@@ -157,14 +157,12 @@ class EngineConfig(Settings):
         False,
         description="On a GPU, matmuls and attention whose results for a sequence do not depend on the others; slower. On a CPU they never depend on them.",
     )
-    enforce_eager: bool = Field(
-        False, description="On a GPU, launch decode steps op by op instead of replaying CUDA graphs."
-    )
+    enforce_eager: bool = Field(False, description="On a GPU, launch steps op by op instead of replaying CUDA graphs.")
     decode_graph_memory_gb: float = Field(
         2.0,
         gt=0,
         le=64,
-        description="On a GPU, most memory for the CUDA graphs of decode steps, in GiB; batch sizes left out replay a larger one, or run op by op.",
+        description="On a GPU, most memory for the CUDA graphs of decode steps, and of small models' steps with prompts, in GiB; sizes left out replay a larger one, or run op by op.",
     )
     enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
     enable_overlap_schedule: bool = Field(True, description="Launch step N before step N-1 is saved.")

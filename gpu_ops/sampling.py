@@ -13,11 +13,16 @@ from gpu_ops.slots.share_inputs import ShareInputs
 from gpu_ops.slots.state_op import run_state_op
 
 
-def gather_last_tokens(hidden: paddle.Tensor, sample_rows: paddle.Tensor) -> paddle.Tensor:
-    """The rows of `hidden` [T, H] named by `sample_rows` int32 [R], as [R, H] of the same type; -1 gives zeros."""
-    if not sample_rows.shape[0]:
-        return paddle.empty([0, hidden.shape[1]], hidden.dtype)
-    return run_op("gather_last_tokens", hidden, sample_rows)[0]
+def gather_last_tokens(hidden: paddle.Tensor, sample_rows: paddle.Tensor, out: paddle.Tensor) -> None:
+    """Write the rows of `hidden` [T, H] named by `sample_rows` int32 [R] into the first R of `out` [R or more, H] of the same
+    type; -1 gives zeros.
+
+    Raises:
+        ValueError: `out` is not contiguous.
+    """
+    require_contiguous(out, "out")
+    if sample_rows.shape[0]:
+        run_op("gather_last_tokens", hidden, sample_rows, out)
 
 
 def apply_penalties(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tensor) -> None:

@@ -89,15 +89,15 @@ def load_engine(
     )
     if device.is_gpu:
         if not config.enforce_eager:
-            runner.capture_decode_graphs(progress, int(config.decode_graph_memory_gb * 2**30))
-        graphs = runner.decode_graphs
+            runner.capture_graphs(progress, int(config.decode_graph_memory_gb * 2**30))
+        graphs = runner.graphs
         # What the weights took follows from two readings of the memory; what steps take is what the plan keeps for them.
         runner.memory_shares = {
             "total_bytes": memory_at_start[1],
             "weight_bytes": memory_at_start[0] - memory_with_weights[0],
             "kv_cache_bytes": plan.kv_cache_bytes,
-            "decode_graph_bytes": graphs.num_bytes if graphs else 0,
-            "num_decode_graphs": graphs.num_graphs if graphs else 0,
+            "graph_bytes": graphs.num_bytes if graphs else 0,
+            "num_graphs": graphs.num_graphs if graphs else 0,
             "step_bytes": plan.step_bytes,
         }
     info = EngineInfo(

@@ -103,5 +103,5 @@ def _memory_text(memory: dict[str, int]) -> str:
 
     return (
         f"{gib('total_bytes')} GiB: weights {gib('weight_bytes')}, KV cache {gib('kv_cache_bytes')}, "
-        f"{memory['num_decode_graphs']} decode graphs {gib('decode_graph_bytes')}, free {gib('free_bytes')}"
+        f"{memory['num_graphs']} CUDA graphs {gib('graph_bytes')}, free {gib('free_bytes')}"
     )

@@ -35,7 +35,7 @@ class InFlightStep:
     Attributes:
         plan: the step, or None while the object is free.
         num_tokens: tokens of the step, kept after it was saved.
-        num_rows, num_samples: what its forward computed, for its sampling; known on the device stream alone.
+        num_samples: rows that its forward gathered for its sampling; known on the device stream alone.
         scheduled, cleared: int32 [B] staging buffers.
         block_updates, insert_ints, insert_floats, insert_tokens: staging tensors of this step's own size.
         token_masks: int32 [B, 1 + words], which tokens the slots with a grammar or a budget may take; the host writes it between
@@ -56,7 +56,7 @@ class InFlightStep:
         self._device = device
         self.plan: StepPlan | None = None
         self.num_tokens = 0
-        self.num_rows = self.num_samples = 0
+        self.num_samples = 0
         self.scheduled = device.host_buffer([max_num_seqs], "int32")
         self.cleared = device.host_buffer([max_num_seqs], "int32")
         self.token_masks = device.host_buffer([max_num_seqs, mask_words(vocab_size)], "int32")

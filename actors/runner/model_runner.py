@@ -20,12 +20,13 @@ import numpy as np
 import paddle
 
 from actors.models.decoder import BatchRows, Decoder
-from actors.runner.decode_graphs import DecodeGraphs, decode_buckets
+from actors.runner.graph_capture import GraphCapture
 from actors.runner.in_flight_step import InFlightStep
 from actors.runner.mask_filling import MaskFilling, spare_threads
 from actors.runner.sampler import Sampler, SamplingGraph
 from actors.runner.shared_masks import compute_threads_make_masks
 from actors.runner.step_executor import StepExecutor
+from actors.runner.step_graphs import PromptSize, StepGraphs, decode_sizes, prompt_sizes
 from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
 from actors.structured_output.grammars import Grammars
 from actors.structured_output.thinking import Matcher
@@ -92,7 +93,7 @@ class ModelRunner(StepExecutor):
         self._free_outputs = [InFlightStep(max_num_seqs, vocab_size, device, shares_masks) for _ in range(2)]
         self._in_flight: list[InFlightStep] = []
         self._hidden: paddle.Tensor | None = None
-        self.decode_graphs: DecodeGraphs | None = None
+        self.graphs: StepGraphs | None = None
         self.last_saved: InFlightStep | None = None
         self.device_name = device.name
         # Bytes of a GPU by what holds them; who loads the model knows.
@@ -100,8 +101,8 @@ class ModelRunner(StepExecutor):
         # For tests: what a step left in its host buffers is destroyed when the step gives them back.
         self.poison_released = False
 
-    def capture_decode_graphs(self, progress: Progress | None, max_bytes: int) -> None:
-        """On a GPU, before the first step: replay captured graphs, of at most ``max_bytes``, in steps that only decode."""
+    def capture_graphs(self, progress: Progress | None, max_bytes: int) -> None:
+        """On a GPU, before the first step: replay captured graphs, of at most ``max_bytes``, where they are faster."""
         self.stream.run(lambda: self._capture(progress, max_bytes))
 
     def is_idle(self) -> bool:
@@ -191,7 +192,7 @@ class ModelRunner(StepExecutor):
     def _run_forward(self, out: InFlightStep) -> None:
         out.timer.mark_start()
         try:
-            out.num_rows, out.num_samples = self._preprocess_and_execute_model(out)
+            out.num_samples = self._preprocess_and_execute_model(out)
         except BaseException as error:  # reported by the host when it saves the step
             out.error = error
 
@@ -199,44 +200,35 @@ class ModelRunner(StepExecutor):
         out.finish_masks()
         try:
             if out.error is None:
-                self._postprocess(out, out.num_rows, out.num_samples)
+                self._postprocess(out, out.num_samples)
         except BaseException as error:
             out.error = error
         out.record()
 
     # Stage 1: device stream.
 
-    def _preprocess_and_execute_model(self, out: InFlightStep) -> tuple[int, int]:
+    def _preprocess_and_execute_model(self, out: InFlightStep) -> int:
+        """Returns how many rows sample."""
         share, plan = self.share_inputs, out.plan
         assert plan is not None
         if plan.inserts:
             state.insert_requests(share, out.insert_ints, out.insert_floats, out.insert_tokens)
         state.apply_step(share, out.scheduled.tensor, out.cleared.tensor, out.block_updates)
         if not plan.scheduled:
-            return 0, 0
-        if (bucket := self._bucket(plan)) is not None:
-            self._hidden = self.decode_graphs.forward(bucket)  # type: ignore[union-attr]
-            return bucket, bucket
+            return 0
+        if self.graphs is not None and (graph := self.graphs.forward(plan)) is not None:
+            self._hidden = graph.replay()
+            return len(plan.sampling)
         self._pack_tokens()
         num_rows, num_samples = self.device.num_rows(plan.num_tokens, len(plan.sampling), self.counts)
         if num_rows:
-            rows = self._batch_rows(num_rows)
             if plan.has_prefill:
-                # Every block of a GPU's attention looks through the slots for its rows: none behind the last that has any.
-                num_slots = max(plan.scheduled) + 1
-                rows = rows._replace(
-                    block_tables=rows.block_tables[:num_slots],
-                    cu_seqlens_q=self.cu_seqlens_q[: num_slots + 1],
-                    max_rows_per_slot=max(plan.scheduled.values()),
-                )
+                rows = self._rows_with_prompts(num_rows, max(plan.scheduled) + 1, max(plan.scheduled.values()))
+            else:
+                rows = self._batch_rows(num_rows)
             self._hidden = self.model.forward(rows, self.kv_cache)
-        return num_rows, num_samples
-
-    def _bucket(self, plan: StepPlan) -> int | None:
-        """The decode graphs that serve a step; None where it runs op by op."""
-        if self.decode_graphs is None or not plan.scheduled or plan.has_prefill:
-            return None
-        return self.decode_graphs.bucket(plan.num_tokens)
+            self.sampler.gather(self._hidden, num_samples)
+        return num_samples
 
     def _pack_tokens(self) -> None:
         state.pack_tokens(
@@ -258,37 +250,58 @@ class ModelRunner(StepExecutor):
             self.share_inputs.block_tables,
         )
 
+    def _rows_with_prompts(self, num_rows: int, num_slots: int, max_rows_per_slot: int) -> BatchRows:
+        """Every block of a GPU's attention looks through the first ``num_slots`` slots for its rows: all that have any."""
+        rows = self._batch_rows(num_rows)
+        return rows._replace(
+            block_tables=rows.block_tables[:num_slots],
+            cu_seqlens_q=self.cu_seqlens_q[: num_slots + 1],
+            max_rows_per_slot=max_rows_per_slot,
+        )
+
     # Stage 2: device stream.
 
-    def _postprocess(self, out: InFlightStep, num_rows: int, num_samples: int) -> None:
+    def _postprocess(self, out: InFlightStep, num_samples: int) -> None:
         plan = out.plan
         assert plan is not None
-        graph = None if self._bucket(plan) is None else SamplingGraph.for_needs(plan.needs)
+        kind = SamplingGraph.for_needs(plan.needs) if self.graphs is not None and plan.scheduled else None
         # A graph may look at the masks where no request has one.
-        if plan.needs.grammar or (graph is not None and graph.needs.grammar):
+        if plan.needs.grammar or (kind is not None and kind.needs.grammar):
             out.send_masks()
-        if graph is not None and self.decode_graphs.sample(num_rows, graph):  # type: ignore[union-attr]
+        if kind is not None and self.graphs.sample(num_samples, kind):  # type: ignore[union-attr]
             return
         for wanted in plan.needs.prompt_logprobs:
             assert self._hidden is not None
             first_row = int(self.cu_seqlens_q.numpy()[wanted.slot])
             out.prompt_logprobs[wanted.slot] = self.sampler.score_prompt(self._hidden, first_row, wanted)
-        self.sampler.run(self._hidden, num_samples, plan.needs, out.mask_tensor, out.packed)
+        self.sampler.run(num_samples, plan.needs, out.mask_tensor, out.packed)
 
     def _capture(self, progress: Progress | None, max_bytes: int) -> None:
         """With every slot empty, what runs before a capture computes padding rows alone and changes nothing."""
         packed, masks = self._free_outputs[0].packed, self._free_outputs[0].mask_tensor
-        buckets = decode_buckets(self.max_num_seqs)
-        rows = {bucket: self._batch_rows(bucket) for bucket in buckets}
+        max_tokens = min(self.model.max_launch_bound_rows, self.ids_remove_padding.shape[0])
+        decoding, prompts = decode_sizes(self.max_num_seqs), prompt_sizes(max_tokens, self.max_num_seqs)
+        # Made before anything is captured.
+        rows_of = {size: self._batch_rows(size) for size in decoding}
+        rows_with_prompts = {size: self._rows_with_prompts(*size, max_rows_per_slot=size.tokens) for size in prompts}
 
-        def forward(bucket: int) -> paddle.Tensor:
-            self._pack_tokens()
-            return self.model.forward(rows[bucket], self.kv_cache)
+        def decode(num_rows: int) -> paddle.Tensor:
+            return self._forward_and_gather(rows_of[num_rows], num_rows)
 
-        def sample(bucket: int, hidden: paddle.Tensor, graph: SamplingGraph) -> None:
-            self.sampler.run(hidden, bucket, graph.needs, masks, packed)
+        def with_prompts(size: PromptSize) -> paddle.Tensor:
+            return self._forward_and_gather(rows_with_prompts[size], size.slots)
 
-        self.decode_graphs = DecodeGraphs(buckets, forward, sample, self.device.free_bytes, max_bytes, progress)
+        def sample(num_samples: int, kind: SamplingGraph) -> None:
+            self.sampler.run(num_samples, kind.needs, masks, packed)
+
+        capture = GraphCapture(self.device.free_bytes, max_bytes)
+        self.graphs = StepGraphs(decoding, prompts, decode, with_prompts, sample, capture, progress)
+
+    def _forward_and_gather(self, rows: BatchRows, num_samples: int) -> paddle.Tensor:
+        self._pack_tokens()
+        hidden = self.model.forward(rows, self.kv_cache)
+        self.sampler.gather(hidden, num_samples)
+        return hidden
 
     # Stage 3: host.
 

@@ -64,20 +64,28 @@ class Sampler:
         self._rows = sample_rows
         self._slots = sample_slots
         self._processed_logprobs = processed_logprobs
+        # Where every forward leaves what the sampling reads, so that one sampling serves them all.
+        self._last_hidden = paddle.empty([sample_rows.shape[0], model.config.hidden_size], model.device.dtype)
         self._no_tokens = paddle.to_tensor(np.zeros(0, np.int64), place=paddle.CPUPlace())
+
+    def gather(self, hidden: paddle.Tensor, num_samples: int) -> None:
+        """Keep the hidden states of the rows that sample, out of a forward's [T, H]; the last part of a forward.
+
+        Args:
+            num_samples: as of ``run``, or more.
+        """
+        sampling.gather_last_tokens(hidden, self._rows[:num_samples], self._last_hidden)
 
     def run(
         self,
-        hidden: paddle.Tensor | None,
         num_samples: int,
         needs: SamplingNeeds,
         token_masks: paddle.Tensor,
         packed: paddle.Tensor,
     ) -> None:
-        """Sample, detect stops, advance the slots and pack the outputs; prompts are scored apart.
+        """Sample of what was gathered, detect stops, advance the slots and pack the outputs; prompts are scored apart.
 
         Args:
-            hidden: of the forward, [T, H]; not looked at if no row samples.
             num_samples: rows that sample, an upper bound on a GPU.
             token_masks: int32 [B, 1 + words] as in ``gpu_ops.sampling.apply_token_masks``; not looked at without a grammar.
             packed: int64 block for the outputs, as in ``gpu_ops.step_result``.
@@ -85,7 +93,7 @@ class Sampler:
         share, slots = self._share, self._slots
         tokens, logprobs = self._no_tokens, None
         if num_samples:
-            logits = self._model.compute_logits(sampling.gather_last_tokens(hidden, self._rows[:num_samples]))
+            logits = self._model.compute_logits(self._last_hidden[:num_samples])
             wants_logprobs = needs.num_logprobs >= 0
             of_raw = wants_logprobs and not self._processed_logprobs
             shown = self._device.copy_of(logits) if of_raw and needs.changes_logits else logits

@@ -1,10 +1,13 @@
 """What stands around engines on a GPU machine: HTTP beside in process, two engines beside one, engines that compute nothing.
 
-    python -m benchmarks.gpu.bench_plane_table [--gpus N] [--models 135M 8B nothing] [--tokenizer FILE] [--json FILE]
+    python -m benchmarks.gpu.bench_plane_table [--gpus N] [--models 135M 8B nothing] [--spread 0.5] [--tokenizer FILE]
+                                               [--json FILE]
 
 Random weights of the sizes of Llama-3.1-8B and SmolLM2-135M, prompts of token ids, greedy answers that ignore the end of text,
-closed loops of clients. With one GPU, what needs two is left out. --device cpu tries the program with tiny models; figures are
-a GPU's. Every part that fails says so in its lines, and the others go on. Figures come last.
+closed loops of clients. Answers of one length let the clients of an engine in process keep step, so that all prompts are
+computed together; with a --spread clients are out of step, wherever they are. With one GPU, what needs two is left out.
+--device cpu tries the program with tiny models; figures are a GPU's. Every part that fails says so in its lines, and the others
+go on. Figures come last.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Any
 
 from benchmarks.gpu.model_sizes import LLAMA_8B, SMOLLM2_SIZES
 from benchmarks.serving.bench_plane import Row, idle_cpu, measure
-from benchmarks.serving.loads import checked, closed_loop
+from benchmarks.serving.loads import Tokens, checked, closed_loop
 from benchmarks.serving.process_cpu import num_processes
 from benchmarks.serving.served_app import ServedApp, settings_config
 from cluster.bench.processes import LoadProcesses
@@ -137,6 +140,13 @@ class Table:
         self.lines.append(f"| {what} | {measured} | {wanted} |")
         print(f"    {what}: {measured}", flush=True)
 
+    @property
+    def _streams(self) -> tuple[Tokens, Tokens]:
+        """Of many streams: tokens of a prompt and of its answer."""
+        prompt, answer = _STREAMS
+        spread = round(answer * self._options.spread)
+        return prompt, (answer - spread, answer + spread) if spread else answer
+
     def _engine_settings(self, model: Model) -> dict[str, Any]:
         settings = {
             "model": str(self._folder / model.name),
@@ -168,7 +178,10 @@ class Table:
                 )
 
         for number, model in enumerate(models):
-            loads = [(1, *_FIRST, 3.0), *((streams, *_STREAMS, model.seconds) for streams in model.streams)]
+            loads = [
+                (1, *_FIRST, 3.0),
+                *((streams, *_STREAMS, model.seconds, self._options.spread) for streams in model.streams),
+            ]
             command = [
                 sys.executable,
                 "-m",
@@ -189,7 +202,7 @@ class Table:
         return windows
 
     def _one_engine(self, model: Model, windows: list[dict[str, float]] | None) -> Row:
-        loads = [(1, _FIRST, 3.0), *((streams, _STREAMS, model.seconds) for streams in model.streams)]
+        loads = [(1, _FIRST, 3.0), *((streams, self._streams, model.seconds) for streams in model.streams)]
         first, *rows = self._served(model, 1, 1, loads)
         inside_first, *inside = windows or [{}] * (1 + len(rows))
         self._first_token(f"{model.name}, 1 client, 512 prompt tokens", first, inside_first, 6.0, model.first_ms)
@@ -201,7 +214,7 @@ class Table:
     def _ingresses_as_needed(self, model: Model, windows: list[dict[str, float]] | None) -> Row:
         """The same loads behind as many ingresses as their CPU use asks for, which is what there is without a setting."""
         _, *inside = windows or [{}] * (1 + len(model.streams))
-        rows = self._served(model, 1, None, [(streams, _STREAMS, model.seconds) for streams in model.streams])
+        rows = self._served(model, 1, None, [(streams, self._streams, model.seconds) for streams in model.streams])
         what = f"{model.name}, ingresses as needed, {rows[0].streams} clients, 256 prompt tokens"
         self._first_token(what, rows[0], inside[0], 15.0, None)
         for row, window, wanted in zip(rows, inside, model.shares, strict=True):
@@ -218,7 +231,7 @@ class Table:
         """One ingress, two, and as many as needed, with the clients of one engine for each, over one engine behind as many."""
         before: Row | None = None
         for ingresses, single in ((1, one), (2, one), (None, one_needed)):
-            (row,) = self._served(model, 2, ingresses, [(2 * model.streams[0], _STREAMS, model.seconds)])
+            (row,) = self._served(model, 2, ingresses, [(2 * model.streams[0], self._streams, model.seconds)])
             times = f" = {row.tokens_per_s / single.tokens_per_s:.2f} × one engine" if single else ""
             behind = "as many ingresses as needed" if ingresses is None else f"{ingresses} ingresses"
             self._add(f"{model.name}, two engines, {behind}, {row.streams} clients: tokens/s",
@@ -247,7 +260,7 @@ class Table:
                   f"gap p50 {row.gap_ms[0]:.1f} ms, p95 {row.gap_ms[1]:.1f}", "≤ 20 µs")  # fmt: skip
 
     def _served(
-        self, model: Model, engines: int, ingresses: int | None, loads: list[tuple[int, tuple[int, int], float]]
+        self, model: Model, engines: int, ingresses: int | None, loads: list[tuple[int, tuple[Tokens, Tokens], float]]
     ) -> list[Row]:
         """Rows of the loads behind so many ingresses; None: as many as the largest of them needs."""
         few = {"num_cpus": 0.01}
@@ -289,7 +302,7 @@ class Table:
         self._costs("engines that compute nothing", row)
 
     def _run(
-        self, name: str, settings: dict[str, Any], engines: int, loads: list[tuple[int, tuple[int, int], float]],
+        self, name: str, settings: dict[str, Any], engines: int, loads: list[tuple[int, tuple[Tokens, Tokens], float]],
         server_cores: list[int] | None = None, client_cores: list[int] | None = None, settles: bool = False,
     ) -> list[Row]:  # fmt: skip
         """Serve, wait until all engines are there, where it ``settles`` until so are the ingresses, and measure ``loads``."""
@@ -357,6 +370,12 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="+", choices=_PARTS, default=_PARTS, help="nothing: engines that compute nothing"
     )
+    parser.add_argument(
+        "--spread",
+        type=float,
+        default=0.0,
+        help="share by which answers of many streams are shorter or longer, 0 to 0.9",
+    )
     parser.add_argument("--ingresses", type=int, default=6, help="of the sixteen engines that compute nothing")
     parser.add_argument(
         "--tokenizer", default=DEFAULT_MODEL, help="a tokenizer.json, where the default model is not at hand"
@@ -364,6 +383,8 @@ def main() -> None:
     parser.add_argument("--logs", help="folder for the servers' logs")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
+    if not 0 <= options.spread <= 0.9:
+        parser.error(f"--spread is {options.spread}, needs 0 to 0.9")
     names = _gpus()
     options.gpus = options.gpus or (2 if options.device == "cpu" else min(2, max(1, len(names))))
     table = Table(options)

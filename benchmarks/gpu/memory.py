@@ -5,13 +5,13 @@ from __future__ import annotations
 
 def memory_text(memory: dict[str, int]) -> str:
     """One line from the ``memory`` of an engine's figures; what others use on this GPU counts as the engine's."""
-    parts = {name: memory[f"{name}_bytes"] for name in ("weight", "kv_cache", "decode_graph")}
+    parts = {name: memory[f"{name}_bytes"] for name in ("weight", "kv_cache", "graph")}
     used = memory["total_bytes"] - memory["free_bytes"]
     rest = used - sum(parts.values())
     shares = ", ".join(f"{name} {_gib(value)}" for name, value in parts.items())
     return (
         f"memory in GiB: {_gib(used)} of {_gib(memory['total_bytes'])} used: {shares} "
-        f"({memory['num_decode_graphs']} graphs), steps and context {_gib(rest)} (set aside: {_gib(memory['step_bytes'])})"
+        f"({memory['num_graphs']} graphs), steps and context {_gib(rest)} (set aside: {_gib(memory['step_bytes'])})"
     )
 
 

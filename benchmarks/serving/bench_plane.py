@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serving.loads import checked, closed_loop
+from benchmarks.serving.loads import Tokens, checked, closed_loop
 from benchmarks.serving.process_cpu import cpu_seconds
 from benchmarks.serving.served_app import ServedApp, settings_config
 from cluster.bench.processes import LoadProcesses, Result
@@ -60,7 +60,12 @@ def idle_cpu(app: ServedApp, seconds: float) -> Counter[str]:
 
 
 def measure(
-    app: ServedApp, clients: LoadProcesses, streams: int, tokens: tuple[int, int], seconds: float, idle: Counter[str]
+    app: ServedApp,
+    clients: LoadProcesses,
+    streams: int,
+    tokens: tuple[Tokens, Tokens],
+    seconds: float,
+    idle: Counter[str],
 ) -> Row:
     """One load, of which ``seconds`` count; what processes take while they are ``idle`` does not."""
     _seeds.append(len(_seeds))
@@ -76,7 +81,7 @@ def measure(
     whole = [sample for sample in result.samples if sample.is_whole]
     tokens_a_chunk = sum(s.output_tokens for s in whole) / max(1, sum(len(s.arrivals) for s in whole))
     return Row(
-        streams, tokens[1], chunks * tokens_a_chunk / lasted, chunks / lasted, answers / lasted,
+        streams, round(np.mean(tokens[1])), chunks * tokens_a_chunk / lasted, chunks / lasted, answers / lasted,
         _quantiles_ms(first), _quantiles_ms(gaps), {kind: 1e6 * spent / lasted for kind, spent in cpu.items()},
     )  # fmt: skip
 

@@ -54,20 +54,20 @@ def test_steps_of_every_kind_of_sampling_replay_graphs_with_the_bits_of_their_op
     settings = {"batch_invariant": True, "max_num_batched_tokens": 32}
     op_by_op = generate(tiny_gpu_model, mixed_requests(), enforce_eager=True, **settings)
     engine, replayed = gpu_engine(tiny_gpu_model, **settings), set()
-    replay_graph = engine.executor.decode_graphs.sample
+    replay_graph = engine.executor.graphs.sample
 
     def noted(bucket, kind):
         found = replay_graph(bucket, kind)
         replayed.add((kind, found))
         return found
 
-    engine.executor.decode_graphs.sample = noted
+    engine.executor.graphs.sample = noted
     assert answers(engine, mixed_requests()) == op_by_op
     # Steps of several requests have the needs of all, so each kind has requests of its own, too.
     for needs in ({}, {"repetition_penalty": 1.3}, {"logprobs": 3}):
         alone = [request("a", PROMPT, max_tokens=16, temperature=0.7, seed=3, **needs)]
         engine = gpu_engine(tiny_gpu_model, **settings)
-        engine.executor.decode_graphs.sample, replay_graph = noted, engine.executor.decode_graphs.sample
+        engine.executor.graphs.sample, replay_graph = noted, engine.executor.graphs.sample
         assert answers(engine, alone) == generate(tiny_gpu_model, alone, enforce_eager=True, **settings)
     # Grammars need a tokenizer: tests/gpu/test_grammar_gpu.py.
     assert replayed == {(kind, True) for kind in SamplingGraph if kind != SamplingGraph.GRAMMAR}
@@ -211,3 +211,27 @@ def test_smollm2_logits_on_the_gpu_are_close_to_the_cpu(smollm2_file):
     )
     assert cosine.min() > 0.99
     assert cosine.mean() > 0.9985
+
+
+def test_steps_with_prompts_replay_graphs_with_the_bits_of_their_ops(tiny_gpu_model):
+    """Prompts of many lengths beside decoding rows, in slots up to the last, under and over the largest captured size."""
+    rng = np.random.default_rng(3)
+    requests = [
+        request(str(i), rng.integers(3, 90, int(rng.integers(1, 200))).tolist(), max_tokens=int(rng.integers(2, 30)))
+        for i in range(60)
+    ]
+    settings = {"batch_invariant": True, "max_num_seqs": 24, "num_kv_blocks": 400, "max_num_batched_tokens": 100}
+    engine = gpu_engine(tiny_gpu_model, **settings)
+    replayed = []
+    find = engine.executor.graphs.forward
+
+    def noted(plan):
+        graph = find(plan)
+        if plan.has_prefill:
+            replayed.append(graph is not None)
+        return graph
+
+    engine.executor.graphs.forward = noted
+    assert {size.slots for size in engine.executor.graphs.prompts} == {16, 24}
+    assert answers(engine, requests) == generate(tiny_gpu_model, requests, enforce_eager=True, **settings)
+    assert len(replayed) > 30 and all(replayed)

@@ -36,14 +36,14 @@ def generate(folder, requests, at=None, slow=False, **settings):
 def test_masked_steps_replay_graphs_with_the_bits_of_their_ops(folder, more):
     requests = [request(str(i), PROMPT + [i], grammar=A_PERSON, **FREE, **more) for i in range(4)]
     engine, replayed = gpu_engine(folder, **INVARIANT), set()
-    replay_graph = engine.executor.decode_graphs.sample
+    replay_graph = engine.executor.graphs.sample
 
     def noted(bucket, kind):
         found = replay_graph(bucket, kind)
         replayed.add((kind, found))
         return found
 
-    engine.executor.decode_graphs.sample = noted
+    engine.executor.graphs.sample = noted
     got = answers(engine, requests)
     assert got == generate(folder, requests, enforce_eager=True)
     assert replayed == {(SamplingGraph.LOGPROBS if "logprobs" in more else SamplingGraph.GRAMMAR, True)}

@@ -22,26 +22,26 @@ void check_logits(const Tensor& logits) {
 
 }  // namespace
 
-std::vector<Tensor> GatherLastTokens(const Tensor& hidden, const Tensor& sample_rows) {
+void GatherLastTokens(const Tensor& hidden, const Tensor& sample_rows, const Tensor& out) {
   const DataType dtype = float_type(hidden, "hidden");
   check_shape(hidden, "hidden", dtype, {kAnySize, kAnySize});
   check_shape(sample_rows, "sample_rows", DataType::INT32, {kAnySize});
   const int64_t rows = sample_rows.numel(), width = hidden.shape()[1];
-  Tensor out = paddle::empty({rows, width}, dtype, hidden.place());
+  check_shape(out, "out", dtype, {kAnySize, width});
+  PD_CHECK(out.shape()[0] >= rows, "out: has ", out.shape()[0], " rows, needs at least the ", rows, " of sample_rows");
+  check_same_place(hidden, "hidden", out, "out");
   if constexpr (kWithCuda) {
     if (hidden.is_gpu()) {
       check_gpu_columns(width, "hidden");
       check_same_place(hidden, "hidden", sample_rows, "sample_rows");
-      on_device([&] {
-        bireme::gather_rows_cuda(hidden.data(), hidden.shape()[0], width, sample_rows.data<int32_t>(), rows, out.data(),
+      return on_device([&] {
+        bireme::gather_rows_cuda(hidden.data(), hidden.shape()[0], width, sample_rows.data<int32_t>(), rows, raw_data(out),
                                  stream_of(hidden));
       });
-      return {out};
     }
   }
   bireme::gather_rows_cpu(data_or_null<float>(hidden), hidden.shape()[0], width, data_or_null<int32_t>(sample_rows), rows,
-                          data_or_null<float>(out));
-  return {out};
+                          mutable_data<float>(out));
 }
 
 void ApplyPenalties(const Slots<bireme::ApplyPenaltiesState>& slots, const Tensor& logits, const Tensor& sample_slots) {
@@ -138,8 +138,9 @@ std::vector<Tensor> TokenLogprobs(const Tensor& logits, const Tensor& tokens, in
 }
 
 PD_BUILD_OP(bireme_gather_last_tokens)
-    .Inputs({"hidden", "sample_rows"})
-    .Outputs({"rows"})
+    .Inputs({"hidden", "sample_rows", "out"})
+    .Outputs({"out_out"})
+    .SetInplaceMap({{"out", "out_out"}})
     .SetKernelFn(PD_KERNEL(GatherLastTokens));
 PD_BUILD_OP(bireme_apply_penalties)
     .Inputs(state_inputs<bireme::ApplyPenaltiesState>({"logits", "sample_slots"}))

@@ -158,10 +158,10 @@ def test_what_a_graph_does_beyond_a_steps_needs_changes_no_bit(tiny_model, monke
     exact, _ = generate(tiny_model, mixed_requests(), max_num_batched_tokens=32)
     run, graphs = Sampler.run, set()
 
-    def as_captured(self, hidden, num_samples, needs, masks, packed):
+    def as_captured(self, num_samples, needs, masks, packed):
         graph = SamplingGraph.for_needs(needs)
         graphs.add(graph)
-        run(self, hidden, num_samples, needs if graph is None else graph.needs, masks, packed)
+        run(self, num_samples, needs if graph is None else graph.needs, masks, packed)
 
     monkeypatch.setattr(Sampler, "run", as_captured)
     captured, _ = generate(tiny_model, mixed_requests(), max_num_batched_tokens=32)

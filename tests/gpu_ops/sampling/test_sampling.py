@@ -94,8 +94,11 @@ def test_gather_last_tokens_equals_twin(seed):
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=rng.integers(1, 40, 2)).astype(np.float32)
     rows = rng.integers(-1, len(hidden) + 2, int(rng.integers(0, 9))).astype(np.int32)
-    gathered = ops.gather_last_tokens(tensor(hidden, "float32"), tensor(rows, "int32"))
-    np.testing.assert_array_equal(gathered.numpy(), twins.gather_last_tokens(hidden, rows))
+    kept = rng.normal(size=(len(rows) + 2, hidden.shape[1])).astype(np.float32)
+    gathered = tensor(kept, "float32")
+    ops.gather_last_tokens(tensor(hidden, "float32"), tensor(rows, "int32"), gathered)
+    np.testing.assert_array_equal(gathered.numpy()[: len(rows)], twins.gather_last_tokens(hidden, rows))
+    np.testing.assert_array_equal(gathered.numpy()[len(rows) :], kept[len(rows) :])
 
 
 @many

@@ -85,7 +85,9 @@ def test_no_rows_give_no_tokens():
     ops.apply_token_masks(logits, tensor(np.zeros((1, 3)), "int32"), slots)
     assert ops.sample(logits, state, slots).shape == [0]
     assert [result.shape for result in ops.token_logprobs(logits, tensor([], "int64"), 3)] == [[0, 4], [0, 4], [0]]
-    assert ops.gather_last_tokens(tensor(np.zeros((4, 8)), "float32"), slots).shape == [0, 8]
+    kept = tensor(np.ones((2, 8)), "float32")
+    ops.gather_last_tokens(tensor(np.zeros((4, 8)), "float32"), slots, kept)
+    assert (kept.numpy() == 1).all()
 
 
 def penalised(row, prompt, generated, **params) -> np.ndarray:
