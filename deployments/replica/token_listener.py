@@ -62,7 +62,7 @@ async def listen(
     """
     if (fault := not_private(Path(path).parent)) is not None:
         raise UnusableSocketError(fault)
-    listening = _Listening(path, deliver)
+    listening = _Listening(deliver)
     try:
         _, connection = await asyncio.get_running_loop().create_unix_connection(
             lambda: FrameProtocol(listening.got, listening.lost, _LONGEST_MESSAGE), path
@@ -87,8 +87,7 @@ async def listen(
 class _Listening:
     """An ingress's connection: the runner's version, then messages."""
 
-    def __init__(self, path: str, deliver: Callable[[list[StreamItem]], None]) -> None:
-        self._path = path
+    def __init__(self, deliver: Callable[[list[StreamItem]], None]) -> None:
         self._deliver = deliver
         self.version: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         """None if the connection ended before, or what came is none."""

@@ -43,6 +43,7 @@ from deployments.spares.keepers import SPARE_BYTES
 from deployments.start.serve_config import BUILDER
 from tests.chaos.served.processes import descendants, kinds, send, title_of
 from tests.deployments.conftest import App, wait_for
+from tests.ray_resources import used
 from tests.served_device import served_on_device
 
 AUTOSCALING = {
@@ -102,13 +103,6 @@ def spare_processes() -> list[int]:
 
 def controllers() -> list[int]:
     return [pid for pid, kind in kinds().items() if kind == "controller"]
-
-
-def used() -> dict[str, float]:
-    """What is reserved of all of Ray's resources, but for objects' memory; placement groups' parts are in it already."""
-    free = ray.available_resources()
-    taken = {name: round(all_of - free.get(name, 0.0), 4) for name, all_of in ray.cluster_resources().items()}
-    return {n: amount for n, amount in taken.items() if amount and "_group_" not in n and n != "object_store_memory"}
 
 
 def wait_until_used(expected: dict[str, float], what: str, timeout_s: float = 10) -> None:

@@ -19,16 +19,10 @@ from cluster.config import LLMConfig
 from cluster.process.process_liveness import has_ended
 from deployments.llm import build_openai_app
 from deployments.spares.keepers import SPARE_BYTES
+from tests.ray_resources import used
 
 DEVICE = os.environ.get("BIREME_SERVING_DEVICE", "gpu")
 URL = "http://127.0.0.1:8000/spares"
-
-
-def used() -> dict[str, float]:
-    """What is reserved of Ray's resources, but for objects' memory; placement groups' parts are in it already."""
-    free = ray.available_resources()
-    taken = {name: round(all_of - free.get(name, 0.0), 4) for name, all_of in ray.cluster_resources().items()}
-    return {n: amount for n, amount in taken.items() if amount and "_group_" not in n and n != "object_store_memory"}
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
