@@ -35,7 +35,7 @@ if [[ $parts == *serving* ]]; then
     timeout "${SERVING_TIMEOUT:-120}" python3 -m benchmarks.gpu.bench_serving $options --log "$out/serve.log" \
         >"$out/serving.txt" 2>&1 || status=1
     tail -12 "$out/serving.txt" | cut -c1-400
-    grep -hE "ready after|GiB: weights|decode graphs|loading \[#####" "$out/serve.log" | tail -12 | cut -c1-200
+    grep -hE "ready after|GiB: weights|CUDA graphs|loading \[#####" "$out/serve.log" | tail -12 | cut -c1-200
 fi
 if [[ $parts == *engine* ]]; then
     echo "== engine in process"

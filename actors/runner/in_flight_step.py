@@ -35,7 +35,7 @@ class InFlightStep:
     Attributes:
         plan: the step, or None while the object is free.
         num_tokens: tokens of the step, kept after it was saved.
-        num_samples: rows that its forward gathered for its sampling; known on the device stream alone.
+        num_samples: how many of its rows sample, an upper bound on a GPU; known on the device stream alone.
         scheduled, cleared: int32 [B] staging buffers.
         block_updates, insert_ints, insert_floats, insert_tokens: staging tensors of this step's own size.
         token_masks: int32 [B, 1 + words], which tokens the slots with a grammar or a budget may take; the host writes it between

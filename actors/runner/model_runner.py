@@ -2,8 +2,8 @@
 
 | stage | runs on | does |
 |---|---|---|
-| ``_preprocess_and_execute_model(N)`` | device stream | staged writes, packing of the step's tokens, forward |
-| ``_postprocess(N)`` | device stream | last-token gather, head, penalties, sampling, stops, ``update_inputs``, packing, event |
+| ``_preprocess_and_execute_model(N)`` | device stream | staged writes, packing of the step's tokens, forward, last-token gather |
+| ``_postprocess(N)`` | device stream | head, penalties, sampling, stops, ``update_inputs``, packing, event |
 | ``_save_output(N)`` | host | waits for the event, emits one output per slot, then resets ``preempted_idx`` |
 
 ``execute_model`` and ``execute_model_overlap`` (``actors.runner.step_executor``) put them in order. Overlapped, what the host

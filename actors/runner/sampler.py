@@ -65,14 +65,14 @@ class Sampler:
         self._slots = sample_slots
         self._processed_logprobs = processed_logprobs
         # Where every forward leaves what the sampling reads, so that one sampling serves them all.
-        self._last_hidden = paddle.empty([sample_rows.shape[0], model.config.hidden_size], model.device.dtype)
+        self._last_hidden = model.device.empty([sample_rows.shape[0], model.config.hidden_size])
         self._no_tokens = paddle.to_tensor(np.zeros(0, np.int64), place=paddle.CPUPlace())
 
     def gather(self, hidden: paddle.Tensor, num_samples: int) -> None:
         """Keep the hidden states of the rows that sample, out of a forward's [T, H]; the last part of a forward.
 
         Args:
-            num_samples: as of ``run``, or more.
+            num_samples: rows that sample, or more. What stood in the rows behind them stays.
         """
         sampling.gather_last_tokens(hidden, self._rows[:num_samples], self._last_hidden)
 

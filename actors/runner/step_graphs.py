@@ -3,7 +3,8 @@
 A decode step of n rows replays the smallest forward that holds n. One with prompts replays the smallest that holds its
 tokens and the slots up to its last; only steps that the device computes faster than the host launches their kernels have such
 graphs. Padding rows carry slot -1. The sampling is a graph of its own for each number of samples and kind of sampling,
-whatever the forward was: forwards leave the rows that sample in one place (``Sampler.gather``).
+whatever the forward was, one that ran op by op included: forwards leave the rows that sample in one place
+(``Sampler.gather``). Rows behind them are of former steps, and of no slot.
 
 Tensors that a graph reads or writes keep their addresses: the state, the packed rows and the rows that sample by design, the
 hidden states because they are kept here.
@@ -57,7 +58,7 @@ def prompt_sizes(max_tokens: int, max_num_seqs: int) -> list[PromptSize]:
 
 def capture_order(sizes: Sequence[int]) -> list[int]:
     """The largest, which serves every step, then powers of two, then what refines them: the best set for any limit."""
-    largest, *others = sorted(sizes, reverse=True)
+    largest, *others = sorted(set(sizes), reverse=True)
     return [largest, *sorted(others, key=lambda rows: (rows & (rows - 1) != 0, -rows))]
 
 
@@ -67,7 +68,7 @@ class StepGraphs:
 
     Attributes:
         decode_rows: rows of the decode forwards that were captured, ascending.
-        prompts: sizes of the forwards with prompts that were captured.
+        prompts: sizes of the forwards with prompts that were captured, those of few tokens first.
         num_graphs, num_bytes: of all, and the memory that they took.
 
     Args:
@@ -107,21 +108,19 @@ class StepGraphs:
             if progress:
                 free = capture.free_bytes() / 2**30
                 progress(f"decode graphs, {rows} rows, {free:.1f} GiB free", len(self.decode_rows), len(order))
-        self._warn("decode graphs of %s rows were left out", set(decode_rows) - self._decode.keys())
+        self._warn("decode graphs of %s rows", set(decode_rows) - self._decode.keys())
 
         forwards = capture.series()
-        for done, size in enumerate(sorted(prompts, reverse=True), 1):
+        by_use = {tokens: use for use, tokens in enumerate(capture_order([size.tokens for size in prompts] or [0]))}
+        for done, size in enumerate(sorted(prompts, key=lambda size: (-size.slots, by_use[size.tokens])), 1):
             graph = forwards.capture(size.tokens, functools.partial(with_prompts, size))
             if graph is not None:
                 self._prompts[size] = graph
             if progress:
-                progress(f"prompt graphs, {size.tokens} tokens", done, len(prompts))
-        self._warn(
-            "graphs of steps with prompts and %s tokens were left out",
-            {s.tokens for s in set(prompts) - self._prompts.keys()},
-        )
-        self._prompt_tokens = sorted({size.tokens for size in self._prompts})
-        self._prompt_slots = sorted({size.slots for size in self._prompts})
+                progress(f"prompt graphs, {size.tokens} tokens in {size.slots} slots", done, len(prompts))
+        self.prompts = sorted(self._prompts)
+        served = {size.tokens for size in self.prompts}
+        self._warn("graphs of steps with prompts and %s tokens", {size.tokens for size in prompts} - served)
 
         # Samplings of a kind and size that have no graph run op by op.
         for kind in [kind for kind in SamplingGraph if kind != SamplingGraph.PLAIN]:
@@ -129,6 +128,8 @@ class StepGraphs:
             for rows in [rows for rows in order if rows in self._decode]:
                 self._capture_sampling(further, rows, sample, kind)
         self._sampled_rows = {kind: sorted(graphs) for kind, graphs in self._sampling.items()}
+        for sampling, graphs in self._sampling.items():
+            self._warn(f"graphs of {sampling.name.lower()} sampling of %s rows", self._decode.keys() - graphs.keys())
 
     def _capture_sampling(
         self, series: GraphSeries, rows: int, sample: Callable[[int, SamplingGraph], None], kind: SamplingGraph
@@ -140,7 +141,7 @@ class StepGraphs:
     def _warn(self, what: str, missing: Iterable[int]) -> None:
         if missing:
             logger.warning(
-                what + ": more than decode_graph_memory_gb (%.2f GiB)",
+                what + " were left out: more than decode_graph_memory_gb (%.2f GiB)",
                 ", ".join(map(str, sorted(missing))),
                 self._capture.max_bytes / 2**30,
             )
@@ -153,18 +154,13 @@ class StepGraphs:
     def num_bytes(self) -> int:
         return self._capture.num_bytes
 
-    @property
-    def prompts(self) -> list[PromptSize]:
-        return sorted(self._prompts)
-
     def forward(self, plan: StepPlan) -> CapturedGraph | None:
         """What packs and computes a step's rows, of which it has some, and gathers those that sample; None: op by op."""
         if not plan.has_prefill:
             rows = _at_least(self.decode_rows, plan.num_tokens)
             return None if rows is None else self._decode[rows]
-        tokens = _at_least(self._prompt_tokens, plan.num_tokens)
-        slots = _at_least(self._prompt_slots, max(plan.scheduled) + 1)
-        return None if tokens is None or slots is None else self._prompts.get(PromptSize(tokens, slots))
+        tokens, slots = plan.num_tokens, max(plan.scheduled) + 1
+        return next((self._prompts[s] for s in self.prompts if s.tokens >= tokens and s.slots >= slots), None)
 
     def sample(self, num_samples: int, kind: SamplingGraph) -> bool:
         """Replay what follows a forward; False if it was not captured."""

@@ -18,6 +18,7 @@ from actors.engine.loop import EngineLoop
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.model_files.weights import iter_weights
+from actors.models.decoder import Decoder
 from actors.models.load import load_model
 from actors.runner.sampler import SamplingGraph
 from cluster.config import DEFAULT_MODEL, EngineConfig
@@ -56,8 +57,8 @@ def test_steps_of_every_kind_of_sampling_replay_graphs_with_the_bits_of_their_op
     engine, replayed = gpu_engine(tiny_gpu_model, **settings), set()
     replay_graph = engine.executor.graphs.sample
 
-    def noted(bucket, kind):
-        found = replay_graph(bucket, kind)
+    def noted(num_samples, kind):
+        found = replay_graph(num_samples, kind)
         replayed.add((kind, found))
         return found
 
@@ -213,8 +214,12 @@ def test_smollm2_logits_on_the_gpu_are_close_to_the_cpu(smollm2_file):
     assert cosine.mean() > 0.9985
 
 
-def test_steps_with_prompts_replay_graphs_with_the_bits_of_their_ops(tiny_gpu_model):
-    """Prompts of many lengths beside decoding rows, in slots up to the last, under and over the largest captured size."""
+@pytest.mark.parametrize("most", [None, 40, 0])
+def test_steps_with_prompts_have_the_bits_of_their_ops(tiny_gpu_model, monkeypatch, most):
+    """Prompts of many lengths beside decoding rows, in slots up to the last: forwards of all sizes are graphs, or of some, or
+    none; what follows them is one."""
+    if most is not None:
+        monkeypatch.setattr(Decoder, "max_launch_bound_rows", most)
     rng = np.random.default_rng(3)
     requests = [
         request(str(i), rng.integers(3, 90, int(rng.integers(1, 200))).tolist(), max_tokens=int(rng.integers(2, 30)))
@@ -222,8 +227,9 @@ def test_steps_with_prompts_replay_graphs_with_the_bits_of_their_ops(tiny_gpu_mo
     ]
     settings = {"batch_invariant": True, "max_num_seqs": 24, "num_kv_blocks": 400, "max_num_batched_tokens": 100}
     engine = gpu_engine(tiny_gpu_model, **settings)
-    replayed = []
-    find = engine.executor.graphs.forward
+    replayed, sampled = [], []
+    graphs = engine.executor.graphs
+    find, sample = graphs.forward, graphs.sample
 
     def noted(plan):
         graph = find(plan)
@@ -231,7 +237,8 @@ def test_steps_with_prompts_replay_graphs_with_the_bits_of_their_ops(tiny_gpu_mo
             replayed.append(graph is not None)
         return graph
 
-    engine.executor.graphs.forward = noted
-    assert {size.slots for size in engine.executor.graphs.prompts} == {16, 24}
+    graphs.forward, graphs.sample = noted, lambda *wanted: sampled.append(sample(*wanted)) or sampled[-1]
+    assert {size.slots for size in graphs.prompts} == ({16, 24} if most != 0 else set())
     assert answers(engine, requests) == generate(tiny_gpu_model, requests, enforce_eager=True, **settings)
-    assert len(replayed) > 30 and all(replayed)
+    assert len(replayed) > 30 and set(replayed) == {None: {True}, 40: {True, False}, 0: {False}}[most]
+    assert all(sampled)

@@ -38,8 +38,8 @@ def test_masked_steps_replay_graphs_with_the_bits_of_their_ops(folder, more):
     engine, replayed = gpu_engine(folder, **INVARIANT), set()
     replay_graph = engine.executor.graphs.sample
 
-    def noted(bucket, kind):
-        found = replay_graph(bucket, kind)
+    def noted(num_samples, kind):
+        found = replay_graph(num_samples, kind)
         replayed.add((kind, found))
         return found
 

@@ -104,9 +104,11 @@ def test_embedding_and_gather_equal_twins(rows, vocab, hidden, dtype):
     table_gpu, ids_gpu, rows_gpu = gpu(table, dtype), gpu(ids), gpu(ids.astype(np.int32))
     poison()
     np.testing.assert_array_equal(host(ops.embedding(table_gpu, ids_gpu, vocab)), twins.embedding(table, ids, vocab))
-    gathered = gpu(normal(rng, rows + 2, hidden, dtype=dtype), dtype)
+    kept = normal(rng, rows + 2, hidden, dtype=dtype)
+    gathered = gpu(kept, dtype)
     sampling.gather_last_tokens(table_gpu, rows_gpu, gathered)
     np.testing.assert_array_equal(host(gathered)[:rows], twins.embedding(table, ids, vocab))
+    np.testing.assert_array_equal(host(gathered)[rows:], kept[rows:])
 
 
 REFUSED = (RuntimeError, ValueError, OSError)

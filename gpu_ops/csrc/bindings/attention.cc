@@ -50,9 +50,11 @@ std::vector<paddle::Tensor> PagedAttention(const paddle::Tensor& qkv, const padd
       attention.cu_seqlens_q = cu_seqlens_q ? cu_seqlens_q->data<int32_t>() : nullptr;
       attention.max_rows_per_slot = static_cast<int>(max_rows_per_slot);
       attention.batch_invariant = batch_invariant, attention.scale = scale;
-      auto partials = paddle::empty({bireme::attention_partials(attention, rows)}, kFloat, qkv.place());
-      attention.out = out.data(), attention.partials = partials.data<float>();
-      on_device([&] { bireme::paged_attention_cuda(half_of(qkv.dtype()), attention, rows, stream_of(qkv)); });
+      attention.out = out.data();
+      on_device([&] {
+        attention.partials = bireme::attention_scratch(bireme::attention_partials(attention, rows), stream_of(qkv));
+        bireme::paged_attention_cuda(half_of(qkv.dtype()), attention, rows, stream_of(qkv));
+      });
       return {out};
     }
   }

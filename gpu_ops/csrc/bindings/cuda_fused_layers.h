@@ -75,10 +75,10 @@ inline std::vector<paddle::Tensor> fused_layers_gpu(const StepTensors& s, const 
   if constexpr (kWithCuda) {
     auto wide = paddle::empty({bireme::fused_layer_bytes(step)}, paddle::DataType::UINT8, s.residual.place());
     auto projected = paddle::empty({rows, size}, dtype, s.residual.place());
-    auto partials = paddle::empty({bireme::fused_layer_partials(step)}, paddle::DataType::FLOAT32, s.residual.place());
-    step.wide = wide.data(), step.projected = projected.data(), step.partials = partials.data<float>();
+    step.wide = wide.data(), step.projected = projected.data();
     on_device([&] {
       const auto stream = stream_of(s.residual);
+      step.partials = bireme::attention_scratch(bireme::fused_layer_partials(step), stream);
       bireme::rms_norm_cuda(step.type, step.residual, input_norm, step.eps, rows, size, step.hidden, stream);
       for (const bireme::CudaFusedLayer& layer : layers) bireme::fused_layer_cuda(layer, step, stream);
     });

@@ -66,9 +66,11 @@ std::vector<paddle::Tensor> DecodeAttention(const paddle::Tensor& qkv, const pad
     attention.qkv = qkv.data(), attention.k_cache = raw_data(k_cache), attention.v_cache = raw_data(v_cache);
     attention.cos_sin = cos_sin.data<float>(), attention.max_positions = static_cast<int>(cos_sin.shape()[0]);
     attention.batch_invariant = batch_invariant, attention.scale = scale;
-    auto partials = paddle::empty({bireme::attention_partials(attention, rows)}, kFloat, qkv.place());
-    attention.out = out.data(), attention.partials = partials.data<float>();
-    on_device([&] { bireme::paged_attention_cuda(half_of(qkv.dtype()), attention, rows, stream_of(qkv)); });
+    attention.out = out.data();
+    on_device([&] {
+      attention.partials = bireme::attention_scratch(bireme::attention_partials(attention, rows), stream_of(qkv));
+      bireme::paged_attention_cuda(half_of(qkv.dtype()), attention, rows, stream_of(qkv));
+    });
   }
   return {out};
 }

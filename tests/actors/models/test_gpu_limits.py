@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from actors.engine.loading import load_engine
 from actors.model_files.config import load_model_config
 from actors.model_files.source import resolve_model
 from actors.models.config import ModelConfig
+from actors.models.decoder import Decoder
 from actors.models.gpu_limits import check_gpu_model
 from cluster.config import EngineConfig
 from cluster.errors import ConfigError
@@ -57,3 +59,15 @@ def test_an_engine_on_a_gpu_refuses_before_it_reads_weights(tmp_path, monkeypatc
     monkeypatch.setattr(loading, "choose_device", lambda config: Gpu())
     with pytest.raises(ConfigError, match="head_dim is 16"):
         load_engine(EngineConfig(model=str(write_tiny_model(tmp_path)), load_format="dummy", device="gpu"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "layer_bytes", "rows"),
+    [(30, 7 << 20, (2048, 20_000)), (16, 121 << 20, (256, 1024)), (32, 416 << 20, (0, 0))],
+    ids=["135M", "1B", "8B"],
+)
+def test_steps_are_bound_by_launches_where_a_model_is_small(layers, layer_bytes, rows):
+    linear = SimpleNamespace(weight=SimpleNamespace(num_bytes=layer_bytes))
+    model = SimpleNamespace(layers=[SimpleNamespace(linears=(linear,))] * layers)
+    least, most = rows
+    assert least <= Decoder.max_launch_bound_rows.func(model) <= most

@@ -138,6 +138,17 @@ def test_steps_with_prompts_have_the_smallest_graph_of_their_tokens_and_slots(mo
     assert gpu.replayed[-1] == ("decode", 2, None)
 
 
+def test_a_size_that_was_left_out_replays_a_larger_one(monkeypatch):
+    sizes = [PromptSize(t, s) for t in (16, 64) for s in (2, 4)]
+    gpu = FakeGpu()
+    graphs = gpu.graphs(monkeypatch, 2 * 7 + 64 + 16 + 16, sizes)
+    assert graphs.prompts == [PromptSize(16, 2), PromptSize(16, 4), PromptSize(64, 4)]
+    graph = graphs.forward(StepPlan(0, scheduled={0: 17}))
+    assert graph is not None
+    graph.replay()
+    assert gpu.replayed == [("prompts", 64, 4)]
+
+
 def test_prompts_take_what_decode_steps_leave(monkeypatch):
     sizes = [PromptSize(t, s) for t in (16, 64) for s in (2, 4)]
     graphs = FakeGpu().graphs(monkeypatch, 2 * 7 + 16, sizes)

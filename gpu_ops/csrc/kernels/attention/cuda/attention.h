@@ -42,6 +42,10 @@ bool attention_supports(int head_dim, int q_heads, int kv_heads);
 // (`partials` itself is not looked at.)
 int64_t attention_partials(const CudaAttention& attention, const CudaRows& rows);
 
+// So many floats, valid on this stream until the next launch of attention takes them. Grows outside graph capture only: a launch
+// is to be made once before it is captured.
+float* attention_scratch(int64_t count, Stream stream);
+
 void paged_attention_cuda(Half type, const CudaAttention& attention, const CudaRows& rows, Stream stream);
 
 }  // namespace bireme
