@@ -214,7 +214,7 @@ def test_smollm2_logits_on_the_gpu_are_close_to_the_cpu(smollm2_file):
     assert cosine.mean() > 0.9985
 
 
-@pytest.mark.parametrize("most", [None, 40, 0])
+@pytest.mark.parametrize("most", [None, 60, 0])
 def test_steps_with_prompts_have_the_bits_of_their_ops(tiny_gpu_model, monkeypatch, most):
     """Prompts of many lengths beside decoding rows, in slots up to the last: forwards of all sizes are graphs, or of some, or
     none; what follows them is one."""
@@ -222,7 +222,11 @@ def test_steps_with_prompts_have_the_bits_of_their_ops(tiny_gpu_model, monkeypat
         monkeypatch.setattr(Decoder, "max_launch_bound_rows", most)
     rng = np.random.default_rng(3)
     requests = [
-        request(str(i), rng.integers(3, 90, int(rng.integers(1, 200))).tolist(), max_tokens=int(rng.integers(2, 30)))
+        request(
+            str(i),
+            rng.integers(3, 90, int(rng.integers(1, 150 if i < 20 else 12))).tolist(),
+            max_tokens=int(rng.integers(2, 30)),
+        )
         for i in range(60)
     ]
     settings = {"batch_invariant": True, "max_num_seqs": 24, "num_kv_blocks": 400, "max_num_batched_tokens": 100}
@@ -240,5 +244,5 @@ def test_steps_with_prompts_have_the_bits_of_their_ops(tiny_gpu_model, monkeypat
     graphs.forward, graphs.sample = noted, lambda *wanted: sampled.append(sample(*wanted)) or sampled[-1]
     assert {size.slots for size in graphs.prompts} == ({16, 24} if most != 0 else set())
     assert answers(engine, requests) == generate(tiny_gpu_model, requests, enforce_eager=True, **settings)
-    assert len(replayed) > 30 and set(replayed) == {None: {True}, 40: {True, False}, 0: {False}}[most]
+    assert len(replayed) > 20 and set(replayed) == {None: {True}, 60: {True, False}, 0: {False}}[most]
     assert all(sampled)
