@@ -58,6 +58,7 @@ def fused_layers(
     cu_seqlens_q: paddle.Tensor | None = None,
     max_rows_per_slot: int = 1,
     batch_invariant: bool = False,
+    layers_done: paddle.Tensor | None = None,
 ) -> paddle.Tensor:
     """Attention and feed-forward of blocks, one after the other.
 
@@ -69,6 +70,7 @@ def fused_layers(
         scale: factor on the attention scores.
         cu_seqlens_q, max_rows_per_slot, batch_invariant: as in ``paged_attention`` and ``linear``; the CPU ignores them. On a
             GPU no more than one row a slot means that all decode, as in ``decode_ops.decode_attention``.
+        layers_done: int64 [1] on the host; grows by one with each layer that the CPU has computed. A GPU leaves it alone.
     Returns:
         [T, H], normed with the last ``next_norm``.
     Raises:
@@ -85,7 +87,7 @@ def fused_layers(
     k_caches, v_caches = zip(*caches, strict=True)
     return run_op(
         "fused_layers", residual, input_norm, cos_sin, positions, batch_id_per_token, block_tables, cu_seqlens_q,
-        *columns.values(), k_caches, v_caches, q_heads, kv_heads, eps, scale, max_rows_per_slot, batch_invariant,
+        layers_done, *columns.values(), k_caches, v_caches, q_heads, kv_heads, eps, scale, max_rows_per_slot, batch_invariant,
     )[0]  # fmt: skip
 
 

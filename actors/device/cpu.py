@@ -120,6 +120,10 @@ class CpuDevice:
         """An int64 [1] cell for ``event_record`` and ``event_wait``."""
         return HostBuffer([1], "int64").tensor
 
+    def progress_cell(self) -> HostBuffer | None:
+        """An int64 [1] cell in which a forward counts its layers, for the host to look at; None where the host cannot see it."""
+        return self.host_buffer([1], "int64")
+
     def packed_outputs(self, landing: HostBuffer) -> paddle.Tensor:
         """Where a step packs its outputs before they land: here the landing buffer itself."""
         return landing.tensor

@@ -142,7 +142,12 @@ class Engine:
             device_seconds = saved.device_end - saved.device_start
             self.totals.saved(device_seconds, saved.launched_at, self._step_clock.ended_at)
             self._step_clock.saved(
-                saved.num_tokens, saved.launched_at, saved.waited_from, saved.waited_at, device_seconds
+                saved.num_tokens,
+                saved.launched_at,
+                saved.waited_from,
+                saved.waited_at,
+                device_seconds,
+                saved.forward_end - saved.device_start,
             )
             output = self.scheduler.update(result)
         launched = self.executor.step_in_flight
@@ -183,11 +188,14 @@ class Engine:
             self.executor.free_clocks()
 
     def seconds_to_wait(self) -> float:
-        """How long the next ``step`` may wait for arrivals without the device running dry; 0 when it must not wait."""
+        """How long the next ``step`` may wait for arrivals without the device running dry; 0 when it must not wait. To be asked
+        again behind that wait: by then it may be known that the step in flight takes longer."""
         in_flight = self.executor.step_in_flight
         if in_flight is None:
             return 0.0
-        return self._step_clock.seconds_to_wait(self.clock.now(), in_flight.num_tokens, in_flight.launched_at)
+        return self._step_clock.seconds_to_wait(
+            self.clock.now(), in_flight.num_tokens, in_flight.launched_at, self.executor.forward_left()
+        )
 
     def requests_to_move(
         self, subscriber: str, count: int, num_tokens: int, waited_s: Mapping[RequestKey, float], masked: bool = True

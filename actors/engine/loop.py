@@ -145,7 +145,8 @@ class EngineLoop:
                 if self._queue_differs() or self._clock.now() - began >= _LONG_STEP_S:
                     self._on_queue()
                 # Requests that arrive while the device computes are in the next plan if it is made late enough.
-                self._clock.sleep(self._engine.seconds_to_wait())
+                while (wait_s := self._engine.seconds_to_wait()) > 0:
+                    self._clock.sleep(wait_s)
             self._engine.close()
         except BaseException as error:
             logger.exception("the engine loop died")

@@ -55,6 +55,7 @@ class SimulatedStep:
     waited_from: float = 0.0
     waited_at: float = 0.0
     saved_at: float = 0.0
+    forward_end: float = 0.0
     outputs: dict[int, SlotOutput] = field(default_factory=dict)
 
 

@@ -72,6 +72,7 @@ class Decoder:
         self.device = device or CpuDevice()
         self.cos_sin = self.device.tensor(config.rope_table(max_model_len))
         self.layers = [self._layer() for _ in range(config.num_layers)]
+        self.layers_done = self.device.progress_cell()
         self.final_norm: RMSNorm
         self.embed: Linear
         self.lm_head: Linear
@@ -309,6 +310,7 @@ class Decoder:
             cu_seqlens_q=rows.cu_seqlens_q,
             max_rows_per_slot=rows.max_rows_per_slot,
             batch_invariant=self.device.batch_invariant,
+            layers_done=None if self.layers_done is None else self.layers_done.tensor,
         )
 
     @functools.cached_property
@@ -328,6 +330,8 @@ class Decoder:
         hidden = self._input_of_layers(residual)
         for layer, cache, next_norm in zip(self.layers, kv_cache, self._next_norms(), strict=True):
             hidden, residual = layer.op_by_op(hidden, residual, next_norm, rows, cache)
+            if self.layers_done is not None:
+                self.layers_done.array[0] += 1
         return hidden
 
     def _input_of_layers(self, residual: paddle.Tensor) -> paddle.Tensor:

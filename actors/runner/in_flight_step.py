@@ -49,6 +49,7 @@ class InFlightStep:
         error: what went wrong on the device stream; raised when the step is saved.
         staged_from, launched_at, enqueued_at, waited_from, waited_at, saved_at: ``time.perf_counter`` stamps of the host,
             in seconds.
+        forward_end: likewise of the device stream, when what it was given as the forward had run there.
         timer: the device's own stamps.
     """
 
@@ -74,6 +75,7 @@ class InFlightStep:
         self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         self.error: BaseException | None = None
         self.staged_from = self.launched_at = self.enqueued_at = 0.0
+        self.forward_end = 0.0
         self.waited_from = self.waited_at = self.saved_at = 0.0
         self.timer = device.make_timer()
         self._event = device.event_cell()
@@ -87,6 +89,7 @@ class InFlightStep:
         self.plan = plan
         self.num_tokens = plan.num_tokens
         self.timer.reset()
+        self.forward_end = 0.0
         self.prompt_logprobs = {}
         self.matchers = matchers
         self.token_masks.array[:, 0] = 0

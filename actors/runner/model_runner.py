@@ -117,6 +117,16 @@ class ModelRunner(StepExecutor):
         """The step that was launched and not saved; None if there is none."""
         return self._in_flight[0] if self._in_flight else None
 
+    def forward_left(self) -> float | None:
+        done = self.model.layers_done
+        if done is None or not self._in_flight:
+            return None
+        out = self._in_flight[0]
+        if out.forward_end:  # also where nobody was left to compute for
+            return 0.0
+        # Until it has begun, the cell is of the step before.
+        return 1.0 - float(done.array[0]) / len(self.model.layers) if out.device_start else 1.0
+
     def discard_in_flight(self) -> None:
         """Drop outputs and events of steps in flight (teardown, weight reload), once the device is done with them."""
         self.stream.synchronize()
@@ -190,11 +200,14 @@ class ModelRunner(StepExecutor):
             self._matchers[insert.slot] = matcher
 
     def _run_forward(self, out: InFlightStep) -> None:
+        if self.model.layers_done is not None:
+            self.model.layers_done.array[0] = 0
         out.timer.mark_start()
         try:
             out.num_samples = self._preprocess_and_execute_model(out)
         except BaseException as error:  # reported by the host when it saves the step
             out.error = error
+        out.forward_end = time.perf_counter()
 
     def _run_sampling(self, out: InFlightStep) -> None:
         out.finish_masks()

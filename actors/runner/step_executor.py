@@ -19,6 +19,7 @@ class LaunchedStep(Protocol):
         num_tokens: tokens of the step.
         staged_from, launched_at, enqueued_at: its buffers were written, then it was put into the device's queue.
         waited_from, waited_at, saved_at: the host waited for its end, then read its outputs.
+        forward_end: the device had computed its forward; no time of use where the device works through a queue of its own.
         device_start, device_end: the device computed it; valid once it was saved.
     """
 
@@ -29,6 +30,7 @@ class LaunchedStep(Protocol):
     waited_from: float
     waited_at: float
     saved_at: float
+    forward_end: float
 
     @property
     def device_start(self) -> float: ...
@@ -105,6 +107,10 @@ class StepExecutor(ABC):
     @abstractmethod
     def step_in_flight(self) -> LaunchedStep | None:
         """The oldest step that was launched and not saved; None if there is none."""
+
+    def forward_left(self) -> float | None:
+        """The share of the forward of ``step_in_flight`` that is still to be computed; None where that cannot be seen."""
+        return None
 
     @abstractmethod
     def check_idle(self) -> None:

@@ -52,13 +52,15 @@ def block():
     }
 
 
-def in_order(a: dict, *more: dict) -> paddle.Tensor:
+def in_order(a: dict, *more: dict, layers_done: paddle.Tensor | None = None) -> paddle.Tensor:
     """The op over the block ``a`` and blocks that differ in something."""
     blocks = [a, *(a | other for other in more)]
     layers = [FusedLayer(**{name: b[name] for name in FusedLayer._fields if name in b}) for b in blocks]
     common = ("cos_sin", "positions", "batch_id_per_token", "block_tables", "q_heads", "kv_heads", "eps", "scale")
     caches = [(b["k_cache"], b["v_cache"]) for b in blocks]
-    return fused_layers(a["residual"], a["input_norm"], layers, caches, **{name: a[name] for name in common})
+    return fused_layers(
+        a["residual"], a["input_norm"], layers, caches, **{name: a[name] for name in common}, layers_done=layers_done
+    )
 
 
 def single_ops(a: dict, hidden: paddle.Tensor | None = None) -> paddle.Tensor:
@@ -112,6 +114,18 @@ def test_wrong_shape_raises_with_the_name_of_the_argument(block, name):
     block[name] = paddle.zeros([3, 5])
     with pytest.raises((RuntimeError, ValueError, OSError), match=name):
         in_order(block)
+
+
+def test_layers_are_counted_as_they_are_computed(block):
+    caches = ("k_cache", "v_cache")
+    others = [{name: paddle.zeros_like(block[name]) for name in caches} for _ in range(2)]
+    plain = in_order({**block, "residual": block["residual"].clone()}, *others)
+    done = paddle.to_tensor([5], dtype="int64", place=paddle.CPUPlace())
+    counted = in_order(block, *others, layers_done=done)
+    assert done.numpy().tolist() == [8]
+    np.testing.assert_array_equal(plain.numpy().view(np.uint32), counted.numpy().view(np.uint32))
+    with pytest.raises((RuntimeError, ValueError, OSError), match="layers_done"):
+        in_order(block, layers_done=int_tensor([0]))
 
 
 def test_missing_block_and_lonely_norm_are_refused(block):

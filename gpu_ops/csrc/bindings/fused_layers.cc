@@ -38,7 +38,8 @@ const float* vector_data(const OptionalTensors& vectors, const char* name, size_
   return vectors ? vector_data((*vectors)[index], name, size) : nullptr;
 }
 
-std::vector<paddle::Tensor> fused_layers_cpu(const StepTensors& s, const LayerTensors& l) {
+// layers_done: int64 [1] or none.
+std::vector<paddle::Tensor> fused_layers_cpu(const StepTensors& s, const LayerTensors& l, const paddle::optional<paddle::Tensor>& layers_done) {
   const float* norm = vector_data(s.input_norm, "input_norm", kAnySize);
   const int64_t size = s.input_norm.numel();
   check_shape(s.residual, "residual", kFloat, {kAnySize, size});
@@ -75,12 +76,19 @@ std::vector<paddle::Tensor> fused_layers_cpu(const StepTensors& s, const LayerTe
     weights.next_norm = vector_data(l.next_norm[i], "next_norm", size);
   }
 
+  int64_t* done = nullptr;
+  if (layers_done) {
+    check_tensor(*layers_done, "layers_done", paddle::DataType::INT64, 1);
+    done = mutable_data<int64_t>(*layers_done);
+  }
+
   auto out = paddle::empty({rows, size}, kFloat, s.residual.place());
   bireme::rms_norm_cpu(s.residual.data<float>(), norm, s.eps, rows, size, out.data<float>());
   for (const Layer& layer : layers) {
     check_fault(bireme::fused_layer_cpu(layer.weights, out.data<float>(), mutable_data<float>(s.residual), s.cos_sin.data<float>(),
                                         s.cos_sin.shape()[0], s.positions.data<int32_t>(), s.batch_id_per_token.data<int32_t>(),
                                         s.block_tables.data<int32_t>(), layer.cache, s.eps, s.scale, layer.shape, out.data<float>()));
+    if (done != nullptr) __atomic_fetch_add(done, 1, __ATOMIC_RELEASE);
   }
   return {out};
 }
@@ -89,7 +97,7 @@ std::vector<paddle::Tensor> fused_layers_cpu(const StepTensors& s, const LayerTe
 std::vector<paddle::Tensor> FusedLayers(
     const paddle::Tensor& residual, const paddle::Tensor& input_norm, const paddle::Tensor& cos_sin, const paddle::Tensor& positions,
     const paddle::Tensor& batch_id_per_token, const paddle::Tensor& block_tables, const paddle::optional<paddle::Tensor>& cu_seqlens_q,
-    const Tensors& qkv, const Tensors& o, const Tensors& gate_up, const Tensors& down, const Tensors& post_attention_norm,
+    const paddle::optional<paddle::Tensor>& layers_done, const Tensors& qkv, const Tensors& o, const Tensors& gate_up, const Tensors& down, const Tensors& post_attention_norm,
     const Tensors& next_norm, const OptionalTensors& qkv_bias, const OptionalTensors& q_norm, const OptionalTensors& k_norm,
     const OptionalTensors& o_bias, const OptionalTensors& gate_up_bias, const OptionalTensors& down_bias, const Tensors& k_caches,
     const Tensors& v_caches, int64_t q_heads, int64_t kv_heads, float eps, float scale, int64_t max_rows_per_slot,
@@ -100,12 +108,12 @@ std::vector<paddle::Tensor> FusedLayers(
   const StepTensors step{residual, input_norm, cos_sin, positions, batch_id_per_token, block_tables, cu_seqlens_q,
                          q_heads,  kv_heads,   eps,     scale,     max_rows_per_slot,  batch_invariant};
   if (residual.is_gpu()) return fused_layers_gpu(step, layers);
-  return fused_layers_cpu(step, layers);
+  return fused_layers_cpu(step, layers, layers_done);
 }
 
 PD_BUILD_OP(bireme_fused_layers)
     .Inputs({"residual", "input_norm", "cos_sin", "positions", "batch_id_per_token", "block_tables",
-             paddle::Optional("cu_seqlens_q"), paddle::Vec("qkv"), paddle::Vec("o"), paddle::Vec("gate_up"), paddle::Vec("down"),
+             paddle::Optional("cu_seqlens_q"), paddle::Optional("layers_done"), paddle::Vec("qkv"), paddle::Vec("o"), paddle::Vec("gate_up"), paddle::Vec("down"),
              paddle::Vec("post_attention_norm"), paddle::Vec("next_norm"), paddle::Optional(paddle::Vec("qkv_bias")), paddle::Optional(paddle::Vec("q_norm")),
              paddle::Optional(paddle::Vec("k_norm")), paddle::Optional(paddle::Vec("o_bias")),
              paddle::Optional(paddle::Vec("gate_up_bias")), paddle::Optional(paddle::Vec("down_bias")),

@@ -303,3 +303,32 @@ def test_an_error_on_the_device_stream_reaches_the_host(tiny_model):
     with pytest.raises(RuntimeError, match="device fault"):
         engine.generate([])
     engine.close()
+
+
+@pytest.mark.parametrize("can_fuse", [True, False])
+def test_the_host_sees_how_much_of_a_forward_is_left(tiny_model, can_fuse):
+    engine = make_engine(tiny_model)
+    runner, model = engine.executor, engine.executor.model
+    model.__dict__["_can_fuse"] = can_fuse
+    assert runner.forward_left() is None
+    engine.add_request(request("a", PROMPT, max_tokens=3))
+    begins, goes_on, forward = threading.Event(), threading.Event(), model.forward
+
+    def held(rows, kv_cache):
+        begins.set()
+        goes_on.wait(60)
+        return forward(rows, kv_cache)
+
+    model.forward = held
+    engine.step()
+    assert begins.wait(60)
+    assert runner.forward_left() == 1.0
+    goes_on.set()
+    runner.stream.synchronize()
+    assert runner.forward_left() == 0.0
+    out = runner.step_in_flight
+    assert out.device_start <= out.forward_end <= out.device_end
+    while engine.has_work():
+        engine.step()
+    engine.check_integrity()
+    engine.close()
