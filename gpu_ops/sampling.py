@@ -75,7 +75,9 @@ def apply_temperature(logits: paddle.Tensor, state: ShareInputs, sample_slots: p
     run_state_op("apply_temperature", state, logits, sample_slots)
 
 
-def sample(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tensor) -> paddle.Tensor:
+def sample(
+    logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tensor, masks: paddle.Tensor | None = None
+) -> paddle.Tensor:
     """One token for each row of `logits` float32 [R, V], int64 [R].
 
     Temperature at most 1e-5, and rows with NaN or without a finite maximum, take the lowest index of the largest value
@@ -84,10 +86,16 @@ def sample(logits: paddle.Tensor, state: ShareInputs, sample_slots: paddle.Tenso
 
     Args:
         sample_slots: int32 [R or more], slot of each row; rows with slot -1 take the largest value.
+        masks: to apply first, as `apply_token_masks` would; on the CPU without a pass of its own. The logits of masked rows may
+            have changed afterwards, or not.
+    Raises:
+        ValueError: `logits` is not contiguous, and there are masks.
     """
+    if masks is not None:
+        require_contiguous(logits, "logits")
     if not logits.shape[0]:
         return paddle.empty([0], "int64")
-    return run_state_op("sample", state, logits, sample_slots)[0]
+    return run_state_op("sample", state, logits, sample_slots, masks)[0]
 
 
 def token_logprobs(

@@ -99,12 +99,14 @@ class Sampler:
             shown = self._device.copy_of(logits) if of_raw and needs.changes_logits else logits
             if needs.penalties:
                 sampling.apply_penalties(logits, share, slots)
-            if needs.grammar:
-                sampling.apply_token_masks(logits, token_masks, slots)
+            masks = token_masks if needs.grammar else None
             if wants_logprobs and self._processed_logprobs:
+                if masks is not None:
+                    sampling.apply_token_masks(logits, masks, slots)
+                    masks = None
                 shown = self._device.copy_of(logits)
                 sampling.apply_temperature(shown, share, slots)
-            tokens = sampling.sample(logits, share, slots)
+            tokens = sampling.sample(logits, share, slots, masks)
             if wants_logprobs:
                 logprobs = sampling.token_logprobs(shown, tokens, needs.num_logprobs)
         state.detect_stop(share, tokens, slots)

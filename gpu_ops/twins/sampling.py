@@ -100,8 +100,11 @@ def kept_probabilities(
     return weight / weight.sum()
 
 
-def sample(logits: np.ndarray, state: Any, sample_slots: np.ndarray) -> np.ndarray:
-    """One token for each row, int64 [R]."""
+def sample(logits: np.ndarray, state: Any, sample_slots: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
+    """One token for each row, int64 [R], of what the masks leave."""
+    if masks is not None:
+        logits = logits.copy()
+        apply_token_masks(logits, masks, sample_slots)
     tokens = np.zeros(len(logits), np.int64)
     for r, (row, slot) in enumerate(zip(logits, sample_slots)):
         probabilities = None

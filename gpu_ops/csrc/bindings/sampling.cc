@@ -60,12 +60,16 @@ void ApplyPenalties(const Slots<bireme::ApplyPenaltiesState>& slots, const Tenso
                               logits.shape()[0]);
 }
 
+void check_masks(const Tensor& masks, const Tensor& logits, const Tensor& sample_slots) {
+  check_shape(masks, "masks", DataType::INT32, {kAnySize, bireme::mask_words(logits.shape()[1])});
+  check_slots(sample_slots, logits.shape()[0], masks.shape()[0], logits.is_gpu());
+  check_same_place(logits, "logits", masks, "masks");
+}
+
 void ApplyTokenMasks(const Tensor& logits, const Tensor& masks, const Tensor& sample_slots) {
   check_logits(logits);
+  check_masks(masks, logits, sample_slots);
   const int64_t rows = logits.shape()[0], vocab = logits.shape()[1];
-  check_shape(masks, "masks", DataType::INT32, {kAnySize, bireme::mask_words(vocab)});
-  check_slots(sample_slots, rows, masks.shape()[0], logits.is_gpu());
-  check_same_place(logits, "logits", masks, "masks");
   if constexpr (kWithCuda) {
     if (logits.is_gpu()) {
       return on_device([&] {
@@ -94,14 +98,17 @@ void ApplyTemperature(const Slots<bireme::ApplyTemperatureState>& slots, const T
                                 data_or_null<int32_t>(sample_slots), logits.shape()[0]);
 }
 
-std::vector<Tensor> Sample(const Slots<bireme::SampleState>& slots, const Tensor& logits, const Tensor& sample_slots) {
+std::vector<Tensor> Sample(const Slots<bireme::SampleState>& slots, const Tensor& logits, const Tensor& sample_slots,
+                           const paddle::optional<Tensor>& masks) {
   check_logits(logits);
   const int64_t rows = logits.shape()[0];
   check_slots(sample_slots, rows, slots.state.slots, logits.is_gpu());
   check_same_place(logits, "logits", slots.first, "state");
+  if (masks) check_masks(*masks, logits, sample_slots);
   Tensor tokens = paddle::empty({rows}, DataType::INT64, logits.place());
   if constexpr (kWithCuda) {
     if (logits.is_gpu()) {
+      if (masks) ApplyTokenMasks(logits, *masks, sample_slots);
       on_device([&] {
         bireme::sample_cuda(slots.state, logits.data<float>(), rows, logits.shape()[1], sample_slots.data<int32_t>(),
                             tokens.data<int64_t>(), slots.stream());
@@ -110,7 +117,7 @@ std::vector<Tensor> Sample(const Slots<bireme::SampleState>& slots, const Tensor
     }
   }
   bireme::sample_cpu(slots.state, data_or_null<float>(logits), rows, logits.shape()[1], data_or_null<int32_t>(sample_slots),
-                     data_or_null<int64_t>(tokens));
+                     masks ? data_or_null<int32_t>(*masks) : nullptr, data_or_null<int64_t>(tokens));
   return {tokens};
 }
 
@@ -158,7 +165,7 @@ PD_BUILD_OP(bireme_apply_temperature)
     .SetInplaceMap({{"logits", "logits_out"}})
     .SetKernelFn(PD_KERNEL(StateOp<bireme::ApplyTemperatureState, ApplyTemperature>::run));
 PD_BUILD_OP(bireme_sample)
-    .Inputs(state_inputs<bireme::SampleState>({"logits", "sample_slots"}))
+    .Inputs(state_inputs<bireme::SampleState>({"logits", "sample_slots", paddle::Optional("masks")}))
     .Outputs({"tokens"})
     .SetKernelFn(PD_KERNEL(StateOp<bireme::SampleState, Sample>::run));
 PD_BUILD_OP(bireme_token_logprobs)

@@ -63,7 +63,7 @@ struct StateOp<State, kOp, std::index_sequence<kField...>, Result (*)(const Slot
 
 // Names of an op's inputs: its fields and then the rest.
 template <typename State>
-std::vector<std::string> state_inputs(std::initializer_list<const char*> rest) {
+std::vector<std::string> state_inputs(std::initializer_list<std::string> rest) {
   std::vector<std::string> names;
   State{}.visit_fields([&](const char* name, auto&&...) { names.push_back(name); });
   names.insert(names.end(), rest.begin(), rest.end());

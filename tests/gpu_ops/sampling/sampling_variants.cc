@@ -3,13 +3,13 @@
 #include "kernels/sampling/token_logprobs.h"
 #include "kernels/sampling/token_masks.h"
 
-extern "C" void sample(const float* logits, int64_t rows, int64_t vocab, const float* temperature, const float* top_p,
+extern "C" void sample(float* logits, int64_t rows, int64_t vocab, const float* temperature, const float* top_p,
                        const float* min_p, const int32_t* top_k, const int64_t* seeds, const int64_t* zeros,
-                       const int32_t* slots, int64_t* tokens) {
+                       const int32_t* slots, const int32_t* masks, int64_t* tokens) {
   bireme::SampleState state;
   state.prompt_lens = state.step_idx = zeros;
   state.temperature = temperature, state.top_p = top_p, state.min_p = min_p, state.top_k = top_k, state.seeds = seeds;
-  bireme::sample_cpu(state, logits, rows, vocab, slots, tokens);
+  bireme::sample_cpu(state, logits, rows, vocab, slots, masks, tokens);
 }
 
 extern "C" void token_logprobs(const float* logits, int64_t rows, int64_t vocab, const int64_t* tokens, int64_t num,

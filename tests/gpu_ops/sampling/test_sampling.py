@@ -146,6 +146,25 @@ def test_sample_equals_twin(seed):
         assert sampled[r] in possible_tokens(logits[r], state, slots[r]), (sampled[r], expected[r])
 
 
+@settings(max_examples=200, deadline=None)
+@given(seeds)
+def test_masks_given_to_sample_do_what_masks_applied_before_it_do(seed):
+    rng, state, slots, logits = random_rows(seed)
+    if rng.random() < 0.3:
+        logits[rng.random(logits.shape) < 0.5] = np.nan
+    if rng.random() < 0.3:
+        logits[rng.random(logits.shape) < 0.9] = -np.inf
+    masks, device = random_masks(rng, len(state.prompt_lens), logits.shape[1]), on_device(state)
+    device_masks, device_slots = tensor(masks, "int32"), tensor(slots, "int32")
+    applied = tensor(logits, "float32")
+    ops.apply_token_masks(applied, device_masks, device_slots)
+    before = ops.sample(applied, device, device_slots).numpy()
+    sampled = ops.sample(tensor(logits, "float32"), device, device_slots, device_masks).numpy()
+    np.testing.assert_array_equal(sampled, before)
+    greedy = [r for r, slot in enumerate(slots) if slot < 0 or state.temperature[slot] <= twins.GREEDY_TEMPERATURE]
+    np.testing.assert_array_equal(sampled[greedy], twins.sample(logits, state, slots, masks)[greedy])
+
+
 @many
 @given(seeds)
 def test_token_logprobs_equals_twin(seed):

@@ -133,6 +133,17 @@ def masked(row, *allowed) -> list[float]:
     return logits.numpy()[0].tolist()
 
 
+def test_a_greedy_token_under_a_mask_lies_anywhere_in_the_row():
+    vocab = 5000
+    for token, other in ((0, 4999), (4999, 0), (1023, 1024), (1024, 1023), (4991, 31), (4992, 4960)):
+        logits = np.full((1, vocab), 3.0, np.float32)
+        for allowed, wanted in (([token], token), ([token, other], min(token, other)), ([], 0)):
+            bits = np.zeros(32 * (ops.mask_words(vocab) - 1), bool)
+            bits[allowed] = True
+            mask = np.concatenate([[1], np.packbits(bits, bitorder="little").view(np.int32)])[None]
+            assert sample_one(logits[0], mask=mask, temperature=0.0) == wanted
+
+
 def test_a_mask_keeps_what_it_allows_and_goes_before_what_else_forbids():
     assert masked([1.0, 2.0, 3.0], 0, 2) == [1.0, -INF, 3.0]
     assert masked([1.0, -INF, 3.0], 0, 1) == [1.0, -INF, -INF]

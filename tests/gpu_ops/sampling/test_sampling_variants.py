@@ -59,7 +59,7 @@ def test_sampled_tokens_and_logprobs_are_the_same(variants, vocab):
         ids, logprobs = np.empty((rows, 6), np.int64), np.empty((rows, 6), np.float32)
         library.sample(
             pointer(logits), ctypes.c_int64(rows), ctypes.c_int64(vocab),
-            *map(pointer, (temperature, top_p, min_p, top_k, seeds, zeros, slots, tokens)),
+            *map(pointer, (temperature, top_p, min_p, top_k, seeds, zeros, slots)), None, pointer(tokens),
         )  # fmt: skip
         library.token_logprobs(
             pointer(logits), ctypes.c_int64(rows), ctypes.c_int64(vocab), pointer(tokens), ctypes.c_int64(5),
@@ -92,3 +92,9 @@ def test_masked_logits_are_those_of_the_twin(variants, vocab):
             pointer(masked), ctypes.c_int64(9), ctypes.c_int64(vocab), pointer(masks), pointer(slots)
         )  # fmt: skip
         np.testing.assert_array_equal(masked, expected)
+        tokens, zeros = np.empty(9, np.int64), np.zeros(9, np.int64)
+        library.sample(
+            pointer(logits.copy()), ctypes.c_int64(9), ctypes.c_int64(vocab), pointer(np.zeros(9, np.float32)),
+            None, None, None, None, pointer(zeros), pointer(slots), pointer(masks), pointer(tokens),
+        )  # fmt: skip
+        np.testing.assert_array_equal(tokens, [twins.argmax(row) for row in expected])

@@ -6,7 +6,8 @@ namespace bireme {
 
 constexpr float kGreedyTemperature = 1e-5f;
 
-void sample_cpu(const SampleState& state, const float* logits, int64_t rows, int64_t vocab, const int32_t* sample_slots,
-                int64_t* tokens);
+// masks: as of apply_token_masks_cpu, to apply first; or null. What the logits of masked rows are afterwards is nobody's business.
+void sample_cpu(const SampleState& state, float* logits, int64_t rows, int64_t vocab, const int32_t* sample_slots,
+                const int32_t* masks, int64_t* tokens);
 
 }  // namespace bireme
