@@ -102,7 +102,7 @@ def core_seconds_of_parts(engine: Engine, rows: int, run: int) -> dict[str, list
         return call
 
     with contextlib.ExitStack() as stack:
-        for part, (owner, name) in {**parts, "masks applied": (sampling, "apply_token_masks")}.items():
+        for part, (owner, name) in {**parts, "sampled": (sampling, "sample")}.items():
             stack.enter_context(mock.patch.object(owner, name, timed(part, getattr(owner, name))))
         seconds_of_steps(engine, "different", rows, run)
     return taken
