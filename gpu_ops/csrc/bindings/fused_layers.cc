@@ -39,7 +39,8 @@ const float* vector_data(const OptionalTensors& vectors, const char* name, size_
 }
 
 // layers_done: int64 [1] or none.
-std::vector<paddle::Tensor> fused_layers_cpu(const StepTensors& s, const LayerTensors& l, const paddle::optional<paddle::Tensor>& layers_done) {
+std::vector<paddle::Tensor> fused_layers_cpu(const StepTensors& s, const LayerTensors& l,
+                                             const paddle::optional<paddle::Tensor>& layers_done) {
   const float* norm = vector_data(s.input_norm, "input_norm", kAnySize);
   const int64_t size = s.input_norm.numel();
   check_shape(s.residual, "residual", kFloat, {kAnySize, size});

@@ -54,7 +54,7 @@ def test_generate_continues_what_was_queued_before(tiny_model):
 
 
 def test_idle_time_does_not_count_as_the_hosts(tiny_model, monkeypatch):
-    def due_now(clock, now, num_tokens, launched_at):
+    def due_now(clock, now, *of_step):
         clock._plan_at = now
         return 0.0
 

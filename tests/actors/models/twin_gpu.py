@@ -61,7 +61,7 @@ def _decode_attention(qkv, cos_sin, positions, slots, tables, k_cache, v_cache, 
 
 def _fused_layers(
     residual, input_norm, layers, caches, *, cos_sin, positions, batch_id_per_token, block_tables, q_heads, kv_heads, eps, scale,
-    cu_seqlens_q=None, max_rows_per_slot=1, batch_invariant=False,
+    cu_seqlens_q=None, max_rows_per_slot=1, batch_invariant=False, layers_done=None,
 ):  # fmt: skip
     """The single ops in turn, over the twins that stand in their places."""
     heads, size = (q_heads, kv_heads), residual.shape[1]
