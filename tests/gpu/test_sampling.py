@@ -62,6 +62,20 @@ def test_sample_equals_twin(seed):
             assert tokens[row] in possible_tokens(logits[row], state, slot)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_masks_given_to_sample_do_what_masks_applied_before_it_do(seed):
+    rng, state, slots, logits = random_rows(int(np.random.default_rng().integers(2**31)))
+    masks, device_state, slots_gpu = (
+        gpu(random_masks(rng, len(state.prompt_lens), logits.shape[1])),
+        state_on_gpu(state),
+        gpu(slots),
+    )
+    applied = gpu(logits)
+    ops.apply_token_masks(applied, masks, slots_gpu)
+    before = ops.sample(applied, device_state, slots_gpu).numpy()
+    np.testing.assert_array_equal(ops.sample(gpu(logits), device_state, slots_gpu, masks).numpy(), before)
+
+
 @pytest.mark.parametrize("vocab", [49152, 50257, 128256, 151_936])
 @pytest.mark.parametrize(
     ("top_k", "top_p", "min_p"), [(0, 1.0, 0), (50, 1.0, 0), (0, 0.9, 0), (0, 1.0, 0.05), (20, 0.8, 0.01)]

@@ -20,8 +20,10 @@ MIN_ERROR = 0.02
 # A host that waited for this long saw the step end; one that did not may have come too late to see it: asking whether a
 # step is over takes some hundredth of a millisecond by itself.
 WAITED_S = 0.0003
-# Where the device tells how far it is, the host waits for so much less than what seems to be left, and then looks again: two or
-# three looks a step. What is shorter than this is not worth another one.
+# Where the device tells how far it is, the host waits for so much less than what seems to be left, and then looks again: two to
+# four looks a step. The first one knows only how long other steps took, later ones the pace of this one. What is shorter than
+# SHORTEST_WAIT_S is not worth another look.
+UNTOLD_ERROR = 0.5
 TOLD_ERROR = 0.25
 SHORTEST_WAIT_S = 0.0003
 # A clock that only waits move may be rounded to a moment before the one that was waited for.
@@ -96,7 +98,8 @@ class StepClock:
             forward_left: the share of the step's forward that is still to be computed; None where nobody tells.
         """
         if forward_left is not None:
-            return self._wait_by_what_is_left(now, num_tokens, forward_left)
+            began_at = max(launched_at, self.ended_at)
+            return self._wait_by_what_is_left(now, num_tokens, now - began_at, forward_left)
         expected = self._expected(num_tokens)
         if not expected:
             return 0.0
@@ -108,14 +111,18 @@ class StepClock:
         self._plan_at = plan_at
         return wait
 
-    def _wait_by_what_is_left(self, now: float, num_tokens: int, forward_left: float) -> float:
+    def _wait_by_what_is_left(self, now: float, num_tokens: int, elapsed: float, forward_left: float) -> float:
         """One wait takes what is surely left; the next look, if the step went on meanwhile, what turned out to be."""
         recent = self._recent.get(_size_class(num_tokens))
         if not recent or forward_left == self._left:
             return 0.0
+        error = UNTOLD_ERROR if self._left is None else TOLD_ERROR
         self._left = forward_left
         left_s = min(device - (1 - forward_left) * forward for device, forward in recent)
-        wait = (1 - TOLD_ERROR) * left_s - self.margin_s
+        if forward_left < 1:
+            rest_s = min(device - forward for device, forward in recent)
+            left_s = min(left_s, elapsed * forward_left / (1 - forward_left) + rest_s)
+        wait = (1 - error) * left_s - self.margin_s
         if wait < SHORTEST_WAIT_S:
             return 0.0
         self._plan_at = now + wait

@@ -41,6 +41,7 @@ def main() -> None:
         test_sampling.test_apply_token_masks_equals_twin(seed)
         test_sampling.test_apply_temperature_equals_twin(seed)
         test_sampling.test_sample_equals_twin(seed)
+        test_sampling.test_masks_given_to_sample_do_what_masks_applied_before_it_do(seed)
         test_sampling.test_token_logprobs_equal_twin(seed)
     print("small ops: all equal to their twins")
 
