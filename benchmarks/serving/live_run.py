@@ -62,7 +62,9 @@ class Live:
         faults: what was wrong with answers, one sentence each.
         targets: (second of the load, engines wanted) where that changed.
         start_times_s: from a decision to the engine that served.
+        replace_times_s: from the death of an engine to the one that served in its stead.
         killed_at: seconds of the load.
+        idle_s: for how long the policy had been asked when the load began.
     """
 
     ttft_s: list[float] = field(default_factory=list)
@@ -71,6 +73,8 @@ class Live:
     targets: list[tuple[float, int]] = field(default_factory=list)
     start_times_s: list[float] = field(default_factory=list)
     killed_at: list[float] = field(default_factory=list)
+    replace_times_s: list[float] = field(default_factory=list)
+    idle_s: float = 0.0
 
 
 class SimulatedEngines:
@@ -213,16 +217,20 @@ def _logs() -> list[Path]:
 
 
 def _read_decisions(live: Live, log: Path, began_at: float) -> None:
-    """What the log of decisions says of targets and starts."""
+    """What the log of decisions says of targets, starts and those that replace the dead."""
+    records = [msgspec.json.decode(line, type=Record) for line in log.read_bytes().splitlines()]
+    live.idle_s = max(0.0, began_at - records[0].at)
     wanted: list[float] = []
-    target = ready = -1
-    for line in log.read_bytes().splitlines():
-        record = msgspec.json.decode(line, type=Record)
+    dead = [began_at + second for second in live.killed_at]
+    target, ready = records[0].target, records[0].inputs.num_ready or 0
+    for record in records:
         num_ready = record.inputs.num_ready or 0
-        if target < 0:
-            target, ready = record.target, num_ready
-        for _ in range(min(num_ready - ready, len(wanted))):
-            live.start_times_s.append(record.at - wanted.pop(0))
+        for _ in range(num_ready - ready):
+            # Serve sees a death before it starts another engine; what was decided for earlier comes first.
+            if wanted and not (dead and dead[0] < wanted[0]):
+                live.start_times_s.append(record.at - wanted.pop(0))
+            elif dead and dead[0] < record.at:
+                live.replace_times_s.append(record.at - dead.pop(0))
         if record.target != target or not live.targets:
             live.targets.append((record.at - began_at, record.target))
         wanted += [record.at] * max(0, record.target - target)

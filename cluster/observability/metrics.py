@@ -50,7 +50,7 @@ ENGINE_METRICS = (
 
 INGRESS_METRICS = (
     Metric("bireme_requests_received", "counter", "Sequences asked for, those that were refused too."),
-    Metric("bireme_request_arrivals_per_second", "gauge", "Sequences asked for a second, over about five seconds."),
+    Metric("bireme_request_arrivals_per_second", "gauge", "Sequences asked for a second, over about two seconds."),
     Metric("bireme_num_requests_held", "gauge", "Sequences that were taken and that no engine has yet."),
     Metric("bireme_signal_age_seconds", "gauge", "Age of the oldest word that it was decided from last.", ("decides",)),
     Metric(

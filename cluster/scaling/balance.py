@@ -22,6 +22,10 @@ MIN_WAIT_S = 0.1
 # Lines whose first requests came within this time of each other are left as they are: requests that come together stand in
 # several, and ingresses that know the waits of engines a little differently agree which of two lines is the older one.
 SAME_TIME_S = 0.25
+# Of an engine's queue, what those who come from other lines may fill: what arrives meanwhile finds room behind them.
+LINE_SHARE = 0.5
+# So many of a line move at a time: each costs its ingress a call, during which no tokens are written.
+MOST_OF_A_LINE = 32
 
 
 class BalanceView(NamedTuple):

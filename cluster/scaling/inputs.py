@@ -43,7 +43,7 @@ class IngressLoad(NamedTuple):
     Attributes:
         sampled_at: seconds since 1970, on the ingress's machine.
         num_arrived: sequences received since it started, refused ones too.
-        arrivals_per_s: sequences a second, over about the last five seconds.
+        arrivals_per_s: sequences a second, over about the last two seconds.
         prompt_tokens_per_s: of their prompts.
         num_running: sequences that are not finished.
         num_held: of these, those that no engine is known to have.

@@ -35,8 +35,8 @@ from cluster.scaling.inputs import EngineSample, IngressLoad
 
 # Engines that are learned from; in a larger fleet they stand for the others.
 MAX_SEEN = 8
-# Arrivals are measured over about ten seconds (``IngressLoad.arrivals_per_s``): the variance of a Poisson rate over them.
-_RATE_WINDOW_S = 10.0
+# Arrivals are measured over about four seconds (``IngressLoad.arrivals_per_s``): the variance of a Poisson rate over them.
+_RATE_WINDOW_S = 4.0
 _FEW = 10.0
 # The memory of a level within one standard deviation of the noise. It shrinks with the fourth power of the deviations beyond:
 # two are a change of a second or two, three one at once.
@@ -46,6 +46,8 @@ _LEAST_MEMORY_S = 0.1
 _COUNT_NOISE, _TOKEN_NOISE = 1.0, math.sqrt(2.0)
 # An engine's last word counts for so long: a step that is longer is a hang. Of a large fleet some word is always late.
 _WORD_S = 5.0
+# Fewer steps than that say little of how long one is: they are looked at together with those that follow.
+_FEW_STEPS = 3.0
 # Those in the system on average over about so long: a crowd that is gone before an engine starts needs none.
 _CROWD_S = 20.0
 # Those that are too many are worked off within so long, or the time of an answer if that is longer: engines for all of them at
@@ -55,6 +57,8 @@ _SHAPE_S = 60.0
 # Until lengths are known, a request is this.
 _UNKNOWN = RequestShape(1000.0, 200.0, 1100.0)
 _UNKNOWN_WEIGHT = 3.0
+# What engines did before the first decision counts like so many requests at most.
+_MOST_KNOWN = 100.0
 _DEMAND_STEP_S = 5.0
 # An engine that leaves too early costs its start again, and answers meanwhile.
 _HOLD_STARTS = 1.0
@@ -64,7 +68,7 @@ _LEAVE_MARGIN = 0.5
 # Nobody has come for so many times as long as an engine is kept: that somebody comes while it is, is improbable.
 _SLEEP_HOLDS = 8.0
 # To begin with: too little costs misses and the engines that work off what has gathered.
-_HEAD_ROOM = 0.15
+_HEAD_ROOM = 0.2
 # A little is always kept: who learns that it was too little has already missed.
 _HEAD_ROOM_BOUNDS = (0.02, 0.5)
 # While no answer misses an objective, so much head room is given up. Misses come with jumps of the load, most of which no head
@@ -73,12 +77,15 @@ _GIVE_UP_PER_S = 0.004 / 60
 # It grows at most so many times as fast: a start from nothing is no reason to keep more for hours.
 _MOST_RISE = 40.0
 # Of the answers that may miss an objective, those that are to; the rest is for jumps to come.
-_BUDGET_USED = 0.85
+_BUDGET_USED = 0.96
+# What a policy begins with may be far from what a load needs: at first it learns so many times quicker, for about so long.
+_QUICKER_AT_FIRST = 3.0
+_FIRST_S = 600.0
 # The misses of about so long are what is counted. What they lie below or above that, the head room aims above or below it,
 # so many times over, since most of an hour's misses may come at once.
 _BUDGET_S = 3600.0
 _REPAID = 2.0
-_AIM_BOUNDS = (0.4, 1.3)
+_AIM_BOUNDS = (0.4, 1.6)
 
 
 class _Known(NamedTuple):
@@ -103,6 +110,7 @@ class _Measured(NamedTuple):
     prompt_tokens: float
     sent_tokens: float
     num_ended: float
+    num_unfinished: float
     output_tokens: float
     context_tokens: float | None
     num_in_system: float
@@ -160,11 +168,13 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     current = inputs.current_target or state.target or num_ready
     elapsed = min(max(inputs.now - state.at, 0.0), 60.0) if state.at else 1.0
 
-    found = _measure(inputs, known, state, settings, elapsed, num_ready)
+    is_new = not state.at or not 0 <= inputs.now - state.at <= settings.max_state_age_s
+    since = inputs.now if is_new else state.since
+    found = _measure(inputs, known, state, settings, elapsed, num_ready, 0.0 if is_new else inputs.now - since)
     costs = step_costs(found.capacity, settings.costs)
     shape = RequestShape(
         found.prompt_mean,
-        max(1.0, _mean(found.output_tokens, found.num_ended, _UNKNOWN.output_tokens)),
+        max(1.0, _mean(found.output_tokens, found.num_ended + found.num_unfinished, _UNKNOWN.output_tokens)),
         _or(found.context_tokens, _UNKNOWN.context_tokens),
     )
     tpot_s = settings.slo_tpot_ms / 1e3
@@ -177,8 +187,6 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
     least = 0.0 if known.is_whole or not state.demands else state.demands[-1][1]
     demands = _remembered(state.demands, inputs.now, max(wanted, least), settings)
 
-    is_new = not state.at or not 0 <= inputs.now - state.at <= settings.max_state_age_s
-    since = inputs.now if is_new else state.since
     need = _whole(wanted * (1 + head_room))
     need = max(need, 1 if found.num_in_system > 0 else 0)
     kept = max(1, _whole((max(demand for _, demand in demands) + _LEAVE_MARGIN) * (1 + head_room)))
@@ -288,7 +296,8 @@ def _head_room(inputs: FleetInputs, state: PolicyState, settings: PolicySettings
     aim = may_miss * min(max(_BUDGET_USED + _REPAID * known * spared, fewest), most)
     share = more_missed / (more_met + more_missed)
     lowest, highest = _HEAD_ROOM_BOUNDS
-    after = before + _GIVE_UP_PER_S * settings.cost_weight * elapsed * (min(share / aim, _MOST_RISE) - 1)
+    quicker = 1 + _QUICKER_AT_FIRST * math.exp(-max(0.0, inputs.now - state.since) / _FIRST_S)
+    after = before + _GIVE_UP_PER_S * quicker * settings.cost_weight * elapsed * (min(share / aim, _MOST_RISE) - 1)
     return _HeadRoom(min(max(after, lowest), highest), met, missed, recent, recent_missed, num_ingresses)
 
 
@@ -310,8 +319,15 @@ def _known(inputs: FleetInputs, settings: PolicySettings) -> _Known:
 
 
 def _measure(
-    inputs: FleetInputs, known: _Known, state: PolicyState, settings: PolicySettings, elapsed: float, num_ready: int
+    inputs: FleetInputs,
+    known: _Known,
+    state: PolicyState,
+    settings: PolicySettings,
+    elapsed: float,
+    num_ready: int,
+    age_s: float,
 ) -> _Measured:
+    """``age_s``: for how long decisions have been made."""
     engines, ingresses = known.engines, known.ingresses
     sampled = engines[:MAX_SEEN]
     scale = max(num_ready, len(engines)) / len(engines) if engines and known.all_engines else 1.0
@@ -335,23 +351,40 @@ def _measure(
             seen[engine.engine_id] = before
             continue
         seen[engine.engine_id] = now
+        if before is None and not age_s:
+            # To begin with, an engine is known by all that it has done.
+            before = now._replace(
+                num_arrived=0,
+                num_ended=0,
+                num_prompt_tokens=0,
+                num_generated_tokens=0,
+                num_sent_tokens=0,
+                num_running=0,
+            )
         if before is None or now.num_arrived < before.num_arrived:
             continue
         lasted = now.sampled_at - before.sampled_at
         prompts = max(0, now.num_prompt_tokens - before.num_prompt_tokens)
         tokens = max(0, now.num_generated_tokens - before.num_generated_tokens)
+        rows = (now.num_running + before.num_running) / 2
+        if 0 < lasted < _WORD_S and tokens < _FEW_STEPS * rows:
+            seen[engine.engine_id] = before
+            continue
         arrived += now.num_arrived - before.num_arrived
         ended += max(0, now.num_ended - before.num_ended)
         prompt_tokens += prompts
         sent_tokens += max(prompts, now.num_sent_tokens - before.num_sent_tokens)
         generated += tokens
-        rows = (now.num_running + before.num_running) / 2
         if min(now.num_running, before.num_running) >= 2 and tokens and lasted < 20:
             steps = tokens / rows
             context = (now.running_tokens + before.running_tokens) / 2
             seen_step = Observation(lasted / steps, prompts / steps, rows, context)
             capacity = learned(capacity, settings.costs, seen_step)
 
+    if not age_s and arrived > _MOST_KNOWN:
+        few = _MOST_KNOWN / arrived
+        arrived, ended, prompt_tokens = arrived * few, ended * few, prompt_tokens * few
+        sent_tokens, generated = sent_tokens * few, generated * few
     num_in_system = sum(e.load.num_running + e.load.num_waiting for e in engines) * scale
     num_in_system += sum(max(0, i.num_held) for i in ingresses)
     rate = sum(max(0.0, i.arrivals_per_s) for i in ingresses)
@@ -391,6 +424,8 @@ def _measure(
         computed,
         sent,
         state.num_ended * (kept if ended else 1.0) + ended,
+        # Of those who run about half is done. Later on as much was done before as is left.
+        max(0.0, 1 - age_s / _SHAPE_S) * num_running / 2,
         state.output_tokens * (kept if ended else 1.0) + generated,
         context_mean,
         known_in_system,

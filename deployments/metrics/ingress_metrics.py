@@ -15,7 +15,7 @@ from deployments.metrics.metrics_export import GatheredCounter, ray_metrics
 from deployments.metrics.request_totals import RequestTotals
 
 FINISH_ERROR = "error"
-_ARRIVALS_MEMORY_S = 5.0
+_ARRIVALS_MEMORY_S = 2.0
 
 
 class IngressMetrics:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from actors.place_reservations import RESERVED_FOR_S
 from cluster.outputs import EngineLoad, PlacesKept
 from cluster.process.logs import Seldom, log_fields
-from cluster.scaling.balance import BalanceView, Move, line_moves, moves
+from cluster.scaling.balance import LINE_SHARE, MOST_OF_A_LINE, BalanceView, Move, line_moves, moves
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStream, TokenStreams
@@ -33,11 +33,6 @@ _PATIENCE_S = 0.25
 _LOOK_AGAIN_S = 0.2
 _ASK_SILENT_AGAIN_S = 2.0
 _ASK_GRAMMARS_AGAIN_S = 60.0
-# Of an engine's queue, what those who come from other lines may fill: what arrives meanwhile finds room behind them. It is never
-# more than a tenant's share, so that nobody is refused whoever they are.
-_LINE_SHARE = 0.5
-# So many of a line move at a time: each costs the ingress a call, during which its loop writes no tokens.
-_MOST_OF_A_LINE = 32
 # A request that waits in a line needs no memory.
 _ANY_NUM_TOKENS = 2**40
 
@@ -101,7 +96,8 @@ class Balancer:
         self._streams = streams
         self._choices = choices
         self._has_masked = has_masked
-        self._line_share = min(_LINE_SHARE, max_queue_share)
+        # Never more than a tenant's share, so that nobody is refused whoever they are.
+        self._line_share = min(LINE_SHARE, max_queue_share)
         self._told_of_grammars: dict[str, float] = {}  # when an engine was told to get ready for them
         self._under_way: list[_UnderWay] = []
         self._kept: dict[str, deque[_UnderWay]] = {}  # by source: the move of each place that nobody has come for
@@ -129,7 +125,7 @@ class Balancer:
             return
         if in_line:
             # Requests of other ingresses among them count, and go by those.
-            count = min(_MOST_OF_A_LINE, max(move.num_requests, source.load.line_length))
+            count = min(MOST_OF_A_LINE, max(move.num_requests, source.load.line_length))
             granted = PlacesKept(count, _ANY_NUM_TOKENS)
             self._start(_UnderWay(move, source, target, count, count, in_line=True), granted)
         else:

@@ -21,7 +21,7 @@ class View(NamedTuple):
         target: what was decided last.
         num_in_system: requests that run or wait.
         num_held: of these, those that no engine has.
-        arrivals_per_s, prompt_tokens_per_s: over about ten seconds.
+        arrivals_per_s, prompt_tokens_per_s: over about the last two seconds.
         num_met, num_missed: answers so far, by objective (TTFT, TPOT).
         is_blind: the controller has just restarted: no target and nothing of the engines is known yet.
     """

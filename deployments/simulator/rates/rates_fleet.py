@@ -19,7 +19,7 @@ from deployments.simulator.setup import SimulatorSettings
 
 _MOST_WINDOWS = 60_000
 _LEAST_S = 0.5
-_MEMORY_S = 5.0
+_MEMORY_S = 2.0
 _SHOWN = 4000
 
 

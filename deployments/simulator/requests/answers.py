@@ -16,7 +16,7 @@ class Task(NamedTuple):
     Attributes:
         request: index among those of the recording's requests.
         done: tokens that its client has; another engine goes on behind them, after it has computed them anew.
-        is_moved: it waited in another engine, and moves no more.
+        is_moved: a place was kept for it, which waited in another engine; it moves no more.
     """
 
     request: int

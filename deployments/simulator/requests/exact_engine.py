@@ -11,37 +11,41 @@ from actors.engine.simulated import SimulatedExecutor, VirtualClock
 from actors.scheduling.kv_cache import KVCache
 from actors.scheduling.queue_state import queue_state
 from actors.scheduling.scheduler import Scheduler
+from actors.scheduling.sequence import Sequence
 from actors.scheduling.step_plan import StepPlan
 from cluster.outputs import EngineLoad
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
-from cluster.scaling.balance import BalanceView
+from cluster.scaling.balance import LINE_SHARE, BalanceView
 from cluster.scaling.capacity import StepCosts
 from deployments.simulator.requests.answers import Answers, Task
 from deployments.simulator.setup import SimulatorSettings
 
 # What a prompt and an answer consist of: prompts of different requests share nothing, as their salts differ.
 _TOKEN = 1
+# When the recording begins, in the scheduler's seconds: 0 is no time there.
+_EPOCH = 1e6
 
 
 class _StepTimes:
-    """Seconds of a plan; knows how far each slot is."""
+    """Seconds of a plan; knows how far each slot is, and from where on it decodes."""
 
     def __init__(self, costs: StepCosts, slots: int) -> None:
         self._costs = costs
-        self._context = [0] * slots
+        self._context, self._known = [0] * slots, [0] * slots
 
     def __call__(self, plan: StepPlan) -> float:
+        context, known = self._context, self._known
         for insert in plan.inserts:
-            self._context[insert.slot] = insert.num_computed_tokens
+            context[insert.slot], known[insert.slot] = insert.num_computed_tokens, len(insert.token_ids)
         rows = looked_at = prompt_tokens = 0
         for slot, count in plan.scheduled.items():
-            self._context[slot] += count
-            if count == 1:
-                rows += 1
-                looked_at += self._context[slot]
-            else:
+            if context[slot] < known[slot]:
                 prompt_tokens += count
+            else:
+                rows += 1
+                looked_at += context[slot] + 1
+            context[slot] += count
         costs = self._costs
         return (
             costs.step + prompt_tokens * costs.prefill_token + rows * costs.decode_row + looked_at * costs.context_token
@@ -61,7 +65,11 @@ class ExactEngine:
         self._settings, self._answers = settings, answers
         slots, block = settings.max_num_seqs, settings.block_size
         self._scheduler = Scheduler(
-            KVCache(settings.kv_tokens // block, block), slots, settings.max_num_batched_tokens, settings.max_model_len
+            KVCache(settings.kv_tokens // block, block),
+            slots,
+            settings.max_num_batched_tokens,
+            settings.max_model_len,
+            oldest_first_every=settings.oldest_first_every,
         )
         self._clock = VirtualClock(now)
         self._executor = SimulatedExecutor(
@@ -114,20 +122,31 @@ class ExactEngine:
         return tasks
 
     def balance_view(self, now: float) -> BalanceView:
-        movable = [s.request.request_id for s in self._scheduler.waiting if s.is_movable]
-        oldest = min((self._answers.arrived_at(self._tasks[name].request) for name in movable), default=now)
-        return BalanceView(str(self.name), len(movable), max(0.0, now - oldest), self.open_places)
+        waiting = list(self._scheduler.waiting)
+        came = [self._came_at(s) for s in waiting]
+        movable = [at for s, at in zip(waiting, came) if s.is_movable]
+        return BalanceView(
+            str(self.name),
+            num_movable=len(movable),
+            oldest_wait_s=max(0.0, now - min(movable, default=now)),
+            open_places=self.open_places,
+            line_length=len(movable),
+            longest_wait_s=max(0.0, now - min(came, default=now)),
+            line_room=int(LINE_SHARE * self._settings.max_queued_requests) - len(waiting) - len(self._inbox),
+        )
+
+    def _came_at(self, sequence: Sequence) -> float:
+        return self._answers.arrived_at(self._tasks[sequence.request.request_id].request)
 
     @property
     def open_places(self) -> int:
         return self._scheduler.num_open_places - len(self._inbox)
 
-    def take_waiting(self, count: int) -> list[Task]:
-        """Up to ``count`` requests that wait and may move, the first in the order of service."""
+    def take_waiting(self, count: int, in_line: bool = False) -> list[Task]:
         names = [s.request.request_id for s in self._scheduler.waiting if s.is_movable][:count]
         for name in names:
             self._scheduler.abort(name, 0)
-        return [self._tasks.pop(name)._replace(is_moved=True) for name in names]
+        return [self._tasks.pop(name)._replace(is_moved=not in_line) for name in names]
 
     def told(self) -> EngineLoad:
         scheduler = self._scheduler
@@ -178,13 +197,16 @@ class ExactEngine:
                 output_token_ids=[_TOKEN] * task.done,
                 cache_salt=name,
                 place=int(task.is_moved and not task.done),
-            )
+                came_at=_EPOCH + answers.arrived_at(task.request),
+            ),
+            _EPOCH + self._clock.now(),
         )
 
     def _take(self, plan: StepPlan) -> None:
         result = self._executor.execute_model(plan)
         now = self._clock.now()
-        for delta in self._scheduler.update(result):
+        # What is plain is neither the first token of an answer nor the last.
+        for delta in self._scheduler.update(result).deltas:
             if delta.index == 0:
                 self._answers.begun(int(delta.request_id), now)
             if delta.finish_reason is not None:

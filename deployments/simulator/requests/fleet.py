@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from cluster.outputs import EngineLoad
-from cluster.scaling.balance import is_source, moves
+from cluster.scaling.balance import MOST_OF_A_LINE, is_source, line_moves, moves
 from deployments.simulator.events import Event
 from deployments.simulator.requests.answers import Answers, Task
 from deployments.simulator.requests.router import RoutedEngine, Router
@@ -43,7 +43,9 @@ class Engine(RoutedEngine, Protocol):
     def give_up(self) -> list[Task]:
         """All that it has not finished; it is not used any more."""
 
-    def take_waiting(self, count: int) -> list[Task]: ...
+    def take_waiting(self, count: int, in_line: bool = False) -> list[Task]:
+        """Up to ``count`` requests that wait and may move, the first in the order of service; ``in_line``: no place is kept for
+        them where they go."""
 
     def told(self) -> EngineLoad: ...
 
@@ -83,6 +85,7 @@ class Fleet:
         # Of engines that leave: until when they may finish what they have, and whether their machine is lost then.
         self._deadlines: list[tuple[float, Engine, bool]] = []
         self._returning: list[tuple[float, Task]] = []
+        self._died_at: list[float] = []  # of engines that Serve has not replaced yet
         self.paid_s, self.peak, self.num_starts, self.num_lost = 0.0, initial, 0, 0
         self.sizes: list[tuple[float, int]] = [(0.0, initial)]
         for _ in range(initial):
@@ -151,30 +154,47 @@ class Fleet:
         self._busy[engine.name] = engine
 
     def _balance(self, now: float) -> None:
-        """Requests that wait go where they begin at once (``cluster.scaling.balance``), as ingresses do it."""
-        some = [engine for engine in (*self._busy.values(), *self.leaving) if engine.has_line]
-        views = [engine.balance_view(now) for engine in some]
-        if not any(is_source(view) for view in views):
-            return
-        known = {view.engine_id for view in views}
-        views += [engine.balance_view(now) for engine in self.ready if str(engine.name) not in known]
-        open_to = {str(engine.name): engine for engine in self.ready}
-        engines = {**{str(engine.name): engine for engine in self.leaving}, **open_to}
-        views = [view if view.engine_id in open_to else view._replace(open_places=0) for view in views]
-        for source, target, count in moves(views):
-            for task in engines[source].take_waiting(count):
-                self._submit(engines[target], (now, task))
+        """Requests that wait go where they begin at once, and else into one line (``cluster.scaling.balance``), as ingresses do
+        it."""
+        engines = {str(engine.name): engine for engine in (*self.leaving, *self._busy.values()) if engine.has_line}
+        views = {name: engine.balance_view(now) for name, engine in engines.items()}
+        if any(is_source(view) for view in views.values()):
+            for engine in self.ready:
+                if (name := str(engine.name)) not in views:
+                    engines[name], views[name] = engine, engine.balance_view(now)
+            views |= {
+                str(e.name): views[str(e.name)]._replace(open_places=0) for e in self.leaving if str(e.name) in views
+            }
+            changed: set[str] = set()
+            for source, target, count in moves(list(views.values())):
+                self._move(engines[source], engines[target], count, now)
+                changed |= {source, target}
+            views |= {name: engines[name].balance_view(now) for name in changed}
+        if sum(view.line_length > 0 for view in views.values()) > 1:
+            views |= {
+                str(e.name): views[str(e.name)]._replace(line_room=0) for e in self.leaving if str(e.name) in views
+            }
+            for source, target, count in line_moves(list(views.values())):
+                self._move(engines[source], engines[target], min(count, MOST_OF_A_LINE), now, in_line=True)
+
+    def _move(self, source: Engine, target: Engine, count: int, now: float, in_line: bool = False) -> None:
+        for task in source.take_waiting(count, in_line):
+            self._submit(target, (now, task))
 
     # Starting and stopping.
 
-    def resize(self, wanted: int, now: float) -> None:
-        """Start or stop engines until ``wanted`` serve or start."""
+    def resize(self, wanted: int, now: float, decided_at: float) -> None:
+        """Start or stop engines until ``wanted`` serve or start. What replaces one that died was decided for long ago."""
         more = wanted - self.size
+        died_at, self._died_at = self._died_at[: max(more, 0)], []
         if more == 0:
             return
         if more > 0:
             self.num_starts += more
-            self.starting += [now + float(self._rng.choice(self._settings.start_times_s)) for _ in range(more)]
+            self.starting += [at + self._drawn(self._settings.replace_times_s) for at in died_at]
+            self.starting += [
+                decided_at + self._drawn(self._settings.start_times_s) for _ in range(more - len(died_at))
+            ]
         if more < 0:
             self.starting.sort()
             stopped = min(-more, len(self.starting))
@@ -184,6 +204,9 @@ class Fleet:
                 self._leave(idlest)
                 self._deadlines += [(now + self._settings.drain_timeout_s, engine, False) for engine in idlest]
         self._changed(now)
+
+    def _drawn(self, times_s: Sequence[float]) -> float:
+        return float(self._rng.choice(times_s))
 
     def _changed(self, now: float) -> None:
         self.sizes.append((now, self.size))
@@ -225,6 +248,7 @@ class Fleet:
     def _die(self, engine: Engine, now: float) -> None:
         if engine in self.ready:
             self._leave([engine])
+            self._died_at += [now] if self._settings.replace_times_s else []
         self._returning += [(now + self._settings.death_seen_s, task) for task in engine.give_up()]
         self.num_lost += 1
         self._gone(engine)

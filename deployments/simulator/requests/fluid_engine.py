@@ -6,6 +6,7 @@ tokens, and steps in which nobody's prompt is computed pass together until someb
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
 from collections import deque
@@ -13,23 +14,29 @@ from operator import attrgetter
 
 from actors.scheduling.prompt_shares import Prompt, has_tokens_for, prompt_shares
 from cluster.outputs import EngineLoad
-from cluster.scaling.balance import BalanceView
+from cluster.scaling.balance import LINE_SHARE, BalanceView
 from deployments.simulator.requests.answers import Answers, Task
 from deployments.simulator.setup import SimulatorSettings
 
 
 class _Prompt:
     """A request that waits or whose prompt is computed: ``remaining`` tokens of ``known``. ``whole`` is what it asks for while it
-    waits, where all of it remains: a long line is looked at in every step."""
+    waits, where all of it remains: a long line is looked at in every step. ``turn`` is its order there: answers in the middle,
+    then those for whom a place was kept, then the others by age."""
 
-    __slots__ = ("known", "order", "remaining", "task", "whole")
+    __slots__ = ("known", "order", "remaining", "task", "turn", "whole")
 
-    def __init__(self, task: Task, known: int, order: int) -> None:
+    def __init__(self, task: Task, known: int, order: int, came_at: float) -> None:
         self.task, self.known, self.remaining, self.order = task, known, known, order
+        self.turn = not task.done, -1.0 if task.done or task.is_moved else came_at, order
         self.whole = _share_of(self)
 
+    @property
+    def is_movable(self) -> bool:
+        return not self.task.done and not self.task.is_moved
 
-_WHOLE = attrgetter("whole")
+
+_WHOLE, _TURN = attrgetter("whole"), attrgetter("turn")
 
 
 class FluidEngine:
@@ -49,12 +56,15 @@ class FluidEngine:
         "_ended",
         "_generated",
         "_inbox",
+        "_last_turn",
+        "_num_in_order",
         "_num_prompt_tokens",
         "_number",
         "_prefilling",
         "_rows",
         "_settings",
         "_step",
+        "_turns",
         "_used",
         "_waiting",
         "_waiting_tokens",
@@ -70,13 +80,16 @@ class FluidEngine:
         self._clock, self._step = now, 0
         self._inbox: deque[tuple[float, Task]] = deque()
         self._waiting: list[_Prompt] = []
+        self._turns: list[int] = []  # of those who wait to have them
         self._prefilling: list[_Prompt] = []
         # (step that ends it, order, request, tokens at the first step that it decodes in, that step) as a heap.
         self._rows: list[tuple[int, int, Task, int, int]] = []
         self._context = 0  # tokens that the rows look back at
         self._used = 0  # tokens of memory that somebody owns, in whole blocks for prompts
         self._waiting_tokens = 0  # of who waits or is on the way
-        self._number = self._ended = self._generated = self._num_prompt_tokens = 0
+        self._last_turn = self._number = self._num_in_order = self._ended = self._generated = (
+            self._num_prompt_tokens
+        ) = 0
 
     # What a fleet asks.
 
@@ -109,23 +122,34 @@ class FluidEngine:
         tasks = [task for _, _, task in self._progress()]
         tasks += [prompt.task for prompt in (*self._prefilling, *self._waiting)]
         tasks += [task for _, task in self._inbox]
-        self._rows, self._prefilling, self._waiting = [], [], []
+        self._rows, self._prefilling, self._waiting, self._turns = [], [], [], []
         self._inbox.clear()
         self._context = self._used = self._waiting_tokens = 0
         return tasks
 
     def balance_view(self, now: float) -> BalanceView:
-        movable = [p for p in self._waiting if not p.task.is_moved and not p.task.done]
-        oldest = min((self._answers.arrived_at(p.task.request) for p in movable), default=now)
-        return BalanceView(str(self.name), len(movable), max(0.0, now - oldest), self.open_places)
+        waiting, arrived_at = self._waiting, self._answers.arrived_at
+        # Those that may move stand behind those that may not, by age.
+        first = self._num_before_turns()
+        came = [arrived_at(prompt.task.request) for prompt in waiting[: first + 1]]
+        oldest = came[-1] if first < len(waiting) else now
+        return BalanceView(
+            str(self.name),
+            num_movable=(length := len(waiting) - first),
+            oldest_wait_s=max(0.0, now - oldest),
+            open_places=self.open_places,
+            line_length=length,
+            longest_wait_s=max(0.0, now - min(came, default=now)),
+            line_room=int(LINE_SHARE * self._settings.max_queued_requests) - len(waiting) - len(self._inbox),
+        )
 
-    def take_waiting(self, count: int) -> list[Task]:
-        """Up to ``count`` requests that wait and may move, the first in the order of service."""
-        taken = [p for p in self._waiting if not p.task.is_moved and not p.task.done][:count]
-        for prompt in taken:
-            self._waiting.remove(prompt)
-            self._waiting_tokens -= prompt.known
-        return [prompt.task._replace(is_moved=True) for prompt in taken]
+    def take_waiting(self, count: int, in_line: bool = False) -> list[Task]:
+        first = self._num_before_turns()
+        del self._turns[:count]
+        taken = self._waiting[first : first + count]
+        del self._waiting[first : first + count]
+        self._waiting_tokens -= sum(prompt.known for prompt in taken)
+        return [prompt.task._replace(is_moved=not in_line) for prompt in taken]
 
     def told(self) -> EngineLoad:
         return EngineLoad(
@@ -165,17 +189,16 @@ class FluidEngine:
 
     def _come(self, task: Task) -> None:
         known = self._answers.prompts[task.request] + task.done
-        prompt = _Prompt(task, known, self._number)
+        prompt = self._prompt(task, known, self._number)
         self._number += 1
-        if task.done or task.is_moved:
-            self._put_back(prompt)
-        else:
-            self._waiting.append(prompt)
+        if prompt.is_movable:
+            # As ``WaitingQueue`` has it: rounds begin anew when nobody waits.
+            self._last_turn = self._last_turn + 1 if self._waiting else 0
+            self._turns.append(self._last_turn)
+        bisect.insort(self._waiting, prompt, key=_TURN)
 
-    def _put_back(self, prompt: _Prompt) -> None:
-        """An answer in the middle goes before those to begin."""
-        at = next((i for i, other in enumerate(self._waiting) if not other.task.done), len(self._waiting))
-        self._waiting.insert(at, prompt)
+    def _prompt(self, task: Task, known: int, order: int) -> _Prompt:
+        return _Prompt(task, known, order, self._answers.arrived_at(task.request))
 
     @property
     def open_places(self) -> int:
@@ -196,16 +219,42 @@ class FluidEngine:
             free = settings.max_num_seqs - running
             if free <= 0 or (left <= 0 and not self._has_tokens_for_one_more(free, budget)):
                 return
-            prompt = self._waiting[0]
+            place = self._next_waiting()
+            prompt = self._waiting[place]
             blocks = -(-prompt.known // self._block) * self._block
             if running and self._used + blocks + self._block * running > settings.kv_tokens:
                 return
-            del self._waiting[0]
-            prefilling.append(prompt)
+            self._take_turn(prompt, place)
+            del self._waiting[place]
+            self._num_in_order = 0 if self._is_turn_of_oldest else self._num_in_order + 1
+            bisect.insort(prefilling, prompt, key=_TURN)
             self._used += blocks
             self._num_prompt_tokens += prompt.known
             self._waiting_tokens -= prompt.known
             left -= prompt.remaining
+
+    def _take_turn(self, prompt: _Prompt, place: int) -> None:
+        """From now on it is computed by its turn, which those in line have by age."""
+        if prompt.is_movable:
+            turn = self._turns.pop(place - self._num_before_turns())
+            prompt.turn = True, float(turn), prompt.order
+
+    def _num_before_turns(self) -> int:
+        """Those in line who have had their turn; they stand before all others."""
+        return next((i for i, prompt in enumerate(self._waiting) if prompt.is_movable), len(self._waiting))
+
+    @property
+    def _is_turn_of_oldest(self) -> bool:
+        return self._num_in_order + 1 >= self._settings.oldest_first_every
+
+    def _next_waiting(self) -> int:
+        """Where who is admitted next stands: the first, or now and then the one that came first."""
+        waiting, arrived_at = self._waiting, self._answers.arrived_at
+        if not self._is_turn_of_oldest or waiting[0].is_movable:
+            return 0
+        # Behind those that may not move the first is the oldest.
+        end = min(self._num_before_turns() + 1, len(waiting))
+        return min(range(end), key=lambda i: (arrived_at(waiting[i].task.request), waiting[i].order))
 
     def _has_tokens_for_one_more(self, free: int, budget: int) -> bool:
         least = min(map(_WHOLE, self._waiting[:free]))
@@ -300,7 +349,8 @@ class FluidEngine:
         self._drop(tokens, begun)
         done = task.done + 1 + self._step - begun
         known = self._answers.prompts[task.request] + done
-        self._put_back(_Prompt(Task(task.request, done, task.is_moved), known, order))
+        waits = self._prompt(Task(task.request, done, task.is_moved), known, order)
+        bisect.insort(self._waiting, waits, key=_TURN)
         self._waiting_tokens += known
 
     def _progress(self) -> list[tuple[int, int, Task]]:

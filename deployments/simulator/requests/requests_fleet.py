@@ -18,8 +18,7 @@ from deployments.simulator.scaler import Scaler, View
 from deployments.simulator.setup import SimulatorSettings
 
 _TICK_S = 0.5
-_DECIDE_S = 1.0
-_MEMORY_S = 5.0
+_MEMORY_S = 2.0
 _SHOWN = 8
 _WARM_S = 10.0
 
@@ -32,6 +31,7 @@ def simulate_requests(
     progress: Callable[[float], None] = lambda share: None,
     events: Sequence[Event] = (),
     make: MakeEngine = FluidEngine,
+    ran_before: bool = True,
 ) -> Result:
     """Run ``scaler`` on single requests until the last has its answer.
 
@@ -40,10 +40,11 @@ def simulate_requests(
         progress: told the share that is done.
         events: what happens besides, in order of time.
         make: an engine; its fidelity is that of the simulation.
+        ran_before: the rates of what comes are known when the recording begins, as of a service that has been running.
     """
     answers = Answers(load, settings)
     fleet = Fleet(settings, answers, make, initial)
-    arriving, controller, rates = _Arriving(load), _Controller(scaler, initial), _Rates(load)
+    arriving, controller, rates = _Arriving(load), _Controller(scaler, initial), _Rates(load, ran_before)
     coming = deque(events)
     now = 0.0
     while answers.num_ended < len(load.at) or now < load.duration_s:
@@ -82,10 +83,10 @@ class _Arriving:
 
 
 class _Rates:
-    """Arrivals and tokens of prompts a second, of late; at first those of the first seconds, as if it had run before."""
+    """Arrivals and tokens of prompts a second, of late; at first those of the first seconds, if it ran before."""
 
-    def __init__(self, load: Arrivals) -> None:
-        warm = load.at < _WARM_S
+    def __init__(self, load: Arrivals, ran_before: bool) -> None:
+        warm = load.at < (_WARM_S if ran_before else 0.0)
         seconds = min(_WARM_S, max(load.duration_s, 1.0))
         self.arrivals = float(np.count_nonzero(warm)) / seconds
         self.prompt_tokens = float(load.prompt[warm].sum()) / seconds
@@ -103,7 +104,8 @@ class _Controller:
     def __init__(self, scaler: Scaler, initial: int) -> None:
         self._scaler = scaler
         self._target = self._decided = initial
-        self._last, self._back_at = -np.inf, 0.0
+        self._decided_at: float | None = None  # for another target than the one that is in force
+        self._back_at = 0.0
         self._restarted: Event | None = None
 
     def restart(self, event: Event, now: float) -> None:
@@ -115,10 +117,10 @@ class _Controller:
         if not fleet.size and fleet.held:
             # Serve asks no policy where there is no engine.
             self._decided = self._target = 1
-        fleet.resize(self._decided, now)
-        if now - self._last < _DECIDE_S or not fleet.size:
+        fleet.resize(self._decided, now, now if self._decided_at is None else self._decided_at)
+        self._decided_at = None
+        if not fleet.size:
             return
-        self._last = now
         event, self._restarted = self._restarted, None
         if event is not None:
             self._scaler.restart(event.state == "kept")
@@ -139,6 +141,8 @@ class _Controller:
         target = self._scaler.target(view)
         if target == 0 and (view.num_in_system or fleet.size > 1):
             target = 1
+        if target != self._decided:
+            self._decided_at = now
         self._target = self._decided = target
 
 

@@ -115,7 +115,11 @@ class OpenEngines(Generic[E]):
         lines = []
         for engine in self._ready:
             view = engine.balance_view(self._now)
-            lines.append(Line(view.engine_id, open_places=view.open_places, length=view.num_movable))
+            lines.append(
+                Line(
+                    view.engine_id, open_places=view.open_places, length=view.line_length, waited_s=view.longest_wait_s
+                )
+            )
         open_to = open_to_arrival(lines)
         self.engines = [engine for engine, line in zip(self._ready, lines) if line.engine_id in open_to]
         self._index = {engine.name: i for i, engine in enumerate(self.engines)}

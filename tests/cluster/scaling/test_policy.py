@@ -62,7 +62,8 @@ odd_inputs = st.builds(
 
 def steady(at: float, rate: float, num_engines: int, target: int, output: int = 200) -> FleetInputs:
     """A fleet that has served ``rate`` since the beginning, with prompts of 1,000 tokens and answers of ``output``."""
-    done, running = int(rate * at / num_engines), rate * output * 0.04
+    served, running = rate * at / num_engines, rate * output * 0.04
+    done = int(served)
     load = EngineLoad(
         1,
         1,
@@ -72,7 +73,7 @@ def steady(at: float, rate: float, num_engines: int, target: int, output: int = 
         kv_tokens=200_000,
         num_arrived=done,
         num_prompt_tokens=1000 * done,
-        num_generated_tokens=output * done,
+        num_generated_tokens=int(output * served),
     )
     ingress = IngressLoad(
         at, int(rate * at), rate, rate * 1000, int(running), 0, None, TargetCount(int(rate * at), 0, 1.0)
@@ -427,3 +428,21 @@ def test_step_times_are_learned():
     wanted = true.step + true.prefill_token * 500 + true.decode_row * 50 + true.context_token * 60_000
     assert abs(predicted / wanted - 1) < 0.05
     assert learned(model, prior, Observation(math.nan, 1, 1, 1)) is model
+
+
+def test_a_few_tokens_say_nothing_of_how_long_a_step_is():
+    """Two rows, of which one begins: so few tokens in half a second are no step of ten times the length."""
+    state, limits, before = PolicyState(), PolicySettings(), (0.0, 0.0)
+    for tick, tokens in enumerate((0, 8, 11, 22)):
+        at = 1e6 + tick / 2
+        load = EngineLoad(1, 1, num_tokens=100, num_running=2, num_arrived=2, num_generated_tokens=tokens)
+        ingress = IngressLoad(at, 2, 0.4, 40.0, 2, 0, None, None)
+        state = decide(
+            FleetInputs(at, (EngineSample("0", load, 0.0),), (ingress,), current_target=1), state, limits
+        ).state
+        seen = state.capacity[""]
+        if tick == 2:  # one and a half steps
+            assert (seen.weight, seen.speed) == before
+        before = seen.weight, seen.speed
+    assert seen.weight > 1.5, "with those that followed they are a while that says something"
+    assert abs(seen.speed - math.log(1.0 / 7.0 / 0.0201)) < 0.7

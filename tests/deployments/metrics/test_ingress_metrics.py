@@ -30,8 +30,8 @@ def test_answers_are_counted_by_whether_they_were_within_their_targets():
     assert found.ttft[:2] == (4, 1) and found.ttft.recent_share == pytest.approx(0.8, abs=0.01)
     assert found.tpot[:2] == (3, 1) and found.tpot.recent_share == pytest.approx(0.75, abs=0.01)
     assert (found.num_arrived, found.num_running, found.num_held) == (5, 3, 2)
-    assert found.arrivals_per_s == pytest.approx(1.0, rel=0.2)
-    assert found.prompt_tokens_per_s == pytest.approx(7.0, rel=0.2)
+    assert found.arrivals_per_s == pytest.approx(2.5, rel=0.2)
+    assert found.prompt_tokens_per_s == pytest.approx(17.5, rel=0.2)
     assert abs(found.sampled_at - time.time()) < 5
 
 

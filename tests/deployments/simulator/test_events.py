@@ -16,7 +16,9 @@ from deployments.simulator.arrivals import Arrivals
 from deployments.simulator.compare import Schedule
 from deployments.simulator.events import Event, event_of_pairs, read_events, read_start_times
 from deployments.simulator.rates.rates_fleet import simulate_rates
+from deployments.simulator.requests.answers import Answers
 from deployments.simulator.requests.exact_engine import ExactEngine
+from deployments.simulator.requests.fleet import Fleet
 from deployments.simulator.requests.fluid_engine import FluidEngine
 from deployments.simulator.requests.requests_fleet import simulate_requests
 from deployments.simulator.result import Result
@@ -51,6 +53,38 @@ def test_engines_that_die_are_replaced_and_their_answers_go_on_elsewhere(make):
     assert np.isfinite(found.ttft_s["p99"]) and np.isfinite(found.tpot_ms["p99"])
     assert found.tpot_ms["p99"] > calm.tpot_ms["p99"]
     assert size_at(found, 29.0) == 3 and size_at(found, 40.0) == 3
+
+
+@pytest.mark.parametrize("make", ENGINES)
+def test_one_that_died_is_replaced_as_late_as_was_measured_and_a_start_counts_from_the_decision(make):
+    settings = replace(SETTINGS, start_times_s=(4.0,), replace_times_s=(25.0,))
+    found = run(make, Event(30.0, "death", engines=1), settings=settings)
+    soon = run(make, Event(30.0, "death", engines=1), settings=replace(settings, replace_times_s=()))
+    assert found.num_starts == soon.num_starts == 1
+    paid_s = (found.engine_hours - soon.engine_hours) * 3600
+    assert paid_s == pytest.approx(0.0, abs=3.0), "an engine that starts is paid for"
+    assert found.ttft_s["p95"] > soon.ttft_s["p95"]
+    growing = simulate_requests(load(), settings, Schedule([1, 2], 60.0), 1, make=make)
+    decided_at = next(at for at, size in growing.engines if size == 2) - 0.5
+    fleet = Fleet(settings, Answers(load(), settings), make, 0)
+    fleet.resize(1, decided_at + 0.5, decided_at)
+    assert fleet.starting == [decided_at + 4.0]
+
+
+def test_a_service_that_has_just_begun_knows_no_rate():
+    views: list[View] = []
+
+    class Looking(Schedule):
+        def target(self, view: View) -> int:
+            views.append(view)
+            return super().target(view)
+
+    for ran_before in (True, False):
+        simulate_requests(load(20.0), SETTINGS, Looking([3], 1.0), 3, ran_before=ran_before)
+    first = [view for view in views if view.now == 0.5]
+    assert first[0].arrivals_per_s == pytest.approx(3.0, rel=0.3) and first[1].arrivals_per_s < 1.0
+    last = [view.arrivals_per_s for view in views if view.now == 20.0]
+    assert last[0] == pytest.approx(last[1], rel=0.05)
 
 
 @pytest.mark.parametrize("make", ENGINES)

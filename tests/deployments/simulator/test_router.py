@@ -38,11 +38,15 @@ class Known:
         return self.places - self.num_sent
 
     @property
+    def wait_s(self) -> float:
+        return 1.0 + self.name % 3 if self.line else 0.0
+
+    @property
     def is_crowded(self) -> bool:
         return self.has_moved or self.line > 0 or self.places <= self.num_sent
 
     def balance_view(self, now: float) -> BalanceView:
-        return BalanceView(str(self.name), self.line, 1.0, self.open_places)
+        return BalanceView(str(self.name), self.line, self.wait_s, self.open_places, self.line, self.wait_s)
 
 
 FLEETS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0, 0, 1, 4])), min_size=1, max_size=7)
@@ -53,7 +57,10 @@ def fleet(rooms: list[tuple[int, int]]) -> list[Known]:
 
 
 def named_open(engines: list[Known]) -> set[int]:
-    lines = [Line(str(e.name), open_places=e.places, num_sent=e.num_sent, length=e.line, free=10**6) for e in engines]
+    lines = [
+        Line(str(e.name), open_places=e.places, num_sent=e.num_sent, length=e.line, free=10**6, waited_s=e.wait_s)
+        for e in engines
+    ]
     return set(map(int, open_to_arrival(lines)))
 
 
