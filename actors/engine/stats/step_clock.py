@@ -122,7 +122,8 @@ class StepClock:
         if forward_left < 1:
             rest_s = min(device - forward for device, forward in recent)
             left_s = min(left_s, elapsed * forward_left / (1 - forward_left) + rest_s)
-        wait = (1 - error) * left_s - self.margin_s
+        # Of what is left until the plan: a share of all that is left may be less than the margin long before the end.
+        wait = (1 - error) * (left_s - self.margin_s)
         if wait < SHORTEST_WAIT_S:
             return 0.0
         self._plan_at = now + wait

@@ -107,17 +107,18 @@ def test_a_device_that_tells_how_far_it_is_is_asked_again_and_then_little_is_lef
         clock.saved(8, NOW - seconds, NOW - seconds / 2, NOW, seconds, 0.8 * seconds)
     margin = LEAD_FACTOR * 0.001 + MARGIN_S
     first = look(clock, NOW, 1.0)
-    assert first == pytest.approx((1 - UNTOLD_ERROR) * 0.09 - margin)
+    assert first == pytest.approx((1 - UNTOLD_ERROR) * (0.09 - margin))
     # It takes longer than any before: half of the forward is left by then, and the sampling.
     second = look(clock, NOW + first, 0.5)
-    assert second == pytest.approx((1 - TOLD_ERROR) * (0.5 * 0.8 + 0.2) * 0.09 - margin)
+    assert second == pytest.approx((1 - TOLD_ERROR) * ((0.5 * 0.8 + 0.2) * 0.09 - margin))
     # No layer more, so nothing new is known.
     assert look(clock, NOW + first + second, 0.5) == 0
     plan_at = NOW + first + second
     clock.launched(NOW, plan_at + 0.002)
     # What the host needed counts from the last moment that it waited for; of another step anything is news.
-    assert look(clock, NOW + 1, 0.5) == pytest.approx((1 - UNTOLD_ERROR) * 0.054 - LEAD_FACTOR * 0.002 - MARGIN_S)
-    assert look(clock, NOW + 1, 0.0) == pytest.approx((1 - TOLD_ERROR) * 0.018 - LEAD_FACTOR * 0.002 - MARGIN_S)
+    margin = LEAD_FACTOR * 0.002 + MARGIN_S
+    assert look(clock, NOW + 1, 0.5) == pytest.approx((1 - UNTOLD_ERROR) * (0.054 - margin))
+    assert look(clock, NOW + 1, 0.0) == pytest.approx((1 - TOLD_ERROR) * (0.018 - margin))
 
 
 def test_a_step_that_is_quicker_than_all_before_is_waited_for_by_its_own_pace():
@@ -125,9 +126,9 @@ def test_a_step_that_is_quicker_than_all_before_is_waited_for_by_its_own_pace():
     for _ in range(100):
         clock.launched(1.0, 1.0)
     clock.saved(8, NOW - 0.1, NOW - 0.05, NOW, 0.1, 0.08)
-    assert look(clock, NOW, 1.0) == pytest.approx((1 - UNTOLD_ERROR) * 0.1 - MARGIN_S)
+    assert look(clock, NOW, 1.0) == pytest.approx((1 - UNTOLD_ERROR) * (0.1 - MARGIN_S))
     # Three quarters of its forward took 0.03 s, so the last one takes a hundredth.
-    assert look(clock, NOW + 0.03, 0.25) == pytest.approx((1 - TOLD_ERROR) * (0.01 + 0.02) - MARGIN_S)
+    assert look(clock, NOW + 0.03, 0.25) == pytest.approx((1 - TOLD_ERROR) * (0.01 + 0.02 - MARGIN_S))
 
 
 def test_what_is_not_worth_another_look_is_not_waited_for():
@@ -136,6 +137,6 @@ def test_what_is_not_worth_another_look_is_not_waited_for():
         clock.launched(1.0, 1.0)
     clock.saved(8, NOW - 0.01, NOW - 0.005, NOW, 0.01, 0.01)
     assert look(clock, NOW, 1.0) > 0
-    shortest = (SHORTEST_WAIT_S + MARGIN_S) / 0.01 / (1 - TOLD_ERROR)
+    shortest = (SHORTEST_WAIT_S / (1 - TOLD_ERROR) + MARGIN_S) / 0.01
     assert look(clock, NOW + 1, 0.99 * shortest) == 0
     assert look(clock, NOW + 1, 1.01 * shortest) > 0
