@@ -46,8 +46,10 @@ _LEAST_MEMORY_S = 0.1
 _COUNT_NOISE, _TOKEN_NOISE = 1.0, math.sqrt(2.0)
 # An engine's last word counts for so long: a step that is longer is a hang. Of a large fleet some word is always late.
 _WORD_S = 5.0
-# Fewer steps than that say little of how long one is: they are looked at together with those that follow.
-_FEW_STEPS = 3.0
+# Fewer steps than that say little of what each part of them costs, since a prompt is counted when it begins: they are looked at
+# together with those that follow, or after so long, where steps are long.
+_FEW_STEPS = 40.0
+_LOOK_S = 5.0
 # Those in the system on average over about so long: a crowd that is gone before an engine starts needs none.
 _CROWD_S = 20.0
 # Those that are too many are worked off within so long, or the time of an answer if that is longer: engines for all of them at
@@ -367,7 +369,7 @@ def _measure(
         prompts = max(0, now.num_prompt_tokens - before.num_prompt_tokens)
         tokens = max(0, now.num_generated_tokens - before.num_generated_tokens)
         rows = (now.num_running + before.num_running) / 2
-        if 0 < lasted < _WORD_S and tokens < _FEW_STEPS * rows:
+        if 0 < lasted < _LOOK_S and tokens < _FEW_STEPS * rows:
             seen[engine.engine_id] = before
             continue
         arrived += now.num_arrived - before.num_arrived

@@ -44,6 +44,11 @@ def simulate_rates(
     drawn = rng.poisson(expected).astype(float).tolist()
     flow, machines = Flow(load, settings), Machines(initial, settings, rng)
     steady_load = SteadyLoad(load, settings, initial)
+    # What prompts have together varies with their lengths, too, as an ingress sees it.
+    prompts = np.array(drawn) * flow.mean_prompt + _spread(load, settings) * np.sqrt(drawn) * rng.standard_normal(
+        len(drawn)
+    )
+    sent = np.maximum(prompts, 0.0).tolist()
     answers, told = _Answers(load, settings, drawn, dt), _Told(drawn[0], dt, flow, settings)
     coming, back_at, target = deque(events), 0.0, initial
     restarted: Event | None = None
@@ -61,7 +66,7 @@ def simulate_rates(
         passed = flow.pass_window(arrived, engines, dt)
         steady = steady_load.at(expected[window] / dt / max(engines, 1e-9))
         answers.passed(passed, steady.ttft_s, machines.size)
-        told.passed(arrived, passed)
+        told.passed(arrived, sent[window], passed)
         if now < back_at:
             continue
         if restarted is not None:
@@ -72,6 +77,11 @@ def simulate_rates(
         if window % 1024 == 0:
             progress(window / len(drawn))
     return answers.result(machines)
+
+
+def _spread(load: Arrivals, settings: SimulatorSettings) -> float:
+    """Standard deviation of the length of a prompt, of which the classes show a part."""
+    return float(load.prompt.mean()) * float(np.sqrt(np.expm1(settings.length_sigma**2)))
 
 
 def _expected(load: Arrivals, dt: float) -> Array:
@@ -90,10 +100,12 @@ class _Told:
         self._dt, self._flow, self._settings = dt, flow, settings
         self._keep = float(np.exp(-dt / _MEMORY_S))
         self._rate = first / dt
+        self._sent_rate = self._rate * flow.mean_prompt
         self._arrived = self._prompt = self._generated = self._ended = 0.0
 
-    def passed(self, arrived: float, window: Window) -> None:
+    def passed(self, arrived: float, sent: float, window: Window) -> None:
         self._rate += (1 - self._keep) * (arrived / self._dt - self._rate)
+        self._sent_rate += (1 - self._keep) * (sent / self._dt - self._sent_rate)
         self._arrived += arrived
         self._prompt += window.prompt_tokens
         self._generated += window.output_tokens
@@ -126,7 +138,7 @@ class _Told:
             flow.num_rows + flow.num_waiting,
             0.0,
             self._rate,
-            self._rate * flow.mean_prompt,
+            self._sent_rate,
             (round(answers.met[0]), round(answers.met[1])),
             (round(answers.missed[0]), round(answers.missed[1])),
             is_blind=is_blind,

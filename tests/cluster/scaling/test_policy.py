@@ -432,17 +432,38 @@ def test_step_times_are_learned():
 
 def test_a_few_tokens_say_nothing_of_how_long_a_step_is():
     """Two rows, of which one begins: so few tokens in half a second are no step of ten times the length."""
-    state, limits, before = PolicyState(), PolicySettings(), (0.0, 0.0)
-    for tick, tokens in enumerate((0, 8, 11, 22)):
+    state, limits = PolicyState(), PolicySettings()
+    for tick, tokens in enumerate((0, 8, 11, 22, 150)):
+        assert "" not in state.capacity or not state.capacity[""].weight, "one and a half steps, and a few more"
         at = 1e6 + tick / 2
         load = EngineLoad(1, 1, num_tokens=100, num_running=2, num_arrived=2, num_generated_tokens=tokens)
         ingress = IngressLoad(at, 2, 0.4, 40.0, 2, 0, None, None)
         state = decide(
             FleetInputs(at, (EngineSample("0", load, 0.0),), (ingress,), current_target=1), state, limits
         ).state
-        seen = state.capacity[""]
-        if tick == 2:  # one and a half steps
-            assert (seen.weight, seen.speed) == before
-        before = seen.weight, seen.speed
-    assert seen.weight > 1.5, "with those that followed they are a while that says something"
-    assert abs(seen.speed - math.log(1.0 / 7.0 / 0.0201)) < 0.7
+    seen = state.capacity[""]
+    assert seen.weight == 1, "with those that followed they are a while that says something"
+    assert abs(seen.speed - math.log(2.0 / 75 / 0.0201)) < 0.1
+
+
+def test_costs_are_learned_though_prompts_are_counted_when_they_begin():
+    """An engine that computes whole prompts over several steps, looked at twice a second: each part costs what it does."""
+    true, state, limits = StepCosts(), PolicyState(), PolicySettings()
+    rng, now, prompts, tokens, rows, left = random.Random(0), 1e6, 0, 0, 8, 0
+    for tick in range(1200):
+        end = 1e6 + tick / 2
+        while now < end:
+            if not left and rng.random() < 0.15:
+                left = rng.choice((300, 1200, 3000))
+                prompts += left
+            share = min(left, 600)
+            left -= share
+            now += true.step + share * true.prefill_token + rows * true.decode_row
+            tokens += rows
+        load = EngineLoad(1, 1, num_running=rows, num_arrived=2, num_prompt_tokens=prompts, num_generated_tokens=tokens)
+        ingress = IngressLoad(end, 2, 1.0, 1000.0, rows, 0, None, None)
+        inputs = FleetInputs(end, (EngineSample("0", load, 0.0),), (ingress,), current_target=1)
+        state = decide(inputs, state, limits).state
+    found = step_costs(state.capacity[""], limits.costs)
+    assert abs(found.prefill_token / true.prefill_token - 1) < 0.15
+    assert abs(found.step / true.step - 1) < 0.15
