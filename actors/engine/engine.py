@@ -147,7 +147,7 @@ class Engine:
                 saved.waited_from,
                 saved.waited_at,
                 device_seconds,
-                saved.forward_end - saved.device_start,
+                max(0.0, saved.forward_end - saved.device_start),
             )
             output = self.scheduler.update(result)
         launched = self.executor.step_in_flight
@@ -191,7 +191,7 @@ class Engine:
         """How long the next ``step`` may wait for arrivals without the device running dry; 0 when it must not wait. To be asked
         again behind that wait: by then it may be known that the step in flight takes longer."""
         in_flight = self.executor.step_in_flight
-        if in_flight is None:
+        if in_flight is None or 0 < in_flight.device_start < in_flight.device_end:  # it is over
             return 0.0
         return self._step_clock.seconds_to_wait(
             self.clock.now(), in_flight.num_tokens, in_flight.launched_at, self.executor.forward_left()

@@ -207,7 +207,8 @@ class ModelRunner(StepExecutor):
             out.num_samples = self._preprocess_and_execute_model(out)
         except BaseException as error:  # reported by the host when it saves the step
             out.error = error
-        out.forward_end = time.perf_counter()
+        if self.model.layers_done is not None:
+            out.forward_end = time.perf_counter()
 
     def _run_sampling(self, out: InFlightStep) -> None:
         out.finish_masks()

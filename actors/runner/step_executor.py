@@ -19,7 +19,7 @@ class LaunchedStep(Protocol):
         num_tokens: tokens of the step.
         staged_from, launched_at, enqueued_at: its buffers were written, then it was put into the device's queue.
         waited_from, waited_at, saved_at: the host waited for its end, then read its outputs.
-        forward_end: the device had computed its forward; no time of use where the device works through a queue of its own.
+        forward_end: the device had computed its forward; 0 where the host does not see that.
         device_start, device_end: the device computed it; valid once it was saved.
     """
 

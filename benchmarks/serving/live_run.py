@@ -219,6 +219,8 @@ def _logs() -> list[Path]:
 def _read_decisions(live: Live, log: Path, began_at: float) -> None:
     """What the log of decisions says of targets, starts and those that replace the dead."""
     records = [msgspec.json.decode(line, type=Record) for line in log.read_bytes().splitlines()]
+    if not records:
+        return
     live.idle_s = max(0.0, began_at - records[0].at)
     wanted: list[float] = []
     dead = [began_at + second for second in live.killed_at]

@@ -171,10 +171,8 @@ class Fleet:
                 changed |= {source, target}
             views |= {name: engines[name].balance_view(now) for name in changed}
         if sum(view.line_length > 0 for view in views.values()) > 1:
-            views |= {
-                str(e.name): views[str(e.name)]._replace(line_room=0) for e in self.leaving if str(e.name) in views
-            }
-            for source, target, count in line_moves(list(views.values())):
+            leaving = {str(engine.name) for engine in self.leaving}
+            for source, target, count in line_moves([view for name, view in views.items() if name not in leaving]):
                 self._move(engines[source], engines[target], min(count, MOST_OF_A_LINE), now, in_line=True)
 
     def _move(self, source: Engine, target: Engine, count: int, now: float, in_line: bool = False) -> None:
@@ -183,18 +181,22 @@ class Fleet:
 
     # Starting and stopping.
 
-    def resize(self, wanted: int, now: float, decided_at: float) -> None:
-        """Start or stop engines until ``wanted`` serve or start. What replaces one that died was decided for long ago."""
+    def resize(self, wanted: int, now: float, decided_at: float, not_before: float = 0.0) -> None:
+        """Start or stop engines until ``wanted`` serve or start. What replaces one that died was decided for long ago.
+
+        Args:
+            not_before: nothing was started before, because the controller was away.
+        """
         more = wanted - self.size
         died_at, self._died_at = self._died_at[: max(more, 0)], []
         if more == 0:
             return
         if more > 0:
             self.num_starts += more
-            self.starting += [at + self._drawn(self._settings.replace_times_s) for at in died_at]
-            self.starting += [
-                decided_at + self._drawn(self._settings.start_times_s) for _ in range(more - len(died_at))
-            ]
+            replacing, starting = self._settings.replace_times_s, self._settings.start_times_s
+            self.starting += [max(at, not_before) + self._drawn(replacing) for at in died_at]
+            begun_at = max(decided_at, not_before)
+            self.starting += [begun_at + self._drawn(starting) for _ in range(more - len(died_at))]
         if more < 0:
             self.starting.sort()
             stopped = min(-more, len(self.starting))

@@ -117,7 +117,7 @@ class _Controller:
         if not fleet.size and fleet.held:
             # Serve asks no policy where there is no engine.
             self._decided = self._target = 1
-        fleet.resize(self._decided, now, now if self._decided_at is None else self._decided_at)
+        fleet.resize(self._decided, now, now if self._decided_at is None else self._decided_at, self._back_at)
         self._decided_at = None
         if not fleet.size:
             return

@@ -326,6 +326,7 @@ def test_the_host_sees_how_much_of_a_forward_is_left(tiny_model, can_fuse):
     goes_on.set()
     runner.stream.synchronize()
     assert runner.forward_left() == 0.0
+    assert model.layers_done.array[0] == len(model.layers)
     out = runner.step_in_flight
     assert out.device_start <= out.forward_end <= out.device_end
     while engine.has_work():

@@ -219,3 +219,16 @@ def test_an_engine_that_is_not_needed_hands_over_what_it_does_not_finish_in_time
     assert at_once.engine_hours < finishing.engine_hours
     assert at_once.tpot_ms["p50"] > finishing.tpot_ms["p50"]
     assert at_once.requests == finishing.requests == len(busy.at) and at_once.num_lost == 0
+
+
+@pytest.mark.parametrize("make", ENGINES)
+def test_nothing_begins_while_the_controller_is_away(make):
+    """Decided or died before it went: starts and replacements are counted from its return."""
+    settings = replace(SETTINGS, start_times_s=(12.0,), replace_times_s=(5.0,))
+    fleet = Fleet(settings, Answers(load(), settings), make, 2)
+    fleet.resize(4, 40.0, 10.0, 40.0)
+    assert fleet.starting == [52.0, 52.0]
+    fleet = Fleet(settings, Answers(load(), settings), make, 2)
+    fleet.happens(Event(20.0, "death", engines=1), 20.0)
+    fleet.resize(2, 59.0, 59.0, 59.0)
+    assert fleet.starting == [64.0]

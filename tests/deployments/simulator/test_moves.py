@@ -68,8 +68,7 @@ def test_a_line_that_has_no_room_takes_nobody_and_equal_lines_stay(make):
     assert (waiting(fleet.ready[0]), waiting(fleet.ready[1])) == ([8, 11], [9, 10])
     # As seen by now, the first ones came together.
     same = two_full_engines(make, ([8, 10], [9, 11]))
-    for answers in (same._answers,):
-        answers._arrived[8:10] = [0.5, 0.6]
+    same._answers._arrived[8:10] = [0.5, 0.6]
     same._balance(5.0)
     assert (waiting(same.ready[0]), waiting(same.ready[1])) == ([8, 10], [9, 11])
 
