@@ -162,13 +162,15 @@ def record_overlapped(engine: Engine, load: RandomLoad, num_steps: int) -> tuple
 
 
 def _check_trouble(load: RandomLoad, num_steps: int) -> None:
-    """A quiet run proves little: so many of each kind, about a quarter of what the load makes on average."""
+    """A quiet run proves little: so many of each kind, about a quarter of what the load makes on average. A short one may be
+    without the rarest."""
     wanted = {
         "arrived": 20, "mixed": 20, "decode_only": 20, "penalties": 20, "logprobs": 20, "found_in_cache": 20,
         "preempted": 100, "aborted": 400, "stopped": 400,
     }  # fmt: skip
     for kind, one_in in wanted.items():
-        assert load.seen[kind] >= num_steps // one_in, (kind, load.seen)
+        least = num_steps // one_in
+        assert least < 2 or load.seen[kind] >= least, (kind, load.seen)
 
 
 def check_random_steps(make: Callable[[int], Engine], num_steps: int) -> None:

@@ -95,6 +95,9 @@ class PolicyState:
         target: what was decided.
         arrivals_per_s: level of the arrivals; None before any were seen.
         sent_tokens_per_s: level of the tokens of their prompts.
+        rate, sent_rate: both as they come, averaged where few do.
+        begins_cold: at the first decision engines had done too little to know how long answers are.
+        arrived_at, ended_at: when requests that came, and that ended, were counted last.
         num_in_system: requests that ran and waited, on average of late; None before any were counted.
         since: when the decisions without a long pause began.
         idle_since: since when nothing has run, waited or come; None: something has.
@@ -132,6 +135,11 @@ class PolicyState:
     num_recent: float = 0.0
     num_recent_missed: float = 0.0
     num_ingresses: int = 0
+    rate: float | None = None
+    sent_rate: float | None = None
+    begins_cold: bool = True
+    arrived_at: float = 0.0
+    ended_at: float = 0.0
 
 
 @dataclass(frozen=True)

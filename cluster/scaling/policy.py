@@ -35,9 +35,12 @@ from cluster.scaling.inputs import EngineSample, IngressLoad
 
 # Engines that are learned from; in a larger fleet they stand for the others.
 MAX_SEEN = 8
-# Arrivals are measured over about four seconds (``IngressLoad.arrivals_per_s``): the variance of a Poisson rate over them.
-_RATE_WINDOW_S = 4.0
-_FEW = 10.0
+# Arrivals are measured over about two seconds (``IngressLoad.arrivals_per_s``), and averaged for so many more that they are of
+# this many requests: where few come, those of two seconds differ so much that an engine would start for nothing.
+_MEASURED_S = 2.0
+_RATE_REQUESTS = 150.0
+_MOST_AVERAGED_S = 3.0
+_FEW, _LEAST_EXPECTED = 10.0, 0.2
 # The memory of a level within one standard deviation of the noise. It shrinks with the fourth power of the deviations beyond:
 # two are a change of a second or two, three one at once.
 _LEVEL_S = 20.0
@@ -79,9 +82,9 @@ _GIVE_UP_PER_S = 0.004 / 60
 # It grows at most so many times as fast: a start from nothing is no reason to keep more for hours.
 _MOST_RISE = 40.0
 # Of the answers that may miss an objective, those that are to; the rest is for jumps to come.
-_BUDGET_USED = 0.96
-# What a policy begins with may be far from what a load needs: at first it learns so many times quicker, for about so long.
-_QUICKER_AT_FIRST = 3.0
+_BUDGET_USED = 0.97
+# What a policy begins with may be far from what a load needs: at first it learns by so many times more, for about so long.
+_MORE_AT_FIRST = 3.0
 _FIRST_S = 600.0
 # The misses of about so long are what is counted. What they lie below or above that, the head room aims above or below it,
 # so many times over, since most of an hour's misses may come at once.
@@ -120,6 +123,11 @@ class _Measured(NamedTuple):
     kv_tokens: int
     capacity: CapacityModel
     seen: dict[str, SeenEngine]
+    averaged_rate: float
+    averaged_sent_rate: float
+    begins_cold: bool
+    arrived_at: float
+    ended_at: float
 
 
 class _HeadRoom(NamedTuple):
@@ -220,6 +228,11 @@ def _decided(inputs: FleetInputs, state: PolicyState, settings: PolicySettings) 
         prompt_tokens=found.prompt_tokens,
         sent_tokens=found.sent_tokens,
         sent_tokens_per_s=found.sent_tokens_per_s,
+        rate=found.averaged_rate,
+        sent_rate=found.averaged_sent_rate,
+        begins_cold=found.begins_cold,
+        arrived_at=found.arrived_at,
+        ended_at=found.ended_at,
         num_in_system=found.mean_in_system,
         num_ended=found.num_ended,
         output_tokens=found.output_tokens,
@@ -298,7 +311,7 @@ def _head_room(inputs: FleetInputs, state: PolicyState, settings: PolicySettings
     aim = may_miss * min(max(_BUDGET_USED + _REPAID * known * spared, fewest), most)
     share = more_missed / (more_met + more_missed)
     lowest, highest = _HEAD_ROOM_BOUNDS
-    quicker = 1 + _QUICKER_AT_FIRST * math.exp(-max(0.0, inputs.now - state.since) / _FIRST_S)
+    quicker = 1 + _MORE_AT_FIRST * math.exp(-max(0.0, inputs.now - state.since) / _FIRST_S)
     after = before + _GIVE_UP_PER_S * quicker * settings.cost_weight * elapsed * (min(share / aim, _MOST_RISE) - 1)
     return _HeadRoom(min(max(after, lowest), highest), met, missed, recent, recent_missed, num_ingresses)
 
@@ -369,7 +382,9 @@ def _measure(
         prompts = max(0, now.num_prompt_tokens - before.num_prompt_tokens)
         tokens = max(0, now.num_generated_tokens - before.num_generated_tokens)
         rows = (now.num_running + before.num_running) / 2
-        if 0 < lasted < _LOOK_S and tokens < _FEW_STEPS * rows:
+        computes = min(now.num_running, before.num_running) >= 2
+        # An engine that stood still in between would look slow.
+        if computes and 0 < lasted < _LOOK_S and tokens < _FEW_STEPS * rows:
             seen[engine.engine_id] = before
             continue
         arrived += now.num_arrived - before.num_arrived
@@ -377,12 +392,14 @@ def _measure(
         prompt_tokens += prompts
         sent_tokens += max(prompts, now.num_sent_tokens - before.num_sent_tokens)
         generated += tokens
-        if min(now.num_running, before.num_running) >= 2 and tokens and lasted < 20:
+        if computes and tokens and lasted < 20:
             steps = tokens / rows
             context = (now.running_tokens + before.running_tokens) / 2
             seen_step = Observation(lasted / steps, prompts / steps, rows, context)
             capacity = learned(capacity, settings.costs, seen_step)
 
+    # Where engines have done much before the first decision, those who run say nothing of lengths beside it.
+    begins_cold = state.begins_cold if age_s else arrived <= _MOST_KNOWN and not state.num_ended
     if not age_s and arrived > _MOST_KNOWN:
         few = _MOST_KNOWN / arrived
         arrived, ended, prompt_tokens = arrived * few, ended * few, prompt_tokens * few
@@ -396,25 +413,30 @@ def _measure(
         rate, sent_rate = max(rate, _or(state.arrivals_per_s, 0.0)), max(sent_rate, _or(state.sent_tokens_per_s, 0.0))
     if not known.is_whole:
         num_in_system = max(num_in_system, _or(state.num_in_system, 0.0))
-    kept = math.exp(-elapsed / _SHAPE_S)
-    weight = 1 - kept
+    weight = 1 - math.exp(-elapsed / _SHAPE_S)
     context_mean = state.context_tokens
     num_running = sum(e.load.num_running for e in sampled)
     if num_running:
         context_mean = _towards(context_mean, sum(e.load.running_tokens for e in sampled) / num_running, weight)
     memory = max((e.load.kv_tokens for e in sampled), default=0)
-    # While nothing comes, what came last is what is known of it.
-    kept_arrived = kept if arrived else 1.0
+    # While nothing comes, what came last is what is known of it; whiles between two looks count as they are.
+    kept_arrived = _kept(inputs.now, state.arrived_at) if arrived else 1.0
+    kept_ended = _kept(inputs.now, state.ended_at) if ended else 1.0
     num_arrived = state.num_arrived * kept_arrived + arrived
     computed = state.prompt_tokens * kept_arrived + prompt_tokens
     sent = state.sent_tokens * kept_arrived + sent_tokens
-    level = _level(state.arrivals_per_s, rate, _or(state.arrivals_per_s, 0.0), elapsed, _COUNT_NOISE)
+    averaged_s = _averaged_s(max(rate, _or(state.arrivals_per_s, 0.0)))
+    rate, sent_rate = (
+        _averaged(before, now, averaged_s, elapsed)
+        for before, now in ((state.rate, rate), (state.sent_rate, sent_rate))
+    )
+    # A rate that is averaged so varies as one over twice that time.
+    expected = 2 * (_MEASURED_S + averaged_s) * _or(state.arrivals_per_s, 0.0)
+    level = _level(state.arrivals_per_s, rate, expected, elapsed, _COUNT_NOISE)
     prompt_mean, sent_level = _mean(computed, num_arrived, _UNKNOWN.prompt_tokens), state.sent_tokens_per_s
     if level and rate and 0 < sent_rate < math.inf:
         # Prompts are known when they come, long before an engine has computed them; of these the cache has a part.
-        sent_level = _or(
-            _level(sent_level, sent_rate, _or(state.arrivals_per_s, 0.0), elapsed, _TOKEN_NOISE), sent_rate
-        )
+        sent_level = _or(_level(sent_level, sent_rate, expected, elapsed, _TOKEN_NOISE), sent_rate)
         unknown = _UNKNOWN_WEIGHT * _UNKNOWN.prompt_tokens
         prompt_mean = sent_level / level * min(1.0, (computed + unknown) / (sent + unknown))
     return _Measured(
@@ -425,37 +447,58 @@ def _measure(
         num_arrived,
         computed,
         sent,
-        state.num_ended * (kept if ended else 1.0) + ended,
+        state.num_ended * kept_ended + ended,
         # Of those who run about half is done. Later on as much was done before as is left.
-        max(0.0, 1 - age_s / _SHAPE_S) * num_running / 2,
-        state.output_tokens * (kept if ended else 1.0) + generated,
+        max(0.0, 1 - age_s / _SHAPE_S) * num_running / 2 if begins_cold else 0.0,
+        state.output_tokens * kept_ended + generated,
         context_mean,
         known_in_system,
         _towards(state.num_in_system, num_in_system, 1 - math.exp(-elapsed / _CROWD_S)),
         memory,
         capacity,
         seen,
+        rate,
+        sent_rate,
+        begins_cold,
+        inputs.now if arrived else state.arrived_at,
+        inputs.now if ended else state.ended_at,
     )
+
+
+def _kept(now: float, counted_at: float) -> float:
+    """Of what is known of lengths, since requests were counted last."""
+    return math.exp(-min(max(0.0, now - counted_at), _LOOK_S) / _SHAPE_S)
+
+
+def _averaged_s(requests_per_s: float) -> float:
+    """How much longer than it is measured a rate is averaged."""
+    if not 0 < requests_per_s < math.inf:
+        return _MOST_AVERAGED_S
+    return min(max(_RATE_REQUESTS / requests_per_s - _MEASURED_S, 0.0), _MOST_AVERAGED_S)
+
+
+def _averaged(before: float | None, now: float, averaged_s: float, elapsed: float) -> float:
+    if before is None or not averaged_s or not math.isfinite(before + now):
+        return now
+    return _towards(before, now, 1 - math.exp(-elapsed / averaged_s))
 
 
 def _towards(value: float | None, seen: float, weight: float) -> float:
     return seen if value is None else value + weight * (seen - value)
 
 
-def _level(
-    level: float | None, rate: float | None, requests_per_s: float, elapsed: float, noise: float
-) -> float | None:
+def _level(level: float | None, rate: float | None, expected: float, elapsed: float, noise: float) -> float | None:
     """The level of a noisy rate, of requests or of their tokens: slow within the noise of independent ones, at once beyond it.
 
     Args:
-        requests_per_s: their level.
+        expected: how many requests the rate is of.
         noise: standard deviation of what a request adds to the rate, over the mean of that.
     """
     if rate is None or not math.isfinite(rate):
         return level
     if level is None:
         return rate
-    rate, expected = max(rate, 0.0), max(requests_per_s, 0.05) * _RATE_WINDOW_S
+    rate, expected = max(rate, 0.0), max(expected, _LEAST_EXPECTED)
     # Of a level of nothing the noise is that of the fewest requests.
     change = (rate - level) / max(level, 0.05 if noise == _COUNT_NOISE else 1e-9)
     deviations = abs(change) * math.sqrt(expected) / noise

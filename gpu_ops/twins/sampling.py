@@ -75,7 +75,9 @@ def apply_temperature(logits: np.ndarray, state: Any, sample_slots: np.ndarray) 
 
 def argmax(row: np.ndarray) -> int:
     """Lowest index of the largest value that is not NaN; 0 if all are."""
-    return 0 if np.isnan(row).all() else int(np.nanargmax(row))
+    # numpy's own takes NaN for -inf: of nothing else the first would be one.
+    numbers = np.flatnonzero(~np.isnan(row))
+    return int(numbers[np.argmax(row[numbers])]) if len(numbers) else 0
 
 
 def kept_probabilities(

@@ -467,3 +467,106 @@ def test_costs_are_learned_though_prompts_are_counted_when_they_begin():
     found = step_costs(state.capacity[""], limits.costs)
     assert abs(found.prefill_token / true.prefill_token - 1) < 0.15
     assert abs(found.step / true.step - 1) < 0.15
+
+
+def test_an_engine_that_stands_still_between_requests_does_not_look_slow():
+    """One request a second or so, with pauses between them: what steps cost is learned from those that computed."""
+    true, state, limits = StepCosts(), PolicyState(), PolicySettings()
+    rng, now, prompts, tokens, came = random.Random(1), 1e6, 0, 0, 0
+    next_at, rows, left = 1e6, [], 0
+    for tick in range(2400):
+        end = 1e6 + tick / 2
+        while now < end:
+            while next_at <= now:
+                prompts, left, came = prompts + 800, left + 800, came + 1
+                rows.append(22)
+                next_at += rng.expovariate(1.5)
+            if not rows:
+                now = min(end, next_at)
+                continue
+            share = min(left, 600)
+            left -= share
+            now += true.step + share * true.prefill_token + len(rows) * true.decode_row
+            tokens += len(rows)
+            rows = [row - 1 for row in rows if row > 1]
+        load = EngineLoad(
+            1, 1, num_running=len(rows), num_arrived=came, num_ended=came - len(rows), num_prompt_tokens=prompts,
+            num_generated_tokens=tokens,
+        )  # fmt: skip
+        inputs = FleetInputs(
+            end, (EngineSample("0", load, 0.0),), (IngressLoad(end, came, 1.5, 1200.0, 1, 0, None, None),),
+            current_target=1,
+        )  # fmt: skip
+        state = decide(inputs, state, limits).state
+    found = step_costs(state.capacity[""], limits.costs)
+    assert abs(found.prefill_token / true.prefill_token - 1) < 0.25
+    assert abs(found.step / true.step - 1) < 0.25
+
+
+def slow_engine(state: PolicyState, begin: float, seconds: float, output: int, before: EngineLoad) -> Decision:
+    """An engine with eight rows and steps of 0.1 s, whose answers have ``output`` tokens, looked at twice a second."""
+    for tick in range(1, int(2 * seconds) + 1):
+        ended = int(tick * 40 / output)
+        load = before._replace(
+            num_running=8, num_arrived=before.num_arrived + ended, num_ended=before.num_ended + ended,
+            num_generated_tokens=before.num_generated_tokens + 40 * tick,
+        )  # fmt: skip
+        at = begin + tick / 2
+        ingress = IngressLoad(at, 1, 80 / output, 8000.0 / output, 8, 0, None, None)
+        inputs = FleetInputs(at, (EngineSample("0", load, 0.0),), (ingress,), current_target=1)
+        decision = decide(inputs, state, PolicySettings())
+        state, last = decision.state, load
+    return decision, last
+
+
+def test_lengths_are_forgotten_as_soon_where_looks_are_long():
+    decision, load = slow_engine(PolicyState(), 1e6, 300, 1000, EngineLoad(1, 1, num_arrived=0, num_generated_tokens=0))
+    mean = decision.state.output_tokens / decision.state.num_ended
+    assert 800 < mean < 1200
+    decision, _ = slow_engine(decision.state, 1e6 + 300, 90, 100, load)
+    assert decision.state.output_tokens / decision.state.num_ended < 200
+
+
+def test_a_policy_that_lost_its_state_knows_lengths_by_what_engines_did():
+    """Those who run beside are no sign that answers are short."""
+    load = EngineLoad(
+        1, 1, num_ended=1000, num_running=64, num_arrived=1064, num_prompt_tokens=1_064_000,
+        num_generated_tokens=1_000_000 + 64 * 500, num_tokens=64 * 1500, kv_tokens=200_000,
+    )  # fmt: skip
+    engines = tuple(EngineSample(str(i), load, 0.0) for i in range(8))
+    ingress = IngressLoad(1e6, 8000, 4.0, 4000.0, 512, 0, None, None)
+    found = decide(FleetInputs(1e6, engines, (ingress,), current_target=8), PolicyState(), PolicySettings()).state
+    known = replace(found, num_ended=1000.0, output_tokens=1_000_000.0)
+    assert not found.begins_cold
+    again = decide(FleetInputs(1e6, engines, (ingress,), current_target=8), PolicyState(), PolicySettings())
+    sure = decide(
+        FleetInputs(1e6 + 0.1, engines, (ingress._replace(sampled_at=1e6 + 0.1),), current_target=8),
+        known,
+        PolicySettings(),
+    )
+    assert abs(again.state.demands[-1][1] / sure.state.demands[-1][1] - 1) < 0.1
+
+
+@given(st.integers(200, 10_000), st.integers(16, 500), st.floats(30, 120))
+@settings(max_examples=20, deadline=None)
+def test_a_request_now_and_then_starts_no_second_engine(prompt, output, every):
+    """Of one request the rate over two seconds is half a request a second for a moment."""
+    state, now = PolicyState(), 1e6
+    generated = ended = 0
+    for _ in range(1200):
+        now += 0.5
+        since, count = now % every, int(now // every)
+        rate = 0.5 * math.exp(-since / 2) if since < 30 else 0.0
+        running = since < output * 0.03
+        ended = count - int(running)
+        generated = ended * output + (int(since / 0.03) if running else 0)
+        load = EngineLoad(
+            1, 1, num_ended=ended, num_running=int(running), num_arrived=count, num_prompt_tokens=count * prompt,
+            num_generated_tokens=generated, num_tokens=prompt if running else 0, kv_tokens=200_000,
+        )  # fmt: skip
+        ingress = IngressLoad(now, count, rate, rate * prompt, int(running), 0, None, None)
+        decision = decide(
+            FleetInputs(now, (EngineSample("0", load, 0.0),), (ingress,), current_target=1), state, PolicySettings()
+        )
+        state = decision.state
+        assert decision.target <= 1, decision.reason
