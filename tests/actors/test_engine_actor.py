@@ -573,7 +573,8 @@ async def test_streams_say_who_waits_and_what_the_cache_holds(actor):
     began, release = threading.Event(), threading.Event()
     model = actor._engine_loop._engine.executor.model
     forward = model.forward
-    model.forward = lambda *args: (began.set(), release.wait(20), forward(*args))[2]
+    # Steps that last, so that a beat comes while all seats are taken.
+    model.forward = lambda *args: (began.set(), release.wait(20), time.sleep(0.004), forward(*args))[3]
     prompt = [3] * 40
     calls = [asyncio.create_task(actor.generate(subscribed("a", prompt, max_tokens=300, ignore_eos=True)))]
     await asyncio.to_thread(began.wait, 20)
