@@ -30,7 +30,7 @@ from actors.engine.stats.timeline import StepTimeline
 from actors.model_files.weights import num_weight_elements
 from benchmarks.gpu import targets as gpu_targets
 from benchmarks.gpu.memory import memory_text
-from benchmarks.gpu.model_sizes import LLAMA_8B, SMOLLM2_SIZES
+from benchmarks.gpu.model_sizes import LLAMA_8B, SMOLLM2_SIZES, write_config
 from cluster.config import DEFAULT_MODEL, EngineConfig
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
@@ -56,7 +56,7 @@ def make_engine(name: str, options: argparse.Namespace) -> Engine:
         settings |= {"model": str(LLAMA_8B), "load_format": "dummy"}
     elif options.dummy:
         folder = Path(tempfile.mkdtemp())
-        (folder / "config.json").write_text(json.dumps(json.loads(LLAMA_8B.read_text()) | SMOLLM2_SIZES))
+        write_config(folder, SMOLLM2_SIZES)
         settings |= {"model": str(folder), "load_format": "dummy"}
     else:
         settings["model"] = DEFAULT_MODEL

@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.model_sizes import LLAMA_8B, SMOLLM2_SIZES
+from benchmarks.gpu.model_sizes import SMOLLM2_SIZES, write_config
 from benchmarks.serving.bench_plane import Row, idle_cpu, measure
 from benchmarks.serving.loads import Tokens, checked, closed_loop
 from benchmarks.serving.process_cpu import num_processes
@@ -102,9 +102,8 @@ class Table:
         all_models = _SMALL if self._is_small else MODELS
         models = tuple(model for model in all_models if model.name in self._options.models)
         for model in all_models:
-            sizes = json.loads(LLAMA_8B.read_text()) | model.sizes
             (self._folder / model.name).mkdir()
-            (self._folder / model.name / "config.json").write_text(json.dumps(sizes))
+            write_config(self._folder / model.name, model.sizes)
         windows = (self._part("in process", lambda: self._in_process(models)) or {}) if models else {}
         for model in models:
             one = self._part(f"{model.name}, one engine", partial(self._one_engine, model, windows.get(model.name)))

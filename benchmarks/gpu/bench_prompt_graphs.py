@@ -9,7 +9,6 @@ SmolLM2-135M's sizes. Medians of the rounds.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections import defaultdict
@@ -19,7 +18,7 @@ from actors.runner.graph_capture import CapturedGraph
 from actors.runner.sampler import SamplingGraph
 from actors.runner.step_graphs import StepGraphs
 from actors.scheduling.step_plan import StepPlan
-from benchmarks.gpu.model_sizes import LLAMA_8B, SMOLLM2_SIZES
+from benchmarks.gpu.model_sizes import SMOLLM2_SIZES, write_config
 from benchmarks.in_process import InProcess
 from cluster.config import EngineConfig
 
@@ -51,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(json.loads(LLAMA_8B.read_text()) | SMOLLM2_SIZES))
+        write_config(Path(folder), SMOLLM2_SIZES)
         settings = {"model": folder, "load_format": "dummy", "device": "gpu", "block_size": 64, "max_num_seqs": 256}
         bench = InProcess(EngineConfig(**settings, max_model_len=1024, enable_prefix_caching=False))
     runner = bench.engine.executor

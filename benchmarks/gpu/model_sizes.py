@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 LLAMA_8B = Path(__file__).parents[2] / "ray_configs/llama_8b/config.json"
 SMOLLM2_SIZES = {
@@ -19,3 +21,8 @@ SMOLLM2_SIZES = {
     "eos_token_id": 2,
     "bos_token_id": 1,
 }
+
+
+def write_config(folder: Path, sizes: dict[str, Any]) -> None:
+    """The configuration of a Llama of these sizes, and of Llama-3.1-8B's where they say nothing; for random weights."""
+    (folder / "config.json").write_text(json.dumps(json.loads(LLAMA_8B.read_text()) | sizes))

@@ -538,13 +538,12 @@ def test_a_policy_that_lost_its_state_knows_lengths_by_what_engines_did():
     found = decide(FleetInputs(1e6, engines, (ingress,), current_target=8), PolicyState(), PolicySettings()).state
     known = replace(found, num_ended=1000.0, output_tokens=1_000_000.0)
     assert not found.begins_cold
-    again = decide(FleetInputs(1e6, engines, (ingress,), current_target=8), PolicyState(), PolicySettings())
     sure = decide(
         FleetInputs(1e6 + 0.1, engines, (ingress._replace(sampled_at=1e6 + 0.1),), current_target=8),
         known,
         PolicySettings(),
     )
-    assert abs(again.state.demands[-1][1] / sure.state.demands[-1][1] - 1) < 0.1
+    assert abs(found.demands[-1][1] / sure.state.demands[-1][1] - 1) < 0.1
 
 
 @given(st.integers(200, 10_000), st.integers(16, 500), st.floats(30, 120))
