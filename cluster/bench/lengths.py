@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from cluster.errors import BiremeError
 
-FORMS = "N, uniform:LOW-HIGH, exponential:MEAN or lognormal:MEAN,SIGMA"
+FORMS = "N, uniform:LOW-HIGH, exponential:MEAN[,MAX] or lognormal:MEAN,SIGMA[,MAX]"
+_NUM_VALUES = {"fixed": (1, 1), "uniform": (2, 2), "exponential": (1, 2), "lognormal": (2, 3)}
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Lengths:
 
     Attributes:
         kind: fixed, uniform, exponential or lognormal.
-        values: its parameters, in the order of ``FORMS``.
+        values: its parameters, in the order of ``FORMS``; what is longer than MAX is cut to it.
     """
 
     kind: str
@@ -42,9 +43,10 @@ class Lengths:
                 values = tuple(map(float, rest.split(",")))
             else:
                 raise ValueError
-            if len(values) != {"fixed": 1, "uniform": 2, "exponential": 1, "lognormal": 2}[kind]:
+            fewest, most = _NUM_VALUES[kind]
+            if not fewest <= len(values) <= most:
                 raise ValueError
-            is_sigma = [False, kind == "lognormal"]
+            is_sigma = [False, kind == "lognormal", False]
             if not all(
                 math.isfinite(v) and (v >= 0 if sigma else 1 <= v <= 10**7) for v, sigma in zip(values, is_sigma)
             ):
@@ -69,6 +71,9 @@ class Lengths:
         if self.kind == "uniform":
             return rng.randint(int(self.values[0]), int(self.values[1]))
         if self.kind == "exponential":
-            return max(1, round(rng.expovariate(1 / self.values[0])))
-        mean, sigma = self.values
-        return max(1, round(rng.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)))
+            mean, *bound = self.values
+            length = rng.expovariate(1 / mean)
+        else:
+            mean, sigma, *bound = self.values
+            length = rng.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)
+        return max(1, round(min([length, *bound])))

@@ -49,8 +49,18 @@ def test_lengths_have_their_mean(text: str, mean: float):
     assert statistics.fmean(lengths.draw(rng) for _ in range(20_000)) == pytest.approx(mean, rel=0.05)
 
 
+@pytest.mark.parametrize("text", ["exponential:200,300", "lognormal:200,0.8,300"])
+def test_lengths_over_the_longest_are_cut_to_it(text: str):
+    lengths, rng = Lengths.parse(text, "--random-input-len"), random.Random(3)
+    drawn = [lengths.draw(rng) for _ in range(2000)]
+    assert max(drawn) == 300
+    assert min(drawn) < 100
+
+
 @pytest.mark.parametrize(
-    "text", ["", "0", "-3", "1.5", "uniform:9-3", "uniform:3", "lognormal:9", "normal:3", "exponential:nan"]
+    "text",
+    ["", "0", "-3", "1.5", "uniform:9-3", "uniform:3", "lognormal:9", "normal:3", "exponential:nan", "exponential:9,0"]
+    + ["exponential:9,9,9", "lognormal:9,1,9,9", "lognormal:9,1,"],
 )
 def test_other_lengths_are_refused_with_what_is_allowed(text: str):
     with pytest.raises(BiremeError, match=r"--random-input-len: got .*, allowed: N, uniform:LOW-HIGH"):
