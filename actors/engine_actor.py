@@ -573,6 +573,8 @@ class RunnerActor:
             num_cached_prompt_tokens=queue.num_cached_prompt_tokens,
             num_generated_tokens=queue.num_generated_tokens,
             num_preemptions=queue.num_preemptions,
+            num_steps=queue.num_steps,
+            num_prefill_tokens=queue.num_prefill_tokens,
             queue_time_counts=queue_time_counts,
             queue_time_s=round(queue_time_s, 3),
             line_length=line_length + coming,

@@ -135,6 +135,8 @@ class EngineLoad(NamedTuple):
         num_cached_prompt_tokens: of these, those found in the prefix cache.
         num_generated_tokens: of answers.
         num_preemptions: requests that lost their slot for want of memory.
+        num_steps: that were planned.
+        num_prefill_tokens: that these computed, of prompts and of answers that are computed again.
         queue_time_counts, queue_time_s: how long requests waited for their slot: how many in each of ``REQUEST_BUCKETS_S`` and
             beyond, and the sum.
     """
@@ -158,6 +160,8 @@ class EngineLoad(NamedTuple):
     num_cached_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_preemptions: int = 0
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
     queue_time_counts: tuple[int, ...] = ()
     queue_time_s: float = 0.0
     line_length: int = 0

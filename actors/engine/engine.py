@@ -234,7 +234,7 @@ class Engine:
     def tokens_per_s(self) -> float:
         """Tokens of prompts and answers computed in a second of the device's time, on average; 0 if unknown."""
         scheduler, seconds = self.scheduler, self.totals.device
-        computed = scheduler.num_prompt_tokens - scheduler.num_cached_prompt_tokens + scheduler.num_generated_tokens
+        computed = scheduler.num_prefill_tokens + scheduler.num_generated_tokens
         return computed / seconds if seconds else 0.0
 
     def figures(self) -> dict[str, Any]:

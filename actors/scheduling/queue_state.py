@@ -25,7 +25,8 @@ class QueueState:
         waiting_tokens: of the prompts, and answers so far, of those that wait.
         first_come: of all that wait, the key of the one that came first; None if nobody waits.
         kv_tokens, free_kv_tokens: that the cache holds, and of these those that nobody owns.
-        num_prompt_tokens, num_cached_prompt_tokens, num_generated_tokens, num_preemptions: since the start.
+        num_prompt_tokens, num_cached_prompt_tokens, num_generated_tokens, num_preemptions, num_steps, num_prefill_tokens: since
+            the start.
     """
 
     open_places: int = 0
@@ -43,6 +44,8 @@ class QueueState:
     num_cached_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_preemptions: int = 0
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
 
 
 def queue_state(scheduler: Scheduler, now: float = 0.0) -> QueueState:
@@ -76,4 +79,6 @@ def queue_state(scheduler: Scheduler, now: float = 0.0) -> QueueState:
         num_cached_prompt_tokens=scheduler.num_cached_prompt_tokens,
         num_generated_tokens=scheduler.num_generated_tokens,
         num_preemptions=scheduler.num_preemptions,
+        num_steps=scheduler.num_steps,
+        num_prefill_tokens=scheduler.num_prefill_tokens,
     )

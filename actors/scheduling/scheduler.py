@@ -74,6 +74,7 @@ class Scheduler:
         self.leaving: dict[int, Sequence] = {}  # slot -> preempted or retiring, until its marker has been saved
         self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_prompt_tokens = self.num_generated_tokens = 0
+        self.num_prefill_tokens = 0  # that steps compute of prompts, and of answers once more
         self._sequences: dict[tuple[str, int], Sequence] = {}
         self.num_reserved = 0  # free slots that are kept for requests which other engines are about to give up
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
@@ -181,6 +182,11 @@ class Scheduler:
             del self._sequences[request_id, attempt]
         return TokenDelta(request_id, attempt, sequence.num_output_tokens, [], finish_reason=FINISH_ABORT)
 
+    @property
+    def num_steps(self) -> int:
+        """That were planned."""
+        return self._step
+
     def has_unfinished(self) -> bool:
         """Some request still needs a step, or a slot still waits for its marker."""
         return bool(self.waiting or self.running or self.leaving)
@@ -250,6 +256,7 @@ class Scheduler:
         shares = prompt_shares([_prompt(s, s.num_uncomputed_tokens) for s in prefilling], budget)
         for sequence, count in zip(prefilling, shares):
             if count:
+                self.num_prefill_tokens += count
                 self._launch(sequence, count, plan, owners)
 
     def _prefilling(self, plan: StepPlan) -> list[Sequence]:

@@ -84,6 +84,8 @@ class SeenEngine(NamedTuple):
     num_running: int
     running_tokens: int
     num_sent_tokens: int = 0
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ _LEAST_MEMORY_S = 0.1
 _COUNT_NOISE, _TOKEN_NOISE = 1.0, math.sqrt(2.0)
 # An engine's last word counts for so long: a step that is longer is a hang. Of a large fleet some word is always late.
 _WORD_S = 5.0
-# Fewer steps than that say little of what each part of them costs, since a prompt is counted when it begins: they are looked at
-# together with those that follow, or after so long, where steps are long.
+# Fewer steps than that say little of what each part of them costs, since tokens are counted a step or two after it was planned:
+# they are looked at together with those that follow, or after so long, where steps are long.
 _FEW_STEPS = 40.0
 _LOOK_S = 5.0
 # Those in the system on average over about so long: a crowd that is gone before an engine starts needs none.
@@ -360,6 +360,8 @@ def _measure(
             load.num_running,
             load.running_tokens,
             load.num_prompt_tokens,
+            load.num_steps,
+            load.num_prefill_tokens,
         )
         before = state.seen.get(engine.engine_id)
         if before is not None and now.sampled_at - before.sampled_at < 0.2:
@@ -381,10 +383,10 @@ def _measure(
         lasted = now.sampled_at - before.sampled_at
         prompts = max(0, now.num_prompt_tokens - before.num_prompt_tokens)
         tokens = max(0, now.num_generated_tokens - before.num_generated_tokens)
-        rows = (now.num_running + before.num_running) / 2
+        steps = max(0, now.num_steps - before.num_steps)
         computes = min(now.num_running, before.num_running) >= 2
         # An engine that stood still in between would look slow.
-        if computes and 0 < lasted < _LOOK_S and tokens < _FEW_STEPS * rows:
+        if computes and 0 < lasted < _LOOK_S and steps < _FEW_STEPS:
             seen[engine.engine_id] = before
             continue
         arrived += now.num_arrived - before.num_arrived
@@ -392,10 +394,10 @@ def _measure(
         prompt_tokens += prompts
         sent_tokens += max(prompts, now.num_sent_tokens - before.num_sent_tokens)
         generated += tokens
-        if computes and tokens and lasted < 20:
-            steps = tokens / rows
+        if computes and steps and lasted < 20:
             context = (now.running_tokens + before.running_tokens) / 2
-            seen_step = Observation(lasted / steps, prompts / steps, rows, context)
+            prefilled = max(0, now.num_prefill_tokens - before.num_prefill_tokens)
+            seen_step = Observation(lasted / steps, prefilled / steps, tokens / steps, context)
             capacity = learned(capacity, settings.costs, seen_step)
 
     # Where engines have done much before the first decision, those who run say nothing of lengths beside it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -42,6 +43,7 @@ def simulate_rates(
     expected = _expected(load, dt)
     rng = np.random.default_rng(settings.seed)
     drawn = rng.poisson(expected).astype(float).tolist()
+    mean_output = float(load.output.mean())
     flow, machines = Flow(load, settings), Machines(initial, settings, rng)
     steady_load = SteadyLoad(load, settings, initial)
     # What prompts have together varies with their lengths, too, as an ingress sees it.
@@ -51,6 +53,7 @@ def simulate_rates(
     sent = np.maximum(prompts, 0.0).tolist()
     answers, told = _Answers(load, settings, drawn, dt), _Told(drawn[0], dt, flow, settings)
     coming, back_at, target = deque(events), 0.0, initial
+    waits_of = float(initial)
     restarted: Event | None = None
     for window, arrived in enumerate(drawn):
         now = window * dt
@@ -64,7 +67,8 @@ def simulate_rates(
                 flow.lose(share)
         engines = machines.serving(now, dt)
         passed = flow.pass_window(arrived, engines, dt)
-        steady = steady_load.at(expected[window] / dt / max(engines, 1e-9))
+        waits_of = settled(waits_of, engines, dt / max(mean_output * passed.step_s, 1e-9))
+        steady = steady_load.at(expected[window] / dt / max(waits_of, 1e-9))
         answers.passed(passed, steady.ttft_s, machines.size)
         told.passed(arrived, sent[window], passed)
         if now < back_at:
@@ -77,6 +81,12 @@ def simulate_rates(
         if window % 1024 == 0:
             progress(window / len(drawn))
     return answers.result(machines)
+
+
+def settled(before: float, engines: float, answers: float) -> float:
+    """Engines that waits are those of, after the time of so many answers: who has come has its share of the rows only when as
+    many have ended elsewhere, and meanwhile more of the prompts; who leaves gets no more prompts at once."""
+    return min(engines, before + (1 - math.exp(-answers)) * (engines - before))
 
 
 def _spread(load: Arrivals, settings: SimulatorSettings) -> float:
@@ -101,7 +111,7 @@ class _Told:
         self._keep = float(np.exp(-dt / _MEMORY_S))
         self._rate = first / dt
         self._sent_rate = self._rate * flow.mean_prompt
-        self._arrived = self._prompt = self._generated = self._ended = 0.0
+        self._steps = self._arrived = self._prompt = self._generated = self._ended = 0.0
 
     def passed(self, arrived: float, sent: float, window: Window) -> None:
         self._rate += (1 - self._keep) * (arrived / self._dt - self._rate)
@@ -110,6 +120,7 @@ class _Told:
         self._prompt += window.prompt_tokens
         self._generated += window.output_tokens
         self._ended += window.num_ended
+        self._steps += self._dt / window.step_s
 
     def view(
         self, now: float, machines: Machines, target: int, answers: _Answers, engines: float, is_blind: bool
@@ -127,6 +138,8 @@ class _Told:
             num_arrived=round(self._arrived * per),
             num_prompt_tokens=round(self._prompt * per),
             num_generated_tokens=round(self._generated * per),
+            num_steps=round(self._steps),
+            num_prefill_tokens=round(self._prompt * per),
         )
         return View(
             now,

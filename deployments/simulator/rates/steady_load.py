@@ -20,7 +20,7 @@ from deployments.simulator.setup import SimulatorSettings
 _TICK_S = 0.5
 # Shares of what an engine serves at most; at the last one a queue still ends.
 _LEVELS = np.array([0.05, *np.arange(0.2, 0.96, 0.05).round(2).tolist()])
-_REQUESTS = 8000
+_REQUESTS = 24_000
 _MOST_ENGINES = 12
 # Cells of the distribution of waits, finer where few miss an objective.
 _EDGES = np.array([*np.arange(0, 45) / 50, *np.arange(180, 200) / 200, 0.998, 0.999, 1.0])

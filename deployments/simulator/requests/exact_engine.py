@@ -167,6 +167,8 @@ class ExactEngine:
             num_cached_prompt_tokens=state.num_cached_prompt_tokens,
             num_generated_tokens=state.num_generated_tokens,
             num_preemptions=state.num_preemptions,
+            num_steps=state.num_steps,
+            num_prefill_tokens=state.num_prefill_tokens,
         )
 
     def advance(self, then: float) -> None:

@@ -52,6 +52,7 @@ class FluidEngine:
         "_answers",
         "_block",
         "_clock",
+        "_computed",
         "_context",
         "_ended",
         "_generated",
@@ -87,6 +88,7 @@ class FluidEngine:
         self._context = 0  # tokens that the rows look back at
         self._used = 0  # tokens of memory that somebody owns, in whole blocks for prompts
         self._waiting_tokens = 0  # of who waits or is on the way
+        self._computed = 0
         self._last_turn = self._number = self._num_in_order = self._ended = self._generated = (
             self._num_prompt_tokens
         ) = 0
@@ -165,6 +167,8 @@ class FluidEngine:
             num_arrived=self._number,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._generated,
+            num_steps=self._step,
+            num_prefill_tokens=self._computed,
         )
 
     def advance(self, then: float) -> None:
@@ -270,6 +274,7 @@ class FluidEngine:
         else:
             shares = prompt_shares([_share_of(p) for p in prefilling], budget)
         computed = sum(shares)
+        self._computed += computed
         self._pass(
             1,
             costs.step

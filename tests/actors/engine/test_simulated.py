@@ -65,7 +65,7 @@ def state_of(scheduler: Scheduler) -> dict:
         "blocks": (scheduler.kv_cache.num_available, scheduler.kv_cache.num_blocks),
         "counters": (
             scheduler.num_preemptions, scheduler.num_prompt_tokens, scheduler.num_cached_prompt_tokens,
-            scheduler.num_generated_tokens,
+            scheduler.num_generated_tokens, scheduler.num_steps, scheduler.num_prefill_tokens,
         ),
     }  # fmt: skip
 

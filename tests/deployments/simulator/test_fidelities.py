@@ -71,6 +71,8 @@ def test_an_engine_alone_takes_what_its_steps_cost(make):
     assert answers.ttft_s[0] == pytest.approx(first)
     row = costs.step + costs.decode_row
     assert answers.tpot_s[0] == pytest.approx(row + 501.5 * costs.context_token)
+    told = engine.told()
+    assert (told.num_steps, told.num_prefill_tokens, told.num_generated_tokens) == (3, 500, 3)
 
 
 @pytest.mark.parametrize("make", ENGINES)

@@ -11,7 +11,7 @@ import pytest
 from deployments.simulator.arrivals import Arrivals, single_requests
 from deployments.simulator.compare import Schedule
 from deployments.simulator.rates.machines import Machines
-from deployments.simulator.rates.rates_fleet import simulate_rates
+from deployments.simulator.rates.rates_fleet import settled, simulate_rates
 from deployments.simulator.requests.requests_fleet import simulate_requests
 from deployments.simulator.setup import SimulatorSettings
 
@@ -41,6 +41,13 @@ def test_rates_wait_as_long_as_single_requests(engines):
         assert rates.ttft_s[name] == pytest.approx(fmean(one.ttft_s[name] for one in single), rel=0.05)
     assert rates.engine_hours == pytest.approx(fmean(one.engine_hours for one in single), rel=0.05)
     assert rates.attainment == pytest.approx(fmean(one.attainment for one in single), abs=0.01)
+
+
+def test_who_has_come_takes_over_as_answers_end_and_who_leaves_is_missed_at_once():
+    after = [settled(4.0, 6.0, answers) for answers in (0.0, 0.5, 1.0, 5.0)]
+    assert after == sorted(after) and after[0] == 4.0
+    assert after[2] == pytest.approx(6 - 2 * np.exp(-1)) and after[3] == pytest.approx(6, abs=0.02)
+    assert settled(6.0, 4.0, 0.0) == 4.0
 
 
 def test_an_engine_that_leaves_is_paid_for_until_it_has_finished():
