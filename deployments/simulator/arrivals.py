@@ -13,7 +13,8 @@ from deployments.simulator.setup import SimulatorSettings
 
 Array = NDArray[np.float64]
 # Classes of lengths of requests that only a rate is known of.
-_CLASSES = 16
+_CLASSES = 64
+_ORDERS = 64
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def arrivals_of(trace: Trace, settings: SimulatorSettings) -> Arrivals:
         factors = np.exp(settings.length_sigma * parts)
         factors /= factors.mean()
         prompt = settings.prompt_tokens * factors
-        output = rng.permutation(settings.output_tokens * factors)
+        # Long prompts have long answers as often as short ones: of some orders the one that comes nearest to that.
+        orders = [rng.permutation(factors) for _ in range(_ORDERS)]
+        output = settings.output_tokens * min(orders, key=lambda order: abs(float(order @ factors) - _CLASSES))
         rates = np.array([rate for _, rate in trace.rates], float)
         return Arrivals(at, *_fitted(prompt, output, settings), rates, float(at[-1] + trace.step_s))
     divisor = settings.mooncake_divisor if any(r.prefix for r in trace.requests) else 1
