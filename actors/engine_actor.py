@@ -581,6 +581,7 @@ class RunnerActor:
             line_priority=min(priorities, default=0),
             ready_for_grammars=self._is_ready_for_grammars(),
             told_after_s=age_s,
+            uncomputed_tokens=queue.uncomputed_tokens + arrivals.num_tokens,
         )
 
     def _adding(self, live: LiveRequest) -> Callable[[Engine], None]:

@@ -335,7 +335,7 @@ class LLMConfig(EngineConfig):
     )
     routing_policy: Literal["power_of_two", "least_tokens"] = Field(
         "power_of_two",
-        description="Engine that a request is sent to; power_of_two: of two at random, the less busy one; least_tokens: the one whose requests, running and waiting, have the fewest tokens, of which those of prompts to compute count tenfold.",
+        description="Engine that a request is sent to; power_of_two: of two at random, the one whose requests, running and waiting, have fewer tokens, of which those of prompts still to be computed count tenfold; least_tokens: of all, the one with the fewest.",
     )
     drain_timeout_s: float = Field(
         20.0,

@@ -123,6 +123,7 @@ class EngineLoad(NamedTuple):
         sampled_at: when the engine's thread saw its queue so, in seconds since 1970 on the engine's machine. What is counted
             where it is told (``free``, ``num_ended``, ``num_tokens``, ``num_arrived``) is younger.
         told_after_s: how long after that it was told.
+        uncomputed_tokens: ``waiting_tokens``, and what is left of the prompts that are being computed.
         ready_for_grammars: a first grammar takes no longer than any other.
         num_running: requests that own a slot.
         num_waiting: requests that do not; also those that the engine's thread has yet to take.
@@ -168,6 +169,7 @@ class EngineLoad(NamedTuple):
     line_priority: int = 0
     ready_for_grammars: bool = True
     told_after_s: float = 0.0
+    uncomputed_tokens: int = 0
 
     @property
     def running_tokens(self) -> int:

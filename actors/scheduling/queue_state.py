@@ -23,6 +23,7 @@ class QueueState:
         sampled_at: of the engine's clock.
         num_running, num_waiting: requests with a slot and without.
         waiting_tokens: of the prompts, and answers so far, of those that wait.
+        uncomputed_tokens: these, and what is left of the prompts that are being computed.
         first_come: of all that wait, the key of the one that came first; None if nobody waits.
         kv_tokens, free_kv_tokens: that the cache holds, and of these those that nobody owns.
         num_prompt_tokens, num_cached_prompt_tokens, num_generated_tokens, num_preemptions, num_steps, num_prefill_tokens: since
@@ -37,6 +38,7 @@ class QueueState:
     num_running: int = 0
     num_waiting: int = 0
     waiting_tokens: int = 0
+    uncomputed_tokens: int = 0
     first_come: RequestKey | None = None
     kv_tokens: int = 0
     free_kv_tokens: int = 0
@@ -72,6 +74,7 @@ def queue_state(scheduler: Scheduler, now: float = 0.0) -> QueueState:
         num_running=len(scheduler.running),
         num_waiting=len(scheduler.waiting),
         waiting_tokens=waiting_tokens,
+        uncomputed_tokens=waiting_tokens + scheduler.num_uncomputed_prompt_tokens,
         first_come=None if first is None else first.key,
         kv_tokens=kv_cache.num_blocks * kv_cache.block_size,
         free_kv_tokens=kv_cache.num_available * kv_cache.block_size,

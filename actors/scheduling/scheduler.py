@@ -151,6 +151,13 @@ class Scheduler:
         """Tokens that the memory which nobody needs now holds, when every running request takes one more block."""
         return max(0, self.kv_cache.num_available - len(self.running)) * self.kv_cache.block_size
 
+    @property
+    def num_uncomputed_prompt_tokens(self) -> int:
+        """Of requests that own a slot, the tokens to compute until the next one of their answers."""
+        if len(self._decoding) == len(self.running):
+            return 0
+        return sum(s.num_uncomputed_tokens for s in self.running if not s.is_decoding)
+
     def reserve(self, count: int) -> int:
         """Keep up to ``count`` open places for requests that come for them; returns how many."""
         granted = min(count, self.num_open_places)

@@ -17,12 +17,13 @@ Policy = Callable[[RequestView, Sequence[EngineCandidate], random.Random], Ranks
 
 
 def power_of_two(request: RequestView, engines: Sequence[EngineCandidate], rng: random.Random) -> Ranks:
-    """Two engines at random, of which the one with the shorter queue gets the request.
+    """Two engines at random, of which the one whose requests have fewer tokens gets the request, by their weight; then the other.
 
     Mitzenmacher, The power of two choices in randomized load balancing, 2001.
     """
     able = candidates(request, engines)
-    return [rng.sample(able, min(2, len(able)))] if able else []
+    # Two that weigh the same stay in their order, which is random.
+    return [[engine] for engine in sorted(rng.sample(able, min(2, len(able))), key=_weight)]
 
 
 def least_tokens(request: RequestView, engines: Sequence[EngineCandidate], rng: random.Random) -> Ranks:
@@ -30,6 +31,10 @@ def least_tokens(request: RequestView, engines: Sequence[EngineCandidate], rng: 
     random."""
     able = candidates(request, engines)
     return [[engine] for engine in sorted(able, key=lambda engine: (engine.token_weight, rng.random()))]
+
+
+def _weight(engine: EngineCandidate) -> float:
+    return engine.token_weight
 
 
 # By the names that the setting ``routing_policy`` has for them.

@@ -85,12 +85,12 @@ class TokenLoads:
             self._take_back(request_id)
             self._engine_of.pop(request_id, None)
 
-    def announced(self, engine_id: str, num_tokens: int, waiting_tokens: int = 0) -> None:
-        """The engine says how many tokens its requests have, and of these how many those that wait; what it has taken until now
-        is among them. What of prompts is to be computed is what waits, but for about a step."""
+    def announced(self, engine_id: str, num_tokens: int, uncomputed_tokens: int = 0) -> None:
+        """The engine says how many tokens its requests have, and of these how many are still to be computed; what it has taken
+        until now is among them."""
         with self._lock:
             engine = self._engines.setdefault(engine_id, _Engine())
-            engine.announced = token_weight(num_tokens, waiting_tokens)
+            engine.announced = token_weight(num_tokens, uncomputed_tokens)
             for request_id in engine.taken:
                 engine.sent.pop(request_id, None)
             engine.taken.clear()

@@ -159,7 +159,7 @@ class EngineChoices:
 
     def announced(self, engine_id: str, load: EngineLoad, age_s: float = 0.0) -> None:
         """The engine says how it is, or was so long ago."""
-        self._loads.announced(engine_id, load.num_tokens, load.waiting_tokens)
+        self._loads.announced(engine_id, load.num_tokens, load.uncomputed_tokens)
         self._said[engine_id] = load, self._now() - age_s
 
     def open_to(self, request: EngineRequest) -> frozenset[str] | None:

@@ -27,8 +27,8 @@ class EngineRouter(PinnedRouter):
     """Routes ``generate(request, fingerprint, ...)`` by a policy of ``cluster.routing.policies``; other calls, which have no
     request, likewise.
 
-    The setting ``routing_policy`` names the policy: ``power_of_two``, the less busy of two engines at random; or
-    ``least_tokens``, the one whose requests, running and waiting, have the fewest tokens. Both pass over engines that are
+    The setting ``routing_policy`` names the policy: ``power_of_two``, of two engines at random the one whose requests have fewer
+    tokens; or ``least_tokens``, of all the one with the fewest. Both pass over engines that are
     avoided, as long as there are others, and send an answer that has begun to engines with its fingerprint. A policy that fails
     is counted in ``bireme_routing_errors``, and the power of two decides.
     """

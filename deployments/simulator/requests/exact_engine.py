@@ -100,6 +100,10 @@ class ExactEngine:
         return sum(len(s.token_ids) for s in self._scheduler.waiting) + on_the_way
 
     @property
+    def uncomputed_tokens(self) -> int:
+        return self.waiting_tokens + self._scheduler.num_uncomputed_prompt_tokens
+
+    @property
     def has_line(self) -> bool:
         return bool(self._scheduler.waiting)
 
@@ -169,6 +173,7 @@ class ExactEngine:
             num_preemptions=state.num_preemptions,
             num_steps=state.num_steps,
             num_prefill_tokens=state.num_prefill_tokens,
+            uncomputed_tokens=self.uncomputed_tokens,
         )
 
     def advance(self, then: float) -> None:

@@ -108,6 +108,10 @@ class FluidEngine:
         return self._waiting_tokens
 
     @property
+    def uncomputed_tokens(self) -> int:
+        return self._waiting_tokens + sum(p.remaining for p in self._prefilling)
+
+    @property
     def has_line(self) -> bool:
         return bool(self._waiting)
 
@@ -169,6 +173,7 @@ class FluidEngine:
             num_generated_tokens=self._generated,
             num_steps=self._step,
             num_prefill_tokens=self._computed,
+            uncomputed_tokens=self.uncomputed_tokens,
         )
 
     def advance(self, then: float) -> None:

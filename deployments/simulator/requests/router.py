@@ -28,7 +28,7 @@ class RoutedEngine(Protocol):
     Attributes:
         name: unique among them.
         num_tokens: of its requests, prompts and answers so far.
-        waiting_tokens: of these, of those that wait or are on their way.
+        uncomputed_tokens: of these, those of prompts that are still to be computed.
         open_places: requests that would begin there at once.
         has_line: somebody waits there.
         is_crowded: somebody waits there, or the next one would.
@@ -40,7 +40,7 @@ class RoutedEngine(Protocol):
     def num_tokens(self) -> int: ...
 
     @property
-    def waiting_tokens(self) -> int: ...
+    def uncomputed_tokens(self) -> int: ...
 
     @property
     def open_places(self) -> int: ...
@@ -67,7 +67,7 @@ class Weights:
     def of(self, engine: RoutedEngine) -> float:
         found = self._of.get(engine.name)
         if found is None:
-            found = token_weight(engine.num_tokens, engine.waiting_tokens, self._prompt_weight)
+            found = token_weight(engine.num_tokens, engine.uncomputed_tokens, self._prompt_weight)
             self._of[engine.name] = found
         return found
 
@@ -140,7 +140,7 @@ def _all(open_to: OpenEngines[E], weights: Weights, rng: random.Random) -> Calla
 
 
 def _two(open_to: OpenEngines[E], weights: Weights, rng: random.Random) -> Callable[[], Sequence[E]]:
-    """For ``power_of_two``, which takes both."""
+    """For ``power_of_two``, which takes the lighter one."""
     return lambda: rng.sample(open_to.engines, min(2, len(open_to.engines)))
 
 

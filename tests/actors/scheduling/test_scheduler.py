@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.scheduling.kv_cache import KVCache
+from actors.scheduling.queue_state import queue_state
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
 from cluster.errors import InvalidRequestError, OverloadedError
@@ -113,6 +114,22 @@ def test_decoding_goes_before_prefill_and_the_budget_splits_a_long_prompt():
     assert [sorted(plan.scheduled.values()) for plan in plans] == [[1, 19], [1, 19], [1, 12]]
     device.drain()
     assert device.finished == {"short": "length", "long": "length"}
+
+
+def test_what_is_left_of_prompts_is_known_until_each_has_its_first_token():
+    scheduler = make_scheduler(num_blocks=40, budget=20)
+    device, left = Device(scheduler), []
+    scheduler.add_request(request("short", 4, 16))
+    for number in range(8):
+        if number == 2:
+            scheduler.add_request(request("long", 50, 4))
+            scheduler.add_request(request("waits", 40, 1))
+        device.step()
+        state = queue_state(scheduler)
+        assert state.uncomputed_tokens == state.waiting_tokens + scheduler.num_uncomputed_prompt_tokens
+        left.append(state.uncomputed_tokens)
+    assert left == [0, 0, 71, 52, 33, 14, 0, 0]
+    device.drain()
 
 
 def test_nothing_is_launched_for_a_request_whose_last_token_is_in_flight():

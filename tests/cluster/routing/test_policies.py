@@ -77,10 +77,12 @@ def test_every_engine_that_is_as_good_as_another_is_chosen_as_often(policy):
 
 
 @given(request=REQUESTS, engines=ENGINES, seed=st.integers(0, 99))
-def test_the_power_of_two_leaves_two_to_compare(request, engines, seed):
+def test_the_power_of_two_tries_the_lighter_of_two_and_then_the_other(request, engines, seed):
     able = candidates(request, engines)
     ranks = power_of_two(request, engines, random.Random(seed))
-    assert [len(rank) for rank in ranks] == [min(2, len(able))] * bool(able)
+    assert [len(rank) for rank in ranks] == [1] * min(2, len(able))
+    weights = [engine.token_weight for (engine,) in ranks]
+    assert weights == sorted(weights)
 
 
 @given(request=REQUESTS, engines=ENGINES, seed=st.integers(0, 99))

@@ -136,8 +136,8 @@ async def test_what_engines_announce_and_take_is_told_to_the_router(choices):
     choices.chose(sent("r"), "e")
     engine.messages.put_nowait([EngineLoad(4, 8, 0, 100)])
     await until(lambda: choices.token_weight("e") == 110, 5)
-    engine.messages.put_nowait([TokenDelta("r", 0, 0, []), EngineLoad(3, 8, 0, 101, waiting_tokens=1)])
-    await until(lambda: client.stream.load == EngineLoad(3, 8, 0, 101, waiting_tokens=1), 5)
+    engine.messages.put_nowait([TokenDelta("r", 0, 0, []), EngineLoad(3, 8, 0, 101, uncomputed_tokens=1)])
+    await until(lambda: client.stream.load == EngineLoad(3, 8, 0, 101, uncomputed_tokens=1), 5)
     assert choices.token_weight("e") == 101 + 9 * 1
     await client.close()
 

@@ -75,6 +75,23 @@ def test_an_engine_alone_takes_what_its_steps_cost(make):
     assert (told.num_steps, told.num_prefill_tokens, told.num_generated_tokens) == (3, 500, 3)
 
 
+def test_both_tell_the_router_the_same_while_prompts_are_computed():
+    settings, load = replace(SETTINGS, kv_tokens=200_000), random_load(8.0, 10.0, seed=2)
+    told: list[list[tuple[int, int]]] = []
+    for make in ENGINES:
+        engine = make(0, 0.0, settings, Answers(load, settings))
+        for i, at in enumerate(load.at.tolist()):
+            engine.submit(Task(i), at)
+        found = []
+        for tick in range(1, 30):
+            engine.advance(tick / 2)
+            found.append((engine.num_tokens, engine.uncomputed_tokens))
+            assert engine.told().uncomputed_tokens == engine.uncomputed_tokens >= engine.waiting_tokens
+        told.append(found)
+    assert told[0] == told[1]
+    assert any(uncomputed for _, uncomputed in told[0])
+
+
 @pytest.mark.parametrize("make", ENGINES)
 def test_what_an_engine_gives_up_another_one_goes_on_with(make):
     load = random_load(30.0, 1.0)
@@ -105,5 +122,5 @@ def test_memory_and_counters_return_to_where_they_were(make):
     engine.advance(2000.0)
     told = engine.told()
     assert answers.num_ended == told.num_ended == told.num_arrived == len(load.at)
-    assert (told.num_tokens, told.num_running, told.num_waiting, engine.num_tokens, engine.waiting_tokens) == (0,) * 5
+    assert told.num_tokens == told.num_running == told.num_waiting == told.waiting_tokens == told.uncomputed_tokens == 0
     assert told.free_kv_tokens >= settings.kv_tokens - settings.block_size

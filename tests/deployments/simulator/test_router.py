@@ -29,7 +29,7 @@ class Known:
     places: int
     line: int
     num_tokens: int = 0
-    waiting_tokens: int = 0
+    uncomputed_tokens: int = 0
     num_sent: int = 0
     has_moved: bool = False  # who waits there was moved there, and moves no more
 

@@ -83,7 +83,7 @@ def test_an_engine_has_the_tokens_that_it_announced_and_those_that_were_sent_sin
     choices.chose(request("r"), "a")
     assert choices.token_weight("a") == 50
     choices.took("r")
-    choices.announced("a", EngineLoad(9, 9, num_tokens=14, waiting_tokens=4))
+    choices.announced("a", EngineLoad(9, 9, num_tokens=14, waiting_tokens=3, uncomputed_tokens=4))
     assert choices.token_weight("a") == 50
     choices.open("r")
     choices.chose(request("r"), "a")
