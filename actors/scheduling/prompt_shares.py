@@ -1,9 +1,10 @@
 """How a step's prompt tokens are divided among the prompts that have been admitted, so that a short one does not wait for a
-whole long one. Plain functions of what is left of each prompt: the same prompts always get the same shares.
+whole long one, and no long one for ever. Plain functions of what is left of each prompt and for how many steps it has been
+here: the same prompts always get the same shares.
 
-Three parts of a step: a quarter in equal shares for everybody, so that each prompt advances in each step; a quarter for the
-longest, which the shorter ones that keep coming would else hold up for ever; the rest in order, the most urgent first and
-among these the shortest, whose tokens nobody else waits for long.
+Two parts of a step: a quarter in equal shares for everybody, so that each prompt advances in each step; the rest in order, the
+most urgent first and among these by wait and length. A long prompt gives way to shorter ones, but to none that has waited less
+than its own wait by the square of the ratio of their lengths.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 
 class Prompt(NamedTuple):
-    """What is left to compute of a prompt. Smaller goes first.
+    """What is left to compute of a prompt. Smaller is shorter, or more urgent.
 
     Attributes:
         priority: the request's; larger gives way.
@@ -26,15 +27,16 @@ class Prompt(NamedTuple):
     remaining: int
 
 
-def prompt_shares(prompts: Sequence[Prompt], budget: int) -> list[int]:
+def prompt_shares(prompts: Sequence[Prompt], steps: Sequence[int], budget: int) -> list[int]:
     """How many tokens each of ``prompts`` gets of ``budget``; among equals the earlier one goes first.
 
-    With a budget of at least one token a prompt, everybody gets one or more, and the longest a quarter of the budget (or what
-    it needs, or what one token for each of the others leaves). Nothing is left over while anybody needs it.
+    With a budget of at least one token a prompt, everybody gets one or more. Nothing is left over while anybody needs it.
+
+    Args:
+        steps: of each prompt, for how many it has been here, this one among them.
     """
     shares = [0] * len(prompts)
     left = budget
-    order = sorted(range(len(prompts)), key=lambda index: (prompts[index], index))
 
     def raise_to(index: int, share: int) -> None:
         nonlocal left
@@ -43,15 +45,25 @@ def prompt_shares(prompts: Sequence[Prompt], budget: int) -> list[int]:
             shares[index] += count
             left -= count
 
+    order = sorted(range(len(prompts)), key=lambda index: (*_order(prompts[index], steps[index]), index))
     for index in order:
         raise_to(index, max(1, budget // (4 * len(prompts))))
-    if order:
-        raise_to(max(order, key=lambda index: (prompts[index].remaining, prompts[index], index)), -(-budget // 4))
     for index in order:
         raise_to(index, prompts[index].remaining)
     return shares
 
 
 def has_tokens_for(newcomer: Prompt, prompts: Iterable[Prompt], budget: int) -> bool:
-    """Whether ``newcomer`` would get some of the rest: those that go before it need less than ``budget``."""
+    """Whether the prompts that are as urgent as ``newcomer`` and no longer need less than ``budget``.
+
+    How long anybody has waited does not count here: fleets carry less where a short prompt is held back until it has waited as
+    long for its length as those that are being computed.
+    """
     return sum(prompt.remaining for prompt in prompts if prompt <= newcomer) < budget
+
+
+def _order(prompt: Prompt, steps: int) -> tuple[int, bool, float, int]:
+    """By the wait over what is left, as the response ratio has it (Brinch Hansen, Operating System Principles, 1973), and over
+    that once more: long prompts do as well as by the ratio alone, and the median is hardly later than with the shortest first.
+    A wait is counted in steps, so that the same requests get the same plans however fast the machine is."""
+    return prompt.priority, prompt.to_begin, -steps / prompt.remaining**2, prompt.remaining

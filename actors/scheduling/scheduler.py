@@ -118,7 +118,7 @@ class Scheduler:
         self._now = max(self._now, now)  # a clock that is set back makes nobody older
         # A clock of an ingress that is ahead makes nobody younger than who comes next.
         came_at = min(request.came_at or self._now, self._now)
-        sequence = Sequence(request, self._arrivals, came_at)
+        sequence = Sequence(request, self._arrivals, came_at, self._step)
         key = request.request_id, request.attempt
         if key in self._sequences:
             raise InvalidRequestError(
@@ -260,7 +260,8 @@ class Scheduler:
     def _schedule_prompts(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
         # After every decoding sequence, so that none of these is a victim any more; their blocks they have.
         prefilling = sorted(self._prefilling(plan), key=lambda s: s.order)
-        shares = prompt_shares([_prompt(s, s.num_uncomputed_tokens) for s in prefilling], budget)
+        prompts = [_prompt(s, s.num_uncomputed_tokens) for s in prefilling]
+        shares = prompt_shares(prompts, [plan.step + 1 - s.came_before for s in prefilling], budget)
         for sequence, count in zip(prefilling, shares):
             if count:
                 self.num_prefill_tokens += count

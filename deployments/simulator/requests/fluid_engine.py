@@ -22,12 +22,13 @@ from deployments.simulator.setup import SimulatorSettings
 class _Prompt:
     """A request that waits or whose prompt is computed: ``remaining`` tokens of ``known``. ``whole`` is what it asks for while it
     waits, where all of it remains: a long line is looked at in every step. ``turn`` is its order there: answers in the middle,
-    then those for whom a place was kept, then the others by age."""
+    then those for whom a place was kept, then the others by age. ``came_before`` is the first step with it here."""
 
-    __slots__ = ("known", "order", "remaining", "task", "turn", "whole")
+    __slots__ = ("came_before", "known", "order", "remaining", "task", "turn", "whole")
 
-    def __init__(self, task: Task, known: int, order: int, came_at: float) -> None:
+    def __init__(self, task: Task, known: int, order: int, came_at: float, came_before: int) -> None:
         self.task, self.known, self.remaining, self.order = task, known, known, order
+        self.came_before = came_before
         self.turn = not task.done, -1.0 if task.done or task.is_moved else came_at, order
         self.whole = _share_of(self)
 
@@ -207,7 +208,7 @@ class FluidEngine:
         bisect.insort(self._waiting, prompt, key=_TURN)
 
     def _prompt(self, task: Task, known: int, order: int) -> _Prompt:
-        return _Prompt(task, known, order, self._answers.arrived_at(task.request))
+        return _Prompt(task, known, order, self._answers.arrived_at(task.request), self._step)
 
     @property
     def open_places(self) -> int:
@@ -277,7 +278,8 @@ class FluidEngine:
         elif sum(p.remaining for p in prefilling) <= budget:
             shares = [p.remaining for p in prefilling]
         else:
-            shares = prompt_shares([_share_of(p) for p in prefilling], budget)
+            steps = [self._step + 1 - p.came_before for p in prefilling]
+            shares = prompt_shares([_share_of(p) for p in prefilling], steps, budget)
         computed = sum(shares)
         self._computed += computed
         self._pass(

@@ -396,10 +396,10 @@ def test_a_long_prompt_of_which_little_is_not_in_the_cache_is_a_short_one():
     device.drain()
 
 
-def test_a_long_prompt_beside_endless_short_ones_advances_by_a_quarter_of_each_step():
+def test_a_long_prompt_beside_endless_short_ones_advances_in_each_step_and_has_its_turn():
     scheduler = make_scheduler(num_blocks=400, max_num_seqs=4)
     device, count = Device(scheduler), 0
-    scheduler.add_request(request("long", prompt_of(0, 2000), 1))
+    scheduler.add_request(request("long", prompt_of(0, 800), 1))
     while "long" not in device.finished:
         while len(scheduler.waiting) < 4:
             count += 1
@@ -407,7 +407,26 @@ def test_a_long_prompt_beside_endless_short_ones_advances_by_a_quarter_of_each_s
         device.step()
         assert count < 1000
     shares = [plan.scheduled[0] for plan in device.plans if plan.request_ids.get(0) == "long"]
-    assert all(share >= 16 for share in shares[:-1]) and sum(shares) == 2000
+    assert min(shares[:-1]) >= 64 // (4 * 4) and sum(shares) == 800
+    # At last two short ones beside it get no more than their equal shares.
+    assert 64 - 2 * (64 // (4 * 3)) in shares
+
+
+def test_how_long_a_prompt_has_waited_counts_from_before_it_was_admitted():
+    scheduler = make_scheduler(num_blocks=400, max_num_seqs=2)
+    device = Device(scheduler)
+    for name in "xy":
+        scheduler.add_request(request(name, 4, 30))
+    device.step()
+    scheduler.add_request(request("old", prompt_of(1, 400), 1))
+    for _ in range(28):
+        device.step()
+    scheduler.add_request(request("young", prompt_of(2, 300), 1))
+    while scheduler.waiting:
+        plan = device.step()
+    assert plan is not None
+    assert {plan.request_ids[slot]: count for slot, count in plan.scheduled.items()} == {"old": 56, "young": 8}
+    device.drain()
 
 
 def test_prompts_of_one_length_that_come_together_are_computed_one_after_the_other():
