@@ -82,7 +82,7 @@ _GIVE_UP_PER_S = 0.004 / 60
 # It grows at most so many times as fast: a start from nothing is no reason to keep more for hours.
 _MOST_RISE = 40.0
 # Of the answers that may miss an objective, those that are to; the rest is for jumps to come.
-_BUDGET_USED = 0.97
+_BUDGET_USED = 0.90
 # What a policy begins with may be far from what a load needs: at first it learns by so many times more, for about so long.
 _MORE_AT_FIRST = 3.0
 _FIRST_S = 600.0
