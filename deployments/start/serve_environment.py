@@ -45,6 +45,11 @@ SERVE_ENVIRONMENT = {
     "RAY_ROTATION_BACKUP_COUNT": "2",
     # Else each actor's name is a label of twenty series.
     "RAY_metric_cardinality_level": "low",
+    # Of more files than this Ray's log monitor looks for new ones twice a second instead of ten times.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    # How often the dashboard measures itself, in seconds; the memory of each of its ten processes is dear to find. Nothing reads
+    # that more often than Prometheus does, every 15 s.
+    "METRICS_RECORD_INTERVAL_S": "15",
 }
 
 # A proxy counts as dead after three checks, and until then nobody replaces it: 30 s by default. A check takes two rounds of the

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from deployments.start import serve_environment
 from deployments.start.ready_line import url_host
-from deployments.start.serve_environment import BESIDE_HAPROXY, WITHOUT_HAPROXY, apply_serve_environment
+from deployments.start.serve_environment import (
+    BESIDE_HAPROXY,
+    SERVE_ENVIRONMENT,
+    WITHOUT_HAPROXY,
+    apply_serve_environment,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +37,22 @@ def test_a_dead_proxy_is_noticed_sooner_where_no_other_one_takes_its_clients(
     apply_serve_environment(tmp_path, environment)
     assert {name: environment[name] for name in expected} == expected
     assert set_before.items() <= environment.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "constant"),
+    [
+        ("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "ray._private.log_monitor", "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD"),
+        ("METRICS_RECORD_INTERVAL_S", "ray.dashboard.consts", "METRICS_RECORD_INTERVAL_S"),
+    ],
+)
+def test_processes_of_ray_beside_the_workers_read_what_they_are_told(name, module, constant):
+    value = SERVE_ENVIRONMENT[name]
+    read = subprocess.run(
+        [sys.executable, "-c", f"import {module} as module; print(module.{constant})"],
+        env={**os.environ, name: value}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert read.stdout.split() == [value]
 
 
 def test_streams_name_the_second_door_only_beside_haproxy(monkeypatch):
