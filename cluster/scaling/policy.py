@@ -42,8 +42,8 @@ _RATE_REQUESTS = 150.0
 _MOST_AVERAGED_S = 3.0
 _FEW, _LEAST_EXPECTED = 10.0, 0.2
 # The memory of a level within one standard deviation of the noise. It shrinks with the fourth power of the deviations beyond:
-# two are a change of a second or two, three one at once.
-_LEVEL_S = 20.0
+# two are a change within ten seconds, three within two.
+_LEVEL_S = 120.0
 _LEAST_MEMORY_S = 0.1
 # Requests are counted; their prompts' tokens vary as much as they are on average, which the variance of a sum has twice.
 _COUNT_NOISE, _TOKEN_NOISE = 1.0, math.sqrt(2.0)
