@@ -136,7 +136,7 @@ class EngineLoad(NamedTuple):
         num_cached_prompt_tokens: of these, those found in the prefix cache.
         num_generated_tokens: of answers.
         num_preemptions: requests that lost their slot for want of memory.
-        num_steps: that were planned.
+        num_steps: that its scheduler planned, with or without results so far.
         num_prefill_tokens: that these computed, of prompts and of answers that are computed again.
         queue_time_counts, queue_time_s: how long requests waited for their slot: how many in each of ``REQUEST_BUCKETS_S`` and
             beyond, and the sum.

@@ -1,10 +1,11 @@
 """How a step's prompt tokens are divided among the prompts that have been admitted, so that a short one does not wait for a
-whole long one, and no long one for ever. Plain functions of what is left of each prompt and for how many steps it has been
-here: the same prompts always get the same shares.
+whole long one. Plain functions of what is left of each prompt and for how many steps it has been here: the same prompts always
+get the same shares.
 
 Two parts of a step: a quarter in equal shares for everybody, so that each prompt advances in each step; the rest in order, the
-most urgent first and among these by wait and length. A long prompt gives way to shorter ones, but to none that has waited less
-than its own wait by the square of the ratio of their lengths.
+most urgent first and among these by wait and length. Of two prompts, one of them ten times as long, the long one goes first once
+it has waited a hundred times as long. Where more comes than can be computed the waits of all grow, and a long one has its equal
+share alone.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def prompt_shares(prompts: Sequence[Prompt], steps: Sequence[int], budget: int) 
     With a budget of at least one token a prompt, everybody gets one or more. Nothing is left over while anybody needs it.
 
     Args:
-        steps: of each prompt, for how many it has been here, this one among them.
+        steps: of each prompt, for how many it has been here, this one among them; of an answer that was preempted since it came.
     """
     shares = [0] * len(prompts)
     left = budget

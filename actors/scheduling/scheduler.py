@@ -191,7 +191,7 @@ class Scheduler:
 
     @property
     def num_steps(self) -> int:
-        """That were planned."""
+        """That were planned; one whose results are outstanding counts."""
         return self._step
 
     def has_unfinished(self) -> bool:
@@ -261,7 +261,7 @@ class Scheduler:
         # After every decoding sequence, so that none of these is a victim any more; their blocks they have.
         prefilling = sorted(self._prefilling(plan), key=lambda s: s.order)
         prompts = [_prompt(s, s.num_uncomputed_tokens) for s in prefilling]
-        shares = prompt_shares(prompts, [plan.step + 1 - s.came_before for s in prefilling], budget)
+        shares = prompt_shares(prompts, [plan.step + 1 - s.first_step for s in prefilling], budget)
         for sequence, count in zip(prefilling, shares):
             if count:
                 self.num_prefill_tokens += count
@@ -333,9 +333,8 @@ class Scheduler:
             left -= sequence.num_uncomputed_tokens
 
     def _has_tokens_for_one_more(self, prefilling: list[Sequence], budget: int) -> bool:
-        """Whether somebody among as many as there are free slots would get more of this step than everybody gets, where these
-        prompts alone fill it. A prompt that would only be next in line waits here: it holds no blocks, and may find more of
-        itself in the cache."""
+        """Whether the shortest of as many as there are free slots would find tokens beside those prompts that are no longer,
+        where all of them fill the step. A longer one waits here: it holds no blocks, and may find more of itself in the cache."""
         prompts = [_prompt(s, s.num_uncomputed_tokens) for s in prefilling]
         candidates = itertools.islice(self.waiting, len(self._free_slots))
         return has_tokens_for(min(_prompt(s, self._num_missing_tokens(s)) for s in candidates), prompts, budget)
@@ -357,8 +356,8 @@ class Scheduler:
         return next((s for s in self.waiting if not self._is_being_computed(s, prefilling)), None), True
 
     def _is_being_computed(self, sequence: Sequence, prefilling: list[Sequence]) -> bool:
-        """A prompt that goes before ``sequence`` anyway computes its next block, which will then be in the cache: choices of one
-        prompt are not computed several times because others wait behind them."""
+        """A prompt that is as urgent as ``sequence`` and no longer computes its next block, which will then be in the cache:
+        choices of one prompt are not computed several times because others wait behind them."""
         if not self.kv_cache.enable_prefix_caching or self._wants_prompt_logprobs(sequence):
             return False
         num_known, block_size = len(sequence.token_ids), self.kv_cache.block_size

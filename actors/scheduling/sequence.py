@@ -24,14 +24,14 @@ class Sequence:
         num_preemptions: how often it was preempted.
         arrival: its number here.
         came_at: when it came, to its ingress or here: seconds since 1970.
-        came_before: the first step that was planned with it here.
+        first_step: the first step that was planned with it here.
         turn: round in which it is its tenant's turn (``WaitingQueue``).
     """
 
     request: EngineRequest
     arrival: int
     came_at: float = 0.0
-    came_before: int = 0
+    first_step: int = 0
     turn: int = 0
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)

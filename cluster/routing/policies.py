@@ -1,8 +1,8 @@
 """Routing policies: to which engine a request goes.
 
 A policy is a pure function of the request, the engines and a source of randomness. It returns ranks of engines, the best first.
-Of one rank the least busy gets the request, as the queue lengths say that Serve has or asks for; one that does not answer or
-is full leaves the request to the next rank.
+An engine that does not answer or is full leaves the request to the next rank. Of a rank with several, which no policy here makes,
+the least busy gets the request, as the queue lengths say that Serve has or asks for.
 """
 
 from __future__ import annotations

@@ -611,8 +611,7 @@ async def test_streams_say_who_waits_and_what_the_cache_holds(actor):
     num_cached = idle.num_cached_prompt_tokens - warmed_up.num_cached_prompt_tokens
     assert 0 < num_cached <= 6 * 32
     assert idle.num_preemptions or idle.num_prefill_tokens - warmed_up.num_prefill_tokens == 280 - num_cached
-    # Each step gives each of four slots a token at most, the prompts' own steps besides.
-    assert idle.num_steps - warmed_up.num_steps > (idle.num_generated_tokens - warmed_up.num_generated_tokens) / 4
+    assert idle.num_steps - warmed_up.num_steps > 40
     stats = await actor.check_integrity()
     assert stats["num_requests_arrived"] == 7 and stats["num_kv_tokens_free"] == 64 * 16
     assert idle.num_generated_tokens <= stats["num_generated_tokens"]

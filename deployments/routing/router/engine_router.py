@@ -71,8 +71,8 @@ class EngineRouter(PinnedRouter):
         return [[by_id[view.engine_id] for view in rank] for rank in chosen]
 
     def first_choice(self, request: EngineRequest) -> str:
-        """The engine that the policy likes best; of several the one whose requests have the fewest tokens, since Serve's queue
-        lengths count no request whose call is yet to come. Empty if there is none, or the choice fails."""
+        """The engine that the policy likes best; of a rank with several the one whose requests have the fewest tokens, since
+        Serve's queue lengths count no request whose call is yet to come. Empty if there is none, or the choice fails."""
         known = self.known_replicas
         if len(known) == 1:
             # Whatever the policy; to have it say so takes a seventh of a millisecond.

@@ -67,7 +67,7 @@ def simulate_rates(
                 flow.lose(share)
         engines = machines.serving(now, dt)
         passed = flow.pass_window(arrived, engines, dt)
-        waits_of = settled(waits_of, engines, dt / max(mean_output * passed.step_s, 1e-9))
+        waits_of = settled(waits_of, engines, passed.steps / mean_output)
         steady = steady_load.at(expected[window] / dt / max(waits_of, 1e-9))
         answers.passed(passed, steady.ttft_s, machines.size)
         told.passed(arrived, sent[window], passed)

@@ -22,13 +22,13 @@ from deployments.simulator.setup import SimulatorSettings
 class _Prompt:
     """A request that waits or whose prompt is computed: ``remaining`` tokens of ``known``. ``whole`` is what it asks for while it
     waits, where all of it remains: a long line is looked at in every step. ``turn`` is its order there: answers in the middle,
-    then those for whom a place was kept, then the others by age. ``came_before`` is the first step with it here."""
+    then those for whom a place was kept, then the others by age. ``first_step`` is the first step with it here."""
 
-    __slots__ = ("came_before", "known", "order", "remaining", "task", "turn", "whole")
+    __slots__ = ("first_step", "known", "order", "remaining", "task", "turn", "whole")
 
-    def __init__(self, task: Task, known: int, order: int, came_at: float, came_before: int) -> None:
+    def __init__(self, task: Task, known: int, order: int, came_at: float, first_step: int) -> None:
         self.task, self.known, self.remaining, self.order = task, known, known, order
-        self.came_before = came_before
+        self.first_step = first_step
         self.turn = not task.done, -1.0 if task.done or task.is_moved else came_at, order
         self.whole = _share_of(self)
 
@@ -84,8 +84,8 @@ class FluidEngine:
         self._waiting: list[_Prompt] = []
         self._turns: list[int] = []  # of those who wait to have them
         self._prefilling: list[_Prompt] = []
-        # (step that ends it, order, request, tokens at the first step that it decodes in, that step) as a heap.
-        self._rows: list[tuple[int, int, Task, int, int]] = []
+        # (step that ends it, order, request, tokens at the first step that it decodes in, that step, its first here) as a heap.
+        self._rows: list[tuple[int, int, Task, int, int, int]] = []
         self._context = 0  # tokens that the rows look back at
         self._used = 0  # tokens of memory that somebody owns, in whole blocks for prompts
         self._waiting_tokens = 0  # of who waits or is on the way
@@ -199,7 +199,7 @@ class FluidEngine:
 
     def _come(self, task: Task) -> None:
         known = self._answers.prompts[task.request] + task.done
-        prompt = self._prompt(task, known, self._number)
+        prompt = self._prompt(task, known, self._number, self._step)
         self._number += 1
         if prompt.is_movable:
             # As ``WaitingQueue`` has it: rounds begin anew when nobody waits.
@@ -207,8 +207,8 @@ class FluidEngine:
             self._turns.append(self._last_turn)
         bisect.insort(self._waiting, prompt, key=_TURN)
 
-    def _prompt(self, task: Task, known: int, order: int) -> _Prompt:
-        return _Prompt(task, known, order, self._answers.arrived_at(task.request), self._step)
+    def _prompt(self, task: Task, known: int, order: int, first_step: int) -> _Prompt:
+        return _Prompt(task, known, order, self._answers.arrived_at(task.request), first_step)
 
     @property
     def open_places(self) -> int:
@@ -278,7 +278,7 @@ class FluidEngine:
         elif sum(p.remaining for p in prefilling) <= budget:
             shares = [p.remaining for p in prefilling]
         else:
-            steps = [self._step + 1 - p.came_before for p in prefilling]
+            steps = [self._step + 1 - p.first_step for p in prefilling]
             shares = prompt_shares([_share_of(p) for p in prefilling], steps, budget)
         computed = sum(shares)
         self._computed += computed
@@ -308,7 +308,8 @@ class FluidEngine:
             self._ended += 1
             self._answers.ended(index, self._clock)
             return
-        heapq.heappush(self._rows, (self._step + left, prompt.order, prompt.task, prompt.known + 1, self._step))
+        row = self._step + left, prompt.order, prompt.task, prompt.known + 1, self._step, prompt.first_step
+        heapq.heappush(self._rows, row)
         self._context += prompt.known + 1
 
     def _decode_until(self, limit: float) -> None:
@@ -341,7 +342,7 @@ class FluidEngine:
     def _end_rows(self) -> None:
         rows = self._rows
         while rows and rows[0][0] <= self._step:
-            _, _, task, tokens, begun = heapq.heappop(rows)
+            _, _, task, tokens, begun, _ = heapq.heappop(rows)
             self._drop(tokens, begun)
             self._ended += 1
             self._answers.ended(task.request, self._clock)
@@ -357,18 +358,18 @@ class FluidEngine:
         victim = max(self._rows, key=lambda row: row[1])
         self._rows.remove(victim)
         heapq.heapify(self._rows)
-        _, order, task, tokens, begun = victim
+        _, order, task, tokens, begun, first_step = victim
         self._drop(tokens, begun)
         done = task.done + 1 + self._step - begun
         known = self._answers.prompts[task.request] + done
-        waits = self._prompt(Task(task.request, done, task.is_moved), known, order)
+        waits = self._prompt(Task(task.request, done, task.is_moved), known, order, first_step)
         bisect.insort(self._waiting, waits, key=_TURN)
         self._waiting_tokens += known
 
     def _progress(self) -> list[tuple[int, int, Task]]:
         return [
             (end, order, Task(task.request, task.done + 1 + self._step - begun, task.is_moved))
-            for end, order, task, _, begun in self._rows
+            for end, order, task, _, begun, _ in self._rows
         ]
 
 

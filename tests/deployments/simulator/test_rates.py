@@ -10,6 +10,7 @@ import pytest
 
 from deployments.simulator.arrivals import Arrivals, single_requests
 from deployments.simulator.compare import Schedule
+from deployments.simulator.rates import steady_load
 from deployments.simulator.rates.machines import Machines
 from deployments.simulator.rates.rates_fleet import settled, simulate_rates
 from deployments.simulator.requests.requests_fleet import simulate_requests
@@ -48,6 +49,14 @@ def test_who_has_come_takes_over_as_answers_end_and_who_leaves_is_missed_at_once
     assert after == sorted(after) and after[0] == 4.0
     assert after[2] == pytest.approx(6 - 2 * np.exp(-1)) and after[3] == pytest.approx(6, abs=0.02)
     assert settled(6.0, 4.0, 0.0) == 4.0
+
+
+def test_waits_stay_those_of_the_smaller_fleet_for_the_time_of_an_answer(monkeypatch):
+    monkeypatch.setattr(steady_load, "_REQUESTS", 2000)
+    settings = replace(SETTINGS, output_tokens=400.0, start_times_s=(0.5,))
+    load = Arrivals(np.zeros(1), np.full(4, 500.0), np.full(4, 400.0), np.array([10.0]), 12.0)
+    grown, large = (simulate_rates(load, settings, Schedule([4], 1.0), initial) for initial in (2, 4))
+    assert grown.ttft_s["p50"] > 1.1 * large.ttft_s["p50"]
 
 
 def test_an_engine_that_leaves_is_paid_for_until_it_has_finished():
