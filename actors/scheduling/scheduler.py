@@ -74,7 +74,8 @@ class Scheduler:
         self.leaving: dict[int, Sequence] = {}  # slot -> preempted or retiring, until its marker has been saved
         self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_prompt_tokens = self.num_generated_tokens = 0
-        self.num_prefill_tokens = 0  # that steps compute of prompts, and of answers once more
+        self.num_steps = 0  # that were planned; one whose results are outstanding counts
+        self.num_prefill_tokens = 0  # that these compute of prompts, and of answers once more
         self._sequences: dict[tuple[str, int], Sequence] = {}
         self.num_reserved = 0  # free slots that are kept for requests which other engines are about to give up
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
@@ -83,7 +84,6 @@ class Scheduler:
         self._arrivals = 0
         self._now = 0.0
         self._admissions_in_order = 0  # since it was the oldest one's turn
-        self._step = 0
 
     def add_request(self, request: EngineRequest, now: float = 0.0) -> None:
         """Queue a request at ``now``, seconds since 1970: one that waited elsewhere stands before those that came after it.
@@ -118,7 +118,7 @@ class Scheduler:
         self._now = max(self._now, now)  # a clock that is set back makes nobody older
         # A clock of an ingress that is ahead makes nobody younger than who comes next.
         came_at = min(request.came_at or self._now, self._now)
-        sequence = Sequence(request, self._arrivals, came_at, self._step)
+        sequence = Sequence(request, self._arrivals, came_at, self.num_steps)
         key = request.request_id, request.attempt
         if key in self._sequences:
             raise InvalidRequestError(
@@ -189,18 +189,13 @@ class Scheduler:
             del self._sequences[request_id, attempt]
         return TokenDelta(request_id, attempt, sequence.num_output_tokens, [], finish_reason=FINISH_ABORT)
 
-    @property
-    def num_steps(self) -> int:
-        """That were planned; one whose results are outstanding counts."""
-        return self._step
-
     def has_unfinished(self) -> bool:
         """Some request still needs a step, or a slot still waits for its marker."""
         return bool(self.waiting or self.running or self.leaving)
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step; None when there is nothing to launch (results in flight may still be outstanding)."""
-        plan = StepPlan(self._step)
+        plan = StepPlan(self.num_steps)
         owners: dict[int, Sequence] = {}
         for slot in self._clears:
             self._mark(plan, owners, self.leaving[slot])
@@ -216,7 +211,7 @@ class Scheduler:
         for slot in plan.scheduled:
             if owners[slot].has_full_block(self.kv_cache.block_size):
                 self._register_full_blocks(owners[slot])
-        self._step += 1
+        self.num_steps += 1
         self._launched.append((plan, owners))
         return plan
 

@@ -43,7 +43,7 @@ POLICIES: Mapping[str, Policy] = {"power_of_two": power_of_two, "least_tokens": 
 
 def first_choice(ranks: Ranks) -> EngineCandidate:
     """Of the first rank the engine with the fewest tokens, where nobody is asked how busy it is. There is a rank."""
-    return min(ranks[0], key=lambda engine: engine.token_weight)
+    return min(ranks[0], key=_weight)
 
 
 def choose(

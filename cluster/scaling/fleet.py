@@ -74,7 +74,7 @@ class PolicySettings:
 
 class SeenEngine(NamedTuple):
     """The counters of an engine at its last sample: ``num_sent_tokens`` are those of all prompts, ``num_prompt_tokens`` without
-    what the prefix cache had."""
+    what the prefix cache had, counted when a prompt begins, ``num_prefill_tokens`` when they are computed."""
 
     sampled_at: float
     num_arrived: int

@@ -549,10 +549,7 @@ async def test_streams_say_with_how_many_tokens_the_engine_has_to_do(actor):
     def told() -> list[int]:
         return [d.num_tokens for message in stream.messages for d in message if isinstance(d, EngineLoad)]
 
-    model = actor._engine_loop._engine.executor.model
-    forward = model.forward
-    # Steps that last, so that beats come while it writes.
-    model.forward = lambda *args: (time.sleep(0.004), forward(*args))[1]
+    _slow_down(actor, 0.004)  # so that beats come while it writes
     calls = [asyncio.create_task(actor.generate(subscribed("a", [1, 2, 3], max_tokens=400, ignore_eos=True)))]
     # As it writes, without a request that comes or ends.
     await until(lambda: any(3 < one < 400 for one in told()[2:]) and len(stream.messages) > 40, 10)

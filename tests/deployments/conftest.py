@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from deployments.llm import build_openai_app
 from deployments.start.serve_environment import SERVE_ENVIRONMENT
 from tests.engines import TINY_CONFIG
 from tests.served_device import served_on_device
+from tests.waiting import wait_for
 
 DOOR = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 KEYS = ["first-key", "second-key"]
@@ -72,17 +72,6 @@ class App:
             timeout_s,
             "the engine still has requests",
         )
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """The first true result of ``condition``; fails after ``timeout_s`` seconds."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        result = condition()
-        if result:
-            return result
-        time.sleep(0.05)
-    pytest.fail(f"{what} after {timeout_s} s")
 
 
 def _is_healthy(url: str) -> bool:

@@ -43,7 +43,7 @@ def simulate_rates(
     expected = _expected(load, dt)
     rng = np.random.default_rng(settings.seed)
     drawn = rng.poisson(expected).astype(float).tolist()
-    mean_output = float(load.output.mean())
+    mean_output = load.shape.output_tokens
     flow, machines = Flow(load, settings), Machines(initial, settings, rng)
     steady_load = SteadyLoad(load, settings, initial)
     # What prompts have together varies with their lengths, too, as an ingress sees it.

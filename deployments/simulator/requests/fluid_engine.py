@@ -53,13 +53,13 @@ class FluidEngine:
         "_answers",
         "_block",
         "_clock",
-        "_computed",
         "_context",
         "_ended",
         "_generated",
         "_inbox",
         "_last_turn",
         "_num_in_order",
+        "_num_prefill_tokens",
         "_num_prompt_tokens",
         "_number",
         "_prefilling",
@@ -89,10 +89,9 @@ class FluidEngine:
         self._context = 0  # tokens that the rows look back at
         self._used = 0  # tokens of memory that somebody owns, in whole blocks for prompts
         self._waiting_tokens = 0  # of who waits or is on the way
-        self._computed = 0
         self._last_turn = self._number = self._num_in_order = self._ended = self._generated = (
             self._num_prompt_tokens
-        ) = 0
+        ) = self._num_prefill_tokens = 0
 
     # What a fleet asks.
 
@@ -173,7 +172,7 @@ class FluidEngine:
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._generated,
             num_steps=self._step,
-            num_prefill_tokens=self._computed,
+            num_prefill_tokens=self._num_prefill_tokens,
             uncomputed_tokens=self.uncomputed_tokens,
         )
 
@@ -281,7 +280,7 @@ class FluidEngine:
             steps = [self._step + 1 - p.first_step for p in prefilling]
             shares = prompt_shares([_share_of(p) for p in prefilling], steps, budget)
         computed = sum(shares)
-        self._computed += computed
+        self._num_prefill_tokens += computed
         self._pass(
             1,
             costs.step
