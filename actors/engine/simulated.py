@@ -50,8 +50,10 @@ class SimulatedStep:
     staged_from: float
     launched_at: float
     enqueued_at: float
-    device_start: float
-    device_end: float
+    begins_at: float
+    ends_at: float
+    device_start: float = 0.0  # with the next one 0 until it was saved: what a host knows of a device
+    device_end: float = 0.0
     waited_from: float = 0.0
     waited_at: float = 0.0
     saved_at: float = 0.0
@@ -150,8 +152,9 @@ class SimulatedExecutor(StepExecutor):
     def save_output(self) -> StepResult:
         step = self._in_flight.popleft()
         step.waited_from = self._clock.now()
-        self._clock.wait_until(step.device_end)
+        self._clock.wait_until(step.ends_at)
         step.waited_at = step.saved_at = self._clock.now()
+        step.device_start, step.device_end = step.begins_at, step.ends_at
         self.last_saved = step
         outputs, preempted = [], set(step.plan.preempted)
         for slot, request_id in step.plan.request_ids.items():

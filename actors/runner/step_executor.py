@@ -20,7 +20,8 @@ class LaunchedStep(Protocol):
         staged_from, launched_at, enqueued_at: its buffers were written, then it was put into the device's queue.
         waited_from, waited_at, saved_at: the host waited for its end, then read its outputs.
         forward_end: the device had computed its forward; 0 where the host does not see that.
-        device_start, device_end: the device computed it; valid once it was saved.
+        device_start, device_end: the device computed it; valid once it was saved, and before that if the end is behind the start:
+            then the step is over.
     """
 
     num_tokens: int

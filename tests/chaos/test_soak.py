@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from tests.chaos.faults.kinds import KillProcess
 from tests.chaos.served.application import Setup, application
 from tests.soak.growth import Record, Slope, growths, medians, slope, table
+from tests.soak.pid_files import LeftPidFiles
 from tests.soak.run import soak
 
 # Each leaves something behind that somebody has to remove.
@@ -89,6 +92,22 @@ def test_a_record_survives_json_and_keeps_what_could_not_be_seen():
     assert again.counts == {"a": [1.0, 2.0, None], "b": [None, None, 3.2]}
 
 
+def test_a_pid_file_is_left_when_starts_do_not_remove_it(tmp_path):
+    """Starts are new files of running processes; this one and its parent run."""
+    with subprocess.Popen(["true"]) as ended, subprocess.Popen(["true"]) as other:
+        pass
+    left = LeftPidFiles(tmp_path)
+    for pid in (ended.pid, other.pid, os.getpid()):
+        (tmp_path / str(pid)).touch()
+    assert [left.look(), left.look()] == [0, 0], "no start since then"
+    (tmp_path / str(os.getppid())).touch()
+    (tmp_path / "1").touch()
+    (tmp_path / str(other.pid)).unlink()
+    assert left.look() == 1
+    (tmp_path / str(ended.pid)).unlink()
+    assert left.look() == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_nothing_grows_with_deaths(tmp_path, capsys):
@@ -102,7 +121,7 @@ def test_nothing_grows_with_deaths(tmp_path, capsys):
     seen = {name for name in record.counts if medians(record.counts[name]) is not None}
     assert {
         "token sockets",
-        "pid files of ended processes",
+        "pid files that starts left",
         "workers in /metrics",
         "memory gcs",
         "asyncio tasks of an ingress",

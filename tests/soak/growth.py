@@ -49,8 +49,9 @@ class Bound:
 
 _KEPT_ACTORS = int(SERVE_ENVIRONMENT["RAY_maximum_gcs_destroyed_actor_cached_count"])
 BOUNDS = (
-    Bound("token sockets|pid files of ended processes", 1),
-    # Old HAProxies that still have clients.
+    Bound("token sockets", 1),
+    Bound("pid files that starts left", 0),
+    # Old HAProxies that still have clients, and those that have ended since the last start.
     Bound("pid files", 2),
     # Serve keeps what the last ten HAProxies said.
     Bound("files of the run folder", 4, ceiling=45),

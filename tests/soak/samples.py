@@ -19,6 +19,7 @@ from ray.util import placement_group_table
 from deployments.start.run_files.private_folder import private_base
 from tests.chaos.served.ingresses import ask_ingresses
 from tests.chaos.served.processes import TITLES, descendants, state_of
+from tests.soak.pid_files import LeftPidFiles
 
 # What Ray itself runs on a node.
 RAY_TITLES = {
@@ -42,6 +43,7 @@ class Looker:
         self._sockets = Path(worker._global_node.get_sockets_dir_path())
         self._base = private_base()
         self._pids = Path(os.environ["BIREME_HAPROXY_PIDS"])
+        self._left_pid_files = LeftPidFiles(self._pids)
 
     def look(self) -> dict[str, float]:
         """Counts by name: "memory KIND" in MiB, "descriptors KIND" and "threads KIND" of the process of that kind that has most.
@@ -51,13 +53,12 @@ class Looker:
         return {**_processes(), **self._files(), **_tables(), **_ingresses(), **self._metrics()}
 
     def _files(self) -> dict[str, float]:
-        pids = [int(name) for name in os.listdir(self._pids)]
         logs = _files_below(self._session / "logs")
         return {
             "token sockets": sum(1 for _ in self._base.glob("t-*")),
             "entries of the sockets folder": len(os.listdir(self._sockets)),
-            "pid files": len(pids),
-            "pid files of ended processes": sum(not state_of(pid) for pid in pids),
+            "pid files": len(os.listdir(self._pids)),
+            "pid files that starts left": self._left_pid_files.look(),
             "files of the run folder": len(_files_below(self._pids.parent)),
             "log files": len(logs),
             "log MiB": sum(map(_size, logs)) / 2**20,

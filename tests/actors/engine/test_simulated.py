@@ -110,6 +110,23 @@ def test_steps_take_virtual_time_and_overlap():
     assert engine.figures()["device_seconds"] == pytest.approx(0.010 + 0.005, abs=0.0011)
 
 
+def test_a_step_is_planned_shortly_before_the_one_before_it_ends():
+    """Who comes meanwhile is in it: a first token takes the rest of the present step and one more, not two."""
+    engine = simulated_engine(lambda name, index: 5, step_time=lambda plan: 1.0)
+    engine.add_request(request("runs", [3, 4], max_tokens=40))
+    for _ in range(8):
+        engine.step()
+    wait_s = engine.seconds_to_wait()
+    assert 0.9 < wait_s < 1.0
+    engine.clock.sleep(wait_s)
+    assert engine.seconds_to_wait() == 0.0
+    came = engine.clock.now()
+    engine.add_request(request("comes", [3, 4], max_tokens=1))
+    while not any(delta.request_id == "comes" for delta in engine.step().deltas):
+        engine.clock.sleep(engine.seconds_to_wait())
+    assert engine.clock.now() - came == pytest.approx(1.0 + (1.0 - wait_s), abs=0.01)
+
+
 def test_a_hundred_thousand_steps_take_no_wall_time_of_their_own():
     engine = simulated_engine(lambda name, index: 7, step_time=lambda plan: 1.0)
     engine.generate([request(str(i), [3, 4], max_tokens=90) for i in range(4)])
