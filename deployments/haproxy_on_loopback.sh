@@ -6,7 +6,8 @@
 # came in two pieces, as Python's clients send it. The ingress is told the address of a client, and a client on this machine cannot
 # claim another one. A header must be complete within $BIREME_HEADER_TIMEOUT_S (10), and one
 # address has at most $BIREME_MAX_CONNECTIONS_PER_ADDRESS connections (three quarters of all; 0: as many as there are). Ray Serve
-# has no option for any of them. What http_options.host says about the API stays. Its process id goes into
+# has no option for any of them. What http_options.host says about the API stays. Servers of this machine are reached by
+# their sockets in $BIREME_HTTP_SOCKETS, where they listen there. Its process id goes into
 # $BIREME_HAPROXY_PIDS, by which the run folder's janitor finds it: HAProxy outlives a Ray that is killed.
 set -eu
 config=
@@ -25,12 +26,22 @@ if [ -n "$config" ]; then
         table='stick-table type ipv6 size 100k expire 10m store conn_cur\n    tcp-request connection track-sc0 src'
         table="\\n    $table\\n    tcp-request connection reject if { sc0_conn_cur gt $most }"
     fi
+    reached=
+    for socket in "${BIREME_HTTP_SOCKETS:-/nowhere}"/*; do
+        [ -S "$socket" ] && [ -r /proc/net/unix ] || continue
+        if grep -q " $socket\$" /proc/net/unix; then
+            reached="$reached;s#^\( *server [^ ]* \)127[.]0[.]0[.]1:${socket##*/} #\1unix@$socket #"
+        else
+            rm -f -- "$socket" # of a server that was killed
+        fi
+    done
     sed -e "/^defaults/,/mode http/ s/^ *mode http\$/&\\n    timeout http-request ${header}s\\n    option forwardfor/" \
         -e "/^frontend http_frontend/,/bind/ s/^ *bind .*/&$table$claims/" \
         -e '/^frontend prometheus/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
         -e '/^ *option splice-request *$/d' \
         -e '/^listen stats/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
-        -e '/stats socket/ s/ mode 666 / mode 600 /' "$config" >"$config.new"
+        -e '/stats socket/ s/ mode 666 / mode 600 /' \
+        -e "$reached" "$config" >"$config.new"
     if ! grep -q '^ *use_backend ' "$config"; then
         sed -i '/^backend default_backend/,/return/ s/return status 404/return status 503 hdr Retry-After 1/' "$config.new"
     fi

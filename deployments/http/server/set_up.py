@@ -11,6 +11,7 @@ from deployments.http.server.direct_writes import write_directly
 from deployments.http.server.door import HttpDoor
 from deployments.http.server.header_timeout import limit_header_time
 from deployments.http.server.http_1_0 import answer_http_1_0
+from deployments.http.server.local_socket import listen_beside_ports
 from deployments.start.direct_addresses import keep_addresses_direct
 
 
@@ -24,4 +25,5 @@ def set_up_http_servers() -> list[Middleware]:
     answer_http_1_0()
     write_directly()
     limit_header_time()
+    listen_beside_ports()
     return [Middleware(HttpDoor)]

