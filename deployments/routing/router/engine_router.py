@@ -13,7 +13,7 @@ from typing import Any
 from cluster.outputs import ServedModel
 from cluster.request import EngineRequest, Followed
 from cluster.routing.candidates import EngineCandidate, RequestView
-from cluster.routing.policies import POLICIES, choose, first_choice
+from cluster.routing.policies import POLICIES, choose
 from cluster.scaling.ingresses import EngineHost
 
 # Serve copies this module's classes, globals included, into the processes that route; other modules are imported there, and
@@ -61,18 +61,17 @@ class EngineRouter(PinnedRouter):
         open_to = None if has_it else self._open_to(request)
         views = [self._view(engine_id, replica, near, open_to) for engine_id, replica in by_id.items()]
         wanted = RequestView("" if request is None else call[1])
-        chosen = choose(self._policy, wanted, views, self._rng, self.ranks_failed)
+        order = [view.engine_id for view in choose(self._policy, wanted, views, self._rng, self.ranks_failed)]
         place = self._choices.place(request.request_id) if request is not None else ""
         if place in by_id and (has_it or not self._choices.is_avoided(place)):
-            chosen = [[view for view in views if view.engine_id == place], *chosen]
-        if request is not None and chosen and len(chosen[0]) == 1:
+            order.insert(0, place)
+        if request is not None and order:
             # Counted now: others are routed while Serve asks the engine how busy it is.
-            self._choices.sends(request, chosen[0][0].engine_id)
-        return [[by_id[view.engine_id] for view in rank] for rank in chosen]
+            self._choices.sends(request, order[0])
+        return [[by_id[engine_id]] for engine_id in order]
 
     def first_choice(self, request: EngineRequest) -> str:
-        """The engine that the policy likes best; of a rank with several the one whose requests have the fewest tokens, since
-        Serve's queue lengths count no request whose call is yet to come. Empty if there is none, or the choice fails."""
+        """The engine that the policy likes best. Empty if there is none, or the choice fails."""
         known = self.known_replicas
         if len(known) == 1:
             # Whatever the policy; to have it say so takes a seventh of a millisecond.
@@ -82,15 +81,14 @@ class EngineRouter(PinnedRouter):
         try:
             near, open_to = self.near, self._open_to(request)
             views = [self._view(self._engine_id(replica), replica, near, open_to) for replica in known]
-            ranks = choose(self._policy, RequestView(""), views, self._rng, self.ranks_failed)
+            order = choose(self._policy, RequestView(""), views, self._rng, self.ranks_failed)
         except Exception as error:
             self.ranks_failed(error)
             return ""
-        if not ranks:
+        if not order:
             return ""
-        best = first_choice(ranks)
-        self._choices.sends(request, best.engine_id)
-        return best.engine_id
+        self._choices.sends(request, order[0].engine_id)
+        return order[0].engine_id
 
     def meant_for(self, call):
         """The replica of the engine that has the request already, or has those that a call follows."""

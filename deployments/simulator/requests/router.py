@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from cluster.routing.candidates import EngineCandidate, RequestView
 from cluster.routing.lines import Line, open_to_arrival
-from cluster.routing.policies import POLICIES, first_choice
+from cluster.routing.policies import POLICIES
 from cluster.routing.token_weight import token_weight
 from cluster.scaling.balance import BalanceView
 from deployments.simulator.setup import SimulatorSettings
@@ -214,4 +214,4 @@ class Router:
 
     def _choice(self, some: Sequence[E], weights: Weights) -> E:
         views = [EngineCandidate(str(i), token_weight=weights.of(engine)) for i, engine in enumerate(some)]
-        return some[int(first_choice(self._policy(_ANYONE, views, self._rng)).engine_id)]
+        return some[int(self._policy(_ANYONE, views, self._rng)[0].engine_id)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cluster.config import LLMConfig
 from cluster.routing.candidates import EngineCandidate, RequestView, candidates
-from cluster.routing.policies import POLICIES, Policy, choose, least_tokens, power_of_two
+from cluster.routing.policies import POLICIES, choose, least_tokens, power_of_two
 
 ENGINES = st.lists(
     st.builds(
@@ -30,10 +30,6 @@ REQUESTS = st.builds(RequestView, st.sampled_from(["", "f", "g", "nobody's"]))
 every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
 
-def named(policy: Policy, request: RequestView, engines: list[EngineCandidate], seed: int) -> list[EngineCandidate]:
-    return [engine for rank in policy(request, engines, random.Random(seed)) for engine in rank]
-
-
 def test_the_setting_has_the_names_of_the_policies():
     assert set(get_args(LLMConfig.model_fields["routing_policy"].annotation)) == set(POLICIES)
 
@@ -41,7 +37,7 @@ def test_the_setting_has_the_names_of_the_policies():
 @every_policy
 @given(request=REQUESTS, engines=ENGINES, seed=st.integers(0, 99))
 def test_an_avoided_engine_is_chosen_only_where_all_that_may_answer_are_avoided(policy, request, engines, seed):
-    chosen = named(policy, request, engines, seed)
+    chosen = policy(request, engines, random.Random(seed))
     able = [engine for engine in engines if request.fingerprint and engine.fingerprint == request.fingerprint]
     able = able or [engine for engine in engines if engine.is_near] or engines
     if any(not engine.is_avoided for engine in able):
@@ -51,7 +47,7 @@ def test_an_avoided_engine_is_chosen_only_where_all_that_may_answer_are_avoided(
 @every_policy
 @given(request=REQUESTS, engines=ENGINES, seed=st.integers(0, 99))
 def test_an_answer_that_has_begun_goes_to_engines_with_its_fingerprint(policy, request, engines, seed):
-    chosen = named(policy, request, engines, seed)
+    chosen = policy(request, engines, random.Random(seed))
     assert set(chosen) <= set(engines)
     assert len(set(chosen)) == len(chosen)
     if any(engine.fingerprint == request.fingerprint for engine in engines):
@@ -72,24 +68,22 @@ def test_the_same_randomness_gives_the_same_choice_and_the_engines_stay_as_they_
 @every_policy
 def test_every_engine_that_is_as_good_as_another_is_chosen_as_often(policy):
     engines, rng = [EngineCandidate(name) for name in "abc"], random.Random(1)
-    first = Counter(policy(RequestView(), engines, rng)[0][0].engine_id for _ in range(3000))
+    first = Counter(policy(RequestView(), engines, rng)[0].engine_id for _ in range(3000))
     assert all(900 < first[name] < 1100 for name in "abc")
 
 
 @given(request=REQUESTS, engines=ENGINES, seed=st.integers(0, 99))
 def test_the_power_of_two_tries_the_lighter_of_two_and_then_the_other(request, engines, seed):
     able = candidates(request, engines)
-    ranks = power_of_two(request, engines, random.Random(seed))
-    assert [len(rank) for rank in ranks] == [1] * min(2, len(able))
-    weights = [engine.token_weight for (engine,) in ranks]
+    order = power_of_two(request, engines, random.Random(seed))
+    assert len(order) == min(2, len(able))
+    weights = [engine.token_weight for engine in order]
     assert weights == sorted(weights)
 
 
 @given(request=REQUESTS, engines=ENGINES, seed=st.integers(0, 99))
 def test_least_tokens_tries_the_engines_one_by_one_from_the_idlest_on(request, engines, seed):
-    ranks = least_tokens(request, engines, random.Random(seed))
-    assert all(len(rank) == 1 for rank in ranks)
-    loads = [engine.token_weight for (engine,) in ranks]
+    loads = [engine.token_weight for engine in least_tokens(request, engines, random.Random(seed))]
     assert loads == sorted(engine.token_weight for engine in candidates(request, engines))
 
 
@@ -100,9 +94,9 @@ def broken(request, engines, rng):
 FAULTS = {
     "raises": (broken, ZeroDivisionError),
     "returns nothing": (lambda *_: None, TypeError),
-    "names no engine": (lambda *_: [[]], LookupError),
-    "names another engine": (lambda *_: [[EngineCandidate("elsewhere")]], LookupError),
-    "names what is no engine": (lambda *_: [["a"]], AttributeError),
+    "names no engine": (lambda *_: [], LookupError),
+    "names another engine": (lambda *_: [EngineCandidate("elsewhere")], LookupError),
+    "names what is no engine": (lambda *_: ["a"], AttributeError),
 }
 
 
@@ -111,8 +105,8 @@ FAULTS = {
 def test_where_a_policy_fails_the_power_of_two_decides(fault, request, engines, seed):
     policy, kind = FAULTS[fault]
     errors: list[Exception] = []
-    ranks = choose(policy, request, engines, random.Random(seed), errors.append)
-    assert ranks == power_of_two(request, engines, random.Random(seed))
+    order = choose(policy, request, engines, random.Random(seed), errors.append)
+    assert order == power_of_two(request, engines, random.Random(seed))
     assert [type(error) for error in errors] == [kind]
 
 

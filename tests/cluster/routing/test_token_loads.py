@@ -74,7 +74,7 @@ def test_a_burst_between_two_announcements_is_spread(sizes, seed):
     for number, num_tokens in enumerate(sizes):
         engines = [EngineCandidate(name, token_weight=loads.of(name)) for name in "abc"]
         loads.open(str(number))
-        loads.sent(str(number), least_tokens(RequestView(), engines, rng)[0][0].engine_id, num_tokens)
+        loads.sent(str(number), least_tokens(RequestView(), engines, rng)[0].engine_id, num_tokens)
     spread = [loads.of(name) for name in "abc"]
     assert max(spread) - min(spread) <= 10 * max(sizes)
 
@@ -92,7 +92,7 @@ def test_shares_stay_even_however_many_ingresses_share_the_engines(num_ingresses
                 loads, request = rng.choice(ingresses), f"{step} {rng.random()}"
                 prompt, answer = rng.choice([20, 100, 1000]), rng.choice([50, 200, 400])
                 views = [EngineCandidate(str(e), token_weight=loads.of(str(e))) for e in range(4)]
-                chosen = least_tokens(RequestView(), views, rng)[0][0].engine_id
+                chosen = least_tokens(RequestView(), views, rng)[0].engine_id
                 loads.open(request)
                 loads.sent(request, chosen, prompt)
                 on_their_way.append((step + 2, loads, request, int(chosen), prompt, answer))

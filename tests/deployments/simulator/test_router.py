@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cluster.routing.candidates import EngineCandidate, RequestView
 from cluster.routing.lines import Line, open_to_arrival
-from cluster.routing.policies import POLICIES, first_choice
+from cluster.routing.policies import POLICIES
 from cluster.routing.token_weight import token_weight
 from cluster.scaling.balance import BalanceView
 from deployments.simulator.requests.router import OpenEngines, Router
@@ -99,7 +99,7 @@ def served(rooms: list[tuple[int, int]], policy: str, seed: int, count: int) -> 
             EngineCandidate(str(e.name), is_open=e.name in open_to, token_weight=e.num_tokens + sent[e.name])
             for e in engines
         ]
-        chosen = int(first_choice(POLICIES[policy](RequestView(), views, rng)).engine_id)
+        chosen = int(POLICIES[policy](RequestView(), views, rng)[0].engine_id)
         engines[chosen].num_sent += 1
         sent[chosen] += token_weight(10 + request, 10 + request)
         went.append(chosen)
