@@ -179,7 +179,7 @@ class LocalHandle:
         open_to = self.choices.open_to(request)
         weight = self.choices.token_weight
         views = [EngineCandidate(e, token_weight=weight(e), is_open=open_to is None or e in open_to) for e in alive]
-        return self.policy(RequestView(), views, random.Random(0))[0][0].engine_id
+        return self.policy(RequestView(), views, random.Random(0))[0].engine_id
 
 
 def local_client(runners: dict[str, LocalRunner], max_queue_share: float = 1.0) -> tuple[EngineClient, LocalHandle]:

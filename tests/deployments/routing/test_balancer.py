@@ -145,7 +145,7 @@ async def test_a_freed_place_is_taken_by_who_waits_elsewhere_within_half_a_secon
     """Both engines are full, and requests wait in one of them; then an answer ends in the other."""
     first, second = [await start_runner(tiny_model, name, STEP_S * 10) for name in ("first", "second")]
     client, handle = local_client({"first": first, "second": second})
-    handle.policy = lambda _, engines, __: [[e for e in engines if e.engine_id == "second"]]
+    handle.policy = lambda _, engines, __: [e for e in engines if e.engine_id == "second"]
     there = start_many(client, 4, "there")
     await until(lambda: len(second.actor._engine_loop._engine.scheduler.running) == 4, 5)
     handle.policy = None
@@ -378,7 +378,7 @@ async def test_the_line_of_a_dead_engine_stands_before_those_who_came_later(tiny
     client, handle = local_client({"first": first, "second": second})
     lost = start_many(client, 8, "lost")
     await until(lambda: num_waiting(first) == 4, 5)
-    handle.policy = lambda _, engines, __: [[e for e in engines if e.engine_id == "second"]]
+    handle.policy = lambda _, engines, __: [e for e in engines if e.engine_id == "second"]
     later = start_many(client, 12, "later")
     await until(lambda: num_waiting(second) == 8, 5)
     handle.policy = None
@@ -407,7 +407,7 @@ async def test_those_who_wait_in_several_full_engines_stand_in_one_line(tiny_mod
 
     async def come_to(name: str, what: str) -> None:
         for number, (client, handle) in enumerate(clients):
-            handle.policy = lambda _, engines, __: [[e for e in engines if e.engine_id == name]]
+            handle.policy = lambda _, engines, __: [e for e in engines if e.engine_id == name]
             answers.extend(start_many(client, 2, f"{what}{number}-"))
         await until(lambda: len(runners[name].actor._live) >= 4, 5)
 
@@ -544,7 +544,7 @@ async def test_a_slow_engine_does_not_hold_up_the_moves_of_others(tiny_model, sl
     client, handle = local_client({name: runners[name] for name in sources})
     answers: list[Answer] = []
     for name in sources:
-        handle.policy = lambda _, engines, __, name=name: [[e for e in engines if e.engine_id == name]]
+        handle.policy = lambda _, engines, __, name=name: [e for e in engines if e.engine_id == name]
         answers += start_many(client, 8, name)
         await until(lambda name=name: num_waiting(runners[name]) == 4, 5)
     asked: list[float] = []
