@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from cluster.errors import BiremeError
+from cluster.scaling.capacity import PRIOR_COSTS
 from cluster.terminal.app import app, console, errors, show_error
 from deployments.simulator.events import event_of_pairs, in_order, read_events, read_start_times
 from deployments.simulator.setup import FIDELITIES, SimulatorSettings
@@ -107,14 +108,18 @@ def plan(
         study = _study(trace, settings, None)
         with _bar(as_json) as told:
             ours = study.run(progress=told("this policy"))
-    hours = max(study.load.duration_s / 3600, 1e-9)
-    rows = {
-        "fixed at the peak": float(ours.peak_engines) * hours,
-        "this policy": ours.engine_hours,
-        "oracle, at least": study.bound.engine_hours,
-    }
+            fixed = study.smallest_fixed_fleet(ours.peak_engines, told("fixed fleets"))
+    hours, share = max(study.load.duration_s / 3600, 1e-9), settings.policy.slo_share
+    rows = {"this policy": ours.engine_hours, "oracle, at least": study.bound.engine_hours}
+    if fixed is not None:
+        rows = {"smallest fixed fleet": float(fixed) * hours, **rows}
     if as_json:
-        found = {"peak_engines": ours.peak_engines, "attainment": ours.attainment, "engine_hours": rows}
+        found: dict[str, Any] = {
+            "fixed_engines": fixed,
+            "peak_engines": ours.peak_engines,
+            "attainment": ours.attainment,
+        }
+        found["engine_hours"] = rows
         found["cost"] = {name: value * price for name, value in rows.items()}
         console.print(json.dumps(found), highlight=False, markup=False, soft_wrap=True)
         return
@@ -122,9 +127,12 @@ def plan(
     for name, value in rows.items():
         table.add_row(name, f"{value:.2f}", f"{value / hours:.2f}", f"{value * price:.2f}" if price else "–")
     console.print(table)
-    console.print(
-        f"peak {ours.peak_engines} engines; {ours.attainment:.2%} within the objectives", highlight=False, markup=False
+    sizes = (
+        f"a fixed fleet needs {fixed} engines" if fixed is not None else "no fixed fleet of twice the peak is enough"
     )
+    said = f"{sizes}; the policy has {ours.peak_engines} at most, and {ours.attainment:.2%} within the objectives"
+    missed = "" if ours.attainment >= share else f", less than the {share:.0%} that are wanted"
+    console.print(said + missed, highlight=False, markup=False, soft_wrap=True)
 
 
 def _study(trace: Path, settings: SimulatorSettings, *how: Any) -> Study:
@@ -175,11 +183,22 @@ def _settings(file: Path | None) -> SimulatorSettings:
         if unknown:
             raise BiremeError(f"{file}: {unknown[0]} is no setting; allowed: {', '.join(default)}", "--config")
         policy = {**default["policy"], **given.pop("policy", {})}
+        for found in (given, policy):
+            if isinstance(costs := found.get("costs"), dict):
+                found["costs"] = _costs(costs, file)
         return msgspec.convert({**default, **given, "policy": policy}, SimulatorSettings)
     except OSError as error:
         raise BiremeError(f"{file}: {error.strerror}", "--config") from None
     except (msgspec.MsgspecError, TypeError) as error:
         raise BiremeError(f"{file}: {error}", "--config") from None
+
+
+def _costs(given: dict[str, Any], file: Path) -> list[Any]:
+    """Those that are not given are the defaults'."""
+    default = PRIOR_COSTS._asdict()
+    if unknown := sorted(given.keys() - default.keys()):
+        raise BiremeError(f"{file}: costs.{unknown[0]} is no cost; allowed: {', '.join(default)}", "--config")
+    return list({**default, **given}.values())
 
 
 def _with_slo(settings: SimulatorSettings, given: list[str]) -> SimulatorSettings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from cluster.outputs import EngineLoad
@@ -53,7 +55,8 @@ class PolicyScaler:
     """``cluster.scaling.policy`` as Serve would call it, with its state kept outside."""
 
     def __init__(self, settings: SimulatorSettings) -> None:
-        self.settings = settings.policy
+        # Where it serves it has seen the last starts.
+        self.settings = replace(settings.policy, start_s=statistics.median(settings.start_times_s))
         self.state = PolicyState()
         self._slots, self._step_tokens = settings.max_num_seqs, settings.max_num_batched_tokens
 

@@ -99,13 +99,38 @@ class Study:
         shape, tpot_s = load.shape, settings.policy.slo_tpot_ms / 1e3
         return first / requests_per_s(settings.costs, shape, tpot_s, settings.rows_limit(shape))
 
-    def run(self, scaler: Scaler | None = None, progress: Progress = lambda share: None) -> Result:
-        """Of ``scaler``, by default the policy."""
-        scaler = scaler or PolicyScaler(self.settings)
+    def run(
+        self,
+        scaler: Scaler | None = None,
+        progress: Progress = lambda share: None,
+        initial: int | None = None,
+    ) -> Result:
+        """Of ``scaler``, by default the policy, with ``initial`` engines, by default as many as the first requests need."""
+        scaler, first = scaler or PolicyScaler(self.settings), self.initial if initial is None else initial
         if self.load.rates is not None:
-            return simulate_rates(self.load, self.settings, scaler, self.initial, progress, self.events)
+            return simulate_rates(self.load, self.settings, scaler, first, progress, self.events)
         make = ExactEngine if self.fidelity == "exact" else FluidEngine
-        return simulate_requests(self.load, self.settings, scaler, self.initial, progress, self.events, make)
+        return simulate_requests(self.load, self.settings, scaler, first, progress, self.events, make)
+
+    def smallest_fixed_fleet(self, enough: int, progress: Progress = lambda share: None) -> int | None:
+        """The fewest engines that reach the share if their number never changes, by halving; None if more than twice ``enough``
+        would be needed."""
+        low, high, tried = max(1, math.floor(self.bound.mean_engines)), max(2 * enough, 1), 0
+
+        def reaches(count: int) -> bool:
+            result = self.run(Schedule([count], self.bound.bin_s), initial=count)
+            return result.attainment >= self.settings.policy.slo_share
+
+        most = 1 + max(0, math.ceil(math.log2(max(1, high - low + 1))))
+        if not reaches(high):
+            return None
+        while low < high:
+            tried += 1
+            progress(tried / most)
+            middle = (low + high) // 2
+            low, high = (low, middle) if reaches(middle) else (middle + 1, high)
+        progress(1.0)
+        return high
 
     def others(self) -> dict[str, Scaler]:
         """What the policy is compared with, by name. Queue targets are the requests that an engine holds at its objective."""

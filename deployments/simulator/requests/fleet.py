@@ -1,8 +1,9 @@
 """Engines that serve, start and leave: Serve's own rules of starting and stopping, the router, the balance of who waits, and what
 happens to machines.
 
-From no engine a request starts one without asking the policy. Who starts is stopped first, then the engine that has least to
-do; it finishes what it has. An engine that dies loses its requests, which others go on with once that is noticed.
+From no engine a request starts one without asking the policy. Who starts is stopped first, then engines of the nodes with the
+fewest, the newest first, whatever they have to do, which they finish. An engine that dies loses its requests; others go on with
+them once that is noticed.
 """
 
 from __future__ import annotations
@@ -202,10 +203,18 @@ class Fleet:
             stopped = min(-more, len(self.starting))
             del self.starting[len(self.starting) - stopped :]
             if -more > stopped:
-                idlest = heapq.nsmallest(-more - stopped, self.ready, key=lambda e: (e.num_requests, -e.name))
-                self._leave(idlest)
-                self._deadlines += [(now + self._settings.drain_timeout_s, engine, False) for engine in idlest]
+                leaving = self._first_to_leave(-more - stopped)
+                self._leave(leaving)
+                self._deadlines += [(now + self._settings.drain_timeout_s, engine, False) for engine in leaving]
         self._changed(now)
+
+    def _first_to_leave(self, count: int) -> list[Engine]:
+        """In the order of Serve's ``DeploymentScheduler._get_replicas_to_stop``, which looks at no load."""
+        of_nodes: dict[int, list[Engine]] = {}
+        for engine in reversed(self.ready):
+            of_nodes.setdefault(engine.node, []).append(engine)
+        # Of nodes with as many the one with the newest engine.
+        return [engine for engines in sorted(of_nodes.values(), key=len) for engine in engines][:count]
 
     def _drawn(self, times_s: Sequence[float]) -> float:
         return float(self._rng.choice(times_s))

@@ -16,7 +16,7 @@ from deployments.simulator.arrivals import Arrivals
 from deployments.simulator.compare import Schedule
 from deployments.simulator.events import Event, event_of_pairs, read_events, read_start_times
 from deployments.simulator.rates.rates_fleet import simulate_rates
-from deployments.simulator.requests.answers import Answers
+from deployments.simulator.requests.answers import Answers, Task
 from deployments.simulator.requests.exact_engine import ExactEngine
 from deployments.simulator.requests.fleet import Fleet
 from deployments.simulator.requests.fluid_engine import FluidEngine
@@ -232,3 +232,16 @@ def test_nothing_begins_while_the_controller_is_away(make):
     fleet.happens(Event(20.0, "death", engines=1), 20.0)
     fleet.resize(2, 59.0, 59.0, 59.0)
     assert fleet.starting == [64.0]
+
+
+def test_who_is_not_needed_leaves_in_serves_order_whatever_it_has_to_do():
+    """First of the nodes with the fewest engines, there the newest first (Ray's ``_get_replicas_to_stop``)."""
+    settings = replace(SETTINGS, engines_per_node=3)
+    fleet = Fleet(settings, Answers(load(), settings), FluidEngine, 7)
+    fleet.advance(0.0, 0.5, [(0.1, Task(number)) for number in range(30)])
+    assert all(engine.num_requests for engine in fleet.ready)
+    left = []
+    for wanted in (5, 3, 2, 1):
+        fleet.resize(wanted, 1.0, 1.0)
+        left.append([engine.name for engine in fleet.leaving[sum(map(len, left)) :]])
+    assert left == [[6, 5], [4, 3], [2], [1]]

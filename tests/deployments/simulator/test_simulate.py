@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cluster.errors import BiremeError
 from deployments.cli import app
+from deployments.commands.simulate import _settings
 from deployments.simulator.arrivals import Arrivals, scaled
 from deployments.simulator.compare import Schedule
 from deployments.simulator.oracle import factor_for, lower_bound
 from deployments.simulator.requests.requests_fleet import simulate_requests
+from deployments.simulator.scaler import PolicyScaler
 from deployments.simulator.setup import SimulatorSettings
 from deployments.simulator.study import Study
 
@@ -89,6 +92,45 @@ def test_a_plan_names_its_costs(tmp_path):
     hours = found["engine_hours"]
     assert hours["oracle, at least"] <= hours["this policy"]
     assert found["cost"]["this policy"] == 2 * hours["this policy"]
+    fixed = found["fixed_engines"]
+    assert hours["smallest fixed fleet"] == pytest.approx(fixed * 120 / 3600, rel=0.02)
+    settings = replace(SimulatorSettings(), policy=replace(SimulatorSettings().policy, slo_ttft_s=3.0))
+    study = Study(tmp_path / "trace", settings, None)
+    attained = [study.run(Schedule([count], 1.0), initial=count).attainment for count in (fixed - 1, fixed) if count]
+    assert attained[-1] >= 0.99 and all(share < 0.99 for share in attained[:-1])
+
+
+def test_a_plan_says_where_the_share_is_missed(tmp_path):
+    (tmp_path / "trace").write_text(azure(4.0, 120))
+    command = ["plan", str(tmp_path / "trace"), "--slo", "ttft_s=0.001"]
+    said = CliRunner().invoke(app, command).stdout
+    assert "no fixed fleet of twice the peak is enough" in said
+    assert "less than the 99% that are wanted" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "step", "error"),
+    [
+        ('{"costs": {"step": 0.03}}', 0.03, ""),
+        ('{"costs": [0.03, 1e-4, 1e-4, 0.0], "policy": {"costs": {"decode_row": 1e-3}}}', 0.03, ""),
+        (
+            '{"costs": {"steps": 0.03}}',
+            0,
+            "costs.steps is no cost; allowed: step, prefill_token, decode_row, context_token",
+        ),
+    ],
+)
+def test_costs_are_given_by_name(tmp_path, text, step, error):
+    (tmp_path / "settings.json").write_text(text)
+    if error:
+        with pytest.raises(BiremeError, match=error):
+            _settings(tmp_path / "settings.json")
+    else:
+        assert _settings(tmp_path / "settings.json").costs.step == step
+
+
+def test_the_policy_knows_how_long_starts_take():
+    assert PolicyScaler(SimulatorSettings(start_times_s=(50.0, 60.0, 90.0))).settings.start_s == 60.0
 
 
 def poisson(rate: float, seconds: float) -> Arrivals:
