@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,6 +22,7 @@ from deployments.simulator.requests.requests_fleet import simulate_requests
 from deployments.simulator.scaler import PolicyScaler
 from deployments.simulator.setup import SimulatorSettings
 from deployments.simulator.study import Study
+from tests.test_docs import shown_block
 
 
 def azure(rate: float, seconds: int, seed: int = 0) -> str:
@@ -127,6 +128,13 @@ def test_costs_are_given_by_name(tmp_path, text, step, error):
             _settings(tmp_path / "settings.json")
     else:
         assert _settings(tmp_path / "settings.json").costs.step == step
+
+
+def test_the_page_shows_the_defaults(tmp_path):
+    text = shown_block("docs/simulate.md", __file__)
+    assert set(json.loads(text)) < {field.name for field in fields(SimulatorSettings)}
+    (tmp_path / "settings.json").write_text(text)
+    assert _settings(tmp_path / "settings.json") == SimulatorSettings()
 
 
 def test_the_policy_knows_how_long_starts_take():
