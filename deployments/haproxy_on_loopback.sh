@@ -7,8 +7,8 @@
 # claim another one. A header must be complete within $BIREME_HEADER_TIMEOUT_S (10), and one
 # address has at most $BIREME_MAX_CONNECTIONS_PER_ADDRESS connections (three quarters of all; 0: as many as there are). Ray Serve
 # has no option for any of them. What http_options.host says about the API stays. Servers of this machine are reached by
-# their sockets in $BIREME_HTTP_SOCKETS, where they have one; not in a folder whose name sed and grep would read otherwise. Its process id goes into
-# $BIREME_HAPROXY_PIDS, by which the run folder's janitor finds it: HAProxy outlives a Ray that is killed.
+# their sockets in $BIREME_HTTP_SOCKETS, where they have one; not in a folder whose name sed and grep would read otherwise.
+# Its process id goes into $BIREME_HAPROXY_PIDS, by which the run folder's janitor finds it: HAProxy outlives a Ray that is killed.
 set -eu
 config=
 previous=

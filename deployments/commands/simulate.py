@@ -110,17 +110,16 @@ def plan(
             ours = study.run(progress=told("this policy"))
             fixed = study.smallest_fixed_fleet(ours.peak_engines, told("fixed fleets"))
     hours, share = max(study.load.duration_s / 3600, 1e-9), settings.policy.slo_share
-    rows = {"this policy": ours.engine_hours, "oracle, at least": study.bound.engine_hours}
-    if fixed is not None:
-        rows = {"smallest fixed fleet": float(fixed) * hours, **rows}
+    rows = {} if fixed is None else {"smallest fixed fleet": fixed * hours}
+    rows |= {"this policy": ours.engine_hours, "oracle, at least": study.bound.engine_hours}
     if as_json:
         found: dict[str, Any] = {
             "fixed_engines": fixed,
             "peak_engines": ours.peak_engines,
             "attainment": ours.attainment,
+            "engine_hours": rows,
+            "cost": {name: value * price for name, value in rows.items()},
         }
-        found["engine_hours"] = rows
-        found["cost"] = {name: value * price for name, value in rows.items()}
         console.print(json.dumps(found), highlight=False, markup=False, soft_wrap=True)
         return
     table = Table("", "engine-hours", "mean engines", "cost")
@@ -131,7 +130,7 @@ def plan(
         f"a fixed fleet needs {fixed} engines" if fixed is not None else "no fixed fleet of twice the peak is enough"
     )
     said = f"{sizes}; the policy has {ours.peak_engines} at most, and {ours.attainment:.2%} within the objectives"
-    missed = "" if ours.attainment >= share else f", less than the {share:.0%} that are wanted"
+    missed = "" if ours.attainment >= share else f", less than the {100 * share:g}% that are wanted"
     console.print(said + missed, highlight=False, markup=False, soft_wrap=True)
 
 

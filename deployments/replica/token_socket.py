@@ -12,7 +12,6 @@ import contextlib
 import os
 import platform
 import shutil
-import socket
 import tempfile
 import time
 import zlib
@@ -26,6 +25,7 @@ from actors.delta_stream import HEARTBEAT_S, SubscriberStream, is_news
 from cluster.errors import BiremeError, InvalidRequestError
 from cluster.outputs import EngineLoad, StreamItem
 from cluster.process.silence_clock import SilenceClock
+from cluster.process.unix_sockets import has_listener
 from cluster.request import EngineRequest, RequestKey
 from deployments.native.frame_writer import Connection, Writer, frame_writer
 from deployments.replica.frames import MAX_REQUEST_BYTES, frame, is_ours, peer_of, read_frame, write_frame
@@ -218,12 +218,7 @@ def _remove_leftovers(base: Path | None) -> None:
 
 
 def _is_in_use(folder: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(folder / "s"))
-        except ConnectionRefusedError:
-            return False
-        except FileNotFoundError:  # not yet, or no more
-            return time.time() - folder.stat().st_mtime < _YOUNG_S
-    return True
+    try:
+        return has_listener(folder / "s")
+    except FileNotFoundError:  # not yet, or no more
+        return time.time() - folder.stat().st_mtime < _YOUNG_S

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -115,22 +117,16 @@ class Study:
     def smallest_fixed_fleet(self, enough: int, progress: Progress = lambda share: None) -> int | None:
         """The fewest engines that reach the share if their number never changes, by halving; None if more than twice ``enough``
         would be needed."""
-        low, high, tried = max(1, math.floor(self.bound.mean_engines)), max(2 * enough, 1), 0
+        fewest, most = max(1, math.floor(self.bound.mean_engines)), max(2 * enough, 1)
+        runs = itertools.count(1)
 
         def reaches(count: int) -> bool:
             result = self.run(Schedule([count], self.bound.bin_s), initial=count)
+            progress(min(1.0, next(runs) / max(1, most - fewest + 1).bit_length()))
             return result.attainment >= self.settings.policy.slo_share
 
-        most = 1 + max(0, math.ceil(math.log2(max(1, high - low + 1))))
-        if not reaches(high):
-            return None
-        while low < high:
-            tried += 1
-            progress(tried / most)
-            middle = (low + high) // 2
-            low, high = (low, middle) if reaches(middle) else (middle + 1, high)
-        progress(1.0)
-        return high
+        found = fewest + bisect_left(range(fewest, most + 1), True, key=reaches)
+        return found if found <= most else None
 
     def others(self) -> dict[str, Scaler]:
         """What the policy is compared with, by name. Queue targets are the requests that an engine holds at its objective."""

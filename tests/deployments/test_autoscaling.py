@@ -55,6 +55,8 @@ AUTOSCALING = {
     "metrics_interval_s": 0.5,
     "look_back_period_s": 1,
 }
+# Of the test in which more clients come until engines enough were wanted.
+MORE_LOAD_S, MOST_CLIENTS = 20.0, 24
 
 
 @dataclass
@@ -409,9 +411,6 @@ def by_objectives(app: App, tmp_path):
     wait_for(lambda: health(found)[0] == 200, 60, "the application is not ready")
     yield found
     serve.delete("objectives")
-
-
-MORE_LOAD_S, MOST_CLIENTS = 20.0, 24
 
 
 def engine_ids(app: App) -> set[str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import os
 from typing import Any
 
 from cluster.errors import ConfigError
+from deployments.http.server.protocols import http_protocols
 
 HEADER_TIMEOUT = "BIREME_HEADER_TIMEOUT_S"
 MAX_PER_ADDRESS = "BIREME_MAX_CONNECTIONS_PER_ADDRESS"
@@ -20,10 +20,6 @@ MAX_PER_ADDRESS = "BIREME_MAX_CONNECTIONS_PER_ADDRESS"
 _DEFAULT_HEADER_TIMEOUT_S = 10
 _ALLOWED = {HEADER_TIMEOUT: range(1, 3601), MAX_PER_ADDRESS: range(1_000_001)}
 
-_PROTOCOLS = (
-    ("uvicorn.protocols.http.h11_impl", "H11Protocol"),
-    ("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"),
-)
 # How often a connection is looked at: a header has at least half of its time.
 _LOOKS = 2
 
@@ -38,11 +34,7 @@ def check_connection_limits() -> None:
 
 def limit_header_time() -> None:
     """Have every connection that uvicorn accepts in this process closed if it does not get a whole header in time."""
-    for module, name in _PROTOCOLS:
-        try:
-            protocol = getattr(importlib.import_module(module), name)
-        except ImportError:  # httptools is optional
-            continue
+    for protocol in http_protocols():
         if not hasattr(protocol.connection_made, "limits_header_time"):
             protocol.connection_made = _watched(protocol.connection_made)
 

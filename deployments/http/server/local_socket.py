@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib
 import logging
 import os
 import socket
@@ -17,15 +16,13 @@ from typing import Any
 
 from uvicorn import Server
 
+from cluster.process.unix_sockets import has_listener
+from deployments.http.server.protocols import http_protocols
 from deployments.start.run_files.private_folder import not_private
 from deployments.start.serve_environment import HTTP_SOCKETS, haproxy_is_used
 
 logger = logging.getLogger("ray.serve")
 
-_PROTOCOLS = (
-    ("uvicorn.protocols.http.h11_impl", "H11Protocol"),
-    ("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"),
-)
 _LOOPBACK = "127.0.0.1"
 # Connections that are not accepted yet, as far as the kernel allows. One more fails at once, where TCP tries again, and HAProxy
 # takes its server for down; uvicorn has 2,048.
@@ -42,10 +39,10 @@ class _Listening:
         if (fault := not_private(folder)) is not None:
             raise PermissionError(fault)
         self._path = folder / str(port)
-        if self._path.exists():
-            if _is_served(self._path):
+        with contextlib.suppress(FileNotFoundError):
+            if has_listener(self._path):
                 raise FileExistsError(f"another server listens at {self._path}")
-            self._path.unlink(missing_ok=True)
+            self._path.unlink()
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.socket.bind(str(self._path))
@@ -61,44 +58,28 @@ class _Listening:
                 self._path.unlink()
 
 
-def _is_served(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as asking:
-        asking.setblocking(False)
-        try:
-            asking.connect(str(path))
-        except BlockingIOError:
-            return True  # its queue is full
-        except OSError:
-            return False
-    return True
-
-
 def listen_beside_ports() -> None:
     """Have every HTTP server that starts in this process listen there, too, where HAProxy is used."""
-    if HTTP_SOCKETS not in os.environ or not haproxy_is_used() or hasattr(Server.startup, "listens_beside_ports"):
+    if HTTP_SOCKETS not in os.environ or not haproxy_is_used() or hasattr(Server.serve, "listens_beside_ports"):
         return
-    for module, name in _PROTOCOLS:
-        with contextlib.suppress(ImportError):  # httptools is optional
-            protocol = getattr(importlib.import_module(module), name)
-            protocol.connection_made = _addressed(protocol.connection_made)
-    startup, shutdown = Server.startup, Server.shutdown
+    for protocol in http_protocols():
+        protocol.connection_made = _addressed(protocol.connection_made)
+    serve = Server.serve
 
-    @functools.wraps(startup)
-    async def start(self: Server, sockets: list[socket.socket] | None = None) -> None:
+    @functools.wraps(serve)
+    async def serve_both(self: Server, sockets: list[socket.socket] | None = None) -> None:
         listening = _listen(sockets)
-        vars(self)["listening_beside_port"] = listening
-        if listening is not None:
-            self.config.backlog = max(self.config.backlog, _BACKLOG)
-        await startup(self, [*(sockets or ()), listening.socket] if listening else sockets)
+        if listening is None:
+            await serve(self, sockets)
+            return
+        self.config.backlog = max(self.config.backlog, _BACKLOG)
+        try:
+            await serve(self, [*(sockets or ()), listening.socket])
+        finally:
+            listening.remove()
 
-    @functools.wraps(shutdown)
-    async def stop(self: Server, sockets: list[socket.socket] | None = None) -> None:
-        if (listening := vars(self).get("listening_beside_port")) is not None:
-            listening.remove()  # as long as the port is this server's
-        await shutdown(self, sockets)
-
-    start.listens_beside_ports = True  # type: ignore[attr-defined]
-    Server.startup, Server.shutdown = start, stop  # type: ignore[method-assign]
+    serve_both.listens_beside_ports = True  # type: ignore[attr-defined]
+    Server.serve = serve_both  # type: ignore[method-assign]
 
 
 def _listen(sockets: list[socket.socket] | None) -> _Listening | None:

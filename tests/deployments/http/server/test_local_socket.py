@@ -75,8 +75,7 @@ class Served:
 def http(request, monkeypatch, tmp_path) -> str:
     for kind in (H11Protocol, HttpToolsProtocol):
         monkeypatch.setattr(kind, "connection_made", vars(kind)["connection_made"])
-    for name in ("startup", "shutdown"):
-        monkeypatch.setattr(uvicorn.Server, name, vars(uvicorn.Server)[name])
+    monkeypatch.setattr(uvicorn.Server, "serve", vars(uvicorn.Server)["serve"])
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     monkeypatch.setenv(HTTP_SOCKETS, str(tmp_path / "http"))
     listen_beside_ports()
