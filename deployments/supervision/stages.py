@@ -13,6 +13,7 @@ from deployments.supervision.process_tree import adopt_orphans, descendants, end
 PREPARING, STARTING, RUNNING = "preparing", "starting", "running"
 STOP_S = 8.0
 _END_S = 5.0
+_PAUSE_S = 0.05
 _LINE_END = b"\n"
 
 
@@ -76,8 +77,11 @@ class Supervised:
                     with contextlib.suppress(OSError):
                         os.kill(pid, signal.SIGTERM)
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        if os.getppid() != self._parent:
-            self._end_alone()
+        # Its end of the pipe closes before a killed parent has ended for its children; and one that waits for the server may be
+        # killed meanwhile.
+        while os.getppid() == self._parent:
+            time.sleep(_PAUSE_S)
+        self._end_alone()
 
     def _end_alone(self) -> None:
         """The parent was killed, which would have done this."""

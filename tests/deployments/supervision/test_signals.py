@@ -128,8 +128,14 @@ def test_a_server_that_does_not_end_is_killed(folder):
     assert server.end()[0] == 128 + signal.SIGINT
 
 
-def test_a_killed_parent_takes_the_server_along(folder):
-    server = Server("starting", "is left alone", str(folder))
+@pytest.mark.parametrize("stage", ["starting", "preparing"])
+def test_a_killed_parent_takes_the_server_along(folder, stage):
+    server = Server(stage, "is left alone", str(folder))
+    if stage == "preparing":
+        # It has told the server to stop, and waits.
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.stdout is not None
+        assert server.process.stdout.readline() == "bireme: SIGTERM: the start is given up\n"
     server.process.kill()
     deadline = time.monotonic() + 40  # eight seconds are meant
     while (folder.exists() or any(map(is_running, server.others))) and time.monotonic() < deadline:
