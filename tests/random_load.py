@@ -98,9 +98,11 @@ class _UnluckyScheduler(Scheduler):
 
 
 def add_preemptions(engine: Engine, seed: int) -> None:
-    """Before the first request: running sequences are preempted in random steps."""
+    """Before the first request: running sequences are preempted in random steps, and prompts wait for others or not."""
     old = engine.scheduler
-    scheduler = _UnluckyScheduler(old.kv_cache, old.max_num_seqs, old.max_num_batched_tokens, old.max_model_len)
+    scheduler = _UnluckyScheduler(
+        old.kv_cache, old.max_num_seqs, old.max_num_batched_tokens, old.max_model_len, prefill_delay_steps=seed % 4
+    )
     scheduler.rng = np.random.default_rng(seed)
     engine.scheduler = scheduler
 
@@ -153,6 +155,7 @@ def record_overlapped(engine: Engine, load: RandomLoad, num_steps: int) -> tuple
         load.seen.update(
             mixed=plan.has_prefill and decodes > 0,
             decode_only=bool(plan.scheduled) and not plan.has_prefill,
+            held=not {insert.slot for insert in plan.inserts} <= plan.scheduled.keys(),
             penalties=plan.needs.penalties,
             logprobs=plan.needs.num_logprobs >= 0,
         )

@@ -46,6 +46,7 @@ KEEPS_BITS = frozenset(
         "num_kv_blocks",
         "num_threads",
         "oldest_first_every",
+        "prefill_delay_steps",
         "ready_weights_gb",
         "weights_from_peers",
         "simulated_step_s",

@@ -59,6 +59,7 @@ def load_simulated_engine(
         config.max_queued_requests,
         config.oldest_first_every,
         config.max_queue_share,
+        config.prefill_delay_steps or 0,
     )
     name = config.model_id or source.name
     digest = hashlib.sha256(f"{__version__}\0{model.vocab_size}\0{config.dummy_seed}".encode()).hexdigest()[:16]

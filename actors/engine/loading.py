@@ -14,9 +14,11 @@ from actors.engine.load_weights import load_weights
 from actors.engine.memory_plan import plan_memory
 from actors.model_files.config import load_model_config
 from actors.model_files.source import ModelSource, model_of
+from actors.models.decoder import Decoder
 from actors.models.gpu_limits import check_gpu_model
 from actors.runner.model_runner import ModelRunner
 from actors.scheduling.kv_cache import KVCache
+from actors.scheduling.prefill_delay import DEFAULT_STEPS
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import StepPlan
 from actors.structured_output.grammars import Grammars
@@ -72,6 +74,7 @@ def load_engine(
         config.max_queued_requests,
         config.oldest_first_every,
         config.max_queue_share,
+        _prefill_delay_steps(config, model),
     )
     eos_token_ids = tuple(model_config.eos_token_ids)
     vocab_size = model_config.vocab_size
@@ -111,3 +114,10 @@ def load_engine(
     )
     overlap = config.enable_overlap_schedule
     return Engine(scheduler, runner, info, HostClock(), overlap=overlap, record=record, grammars=grammars)
+
+
+def _prefill_delay_steps(config: EngineConfig, model: Decoder) -> int:
+    if config.prefill_delay_steps is not None:
+        return config.prefill_delay_steps
+    is_launch_bound = model.device.is_gpu and model.max_launch_bound_rows > config.max_num_seqs
+    return DEFAULT_STEPS if is_launch_bound else 0

@@ -3,12 +3,12 @@
 Plain Python over integers. ``schedule`` makes a plan before the previous step's tokens are known: it counts them as in
 flight and lets the device decide about stops. ``update`` takes the saved results in the order in which plans were made.
 
-Policy: decoding sequences first (one token each), then prompts, which divide the rest of the step (``prompt_shares``). Waiting
-requests are admitted by priority, then answers in the middle (preempted, or begun on another engine) before those to begin,
-then tenants in turn, then age (``WaitingQueue``); of every few admissions one goes to the request that has waited longest,
-whatever its priority. A victim is taken from decoding sequences, then from prefilling ones; the last in that order, but never
-the oldest one, so somebody always finishes. A request gets the blocks of its whole prefill when it is admitted, and only if
-every running sequence could still take one more: admission cannot thrash.
+Policy: decoding sequences first (one token each), then prompts, which divide the rest of the step (``prompt_shares``) or wait for
+others (``prefill_delay``). Waiting requests are admitted by priority, then answers in the middle (preempted, or begun on another
+engine) before those to begin, then tenants in turn, then age (``WaitingQueue``); of every few admissions one goes to the request
+that has waited longest, whatever its priority. A victim is taken from decoding sequences, then from prefilling ones; the last in
+that order, but never the oldest one, so somebody always finishes. A request gets the blocks of its whole prefill when it is
+admitted, and only if every running sequence could still take one more: admission cannot thrash.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from actors.scheduling.kv_cache import KVCache
+from actors.scheduling.prefill_delay import PrefillDelay
 from actors.scheduling.prompt_shares import Prompt, has_tokens_for, prompt_shares
 from actors.scheduling.sequence import Sequence
 from actors.scheduling.step_plan import PromptLogprobs, SamplingNeeds, SlotInsert, SlotOutput, StepPlan, StepResult
@@ -46,6 +47,7 @@ class Scheduler:
             places more as there are slots: whoever sends them must not make the queue endless.
         oldest_first_every: of so many admissions one goes to the oldest waiting request.
         max_queue_share: of the waiting requests, those of one tenant; the next one of it is refused.
+        prefill_delay_steps: steps for which a prompt may wait for others (``PrefillDelay``).
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Scheduler:
         max_queued_requests: int = 1_000_000,
         oldest_first_every: int = 8,
         max_queue_share: float = 1.0,
+        prefill_delay_steps: int = 0,
     ) -> None:
         assert max_num_batched_tokens >= max_num_seqs
         assert kv_cache.num_blocks_for(max_model_len) <= kv_cache.num_blocks
@@ -67,6 +70,7 @@ class Scheduler:
         self.max_queued_requests = max_queued_requests
         self.oldest_first_every = oldest_first_every
         self.max_queue_share = max_queue_share
+        self.prefill_delay = PrefillDelay(prefill_delay_steps)
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         # Of these, in the order of service; may lack some until the next step is planned.
@@ -125,6 +129,7 @@ class Scheduler:
                 f"request {request.request_id} attempt {request.attempt} is already here", "request_id"
             )
         self._arrivals += 1
+        self.prefill_delay.came(self.num_steps)
         self._sequences[key] = sequence
         if request.moved:
             self.waiting.put_back(sequence)
@@ -255,12 +260,21 @@ class Scheduler:
     def _schedule_prompts(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
         # After every decoding sequence, so that none of these is a victim any more; their blocks they have.
         prefilling = sorted(self._prefilling(plan), key=lambda s: s.order)
+        if self._wait_for_others(plan, prefilling):
+            return
         prompts = [_prompt(s, s.num_uncomputed_tokens) for s in prefilling]
         shares = prompt_shares(prompts, [plan.step + 1 - s.first_step for s in prefilling], budget)
         for sequence, count in zip(prefilling, shares):
             if count:
                 self.num_prefill_tokens += count
                 self._launch(sequence, count, plan, owners)
+
+    def _wait_for_others(self, plan: StepPlan, prefilling: list[Sequence]) -> bool:
+        # An answer in the middle waits for nobody, and without a slot nobody comes.
+        if not plan.scheduled or not self._free_slots or not all(s.is_to_begin for s in prefilling):
+            return False
+        tokens = [s.num_uncomputed_tokens for s in prefilling]
+        return self.prefill_delay.waits(plan.step, (s.first_step for s in prefilling), tokens)
 
     def _prefilling(self, plan: StepPlan) -> list[Sequence]:
         """Who has tokens to compute when all decoding sequences have been scheduled."""

@@ -1,9 +1,11 @@
-"""What graphs of steps with prompts bring a small model on a GPU: with and without them, in turns, on one engine in this process.
+"""What graphs of steps with prompts bring a small model on a GPU, and prompts that wait for others: without and with them, in
+turns, on one engine in this process.
 
-    python -m benchmarks.gpu.bench_prompt_graphs [--rounds 3] [--seconds 3] [--streams 1 64 256]
+    python -m benchmarks.gpu.bench_prompt_graphs [--rounds 3] [--seconds 3] [--streams 1 64 256] [--delays 0 4]
+                                                 [--spread 0.5] [--no-single-ops]
 
 One client asks with 512 tokens for 16, more ask with 256 for 128 to 384, so that they are out of step. Random weights of
-SmolLM2-135M's sizes. Medians of the rounds.
+SmolLM2-135M's sizes. Medians of the rounds. --delays: values of prefill_delay_steps.
 """
 
 from __future__ import annotations
@@ -47,7 +49,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--delays", type=int, nargs="+", default=[0, 4])
+    parser.add_argument("--spread", type=float, default=0.5, help="share by which answers are shorter or longer")
+    parser.add_argument("--no-single-ops", action="store_true", help="leave out steps with prompts outside graphs")
     options = parser.parse_args()
+    ways = [] if options.no_single_ops else [(False, 0)]
+    ways += [(True, delay) for delay in options.delays]
 
     with tempfile.TemporaryDirectory() as folder:
         write_config(Path(folder), SMOLLM2_SIZES)
@@ -71,19 +78,21 @@ def main() -> None:
     found = defaultdict(list)
     for _ in range(options.rounds):
         for streams in options.streams:
-            for with_prompts in (True, False):
-                switch.with_prompts = with_prompts
+            for way in ways:
+                switch.with_prompts, bench.engine.scheduler.prefill_delay.max_steps = way
                 steps.clear()
-                load = (1, 512, 16, options.seconds) if streams == 1 else (streams, 256, 256, options.seconds, 0.5)
+                many = (streams, 256, 256, options.seconds, options.spread)
+                load = (1, 512, 16, options.seconds) if streams == 1 else many
                 window = bench.window(*load)
                 launching, device = (1e3 * statistics.median(values) for values in zip(*steps))
-                found[streams, with_prompts].append((window.tokens_per_s, window.first_ms, launching, device))
+                found[(streams, *way)].append((window.tokens_per_s, window.first_ms, launching, device))
     bench.close()
-    for (streams, with_prompts), values in found.items():
+    for (streams, with_prompts, delay), values in found.items():
         tokens, first, launching, device = map(statistics.median, zip(*values))
+        graphs = f"{'with' if with_prompts else 'without'} graphs of prompts, which wait for {delay} steps"
         print(
-            f"{streams:4} clients, {'with' if with_prompts else 'without'} graphs of prompts: {tokens:8.0f} tokens/s, "
-            f"first token {first:6.1f} ms; a step with a prompt {launching:.2f} ms to launch, {device:.2f} on the device"
+            f"{streams:4} clients, {graphs}: {tokens:8.0f} tokens/s, first token {first:6.1f} ms; "
+            f"a step with a prompt {launching:.2f} ms to launch, {device:.2f} on the device"
         )
 
 

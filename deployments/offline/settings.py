@@ -35,6 +35,7 @@ class LLMSettings(TypedDict, total=False):
     max_queued_requests: int
     oldest_first_every: int
     max_queue_share: float
+    prefill_delay_steps: int | None
     logprobs_mode: Literal["raw", "processed"]
     hang_timeout_s: float
     dummy_seed: int

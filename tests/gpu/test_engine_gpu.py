@@ -231,6 +231,7 @@ def test_steps_with_prompts_have_the_bits_of_their_ops(tiny_gpu_model, monkeypat
     ]
     settings = {"batch_invariant": True, "max_num_seqs": 24, "num_kv_blocks": 400, "max_num_batched_tokens": 100}
     engine = gpu_engine(tiny_gpu_model, **settings)
+    assert engine.scheduler.prefill_delay.max_steps == (0 if most == 0 else 4)
     replayed, sampled = [], []
     graphs = engine.executor.graphs
     find, sample = graphs.forward, graphs.sample

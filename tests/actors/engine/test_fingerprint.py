@@ -48,6 +48,7 @@ OTHER_VALUES = {
     "num_kv_blocks": 33,
     "num_threads": 2,
     "oldest_first_every": 1,
+    "prefill_delay_steps": 3,
     "ready_weights_gb": 0.0,
     "weights_from_peers": False,
     "simulated_step_s": 0.5,
