@@ -103,8 +103,8 @@ def _sources() -> list[Path]:
 
 
 def calls_ops_itself() -> bool:
-    """Whether ops are called by ``bindings/run_op.cc``: with CUDA there is no need, and Paddle 2.6 lacks what that takes."""
-    return cuda_home() is None and int(paddle_distribution().version.split(".")[0]) >= 3
+    """Whether ops are called by ``bindings/run_op.cc``; Paddle 2.6 for the CPU lacks what that takes for new tensors."""
+    return cuda_home() is not None or int(paddle_distribution().version.split(".")[0]) >= 3
 
 
 def _is_cpu_kernel(source: Path) -> bool:

@@ -13,10 +13,11 @@ import numpy as np
 import paddle
 
 from actors.device.cpu import CpuDevice
-from actors.device.host_tensor import fill_with_poison, host_view
+from actors.device.host_tensor import fill_with_poison
 from actors.runner.mask_filling import MaskFilling
 from actors.runner.shared_masks import SharedMasks
-from actors.runner.slot_insert import pack_inserts
+from actors.runner.slot_insert import pack_inserts, power_of_two
+from actors.runner.staging_buffers import StagingBuffers
 from actors.scheduling.step_plan import StepPlan
 from actors.structured_output.thinking import Matcher
 from cluster.outputs import TokenLogprobs
@@ -37,7 +38,7 @@ class InFlightStep:
         num_tokens: tokens of the step, kept after it was saved.
         num_samples: how many of its rows sample, an upper bound on a GPU; known on the device stream alone.
         scheduled, cleared: int32 [B] staging buffers.
-        block_updates, insert_ints, insert_floats, insert_tokens: staging tensors of this step's own size.
+        block_updates, insert_ints, insert_floats, insert_tokens: staged for this step, of its own sizes.
         token_masks: int32 [B, 1 + words], which tokens the slots with a grammar or a budget may take; the host writes it between
             launching the forward and the sampling.
         mask_tensor: where the device reads them.
@@ -63,12 +64,13 @@ class InFlightStep:
         self.token_masks = device.host_buffer([max_num_seqs, mask_words(vocab_size)], "int32")
         self._shared_masks = SharedMasks(self.token_masks.array) if shares_masks else None
         self.mask_tensor = device.input_block(self.token_masks)
+        self._masks_are_set = False  # those that the step before left; a row is far from the next one
         self.matchers: dict[int, Matcher] = {}
         self.landing = device.host_buffer([landing_size(max_num_seqs, MAX_LOGPROBS)], "int64")
         self.packed = device.packed_outputs(self.landing)
         self._no_updates = paddle.to_tensor(np.zeros((0, 3), np.int32), place=paddle.CPUPlace())
         self.block_updates = self._no_updates
-        self._staged: list[paddle.Tensor] = []
+        self._staging = StagingBuffers(device)
         self.insert_ints: paddle.Tensor
         self.insert_floats: paddle.Tensor
         self.insert_tokens: paddle.Tensor
@@ -92,7 +94,9 @@ class InFlightStep:
         self.forward_end = 0.0
         self.prompt_logprobs = {}
         self.matchers = matchers
-        self.token_masks.array[:, 0] = 0
+        if self._masks_are_set:
+            self.token_masks.array[:, 0] = 0
+            self._masks_are_set = False
         self.error = None
         self._ticket += 1
         self.scheduled.array[:] = 0
@@ -100,18 +104,21 @@ class InFlightStep:
         self.scheduled.array[list(plan.scheduled)] = list(plan.scheduled.values())
         self.cleared.array[plan.preempted] = 1
         self.block_updates = self._no_updates
-        self._staged = []
+        stage = self._staging.stage
         if plan.block_updates:
-            self.block_updates = self._device.stage(np.asarray(plan.block_updates, dtype=np.int32))
-            self._staged.append(self.block_updates)
+            # The last one again and again, which changes nothing, so that there are few sizes.
+            count = len(plan.block_updates)
+            updates = plan.block_updates + plan.block_updates[-1:] * (power_of_two(count) - count)
+            self.block_updates = stage("block_updates", np.asarray(updates, dtype=np.int32))
         if plan.inserts:
-            staged = pack_inserts(plan.inserts, eos_token_ids)
-            self.insert_ints, self.insert_floats, self.insert_tokens = map(self._device.stage, staged)
-            self._staged += self.insert_ints, self.insert_floats, self.insert_tokens
+            ints, floats, tokens = pack_inserts(plan.inserts, eos_token_ids)
+            self.insert_ints, self.insert_floats = stage("insert_ints", ints), stage("insert_floats", floats)
+            self.insert_tokens = stage("insert_tokens", tokens)
 
     def fill_masks(self, filling: MaskFilling) -> None:
         """On the host, once the matchers know every token before this step. They are there behind ``finish_masks``, and the
         matchers are left alone until ``wait``."""
+        self._masks_are_set = bool(self.matchers)
         if self._shared_masks is None:
             filling.fill(self.matchers, self.token_masks.array)
         else:
@@ -148,11 +155,11 @@ class InFlightStep:
         """The step was saved or dropped: its buffers belong to the next one. ``poison`` makes a late reader notice."""
         self.plan = None
         self.matchers = {}
+        staged = self._staging.release()
         if poison:
-            for buffer in (self.scheduled, self.cleared, self.landing, self.token_masks):
-                fill_with_poison(buffer.array)
-            for tensor in self._staged:
-                fill_with_poison(host_view(tensor))
+            self._masks_are_set = True
+            for array in (*(b.array for b in (self.scheduled, self.cleared, self.landing, self.token_masks)), *staged):
+                fill_with_poison(array)
 
     def wait(self) -> None:
         """On the host: block until ``record`` ran, without the interpreter lock. Raises what the device stream raised."""

@@ -25,12 +25,14 @@ _INT_PADDING, _FLOAT_PADDING = _padding(_INT_ROWS, np.int64), _padding(_FLOAT_RO
 def pack_inserts(
     inserts: Sequence[SlotInsert], eos_token_ids: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ints int64 [n, NUM_INTS], floats float32 [n, NUM_FLOATS], tokens int64 [n, longest], for n requests."""
+    """ints int64 [n, NUM_INTS], floats float32 [n, NUM_FLOATS], tokens int64 [n, W], for n requests; W is a power of two, so that
+    there are few sizes."""
     ints = np.empty((len(inserts), NUM_INTS), np.int64)
     floats = np.empty((len(inserts), NUM_FLOATS), np.float32)
     ints[:, _INT_ROWS[0].start :] = _INT_PADDING
     floats[:, _FLOAT_ROWS[0].start :] = _FLOAT_PADDING
-    tokens = np.full((len(inserts), max(len(insert.token_ids) for insert in inserts)), -1, np.int64)
+    longest = max(len(insert.token_ids) for insert in inserts)
+    tokens = np.full((len(inserts), power_of_two(longest)), -1, np.int64)
     for row, insert in enumerate(inserts):
         tokens[row, : len(insert.token_ids)] = insert.token_ids
         values = _Values(insert, eos_token_ids)
@@ -41,6 +43,11 @@ def pack_inserts(
         for column in _FLOAT_ROWS:
             _fill(floats[row], column, values.of(column))
     return ints, floats, tokens
+
+
+def power_of_two(count: int) -> int:
+    """The least one that is no less than ``count``, which is at least 1."""
+    return 1 << (count - 1).bit_length()
 
 
 class _Values:

@@ -29,6 +29,8 @@ from cluster.outputs import FINISH_ABORT, NO_TOKEN, PREEMPTED, PlainTokens, Step
 from cluster.request import EngineRequest, RequestState
 
 _State = RequestState
+# Looked up for each row of each step.
+_RUNNING, _PREEMPTING = RequestState.RUNNING, RequestState.PREEMPTING
 
 
 class SchedulerError(RuntimeError):
@@ -213,9 +215,11 @@ class Scheduler:
         self._schedule_prompts(plan, owners, budget)
         if plan.is_empty:
             return None
+        block_size = self.kv_cache.block_size
         for slot in plan.scheduled:
-            if owners[slot].has_full_block(self.kv_cache.block_size):
-                self._register_full_blocks(owners[slot])
+            sequence = owners[slot]
+            if sequence.num_computed_tokens >= (sequence.num_registered_blocks + 1) * block_size:
+                self._register_full_blocks(sequence)
         self.num_steps += 1
         self._launched.append((plan, owners))
         return plan
@@ -230,7 +234,7 @@ class Scheduler:
             sequence = owners[output.slot]
             if output.token == PREEMPTED:
                 self._release_marked(sequence)
-            elif sequence.state in (_State.RUNNING, _State.PREEMPTING):
+            elif sequence.state is _RUNNING or sequence.state is _PREEMPTING:
                 if output.prompt_logprobs:
                     sequence.prompt_logprobs += output.prompt_logprobs
                 if output.token != NO_TOKEN:
@@ -245,17 +249,28 @@ class Scheduler:
         if len(self._decoding) < len(self.running):  # somebody's prompt may be done
             self._decoding = sorted((s for s in self.running if s.is_decoding), key=_order_of_decoding)
         oldest = min(self.running, key=_arrival, default=None)
+        block_size, scheduled, request_ids, sampling = (
+            self.kv_cache.block_size, plan.scheduled, plan.request_ids, plan.sampling
+        )  # fmt: skip
         # A copy, as victims leave. The oldest goes first, so that a victim is never one that this plan has already scheduled.
         for sequence in sorted(self._decoding, key=lambda s: s is not oldest):
-            if sequence.state is not _State.RUNNING or sequence.num_tokens >= sequence.max_num_tokens:
+            if sequence.state is not _RUNNING or sequence.num_tokens >= sequence.max_num_tokens:
                 continue
-            if sequence.num_computed_tokens >= len(sequence.block_ids) * self.kv_cache.block_size:
-                while not self.kv_cache.can_allocate(1) and sequence.state is _State.RUNNING:
+            if sequence.num_computed_tokens >= len(sequence.block_ids) * block_size:
+                while not self.kv_cache.can_allocate(1) and sequence.state is _RUNNING:
                     self._preempt(self._pick_victim(oldest, plan), plan, owners)
-                if sequence.state is not _State.RUNNING:
+                if sequence.state is not _RUNNING:
                     continue
                 self._extend(sequence, 1, plan)
-            self._launch(sequence, 1, plan, owners)
+            # As _launch, for the rows that most steps consist of.
+            slot = sequence.slot
+            scheduled[slot], request_ids[slot], owners[slot] = 1, sequence.request.request_id, sequence
+            sequence.num_computed_tokens = computed = sequence.num_computed_tokens + 1
+            if computed == sequence.num_tokens:
+                sampling.append(slot)
+                if not sequence.samples_plainly:
+                    self._add_needs(plan.needs, sequence)
+                sequence.num_tokens += 1
 
     def _schedule_prompts(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
         # After every decoding sequence, so that none of these is a victim any more; their blocks they have.

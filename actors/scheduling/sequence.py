@@ -111,11 +111,6 @@ class Sequence:
         """Change state along the transition table."""
         self.state = check_transition(self.state, state, self.request.request_id)
 
-    def has_full_block(self, block_size: int) -> bool:
-        """Whether a block has become full, of tokens that the host knows, since those that are registered."""
-        known = min(self.num_computed_tokens, len(self.token_ids))
-        return known >= (self.num_registered_blocks + 1) * block_size
-
     def block_hashes(self, block_size: int, num_tokens: int) -> list[BlockHash]:
         """Hash chain of the full blocks within the first ``num_tokens`` known tokens; computed once a block."""
         count = min(num_tokens, len(self.token_ids)) // block_size

@@ -11,6 +11,8 @@ import pytest
 
 from gpu_ops import build, loader
 from gpu_ops.host_flag import event_record, event_wait
+from gpu_ops.slots.share_inputs import allocate_share_inputs
+from gpu_ops.slots.state_op import run_state_op
 
 ROWS, HIDDEN = 3, 64
 
@@ -80,3 +82,11 @@ def test_a_waiting_op_does_not_hold_the_interpreter_lock():
     event_record(cell, 1)
     waiter.join(10)
     assert not waiter.is_alive()
+
+
+def test_an_input_without_elements_takes_the_same_way():
+    state = allocate_share_inputs(2, 64, 16)
+    none = tensor(np.zeros((0, 3), np.int32))
+    slots = tensor(np.zeros(2, np.int32))
+    fields = run_state_op("apply_step", state, slots, slots, none, 16)
+    assert fields[0] is state.seq_lens_this_time  # Paddle's own way makes another object of it

@@ -1,10 +1,14 @@
 // bireme_run_op: calls an op of this library from Python, beside Paddle's own way, which copies its table of all custom ops at each
-// call: 20 to 60 us. A CPU step has a dozen calls, and its helpers fall asleep between two of them. Left out of a library with CUDA,
-// whose steps are replayed as graphs, and with Paddle 2.6.
+// call: 20 to 60 us, and 50 to 130 on a machine with a GPU. A CPU step has a dozen calls, and its helpers fall asleep between two of
+// them. A GPU step that replays graphs has four or five, with which the host holds up a small model. With CUDA ops that return new
+// tensors are left to Paddle: they run while graphs are captured, and Paddle's header of dense tensors includes all of CUDA's.
 #include <algorithm>
 
 #include "bindings/checks.h"
+#include "paddle/common/ddim.h"
+#ifndef BIREME_WITH_CUDA
 #include "paddle/phi/core/dense_tensor.h"
+#endif
 #include "paddle/utils/pybind.h"
 
 namespace {
@@ -21,6 +25,8 @@ struct Op {
   std::vector<Input> inputs;
   std::vector<AttrKind> attrs;
   std::vector<int> outputs;  // the input that one is, -1: a tensor that the kernel returns
+  size_t num_made = 0;       // of these
+  bool waits = false;        // for the GPU; all others enqueue there, which is done sooner than the interpreter lock changes hands
 };
 
 class PythonError {};  // Python knows it already
@@ -48,6 +54,7 @@ Op read_op(const std::string& name) {
   PD_CHECK(found != all.end(), name, ": is no op of this library");
   const paddle::OpMetaInfo& info = found->second.front();
   Op op{&Helper::GetKernelFn(info), {}, {}, {}};
+  op.waits = name == "bireme_event_wait";
   const auto& names = Helper::GetInputs(info);
   for (const auto& input : names) op.inputs.push_back({input, contains(input, "@VECTOR"), contains(input, "@OPTIONAL")});
   for (const auto& attr : Helper::GetAttrs(info)) op.attrs.push_back(attr_kind(attr));
@@ -56,6 +63,7 @@ Op read_op(const std::string& name) {
     const auto input = in_place.find(output);
     op.outputs.push_back(input == in_place.end() ? -1 : std::find(names.begin(), names.end(), input->second) - names.begin());
     PD_CHECK(op.outputs.back() >= 0 || !contains(output, "@VECTOR"), output, ": a list of tensors is returned by no op");
+    op.num_made += op.outputs.back() < 0;
   }
   return op;
 }
@@ -76,6 +84,7 @@ const Op& find_op(PyObject* name) {
 }
 
 bool is_contiguous(const paddle::Tensor& tensor) {
+  if (tensor.numel() == 0) return true;  // whatever its strides are
   const auto &dims = tensor.dims(), &strides = tensor.strides();
   int64_t expected = 1;
   for (int axis = dims.size() - 1; axis >= 0; --axis) {
@@ -137,8 +146,32 @@ PyObject* outputs_of(const Op& op, PyObject* arguments, const std::vector<paddle
   return outputs.release().ptr();
 }
 
+// Tensors that the kernel will return.
+std::vector<paddle::Tensor> empty_outputs(const Op& op, [[maybe_unused]] paddle::CustomOpKernelContext* context) {
+  std::vector<paddle::Tensor> made(op.num_made);
+#ifndef BIREME_WITH_CUDA
+  for (paddle::Tensor& tensor : made) {
+    tensor.set_impl(std::make_shared<phi::DenseTensor>());
+    context->AllMutablePlainOutput()->push_back(&tensor);
+  }
+#endif
+  return made;
+}
+
+void run_kernel(const Op& op, paddle::CustomOpKernelContext* context) {
+#ifdef BIREME_WITH_CUDA
+  const paddle::Tensor& first = context->InputAt(0);
+  if (!op.waits && (first.is_gpu() || first.is_gpu_pinned())) return (*op.kernel)(context);
+#endif
+  const py::gil_scoped_release without_lock;
+  (*op.kernel)(context);
+}
+
 PyObject* run_op(PyObject* name, PyObject* arguments) {
   const Op& op = find_op(name);
+#ifdef BIREME_WITH_CUDA
+  if (op.num_made) Py_RETURN_NOTIMPLEMENTED;
+#endif
   const size_t count = op.inputs.size() + op.attrs.size();
   if (static_cast<size_t>(PyTuple_GET_SIZE(arguments)) != count) {
     raise(PyExc_TypeError, "got " + std::to_string(PyTuple_GET_SIZE(arguments)) + " arguments, needs " + std::to_string(count));
@@ -149,22 +182,16 @@ PyObject* run_op(PyObject* name, PyObject* arguments) {
     if (!take_input(PyTuple_GET_ITEM(arguments, at++), input, &context)) Py_RETURN_NOTIMPLEMENTED;
   }
   for (const AttrKind kind : op.attrs) context.EmplaceBackAttr(attr_of(PyTuple_GET_ITEM(arguments, at++), kind));
-  std::vector<paddle::Tensor> made(std::count(op.outputs.begin(), op.outputs.end(), -1));
-  for (paddle::Tensor& tensor : made) {
-    tensor.set_impl(std::make_shared<phi::DenseTensor>());
-    context.AllMutablePlainOutput()->push_back(&tensor);
-  }
-  {
-    const py::gil_scoped_release without_lock;
-    (*op.kernel)(&context);
-  }
+  const std::vector<paddle::Tensor> made = empty_outputs(op, &context);
+  run_kernel(op, &context);
   return outputs_of(op, arguments, made);
 }
 
 }  // namespace
 
 // The op called str `name` with the tuple `arguments`: a list of its outputs, an input that it writes among them as itself.
-// NotImplemented where Paddle has to call it. Called with the interpreter lock, which is released while the kernel runs.
+// NotImplemented where Paddle has to call it. Called with the interpreter lock, which is released while a kernel computes on the CPU
+// or waits.
 extern "C" PyObject* bireme_run_op(PyObject* name, PyObject* arguments) {
   try {
     return run_op(name, arguments);
