@@ -28,6 +28,7 @@ from actors.model_files.peers.find_model import Found, find_model, model_setting
 from actors.model_files.peers.replies import Description, Peers, State
 from actors.model_files.peers.sender import FileSender
 from actors.model_files.source import ModelSource
+from actors.paced_call import PacedCall
 from actors.place_reservations import PlaceReservations
 from actors.requests_ahead import RequestsAhead
 from actors.subscriptions import Subscriptions
@@ -66,8 +67,9 @@ logger = logging.getLogger("bireme.runner")
 PREFILL_FACTOR = 10
 # A subscriber that does not come back within this time is gone, and nobody wants its tokens.
 ORPHAN_S = 10.0
-# How often subscribers are told what the engine takes because requests begin and end there.
-_TELL_EACH_S = 0.005
+# Not more often the books are kept and subscribers told what the engine takes because requests begin and end there: steps of a
+# millisecond have such news in each of them, and the engine's thread waits for the interpreter while it is told.
+_KEEP_UP_EACH_S = 0.01
 
 
 class RunnerActor:
@@ -93,8 +95,8 @@ class RunnerActor:
         self._ahead = RequestsAhead(self._abort)
         self._num_arrived = 0
         self._arrivals = Arrivals()
-        self._subscriptions = Subscriptions(self._live.subscriber, self._read, self._call_on_loop)
-        self._telling: asyncio.TimerHandle | None = None
+        self._keeping_up = PacedCall(self._keep_up, _KEEP_UP_EACH_S, self._call_on_loop)
+        self._subscriptions = Subscriptions(self._live.subscriber, self._keeping_up.ask, self._call_on_loop)
         self._reservations = PlaceReservations(self._release_reserved)
         self._draining: asyncio.Task | None = None
         self._drain_until = float("inf")
@@ -117,7 +119,7 @@ class RunnerActor:
         self._compile_grammar = engine.compile_grammar
         self._is_ready_for_grammars = lambda: engine.is_ready_for_grammars
         self._get_ready_for_grammars = engine.get_ready_for_grammars
-        self._engine_loop = _new_loop(engine, self._subscriptions.publish, self._on_death, self._on_queue)
+        self._engine_loop = _new_loop(engine, self._subscriptions.publish, self._on_death, self._keeping_up.ask)
         for begin in self._when_ready:
             begin(self._engine_loop.fail)
         # First steps after loading are the warm-up's; they ended before the watch begins.
@@ -216,7 +218,7 @@ class RunnerActor:
         try:
             accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
             self._subscriptions.say(request.subscriber, [accepted])
-            self._tell_load_soon()
+            self._keeping_up.ask()
             if request.params.is_masked and (gone := await self._compile(live)):
                 self._subscriptions.publish(StepOutput([accepted._replace(finish_reason=gone)]))
                 return await live.done
@@ -497,37 +499,24 @@ class RunnerActor:
     def _on_death(self, error: BaseException) -> None:
         self._loop.call_soon_threadsafe(self._fail_all, error)
 
-    def _on_queue(self) -> None:
-        self._loop.call_soon_threadsafe(self._tell_load)
-
     # On the actor's loop.
 
-    def _read(self) -> None:
+    def _keep_up(self) -> None:
         self._read_outputs()
-        self._tell_load_soon()
+        if self._is_well():
+            self._subscriptions.tell(self._loads())
 
     def _read_outputs(self) -> None:
         """Take into the books what the engine has said."""
-        for output in self._subscriptions.take():
+        for at, output in self._subscriptions.take():
             for tokens in output.plain.values():
                 self._live.deliver_plain(tokens)
             for delta in output.deltas:
-                if self._live.deliver(delta, self._engine_loop.take_queue_time) is None:
+                if self._live.deliver(delta, self._engine_loop.take_queue_time, at) is None:
                     continue
                 self._stage_ended("first_token")
                 if delta.finish_reason is not None:
                     self._arrivals.forget((delta.request_id, delta.attempt))
-
-    def _tell_load_soon(self) -> None:
-        """With steps of a millisecond somebody begins or ends in each of them."""
-        if self._telling is None:
-            self._telling = self._loop.call_later(_TELL_EACH_S, self._tell_load)
-
-    def _tell_load(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        self._subscriptions.tell()
 
     def _fail_all(self, error: BaseException) -> None:
         self._read_outputs()
@@ -544,8 +533,12 @@ class RunnerActor:
             self._abort_orphans(subscriber)
 
     def _load_for(self, subscriber: str) -> EngineLoad:
-        """Room is counted here rather than in the scheduler, so that what is on its way to it has its place already."""
         self._read_outputs()
+        return self._loads()(subscriber)
+
+    def _loads(self) -> Callable[[str], EngineLoad]:
+        """What the engine takes now, as each subscriber is told. Room is counted here rather than in the scheduler, so that what
+        is on its way to it has its place already."""
         age_s = self._engine_loop.queue_age_s
         config, queue, arrivals = self._config, self._engine_loop.queue, self._arrivals
         arrivals.seen(queue.sampled_at)
@@ -553,14 +546,12 @@ class RunnerActor:
         coming, coming_priority = arrivals.line(queue.open_places)
         line_length = sum(queue.num_movable.values())
         priorities = [queue.line_priority] * bool(line_length) + [coming_priority] * bool(coming)
-        return EngineLoad(
+        load = EngineLoad(
             free=config.max_num_seqs + config.max_queued_requests - self._live.num_unfinished,
             max_queued=config.max_queued_requests,
             num_ended=self._live.num_ended,
             num_tokens=self._live.num_tokens,
             open_places=0 if self._draining is not None else max(0, queue.open_places - arrivals.num_unexpected),
-            num_movable=queue.num_movable.get(subscriber, 0),
-            oldest_wait_s=self._live.wait_s(queue.oldest.get(subscriber)),
             sampled_at=time.time() - age_s,
             num_running=queue.num_running,
             num_waiting=queue.num_waiting + len(arrivals),
@@ -584,6 +575,15 @@ class RunnerActor:
             uncomputed_tokens=queue.uncomputed_tokens + arrivals.num_tokens,
         )
 
+        def of(subscriber: str) -> EngineLoad:
+            num_movable = queue.num_movable.get(subscriber, 0)
+            if not num_movable:
+                return load
+            oldest_wait_s = self._live.wait_s(queue.oldest.get(subscriber))
+            return load._replace(num_movable=num_movable, oldest_wait_s=oldest_wait_s)
+
+        return of
+
     def _adding(self, live: LiveRequest) -> Callable[[Engine], None]:
         """What the engine's thread is to do about a request that comes, to the place that was kept for it if there is one. Who
         comes too late for its place is like any other."""
@@ -599,7 +599,7 @@ class RunnerActor:
         arrival = arrivals.add((request.request_id, request.attempt), live.num_tokens, priority, is_expected)
         if not was_line and arrivals.is_line(queue.open_places):
             # Until other ingresses hear that somebody waits here, they send who comes later to where there is room.
-            self._tell_load()
+            self._keep_up()
 
         def run(engine) -> None:
             if is_expected:

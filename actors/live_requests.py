@@ -130,18 +130,24 @@ class LiveRequests:
         self.idle.clear()
         return live
 
-    def deliver(self, delta: TokenDelta, waited_s: Callable[[str], float | None] | None = None) -> LiveRequest | None:
+    def deliver(
+        self,
+        delta: TokenDelta,
+        waited_s: Callable[[str], float | None] | None = None,
+        at: float | None = None,
+    ) -> LiveRequest | None:
         """The engine says something about a request; None if nobody wants to know.
 
         Args:
             waited_s: how long a request waited for a slot, asked once it has had one.
+            at: when it said so, of ``time.monotonic``; now if that is not known.
         """
         live = self._of.get((delta.request_id, delta.attempt))
         if live is None:
             return None
         live.remember(delta)
         if live.first_at is None and delta.token_ids:
-            live.first_at = time.monotonic()
+            live.first_at = time.monotonic() if at is None else at
         if live.waited_s is None and waited_s is not None:
             live.waited_s = waited_s(delta.request_id)
         if live.finished_at is None:

@@ -3,9 +3,10 @@
     python -m benchmarks.serving.bench_runner [--clients 64] [--ingresses 1] [--answers 16,256] [--seconds 4] [--step-ms 2]
 
 One process plays the ingresses and the engine replica: it attaches to the token socket, once for each ingress, sends requests
-ahead of their calls, and makes the calls as a replica does. Clients are a closed loop with prompts of token ids. Lengths of
-answers take turns; two lengths tell a token's cost from a request's. Figures are of /proc, medians over rounds. What the event
-loop's thread computes, and how often it goes to sleep and is woken, keeps the interpreter's lock from the engine's thread.
+ahead of their calls, and makes the calls as a replica does, those of a quarter of a second together. Clients are a closed loop
+with prompts of token ids. Lengths of answers take turns; two lengths tell a token's cost from a request's. Figures are of /proc,
+medians over rounds. What the event loop's thread computes, and how often it goes to sleep and is woken, keeps the interpreter's
+lock from the engine's thread.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from cluster.sampling_params import SamplingParams
 from deployments.replica.runner_calls import RunnerCalls
 from deployments.replica.streaming_runner import StreamingRunner
 from deployments.replica.token_listener import RequestSender, listen
+from deployments.routing.shared_calls import FOLLOW_AFTER_S
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -45,12 +47,13 @@ class MeasuredRunner(StreamingRunner):
 class Load:
     """A closed loop of clients of one runner."""
 
-    def __init__(self, runner: Any, calls: RunnerCalls, prompt: int) -> None:
-        self._runner = runner
+    def __init__(self, calls: RunnerCalls, ray_calls: bool, prompt: int) -> None:
         self._calls = calls
+        self._ray_calls = ray_calls
         self._prompt = list(range(3, 3 + prompt))
         self._number = 0
         self._senders: dict[str, RequestSender] = {}
+        self._ends: dict[str, asyncio.Future[None]] = {}
         self.num_tokens = self.num_messages = 0
 
     async def listen(self, path: str, subscriber: str, attached: asyncio.Future[int]) -> None:
@@ -65,12 +68,28 @@ class Load:
             for item in items:
                 if isinstance(item, TokenDelta | PlainTokens):
                     self.num_tokens += len(item.token_ids)
+                if isinstance(item, TokenDelta) and item.finish_reason:
+                    self._ends.pop(item.request_id).set_result(None)
 
         await listen(path, subscriber, {}, count, reached)
 
     async def run(self, clients: int, answer: int, seconds: float, spread_s: float) -> int:
         """The number of requests that ended; the clients' first ones come within ``spread_s``."""
         until, ended = time.monotonic() + seconds, 0
+        answered: list[EngineRequest] = []
+        replies: list[asyncio.Future[Any]] = []
+
+        def call() -> None:
+            if self._ray_calls:
+                replies.extend(asyncio.ensure_future(self._calls.generate(request)) for request in answered)
+            elif answered:
+                replies.extend(self._calls.follow([(request.request_id, request.attempt) for request in answered]))
+            answered.clear()
+
+        async def follow() -> None:
+            while True:
+                await asyncio.sleep(FOLLOW_AFTER_S)
+                call()
 
         async def client(subscriber: str, delay_s: float) -> None:
             nonlocal ended
@@ -80,12 +99,17 @@ class Load:
                 params = SamplingParams(max_tokens=answer, ignore_eos=True, temperature=0.0)
                 request = EngineRequest(f"r{self._number}", self._prompt, params, subscriber=subscriber)
                 self._senders[subscriber].send(request)
-                reply = await self._calls.generate(request)
-                assert reply.num_tokens == answer, reply
+                end = self._ends[request.request_id] = asyncio.get_running_loop().create_future()
+                await end
+                answered.append(request)
                 ended += 1
 
         ingresses = itertools.cycle(self._senders)
+        following = asyncio.create_task(follow())
         await asyncio.gather(*(client(next(ingresses), spread_s * i / clients) for i in range(clients)))
+        following.cancel()
+        call()
+        assert all(reply.num_tokens == answer for reply in await asyncio.gather(*replies))
         return ended
 
 
@@ -117,7 +141,7 @@ async def _measure(
     calls = RunnerCalls(runner)
     if not ray_calls:
         await calls.open(await runner.call_socket.remote(), print)
-    load = Load(runner, calls, prompt)
+    load = Load(calls, ray_calls, prompt)
     loop = asyncio.get_running_loop()
     attached: list[asyncio.Future[int]] = [loop.create_future() for _ in range(ingresses)]
     listening = [loop.create_task(load.listen(path, f"ingress-{i}", future)) for i, future in enumerate(attached)]

@@ -92,24 +92,23 @@ class SocketStream:
         """What was missed has been put."""
         self._most_unread = self._unread + _MAX_UNREAD_BYTES
 
-    def tell(self) -> None:
-        self._tell(beats=False)
+    def tell(self, load: EngineLoad) -> None:
+        if is_news(self._told, load):
+            self._told = load
+            self.put([load])
 
     def close(self) -> None:
         self._timer.cancel()
         self._connection.close()
         self.ended.set()
 
-    def _tell(self, beats: bool) -> None:
+    def _beat(self) -> None:
+        self._timer = self._loop.call_later(HEARTBEAT_S, self._beat)
         now = self._news()
-        if now is not None and (beats or is_news(self._told, now)):
+        if now is not None:
             self._told = now
             self.put([now])
             self.flush()
-
-    def _beat(self) -> None:
-        self._timer = self._loop.call_later(HEARTBEAT_S, self._beat)
-        self._tell(beats=True)
 
 
 class TokenSocket:

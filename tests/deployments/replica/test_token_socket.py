@@ -159,9 +159,10 @@ async def test_an_engine_says_what_it_takes_while_it_answers(writer):
     assert await anext(messages) == [first], "at once"
     for message in MESSAGES:
         assert await anext(messages) == message
-    source.streams[0].tell()  # which is no news
+    source.streams[0].tell(first)  # which is no news
     source.news = second = EngineLoad(2, 5)
-    source.streams[0].tell()
+    source.streams[0].tell(second)
+    source.streams[0].flush()
     assert await asyncio.wait_for(anext(messages), 5) == [second]
     assert await asyncio.wait_for(anext(messages), 5) == [second], "a sign of life"
     source.news = None
