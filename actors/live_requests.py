@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cluster.errors import StaleAttemptError
@@ -77,6 +77,41 @@ class LiveRequest:
         if self.waited_s is not None:
             marks["scheduled"] = marks["runner"] + self.waited_s
         return marks if self.first_at is None else {**marks, "first_step": wall_clock(self.first_at)}
+
+
+class PlainRuns:
+    """Plain tokens on their way into the books: those of consecutive steps with the same requests are taken together.
+
+    Args:
+        take: of one subscriber, as ``LiveRequests.deliver_plain``.
+    """
+
+    def __init__(self, take: Callable[[Sequence[PlainTokens]], None]) -> None:
+        self._take = take
+        self._of: dict[str, list[PlainTokens]] = {}
+
+    def add(self, subscriber: str, tokens: PlainTokens) -> None:
+        """What the next step says of the subscriber's requests."""
+        run = self._of.get(subscriber)
+        if run is None:
+            self._of[subscriber] = [tokens]
+        elif run[-1].request_ids == tokens.request_ids and run[-1].attempts == tokens.attempts:
+            run.append(tokens)
+        else:
+            self._take(run)
+            self._of[subscriber] = [tokens]
+
+    def end(self, subscriber: str) -> None:
+        """Something else is said of one of the subscriber's requests."""
+        run = self._of.pop(subscriber, None)
+        if run is not None:
+            self._take(run)
+
+    def end_all(self) -> None:
+        """There are no more steps."""
+        for run in self._of.values():
+            self._take(run)
+        self._of.clear()
 
 
 class LiveRequests:
@@ -158,22 +193,22 @@ class LiveRequests:
             self._end(live, delta, delta.finish_reason)
         return live
 
-    def deliver_plain(self, tokens: PlainTokens) -> None:
-        """The engine says a token each of requests; what ``deliver`` does with each. None is a request's first."""
-        of, num_counted = self._of, 0
-        for key, index, token in zip(zip(tokens.request_ids, tokens.attempts), tokens.indices, tokens.token_ids):
-            live = of.get(key)
+    def deliver_plain(self, steps: Sequence[PlainTokens]) -> None:
+        """The engine says in each of consecutive steps a token of the same requests; what ``deliver`` does with each. None is a
+        request's first."""
+        first, num_counted = steps[0], 0
+        rows: Iterable[Sequence[int]] = zip(*(tokens.token_ids for tokens in steps))
+        for key, index, said in zip(zip(first.request_ids, first.attempts), first.indices, rows):
+            live = self._of.get(key)
             if live is None:
                 continue
-            if (
-                live.tail is not None and live.deltas[-1].index + len(live.tail) == index
-            ):  # as ``remember``, without a delta
-                live.tail.append(token)
+            if live.tail is not None and live.deltas[-1].index + len(live.tail) == index:
+                live.tail.extend(said)  # as ``remember``, without a delta
             else:
-                live.remember(TokenDelta(*key, index, [token]))
+                live.remember(TokenDelta(*key, index, list(said)))
             if live.finished_at is None:
-                live.num_tokens += 1
-                num_counted += 1
+                live.num_tokens += len(said)
+                num_counted += len(said)
         self.num_tokens += num_counted
 
     def _end(self, live: LiveRequest, delta: TokenDelta, finish_reason: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import live_requests
-from actors.live_requests import LiveRequest, LiveRequests
+from actors.live_requests import LiveRequest, LiveRequests, PlainRuns
 from cluster.errors import StaleAttemptError
 from cluster.outputs import FINISH_MOVE, GenerateReply, PlainTokens, TokenDelta, TokenLogprobs
 from cluster.request import EngineRequest
@@ -123,30 +123,36 @@ def test_what_was_said_is_told_again_token_by_token(said, begun, wanted, ends):
 
 
 @given(
-    steps=st.lists(st.lists(st.sampled_from("abcd"), unique=True, min_size=1), max_size=20), ended=st.integers(0, 20)
+    steps=st.lists(
+        st.tuples(st.lists(st.sampled_from("abcd"), unique=True, min_size=1), st.integers(1, 4)), max_size=10
+    ).map(lambda runs: [names for names, count in runs for _ in range(count)]),
+    ended=st.integers(0, 20),
 )
 def test_plain_tokens_of_a_step_are_taken_as_one_by_one(steps, ended):
     asyncio.run(_both_ways(steps, ended))
 
 
 async def _both_ways(steps, ended) -> None:
-    """``d`` is not here, and ``c`` ends."""
+    """``d`` is not here, and ``c`` ends. Steps come into the books as many at once as have the same requests."""
     together, one_by_one = LiveRequests(), LiveRequests()
     for live in (together, one_by_one):
         for name in "abc":
             live.open(request(name, 0), future())
-    index = dict.fromkeys("abcd", 0)
+    index, runs = dict.fromkeys("abcd", 0), PlainRuns(together.deliver_plain)
     for number, names in enumerate(steps):
         tokens = PlainTokens(list(names), [0] * len(names), [index[name] for name in names], [*range(len(names))])
-        together.deliver_plain(tokens)
+        runs.add("s", tokens)
         for delta in tokens.deltas():
             one_by_one.deliver(delta)
         for name in names:
             index[name] += 1
         if number == ended:
+            runs.end("s")
             for live in (together, one_by_one):
                 live.deliver(TokenDelta("c", 0, index["c"], [], finish_reason="abort"))
-        assert together.num_tokens == one_by_one.num_tokens
+            assert together.num_tokens == one_by_one.num_tokens
+    runs.end_all()
+    assert together.num_tokens == one_by_one.num_tokens
     for wanted in (0, 1, 5):
         told = [list(live.missing("s", dict.fromkeys("abcd", wanted))) for live in (together, one_by_one)]
         assert told[0] == told[1]
