@@ -11,7 +11,6 @@ nothing to say carries the engine's load four times a second: silence means that
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
 import os
 import sys
@@ -21,19 +20,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from actors.arrivals import Arrival, Arrivals
+from actors.arrivals import Arrivals
 from actors.delta_stream import DeltaStream, SubscriberStream
-from actors.live_requests import LiveRequest, LiveRequests, PlainRuns
+from actors.live_requests import LiveRequest, LiveRequests, PlainRuns, fail
 from actors.model_files.peers.find_model import Found, find_model, model_settings
 from actors.model_files.peers.replies import Description, Peers, State
 from actors.model_files.peers.sender import FileSender
 from actors.model_files.source import ModelSource
 from actors.paced_call import PacedCall
 from actors.place_reservations import PlaceReservations
-from actors.requests_ahead import RequestsAhead
+from actors.requests_ahead import Reply, RequestsAhead
 from actors.subscriptions import Subscriptions
 from cluster.config import EngineConfig
-from cluster.errors import EngineDeadError
+from cluster.errors import EngineDeadError, StaleAttemptError
 from cluster.observability.start_stages import StartStages, start_fields
 from cluster.outputs import (
     ENGINE_LEAVES,
@@ -105,6 +104,7 @@ class RunnerActor:
         # Of its own and only one: who sends grammars that take long waits for others who do, and nobody else does.
         self._compiler = ThreadPoolExecutor(1, "grammars")
         self._compiling: dict[RequestKey, asyncio.Future] = {}
+        self._compilations: set[asyncio.Task] = set()
 
     async def start(self) -> EngineInfo:
         """Build the ops, load the model, run the warm-up requests, start the loop.
@@ -178,14 +178,10 @@ class RunnerActor:
             leaves = TokenDelta(*key, index, [], finish_reason=FINISH_HANDOVER)
             self._subscriptions.say(request.subscriber, [leaves])
             return
-        self._ahead.begin(key, self._loop.create_task(self._generate(request)))
+        self._ahead.begin(key, self._begin(request))
 
     def give_up(self, subscriber: str, key: RequestKey) -> None:
         """End a request of ``subscriber``, also one that ``begin`` was given just now."""
-        # Behind the first step of its task, which has the engine's thread add it.
-        self._loop.call_soon(self._give_up, subscriber, key)
-
-    def _give_up(self, subscriber: str, key: RequestKey) -> None:
         if self._live.subscriber(key) == subscriber:
             self._abort(key)
 
@@ -200,43 +196,69 @@ class RunnerActor:
             StaleAttemptError: this attempt or a newer one is here.
             EngineDeadError: the engine died under it.
         """
-        running = self._ahead.take((request.request_id, request.attempt))
-        return await (self._generate(request) if running is None else running)
-
-    async def _generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
-        assert self._info is not None
-        if self._draining is not None:
-            return NotAdmitted(self._engine_id, "the engine drains")
-        if request.subscriber not in self._subscriptions:
-            return AttachRequired(self._engine_id, None, self._info.fingerprint)
         key = request.request_id, request.attempt
-        before = self._live.newest_attempt(request.request_id)
-        live = self._live.open(request, self._loop.create_future())
-        if 0 <= before < request.attempt:
-            await self.abort(request.request_id, before)
-        submitted: concurrent.futures.Future | None = None
+        reply = self._ahead.take(key)
+        if reply is None:
+            reply = self._begin(request)
         try:
-            accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
-            self._subscriptions.say(request.subscriber, [accepted])
-            self._keeping_up.ask()
-            if request.params.is_masked and (gone := await self._compile(live)):
-                self._subscriptions.publish(StepOutput([accepted._replace(finish_reason=gone)]))
-                return await live.done
-            submitted = self._engine_loop.call(self._adding(live))
-            await asyncio.wrap_future(submitted)
-            self._num_arrived += 1
-            return await live.done
+            return await reply
         except asyncio.CancelledError:
-            if submitted is None or submitted.cancel() or submitted.exception() is not None:
-                arrival = self._drop(key)  # the engine never had it
-                if submitted is not None and submitted.cancelled() and arrival is not None and arrival.is_expected:
-                    self._release_reserved(1)
-            else:
-                self._engine_loop.abort(*key)
+            self._abort(key)
             raise
-        except BaseException:
-            self._drop(key)
-            raise
+
+    def _begin(self, request: EngineRequest) -> Reply:
+        """Begin one request; what ``generate`` is answered with. It has no task of its own: the engine's thread waits while this
+        thread computes."""
+        assert self._info is not None
+        reply: Reply = self._loop.create_future()
+        if self._draining is not None:
+            reply.set_result(NotAdmitted(self._engine_id, "the engine drains"))
+            return reply
+        if request.subscriber not in self._subscriptions:
+            reply.set_result(AttachRequired(self._engine_id, None, self._info.fingerprint))
+            return reply
+        before = self._live.newest_attempt(request.request_id)
+        try:
+            live = self._live.open(request, reply)
+        except StaleAttemptError as error:
+            fail(reply, error)
+            return reply
+        if 0 <= before < request.attempt:
+            self._abort((request.request_id, before))
+        self._subscriptions.say(request.subscriber, [live.first_word])
+        self._keeping_up.ask()
+        if request.params.is_masked:
+            self._compiling[live.key] = self._loop.create_future()
+            compilation = self._loop.create_task(self._compile_and_submit(live))
+            self._compilations.add(compilation)
+            compilation.add_done_callback(self._compilations.discard)
+        else:
+            self._submit(live)
+        return reply
+
+    def _submit(self, live: LiveRequest) -> None:
+        def refused(error: BaseException) -> None:
+            self._loop.call_soon_threadsafe(self._refuse, live, error)
+
+        self._engine_loop.post(self._adding(live), refused)
+
+    def _refuse(self, live: LiveRequest, error: BaseException) -> None:
+        """The engine does not have it."""
+        self._live.drop(live.key)
+        self._arrivals.forget(live.key)
+        fail(live.done, error)
+        self._keeping_up.ask()
+
+    async def _compile_and_submit(self, live: LiveRequest) -> None:
+        try:
+            gone = await self._compile(live)
+        except Exception as error:
+            self._refuse(live, error)
+            return
+        if gone:
+            self._subscriptions.publish(StepOutput([live.first_word._replace(finish_reason=gone)]))
+        else:
+            self._submit(live)
 
     async def _compile(self, live: LiveRequest) -> str:
         """Compile a request's grammar beside the engine's thread. Returns why the request is not to be submitted, "" if it is.
@@ -244,9 +266,8 @@ class RunnerActor:
         Raises:
             InvalidRequestError: the grammar is not valid, or beyond the limits.
         """
-        key = live.request.request_id, live.request.attempt
+        key, aborted = live.key, self._compiling[live.key]
         compiled = self._loop.run_in_executor(self._compiler, self._compile_grammar, live.request)
-        aborted = self._compiling[key] = self._loop.create_future()
         try:
             await asyncio.wait((compiled, aborted), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -476,6 +497,7 @@ class RunnerActor:
             self._step_clock.tick()
             self._end_leases()
             self._live.drop_old()
+            self._ahead.give_up_old()
             if self._engine_loop.num_steps != steps or not self._engine_loop.seconds_in_step():
                 steps = self._engine_loop.num_steps
                 self._step_clock.heard()
@@ -609,6 +631,7 @@ class RunnerActor:
                 engine.scheduler.release_reserved(1)
             engine.add_request(request)
             arrival.taken_at = engine.clock.now()
+            self._num_arrived += 1
 
         return run
 
@@ -622,10 +645,6 @@ class RunnerActor:
         for key, _ in list(self._live.unfinished(subscriber)):
             logger.warning("request %s attempt %d: its ingress is gone; aborted", *key)
             self._abort(key)
-
-    def _drop(self, key: RequestKey) -> Arrival | None:
-        self._live.drop(key)
-        return self._arrivals.forget(key)
 
 
 def _new_loop(engine, *callbacks):

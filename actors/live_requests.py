@@ -44,6 +44,15 @@ class LiveRequest:
     finished_at: float | None = None
     grammar: object = None
 
+    @property
+    def key(self) -> RequestKey:
+        return self.request.request_id, self.request.attempt
+
+    @property
+    def first_word(self) -> TokenDelta:
+        """Says that it is here."""
+        return TokenDelta(self.request.request_id, self.request.attempt, len(self.request.output_token_ids), [])
+
     def remember(self, delta: TokenDelta) -> None:
         """Its engine says something about it."""
         tokens = delta.token_ids
@@ -77,6 +86,13 @@ class LiveRequest:
         if self.waited_s is not None:
             marks["scheduled"] = marks["runner"] + self.waited_s
         return marks if self.first_at is None else {**marks, "first_step": wall_clock(self.first_at)}
+
+
+def fail(reply: asyncio.Future, error: BaseException) -> None:
+    """Whoever asked hears of ``error``; where nobody does, asyncio need not complain."""
+    if not reply.done():
+        reply.set_exception(error)
+        reply.exception()
 
 
 class PlainRuns:
@@ -224,8 +240,7 @@ class LiveRequests:
     def fail_all(self, error: BaseException) -> None:
         """Nothing more will be said about any of them."""
         for live in self._of.values():
-            if not live.done.done():
-                live.done.set_exception(error)
+            fail(live.done, error)
 
     def unfinished(self, subscriber: str | None = None) -> Iterable[tuple[RequestKey, LiveRequest]]:
         """Those that have not ended, of all subscribers or of one."""

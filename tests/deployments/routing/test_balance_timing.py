@@ -238,6 +238,9 @@ class LongStep:
     def call(self, function: Any) -> Future:
         return Future()
 
+    def post(self, function: Any, failed: Any) -> None:
+        pass
+
 
 async def time_until_counted(num_before: int, after_s: float) -> float:
     """Seconds from a request that comes to a full engine through one ingress until another ingress leaves it its place: there are
@@ -261,7 +264,7 @@ async def time_until_counted(num_before: int, after_s: float) -> float:
             choices.announced("other", EngineLoad(9, 9, open_places=num_before + 1))
 
     def come(name: str) -> asyncio.Task:
-        return loop.create_task(actor._generate(EngineRequest(name, [1], SamplingParams(), subscriber="one")))
+        return loop.create_task(actor.generate(EngineRequest(name, [1], SamplingParams(), subscriber="one")))
 
     tasks = [loop.create_task(pump()), *(come(f"before{n}") for n in range(num_before))]
     await asyncio.sleep(2 * HEARTBEAT_S + after_s)
