@@ -256,7 +256,7 @@ async def test_what_is_no_request_ends_the_connection(sent):
     await socket.open()
     messages = read_messages(socket.path, "long", {}, lambda pid, sender: senders.append(sender))
     await anext(messages)
-    senders[0]._connection._transport.write(sent)
+    senders[0]._connection.transport.write(sent)
     await asyncio.wait_for(source.detached.wait(), 10)
     await messages.aclose()
     assert not source.begun
