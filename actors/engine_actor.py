@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from actors.arrivals import Arrivals
 from actors.delta_stream import DeltaStream, SubscriberStream
-from actors.live_requests import LiveRequest, LiveRequests, PlainRuns, fail
+from actors.live_requests import LiveRequest, LiveRequests, fail
 from actors.model_files.peers.find_model import Found, find_model, model_settings
 from actors.model_files.peers.replies import Description, Peers, State
 from actors.model_files.peers.sender import FileSender
@@ -530,18 +530,15 @@ class RunnerActor:
 
     def _read_outputs(self) -> None:
         """Take into the books what the engine has said."""
-        runs = PlainRuns(self._live.deliver_plain)
         for at, output in self._subscriptions.take():
             for subscriber, tokens in output.plain.items():
-                runs.add(subscriber, tokens)
+                self._live.deliver_plain(subscriber, tokens)
             for delta in output.deltas:
-                runs.end(self._live.subscriber((delta.request_id, delta.attempt)) or "")
                 if self._live.deliver(delta, self._engine_loop.take_queue_time, at) is None:
                     continue
                 self._stage_ended("first_token")
                 if delta.finish_reason is not None:
                     self._arrivals.forget((delta.request_id, delta.attempt))
-        runs.end_all()
 
     def _fail_all(self, error: BaseException) -> None:
         self._read_outputs()
@@ -629,7 +626,7 @@ class RunnerActor:
         def run(engine) -> None:
             if is_expected:
                 engine.scheduler.release_reserved(1)
-            engine.add_request(request)
+            live.follow(engine.add_request(request))
             arrival.taken_at = engine.clock.now()
             self._num_arrived += 1
 

@@ -61,9 +61,12 @@ def new_actor() -> RunnerActor:
     return actor
 
 
-def open_request(actor: RunnerActor, request_id: str = "a", subscriber: str = "ingress") -> asyncio.Future:
+def open_request(
+    actor: RunnerActor, request_id: str = "a", subscriber: str = "ingress", token_ids: list[int] | None = None
+) -> asyncio.Future:
     done: asyncio.Future = actor._loop.create_future()
-    actor._live.open(EngineRequest(request_id, [1], SamplingParams(), subscriber=subscriber), done)
+    live = actor._live.open(EngineRequest(request_id, [1], SamplingParams(), subscriber=subscriber), done)
+    live.follow(token_ids or [1])
     return done
 
 
@@ -80,16 +83,19 @@ def short_turns() -> Iterator[None]:
 @pytest.mark.parametrize("seed", range(5))
 async def test_who_attaches_while_tokens_are_said_misses_none_and_gets_none_twice(seed):
     actor, rng, num_tokens = new_actor(), random.Random(seed), 3000
-    done = open_request(actor)
+    token_ids = [1]
+    done = open_request(actor, token_ids=token_ids)
 
     def engine() -> None:
         for index in range(num_tokens - 1):
+            token_ids.append(index + 5)
             if index % 7:
                 output = StepOutput()
                 output.plain["ingress"] = PlainTokens(["a"], [0], [index], [index + 5])
             else:
                 output = StepOutput([TokenDelta("a", 0, index, [index + 5])])
             actor._subscriptions.publish(output)
+        token_ids.append(4)
         actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, num_tokens - 1, [4], None, FINISH_LENGTH)]))
 
     thread = threading.Thread(target=engine)
