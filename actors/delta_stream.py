@@ -30,8 +30,8 @@ class SubscriberStream(Protocol):
     def flush(self) -> None:
         """Nothing more is said now."""
 
-    def tell(self) -> None:
-        """Say what the engine takes if that is news. On the actor's loop."""
+    def tell(self, load: EngineLoad) -> None:
+        """Say what the engine takes if that is news, when ``flush`` is called. On the actor's loop."""
 
     def close(self) -> None:
         """End the stream once everything is said."""
@@ -64,8 +64,8 @@ class DeltaStream:
         else:
             self._loop.call_soon_threadsafe(self._ready.set)
 
-    def tell(self) -> None:
-        self._ready.set()
+    def tell(self, load: EngineLoad) -> None:
+        """It says what the load is when its message goes out."""
 
     def close(self) -> None:
         self.closed = True
@@ -87,7 +87,8 @@ class DeltaStream:
                     if self._beats or is_news(told, now):
                         told, self._beats = now, False
                         said.append(now)
-                    yield said
+                    if said:
+                        yield said
         finally:
             self._timer.cancel()
 

@@ -11,7 +11,6 @@ nothing to say carries the engine's load four times a second: silence means that
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
 import os
 import sys
@@ -21,18 +20,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from actors.arrivals import Arrival, Arrivals
+from actors.arrivals import Arrivals
 from actors.delta_stream import DeltaStream, SubscriberStream
-from actors.live_requests import LiveRequest, LiveRequests
+from actors.live_requests import LiveRequest, LiveRequests, fail
 from actors.model_files.peers.find_model import Found, find_model, model_settings
 from actors.model_files.peers.replies import Description, Peers, State
 from actors.model_files.peers.sender import FileSender
 from actors.model_files.source import ModelSource
+from actors.paced_call import PacedCall
 from actors.place_reservations import PlaceReservations
-from actors.requests_ahead import RequestsAhead
+from actors.requests_ahead import Reply, RequestsAhead
 from actors.subscriptions import Subscriptions
 from cluster.config import EngineConfig
-from cluster.errors import EngineDeadError
+from cluster.errors import EngineDeadError, StaleAttemptError
 from cluster.observability.start_stages import StartStages, start_fields
 from cluster.outputs import (
     ENGINE_LEAVES,
@@ -66,8 +66,9 @@ logger = logging.getLogger("bireme.runner")
 PREFILL_FACTOR = 10
 # A subscriber that does not come back within this time is gone, and nobody wants its tokens.
 ORPHAN_S = 10.0
-# How often subscribers are told what the engine takes because requests begin and end there.
-_TELL_EACH_S = 0.005
+# Not more often the books are kept and subscribers told what the engine takes because requests begin and end there: steps of a
+# millisecond have such news in each of them, and the engine's thread waits for the interpreter while it is told.
+_KEEP_UP_EACH_S = 0.01
 
 
 class RunnerActor:
@@ -93,8 +94,8 @@ class RunnerActor:
         self._ahead = RequestsAhead(self._abort)
         self._num_arrived = 0
         self._arrivals = Arrivals()
-        self._subscriptions = Subscriptions(self._live.subscriber, self._read, self._call_on_loop)
-        self._telling: asyncio.TimerHandle | None = None
+        self._keeping_up = PacedCall(self._keep_up, _KEEP_UP_EACH_S, self._call_on_loop)
+        self._subscriptions = Subscriptions(self._live.subscriber, self._keeping_up.ask, self._call_on_loop)
         self._reservations = PlaceReservations(self._release_reserved)
         self._draining: asyncio.Task | None = None
         self._drain_until = float("inf")
@@ -103,6 +104,7 @@ class RunnerActor:
         # Of its own and only one: who sends grammars that take long waits for others who do, and nobody else does.
         self._compiler = ThreadPoolExecutor(1, "grammars")
         self._compiling: dict[RequestKey, asyncio.Future] = {}
+        self._compilations: set[asyncio.Task] = set()
 
     async def start(self) -> EngineInfo:
         """Build the ops, load the model, run the warm-up requests, start the loop.
@@ -117,7 +119,7 @@ class RunnerActor:
         self._compile_grammar = engine.compile_grammar
         self._is_ready_for_grammars = lambda: engine.is_ready_for_grammars
         self._get_ready_for_grammars = engine.get_ready_for_grammars
-        self._engine_loop = _new_loop(engine, self._subscriptions.publish, self._on_death, self._on_queue)
+        self._engine_loop = _new_loop(engine, self._subscriptions.publish, self._on_death, self._keeping_up.ask)
         for begin in self._when_ready:
             begin(self._engine_loop.fail)
         # First steps after loading are the warm-up's; they ended before the watch begins.
@@ -176,14 +178,10 @@ class RunnerActor:
             leaves = TokenDelta(*key, index, [], finish_reason=FINISH_HANDOVER)
             self._subscriptions.say(request.subscriber, [leaves])
             return
-        self._ahead.begin(key, self._loop.create_task(self._generate(request)))
+        self._ahead.begin(key, self._begin(request))
 
     def give_up(self, subscriber: str, key: RequestKey) -> None:
         """End a request of ``subscriber``, also one that ``begin`` was given just now."""
-        # Behind the first step of its task, which has the engine's thread add it.
-        self._loop.call_soon(self._give_up, subscriber, key)
-
-    def _give_up(self, subscriber: str, key: RequestKey) -> None:
         if self._live.subscriber(key) == subscriber:
             self._abort(key)
 
@@ -198,43 +196,69 @@ class RunnerActor:
             StaleAttemptError: this attempt or a newer one is here.
             EngineDeadError: the engine died under it.
         """
-        running = self._ahead.take((request.request_id, request.attempt))
-        return await (self._generate(request) if running is None else running)
-
-    async def _generate(self, request: EngineRequest) -> GenerateReply | AttachRequired | NotAdmitted:
-        assert self._info is not None
-        if self._draining is not None:
-            return NotAdmitted(self._engine_id, "the engine drains")
-        if request.subscriber not in self._subscriptions:
-            return AttachRequired(self._engine_id, None, self._info.fingerprint)
         key = request.request_id, request.attempt
-        before = self._live.newest_attempt(request.request_id)
-        live = self._live.open(request, self._loop.create_future())
-        if 0 <= before < request.attempt:
-            await self.abort(request.request_id, before)
-        submitted: concurrent.futures.Future | None = None
+        reply = self._ahead.take(key)
+        if reply is None:
+            reply = self._begin(request)
         try:
-            accepted = TokenDelta(request.request_id, request.attempt, len(request.output_token_ids), [])
-            self._subscriptions.say(request.subscriber, [accepted])
-            self._tell_load_soon()
-            if request.params.is_masked and (gone := await self._compile(live)):
-                self._subscriptions.publish(StepOutput([accepted._replace(finish_reason=gone)]))
-                return await live.done
-            submitted = self._engine_loop.call(self._adding(live))
-            await asyncio.wrap_future(submitted)
-            self._num_arrived += 1
-            return await live.done
+            return await reply
         except asyncio.CancelledError:
-            if submitted is None or submitted.cancel() or submitted.exception() is not None:
-                arrival = self._drop(key)  # the engine never had it
-                if submitted is not None and submitted.cancelled() and arrival is not None and arrival.is_expected:
-                    self._release_reserved(1)
-            else:
-                self._engine_loop.abort(*key)
+            self._abort(key)
             raise
-        except BaseException:
-            self._drop(key)
-            raise
+
+    def _begin(self, request: EngineRequest) -> Reply:
+        """Begin one request; what ``generate`` is answered with. It has no task of its own: the engine's thread waits while this
+        thread computes."""
+        assert self._info is not None
+        reply: Reply = self._loop.create_future()
+        if self._draining is not None:
+            reply.set_result(NotAdmitted(self._engine_id, "the engine drains"))
+            return reply
+        if request.subscriber not in self._subscriptions:
+            reply.set_result(AttachRequired(self._engine_id, None, self._info.fingerprint))
+            return reply
+        before = self._live.newest_attempt(request.request_id)
+        try:
+            live = self._live.open(request, reply)
+        except StaleAttemptError as error:
+            fail(reply, error)
+            return reply
+        if 0 <= before < request.attempt:
+            self._abort((request.request_id, before))
+        self._subscriptions.say(request.subscriber, [live.first_word])
+        self._keeping_up.ask()
+        if request.params.is_masked:
+            self._compiling[live.key] = self._loop.create_future()
+            compilation = self._loop.create_task(self._compile_and_submit(live))
+            self._compilations.add(compilation)
+            compilation.add_done_callback(self._compilations.discard)
+        else:
+            self._submit(live)
+        return reply
+
+    def _submit(self, live: LiveRequest) -> None:
+        def refused(error: BaseException) -> None:
+            self._loop.call_soon_threadsafe(self._refuse, live, error)
+
+        self._engine_loop.post(self._adding(live), refused)
+
+    def _refuse(self, live: LiveRequest, error: BaseException) -> None:
+        """The engine does not have it."""
+        self._live.drop(live.key)
+        self._arrivals.forget(live.key)
+        fail(live.done, error)
+        self._keeping_up.ask()
+
+    async def _compile_and_submit(self, live: LiveRequest) -> None:
+        try:
+            gone = await self._compile(live)
+        except Exception as error:
+            self._refuse(live, error)
+            return
+        if gone:
+            self._subscriptions.publish(StepOutput([live.first_word._replace(finish_reason=gone)]))
+        else:
+            self._submit(live)
 
     async def _compile(self, live: LiveRequest) -> str:
         """Compile a request's grammar beside the engine's thread. Returns why the request is not to be submitted, "" if it is.
@@ -242,9 +266,8 @@ class RunnerActor:
         Raises:
             InvalidRequestError: the grammar is not valid, or beyond the limits.
         """
-        key = live.request.request_id, live.request.attempt
+        key, aborted = live.key, self._compiling[live.key]
         compiled = self._loop.run_in_executor(self._compiler, self._compile_grammar, live.request)
-        aborted = self._compiling[key] = self._loop.create_future()
         try:
             await asyncio.wait((compiled, aborted), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -474,6 +497,7 @@ class RunnerActor:
             self._step_clock.tick()
             self._end_leases()
             self._live.drop_old()
+            self._ahead.give_up_old()
             if self._engine_loop.num_steps != steps or not self._engine_loop.seconds_in_step():
                 steps = self._engine_loop.num_steps
                 self._step_clock.heard()
@@ -497,37 +521,24 @@ class RunnerActor:
     def _on_death(self, error: BaseException) -> None:
         self._loop.call_soon_threadsafe(self._fail_all, error)
 
-    def _on_queue(self) -> None:
-        self._loop.call_soon_threadsafe(self._tell_load)
-
     # On the actor's loop.
 
-    def _read(self) -> None:
+    def _keep_up(self) -> None:
         self._read_outputs()
-        self._tell_load_soon()
+        if self._is_well():
+            self._subscriptions.tell(self._loads())
 
     def _read_outputs(self) -> None:
         """Take into the books what the engine has said."""
-        for output in self._subscriptions.take():
-            for tokens in output.plain.values():
-                self._live.deliver_plain(tokens)
+        for at, output in self._subscriptions.take():
+            for subscriber, tokens in output.plain.items():
+                self._live.deliver_plain(subscriber, tokens)
             for delta in output.deltas:
-                if self._live.deliver(delta, self._engine_loop.take_queue_time) is None:
+                if self._live.deliver(delta, self._engine_loop.take_queue_time, at) is None:
                     continue
                 self._stage_ended("first_token")
                 if delta.finish_reason is not None:
                     self._arrivals.forget((delta.request_id, delta.attempt))
-
-    def _tell_load_soon(self) -> None:
-        """With steps of a millisecond somebody begins or ends in each of them."""
-        if self._telling is None:
-            self._telling = self._loop.call_later(_TELL_EACH_S, self._tell_load)
-
-    def _tell_load(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        self._subscriptions.tell()
 
     def _fail_all(self, error: BaseException) -> None:
         self._read_outputs()
@@ -544,8 +555,12 @@ class RunnerActor:
             self._abort_orphans(subscriber)
 
     def _load_for(self, subscriber: str) -> EngineLoad:
-        """Room is counted here rather than in the scheduler, so that what is on its way to it has its place already."""
         self._read_outputs()
+        return self._loads()(subscriber)
+
+    def _loads(self) -> Callable[[str], EngineLoad]:
+        """What the engine takes now, as each subscriber is told. Room is counted here rather than in the scheduler, so that what
+        is on its way to it has its place already."""
         age_s = self._engine_loop.queue_age_s
         config, queue, arrivals = self._config, self._engine_loop.queue, self._arrivals
         arrivals.seen(queue.sampled_at)
@@ -553,14 +568,12 @@ class RunnerActor:
         coming, coming_priority = arrivals.line(queue.open_places)
         line_length = sum(queue.num_movable.values())
         priorities = [queue.line_priority] * bool(line_length) + [coming_priority] * bool(coming)
-        return EngineLoad(
+        load = EngineLoad(
             free=config.max_num_seqs + config.max_queued_requests - self._live.num_unfinished,
             max_queued=config.max_queued_requests,
             num_ended=self._live.num_ended,
             num_tokens=self._live.num_tokens,
             open_places=0 if self._draining is not None else max(0, queue.open_places - arrivals.num_unexpected),
-            num_movable=queue.num_movable.get(subscriber, 0),
-            oldest_wait_s=self._live.wait_s(queue.oldest.get(subscriber)),
             sampled_at=time.time() - age_s,
             num_running=queue.num_running,
             num_waiting=queue.num_waiting + len(arrivals),
@@ -584,6 +597,15 @@ class RunnerActor:
             uncomputed_tokens=queue.uncomputed_tokens + arrivals.num_tokens,
         )
 
+        def of(subscriber: str) -> EngineLoad:
+            num_movable = queue.num_movable.get(subscriber, 0)
+            if not num_movable:
+                return load
+            oldest_wait_s = self._live.wait_s(queue.oldest.get(subscriber))
+            return load._replace(num_movable=num_movable, oldest_wait_s=oldest_wait_s)
+
+        return of
+
     def _adding(self, live: LiveRequest) -> Callable[[Engine], None]:
         """What the engine's thread is to do about a request that comes, to the place that was kept for it if there is one. Who
         comes too late for its place is like any other."""
@@ -599,13 +621,14 @@ class RunnerActor:
         arrival = arrivals.add((request.request_id, request.attempt), live.num_tokens, priority, is_expected)
         if not was_line and arrivals.is_line(queue.open_places):
             # Until other ingresses hear that somebody waits here, they send who comes later to where there is room.
-            self._tell_load()
+            self._keep_up()
 
         def run(engine) -> None:
             if is_expected:
                 engine.scheduler.release_reserved(1)
-            engine.add_request(request)
+            live.follow(engine.add_request(request))
             arrival.taken_at = engine.clock.now()
+            self._num_arrived += 1
 
         return run
 
@@ -619,10 +642,6 @@ class RunnerActor:
         for key, _ in list(self._live.unfinished(subscriber)):
             logger.warning("request %s attempt %d: its ingress is gone; aborted", *key)
             self._abort(key)
-
-    def _drop(self, key: RequestKey) -> Arrival | None:
-        self._live.drop(key)
-        return self._arrivals.forget(key)
 
 
 def _new_loop(engine, *callbacks):

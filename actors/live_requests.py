@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cluster.errors import StaleAttemptError
@@ -26,49 +26,77 @@ class LiveRequest:
         done: resolved with the reply to whoever asked.
         came_at, first_at, finished_at: of ``time.monotonic``; ``first_at`` is of its first token.
         waited_s: for a slot; None before it has one.
-        deltas: all that its engine said about it; tokens of which nothing else was said are gathered in one, so that an answer is
-            few objects, through all of which each collection of garbage walks.
-        tail: tokens of the last delta, if more may be gathered there.
-        num_tokens: of its prompt and its answer so far.
+        deltas: all that its engine said about it but plain tokens.
+        num_said: tokens of its answer that its engine has said, or that it came with; lags behind while plain ones come.
         grammar: its grammar, compiled; stays so because it is held here.
     """
 
     request: EngineRequest
     done: asyncio.Future
     came_at: float
-    num_tokens: int
     deltas: list[TokenDelta] = field(default_factory=list)
-    tail: list[int] | None = None
+    num_said: int = field(init=False)
     waited_s: float | None = None
     first_at: float | None = None
     finished_at: float | None = None
     grammar: object = None
+    _tokens: Sequence[int] = ()
+    _first: int = 0  # in ``_tokens``, of the answer
+
+    def __post_init__(self) -> None:
+        self.num_said = len(self.request.output_token_ids)
+
+    @property
+    def key(self) -> RequestKey:
+        return self.request.request_id, self.request.attempt
+
+    @property
+    def first_word(self) -> TokenDelta:
+        """Says that it is here."""
+        return TokenDelta(self.request.request_id, self.request.attempt, len(self.request.output_token_ids), [])
+
+    @property
+    def num_tokens(self) -> int:
+        """Of its prompt and its answer so far."""
+        return len(self.request.prompt_token_ids) + self.num_said
+
+    def follow(self, token_ids: Sequence[int]) -> None:
+        """Its engine has it: ``token_ids`` is the engine's own list of its prompt and answer, which has each token before that is
+        said. So nobody else need keep them."""
+        self._tokens, self._first = token_ids, len(self.request.prompt_token_ids)
 
     def remember(self, delta: TokenDelta) -> None:
         """Its engine says something about it."""
-        tokens = delta.token_ids
-        if not tokens or delta[4:] != _NO_MORE:
-            self.deltas.append(delta)
-            self.tail = None
-        elif self.tail is not None and self.deltas[-1].index + len(self.tail) == delta.index:
-            self.tail.extend(tokens)
-        else:  # with a list of its own: the engine's is on its way to the subscriber
-            self.tail = list(tokens)
-            self.deltas.append(delta._replace(token_ids=self.tail))
+        self.deltas.append(delta)
+        self.num_said = max(self.num_said, delta.index + len(delta.token_ids))
+
+    def keep_answer(self) -> None:
+        """Its engine says nothing more."""
+        begun = len(self.request.output_token_ids)
+        self._tokens, self._first = self._tokens[self._first + begun : self._first + self.num_said], -begun
 
     def said_from(self, index: int) -> list[TokenDelta]:
         """What was said of tokens from ``index`` on, of each one by one, and how it ended."""
         said: list[TokenDelta] = []
+        position = max(index, len(self.request.output_token_ids))
         for delta in self.deltas:
-            if delta.index + len(delta.token_ids) <= index and not delta.finish_reason:
+            end = delta.index + len(delta.token_ids)
+            if end <= index and not delta.finish_reason:
                 continue
-            if delta[4:] != _NO_MORE:
+            said += self._plain(position, delta.index)
+            if delta[4:] == _NO_MORE:
+                said += self._one_by_one(max(index, delta.index), delta.token_ids[max(0, index - delta.index) :])
+            else:
                 said.append(delta)
-                continue
-            first = max(index, delta.index)
-            tokens = delta.token_ids[first - delta.index :]
-            said += [delta._replace(index=first + i, token_ids=[token]) for i, token in enumerate(tokens)]
-        return said
+            position = max(position, end)
+        return said + self._plain(position, self.num_said)
+
+    def _plain(self, start: int, end: int) -> list[TokenDelta]:
+        return self._one_by_one(start, self._tokens[self._first + start : self._first + end]) if start < end else []
+
+    def _one_by_one(self, index: int, tokens: Sequence[int]) -> list[TokenDelta]:
+        request_id, attempt = self.key
+        return [TokenDelta(request_id, attempt, index + i, [token]) for i, token in enumerate(tokens)]
 
     @property
     def marks(self) -> dict[str, float]:
@@ -77,6 +105,13 @@ class LiveRequest:
         if self.waited_s is not None:
             marks["scheduled"] = marks["runner"] + self.waited_s
         return marks if self.first_at is None else {**marks, "first_step": wall_clock(self.first_at)}
+
+
+def fail(reply: asyncio.Future, error: BaseException) -> None:
+    """Whoever asked hears of ``error``; where nobody does, asyncio need not complain."""
+    if not reply.done():
+        reply.set_exception(error)
+        reply.exception()
 
 
 class LiveRequests:
@@ -90,6 +125,8 @@ class LiveRequests:
 
     def __init__(self) -> None:
         self._of: dict[RequestKey, LiveRequest] = {}
+        # By subscriber, the last step's; all before it were of the same requests, or are in their books.
+        self._plain: dict[str, PlainTokens] = {}
         self._attempts: dict[str, int] = {}
         self.num_unfinished = self.num_tokens = self.num_ended = 0
         self.idle = asyncio.Event()
@@ -122,53 +159,58 @@ class LiveRequests:
             raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is older than attempt {newest}")
         if key in self._of:
             raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is already here")
-        num_tokens = len(request.prompt_token_ids) + len(request.output_token_ids)
-        live = self._of[key] = LiveRequest(request, done, time.monotonic(), num_tokens)
+        live = self._of[key] = LiveRequest(request, done, time.monotonic())
         self._attempts[request.request_id] = request.attempt
         self.num_unfinished += 1
-        self.num_tokens += num_tokens
+        self.num_tokens += live.num_tokens
         self.idle.clear()
         return live
 
-    def deliver(self, delta: TokenDelta, waited_s: Callable[[str], float | None] | None = None) -> LiveRequest | None:
+    def deliver(
+        self,
+        delta: TokenDelta,
+        waited_s: Callable[[str], float | None] | None = None,
+        at: float | None = None,
+    ) -> LiveRequest | None:
         """The engine says something about a request; None if nobody wants to know.
 
         Args:
             waited_s: how long a request waited for a slot, asked once it has had one.
+            at: when it said so, of ``time.monotonic``; now if that is not known.
         """
         live = self._of.get((delta.request_id, delta.attempt))
         if live is None:
             return None
         live.remember(delta)
         if live.first_at is None and delta.token_ids:
-            live.first_at = time.monotonic()
+            live.first_at = time.monotonic() if at is None else at
         if live.waited_s is None and waited_s is not None:
             live.waited_s = waited_s(delta.request_id)
         if live.finished_at is None:
-            num_tokens = len(delta.token_ids)
-            live.num_tokens += num_tokens
-            self.num_tokens += num_tokens
+            self.num_tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             self._end(live, delta, delta.finish_reason)
         return live
 
-    def deliver_plain(self, tokens: PlainTokens) -> None:
-        """The engine says a token each of requests; what ``deliver`` does with each. None is a request's first."""
-        of, num_counted = self._of, 0
-        for key, index, token in zip(zip(tokens.request_ids, tokens.attempts), tokens.indices, tokens.token_ids):
-            live = of.get(key)
-            if live is None:
-                continue
-            if (
-                live.tail is not None and live.deltas[-1].index + len(live.tail) == index
-            ):  # as ``remember``, without a delta
-                live.tail.append(token)
-            else:
-                live.remember(TokenDelta(*key, index, [token]))
-            if live.finished_at is None:
-                live.num_tokens += 1
-                num_counted += 1
-        self.num_tokens += num_counted
+    def deliver_plain(self, subscriber: str, tokens: PlainTokens) -> None:
+        """In one step the engine says a token each of requests of ``subscriber``, which have not ended and follow the engine's
+        lists. It is noted with each request when the next step is of others, or somebody looks."""
+        last = self._plain.get(subscriber)
+        if last is not None and (last.request_ids != tokens.request_ids or last.attempts != tokens.attempts):
+            self._note(last)
+        self._plain[subscriber] = tokens
+        self.num_tokens += len(tokens.token_ids)
+
+    def _note(self, tokens: PlainTokens) -> None:
+        for key, index in zip(zip(tokens.request_ids, tokens.attempts), tokens.indices):
+            live = self._of.get(key)
+            if live is not None and live.num_said <= index:  # its last word may have been noted before
+                live.num_said = index + 1
+
+    def _note_all(self) -> None:
+        for tokens in self._plain.values():
+            self._note(tokens)
+        self._plain.clear()
 
     def _end(self, live: LiveRequest, delta: TokenDelta, finish_reason: str) -> None:
         """``delta`` is the engine's last word."""
@@ -183,8 +225,7 @@ class LiveRequests:
     def fail_all(self, error: BaseException) -> None:
         """Nothing more will be said about any of them."""
         for live in self._of.values():
-            if not live.done.done():
-                live.done.set_exception(error)
+            fail(live.done, error)
 
     def unfinished(self, subscriber: str | None = None) -> Iterable[tuple[RequestKey, LiveRequest]]:
         """Those that have not ended, of all subscribers or of one."""
@@ -198,6 +239,7 @@ class LiveRequests:
         Args:
             wanted: request id to the index of the next token wanted.
         """
+        self._note_all()
         for live in self._of.values():
             index = wanted.get(live.request.request_id)
             if index is not None and live.request.subscriber == subscriber:
@@ -215,15 +257,19 @@ class LiveRequests:
 
     def drop(self, key: RequestKey) -> None:
         """Nobody will ask for it again."""
-        live = self._of.pop(key, None)
+        live = self._of.get(key)
         if live is None:
             return
+        if live.finished_at is None:
+            self._note_all()
+        del self._of[key]
         self._finish(live)
         if self._attempts.get(key[0]) == key[1]:
             del self._attempts[key[0]]
 
     def drop_old(self) -> None:
         """Drop the answers that ended more than ``RETENTION_S`` ago."""
+        self._note_all()  # also of subscribers that are gone
         before = time.monotonic() - RETENTION_S
         for key in [k for k, live in self._of.items() if live.finished_at and live.finished_at < before]:
             self.drop(key)
@@ -233,6 +279,7 @@ class LiveRequests:
             return
         live.finished_at = time.monotonic()
         live.grammar = None
+        live.keep_answer()
         self.num_unfinished -= 1
         self.num_tokens -= live.num_tokens
         if not self.num_unfinished:

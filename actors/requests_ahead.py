@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 from actors.live_requests import RETENTION_S
 from cluster.outputs import AttachRequired, GenerateReply, NotAdmitted
@@ -12,7 +14,8 @@ from cluster.request import RequestKey
 
 logger = logging.getLogger("bireme.runner")
 
-Reply = GenerateReply | AttachRequired | NotAdmitted
+# What a call is answered with. Nobody need wait for it or look at it, and to cancel it ends nothing.
+Reply: TypeAlias = "asyncio.Future[GenerateReply | AttachRequired | NotAdmitted]"
 # A call that has not come by then does not come: Serve lost it, or its ingress is gone.
 CALL_PATIENCE_S = 10.0
 
@@ -28,41 +31,46 @@ class RequestsAhead:
 
     def __init__(self, abort: Callable[[RequestKey], None]) -> None:
         self._abort = abort
-        self._waiting: dict[RequestKey, tuple[asyncio.Task[Reply], asyncio.TimerHandle]] = {}
+        # Each with when that was, the first in front.
+        self._waiting: dict[RequestKey, tuple[Reply, float]] = {}
+        self._given_up: dict[RequestKey, tuple[Reply, float]] = {}
 
     def __contains__(self, key: RequestKey) -> bool:
-        return key in self._waiting
+        return key in self._waiting or key in self._given_up
 
-    def begin(self, key: RequestKey, running: asyncio.Task[Reply]) -> None:
-        """``running`` is what the call will be answered with."""
-        running.add_done_callback(_look)
-        patience = asyncio.get_running_loop().call_later(CALL_PATIENCE_S, self._give_up, key)
-        self._waiting[key] = running, patience
+    def begin(self, key: RequestKey, reply: Reply) -> None:
+        """``reply`` is what the call will be answered with."""
+        self._waiting[key] = reply, time.monotonic()
 
-    def take(self, key: RequestKey) -> asyncio.Task[Reply] | None:
+    def take(self, key: RequestKey) -> Reply | None:
         """The call has come; None if its request did not come ahead."""
-        running, timer = self._waiting.pop(key, (None, None))
-        if timer is not None:
-            timer.cancel()
-        return running
+        entry = self._waiting.pop(key, None) or self._given_up.pop(key, None)
+        return None if entry is None else entry[0]
+
+    def give_up_old(self) -> None:
+        """End those whose calls do not come. To be called now and then."""
+        now = time.monotonic()
+        for key in _older(self._waiting, now - CALL_PATIENCE_S):
+            reply, _ = self._waiting.pop(key)
+            self._given_up[key] = reply, now
+            if not reply.done():
+                logger.warning("request %s attempt %d: its call did not come; aborted", *key)
+                self._abort(key)
+        for key in _older(self._given_up, now - RETENTION_S):
+            del self._given_up[key]
 
     def close(self) -> None:
         """End all."""
-        for running, timer in self._waiting.values():
-            running.cancel()
-            timer.cancel()
+        for reply, _ in [*self._waiting.values(), *self._given_up.values()]:
+            reply.cancel()
         self._waiting.clear()
-
-    def _give_up(self, key: RequestKey) -> None:
-        running, _ = self._waiting[key]
-        if not running.done():
-            logger.warning("request %s attempt %d: its call did not come; aborted", *key)
-            self._abort(key)
-        forgetting = asyncio.get_running_loop().call_later(RETENTION_S, self._waiting.pop, key, None)
-        self._waiting[key] = running, forgetting
+        self._given_up.clear()
 
 
-def _look(running: asyncio.Task[Reply]) -> None:
-    """A refusal is for the call; asyncio need not complain if none comes."""
-    if not running.cancelled():
-        running.exception()
+def _older(entries: dict[RequestKey, tuple[Reply, float]], before: float) -> list[RequestKey]:
+    old = []
+    for key, (_, at) in entries.items():
+        if at >= before:
+            break
+        old.append(key)
+    return old

@@ -1,21 +1,22 @@
 """Who hears what an engine says. It is said at once, on the engine's own thread, and taken into the actor's books when its event
-loop comes to that: a step whose tokens are plain wakes no event loop."""
+loop comes to that: a step whose tokens are plain wakes no event loop, and of those that say more the first of many does."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from actors.delta_stream import SubscriberStream
-from cluster.outputs import StepOutput, StreamItem
+from cluster.outputs import EngineLoad, StepOutput, StreamItem
 from cluster.request import RequestKey
 
 logger = logging.getLogger("bireme.runner")
 
 # The books are so many steps behind at most.
-_MAX_UNREAD = 32
+_MAX_UNREAD = 128
 
 
 class Subscriptions:
@@ -23,21 +24,21 @@ class Subscriptions:
 
     Args:
         subscriber_of: whose a request is; None if nobody wants to know. Called on the engine's thread.
-        read: called on the loop when it should ``take``.
+        ask_to_read: called when the loop should ``take``, soon; from any thread.
         on_loop: has a function called there, from any thread.
     """
 
     def __init__(
         self,
         subscriber_of: Callable[[RequestKey], str | None],
-        read: Callable[[], None],
+        ask_to_read: Callable[[], None],
         on_loop: Callable[[Callable[[], None]], None],
     ) -> None:
         self._streams: dict[str, SubscriberStream] = {}
         self._subscriber_of = subscriber_of
-        self._read = read
+        self._ask_to_read = ask_to_read
         self._on_loop = on_loop
-        self._unread: deque[StepOutput] = deque()
+        self._unread: deque[tuple[float, StepOutput]] = deque()
         # Under it nothing is said, and streams come and go.
         self._lock = threading.RLock()
 
@@ -55,7 +56,7 @@ class Subscriptions:
             if subscriber is not None:
                 said.setdefault(subscriber, []).append(delta)
         with self._lock:
-            self._unread.append(output)
+            self._unread.append((time.monotonic(), output))
             streams = [(self._streams.get(subscriber), items) for subscriber, items in said.items()]
             for stream, items in streams:
                 if stream is not None:
@@ -64,7 +65,7 @@ class Subscriptions:
             if stream is not None:
                 stream.flush()
         if output.deltas or len(self._unread) >= _MAX_UNREAD:
-            self._on_loop(self._read)
+            self._ask_to_read()
 
     def _put(self, stream: SubscriberStream, items: Sequence[StreamItem]) -> None:
         try:
@@ -73,8 +74,8 @@ class Subscriptions:
             logger.exception("a stream cannot say what the engine does; it ends")
             self._on_loop(stream.close)
 
-    def take(self) -> list[StepOutput]:
-        """What was published since the last time, in that order."""
+    def take(self) -> list[tuple[float, StepOutput]]:
+        """What was published since the last time, in that order, and when."""
         unread = self._unread
         return [unread.popleft() for _ in range(len(unread))]
 
@@ -90,10 +91,12 @@ class Subscriptions:
         for subscriber in self._streams:
             self.say(subscriber, items)
 
-    def tell(self) -> None:
-        """Have every stream say what the engine takes, if that is news."""
+    def tell(self, load_for: Callable[[str], EngineLoad]) -> None:
+        """Have every stream say what the engine takes, if that is news: ``load_for`` its subscriber."""
+        for subscriber, stream in self._streams.items():
+            stream.tell(load_for(subscriber))
         for stream in self._streams.values():
-            stream.tell()
+            stream.flush()
 
     def open(
         self, subscriber: str, stream: SubscriberStream, first: Callable[[], Iterable[Sequence[StreamItem]]]

@@ -128,8 +128,10 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        for name, number in NUMBERS.items():
-            value = getattr(self, name)
+        # Made for every request by its ingress and again by its engine: what is as by default need not be looked at.
+        for (name, number), default, value in zip(NUMBERS.items(), _DEFAULT_NUMBERS, _NUMBERS(self)):
+            if type(value) is type(default) and value == default:
+                continue
             if value is not None or not number.is_optional:
                 _check_number(name, value, number)
         if self.min_tokens > self.max_tokens:
@@ -139,12 +141,15 @@ class SamplingParams:
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
         for name, most in _MOST_ITEMS.items():
-            object.__setattr__(self, name, _items(name, getattr(self, name), most))
+            if getattr(self, name) != ():
+                object.__setattr__(self, name, _items(name, getattr(self, name), most))
         for i, text in enumerate(self.stop):
             _check_text(f"stop.{i}", text)
         _check_ids("stop_token_ids", self.stop_token_ids)
         _check_ids("allowed_token_ids", self.allowed_token_ids)
         for name, most in (("stop_token_seqs", MAX_STOP_SEQ_LEN), ("bad_token_seqs", MAX_BAD_SEQ_LEN)):
+            if getattr(self, name) == ():
+                continue
             sequences = tuple(_items(f"{name}.{i}", ids, most, 1) for i, ids in enumerate(getattr(self, name)))
             for i, ids in enumerate(sequences):
                 _check_ids(f"{name}.{i}", ids)
@@ -190,6 +195,8 @@ class SamplingParams:
 
 _NAMES = tuple(each.name for each in fields(SamplingParams))
 _VALUES = attrgetter(*_NAMES)
+_NUMBERS = attrgetter(*NUMBERS)
+_DEFAULT_NUMBERS = tuple(each.default for name in NUMBERS for each in fields(SamplingParams) if each.name == name)
 
 
 def _restored(*values: Any) -> SamplingParams:

@@ -70,8 +70,8 @@ class Engine:
         self._turns_to_move = TurnsToMove()
         self._step_clock = StepClock()
 
-    def add_request(self, request: EngineRequest) -> None:
-        """Queue a request; raises InvalidRequestError or OverloadedError (see ``Scheduler.add_request``).
+    def add_request(self, request: EngineRequest) -> list[int]:
+        """Queue a request; raises InvalidRequestError or OverloadedError, and returns its tokens (see ``Scheduler.add_request``).
 
         A grammar that nobody has compiled yet (``compile_grammar``) is compiled now.
         """
@@ -80,8 +80,9 @@ class Engine:
         check_token_ids("logit_bias", request.params.logit_bias, vocab_size)
         check_token_ids("stop_token_ids", request.params.stop_token_ids, vocab_size)
         self.compile_grammar(request)
-        self.scheduler.add_request(request, time.time())
+        token_ids = self.scheduler.add_request(request, time.time())
         self.queue_times.came(request.request_id, self.clock.now())
+        return token_ids
 
     def compile_grammar(self, request: EngineRequest) -> CompiledGrammar | None:
         """Make what decides on a request's tokens one by one. Returns what the caller holds until the request has ended, so that

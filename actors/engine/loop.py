@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 from actors.engine.engine import Engine
 from actors.scheduling.queue_state import QueueState, queue_state
@@ -28,6 +28,29 @@ _IDLE_CHECK_DELAY_S = 0.1
 _QUEUE_LOOK_S = 0.05
 # What was told during a step that takes longer is of before it, so that others are told again at its end.
 _LONG_STEP_S = 0.25
+
+
+class _Answer(Protocol):
+    """Where a message's outcome goes; as a ``Future``."""
+
+    def set_running_or_notify_cancel(self) -> bool: ...
+
+    def set_result(self, result: Any) -> None: ...
+
+    def set_exception(self, exception: BaseException) -> None: ...
+
+
+class _OnlyFailure:
+    """For a message whose failure alone is news, without a future's locks."""
+
+    def __init__(self, failed: Callable[[BaseException], None]) -> None:
+        self.set_exception = failed
+
+    def set_running_or_notify_cancel(self) -> bool:
+        return True
+
+    def set_result(self, result: Any) -> None:
+        pass
 
 
 class EngineLoop:
@@ -59,7 +82,7 @@ class EngineLoop:
         self._publish = publish
         self._on_queue = on_queue
         self._on_death = on_death
-        self._inbox: collections.deque[tuple[Callable[[Engine], Any], Future]] = collections.deque()
+        self._inbox: collections.deque[tuple[Callable[[Engine], Any], _Answer]] = collections.deque()
         self._wake = threading.Condition()
         self._closing = False
         self._failure: BaseException | None = None
@@ -87,13 +110,24 @@ class EngineLoop:
     def call(self, function: Callable[[Engine], Any]) -> Future:
         """Run ``function(engine)`` between two steps."""
         future: Future = Future()
-        with self._wake:
-            if self.error is not None or self._closing:
-                future.set_exception(EngineDeadError(f"the engine is not running: {self.error or 'it was shut down'}"))
-                return future
-            self._inbox.append((function, future))
-            self._wake.notify()
+        self._send(function, future)
         return future
+
+    def post(self, function: Callable[[Engine], Any], failed: Callable[[BaseException], None]) -> None:
+        """As ``call``, where nobody waits for the answer: ``failed`` is called with what was raised, on any thread."""
+        self._send(function, _OnlyFailure(failed))
+
+    def _send(self, function: Callable[[Engine], Any], answer: _Answer) -> None:
+        with self._wake:
+            is_running = self.error is None and not self._closing
+            if is_running:
+                self._inbox.append((function, answer))
+                self._wake.notify()
+        if not is_running:
+            answer.set_exception(self._not_running())
+
+    def _not_running(self) -> EngineDeadError:
+        return EngineDeadError(f"the engine is not running: {self.error or 'it was shut down'}")
 
     def fail(self, error: BaseException) -> None:
         """The engine must not go on: the loop ends as if its next step had failed with ``error``. Any thread may call it."""
@@ -155,11 +189,9 @@ class EngineLoop:
             self._on_death(error)
         finally:
             self._busy_since = None
-            for _, future in self._inbox:
-                if future.set_running_or_notify_cancel():
-                    future.set_exception(
-                        EngineDeadError(f"the engine is not running: {self.error or 'it was shut down'}")
-                    )
+            for _, answer in self._inbox:
+                if answer.set_running_or_notify_cancel():
+                    answer.set_exception(self._not_running())
             self._inbox.clear()
 
     def _queue_differs(self) -> bool:
@@ -194,15 +226,15 @@ class EngineLoop:
                 raise self._failure
             messages, self._inbox = self._inbox, collections.deque()
             closing = self._closing
-        for function, future in messages:
-            if not future.set_running_or_notify_cancel():
+        for function, answer in messages:
+            if not answer.set_running_or_notify_cancel():
                 continue  # whoever asked has gone
             try:
-                future.set_result(function(self._engine))
+                answer.set_result(function(self._engine))
             except BiremeError as error:
-                future.set_exception(error)
+                answer.set_exception(error)
             except BaseException as error:
-                future.set_exception(EngineDeadError(f"the engine failed: {error!r}"))
+                answer.set_exception(EngineDeadError(f"the engine failed: {error!r}"))
                 raise
         return not closing
 

@@ -91,8 +91,10 @@ class Scheduler:
         self._now = 0.0
         self._admissions_in_order = 0  # since it was the oldest one's turn
 
-    def add_request(self, request: EngineRequest, now: float = 0.0) -> None:
+    def add_request(self, request: EngineRequest, now: float = 0.0) -> list[int]:
         """Queue a request at ``now``, seconds since 1970: one that waited elsewhere stands before those that came after it.
+
+        Returns the list of its prompt and answer, which gets each token before ``update`` returns it.
 
         Raises:
             InvalidRequestError: it could never run here.
@@ -137,6 +139,7 @@ class Scheduler:
             self.waiting.put_back(sequence)
         else:
             self.waiting.add(sequence)
+        return sequence.token_ids
 
     def _check_share(self, tenant: str, more: int) -> None:
         share, held = max(1, int(self.max_queue_share * self.max_queued_requests)), self.waiting.num_of(tenant)

@@ -37,6 +37,11 @@ class FrameProtocol(asyncio.Protocol):
         got: called with each frame; what it raises ends the connection.
         lost: called once when the connection has ended.
         longest: in bytes; a longer frame ends the connection.
+
+    Attributes:
+        longest: may be changed from one frame to the next.
+        peer: as ``peer_of``, once connected.
+        transport: of the connection, once connected.
     """
 
     def __init__(
@@ -44,35 +49,34 @@ class FrameProtocol(asyncio.Protocol):
     ) -> None:
         self._got = got
         self._lost = lost
-        self._longest = longest
+        self.longest = longest
         self._buffer = bytearray()
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self.peer: tuple[int, int | None] = 0, None
-        """As ``peer_of``, once connected."""
 
     @property
     def num_unsent_bytes(self) -> int:
         """That wait for the other side to read."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return self.transport.get_write_buffer_size() if self.transport is not None else 0
 
     @property
     def is_open(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
+        return self.transport is not None and not self.transport.is_closing()
 
     def send(self, value: Any) -> None:
         """One frame; nothing where the connection has ended."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame(value))
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(frame(value))
 
     def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        if self.transport is not None:
+            self.transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
         self.peer = peer_of(transport)
         if not is_ours(self.peer[1]):
-            self._transport.abort()
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost(self)
@@ -83,7 +87,7 @@ class FrameProtocol(asyncio.Protocol):
         try:
             while end - at >= LENGTH.size:
                 (length,) = LENGTH.unpack_from(self._buffer, at)
-                if length > self._longest:
+                if length > self.longest:
                     raise ConnectionError(f"a frame of {length} bytes")
                 if end - at - LENGTH.size < length:
                     break
@@ -111,19 +115,7 @@ def encode_request(request: EngineRequest) -> msgspec.Raw | None:
     return msgspec.Raw(body) if len(body) <= MAX_REQUEST_BYTES else None
 
 
-def write_frame(writer: asyncio.StreamWriter, value: Any) -> None:
-    writer.write(frame(value))
-
-
-async def read_frame(reader: asyncio.StreamReader, longest: int = 1 << 32) -> bytes:
-    """The next frame; ConnectionError if it is longer than it may be."""
-    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-    if length > longest:
-        raise ConnectionError(f"a frame of {length} bytes")
-    return await reader.readexactly(length)
-
-
-def peer_of(transport: asyncio.BaseTransport | asyncio.StreamWriter) -> tuple[int, int | None]:
+def peer_of(transport: asyncio.BaseTransport) -> tuple[int, int | None]:
     """Ids of the process at the other end of a Unix socket and of its user: 0 and None where the kernel does not tell."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:

@@ -93,14 +93,14 @@ class CallSocket:
     def __init__(
         self,
         generate: Callable[[EngineRequest], Awaitable[Reply]],
-        take_ahead: Callable[[RequestKey], asyncio.Task[Reply] | None],
+        take_ahead: Callable[[RequestKey], asyncio.Future[Any] | None],
         abort: Callable[[RequestKey], None],
     ) -> None:
         self._generate = generate
         self._take_ahead = take_ahead
         self._abort = abort
         self._server: asyncio.Server | None = None
-        self._running: set[asyncio.Task] = set()
+        self._running: set[asyncio.Future[Any]] = set()
 
     async def open(self, path: str) -> None:
         """Listen at ``path``, in a folder that only this user may enter."""
@@ -137,14 +137,14 @@ class CallSocket:
         else:
             self._answer_when_done(connection, number, running)
 
-    def _answer_when_done(self, connection: FrameProtocol, number: int, running: asyncio.Task[Reply]) -> None:
+    def _answer_when_done(self, connection: FrameProtocol, number: int, running: asyncio.Future[Any]) -> None:
         self._running.add(running)
         running.add_done_callback(lambda done: self._answer(connection, number, done))
 
     async def _begin(self, call: Call) -> Reply:
         return await self._generate(_REQUEST.decode(call.request))
 
-    def _answer(self, connection: FrameProtocol, number: int, done: asyncio.Task[Reply]) -> None:
+    def _answer(self, connection: FrameProtocol, number: int, done: asyncio.Future[Any]) -> None:
         self._running.discard(done)
         error = EngineDeadError("the engine was shut down") if done.cancelled() else done.exception()
         if error is None:

@@ -19,8 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from actors.delta_stream import HEARTBEAT_S, SubscriberStream, is_news
 from cluster.errors import BiremeError, InvalidRequestError
 from cluster.outputs import EngineLoad, StreamItem
@@ -28,7 +26,7 @@ from cluster.process.silence_clock import SilenceClock
 from cluster.process.unix_sockets import has_listener
 from cluster.request import EngineRequest, RequestKey
 from deployments.native.frame_writer import Connection, Writer, frame_writer
-from deployments.replica.frames import MAX_REQUEST_BYTES, frame, is_ours, peer_of, read_frame, write_frame
+from deployments.replica.frames import MAX_REQUEST_BYTES, FrameProtocol, frame
 from deployments.replica.token_messages import HELLO, REQUEST, VERSION, to_wire
 from deployments.start.run_files.private_folder import private_base
 
@@ -37,6 +35,8 @@ _YOUNG_S = 60.0
 # What waits for a subscriber that does not read, beside what it missed before; then its connection ends, and it asks again for
 # what it lacks.
 _MAX_UNREAD_BYTES = 64 << 20
+# It says which tokens each of the subscriber's requests lacks.
+_LONGEST_HELLO = 1 << 32
 # A socket's path has at most 107 characters, 22 of them below the base.
 _LONGEST_BASE = 85
 
@@ -61,14 +61,14 @@ class SocketStream:
     Args:
         connection: this stream's own.
         news: what the engine takes now; None while it does not answer.
-
-    Attributes:
-        ended: set once nothing more can be said.
+        ended: called on the loop, also more than once, when nothing more can be said.
     """
 
-    def __init__(self, connection: Connection, news: Callable[[], EngineLoad | None]) -> None:
+    def __init__(
+        self, connection: Connection, news: Callable[[], EngineLoad | None], ended: Callable[[], None]
+    ) -> None:
         self.lease: SilenceClock | None = None
-        self.ended = asyncio.Event()
+        self._ended = ended
         self._connection = connection
         self._news = news
         self._told: EngineLoad | None = None
@@ -83,7 +83,7 @@ class SocketStream:
         self._unread = self._connection.send(frame(to_wire(items)))
         if not 0 <= self._unread <= self._most_unread:
             self._connection.close(at_once=True)
-            self._loop.call_soon_threadsafe(self.ended.set)
+            self._loop.call_soon_threadsafe(self._ended)
 
     def flush(self) -> None:
         self._connection.flush()
@@ -92,24 +92,23 @@ class SocketStream:
         """What was missed has been put."""
         self._most_unread = self._unread + _MAX_UNREAD_BYTES
 
-    def tell(self) -> None:
-        self._tell(beats=False)
+    def tell(self, load: EngineLoad) -> None:
+        if is_news(self._told, load):
+            self._told = load
+            self.put([load])
 
     def close(self) -> None:
         self._timer.cancel()
         self._connection.close()
-        self.ended.set()
-
-    def _tell(self, beats: bool) -> None:
-        now = self._news()
-        if now is not None and (beats or is_news(self._told, now)):
-            self._told = now
-            self.put([now])
-            self.flush()
+        self._loop.call_soon(self._ended)
 
     def _beat(self) -> None:
         self._timer = self._loop.call_later(HEARTBEAT_S, self._beat)
-        self._tell(beats=True)
+        now = self._news()
+        if now is not None:
+            self._told = now
+            self.put([now])
+            self.flush()
 
 
 class TokenSocket:
@@ -117,19 +116,19 @@ class TokenSocket:
 
     def __init__(self, runner: Subscribers) -> None:
         self._runner = runner
-        self._writer: Writer | None = None
         self.path = ""
         """Of the socket; empty until it is open."""
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
         """Begin to listen; what killed processes left behind is removed first."""
-        self._writer = await asyncio.to_thread(frame_writer)
+        writer = await asyncio.to_thread(frame_writer)
         base = _socket_base()
         _remove_leftovers(base)
         # As short as can be: a path has at most 107 characters.
         self.path = os.path.join(tempfile.mkdtemp(prefix=_prefix(), dir=base), "s")
-        self._server = await asyncio.start_unix_server(self._serve, self.path)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Subscription(self._runner, writer).protocol, self.path)
         os.chmod(self.path, 0o600)
 
     async def close(self) -> None:
@@ -139,57 +138,60 @@ class TokenSocket:
         if self.path:
             shutil.rmtree(os.path.dirname(self.path), ignore_errors=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not is_ours(peer_of(writer)[1]):
-            writer.close()
-            return
-        try:
-            version, subscriber, resume = HELLO.decode(await read_frame(reader))
-        except (
-            asyncio.IncompleteReadError,
-            ConnectionError,
-            msgspec.DecodeError,
-        ):  # somebody who only looked whether this process lives, or an ingress of other code
-            writer.close()
-            return
-        if version != VERSION:
-            write_frame(writer, VERSION)
-            writer.close()
-            return
-        assert self._writer is not None
-        connection = self._writer.open(writer.transport)
-        connection.send(frame(VERSION))
-        connection.flush()
-        stream = SocketStream(connection, lambda: self._runner.news_for(subscriber))
-        loop = asyncio.get_running_loop()
-        ending = loop.create_task(stream.ended.wait())
-        # An idle stream learns here of a client that is gone. It reads the first request, which is one of a subscriber that is
-        # attached then, when this one waits.
-        reading = loop.create_task(self._read_requests(reader, subscriber))
-        try:
-            self._runner.subscribe(subscriber, resume, stream)
-            stream.catches_up()
-            await asyncio.wait((ending, reading), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ending.cancel()
-            reading.cancel()
-            stream.close()
-            self._runner.unsubscribe(subscriber, stream)
-            writer.close()
 
-    async def _read_requests(self, reader: asyncio.StreamReader, subscriber: str) -> None:
-        """Begin what the client asks for; returns when it is gone or sends what no client of this kind sends."""
-        with contextlib.suppress(
-            asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError, InvalidRequestError
-        ):
-            while True:
-                request = REQUEST.decode(await read_frame(reader, MAX_REQUEST_BYTES))
-                if isinstance(request, tuple):
-                    self._runner.give_up(subscriber, request)
-                elif request.subscriber == subscriber:
-                    self._runner.begin(request)
-                else:
-                    return
+class _Subscription:
+    """One connection of a subscriber's. An idle stream learns here of a client that is gone."""
+
+    def __init__(self, runner: Subscribers, writer: Writer) -> None:
+        self._runner = runner
+        self._writer = writer
+        self._subscriber = ""
+        self._stream: SocketStream | None = None
+        self._has_ended = False
+        self.protocol = FrameProtocol(self._got, lambda connection: self._end(), _LONGEST_HELLO)
+
+    def _got(self, connection: FrameProtocol, frame: bytes) -> None:
+        if self._has_ended:
+            return
+        if self._stream is None:
+            self._greet(connection, frame)
+            return
+        try:
+            request = REQUEST.decode(frame)
+        except InvalidRequestError:  # no client of this kind sends it
+            self._end()
+            return
+        if isinstance(request, tuple):
+            self._runner.give_up(self._subscriber, request)
+        elif request.subscriber == self._subscriber:
+            self._runner.begin(request)
+        else:
+            self._end()
+
+    def _greet(self, connection: FrameProtocol, hello: bytes) -> None:
+        # What is no hello ends the connection: somebody only looked whether this process lives, or is an ingress of other code.
+        version, self._subscriber, resume = HELLO.decode(hello)
+        if version != VERSION:
+            connection.send(VERSION)
+            self._end()
+            return
+        connection.longest = MAX_REQUEST_BYTES
+        assert connection.transport is not None
+        tokens = self._writer.open(connection.transport)
+        tokens.send(frame(VERSION))
+        tokens.flush()
+        self._stream = stream = SocketStream(tokens, lambda: self._runner.news_for(self._subscriber), self._end)
+        self._runner.subscribe(self._subscriber, resume, stream)
+        stream.catches_up()
+
+    def _end(self) -> None:
+        if self._has_ended:
+            return
+        self._has_ended = True
+        if self._stream is not None:
+            self._stream.close()
+            self._runner.unsubscribe(self._subscriber, self._stream)
+        self.protocol.close()
 
 
 def _socket_base() -> Path | None:

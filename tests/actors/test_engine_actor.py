@@ -463,6 +463,30 @@ async def test_places_are_kept_for_who_reserves_them_and_for_nobody_for_long(act
     assert (await actor.check_integrity())["num_requests_running"] == 0
 
 
+async def test_a_call_cancelled_before_the_engine_took_it_leaves_its_place_to_others(actor):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    kept, go_on = await actor.reserve("ingress", 2), threading.Event()
+    busy = actor._engine_loop.call(lambda engine: go_on.wait(20))  # meanwhile it takes nothing
+    calls = []
+    for name in ("ahead", "called"):
+        moved = subscribed(name, [1], max_tokens=300, ignore_eos=True)
+        moved.place = kept.number
+        if name == "ahead":
+            actor.begin(moved)
+            actor.give_up("ingress", (name, 0))
+        calls.append(asyncio.create_task(actor.generate(moved)))
+        await asyncio.sleep(0)
+    calls[1].cancel()
+    await asyncio.sleep(0)
+    assert len(actor._arrivals) == 2 and not busy.done()
+    go_on.set()
+    assert told(await calls[0]) == (0, "abort")
+    await until(lambda: not len(actor._live) and not len(actor._arrivals), 10)
+    assert (await actor.reserve("other", 9)).places == 4
+    assert not [delta for delta in stream.of("called") if delta.token_ids]
+
+
 async def test_who_comes_too_late_for_its_place_waits_like_any_other_and_takes_nobodys(actor):
     _slow_down(actor, 0.01)
     stream = Subscriber(actor)

@@ -43,6 +43,7 @@ def test_counts_are_those_of_the_requests(events):
 async def _play(events) -> None:
     live = LiveRequests()
     tokens: dict[tuple[str, int], int] = {}  # of those that have not ended
+    num_said: dict[tuple[str, int], int] = {}
     remembered: set[tuple[str, int]] = set()
     ended = 0
     for kind, name, attempt, value in events:
@@ -55,10 +56,12 @@ async def _play(events) -> None:
                 continue
             assert attempt >= newest or live.newest_attempt(name) <= attempt
             live.open(request(name, attempt, value), future())
-            tokens[key] = value
+            tokens[key], num_said[key] = value, 0
             remembered.add(key)
         elif kind == "deliver":
-            found = live.deliver(TokenDelta(name, attempt, 0, [7, 8], finish_reason=value))
+            index = num_said.get(key, 0)
+            num_said[key] = index + 2
+            found = live.deliver(TokenDelta(name, attempt, index, [7, 8], finish_reason=value))
             assert (found is not None) == (key in remembered)
             if key in tokens:
                 tokens[key] += 2
@@ -106,7 +109,7 @@ def test_what_was_said_is_told_again_token_by_token(said, begun, wanted, ends):
     if ends:
         deltas.append(TokenDelta("a", 0, index, [index], finish_reason="stop", matched_stop=index))
     sent = pickle.dumps(deltas)
-    live = LiveRequest(request("a", 0), None, 0.0, 0)
+    live = LiveRequest(request("a", 0), None, 0.0)  # type: ignore[arg-type]
     for delta in deltas:
         live.remember(delta)
     assert pickle.dumps(deltas) == sent, "what is on its way to a subscriber is not touched"
@@ -123,41 +126,86 @@ def test_what_was_said_is_told_again_token_by_token(said, begun, wanted, ends):
 
 
 @given(
-    steps=st.lists(st.lists(st.sampled_from("abcd"), unique=True, min_size=1), max_size=20), ended=st.integers(0, 20)
+    begun=st.integers(0, 2),
+    steps=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from("abcd"), unique=True), st.sampled_from(["", "", "a", "d"]), st.integers(1, 4)
+        ),
+        max_size=10,
+    ).map(lambda runs: [(names, other) for names, other, count in runs for _ in range(count)]),
+    looks=st.sets(st.integers(0, 40)),
+    ended=st.integers(0, 40),
+    reason=st.sampled_from(["length", "abort"]),
 )
-def test_plain_tokens_of_a_step_are_taken_as_one_by_one(steps, ended):
-    asyncio.run(_both_ways(steps, ended))
+def test_plain_tokens_are_told_again_as_far_as_they_were_said(begun, steps, looks, ended, reason):
+    asyncio.run(_told_again(begun, steps, looks, ended, reason))
 
 
-async def _both_ways(steps, ended) -> None:
-    """``d`` is not here, and ``c`` ends."""
-    together, one_by_one = LiveRequests(), LiveRequests()
-    for live in (together, one_by_one):
-        for name in "abc":
-            live.open(request(name, 0), future())
-    index = dict.fromkeys("abcd", 0)
-    for number, names in enumerate(steps):
-        tokens = PlainTokens(list(names), [0] * len(names), [index[name] for name in names], [*range(len(names))])
-        together.deliver_plain(tokens)
-        for delta in tokens.deltas():
-            one_by_one.deliver(delta)
+async def _told_again(begun, steps, looks, ended, reason) -> None:
+    """Of two subscribers' requests. ``c`` ends. Somebody looks now and then, also when the engine's lists are ahead of what it
+    has said."""
+    live = LiveRequests()
+    lists: dict[str, list[int]] = {}
+    said: dict[str, list[int]] = {}
+    for name in "abcd":
+        made = request(name, 0, subscriber="s" if name < "d" else "other")
+        made.output_token_ids = [50 + i for i in range(begun)]
+        lists[name], said[name] = [1, 1, 1, *made.output_token_ids], []
+        live.open(made, future()).follow(lists[name])
+    finished: dict[str, str] = {}
+
+    def check(wanted: int) -> None:
+        told = {}
+        for subscriber in ("s", "other"):
+            for deltas in live.missing(subscriber, dict.fromkeys("abcd", wanted)):
+                told.update({(d.request_id, d.index): (d.token_ids, d.finish_reason) for d in deltas})
+        expected = {
+            (name, begun + i): ([token], None)
+            for name, tokens in said.items()
+            for i, token in enumerate(tokens)
+            if begun + i >= wanted and finished.get(name) != "abort"  # another engine has it
+        }
+        if finished.get("c") == "length":
+            expected["c", begun + len(said["c"])] = ([], "length")
+        assert told == expected
+
+    for number, (names, other) in enumerate(steps):
+        token = 100 + number
+        names = [name for name in names if name not in finished]
         for name in names:
-            index[name] += 1
+            lists[name].append(token)
+        if number in looks:
+            check(number % 3)
+        for subscriber in ("s", "other"):
+            its = [name for name in names if (name < "d") == (subscriber == "s") and name != other]
+            if its:
+                indices = [begun + len(said[name]) for name in its]
+                live.deliver_plain(subscriber, PlainTokens(its, [0] * len(its), indices, [token] * len(its)))
+        if other in names:
+            live.deliver(TokenDelta(other, 0, begun + len(said[other]), [token]))
+        for name in names:
+            said[name].append(token)
         if number == ended:
-            for live in (together, one_by_one):
-                live.deliver(TokenDelta("c", 0, index["c"], [], finish_reason="abort"))
-        assert together.num_tokens == one_by_one.num_tokens
-    for wanted in (0, 1, 5):
-        told = [list(live.missing("s", dict.fromkeys("abcd", wanted))) for live in (together, one_by_one)]
-        assert told[0] == told[1]
+            live.deliver(TokenDelta("c", 0, begun + len(said["c"]), [], finish_reason=reason))
+            finished["c"] = reason
+        if number in looks:
+            check(number % 3)
+        unfinished = [name for name in said if name not in finished]
+        assert live.num_tokens == sum(3 + begun + len(said[name]) for name in unfinished)
+    check(0)
 
 
 async def test_a_long_answer_is_few_objects():
     live = LiveRequests()
     kept = live.open(request("a", 0), future())
-    for index in range(1000):
-        live.deliver(TokenDelta("a", 0, index, [index], num_cached_tokens=3 if index == 0 else 0))
+    kept.follow([1] * 3 + list(range(1000)))
+    live.deliver(TokenDelta("a", 0, 0, [0], num_cached_tokens=3))
+    for index in range(1, 999):
+        live.deliver_plain("s", PlainTokens(["a"], [0], [index], [index]))
+    live.deliver(TokenDelta("a", 0, 999, [999], finish_reason="length"))
     assert len(kept.deltas) == 2
+    said = kept.said_from(0)
+    assert [(d.index, d.token_ids) for d in said] == [(i, [i]) for i in range(1000)]
 
 
 async def test_only_answers_that_ended_long_ago_are_dropped(monkeypatch):

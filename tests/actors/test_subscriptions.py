@@ -6,6 +6,7 @@ import asyncio
 import random
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +15,7 @@ import pytest
 
 from actors.engine_actor import RunnerActor
 from cluster.config import EngineConfig
-from cluster.outputs import ENGINE_LEAVES, FINISH_LENGTH, PlainTokens, StepOutput, StreamItem, TokenDelta
+from cluster.outputs import ENGINE_LEAVES, FINISH_LENGTH, EngineLoad, PlainTokens, StepOutput, StreamItem, TokenDelta
 from cluster.process.silence_clock import SilenceClock
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
@@ -36,7 +37,7 @@ class Listener:
     def flush(self) -> None:
         self.is_flushed = True
 
-    def tell(self) -> None:
+    def tell(self, load: EngineLoad) -> None:
         pass
 
     def close(self) -> None:
@@ -60,9 +61,12 @@ def new_actor() -> RunnerActor:
     return actor
 
 
-def open_request(actor: RunnerActor, request_id: str = "a", subscriber: str = "ingress") -> asyncio.Future:
+def open_request(
+    actor: RunnerActor, request_id: str = "a", subscriber: str = "ingress", token_ids: list[int] | None = None
+) -> asyncio.Future:
     done: asyncio.Future = actor._loop.create_future()
-    actor._live.open(EngineRequest(request_id, [1], SamplingParams(), subscriber=subscriber), done)
+    live = actor._live.open(EngineRequest(request_id, [1], SamplingParams(), subscriber=subscriber), done)
+    live.follow(token_ids or [1])
     return done
 
 
@@ -79,16 +83,19 @@ def short_turns() -> Iterator[None]:
 @pytest.mark.parametrize("seed", range(5))
 async def test_who_attaches_while_tokens_are_said_misses_none_and_gets_none_twice(seed):
     actor, rng, num_tokens = new_actor(), random.Random(seed), 3000
-    done = open_request(actor)
+    token_ids = [1]
+    done = open_request(actor, token_ids=token_ids)
 
     def engine() -> None:
         for index in range(num_tokens - 1):
+            token_ids.append(index + 5)
             if index % 7:
                 output = StepOutput()
                 output.plain["ingress"] = PlainTokens(["a"], [0], [index], [index + 5])
             else:
                 output = StepOutput([TokenDelta("a", 0, index, [index + 5])])
             actor._subscriptions.publish(output)
+        token_ids.append(4)
         actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, num_tokens - 1, [4], None, FINISH_LENGTH)]))
 
     thread = threading.Thread(target=engine)
@@ -118,15 +125,36 @@ async def test_plain_tokens_wake_no_loop_until_many_are_unread():
     open_request(actor)
     actor.subscribe("ingress", {}, Listener())
     woken: list[int] = []
-    actor._subscriptions._on_loop = lambda _: woken.append(len(actor._subscriptions._unread))
+    actor._subscriptions._ask_to_read = lambda: woken.append(len(actor._subscriptions._unread))
     actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, 0, [5])]))
     assert woken == [1]
-    for index in range(1, 32):
+    for index in range(1, 128):
         assert woken == [1]
         output = StepOutput()
         output.plain["ingress"] = PlainTokens(["a"], [0], [index], [5])
         actor._subscriptions.publish(output)
-    assert woken == [1, 32]
+    assert woken == [1, 128]
+
+
+async def test_steps_that_say_more_wake_the_loop_once_and_are_read_together():
+    actor = new_actor()
+    done = open_request(actor)
+    actor.subscribe("ingress", {}, Listener())
+    woken: list[None] = []
+    on_loop = actor._call_on_loop
+    actor._keeping_up._on_loop = lambda function: [woken.append(None), on_loop(function)]  # type: ignore[func-returns-value]
+    actor._is_well = lambda: False  # type: ignore[method-assign]  # nothing but the books
+    for index in range(50):
+        finish = FINISH_LENGTH if index == 49 else None
+        await asyncio.to_thread(
+            actor._subscriptions.publish, StepOutput([TokenDelta("a", 0, index, [5], None, finish)])
+        )
+    said_by = time.monotonic()
+    await asyncio.sleep(0.02)
+    assert (await asyncio.wait_for(done, 5)).num_tokens == 50
+    assert len(woken) <= 2
+    first_at = actor._live._of["a", 0].first_at
+    assert first_at is not None and first_at < said_by, "as the engine said it, not as it was read"
 
 
 async def test_what_nobody_asked_for_is_said_to_nobody():

@@ -183,7 +183,7 @@ async def test_a_runner_that_is_gone_is_told_of_once_and_all_calls_end(linked):
     await asyncio.sleep(0)
     waiting = [asyncio.create_task(linked.calls.generate(subscribed(f"r{i}", [i], max_tokens=400))) for i in range(2)]
     await until(lambda: linked.actor._live.num_unfinished == 2, 10)
-    linked.calls._connection._transport.abort()  # as the kernel does with the sockets of a process that ends
+    linked.calls._connection.transport.abort()  # as the kernel does with the sockets of a process that ends
     for call in waiting:
         with pytest.raises(EngineDeadError, match="has ended"):
             await asyncio.wait_for(call, 5)
@@ -237,12 +237,12 @@ async def test_a_frame_may_come_in_pieces(linked):
     await asyncio.sleep(0)
     connection = linked.calls._connection
     pieces: list[bytes] = []
-    real = connection._transport
-    connection._transport = type("Caught", (), {"is_closing": lambda self: False, "write": lambda self, d: pieces.append(d),
+    real = connection.transport
+    connection.transport = type("Caught", (), {"is_closing": lambda self: False, "write": lambda self, d: pieces.append(d),
                                                 "get_write_buffer_size": lambda self: 0})()  # fmt: skip
     call = asyncio.create_task(linked.calls.generate(subscribed("a", [3], max_tokens=2, ignore_eos=True)))
     await until(lambda: pieces, 5)
-    connection._transport = real
+    connection.transport = real
     for byte in pieces[0]:
         real.write(bytes([byte]))
         await asyncio.sleep(0)

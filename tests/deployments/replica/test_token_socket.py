@@ -159,9 +159,10 @@ async def test_an_engine_says_what_it_takes_while_it_answers(writer):
     assert await anext(messages) == [first], "at once"
     for message in MESSAGES:
         assert await anext(messages) == message
-    source.streams[0].tell()  # which is no news
+    source.streams[0].tell(first)  # which is no news
     source.news = second = EngineLoad(2, 5)
-    source.streams[0].tell()
+    source.streams[0].tell(second)
+    source.streams[0].flush()
     assert await asyncio.wait_for(anext(messages), 5) == [second]
     assert await asyncio.wait_for(anext(messages), 5) == [second], "a sign of life"
     source.news = None
@@ -255,7 +256,7 @@ async def test_what_is_no_request_ends_the_connection(sent):
     await socket.open()
     messages = read_messages(socket.path, "long", {}, lambda pid, sender: senders.append(sender))
     await anext(messages)
-    senders[0]._connection._transport.write(sent)
+    senders[0]._connection.transport.write(sent)
     await asyncio.wait_for(source.detached.wait(), 10)
     await messages.aclose()
     assert not source.begun

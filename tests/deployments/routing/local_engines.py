@@ -112,9 +112,9 @@ class LocalReplies:
         self._running = {key: ahead.take(key) for key in followed.keys}
 
     def cancel(self) -> None:
-        for running in self._running.values():
+        for key, running in self._running.items():
             if running is not None:
-                running.cancel()
+                self._runner.actor._abort(key)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         self._runner.check_alive()

@@ -128,7 +128,7 @@ async def time_to_move(
     said = {name: DeltaStream() for name in streams}
     pumps = [asyncio.ensure_future(pump(n, s, said[n])) for n, s in (("full", source_s), ("other", target_s))]
     if at_once:
-        loop.call_at(opens_at, said["other"].tell)
+        loop.call_at(opens_at, said["other"].flush)
     loop.call_at(opens_at - asked_s, one._rest, streams["other"], False)
     try:
         took_s = await asyncio.wait_for(ended, 10)
@@ -225,6 +225,8 @@ def test_a_stream_that_ends_before_its_next_word_takes_its_claims_with_it(ends):
 class LongStep:
     """The loop of an engine whose four slots are taken, in a step that takes long: it looks at nothing that comes meanwhile."""
 
+    computes_prefill = False
+
     def __init__(self, now: Callable[[], float]) -> None:
         self.queue, self.queue_times = QueueState(num_running=4), ((), 0.0)
         self._now, self.began_at = now, now()
@@ -235,6 +237,9 @@ class LongStep:
 
     def call(self, function: Any) -> Future:
         return Future()
+
+    def post(self, function: Any, failed: Any) -> None:
+        pass
 
 
 async def time_until_counted(num_before: int, after_s: float) -> float:
@@ -259,7 +264,7 @@ async def time_until_counted(num_before: int, after_s: float) -> float:
             choices.announced("other", EngineLoad(9, 9, open_places=num_before + 1))
 
     def come(name: str) -> asyncio.Task:
-        return loop.create_task(actor._generate(EngineRequest(name, [1], SamplingParams(), subscriber="one")))
+        return loop.create_task(actor.generate(EngineRequest(name, [1], SamplingParams(), subscriber="one")))
 
     tasks = [loop.create_task(pump()), *(come(f"before{n}") for n in range(num_before))]
     await asyncio.sleep(2 * HEARTBEAT_S + after_s)
