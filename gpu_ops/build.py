@@ -195,13 +195,21 @@ def build(progress: Progress | None = None) -> Path:
     return target
 
 
-def build_library(source: Path) -> Path:
-    """Return the shared library of one C++ file that needs neither Paddle nor CUDA, building it first if the cache has none.
+def build_library(source: Path, for_python: bool = False) -> Path:
+    """Return the shared library of one C++ file that needs neither Paddle nor CUDA, and of the headers beside it; builds it first
+    if the cache has none.
+
+    Args:
+        for_python: it is a module of this interpreter.
 
     Raises:
         OpBuildError: as ``build``.
     """
-    key = hashlib.sha256("\0".join([source.read_text(), platform.machine(), *LIBRARY_FLAGS]).encode())
+    flags = list(LIBRARY_FLAGS)
+    if for_python:
+        flags += [f"-I{sysconfig.get_paths()['include']}", f"-DPYTHON_ABI={sysconfig.get_config_var('SOABI')}"]
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    key = hashlib.sha256("\0".join([*texts, platform.machine(), *flags]).encode())
     target = cache_dir() / "native" / f"lib{source.stem}-{key.hexdigest()[:20]}.so"
     _refuse_others(target)
     if target.exists():
@@ -209,7 +217,7 @@ def build_library(source: Path) -> Path:
     partial = target.with_suffix(f".{os.getpid()}.partial")
     try:
         make_folder(target.parent)
-        _run([compiler(), *LIBRARY_FLAGS, str(source), "-o", str(partial)])
+        _run([compiler(), *flags, str(source), "-o", str(partial)])
         partial.rename(target)
     except OSError as error:
         raise OpBuildError(f"{target.parent}: {error.strerror or error}") from None

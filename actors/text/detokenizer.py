@@ -45,6 +45,11 @@ class IncrementalDetokenizer:
         """Whether the tokens so far end in the middle of one."""
         return bool(self._decoder.getstate()[0])
 
+    @property
+    def takes_whole_texts(self) -> bool:
+        """Whether a token that has a ``Tokenizer.whole_text`` adds just that now; it then makes no difference to later ones."""
+        return not self._is_amid and not self._strip_next
+
     def push(self, token_id: int) -> str:
         """Return the text that this token completes, often '' or part of a word."""
         if token_id in self._skipped:

@@ -124,6 +124,17 @@ class Tokenizer:
         """Return the bytes that a token stands for; those of all tokens of a text, joined, are its UTF-8."""
         return self.token_bytes_table[token_id]
 
+    def whole_text(self, token_id: int) -> str | None:
+        """What the token adds to every text that does not begin with it, nor end in the middle of a character; None for special
+        tokens, those without text and parts of characters, for which it takes an ``IncrementalDetokenizer``."""
+        if token_id in self.special_ids:
+            return None
+        said = self.token_bytes(token_id)
+        try:
+            return self.token_bytes_table.ascii_text(token_id) or said.decode() or None
+        except UnicodeDecodeError:
+            return None
+
     def special_id(self, text: str) -> int | None:
         """The special token that is written so; None if there is none."""
         token_id = self._backend.token_to_id(text)

@@ -30,6 +30,12 @@ class ChunkTemplate:
         if not has_tokens:
             self._after, self._between = self._between, ""
 
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """What stands before the text's JSON string, between it and the token ids, and behind; nothing is between where a chunk
+        has no token ids."""
+        return self._before, self._between, self._after
+
     def write(self, text: str, token_ids: Sequence[int]) -> str:
         """The JSON that ``write_json`` makes of such a chunk."""
         if self._between:

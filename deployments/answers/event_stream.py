@@ -15,6 +15,7 @@ from cluster.client.resumable import FALLBACK_PORT_HEADER, MAX_SILENCE_HEADER
 from deployments.answers.choice import Choice
 from deployments.answers.generation import Generation
 from deployments.answers.response_builder import ResponseBuilder
+from deployments.answers.token_lanes import TokenLanes, encoded, token_lanes
 from deployments.http.body_writer import BodyWriter, body_writer
 from deployments.http.connection import ClientGoneError, while_connected
 from deployments.http.eager import begin
@@ -42,22 +43,12 @@ _HEADERS = {
 }
 _PROMISE = {MAX_SILENCE_HEADER: f"{2 * _KEEP_ALIVE_S:g}"}
 
-# The line ends outside ASCII that splitters of text know, and JSON does not escape.
-_LINE_ENDS = {char: f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
-
 
 def encode_events(objects: list[dict[str, Any]], ids: Sequence[str] = (), in_pieces: bool = False) -> bytes:
     """One event an object, with its id if there are any. Data comes first: some readers know nothing else."""
     tails = [f"\nid: {event_id}\n\n" for event_id in ids] or ["\n\n"] * len(objects)
     parts = [("data: ", *write_json(item, in_pieces), tail) for tail, item in zip(tails, objects)]
-    return b"".join([_encoded(piece) for part in parts for piece in part])
-
-
-def _encoded(text: str) -> bytes:
-    if not text.isascii():
-        for char, escaped in _LINE_ENDS.items():
-            text = text.replace(char, escaped)
-    return text.encode()
+    return b"".join([encoded(piece) for part in parts for piece in part])
 
 
 class EventStream(Response):
@@ -86,6 +77,7 @@ class EventStream(Response):
         self._has_written = False
         self._send: Send
         self._writer: BodyWriter | None = None
+        self._lanes: TokenLanes | None = None
         self._timer: asyncio.TimerHandle
         self._showing: asyncio.Task | None = None
         self._sending: asyncio.Task | None = None
@@ -102,6 +94,8 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         texts, generation, answer = self._first, self._generation, self._answer
         self._send, self._writer = send, body_writer()
+        if self._writer is not None and not self._resumable:
+            self._lanes = token_lanes(generation.choices, generation.put_token, answer, self._writer)
         self._timer = asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._look, _KEEP_ALIVE_S)
         try:
             while True:
@@ -114,9 +108,9 @@ class EventStream(Response):
                     await _send_body(send, events)
                 if generation.finished:
                     break
-                generation.take = self._pass_on
+                generation.take, generation.lanes = self._pass_on, self._lanes
                 texts = await generation.read()
-                generation.take = None
+                generation.take = generation.lanes = None
                 if self._sending is not None:
                     await self._sending
                     self._sending = None
@@ -125,7 +119,7 @@ class EventStream(Response):
         except ApiError as error:
             tail = encode_events([error.body()])
         finally:
-            generation.take = None
+            generation.take = generation.lanes = None
             self._timer.cancel()
             for task in filter(None, (self._sending, self._showing)):
                 task.cancel()
@@ -142,6 +136,8 @@ class EventStream(Response):
             # A sign of life that waits does so for a slow client, to whom nothing is written past it.
             if self._writer is None or not self._writer.write(event):
                 self._sending = begin(_send_body(self._send, event))
+        if self._lanes is not None:
+            self._lanes.took(choice, may_open=self._sending is None)
         return True
 
     def _plain_event(self, index: int, text: str) -> bytes:
@@ -149,7 +145,7 @@ class EventStream(Response):
         if not chunk:
             return b""
         tail = f"\nid: {self._answer.event_ids[0]}\n\n" if self._resumable else "\n\n"
-        return _encoded(f"data: {chunk}{tail}")
+        return encoded(f"data: {chunk}{tail}")
 
     def _events(self, in_pieces: bool, texts: dict[int, str]) -> bytes:
         # Choice by choice, so that of a long answer little is there at once: the collector looks at all of it, and holds all up.
@@ -162,6 +158,8 @@ class EventStream(Response):
 
     def _look(self, pause_s: float) -> None:
         """Show that the stream is alive if nothing was written for ``pause_s`` seconds, and look again."""
+        if self._lanes is not None and self._lanes.have_written():
+            self._has_written = True
         if self._has_written:
             pause_s = _KEEP_ALIVE_S
         elif self._showing is None or self._showing.done():

@@ -11,6 +11,7 @@ from functools import partial
 from cluster.api_errors import ApiError
 from cluster.outputs import TokenDelta
 from deployments.answers.choice import Choice
+from deployments.answers.token_lanes import TokenLanes
 from deployments.routing.sequence_client import SequenceClient
 
 logger = logging.getLogger("ray.serve")
@@ -30,12 +31,14 @@ class Generation:
         when_closed: each is called once, when it is closed.
         take: asked, if it is set while ``read`` waits, whether it takes a token of a choice of which nothing else is said; what
             it takes is not read.
+        lanes: open while ``take`` may be asked, which they pass by.
     """
 
     def __init__(self, client: SequenceClient, choices: Sequence[Choice]) -> None:
         self.choices = choices
         self.when_closed: list[Callable[[], None]] = []
         self.take: Callable[[Choice, int], bool] | None = None
+        self.lanes: TokenLanes | None = None
         self._client = client
         self._unread: deque[tuple[Choice, TokenDelta]] = deque()
         self._has_more = False
@@ -67,7 +70,7 @@ class Generation:
         for choice in self.choices:
             if choice.output.finish_reason is None:
                 choice.submission = self._client.submit(choice.entry, partial(self._put, choice), self.fail)
-                choice.submission.deliver_token = partial(self._put_token, choice)
+                choice.submission.deliver_token = partial(self.put_token, choice)
         if len(self.choices) > 1:
             self.accept()
 
@@ -90,10 +93,14 @@ class Generation:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
             timer = None if patience_s is None else loop.call_later(patience_s, self._wake)
+            if self.lanes is not None:
+                self.lanes.open()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+                if self.lanes is not None:
+                    self.lanes.close()
                 if timer is not None:
                     timer.cancel()
         if self._error is not None and not self._unread:
@@ -158,7 +165,8 @@ class Generation:
         self._unread.append((choice, delta))
         self._wake()
 
-    def _put_token(self, choice: Choice, index: int, token: int) -> None:
+    def put_token(self, choice: Choice, index: int, token: int) -> None:
+        """The next token of a choice came, of which nothing else is said."""
         choice.times.arrived(True)
         waiter = self._waiter
         if self.take is not None and waiter is not None and not waiter.done():
@@ -179,5 +187,8 @@ class Generation:
         self._wake()
 
     def _wake(self) -> None:
+        # What comes from now on waits behind what is to be read.
+        if self.lanes is not None:
+            self.lanes.close()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

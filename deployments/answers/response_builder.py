@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
+
+from deployments.answers.chunk_template import ChunkTemplate
 
 
 class GenerationOptions(Protocol):
@@ -38,6 +41,15 @@ class ResponseBuilder(Protocol):
 
     def plain_chunk(self, index: int, text: str) -> str:
         """The JSON that ``chunks({index: text})`` comes to, where ``is_plain``; empty if there is no chunk."""
+
+    def plain_template(self, index: int) -> ChunkTemplate:
+        """What ``plain_chunk`` writes texts into that are not empty, with the token ids that were not sent before; another one
+        once it changes."""
+
+    @property
+    def whole_text(self) -> Callable[[int], str | None]:
+        """Tells the text of a token that is whole by itself, as ``SequenceOutput.takes_whole_texts`` means it; None of others.
+        The same for all answers."""
 
     def usage_chunk(self) -> dict[str, Any] | None:
         """The last chunk, if there is one behind those of the text."""

@@ -14,7 +14,14 @@ _KNOWN_TO_CLIENT = TokenLogprobs(0.0, 1, [], [])
 
 
 class Detokenizer(Protocol):
-    """Turns ids into text one at a time; text of an incomplete character is held until it is complete."""
+    """Turns ids into text one at a time; text of an incomplete character is held until it is complete.
+
+    Attributes:
+        takes_whole_texts: the text of a token that is whole by itself depends on nothing before it now.
+    """
+
+    @property
+    def takes_whole_texts(self) -> bool: ...
 
     def push(self, token_id: int) -> str: ...
 
@@ -99,8 +106,19 @@ class SequenceOutput:
     def text(self) -> str:
         """All text released so far."""
         if len(self._pieces) != 1:
-            self._pieces = ["".join(self._pieces)]
+            self._pieces[:] = ["".join(self._pieces)]
         return self._pieces[0]
+
+    @property
+    def takes_whole_texts(self) -> bool:
+        """Whether a token whose text is whole by itself, where ``is_plain`` and behind the first, adds just that text."""
+        return self.finish_reason is None and self._detokenizer.takes_whole_texts
+
+    @property
+    def grown(self) -> tuple[list[int], list[str]]:
+        """``token_ids`` and the pieces of ``text``, the same lists for as long as the sequence grows. Who appends a token and its
+        text there, where ``takes_whole_texts``, does what ``push_token`` does."""
+        return self.token_ids, self._pieces
 
     def push(self, delta: TokenDelta) -> str:
         """Take in the next tokens, return the text they release. After the end it does nothing."""
@@ -109,7 +127,6 @@ class SequenceOutput:
         self.token_ids.extend(delta.token_ids)
         if self.is_plain and delta.index and not (delta.finish_reason or delta.logprobs or delta.prompt_logprobs):
             # As below, for most tokens of most answers.
-            self._pushed += len(delta.token_ids)
             text = _joined(self._detokenizer, delta.token_ids)
             self._pieces.append(text)
             return text
@@ -141,7 +158,6 @@ class SequenceOutput:
         if self.finish_reason is not None:
             return ""
         self.token_ids.append(token_id)
-        self._pushed += 1
         text = self._detokenizer.push(token_id)
         self._pieces.append(text)
         return text
@@ -178,7 +194,6 @@ class SequenceOutput:
         settled = len(self._tail) - keep
         tokens, self._tail = self._tail[:settled], self._tail[settled:]
         if not self._looks_at_text:
-            self._pushed += settled
             return _joined(self._detokenizer, tokens)
         released = []
         for token in tokens:

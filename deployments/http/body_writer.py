@@ -6,13 +6,22 @@ import asyncio
 from contextvars import ContextVar
 from typing import Protocol
 
+from deployments.native.step_writer import Outlet
+
 
 class BodyWriter(Protocol):
     """The connection that a request came on."""
 
     def write(self, body: bytes) -> bool:
         """Write a part that is not the last one; False if nothing was written and ``send`` has to do it, because the client reads
-        slowly or has gone, or this is not how its answer is written. Order is kept as long as no ``send`` is waiting."""
+        slowly or has gone, or this is not how its answer is written. Order is kept as long as no ``send`` is waiting. During a
+        step of an engine it leaves at the step's end, or with the next ``send``."""
+        ...
+
+    @property
+    def chunk_outlet(self) -> Outlet | None:
+        """Where who makes chunks, as HTTP/1.1 has them, may write them like ``write`` for as long as the connection lives and
+        this answer is not over; None if there is no such place."""
         ...
 
 

@@ -19,6 +19,7 @@ from cluster.scaling.hold import HoldShare
 from cluster.scaling.inputs import EngineSample, ScalingInputs
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import DRAINED, SILENT_ENGINES, RequestEvents
+from deployments.native.step_writer import one_step
 from deployments.routing.attempts import Attempts
 from deployments.routing.balancer import Balancer
 from deployments.routing.completion import Completion
@@ -255,11 +256,12 @@ class EngineClient:
         """Raises JournalGapError once all that can be was delivered: the rest is said again to who attaches again, but not who
         leaves and what it takes."""
         gap: JournalGapError | None = None
-        for item in items:
-            try:
-                self._on_item(stream, item)
-            except JournalGapError as error:
-                gap = error
+        with one_step():
+            for item in items:
+                try:
+                    self._on_item(stream, item)
+                except JournalGapError as error:
+                    gap = error
         if gap is not None:
             raise gap
 

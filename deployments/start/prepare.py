@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from actors.model_files.source import resolve_model
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import ModelLoadError
-from deployments.native.frame_writer import SOURCE
+from deployments.native import frame_writer, step_writer
 from gpu_ops.build import OpBuildError, build, build_library, library_path
 
 Report = Callable[[str, int, int], None]
@@ -66,7 +66,8 @@ def _amount(done: int, total: int) -> str:
 
 def prepare_ops(console: Console) -> None:
     """Build the native ops unless the cache has them."""
-    build_library(SOURCE)
+    build_library(frame_writer.SOURCE)
+    step_writer.native_module()  # without Python's headers there is none, and need not be
     if library_path().exists():
         build()  # only looks whose it is
         return

@@ -10,7 +10,7 @@ import math
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.text.tokenizer import Tokenizer
@@ -144,16 +144,26 @@ class OpenAiResponse(ABC):
         if not text:
             return "".join([piece for chunk in self.chunks({index: text}) for piece in write_json(chunk)])
         choice = self.choices[index]
-        fingerprint = self.generation.fingerprint
-        known, template = self._templates.get(index, _NO_TEMPLATE)
-        if known != fingerprint:
-            template = ChunkTemplate(functools.partial(self._template_chunk, choice))
-            self._templates[index] = fingerprint, template
+        template = self.plain_template(index)
         num_sent, choice.num_sent = choice.num_sent, len(choice.output.token_ids)
         token_ids = choice.output.token_ids[num_sent:]
         if self._events is not None:
             self.event_ids = [self._event_id(*self._events, index, token_ids, None)]
         return template.write(text, token_ids)
+
+    def plain_template(self, index: int) -> ChunkTemplate:
+        """What ``plain_chunk`` writes texts into that are not empty; another one once the fingerprint changes."""
+        fingerprint = self.generation.fingerprint
+        known, template = self._templates.get(index, _NO_TEMPLATE)
+        if known != fingerprint:
+            template = ChunkTemplate(functools.partial(self._template_chunk, self.choices[index]))
+            self._templates[index] = fingerprint, template
+        return template
+
+    @property
+    def whole_text(self) -> Callable[[int], str | None]:
+        """The tokenizer's."""
+        return self.tokenizer.whole_text
 
     def _template_chunk(self, choice: Choice, text: str, token_ids: list[int]) -> dict[str, Any]:
         body = self.chunk_choice(choice, text, slice(0, 0), first=False)

@@ -72,6 +72,27 @@ def test_random_smollm2_tokens_join_to_the_decoded_whole(smollm2_tokenizer: Toke
     assert joined(smollm2_tokenizer, ids, skip) == smollm2_tokenizer.decode(ids, skip)
 
 
+@given(ids=st.lists(st.one_of(st.integers(0, 400), st.integers(0, 49155)), max_size=60), skip=st.booleans())
+def test_a_whole_text_is_what_its_token_adds(smollm2_tokenizer: Tokenizer, ids: list[int], skip: bool):
+    for tokenizer in (smollm2_tokenizer, tokenizer_of("sentencepiece")):
+        detokenizer = IncrementalDetokenizer(tokenizer, skip)
+        for token in ids:
+            whole = tokenizer.whole_text(token) if detokenizer.takes_whole_texts else None
+            text = detokenizer.push(token)
+            if whole is not None:
+                assert (text, detokenizer.takes_whole_texts) == (whole, True)
+
+
+def test_special_tokens_and_parts_of_characters_have_no_whole_text(smollm2_tokenizer: Tokenizer):
+    (special,) = smollm2_tokenizer.encode("<|im_end|>")
+    parrot = smollm2_tokenizer.encode("🦜")
+    assert [smollm2_tokenizer.whole_text(token) for token in (special, *parrot, -1, 10**6)] == [None] * (
+        3 + len(parrot)
+    )
+    (word,) = smollm2_tokenizer.encode(" word")
+    assert smollm2_tokenizer.whole_text(word) == " word"
+
+
 def test_a_character_is_held_back_until_it_is_whole(smollm2_tokenizer: Tokenizer):
     ids = smollm2_tokenizer.encode("🦜")
     assert len(ids) > 1

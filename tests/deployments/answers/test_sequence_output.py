@@ -51,7 +51,7 @@ def test_a_token_alone_is_pushed_as_a_delta_is(tokens, ended_after):
         else:
             texts = [outputs[0].push(delta), outputs[1].push_token(token)]
         assert texts[0] == texts[1]
-    seen = [(output.text, output.token_ids, output.finish_reason, output._pushed) for output in outputs]
+    seen = [(output.text, output.token_ids, output.finish_reason) for output in outputs]
     assert seen[0] == seen[1]
 
 

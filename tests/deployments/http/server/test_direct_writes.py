@@ -12,7 +12,9 @@ from uvicorn.protocols.http import httptools_impl
 
 from cluster.outputs import FINISH_LENGTH
 from deployments.http.body_writer import body_writer
+from deployments.http.eager import begin
 from deployments.http.server.direct_writes import write_directly
+from deployments.native.step_writer import one_step
 from tests.deployments.answers.test_slow_answers import SlowEngines
 from tests.deployments.http.server.test_http_1_0 import listening, request
 from tests.waiting import until
@@ -96,6 +98,18 @@ async def test_who_reads_slowly_gets_the_rest_through_send():
         rest = await asyncio.wait_for(reader.read(), 20)
     assert texts(rest) == "cde"
     assert sum(len(texts(body)) for body in sends.bodies) == 4
+
+
+async def test_what_a_step_wrote_goes_before_what_is_sent_meanwhile():
+    async with streaming() as (engines, reader, sends):
+        (writer,) = sends.writers
+        with one_step():
+            assert writer.write(b"first")
+            assert begin(writer.send({"type": "http.response.body", "body": b"second", "more_body": True})) is None
+            assert writer.write(b"third")
+        engines.deliver([66], FINISH_LENGTH)
+        rest = await asyncio.wait_for(reader.read(), 20)
+    assert b"\r\n5\r\nfirst\r\n6\r\nsecond\r\n5\r\nthird\r\n" in b"\r\n" + rest
 
 
 async def test_an_answer_without_chunks_passes_send():
