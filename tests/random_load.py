@@ -13,6 +13,7 @@ import numpy as np
 
 from actors.engine.engine import Engine
 from actors.runner.model_runner import ModelRunner
+from actors.scheduling.prefill_delay import PrefillDelay
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import StepPlan, StepResult
 from cluster.request import EngineRequest
@@ -101,7 +102,11 @@ def add_preemptions(engine: Engine, seed: int) -> None:
     """Before the first request: running sequences are preempted in random steps, and prompts wait for others or not."""
     old = engine.scheduler
     scheduler = _UnluckyScheduler(
-        old.kv_cache, old.max_num_seqs, old.max_num_batched_tokens, old.max_model_len, prefill_delay_steps=seed % 4
+        old.kv_cache,
+        old.max_num_seqs,
+        old.max_num_batched_tokens,
+        old.max_model_len,
+        prefill_delay=PrefillDelay(seed % 4),
     )
     scheduler.rng = np.random.default_rng(seed)
     engine.scheduler = scheduler

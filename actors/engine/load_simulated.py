@@ -17,6 +17,7 @@ from actors.model_files.config import load_model_config
 from actors.model_files.source import model_of
 from actors.models.config import ModelConfig
 from actors.scheduling.kv_cache import KVCache
+from actors.scheduling.prefill_delay import PrefillDelay
 from actors.scheduling.scheduler import Scheduler
 from actors.text.tokenizer import Tokenizer, load_tokenizer
 from cluster import __version__
@@ -59,7 +60,7 @@ def load_simulated_engine(
         config.max_queued_requests,
         config.oldest_first_every,
         config.max_queue_share,
-        config.prefill_delay_steps or 0,
+        PrefillDelay(config.prefill_delay_steps or 0),
     )
     name = config.model_id or source.name
     digest = hashlib.sha256(f"{__version__}\0{model.vocab_size}\0{config.dummy_seed}".encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ from actors.models.decoder import Decoder
 from actors.models.gpu_limits import check_gpu_model
 from actors.runner.model_runner import ModelRunner
 from actors.scheduling.kv_cache import KVCache
-from actors.scheduling.prefill_delay import DEFAULT_STEPS
+from actors.scheduling.prefill_delay import DEFAULT_STEPS, PrefillDelay
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import StepPlan
 from actors.structured_output.grammars import Grammars
@@ -74,7 +74,7 @@ def load_engine(
         config.max_queued_requests,
         config.oldest_first_every,
         config.max_queue_share,
-        _prefill_delay_steps(config, model),
+        _prefill_delay(config, model),
     )
     eos_token_ids = tuple(model_config.eos_token_ids)
     vocab_size = model_config.vocab_size
@@ -116,8 +116,8 @@ def load_engine(
     return Engine(scheduler, runner, info, HostClock(), overlap=overlap, record=record, grammars=grammars)
 
 
-def _prefill_delay_steps(config: EngineConfig, model: Decoder) -> int:
+def _prefill_delay(config: EngineConfig, model: Decoder) -> PrefillDelay:
+    launch_bound = model.max_launch_bound_rows if model.device.is_gpu else 0
     if config.prefill_delay_steps is not None:
-        return config.prefill_delay_steps
-    is_launch_bound = model.device.is_gpu and model.max_launch_bound_rows > config.max_num_seqs
-    return DEFAULT_STEPS if is_launch_bound else 0
+        return PrefillDelay(config.prefill_delay_steps, launch_bound or None)
+    return PrefillDelay(DEFAULT_STEPS if launch_bound else 0, launch_bound)

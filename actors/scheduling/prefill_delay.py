@@ -26,10 +26,14 @@ class PrefillDelay:
 
     Attributes:
         max_steps: for which a prompt waits at most while others decode; 0: none does.
+
+    Args:
+        max_step_tokens: of a step that takes as long with fewer; None: not known.
     """
 
-    def __init__(self, max_steps: int) -> None:
+    def __init__(self, max_steps: int = 0, max_step_tokens: int | None = None) -> None:
         self.max_steps = max_steps
+        self._max_step_tokens = max_step_tokens
         self._arrivals: deque[int] = deque(maxlen=_REMEMBERED_ARRIVALS)
 
     def came(self, step: int) -> None:
@@ -37,17 +41,24 @@ class PrefillDelay:
         if self.max_steps:
             self._arrivals.append(step)
 
-    def waits(self, step: int, came_at: Iterable[int], tokens: Sequence[int]) -> bool:
+    def waits(self, step: int, num_decoding: int, budget: int, came_at: Iterable[int], tokens: Sequence[int]) -> bool:
         """Whether the prompts that could be computed in ``step``, in which others decode, are left to a later one.
 
         Args:
-            came_at: the first step that was planned with each of them here.
+            num_decoding: tokens of those.
+            budget: tokens that are left beside them.
+            came_at: the first step that was planned with each prompt here.
             tokens: what is to be computed of each.
         """
-        if not tokens or sum(tokens) >= _ENOUGH_TOKENS or step - min(came_at) >= self.max_steps:
+        if not tokens or sum(tokens) >= self._enough(num_decoding, budget) or step - min(came_at) >= self.max_steps:
             return False
         arrivals = self._arrivals
         return (
             len(arrivals) == _REMEMBERED_ARRIVALS
             and step - arrivals[0] <= _PAUSE_FACTOR * self.max_steps * _REMEMBERED_ARRIVALS
         )
+
+    def _enough(self, num_decoding: int, budget: int) -> int:
+        """So many tokens of prompts, beside which there is no room or others would take time of their own."""
+        enough = min(_ENOUGH_TOKENS, budget)
+        return enough if self._max_step_tokens is None else min(enough, self._max_step_tokens - num_decoding)

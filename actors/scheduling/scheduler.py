@@ -49,7 +49,7 @@ class Scheduler:
             places more as there are slots: whoever sends them must not make the queue endless.
         oldest_first_every: of so many admissions one goes to the oldest waiting request.
         max_queue_share: of the waiting requests, those of one tenant; the next one of it is refused.
-        prefill_delay_steps: steps for which a prompt may wait for others (``PrefillDelay``).
+        prefill_delay: whether prompts wait for others; default: none does.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Scheduler:
         max_queued_requests: int = 1_000_000,
         oldest_first_every: int = 8,
         max_queue_share: float = 1.0,
-        prefill_delay_steps: int = 0,
+        prefill_delay: PrefillDelay | None = None,
     ) -> None:
         assert max_num_batched_tokens >= max_num_seqs
         assert kv_cache.num_blocks_for(max_model_len) <= kv_cache.num_blocks
@@ -72,7 +72,7 @@ class Scheduler:
         self.max_queued_requests = max_queued_requests
         self.oldest_first_every = oldest_first_every
         self.max_queue_share = max_queue_share
-        self.prefill_delay = PrefillDelay(prefill_delay_steps)
+        self.prefill_delay = prefill_delay or PrefillDelay()
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         # Of these, in the order of service; may lack some until the next step is planned.
@@ -278,7 +278,7 @@ class Scheduler:
     def _schedule_prompts(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
         # After every decoding sequence, so that none of these is a victim any more; their blocks they have.
         prefilling = sorted(self._prefilling(plan), key=lambda s: s.order)
-        if self._wait_for_others(plan, prefilling):
+        if self._wait_for_others(plan, prefilling, budget):
             return
         prompts = [_prompt(s, s.num_uncomputed_tokens) for s in prefilling]
         shares = prompt_shares(prompts, [plan.step + 1 - s.first_step for s in prefilling], budget)
@@ -287,12 +287,15 @@ class Scheduler:
                 self.num_prefill_tokens += count
                 self._launch(sequence, count, plan, owners)
 
-    def _wait_for_others(self, plan: StepPlan, prefilling: list[Sequence]) -> bool:
-        # An answer in the middle waits for nobody, and without a slot nobody comes.
-        if not plan.scheduled or not self._free_slots or not all(s.is_to_begin for s in prefilling):
+    def _wait_for_others(self, plan: StepPlan, prefilling: list[Sequence], budget: int) -> bool:
+        # Without a slot nobody comes. An answer in the middle waits for nobody, nor does a prompt of which a part is computed.
+        if not plan.scheduled or not self._free_slots or not self.prefill_delay.max_steps:
+            return False
+        if not all(s.is_to_begin and s.num_computed_tokens <= s.num_cached_tokens for s in prefilling):
             return False
         tokens = [s.num_uncomputed_tokens for s in prefilling]
-        return self.prefill_delay.waits(plan.step, (s.first_step for s in prefilling), tokens)
+        came_at = [s.first_step for s in prefilling]
+        return self.prefill_delay.waits(plan.step, plan.num_tokens, budget, came_at, tokens)
 
     def _prefilling(self, plan: StepPlan) -> list[Sequence]:
         """Who has tokens to compute when all decoding sequences have been scheduled."""

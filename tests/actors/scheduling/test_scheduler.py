@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.scheduling.kv_cache import KVCache
+from actors.scheduling.prefill_delay import PrefillDelay
 from actors.scheduling.queue_state import queue_state
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
@@ -565,7 +566,7 @@ def test_every_request_ends_once_with_its_own_tokens(data):
         num_blocks,
         data.draw(st.integers(1, 6), "slots"),
         data.draw(st.integers(8, 64), "budget"),
-        prefill_delay_steps=delay,
+        prefill_delay=PrefillDelay(delay),
     )
     limit, device = num_blocks * BLOCK, Device(scheduler, overlap=data.draw(st.booleans(), "overlap"), patience=delay)
     aborted, count = set(), data.draw(st.integers(1, 12), "requests")
