@@ -225,15 +225,19 @@ class RunnerActor:
             return reply
         if 0 <= before < request.attempt:
             self._abort((request.request_id, before))
-        self._subscriptions.say(request.subscriber, [live.first_word])
-        self._keeping_up.ask()
-        if request.params.is_masked:
-            self._compiling[live.key] = self._loop.create_future()
-            compilation = self._loop.create_task(self._compile_and_submit(live))
-            self._compilations.add(compilation)
-            compilation.add_done_callback(self._compilations.discard)
-        else:
-            self._submit(live)
+        try:
+            self._subscriptions.say(request.subscriber, [live.first_word])
+            self._keeping_up.ask()
+            if request.params.is_masked:
+                self._compiling[live.key] = self._loop.create_future()
+                compilation = self._loop.create_task(self._compile_and_submit(live))
+                self._compilations.add(compilation)
+                compilation.add_done_callback(self._compilations.discard)
+            else:
+                self._submit(live)
+        except Exception as error:  # who calls goes on with other requests
+            logger.exception("request %s attempt %d cannot begin", *live.key)
+            self._refuse(live, error)
         return reply
 
     def _submit(self, live: LiveRequest) -> None:
@@ -267,12 +271,14 @@ class RunnerActor:
             InvalidRequestError: the grammar is not valid, or beyond the limits.
         """
         key, aborted = live.key, self._compiling[live.key]
-        compiled = self._loop.run_in_executor(self._compiler, self._compile_grammar, live.request)
         try:
-            await asyncio.wait((compiled, aborted), return_when=asyncio.FIRST_COMPLETED)
+            compiled = self._loop.run_in_executor(self._compiler, self._compile_grammar, live.request)
+            try:
+                await asyncio.wait((compiled, aborted), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                compiled.cancel()  # what is over stays, what runs goes on, what waits is not wanted any more
         finally:
             del self._compiling[key]
-            compiled.cancel()  # what is over stays, what runs goes on, what waits is not wanted any more
         if aborted.done():
             return FINISH_ABORT
         live.grammar = compiled.result()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from actors.delta_stream import SubscriberStream
 from cluster.outputs import EngineLoad, StepOutput, StreamItem
@@ -68,8 +69,11 @@ class Subscriptions:
             self._ask_to_read()
 
     def _put(self, stream: SubscriberStream, items: Sequence[StreamItem]) -> None:
+        self._guarded(stream, partial(stream.put, items))
+
+    def _guarded(self, stream: SubscriberStream, say: Callable[[], None]) -> None:
         try:
-            stream.put(items)
+            say()
         except Exception:  # which ends one stream, and neither the engine nor other streams
             logger.exception("a stream cannot say what the engine does; it ends")
             self._on_loop(stream.close)
@@ -94,7 +98,7 @@ class Subscriptions:
     def tell(self, load_for: Callable[[str], EngineLoad]) -> None:
         """Have every stream say what the engine takes, if that is news: ``load_for`` its subscriber."""
         for subscriber, stream in self._streams.items():
-            stream.tell(load_for(subscriber))
+            self._guarded(stream, partial(stream.tell, load_for(subscriber)))
         for stream in self._streams.values():
             stream.flush()
 

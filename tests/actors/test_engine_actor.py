@@ -130,6 +130,25 @@ async def test_a_call_cancelled_before_the_engine_took_it_harms_nobody(actor):
     assert left == set(), "what the engine never had must not be remembered"
 
 
+async def test_a_request_that_cannot_begin_fails_alone_and_leaves_nothing(actor, monkeypatch):
+    stream = Subscriber(actor)
+    await asyncio.sleep(0)
+    running = asyncio.create_task(actor.generate(subscribed("runs", [1], max_tokens=100, ignore_eos=True)))
+    await stream.wait_for("runs", 1)
+    free = actor.news_for("ingress").free
+    with monkeypatch.context() as broken:
+        broken.setattr(actor._reservations, "take", lambda *arguments: 1 / 0)
+        actor.begin(subscribed("ahead", [1]))  # as the token socket does, whose connection others use, too
+        with pytest.raises(ZeroDivisionError):
+            await actor.generate(subscribed("called", [1]))
+    with pytest.raises(ZeroDivisionError):
+        await actor.generate(subscribed("ahead", [1]))  # its call, which follows
+    assert actor.news_for("ingress").free == free
+    assert told(await running) == (100, "length")
+    assert told(await actor.generate(subscribed("called", [1], ignore_eos=True))) == (8, "length")
+    assert not list(actor._live.unfinished())
+
+
 async def test_an_answer_that_ended_long_ago_is_forgotten_though_nobody_asks_for_anything(actor, monkeypatch):
     stream = Subscriber(actor)
     await asyncio.sleep(0)
