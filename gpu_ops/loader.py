@@ -63,6 +63,6 @@ def native_function(name: str, result: Any, *arguments: Any, lets_others_run: bo
 def run_op(name: str, *arguments: Any) -> list[paddle.Tensor]:
     """Run the custom op ``bireme_<name>``: its input tensors in order, then its attributes.
 
-    The interpreter lock is released while the kernel runs.
+    The interpreter lock is released while a kernel computes on the CPU or waits; not where it only enqueues on a GPU.
     """
     return _runner()("bireme_" + name, *arguments)

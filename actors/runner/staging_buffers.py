@@ -11,8 +11,8 @@ import paddle
 from actors.device.cpu import CpuDevice
 from actors.device.host_tensor import HostBuffer
 
-_MAX_KEPT = 64
-_MAX_KEPT_BYTES = 1 << 18
+_LARGEST_KEPT_BYTES = 1 << 18
+_MAX_KEPT_BYTES = 8 << 20
 
 
 class StagingBuffers:
@@ -22,6 +22,7 @@ class StagingBuffers:
     def __init__(self, device: CpuDevice) -> None:
         self._device = device
         self._kept: OrderedDict[tuple, HostBuffer] = OrderedDict()
+        self._kept_bytes = 0
         self._held: list[HostBuffer] = []
 
     def stage(self, name: str, array: np.ndarray) -> paddle.Tensor:
@@ -30,19 +31,22 @@ class StagingBuffers:
         Args:
             name: of the input; each is staged once a step.
         """
-        if array.nbytes > _MAX_KEPT_BYTES:
-            buffer = self._device.host_buffer(list(array.shape), array.dtype.name)
-        else:
-            key = name, array.shape
-            if key not in self._kept:
-                self._kept[key] = self._device.host_buffer(list(array.shape), array.dtype.name)
-            self._kept.move_to_end(key)
-            buffer = self._kept[key]
-            if len(self._kept) > _MAX_KEPT:
-                self._kept.popitem(last=False)
+        key = name, array.shape
+        buffer = self._kept.get(key) or self._device.host_buffer(list(array.shape), array.dtype.name)
+        if array.nbytes <= _LARGEST_KEPT_BYTES:
+            self._keep(key, buffer)
         buffer.array[...] = array
         self._held.append(buffer)
         return buffer.tensor
+
+    def _keep(self, key: tuple, buffer: HostBuffer) -> None:
+        if key not in self._kept:
+            self._kept[key] = buffer
+            self._kept_bytes += buffer.array.nbytes
+        self._kept.move_to_end(key)
+        while self._kept_bytes > _MAX_KEPT_BYTES:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_bytes -= oldest.array.nbytes
 
     def release(self) -> Iterator[np.ndarray]:
         """The step was saved or dropped. Yields the memory of what it held."""

@@ -93,9 +93,9 @@ class Generation:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
             timer = None if patience_s is None else loop.call_later(patience_s, self._wake)
-            if self.lanes is not None:
-                self.lanes.open()
             try:
+                if self.lanes is not None:
+                    self.lanes.open()
                 await self._waiter
             finally:
                 self._waiter = None

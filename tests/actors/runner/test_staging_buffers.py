@@ -32,19 +32,21 @@ def test_a_step_reads_what_it_was_given_however_sizes_follow_one_another(steps):
             fill_with_poison(array)
 
 
-def test_memory_is_kept_for_few_sizes_that_are_small():
+def test_memory_is_kept_for_sizes_that_are_small_up_to_a_limit():
     staging = StagingBuffers(CpuDevice())
 
     def address(rows: int, name: str = "a") -> int:
-        tensor = staging.stage(name, np.zeros((rows, 8), np.int64))
+        tensor = staging.stage(name, np.zeros((rows, 1024), np.int64))
         list(staging.release())
         return tensor.data_ptr()
 
     first = address(1)
     assert address(1) == first
     assert address(1, "b") != first
-    for rows in range(2, 66):
-        address(rows)
-    assert len(staging._kept) == 64 and ("a", (1, 8)) not in staging._kept
-    address(1 << 13)
-    assert ("a", (1 << 13, 8)) not in staging._kept
+    for rows in range(2, 90):
+        address(1 + rows % 32, str(rows))
+        address(1)  # used last, so the last to go
+    assert sum(buffer.array.nbytes for buffer in staging._kept.values()) == staging._kept_bytes <= 8 << 20
+    assert address(1) == first and ("b", (1, 1024)) not in staging._kept
+    address(33)
+    assert ("a", (33, 1024)) not in staging._kept
