@@ -175,12 +175,12 @@ async def _began(fault: Fault, pid: int, aimed: float | None = None) -> Moment:
 
 
 async def _hit_in_phase(fault: KillProcess | StopProcess, warm: list) -> Moment | None:
-    """The runner of an engine, a busy one if there is one, sends the signal in the phase; of moves, which are rare, the
-    first that is in one."""
+    """The runner of an engine, a busy one if there is one, sends the signal in the phase; of moves, which are rare, and of
+    requests that come ahead, which the router may send to others for long, the first that is in one."""
     busy = [one for one in warm if one[1]["num_requests_running"] + one[1]["num_requests_waiting"]] or warm
     if not busy:
         return None
-    rare = fault.phase in MOVE_PHASES
+    rare = fault.phase in (*MOVE_PHASES, "ahead")
     aimed = time.monotonic()
     once = os.path.join(tempfile.gettempdir(), f"bireme-once-{uuid.uuid4().hex}") if rare else ""
     pids: dict[int, Any] = {}
