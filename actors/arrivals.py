@@ -53,14 +53,13 @@ class Arrivals:
         self.num_movable += priority is not None
         return arrival
 
-    def forget(self, key: RequestKey) -> Arrival | None:
-        """The engine has seen to it, or never will. Returns what was forgotten."""
+    def forget(self, key: RequestKey) -> None:
+        """The engine has seen to it, or never will."""
         arrival = self._of.pop(key, None)
         if arrival is not None:
             self.num_tokens -= arrival.num_tokens
             self.num_unexpected -= not arrival.is_expected
             self.num_movable -= arrival.priority is not None
-        return arrival
 
     def seen(self, sampled_at: float) -> None:
         """The engine's queue was looked at then: what had been taken by that time shows in it."""

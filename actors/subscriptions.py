@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from typing import Any
 
 from actors.delta_stream import SubscriberStream
 from cluster.outputs import EngineLoad, StepOutput, StreamItem
@@ -61,19 +61,16 @@ class Subscriptions:
             streams = [(self._streams.get(subscriber), items) for subscriber, items in said.items()]
             for stream, items in streams:
                 if stream is not None:
-                    self._put(stream, items)
+                    self._guarded(stream, stream.put, items)
         for stream, _ in streams:
             if stream is not None:
                 stream.flush()
         if output.deltas or len(self._unread) >= _MAX_UNREAD:
             self._ask_to_read()
 
-    def _put(self, stream: SubscriberStream, items: Sequence[StreamItem]) -> None:
-        self._guarded(stream, partial(stream.put, items))
-
-    def _guarded(self, stream: SubscriberStream, say: Callable[[], None]) -> None:
+    def _guarded(self, stream: SubscriberStream, say: Callable[..., None], what: Any) -> None:
         try:
-            say()
+            say(what)
         except Exception:  # which ends one stream, and neither the engine nor other streams
             logger.exception("a stream cannot say what the engine does; it ends")
             self._on_loop(stream.close)
@@ -98,7 +95,7 @@ class Subscriptions:
     def tell(self, load_for: Callable[[str], EngineLoad]) -> None:
         """Have every stream say what the engine takes, if that is news: ``load_for`` its subscriber."""
         for subscriber, stream in self._streams.items():
-            self._guarded(stream, partial(stream.tell, load_for(subscriber)))
+            self._guarded(stream, stream.tell, load_for(subscriber))
         for stream in self._streams.values():
             stream.flush()
 

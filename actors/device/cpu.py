@@ -108,10 +108,6 @@ class CpuDevice:
         """A thread's way to the device's memory, for copies of up to ``num_bytes``."""
         return HostLane(num_bytes)
 
-    def stage(self, array: np.ndarray) -> paddle.Tensor:
-        """A copy of ``array`` that the device reads once; keep it until the device has."""
-        return paddle.to_tensor(array, place=self.place)
-
     def host_buffer(self, shape: list[int], dtype: str) -> HostBuffer:
         """Zeros that the host writes and the device reads, or the other way round."""
         return HostBuffer(shape, dtype)

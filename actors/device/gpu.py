@@ -166,15 +166,11 @@ class GpuDevice(CpuDevice):
     def make_lane(self, num_bytes: int) -> GpuLane:
         return GpuLane(self.driver, num_bytes)
 
-    def stage(self, array: np.ndarray) -> paddle.Tensor:
-        """A copy of ``array`` in pinned memory, which kernels read over the bus."""
-        return paddle.to_tensor(array, place=paddle.CUDAPinnedPlace())
-
     def host_buffer(self, shape: list[int], dtype: str) -> HostBuffer:
         return HostBuffer(shape, dtype, place=paddle.CUDAPinnedPlace())
 
     def event_cell(self) -> paddle.Tensor:
-        _event_cells.append(self.stage(np.zeros(1, np.int64)))
+        _event_cells.append(self.host_buffer([1], "int64").tensor)
         return _event_cells[-1]
 
     def progress_cell(self) -> None:

@@ -118,6 +118,7 @@ def load_engine(
 
 def _prefill_delay(config: EngineConfig, model: Decoder) -> PrefillDelay:
     launch_bound = model.max_launch_bound_rows if model.device.is_gpu else 0
-    if config.prefill_delay_steps is not None:
-        return PrefillDelay(config.prefill_delay_steps, launch_bound or None)
-    return PrefillDelay(DEFAULT_STEPS if launch_bound else 0, launch_bound)
+    steps = config.prefill_delay_steps
+    if steps is None:
+        steps = DEFAULT_STEPS if launch_bound else 0
+    return PrefillDelay(steps, launch_bound or None)

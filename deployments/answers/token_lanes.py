@@ -52,7 +52,7 @@ class TokenLanes:
         self._slow = slow
         self._answer = answer
         self._writer = writer
-        self._texts = _texts(answer.whole_text)
+        self._texts = _texts(native, answer.whole_text)
         self._lanes: dict[int, tuple[ChunkTemplate, TokenLane]] = {}
         self._are_open = False
 
@@ -119,13 +119,11 @@ def token_lanes(
 
 
 @functools.lru_cache(maxsize=4)
-def _texts(whole_text: Callable[[int], str | None]) -> Any:
+def _texts(native: Any, whole_text: Callable[[int], str | None]) -> Any:
     """The table of a tokenizer, whose texts are the same in every answer."""
 
     def learn(token_id: int) -> tuple[str, bytes] | None:
         text = whole_text(token_id)
         return None if text is None else (text, encoded(encode_basestring(text)[1:-1]))
 
-    native = native_module()
-    assert native is not None
     return native.TokenTexts(learn)
