@@ -58,6 +58,7 @@ class SimulatedStep:
     waited_at: float = 0.0
     saved_at: float = 0.0
     forward_end: float = 0.0
+    tokens: dict[int, int] = field(default_factory=dict)  # by slot, where nothing else is said
     outputs: dict[int, SlotOutput] = field(default_factory=dict)
 
 
@@ -144,9 +145,10 @@ class SimulatedExecutor(StepExecutor):
                 if wanted.slot == slot
             ]
             if state.num_left == 0:
-                step.outputs[slot] = self._sample(slot, state)
+                self._sample(slot, state, step)
             if scored:
-                before = step.outputs.get(slot, SlotOutput(slot, state.request_id, NO_TOKEN))
+                token = step.tokens.pop(slot, NO_TOKEN)
+                before = step.outputs.get(slot, SlotOutput(slot, state.request_id, token))
                 step.outputs[slot] = before._replace(prompt_logprobs=scored[0])
 
     def save_output(self) -> StepResult:
@@ -159,10 +161,11 @@ class SimulatedExecutor(StepExecutor):
         outputs, preempted = [], set(step.plan.preempted)
         for slot, request_id in step.plan.request_ids.items():
             if slot in preempted:
+                step.tokens.pop(slot, None)
                 outputs.append(SlotOutput(slot, request_id, PREEMPTED))
-            else:
+            elif slot not in step.tokens:
                 outputs.append(step.outputs.get(slot, SlotOutput(slot, request_id, NO_TOKEN)))
-        return StepResult(step.plan.step, outputs)
+        return StepResult(step.plan.step, list(step.tokens), list(step.tokens.values()), outputs)
 
     def discard_in_flight(self) -> None:
         self._in_flight.clear()
@@ -191,14 +194,17 @@ class SimulatedExecutor(StepExecutor):
     def free_clocks(self) -> None:
         """There is one clock."""
 
-    def _sample(self, slot: int, state: _Slot) -> SlotOutput:
+    def _sample(self, slot: int, state: _Slot, step: SimulatedStep) -> None:
         token = self._next_token(state.request_id, len(state.generated))
         state.generated.append(token)
         reason, matched, by_sequence = self._stop(state)
         state.stopped = reason is not None
         wanted = state.params.logprobs
+        if reason is None and wanted is None:
+            step.tokens[slot] = token
+            return
         logprobs = None if wanted is None else TokenLogprobs(0.0, 1, [0] * wanted, [0.0] * wanted)
-        return SlotOutput(slot, state.request_id, token, reason, matched, by_sequence, logprobs)
+        step.outputs[slot] = SlotOutput(slot, state.request_id, token, reason, matched, by_sequence, logprobs)
 
     def _stop(self, state: _Slot) -> tuple[str | None, int | None, bool]:
         """(finish reason, what matched, whether that is the index of a stop sequence), as ``gpu_ops.twins.state`` has it."""

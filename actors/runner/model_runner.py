@@ -28,6 +28,7 @@ from actors.runner.shared_masks import compute_threads_make_masks
 from actors.runner.step_executor import StepExecutor
 from actors.runner.step_graphs import PromptSize, StepGraphs, decode_sizes, prompt_sizes
 from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
+from actors.scheduling.step_rows import step_rows
 from actors.structured_output.grammars import Grammars
 from actors.structured_output.thinking import Matcher
 from cluster.outputs import FINISH_LENGTH, FINISH_STOP, NO_TOKEN, PREEMPTED, TokenLogprobs
@@ -37,9 +38,6 @@ from gpu_ops.forward import get_num_threads
 from gpu_ops.host_flag import get_stop
 from gpu_ops.slots.share_inputs import allocate_share_inputs
 from gpu_ops.step_result import PackedStep, StopReason, unpack_outputs
-
-_new_tuple = tuple.__new__
-_GOES_ON = SlotOutput(0, "", NO_TOKEN)[3:]
 
 
 class ModelRunner(StepExecutor):
@@ -332,27 +330,27 @@ class ModelRunner(StepExecutor):
         plan = out.plan
         assert plan is not None
         packed = unpack_outputs(out.landing.array)
-        outputs = []
         preempted = set(np.flatnonzero(self.preempted_idx == plan.step).tolist())
         is_plain = packed.logprobs is None and not out.prompt_logprobs
-        goes_on = ((packed.num_sampled == 1) & (packed.stop_reason == StopReason.NONE)).tolist()
+        goes_on = (packed.num_sampled == 1) & (packed.stop_reason == StopReason.NONE) & is_plain
+        goes_on[list(preempted)] = False
         tokens = packed.tokens.tolist()
-        for slot, request_id in plan.request_ids.items():
-            if slot in preempted:
-                outputs.append(SlotOutput(slot, request_id, PREEMPTED))
-            elif is_plain and goes_on[slot]:
-                if slot in out.matchers:
-                    out.matchers[slot].accept(tokens[slot])
-                # As SlotOutput(slot, request_id, tokens[slot]), in half the time, for the rows that most steps consist of.
-                outputs.append(_new_tuple(SlotOutput, (slot, request_id, tokens[slot]) + _GOES_ON))
-            else:
-                outputs.append(_slot_output(slot, request_id, packed, out))
+        plain_slots, plain_tokens, others = step_rows().saved_rows(plan.request_ids, goes_on.tolist(), tokens)
+        for slot, matcher in out.matchers.items():
+            if goes_on[slot]:
+                matcher.accept(tokens[slot])
+        outputs = [
+            SlotOutput(slot, plan.request_ids[slot], PREEMPTED)
+            if slot in preempted
+            else _slot_output(slot, plan.request_ids[slot], packed, out)
+            for slot in others
+        ]
         # Only now: a marker that is cleared before it was emitted leaves its request waiting for ever.
         self.preempted_idx[self.preempted_idx == plan.step] = -1
         out.saved_at = time.perf_counter()
         self._release(out)
         self.last_saved = out
-        return StepResult(plan.step, outputs)
+        return StepResult(plan.step, plain_slots, plain_tokens, outputs)
 
     def _release(self, out: InFlightStep) -> None:
         self._in_flight.remove(out)

@@ -13,6 +13,7 @@ admitted, and only if every running sequence could still take one more: admissio
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import operator
 from collections import deque
@@ -23,14 +24,13 @@ from actors.scheduling.prefill_delay import PrefillDelay
 from actors.scheduling.prompt_shares import Prompt, has_tokens_for, prompt_shares
 from actors.scheduling.sequence import Sequence
 from actors.scheduling.step_plan import PromptLogprobs, SamplingNeeds, SlotInsert, SlotOutput, StepPlan, StepResult
+from actors.scheduling.step_rows import step_rows
 from actors.scheduling.waiting_queue import WaitingQueue
 from cluster.errors import InvalidRequestError, OverloadedError
 from cluster.outputs import FINISH_ABORT, NO_TOKEN, PREEMPTED, PlainTokens, StepOutput, TokenDelta
 from cluster.request import EngineRequest, RequestState
 
 _State = RequestState
-# Looked up for each row of each step.
-_RUNNING, _PREEMPTING = RequestState.RUNNING, RequestState.PREEMPTING
 
 
 class SchedulerError(RuntimeError):
@@ -75,8 +75,9 @@ class Scheduler:
         self.prefill_delay = prefill_delay or PrefillDelay()
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
-        # Of these, in the order of service; may lack some until the next step is planned.
+        # Of these, in the order of service, and all others; may be among these, instead, until the next step is planned.
         self._decoding: list[Sequence] = []
+        self._prefilling: list[Sequence] = []
         self.leaving: dict[int, Sequence] = {}  # slot -> preempted or retiring, until its marker has been saved
         self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_prompt_tokens = self.num_generated_tokens = 0
@@ -90,6 +91,7 @@ class Scheduler:
         self._arrivals = 0
         self._now = 0.0
         self._admissions_in_order = 0  # since it was the oldest one's turn
+        self._rows = step_rows()
 
     def add_request(self, request: EngineRequest, now: float = 0.0) -> list[int]:
         """Queue a request at ``now``, seconds since 1970: one that waited elsewhere stands before those that came after it.
@@ -164,9 +166,7 @@ class Scheduler:
     @property
     def num_uncomputed_prompt_tokens(self) -> int:
         """Of requests that own a slot, the tokens to compute until the next one of their answers."""
-        if len(self._decoding) == len(self.running):
-            return 0
-        return sum(s.num_uncomputed_tokens for s in self.running if not s.is_decoding)
+        return sum(s.num_uncomputed_tokens for s in self._prefilling if not s.is_decoding)
 
     def reserve(self, count: int) -> int:
         """Keep up to ``count`` open places for requests that come for them; returns how many."""
@@ -218,11 +218,8 @@ class Scheduler:
         self._schedule_prompts(plan, owners, budget)
         if plan.is_empty:
             return None
-        block_size = self.kv_cache.block_size
-        for slot in plan.scheduled:
-            sequence = owners[slot]
-            if sequence.num_computed_tokens >= (sequence.num_registered_blocks + 1) * block_size:
-                self._register_full_blocks(sequence)
+        for sequence in self._rows.rows_with_new_blocks(plan.scheduled, owners, self.kv_cache.block_size):
+            self._register_full_blocks(sequence)
         self.num_steps += 1
         self._launched.append((plan, owners))
         return plan
@@ -233,51 +230,52 @@ class Scheduler:
         if plan.step != result.step:
             raise SchedulerError(f"result of step {result.step}, expected {plan.step}")
         step = StepOutput()
+        self._accept_plain(result.plain_slots, result.plain_tokens, owners, step)
         for output in result.outputs:
             sequence = owners[output.slot]
             if output.token == PREEMPTED:
                 self._release_marked(sequence)
-            elif sequence.state is _RUNNING or sequence.state is _PREEMPTING:
+            elif sequence.state is _State.RUNNING or sequence.state is _State.PREEMPTING:
                 if output.prompt_logprobs:
                     sequence.prompt_logprobs += output.prompt_logprobs
-                if output.token != NO_TOKEN:
+                if output.token == NO_TOKEN:
+                    if output.slot in plan.sampling:
+                        raise SchedulerError(f"step {plan.step}: slot {output.slot} was to sample and did not")
+                elif output.finish_reason is None and output.logprobs is None:
+                    self._accept_plain([output.slot], [output.token], owners, step)
+                else:
                     self._accept(sequence, output, step)
-                elif output.slot in plan.sampling:
-                    raise SchedulerError(f"step {plan.step}: slot {output.slot} was to sample and did not")
         return step
 
     # Planning.
 
     def _schedule_decodes(self, plan: StepPlan, owners: dict[int, Sequence]) -> None:
-        if len(self._decoding) < len(self.running):  # somebody's prompt may be done
-            self._decoding = sorted((s for s in self.running if s.is_decoding), key=_order_of_decoding)
-        oldest = min(self.running, key=_arrival, default=None)
-        block_size, scheduled, request_ids, sampling = (
-            self.kv_cache.block_size, plan.scheduled, plan.request_ids, plan.sampling
-        )  # fmt: skip
-        # A copy, as victims leave. The oldest goes first, so that a victim is never one that this plan has already scheduled.
-        for sequence in sorted(self._decoding, key=lambda s: s is not oldest):
-            if sequence.state is not _RUNNING or sequence.num_tokens >= sequence.max_num_tokens:
-                continue
-            if sequence.num_computed_tokens >= len(sequence.block_ids) * block_size:
-                while not self.kv_cache.can_allocate(1) and sequence.state is _RUNNING:
-                    self._preempt(self._pick_victim(oldest, plan), plan, owners)
-                if sequence.state is not _RUNNING:
-                    continue
-                self._extend(sequence, 1, plan)
-            # As _launch, for the rows that most steps consist of.
-            slot = sequence.slot
-            scheduled[slot], request_ids[slot], owners[slot] = 1, sequence.request.request_id, sequence
-            sequence.num_computed_tokens = computed = sequence.num_computed_tokens + 1
-            if computed == sequence.num_tokens:
-                sampling.append(slot)
-                if not sequence.samples_plainly:
-                    self._add_needs(plan.needs, sequence)
-                sequence.num_tokens += 1
+        for sequence in [s for s in self._prefilling if s.is_decoding]:
+            self._prefilling.remove(sequence)
+            bisect.insort(self._decoding, sequence, key=_order_of_decoding)
+        rows = self._decoding.copy()  # as victims leave
+        # The oldest goes first, so that a victim is never one that this plan has already scheduled.
+        if rows and rows[0].request.priority != rows[-1].request.priority:
+            oldest = min(self.running, key=_arrival)
+            rows.sort(key=lambda s: s is not oldest)
+        start, block_size = 0, self.kv_cache.block_size
+        filled = plan.scheduled, plan.request_ids, owners, plan.sampling
+        while (start := self._rows.plan_rows(rows, start, block_size, *filled)) < len(rows):
+            self._schedule_decode(rows[start], plan, owners)
+            start += 1
+
+    def _schedule_decode(self, sequence: Sequence, plan: StepPlan, owners: dict[int, Sequence]) -> None:
+        if sequence.num_computed_tokens >= len(sequence.block_ids) * self.kv_cache.block_size:
+            while not self.kv_cache.can_allocate(1) and sequence.state is _State.RUNNING:
+                self._preempt(self._pick_victim(plan), plan, owners)
+            if sequence.state is not _State.RUNNING:
+                return
+            self._extend(sequence, 1, plan)
+        self._launch(sequence, 1, plan, owners)
 
     def _schedule_prompts(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
         # After every decoding sequence, so that none of these is a victim any more; their blocks they have.
-        prefilling = sorted(self._prefilling(plan), key=lambda s: s.order)
+        prefilling = sorted(self._to_compute(), key=lambda s: s.order)
         if self._wait_for_others(plan, prefilling, budget):
             return
         prompts = [_prompt(s, s.num_uncomputed_tokens) for s in prefilling]
@@ -297,13 +295,12 @@ class Scheduler:
         came_at = [s.first_step for s in prefilling]
         return self.prefill_delay.waits(plan.step, plan.num_tokens, budget, came_at, tokens)
 
-    def _prefilling(self, plan: StepPlan) -> list[Sequence]:
+    def _to_compute(self) -> list[Sequence]:
         """Who has tokens to compute when all decoding sequences have been scheduled."""
-        if len(self._decoding) == len(self.running):
-            return []
-        return [s for s in self.running if s.slot not in plan.scheduled and not s.will_have_finished]
+        return [s for s in self._prefilling if not s.will_have_finished]
 
-    def _pick_victim(self, oldest: Sequence | None, plan: StepPlan) -> Sequence:
+    def _pick_victim(self, plan: StepPlan) -> Sequence:
+        oldest = min(self.running, key=_arrival)
         candidates = [s for s in self.running if s is not oldest and s.slot not in plan.scheduled]
         if not candidates:
             raise SchedulerError("out of blocks with one running sequence: the pool is smaller than max_model_len")
@@ -321,7 +318,7 @@ class Scheduler:
         owners[sequence.slot] = sequence
 
     def _admit(self, plan: StepPlan, budget: int) -> None:
-        prefilling = self._prefilling(plan)
+        prefilling = self._to_compute()
         left = budget - sum(s.num_uncomputed_tokens for s in prefilling)
         while self.waiting and self._free_slots and (left > 0 or self._has_tokens_for_one_more(prefilling, budget)):
             sequence, in_order = self._next_waiting(prefilling)
@@ -347,6 +344,7 @@ class Scheduler:
             sequence.slot = self._free_slots.pop()
             sequence.move_to(_State.RUNNING)
             self.running.append(sequence)
+            self._prefilling.append(sequence)
             prefilling.append(sequence)
             plan.inserts.append(
                 SlotInsert(
@@ -439,20 +437,19 @@ class Scheduler:
 
     # Saved results.
 
+    def _accept_plain(self, slots: list[int], tokens: list[int], owners: dict[int, Sequence], step: StepOutput) -> None:
+        num_accepted, first = self._rows.accept_rows(slots, tokens, owners, step.plain, PlainTokens.none)
+        self.num_generated_tokens += num_accepted
+        for index in first:
+            sequence = owners[slots[index]]
+            self._accept(sequence, SlotOutput(slots[index], sequence.request.request_id, tokens[index]), step)
+
     def _accept(self, sequence: Sequence, output: SlotOutput, step: StepOutput) -> None:
+        """A token of which more is to be said, its first one's attempt among that."""
         request, index = sequence.request, len(sequence.token_ids) - sequence.num_prompt_tokens
         sequence.token_ids.append(output.token)
         self.num_generated_tokens += 1
         is_first = index == len(request.output_token_ids)
-        if output.finish_reason is None and output.logprobs is None and not is_first:
-            plain = step.plain.get(request.subscriber)
-            if plain is None:
-                plain = step.plain[request.subscriber] = PlainTokens.none()
-            plain.request_ids.append(request.request_id)
-            plain.attempts.append(request.attempt)
-            plain.indices.append(index)
-            plain.token_ids.append(output.token)
-            return
         matched: int | list[int] | None = output.matched_stop
         if output.finish_reason is not None:
             if output.stopped_by_sequence:
@@ -523,8 +520,7 @@ class Scheduler:
         sequence.block_ids = []
         sequence.num_registered_blocks = 0
         self.running.remove(sequence)
-        if sequence in self._decoding:
-            self._decoding.remove(sequence)
+        (self._decoding if sequence in self._decoding else self._prefilling).remove(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
         sequence.move_to(_State.FINISHED)
@@ -554,8 +550,9 @@ class Scheduler:
         for state, queue in expected.items():
             if any(s.state is not state for s in queue):
                 raise SchedulerError(f"a sequence in the {state.value} queue has another state")
-        if any(s.state is not _State.RUNNING for s in self._decoding) or not {*self._decoding} <= {*self.running}:
-            raise SchedulerError("a sequence that does not run is to decode")
+        parts = [*self._decoding, *self._prefilling]
+        if len(parts) != len(self.running) or {*parts} != {*self.running}:
+            raise SchedulerError("running sequences are not those that decode and those that prefill")
         slots = sorted([*self._free_slots, *(s.slot for s in self.running), *self.leaving])
         if slots != list(range(self.max_num_seqs)):
             raise SchedulerError(f"slots are lost or owned twice: {slots}")

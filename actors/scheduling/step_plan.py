@@ -110,7 +110,14 @@ class SlotOutput(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """Outputs of one saved step, one per slot of its plan."""
+    """What one saved step says of the slots of its plan, of each once.
+
+    Attributes:
+        plain_slots, plain_tokens: slots that go on, of which the token is all there is to say: nearly all of most steps.
+        outputs: of all other slots.
+    """
 
     step: int
+    plain_slots: list[int]
+    plain_tokens: list[int]
     outputs: list[SlotOutput]

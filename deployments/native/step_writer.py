@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib.util
 import logging
 import threading
 from collections.abc import Iterator
-from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from typing import Any, Protocol
 
-from gpu_ops.build import OpBuildError, build_library
+from gpu_ops.build import OpBuildError
+from gpu_ops.extension import load_extension
 
 logger = logging.getLogger("ray.serve")
 
@@ -149,13 +148,7 @@ def one_step() -> Iterator[None]:
 def native_module() -> Any | None:
     """``step_writer.cc`` where there is a compiler, or was when the cache was filled; else None."""
     try:
-        path = str(build_library(SOURCE, for_python=True))
-        loader = ExtensionFileLoader("step_writer", path)
-        spec = importlib.util.spec_from_file_location("step_writer", path, loader=loader)
-        assert spec is not None
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
+        return load_extension(SOURCE)
     except (OpBuildError, ImportError) as error:
         logger.warning("tokens are written one by one by Python, which is slower: %s", error)
         return None
-    return module

@@ -82,7 +82,10 @@ def test_random_schedules_end_as_on_the_cpu(tiny_model, num_steps):
     plans, results = record_overlapped(real, load, num_steps)
     real.close()
     tokens: dict[str, list[int]] = defaultdict(list)
+    of_step = {plan.step: plan for plan in plans}
     for result in results:
+        for slot, token in zip(result.plain_slots, result.plain_tokens):
+            tokens[of_step[result.step].request_ids[slot]].append(token)
         for output in result.outputs:
             if output.token >= 0:
                 tokens[output.request_id].append(output.token)

@@ -46,7 +46,7 @@ class Device:
         self.plans: list[StepPlan] = []
 
     def run(self, plan: StepPlan) -> StepResult:
-        outputs = []
+        plain_slots, plain_tokens, outputs = [], [], []
         for slot in plan.preempted:
             self.slots.pop(slot, None)
         for insert in plan.inserts:
@@ -58,9 +58,12 @@ class Device:
                 outputs.append(SlotOutput(slot, name, PREEMPTED))
             elif slot not in self.slots:
                 outputs.append(SlotOutput(slot, name, NO_TOKEN))
+            elif (output := self.compute(slot, plan.scheduled[slot])).token != NO_TOKEN and not output.finish_reason:
+                plain_slots.append(slot)
+                plain_tokens.append(output.token)
             else:
-                outputs.append(self.compute(slot, plan.scheduled[slot]))
-        return StepResult(plan.step, outputs)
+                outputs.append(output)
+        return StepResult(plan.step, plain_slots, plain_tokens, outputs)
 
     def compute(self, slot: int, count: int) -> SlotOutput:
         state = self.slots[slot]

@@ -216,7 +216,7 @@ def test_without_a_compiler_transports_write(monkeypatch, caplog):
     def fails(*arguments, **options):
         raise OpBuildError("no C++ compiler found")
 
-    monkeypatch.setattr(step_writer, "build_library", fails)
+    monkeypatch.setattr(step_writer, "load_extension", fails)
     monkeypatch.setattr(step_writer, "_of_thread", SimpleNamespace())
     native_module.cache_clear()
     try:
