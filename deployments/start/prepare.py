@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from actors.model_files.source import resolve_model
+from actors.scheduling.step_rows import step_rows
 from cluster.config import DEFAULT_MODEL
 from cluster.errors import ModelLoadError
 from deployments.native import frame_writer, step_writer
@@ -67,7 +68,9 @@ def _amount(done: int, total: int) -> str:
 def prepare_ops(console: Console) -> None:
     """Build the native ops unless the cache has them."""
     build_library(frame_writer.SOURCE)
-    step_writer.native_module()  # without Python's headers there is none, and need not be
+    # Without Python's headers there are none, and need not be.
+    step_writer.native_module()
+    step_rows()
     if library_path().exists():
         build()  # only looks whose it is
         return
