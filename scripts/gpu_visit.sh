@@ -17,7 +17,8 @@
 #   o  quantised weights on the processor: ops against their twins, tokens per second on two cores for 1 to 16 sequences
 #      ($LLAMA_BATCHED_BENCH beside them; $MODEL: a GGUF file)                               about 200 s, at most 520
 #   p  what grammars cost a step and a first token: 8B sizes, vocabulary of 128,256, at 1, 8 and 64 rows   about 70 s, at most 150
-#   n  the serving plane: HTTP beside in process, two engines beside one (with two GPUs), engines that compute nothing  at most 480
+#   n  the serving plane: HTTP beside in process, two engines beside one (with two GPUs), engines that compute nothing;
+#      CPU time of a token and a request by process at 1, 64, 128 and 512 streams           about 500 s, at most 600
 # Times are without the build of the ops, which comes first. What a part prints goes to $OUT/logs.tgz, the table also to
 # $OUT/table.txt ($OUT by default: a temporary folder). BIREME_CUDA_ARCHS=90a builds for one chip, which is quick.
 set -uo pipefail
@@ -202,6 +203,10 @@ part_n() {
     [ -n "${TOKENIZER:-}" ] && options+=(--tokenizer "$TOKENIZER")
     limited INT 480 n-plane "$python" -m benchmarks.gpu.bench_plane_table "${options[@]}" || status=1
     say n-plane 48 '^\| |cores$|tokens of each engine|in all$'
+    options=(--seconds 3 --step-ms 10 --json "$logs/n-hops.json")
+    [ "$device" = cpu ] && options+=(--streams 1 8 --seconds 1)
+    limited INT 120 n-hops "$python" -m benchmarks.serving.bench_plane "${options[@]}" || status=1
+    say n-hops 14 '^\| |cores;|Error'
 }
 
 part_o() {

@@ -28,6 +28,8 @@ from cluster.bench.processes import LoadProcesses, Result
 
 KINDS = ("proxy", "ingress", "replica", "runner", "client")
 _RAMP_S = 1.5
+# Engines are asked one after the other, so a window is much longer than that takes.
+_WINDOW_S = 2.0
 # No load repeats the prompts of another.
 _seeds: list[int] = []
 
@@ -40,6 +42,7 @@ class Row:
         tokens_per_s, chunks_per_s, answers_per_s: what came to the clients.
         first_ms, gap_ms: p50 and p95.
         cpu_us: microseconds of CPU time a second, by kind of process.
+        engine_shares: the least and the most that an engine made in two seconds, of what all made on average; 1 for one engine.
     """
 
     streams: int
@@ -50,6 +53,7 @@ class Row:
     first_ms: tuple[float, float]
     gap_ms: tuple[float, float]
     cpu_us: dict[str, float]
+    engine_shares: tuple[float, float]
 
 
 def idle_cpu(app: ServedApp, seconds: float) -> Counter[str]:
@@ -72,7 +76,7 @@ def measure(
     clients.start(closed_loop(app, streams, tokens, seed=_seeds[-1], seconds=_RAMP_S + seconds))
     time.sleep(_RAMP_S)
     before, begin = cpu_seconds(app.process_group), time.perf_counter()
-    time.sleep(seconds)
+    shares = _engine_shares(app, seconds)
     after, end = cpu_seconds(app.process_group), time.perf_counter()
     result, lasted = checked(clients.result()), end - begin
     cpu = Counter({kind: after[kind] - before[kind] - idle[kind] * lasted for kind in after})
@@ -82,8 +86,26 @@ def measure(
     tokens_a_chunk = sum(s.output_tokens for s in whole) / max(1, sum(len(s.arrivals) for s in whole))
     return Row(
         streams, round(np.mean(tokens[1])), chunks * tokens_a_chunk / lasted, chunks / lasted, answers / lasted,
-        _quantiles_ms(first), _quantiles_ms(gaps), {kind: 1e6 * spent / lasted for kind, spent in cpu.items()},
+        _quantiles_ms(first), _quantiles_ms(gaps), {kind: 1e6 * spent / lasted for kind, spent in cpu.items()}, shares,
     )  # fmt: skip
+
+
+def _engine_shares(app: ServedApp, seconds: float) -> tuple[float, float]:
+    """Wait so long, and see meanwhile how even the engines' tokens are."""
+    until, shares, before = time.perf_counter() + seconds, [1.0], _tokens_made(app)
+    while (left := until - time.perf_counter()) > 0:
+        time.sleep(min(_WINDOW_S, left))
+        if len(before) < 2 or left < _WINDOW_S:
+            continue
+        now = _tokens_made(app)
+        made = np.array([now[engine] - tokens for engine, tokens in before.items() if engine in now])
+        shares += (made / max(1.0, made.mean())).tolist()
+        before = now
+    return min(shares), max(shares)
+
+
+def _tokens_made(app: ServedApp) -> dict[str, int]:
+    return {engine["engine_id"]: engine["num_generated_tokens"] for engine in app.engines()}
 
 
 def _between(result: Result, begin: float, end: float) -> tuple[np.ndarray, np.ndarray, int, int]:
@@ -121,14 +143,14 @@ def costs(long: Row, short: Row) -> dict[str, tuple[float, float]]:
 def report(rows: list[tuple[Row, Row]]) -> list[str]:
     """Lines of two Markdown tables."""
     lines = [
-        "| streams | tokens/s | tokens a chunk | first token, ms (p50, p95) | gap, ms (p50, p95) |",
-        "|" + "---|" * 5,
+        "| streams | tokens/s | tokens a chunk | first token, ms (p50, p95) | gap, ms (p50, p95) | shares of engines |",
+        "|" + "---|" * 6,
     ]
     for long, _ in rows:
         merged = long.tokens_per_s / max(1.0, long.chunks_per_s)
         lines.append(
             f"| {long.streams} | {long.tokens_per_s:,.0f} | {merged:.2f} | {long.first_ms[0]:.1f}, {long.first_ms[1]:.1f} "
-            f"| {long.gap_ms[0]:.1f}, {long.gap_ms[1]:.1f} |"
+            f"| {long.gap_ms[0]:.1f}, {long.gap_ms[1]:.1f} | {long.engine_shares[0]:.2f} to {long.engine_shares[1]:.2f} |"
         )
     shown = [*KINDS, "proxy + ingress"]
     lines += ["", f"| streams | µs a token: {' | '.join(shown)} | µs a request: {' | '.join(shown)} |"]
