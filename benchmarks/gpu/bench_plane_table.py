@@ -256,8 +256,8 @@ class Table:
         self._add(f"{name}, {row.streams} clients: CPU of a token, requests' included",
                   f"proxy + ingress {us('proxy', 'ingress')} µs, replica {us('replica')}, runner {us('runner')}, "
                   f"client {us('client')}; "
-                  f"gap p50 {row.gap_ms[0]:.1f} ms, p95 {row.gap_ms[1]:.1f}"
-                  f"; engines made {row.engine_shares[0]:.2f} to {row.engine_shares[1]:.2f} of their mean", "≤ 20 µs")  # fmt: skip
+                  f"gap p50 {row.gap_ms[0]:.1f} ms, p95 {row.gap_ms[1]:.1f}; "
+                  f"engines made {row.engine_shares[0]:.2f} to {row.engine_shares[1]:.2f} of their mean", "≤ 20 µs")  # fmt: skip
 
     def _served(
         self, model: Model, engines: int, ingresses: int | None, loads: list[tuple[int, tuple[Tokens, Tokens], float]]
