@@ -75,7 +75,7 @@ class GpuTimer:
 
     def __init__(self, device: GpuDevice) -> None:
         self._device = device
-        self._driver = driver = device.driver
+        self._driver = driver = device.quick_driver
         self._begin, self._finish = ctypes.c_void_p(), ctypes.c_void_p()
         for event in (self._begin, self._finish):
             check(driver.cuEventCreate(ctypes.byref(event), 0), "cuEventCreate")
@@ -121,6 +121,9 @@ class GpuDevice(CpuDevice):
         self.place = paddle.CUDAPlace(0)
         self.name = paddle.device.cuda.get_device_name()
         self.driver = ctypes.CDLL("libcuda.so.1")
+        # For calls that are over before another thread would have had the interpreter lock, which they keep: who gives it up
+        # in the middle of a step waits for it behind whatever the actor's event loop does.
+        self.quick_driver = ctypes.PyDLL("libcuda.so.1")
         self.math_version = f"cuBLASLt {_cublas_lt_version()}, {cuda_compiler_version()}"
         self.clock: GpuClock | None = None
         self._packed: paddle.Tensor | None = None
