@@ -15,6 +15,7 @@ import shutil
 import string
 import subprocess
 import sysconfig
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
@@ -214,7 +215,7 @@ def build_library(source: Path, for_python: bool = False) -> Path:
     _refuse_others(target)
     if target.exists():
         return target
-    partial = target.with_suffix(f".{os.getpid()}.partial")
+    partial = target.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
     try:
         make_folder(target.parent)
         _run([compiler(), *flags, str(source), "-o", str(partial)])

@@ -161,7 +161,6 @@ class SimulatedExecutor(StepExecutor):
         outputs, preempted = [], set(step.plan.preempted)
         for slot, request_id in step.plan.request_ids.items():
             if slot in preempted:
-                step.tokens.pop(slot, None)
                 outputs.append(SlotOutput(slot, request_id, PREEMPTED))
             elif slot not in step.tokens:
                 outputs.append(step.outputs.get(slot, SlotOutput(slot, request_id, NO_TOKEN)))

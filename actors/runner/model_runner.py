@@ -4,7 +4,7 @@
 |---|---|---|
 | ``_preprocess_and_execute_model(N)`` | device stream | staged writes, packing of the step's tokens, forward, last-token gather |
 | ``_postprocess(N)`` | device stream | head, penalties, sampling, stops, ``update_inputs``, packing, event |
-| ``_save_output(N)`` | host | waits for the event, emits one output per slot, then resets ``preempted_idx`` |
+| ``_save_output(N)`` | host | waits for the event, says of each slot what there is to say, then resets ``preempted_idx`` |
 
 ``execute_model`` and ``execute_model_overlap`` (``actors.runner.step_executor``) put them in order. Overlapped, what the host
 does for N-1 (emitting, planning N+1) runs while the device computes N. Given the same plans, both give the same bits.
@@ -331,9 +331,10 @@ class ModelRunner(StepExecutor):
         assert plan is not None
         packed = unpack_outputs(out.landing.array)
         preempted = set(np.flatnonzero(self.preempted_idx == plan.step).tolist())
-        is_plain = packed.logprobs is None and not out.prompt_logprobs
-        goes_on = (packed.num_sampled == 1) & (packed.stop_reason == StopReason.NONE) & is_plain
-        goes_on[list(preempted)] = False
+        goes_on = (packed.num_sampled == 1) & (packed.stop_reason == StopReason.NONE)
+        if packed.logprobs is not None:
+            goes_on &= packed.logprobs.counts < 0
+        goes_on[[*preempted, *out.prompt_logprobs]] = False
         tokens = packed.tokens.tolist()
         plain_slots, plain_tokens, others = step_rows().saved_rows(plan.request_ids, goes_on.tolist(), tokens)
         for slot, matcher in out.matchers.items():

@@ -1,1 +1,1 @@
-"""Which sequence computes how many tokens in the next step; plain Python that imports nothing else of ``actors``."""
+"""Which sequence computes how many tokens in the next step; imports nothing else of ``actors``."""

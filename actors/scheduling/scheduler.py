@@ -1,7 +1,8 @@
 """Continuous batching: which sequence computes how many tokens in the next step, and who gives way when blocks run out.
 
-Plain Python over integers. ``schedule`` makes a plan before the previous step's tokens are known: it counts them as in
-flight and lets the device decide about stops. ``update`` takes the saved results in the order in which plans were made.
+Integers, no tensors; what is done for each row of each step is in ``step_rows``. ``schedule`` makes a plan before the previous
+step's tokens are known: it counts them as in flight and lets the device decide about stops. ``update`` takes the saved results in
+the order in which plans were made.
 
 Policy: decoding sequences first (one token each), then prompts, which divide the rest of the step (``prompt_shares``) or wait for
 others (``prefill_delay``). Waiting requests are admitted by priority, then answers in the middle (preempted, or begun on another
@@ -75,7 +76,7 @@ class Scheduler:
         self.prefill_delay = prefill_delay or PrefillDelay()
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
-        # Of these, in the order of service, and all others; may be among these, instead, until the next step is planned.
+        # Of these, in the order of service, and the others. Until the next step is planned, some that decode may be among those.
         self._decoding: list[Sequence] = []
         self._prefilling: list[Sequence] = []
         self.leaving: dict[int, Sequence] = {}  # slot -> preempted or retiring, until its marker has been saved
@@ -259,19 +260,19 @@ class Scheduler:
             oldest = min(self.running, key=_arrival)
             rows.sort(key=lambda s: s is not oldest)
         start, block_size = 0, self.kv_cache.block_size
-        filled = plan.scheduled, plan.request_ids, owners, plan.sampling
+        not_plain: list[Sequence] = []
+        filled = plan.scheduled, plan.request_ids, owners, plan.sampling, not_plain
         while (start := self._rows.plan_rows(rows, start, block_size, *filled)) < len(rows):
-            self._schedule_decode(rows[start], plan, owners)
-            start += 1
+            self._make_room(rows[start], plan, owners)
+        for sequence in not_plain:
+            self._add_needs(plan.needs, sequence)
 
-    def _schedule_decode(self, sequence: Sequence, plan: StepPlan, owners: dict[int, Sequence]) -> None:
-        if sequence.num_computed_tokens >= len(sequence.block_ids) * self.kv_cache.block_size:
-            while not self.kv_cache.can_allocate(1) and sequence.state is _State.RUNNING:
-                self._preempt(self._pick_victim(plan), plan, owners)
-            if sequence.state is not _State.RUNNING:
-                return
+    def _make_room(self, sequence: Sequence, plan: StepPlan, owners: dict[int, Sequence]) -> None:
+        """Give it one more block, or its place to others."""
+        while not self.kv_cache.can_allocate(1) and sequence.state is _State.RUNNING:
+            self._preempt(self._pick_victim(plan), plan, owners)
+        if sequence.state is _State.RUNNING:
             self._extend(sequence, 1, plan)
-        self._launch(sequence, 1, plan, owners)
 
     def _schedule_prompts(self, plan: StepPlan, owners: dict[int, Sequence], budget: int) -> None:
         # After every decoding sequence, so that none of these is a victim any more; their blocks they have.
@@ -418,17 +419,18 @@ class Scheduler:
         sequence.num_computed_tokens += count
         if sequence.num_computed_tokens == sequence.num_tokens:
             plan.sampling.append(slot)
+            sequence.num_tokens += 1
             if not sequence.samples_plainly:
                 self._add_needs(plan.needs, sequence)
-            sequence.num_tokens += 1
 
     @staticmethod
     def _add_needs(needs: SamplingNeeds, sequence: Sequence) -> None:
+        """Of the last token that is planned for it."""
         params = sequence.request.params
         if params.logprobs is not None:
             needs.num_logprobs = max(needs.num_logprobs, params.logprobs)
         needs.grammar |= params.is_masked
-        num_output_tokens = sequence.num_tokens - sequence.num_prompt_tokens
+        num_output_tokens = sequence.num_tokens - 1 - sequence.num_prompt_tokens
         needs.penalties |= params.has_penalties or num_output_tokens < params.min_tokens
 
     @staticmethod

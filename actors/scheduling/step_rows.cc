@@ -21,7 +21,7 @@ struct Field {
   const char* name;
   Py_ssize_t offset;
 
-  // New only where nothing was set: null then.
+  // Null where nothing was set.
   PyObject*& of(PyObject* object) const {
     return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
   }
@@ -88,10 +88,10 @@ bool set_integer(PyObject* object, const Field& field, Py_ssize_t number) {
 // ---- The functions.
 
 PyObject* plan_rows(PyObject*, PyObject* args) {
-  PyObject *rows, *scheduled, *request_ids, *owners, *sampling;
+  PyObject *rows, *scheduled, *request_ids, *owners, *sampling, *not_plain;
   Py_ssize_t index, block_size;
-  if (!PyArg_ParseTuple(args, "O!nnO!O!O!O!", &PyList_Type, &rows, &index, &block_size, &PyDict_Type, &scheduled, &PyDict_Type,
-                        &request_ids, &PyDict_Type, &owners, &PyList_Type, &sampling)) {
+  if (!PyArg_ParseTuple(args, "O!nnO!O!O!O!O!", &PyList_Type, &rows, &index, &block_size, &PyDict_Type, &scheduled, &PyDict_Type,
+                        &request_ids, &PyDict_Type, &owners, &PyList_Type, &sampling, &PyList_Type, &not_plain)) {
     return nullptr;
   }
   PyObject* one = PyLong_FromLong(1);
@@ -104,8 +104,7 @@ PyObject* plan_rows(PyObject*, PyObject* args) {
     const Py_ssize_t computed = integer(sequence, num_computed_tokens), blocks = length(sequence, block_ids);
     if (PyErr_Occurred()) break;
     if (tokens >= most) continue;
-    const bool samples = computed + 1 == tokens;
-    if (computed >= blocks * block_size || (samples && samples_plainly.of(sequence) != Py_True)) break;
+    if (computed >= blocks * block_size) break;
     PyObject *its_slot = slot.of(sequence), *its_id = request_id.of(its_request);
     if (its_slot == nullptr || its_id == nullptr) {
       PyErr_BadInternalCall();
@@ -115,7 +114,9 @@ PyObject* plan_rows(PyObject*, PyObject* args) {
         PyDict_SetItem(owners, its_slot, sequence) != 0 || !set_integer(sequence, num_computed_tokens, computed + 1)) {
       break;
     }
-    if (samples && (PyList_Append(sampling, its_slot) != 0 || !set_integer(sequence, num_tokens, tokens + 1))) break;
+    if (computed + 1 != tokens) continue;
+    if (PyList_Append(sampling, its_slot) != 0 || !set_integer(sequence, num_tokens, tokens + 1)) break;
+    if (samples_plainly.of(sequence) != Py_True && PyList_Append(not_plain, sequence) != 0) break;
   }
   Py_XDECREF(one);
   return PyErr_Occurred() ? nullptr : PyLong_FromSsize_t(index);

@@ -37,14 +37,16 @@ class StepRows(Protocol):
         request_ids: dict[int, str],
         owners: dict[int, Sequence],
         sampling: list[int],
+        not_plain: list[Sequence],
     ) -> int:
         """Plan a token for each of ``rows[start:]`` that still runs and has one to compute.
 
-        Returns where it stopped: at a row that needs a block, or that samples and not plainly, else ``len(rows)``.
+        Returns where it stopped: at a row that needs a block, else ``len(rows)``.
 
         Args:
             scheduled, request_ids, sampling: of the ``StepPlan``; filled.
             owners: slot to sequence; filled.
+            not_plain: filled with those that sample, and not plainly.
         """
         ...
 
@@ -94,23 +96,23 @@ class PythonRows:
         request_ids: dict[int, str],
         owners: dict[int, Sequence],
         sampling: list[int],
+        not_plain: list[Sequence],
     ) -> int:
         """As ``StepRows``."""
         for index in range(start, len(rows)):
             sequence = rows[index]
             if sequence.state is not _RUNNING or sequence.will_have_finished:
                 continue
-            samples = sequence.num_computed_tokens + 1 == sequence.num_tokens
             if sequence.num_computed_tokens >= len(sequence.block_ids) * block_size:
-                return index
-            if samples and not sequence.samples_plainly:
                 return index
             slot = sequence.slot
             scheduled[slot], request_ids[slot], owners[slot] = 1, sequence.request.request_id, sequence
-            sequence.num_computed_tokens += 1
-            if samples:
+            sequence.num_computed_tokens = computed = sequence.num_computed_tokens + 1
+            if computed == sequence.num_tokens:
                 sampling.append(slot)
                 sequence.num_tokens += 1
+                if not sequence.samples_plainly:
+                    not_plain.append(sequence)
         return len(rows)
 
     def rows_with_new_blocks(
@@ -163,7 +165,7 @@ def step_rows() -> StepRows:
     try:
         native = load_extension(SOURCE)
         native.bind(Sequence, EngineRequest, _RUNNING, _PREEMPTING)
-    except (OpBuildError, ImportError, TypeError) as error:
+    except (OpBuildError, ImportError, OSError, TypeError) as error:
         logger.warning("rows of a step are planned and accepted one by one by Python, which is slower: %s", error)
         return PythonRows()
     return cast(StepRows, native)

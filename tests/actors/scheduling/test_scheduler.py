@@ -13,6 +13,7 @@ from actors.scheduling.prefill_delay import PrefillDelay
 from actors.scheduling.queue_state import queue_state
 from actors.scheduling.scheduler import Scheduler
 from actors.scheduling.step_plan import SlotOutput, StepPlan, StepResult
+from actors.scheduling.step_rows import PythonRows
 from cluster.errors import InvalidRequestError, OverloadedError
 from cluster.outputs import NO_TOKEN, PREEMPTED
 from cluster.request import EngineRequest
@@ -571,6 +572,8 @@ def test_every_request_ends_once_with_its_own_tokens(data):
         data.draw(st.integers(8, 64), "budget"),
         prefill_delay=PrefillDelay(delay),
     )
+    if data.draw(st.booleans(), "rows in Python"):
+        scheduler._rows = PythonRows()
     limit, device = num_blocks * BLOCK, Device(scheduler, overlap=data.draw(st.booleans(), "overlap"), patience=delay)
     aborted, count = set(), data.draw(st.integers(1, 12), "requests")
     for index in range(count):

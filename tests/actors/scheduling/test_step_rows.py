@@ -66,14 +66,14 @@ def test_rows_are_planned_alike(native, rows, start):
     start, outcomes = min(start, len(rows)), []
     for loops in (native, PythonRows()):
         own = copy.deepcopy(rows)
-        filled: tuple[dict, dict, dict, list] = {}, {}, {}, []
-        stopped = loops.plan_rows(own, start, BLOCK_SIZE, *filled)
-        scheduled, request_ids, owners, sampling = filled
+        scheduled, request_ids, owners, sampling, not_plain = {}, {}, {}, [], []
+        stopped = loops.plan_rows(own, start, BLOCK_SIZE, scheduled, request_ids, owners, sampling, not_plain)
         assert all(owners[sequence.slot] is sequence for sequence in own if sequence.slot in scheduled)
         new_blocks = loops.rows_with_new_blocks(scheduled, owners, BLOCK_SIZE)
         outcomes.append(
             (stopped, list(scheduled.items()), list(request_ids.items()), list(owners), sampling,
-             [own.index(sequence) for sequence in new_blocks], [seen(sequence) for sequence in own])
+             [own.index(sequence) for sequence in new_blocks], [own.index(sequence) for sequence in not_plain],
+             [seen(sequence) for sequence in own])
         )  # fmt: skip
     assert outcomes[0] == outcomes[1]
 
@@ -104,7 +104,7 @@ def test_saved_slots_are_told_apart_alike(native, said, rng):
 
 def test_what_is_no_sequence_is_refused(native):
     request = EngineRequest("r", [1], SamplingParams(max_tokens=2))
-    filled = {}, {}, {}, []
+    filled = {}, {}, {}, [], []
     with pytest.raises(TypeError, match="needs a Sequence, got int"):
         native.plan_rows([3], 0, BLOCK_SIZE, *filled)
     sequence = Sequence(request, 0)
@@ -125,17 +125,17 @@ def test_what_is_no_sequence_is_refused(native):
 
 
 def test_references_are_given_back(native):
-    """A million rows hold no more than one."""
+    """A thousand steps hold no more than one."""
     sequence = Sequence(EngineRequest("r", [1000] * 5, SamplingParams(max_tokens=1_000_000)), 0)
     sequence.state, sequence.slot, sequence.num_tokens, sequence.num_computed_tokens = RequestState.RUNNING, 400, 6, 5
     sequence.block_ids = list(range(1_000_000))
     sequence.token_ids.append(1)
     token, plain = 10**6, {"": PlainTokens.none()}
-    kept = [sequence, sequence.request, sequence.request.request_id, sequence.slot, plain[""], PlainTokens.none, None]
+    kept = [sequence, sequence.request, sequence.request.request_id, sequence.slot, plain[""], PlainTokens.none]
 
     def step() -> None:
-        scheduled, request_ids, owners, sampling = {}, {}, {}, []
-        assert native.plan_rows([sequence], 0, 1, scheduled, request_ids, owners, sampling) == 1
+        scheduled, request_ids, owners, sampling, not_plain = {}, {}, {}, [], []
+        assert native.plan_rows([sequence], 0, 1, scheduled, request_ids, owners, sampling, not_plain) == 1
         assert native.rows_with_new_blocks(scheduled, owners, 1) == [sequence]
         slots, tokens, _ = native.saved_rows(request_ids, [True] * 401, [token] * 401)
         assert native.accept_rows(slots, tokens, owners, plain, PlainTokens.none) == (1, [])
@@ -145,11 +145,11 @@ def test_references_are_given_back(native):
 
     step()
     gc.collect()
-    before = [sys.getrefcount(one) for one in kept[:-1]]
+    before = [sys.getrefcount(one) for one in kept]
     for _ in range(1000):
         step()
     gc.collect()
-    after = [sys.getrefcount(one) for one in kept[:-1]]
+    after = [sys.getrefcount(one) for one in kept]
     assert before == after
 
 
