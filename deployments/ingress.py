@@ -51,6 +51,7 @@ from deployments.http.gate import gate
 from deployments.http.json_response import JsonResponseInPieces
 from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
+from deployments.http.server.room import tell_room
 from deployments.http.server.set_up import set_up_http_servers
 from deployments.http.straight_paths import Handler, StraightPaths
 from deployments.metrics.ingress_metrics import IngressMetrics
@@ -121,6 +122,7 @@ class OpenAiIngress:
         """
         listen_where_the_node_does()
         set_up_http_servers()
+        tell_room()
         tidy_session_logs()
         guard_logs("ray.serve")
         self._config = config
