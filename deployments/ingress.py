@@ -122,7 +122,6 @@ class OpenAiIngress:
         """
         listen_where_the_node_does()
         set_up_http_servers()
-        tell_room()
         tidy_session_logs()
         guard_logs("ray.serve")
         self._config = config
@@ -232,6 +231,8 @@ class OpenAiIngress:
         self._starting = asyncio.create_task(self._connect(self._client))
         self._recording = asyncio.create_task(self._record_load(self._client))
         client, application = self._client, application_name()
+        # What it would not hold without an engine is another one's part.
+        tell_room(lambda: client.most_held)
         open_store = lambda: ScalingStore(application)  # noqa: E731
         if config.autoscaling is not None:
             report = ReportPublisher(client.subscriber, client.inputs, self._in_force, open_store)

@@ -23,15 +23,17 @@ class Room:
     """Counts the open requests of this process. What they take it looks at when an answer begins: nobody hears it before.
 
     Args:
+        most: it has room for no more, whatever they take.
         now, cpu_time: clocks; seconds.
     """
 
     def __init__(
         self,
+        most: Callable[[], int],
         now: Callable[[], float] = time.monotonic,
         cpu_time: Callable[[], float] = time.process_time,
     ) -> None:
-        self._now, self._cpu_time = now, cpu_time
+        self._most, self._now, self._cpu_time = most, now, cpu_time
         self._limit = PACKING.first
         self._num_open = 0
         # Seconds of open requests, until the last change of their number; and all three when the limit was looked at.
@@ -48,7 +50,7 @@ class Room:
         now = self._now()
         if now - self._looked[1] >= _LOOK_S:
             self._look(now)
-        return ROOM_HEADER, b"%d/%d" % (self._limit, self._num_open)
+        return ROOM_HEADER, b"%d/%d" % (min(self._limit, self._most()), self._num_open)
 
     def _count_until(self, now: float) -> None:
         self._open_s += self._num_open * (now - self._changed)
@@ -90,7 +92,7 @@ def count_requests() -> None:
     vars(httptools_impl)["RequestResponseCycle"] = RoomCycle
 
 
-def tell_room() -> None:
-    """Have this process, an ingress, say so where HAProxy knows what to do with it."""
+def tell_room(most: Callable[[], int]) -> None:
+    """Have this process, an ingress, say so where HAProxy knows what to do with it; never for more than ``most`` requests."""
     if haproxy_is_used() and haproxy_is_ours():
-        RoomCycle.room = RoomCycle.room or Room()
+        RoomCycle.room = Room(most)

@@ -23,9 +23,10 @@ class Clocks:
 
     def __init__(self) -> None:
         self.now = self.cpu = 100.0
+        self.most = 1000
 
     def room(self) -> Room:
-        return Room(lambda: self.now, lambda: self.cpu)
+        return Room(lambda: self.most, lambda: self.now, lambda: self.cpu)
 
     def pass_by(self, seconds: float, share: float) -> None:
         self.now += seconds
@@ -56,6 +57,13 @@ def test_it_follows_what_the_requests_of_the_last_second_took():
     assert said(room) == (7, 4)
     clocks.pass_by(30.0, 0.01)
     assert said(room) == (PACKING.first, 4), "what next to nothing is taken by"
+
+
+def test_there_is_no_room_for_more_than_it_may_hold():
+    clocks = Clocks()
+    room = clocks.room()
+    for clocks.most in (5, 0, 40):
+        assert said(room) == (min(clocks.most, PACKING.first), 0)
 
 
 def test_requests_count_as_long_as_they_are_open():
@@ -102,7 +110,7 @@ async def served() -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_every_answer_has_it_and_every_end_is_counted(monkeypatch):
-    room = Room()
+    room = Room(lambda: 1000)
     monkeypatch.setattr(RoomCycle, "room", room)
     async with served() as client:
         for path, status in (("/", 200), ("/fails", 500), ("/", 200)):
@@ -128,8 +136,7 @@ async def test_who_is_no_ingress_says_nothing():
 def test_it_is_said_only_where_haproxy_is_ours(monkeypatch, is_used, binary, tells):
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", is_used)
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", binary)
-    tell_room()
-    first = RoomCycle.room
-    assert (first is not None) == tells
-    tell_room()
-    assert RoomCycle.room is first, "what was counted stays"
+    tell_room(lambda: 3)
+    assert (RoomCycle.room is not None) == tells
+    if RoomCycle.room is not None:
+        assert said(RoomCycle.room) == (3, 0)
