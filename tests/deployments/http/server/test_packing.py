@@ -54,16 +54,18 @@ class Ingress:
     def __init__(self, host: str = "127.0.0.1", limit: int = 8) -> None:
         self.host, self.limit = host, limit
         self.says, self.others, self.num_open = True, 0, 0
-        self.ends = asyncio.Event()
+        self.ends, self.lives = asyncio.Event(), asyncio.Event()
+        self.lives.set()
 
     async def answer(self, scope, receive, send) -> None:
+        self.num_open += scope["path"] != "/-/healthz"
+        await self.lives.wait()
         if scope["path"] == "/-/healthz":
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             return
-        self.num_open += 1
         try:
-            room = (ROOM_HEADER, b"%d/%d" % (self.limit, self.others + self.num_open))
+            room = (ROOM_HEADER, b"%d/%d" % (self.limit, max(0, self.num_open + self.others)))
             head = {"status": 503 if scope["path"] == "/error" else 200, "headers": [room] if self.says else []}
             await send({"type": "http.response.start", **head})
             await send({"type": "http.response.body", "body": b"begun", "more_body": True})
@@ -220,6 +222,21 @@ async def test_the_first_that_is_down_is_passed_over_and_comes_back(tmp_path):
             await running.let_go()
 
 
+async def test_one_that_hangs_gets_no_more_than_it_had_room_for_and_nothing_once_its_checks_fail(tmp_path):
+    async with proxied(tmp_path, Ingress(limit=4), Ingress(limit=4)) as running:
+        first, second = running.ingresses
+        await running.let_all_be_known()
+        first.lives.clear()
+        hanging = [asyncio.create_task(running.ask()) for _ in range(7)]
+        await until(lambda: running.opened == [4, 3], 10)
+        second.limit = 100
+        await asyncio.sleep(1.0)  # two checks, of which each waits for a tenth of a second
+        await running.ask_one_by_one(10)
+        assert running.opened == [4, 13]
+        first.lives.set()
+        await asyncio.gather(*hanging)
+
+
 async def test_a_new_process_learns_what_others_have_open(tmp_path):
     """The process before it keeps its answers, as proxies of other nodes have theirs."""
     async with proxied(tmp_path, Ingress(limit=6), Ingress(limit=6)) as running:
@@ -240,6 +257,14 @@ async def test_others_that_fill_an_ingress_are_told_apart_from_own_requests(tmp_
         running.ingresses[0].others = 6
         await running.ask_one_by_one(6)
         assert running.opened == [2, 4]
+
+
+async def test_requests_that_an_ingress_has_not_counted_yet_make_no_room(tmp_path):
+    async with proxied(tmp_path, Ingress(limit=8), Ingress(limit=8)) as running:
+        await running.let_all_be_known()
+        running.ingresses[0].others = -6
+        await running.ask_one_by_one(12)
+        assert running.opened == [8, 4]
 
 
 async def test_a_burst_is_bounded_by_what_each_has_room_for(tmp_path):
