@@ -8,6 +8,7 @@
 # address has at most $BIREME_MAX_CONNECTIONS_PER_ADDRESS connections (three quarters of all; 0: as many as there are). Ray Serve
 # has no option for any of them. What http_options.host says about the API stays. Servers of this machine are reached by
 # their sockets in $BIREME_HTTP_SOCKETS, where they have one; not in a folder whose name sed and grep would read otherwise.
+# Few requests go to few ingresses (haproxy_packing.awk); what ingresses say for it no client sees.
 # Its process id goes into $BIREME_HAPROXY_PIDS, by which the run folder's janitor finds it: HAProxy outlives a Ray that is killed.
 set -eu
 config=
@@ -21,6 +22,7 @@ if [ -n "$config" ]; then
     most=${BIREME_MAX_CONNECTIONS_PER_ADDRESS:-$((${all:-4096} * 3 / 4))}
     header=${BIREME_HEADER_TIMEOUT_S:-10}
     claims='\n    http-request del-header X-Forwarded-For if { src 127.0.0.0\/8 ::1 }'
+    told='\n    http-response del-header X-Bireme-Room'
     table=
     if [ "$most" -gt 0 ]; then
         table='stick-table type ipv6 size 100k expire 10m store conn_cur\n    tcp-request connection track-sc0 src'
@@ -38,7 +40,7 @@ if [ -n "$config" ]; then
         fi
     done
     sed -e "/^defaults/,/mode http/ s/^ *mode http\$/&\\n    timeout http-request ${header}s\\n    option forwardfor/" \
-        -e "/^frontend http_frontend/,/bind/ s/^ *bind .*/&$table$claims/" \
+        -e "/^frontend http_frontend/,/bind/ s/^ *bind .*/&$table$claims$told/" \
         -e '/^frontend prometheus/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
         -e '/^ *option splice-request *$/d' \
         -e '/^listen stats/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
@@ -47,7 +49,8 @@ if [ -n "$config" ]; then
     if ! grep -q '^ *use_backend ' "$config"; then
         sed -i '/^backend default_backend/,/return/ s/return status 404/return status 503 hdr Retry-After 1/' "$config.new"
     fi
-    mv "$config.new" "$config"
+    awk -f "${0%/*}/haproxy_packing.awk" "$config.new" >"$config"
+    rm -f -- "$config.new"
 fi
 if [ -d "${BIREME_HAPROXY_PIDS:-}" ]; then
     # Each change of the configuration starts a new process, and so does each death: names of those that have ended go.

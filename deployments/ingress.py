@@ -51,6 +51,7 @@ from deployments.http.gate import gate
 from deployments.http.json_response import JsonResponseInPieces
 from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
+from deployments.http.server.room import tell_room
 from deployments.http.server.set_up import set_up_http_servers
 from deployments.http.straight_paths import Handler, StraightPaths
 from deployments.metrics.ingress_metrics import IngressMetrics
@@ -230,6 +231,8 @@ class OpenAiIngress:
         self._starting = asyncio.create_task(self._connect(self._client))
         self._recording = asyncio.create_task(self._record_load(self._client))
         client, application = self._client, application_name()
+        # What it would not hold without an engine is another one's part.
+        tell_room(lambda: client.most_held)
         open_store = lambda: ScalingStore(application)  # noqa: E731
         if config.autoscaling is not None:
             report = ReportPublisher(client.subscriber, client.inputs, self._in_force, open_store)

@@ -140,6 +140,11 @@ class EngineClient:
         self._rooms.hold_share = share
 
     @property
+    def most_held(self) -> int:
+        """So many sequences may wait here for a first engine."""
+        return self._rooms.most_held
+
+    @property
     def num_held(self) -> int:
         """Sequences that no engine is known to have. Any thread may ask."""
         return len(self._submissions.unplaced)

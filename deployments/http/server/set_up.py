@@ -12,6 +12,7 @@ from deployments.http.server.door import HttpDoor
 from deployments.http.server.header_timeout import limit_header_time
 from deployments.http.server.http_1_0 import answer_http_1_0
 from deployments.http.server.local_socket import listen_beside_ports
+from deployments.http.server.room import count_requests
 from deployments.start.direct_addresses import keep_addresses_direct
 
 
@@ -24,6 +25,7 @@ def set_up_http_servers() -> list[Middleware]:
     keep_addresses_direct()
     answer_http_1_0()
     write_directly()
+    count_requests()
     limit_header_time()
     listen_beside_ports()
     return [Middleware(HttpDoor)]

@@ -46,6 +46,11 @@ class EngineRooms:
         self.max_engines = max_engines
         self.hold_share = HoldShare()
 
+    @property
+    def most_held(self) -> int:
+        """This ingress's part of the sequences that all of them hold while there is no engine."""
+        return self.hold_share.part(self._idle_room.free * self._most_engines)
+
     def check(self, num_sequences: int, tenant: str = "") -> None:
         """Raise ApiError 429 if the engines do not take so many now, or not of this tenant."""
         streams = self._usable_streams()
@@ -111,11 +116,14 @@ class EngineRooms:
 
         A request that is larger than that part is taken, as everywhere, where nobody else waits: at no ingress.
         """
-        share, num_engines = self.hold_share, max(self.max_engines, self._choices.most_engines)
-        total, queue = self._idle_room.free * num_engines, self._idle_room.max_queued * num_engines
-        own = share.part(total)
+        share, own = self.hold_share, self.most_held
+        total, queue = (places * self._most_engines for places in (self._idle_room.free, self._idle_room.max_queued))
         elsewhere = share.excess(total, own) if num_sequences <= own else share.held_elsewhere
         return EngineLoad(own, share.part(queue)), elsewhere
+
+    @property
+    def _most_engines(self) -> int:
+        return max(self.max_engines, self._choices.most_engines)
 
     def _rooms(self, streams: Sequence[TokenStream | None]) -> list[EngineLoad]:
         return [self._idle_room if stream is None else stream.load or self._idle_room for stream in streams]

@@ -17,11 +17,13 @@ ROOT = Path(__file__).resolve().parents[3]
 
 LOOK = """
 import os
+from actors.scheduling import step_rows
 from deployments.start.serve_config import named_configs, serve_config
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK
 from gpu_ops.sources import CSRC
 model = serve_config(["llama_8b_gpu"])["applications"][0]["args"]["model"]
-print(named_configs(), os.path.isfile(model), os.access(HAPROXY_ON_LOOPBACK, os.X_OK))
+packing = HAPROXY_ON_LOOPBACK.with_name("haproxy_packing.awk")
+print(named_configs(), os.path.isfile(model), os.access(HAPROXY_ON_LOOPBACK, os.X_OK), packing.is_file(), step_rows.SOURCE.is_file())
 print(CSRC)
 """
 
@@ -74,7 +76,7 @@ def run(environment: Path, cwd: Path, *command: str, **variables: str) -> subpro
 def test_an_installed_wheel_has_all_that_a_server_needs(environment, tmp_path):
     ran = run(environment, tmp_path, "python", "-c", LOOK)
     found, _, sources = ran.stdout.strip().partition("\n")
-    assert found == "['llama_8b_gpu', 'smollm2_cpu', 'smollm2_gpu'] True True", ran.stderr
+    assert found == "['llama_8b_gpu', 'smollm2_cpu', 'smollm2_gpu'] True True True True", ran.stderr
     assert Path(sources).is_relative_to(environment)
     # Without it a type checker takes a package of an environment for untyped, and what comes from it for anything.
     typed = {path.parent.name for path in environment.glob("lib/python*/site-packages/*/py.typed")}
