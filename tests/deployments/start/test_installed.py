@@ -22,8 +22,8 @@ from deployments.start.serve_config import named_configs, serve_config
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK
 from gpu_ops.sources import CSRC
 model = serve_config(["llama_8b_gpu"])["applications"][0]["args"]["model"]
-packing = HAPROXY_ON_LOOPBACK.with_name("haproxy_packing.awk")
-print(named_configs(), os.path.isfile(model), os.access(HAPROXY_ON_LOOPBACK, os.X_OK), packing.is_file(), step_rows.SOURCE.is_file())
+sources = HAPROXY_ON_LOOPBACK.with_name("haproxy_packing.awk"), step_rows.SOURCE
+print(named_configs(), os.path.isfile(model), os.access(HAPROXY_ON_LOOPBACK, os.X_OK), *(path.is_file() for path in sources))
 print(CSRC)
 """
 
