@@ -10,7 +10,6 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -53,6 +52,7 @@ from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
 from deployments.http.server.room import tell_room
 from deployments.http.server.set_up import set_up_http_servers
+from deployments.http.server.short_way import open_short_way
 from deployments.http.straight_paths import Handler, StraightPaths
 from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.vllm_text import VllmFamilies, VllmMetrics
@@ -74,6 +74,7 @@ from deployments.openai_api.tokenize import (
     TokenizePromptRequest,
     TokenizeResponse,
 )
+from deployments.ray_private.direct_requests import DirectRequests
 from deployments.ray_private.serve import by_value, have_controller_look, on_this_loop, request_id
 from deployments.replica.engine_replica import application_name, find_runner, runner_names
 from deployments.replica.ray_peers import RayPeers, find_beside_an_event_loop
@@ -164,11 +165,13 @@ class OpenAiIngress:
         app = Starlette(
             routes=[Route(endpoint.path, endpoint.handler, methods=list(endpoint.methods)) for endpoint in endpoints],
             exception_handlers=ERROR_HANDLERS,
-            middleware=[Middleware(StraightPaths, self._generating)],
             lifespan=self._lifespan,
         )
         open_paths = [endpoint.path for endpoint in endpoints if not endpoint.needs_key]
-        return gate(app, self._keys, open_paths, self._config.allowed_origins, self._without_key)
+        straight = StraightPaths(app, self._generating)
+        gated = gate(straight, self._keys, open_paths, self._config.allowed_origins, self._without_key)
+        open_short_way(DirectRequests(gated, self._generating))
+        return gated
 
     @property
     def _generating(self) -> dict[str, Handler]:

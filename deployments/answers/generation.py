@@ -147,6 +147,8 @@ class Generation:
         self._cancel()
         for choice in self.choices:
             choice.times.given_up(self._error is not None and self._error.status >= 500)
+            # It leads back here: what is over is freed at once, and leaves nothing to the garbage collector.
+            choice.submission = None
         while self.when_closed:
             self.when_closed.pop(0)()
 

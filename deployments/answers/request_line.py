@@ -46,14 +46,15 @@ class RequestLines:
 
     def refused(self, name: str, endpoint: str, error: ApiError) -> None:
         """A request got ``error``, and nothing was begun. The error's message and parameter may be its client's own text."""
-        if self._style != "off":
+        if self._style != "off" and self._may_write():
             fields = {"endpoint": endpoint, "status": error.status, "code": error.code}
             self._write_line({"x_request_id": name, "model": self._model_id, **fields})
 
     def _log(self, answer_id: str, name: str, choices: Sequence[Choice]) -> None:
-        self._write_line({"id": answer_id, "x_request_id": name, "model": self._model_id, **figures(choices)})
+        if self._may_write():
+            self._write_line({"id": answer_id, "x_request_id": name, "model": self._model_id, **figures(choices)})
 
-    def _write_line(self, fields: dict[str, Any]) -> None:
+    def _may_write(self) -> bool:
         second = int(time.monotonic())
         if second != self._second:
             if self._num_left_out:
@@ -61,8 +62,11 @@ class RequestLines:
             self._second, self._num_written, self._num_left_out = second, 0, 0
         if self._num_written >= _LINES_PER_S:
             self._num_left_out += 1
-            return
+            return False
         self._num_written += 1
+        return True
+
+    def _write_line(self, fields: dict[str, Any]) -> None:
         line = json.dumps(fields) if self._style == "json" else log_fields(**{k: _text(v) for k, v in fields.items()})
         self._write(f"event=request {line}")
 

@@ -1,8 +1,9 @@
-"""Parts of an answer's body, written to the connection at once, past all that an application's ``send`` goes through."""
+"""The connection of a request, past all that an application's ``send`` and ``receive`` go through."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -16,6 +17,11 @@ class BodyWriter(Protocol):
         """Write a part that is not the last one; False if nothing was written and ``send`` has to do it, because the client reads
         slowly or has gone, or this is not how its answer is written. Order is kept as long as no ``send`` is waiting. During a
         step of an engine it leaves at the step's end, or with the next ``send``."""
+        ...
+
+    def when_gone(self, tell: Callable[[], None] | None) -> bool:
+        """Have ``tell``, and nobody else, called when the client leaves, or nobody; False if it has left, or has its answer. Once
+        the request's body was read: what else comes on the connection is not waited for."""
         ...
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from starlette.types import Message, Receive, Scope
 
 from cluster.tenant import Tenant
+from deployments.http.body_writer import body_writer
 from deployments.start.serve_environment import haproxy_is_ours, haproxy_is_used
 
 # Whoever has an IPv6 address has so many.
@@ -81,12 +82,19 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, _Result]) 
     Raises:
         ClientGoneError: the client went away first; ``work`` was cancelled and has ended.
     """
-    # The work has no task of its own, which would cost as much as many a token.
+    # The work has no task of its own, which would cost as much as many a token; nor has waiting for the client, where its
+    # connection ends here.
     task = asyncio.current_task()
     assert task is not None
-    gone = asyncio.ensure_future(_disconnected(receive))
-    leaving = _Leaving(task)
-    gone.add_done_callback(leaving.begin)
+    leaving, connection = _Leaving(task), body_writer()
+    gone = None
+    if connection is None:
+        gone = asyncio.ensure_future(_disconnected(receive))
+        gone.add_done_callback(lambda _: leaving.begin())
+    elif not connection.when_gone(leaving.begin):
+        connection.when_gone(None)
+        work.close()
+        raise ClientGoneError
     try:
         return await work
     except asyncio.CancelledError:
@@ -95,7 +103,10 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, _Result]) 
         raise
     finally:
         leaving.end()
-        gone.cancel()
+        if gone is not None:
+            gone.cancel()
+        elif connection is not None:
+            connection.when_gone(None)
 
 
 class _Leaving:
@@ -105,7 +116,7 @@ class _Leaving:
         self._task = task
         self._has_begun = self._is_over = False
 
-    def begin(self, gone: asyncio.Future) -> None:
+    def begin(self) -> None:
         """The client has gone."""
         if not self._is_over and not getattr(self._task, "cancelling", int)():
             self._has_begun = True

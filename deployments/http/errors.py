@@ -17,6 +17,11 @@ def error_response(error: ApiError) -> Response:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
+def internal_error() -> Response:
+    """For what nobody thought of."""
+    return error_response(ApiError(500, "internal error; the server's log has the details", code="internal_error"))
+
+
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error_response(error)
@@ -40,7 +45,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _crash(request: Request, error: Exception) -> Response:
-    return error_response(ApiError(500, "internal error; the server's log has the details", code="internal_error"))
+    return internal_error()
 
 
 ERROR_HANDLERS: Mapping[Any, Callable[[Request, Exception], Any]] = {

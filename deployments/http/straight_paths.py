@@ -6,16 +6,16 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.api_errors import ApiError
-from deployments.http.errors import error_response
+from deployments.http.errors import error_response, internal_error
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 class StraightPaths:
-    """Middleware.
+    """An application around one that has all routes.
 
     Args:
         app: has all routes, these too, for other methods.
@@ -33,8 +33,20 @@ class StraightPaths:
         if handler is None:
             await self._app(scope, receive, send)
             return
+        has_begun = False
+
+        def noting(message: Message) -> Awaitable[None]:
+            nonlocal has_begun
+            has_begun = True
+            return send(message)
+
         try:
-            response = await handler(Request(scope, receive, send))
-        except ApiError as error:
-            response = error_response(error)
-        await response(scope, receive, send)
+            try:
+                response = await handler(Request(scope, receive, noting))
+            except ApiError as error:
+                response = error_response(error)
+            await response(scope, receive, noting)
+        except Exception:
+            if not has_begun:
+                await internal_error()(scope, receive, send)
+            raise  # to be logged

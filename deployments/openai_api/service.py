@@ -369,7 +369,7 @@ class OpenAiService:
             check_prompt_logprobs(prompts, request.n, first.prompt_logprobs, self.limits)
             self._client.metrics.count_params(first.max_tokens, request.n)
             for i in range(request.n):
-                params = first.with_seed(engine_seed(seed + i))
+                params = first.with_seed(engine_seed(seed + i)) if i else first
                 entry = JournalEntry(
                     request_id=_sequence_id(caller.x_request_id),
                     prompt_token_ids=prompt_ids,

@@ -117,10 +117,10 @@ def replica_is_stopping() -> bool:
 
     Serve tells a replica's own code nothing before ``__del__``, which it calls after the last request has ended.
     """
-    return bool(getattr(_replica(), "_shutting_down", False))
+    return bool(getattr(replica_here(), "_shutting_down", False))
 
 
-def _replica() -> Any:
+def replica_here() -> Any:
     """Serve's object for the replica in this process; None if it has none."""
     replicas = (getattr(actor, "_replica_impl", None) for actor in worker.global_worker.actors.values())
     return next((replica for replica in replicas if replica is not None), None)
@@ -131,7 +131,7 @@ class RequestsOfACall:
     ``max_ongoing_requests`` of the replica; the call itself counts for the last of them."""
 
     def __init__(self) -> None:
-        self._replica = _replica()
+        self._replica = replica_here()
         self._began = time.time()
         self._num_more = 0
 

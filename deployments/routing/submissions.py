@@ -29,6 +29,8 @@ class Submissions:
         self.unplaced: set[Submission] = set()
         self._choices = choices
         self._by_id: dict[str, Submission] = {}
+        # Of two or more none was alone there.
+        self._on: dict[TokenStream, dict[Submission, None]] = {}
         self._isolation = asyncio.Lock()
 
     def __len__(self) -> int:
@@ -52,6 +54,7 @@ class Submissions:
 
     def close(self, submission: Submission) -> None:
         """It is over, or nobody cares any more."""
+        self._leave_stream(submission)
         self._by_id.pop(submission.entry.request_id, None)
         self.journal.close(submission.entry.request_id)
         self.unplaced.discard(submission)
@@ -59,7 +62,7 @@ class Submissions:
 
     def on(self, stream: TokenStream) -> list[Submission]:
         """Those that the engine behind ``stream`` is known to have."""
-        return [submission for submission in self if submission.stream is stream]
+        return list(self._on.get(stream, ()))
 
     def sent_to(self, stream: TokenStream) -> list[Submission]:
         """Those, and the ones that it was sent and has not said that it has."""
@@ -69,10 +72,13 @@ class Submissions:
         """The engine behind ``stream`` has taken the sequence."""
         self._choices.trust(stream.engine_id)
         self._choices.took(submission.entry.request_id)
-        others = self.on(stream)
-        for other in others:
-            other.alone = False
-        submission.stream, submission.alone = stream, not others
+        self._leave_stream(submission)
+        there = self._on.get(stream, {})
+        if len(there) == 1:
+            next(iter(there)).alone = False
+        submission.stream, submission.alone = stream, not there
+        if self.of(submission.entry.request_id) is submission:
+            self._on.setdefault(stream, there)[submission] = None
         self.unplaced.discard(submission)
         if submission.lost_at is not None:
             entry, waited_s = submission.entry, time.monotonic() - submission.lost_at
@@ -81,9 +87,16 @@ class Submissions:
 
     def displace(self, submission: Submission) -> None:
         """The next attempt begins; no engine is known to have it."""
+        self._leave_stream(submission)
         submission.stream = submission.ahead = submission.call = None
         self.unplaced.add(submission)
         submission.ended = asyncio.get_running_loop().create_future()
+
+    def _leave_stream(self, submission: Submission) -> None:
+        if submission.stream is not None and (there := self._on.get(submission.stream)) is not None:
+            there.pop(submission, None)
+            if not there:
+                del self._on[submission.stream]
 
     async def isolate(self, submission: Submission) -> None:
         """Return once no other suspect is tried."""

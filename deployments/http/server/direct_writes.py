@@ -1,7 +1,9 @@
-"""Parts of a body that go to the connection at once: ``send`` passes half a dozen coroutines of Serve, Starlette and uvicorn."""
+"""What goes to a connection at once, or comes from it: ``send`` and ``receive`` pass half a dozen coroutines of Serve, Starlette
+and uvicorn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http import httptools_impl
@@ -15,6 +17,8 @@ class WritingCycle(UnchunkedCycle):
     """A ``BodyWriter`` for who handles its request."""
 
     _outlet: Outlet
+    _is_gone = False
+    _tell: Callable[[], None] | None = None
 
     async def run_asgi(self, app: Any) -> None:
         """Have ``app`` answer the request."""
@@ -29,6 +33,27 @@ class WritingCycle(UnchunkedCycle):
         """Send an ASGI message behind all that was written."""
         self._outlet.flush()
         await super().send(message)
+
+    # The protocol sets it when the connection is lost.
+    @property
+    def disconnected(self) -> bool:
+        """Whether the client has left."""
+        return self._is_gone
+
+    @disconnected.setter
+    def disconnected(self, is_gone: bool) -> None:
+        self._is_gone = is_gone
+        if is_gone and self._tell is not None:
+            self._tell()
+
+    def when_gone(self, tell: Callable[[], None] | None) -> bool:
+        """See ``BodyWriter``."""
+        self._tell = tell
+        if self._is_gone or self.response_complete:
+            return False
+        # As ``receive`` does: who is not read from is not seen to leave.
+        self.flow.resume_reading()
+        return True
 
     @property
     def chunk_outlet(self) -> Outlet | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.process.logs import log_value
+from deployments.http.server.short_way import short_way
 
 # Headers with which clients name something to Serve, with "-" for "_"; the last keeps a session together.
 _NAMES = frozenset({b"x-request-id", b"serve-multiplexed-model-id", b"x-session-id"})
@@ -27,6 +28,9 @@ class HttpDoor:
             scope = {**scope, "headers": [header for raw in scope["headers"] for header in _safe(*raw)]}
             if scope.get("client"):
                 scope["client"] = (log_value(scope["client"][0]), scope["client"][1])
+            if (way := short_way(scope)) is not None:
+                await way.serve(scope, receive, send)
+                return
         await self._app(scope, receive, send)
 
 

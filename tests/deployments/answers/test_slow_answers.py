@@ -264,7 +264,7 @@ async def test_every_route_but_health_and_ping_asks_for_the_key(engines, prefix)
     made = serving(engines)
     made._keys = ApiKeys(["the key"])
     app = made.__serve_build_asgi_app__()
-    paths = [route.path.replace("{model_id:path}", "m") for route in routes_of(app._app)]
+    paths = [route.path.replace("{model_id:path}", "m") for route in routes_of(app._app._app)]
     assert "/health" in paths
     assert len(paths) > 5
     lookalikes = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -34,10 +33,10 @@ def client(request) -> TestClient:
     app = Starlette(
         routes=[Route(PATH, answer, methods=["POST"]), Route("/other", plain, methods=["POST"])],
         exception_handlers=ERROR_HANDLERS,
-        middleware=[Middleware(StraightPaths, {PATH: answer})],
     )
+    straight = StraightPaths(app, {PATH: answer})
     prefix = request.param
-    return TestClient(app, f"http://testserver{prefix}", raise_server_exceptions=False, root_path=prefix)
+    return TestClient(straight, f"http://testserver{prefix}", raise_server_exceptions=False, root_path=prefix)
 
 
 def test_the_handler_is_reached_past_the_router_under_any_prefix(client):

@@ -53,7 +53,7 @@ async def test_at_the_replica_they_count_within_its_limit(monkeypatch):
     )
     replica = SimpleNamespace(_semaphore=Semaphore(lambda: 3), _metrics_manager=metrics)
     await replica._semaphore.acquire()  # the call itself
-    monkeypatch.setattr(serve, "_replica", lambda: cast(Any, replica))
+    monkeypatch.setattr(serve, "replica_here", lambda: cast(Any, replica))
     requests = RequestsOfACall()
     assert await requests.take(5) == 3 and metrics._num_ongoing_requests == 3 and replica._semaphore.locked()
     beside = RequestsOfACall()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
+import weakref
 from typing import Any
 
 import pytest
@@ -135,3 +137,32 @@ async def test_a_connection_that_ends_in_another_thread_is_not_written_to():
         engines.deliver([66], FINISH_LENGTH)
         await asyncio.wait_for(reader.read(), 20)
     assert seen == [None]
+
+
+async def test_a_client_that_leaves_is_noticed_without_a_task_that_waits_for_it():
+    async with streaming() as (engines, _reader, sends):
+        (writer,) = sends.writers
+        # The server's, this test's and the request's.
+        names = {getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()}
+        assert not any("_disconnected" in name for name in names)
+        cancelled: list[Any] = []
+        engines.cancel = cancelled.append
+        writer.transport.abort()
+        await until(lambda: bool(cancelled), 20)
+        assert not writer.when_gone(lambda: cancelled.append("told")) and len(cancelled) == 1
+
+
+async def test_what_is_over_is_freed_without_the_garbage_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        async with streaming() as (engines, reader, sends):
+            generation = weakref.ref(engines.fail.__self__)
+            engines.deliver([66], FINISH_LENGTH)
+            await asyncio.wait_for(reader.read(), 20)
+            sends.writers.clear()
+            assert generation() is not None
+            del engines.deliver, engines.fail, engines.submission
+            await until(lambda: generation() is None, 20)
+    finally:
+        gc.enable()
