@@ -15,6 +15,7 @@ admitted, and only if every running sequence could still take one more: admissio
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 import operator
 from collections import deque
@@ -86,7 +87,9 @@ class Scheduler:
         self.num_prefill_tokens = 0  # that these compute of prompts, and of answers once more
         self._sequences: dict[tuple[str, int], Sequence] = {}
         self.num_reserved = 0  # free slots that are kept for requests which other engines are about to give up
-        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        # A heap: the lowest is taken first. A GPU looks through all slots up to a step's last, so that few requests are to be in
+        # low ones, also after many were there.
+        self._free_slots = list(range(max_num_seqs))
         self._clears: list[int] = []
         self._launched: deque[tuple[StepPlan, dict[int, Sequence]]] = deque()
         self._arrivals = 0
@@ -342,7 +345,7 @@ class Scheduler:
                 sequence.num_cached_tokens = sequence.num_computed_tokens
                 self.num_prompt_tokens += sequence.num_prompt_tokens
                 self.num_cached_prompt_tokens += sequence.num_cached_tokens
-            sequence.slot = self._free_slots.pop()
+            sequence.slot = heapq.heappop(self._free_slots)
             sequence.move_to(_State.RUNNING)
             self.running.append(sequence)
             self._prefilling.append(sequence)
@@ -488,12 +491,12 @@ class Scheduler:
         # The last token's own KV was never computed.
         self._register_full_blocks(sequence, len(sequence.token_ids) - 1)
         self._give_back(sequence)
-        self._free_slots.append(sequence.slot)
+        heapq.heappush(self._free_slots, sequence.slot)
         self._finish(sequence)
 
     def _release_marked(self, sequence: Sequence) -> None:
         del self.leaving[sequence.slot]
-        self._free_slots.append(sequence.slot)
+        heapq.heappush(self._free_slots, sequence.slot)
         sequence.slot = -1
         if sequence.state is _State.RETIRING:
             sequence.move_to(_State.FINISHED)

@@ -146,6 +146,20 @@ def test_what_is_left_of_prompts_is_known_until_each_has_its_first_token():
     device.drain()
 
 
+def test_few_requests_are_in_low_slots_also_after_many():
+    scheduler = make_scheduler(64, max_num_seqs=16, budget=256)
+    device = Device(scheduler)
+    for index in range(16):
+        scheduler.add_request(request(f"many-{index}", [1, 2], max_tokens=1 + 7 * index % 16))
+    device.drain()
+    for round_ in range(3):
+        for index in range(3):
+            scheduler.add_request(request(f"few-{round_}-{index}", [1, 2], max_tokens=4))
+        device.drain()
+    few = [insert.slot for plan in device.plans for insert in plan.inserts if insert.request_id.startswith("few")]
+    assert few == [0, 1, 2] * 3
+
+
 def test_nothing_is_launched_for_a_request_whose_last_token_is_in_flight():
     scheduler = make_scheduler()
     device = Device(scheduler)
