@@ -49,6 +49,15 @@ ENDPOINTS = {
 }
 
 
+class Stream:
+    """What submissions and delivery ask of an engine's token stream."""
+
+    fingerprint, engine_id = "f", "e"
+
+    def unwanted(self, delta: TokenDelta) -> bool:
+        return False
+
+
 class Scripted(Engines):
     """Engines whose messages a test says, on the way that an engine's take."""
 
@@ -56,7 +65,7 @@ class Scripted(Engines):
         super().__init__([])
         self.submissions = Submissions(EngineChoices())
         self.begun: list[Submission] = []
-        self.stream: Any = SimpleNamespace(fingerprint="f", engine_id="e", unwanted=lambda delta: False)
+        self.stream: Any = Stream()
         self.delivery = Delivery(self.submissions, Departures(), RequestEvents())
 
     def submit(self, entry, deliver, fail):

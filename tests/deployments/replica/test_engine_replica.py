@@ -140,7 +140,7 @@ async def test_what_an_engine_that_leaves_has_begun_runs_on(followed, leaves):
 async def test_who_leaves_while_some_find_no_place_gives_all_places_back(followed, monkeypatch):
     replica, _ = followed
     serves = SimpleNamespace(_semaphore=asyncio.Semaphore(1), _metrics_manager=SimpleNamespace(_num_ongoing_requests=1))
-    monkeypatch.setattr(ray_private, "_replica", lambda: serves)
+    monkeypatch.setattr(ray_private, "replica_here", lambda: serves)
     replies = replica.follow(Followed("engine-1", KEYS))
     ((key, refused),) = await anext(replies)
     assert key == ("c", 0) and isinstance(refused, NotAdmitted)
