@@ -148,6 +148,7 @@ class OpenAiIngress:
         self._metrics = NodeMetrics()
         self._openapi: dict[str, Any] | None = None
         self._service: OpenAiService | None = None
+        self._application: ASGIApp | None = None
         self._choices = choices_of(engines.app_name, engines.deployment_name)
         self._turns = Turns()
         self._client: EngineClient | None = None
@@ -170,7 +171,7 @@ class OpenAiIngress:
         open_paths = [endpoint.path for endpoint in endpoints if not endpoint.needs_key]
         straight = StraightPaths(app, self._generating)
         gated = gate(straight, self._keys, open_paths, self._config.allowed_origins, self._without_key)
-        open_short_way(DirectRequests(gated, self._generating))
+        self._application = gated
         return gated
 
     @property
@@ -304,6 +305,8 @@ class OpenAiIngress:
             formats=AnswerFormats(self._tokenizer, self._config.tool_call_parser, self._config.reasoning_parser),
             aliases=self._config.model_aliases,
         )
+        if self._application is not None:  # who comes before waits as Serve has it, which notices that he leaves
+            open_short_way(DirectRequests(self._application, self._generating))
         shown = " ".join(f"{name}={value}" for name, value in self._defaults.shown().items())
         logger.info("sampling defaults of %s: %s (from %s)", model.model_id, shown or "none", self._defaults.where)
         terminal_logger().info(ready_line(self._service.model_id, self._keys.required))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection
+from contextlib import asynccontextmanager
 from typing import Any
 
 from ray.serve._private.common import RequestMetadata, RequestProtocol
@@ -61,9 +62,10 @@ class DirectRequests:
         replica = self._replica
         if replica is None or scope["type"] != "http" or scope["method"] != "POST" or scope["root_path"]:
             return False
-        path = scope["path"].removeprefix(_root_path(replica))
+        prefix, path = _root_path(replica), scope["path"]
         return (
-            path in self._paths
+            path.startswith(prefix)
+            and path[len(prefix) :] in self._paths
             and _OF_SERVE.isdisjoint([name for name, _ in scope["headers"]])
             and replica._user_callable_initialized
             and replica._http_options.request_timeout_s is None
@@ -80,28 +82,25 @@ class DirectRequests:
         replica, began = self._replica, time.time()
         route, names, metrics = replica._route_prefix or "", replica._deployment_id, replica._metrics_manager
         given = next((value.decode() for name, value in scope["headers"] if name == _REQUEST_ID), "")
-        answer = _Answer(given or generate_request_id(), send)
+        own_id = generate_request_id()  # of which clients know nothing, so that no two requests have one
+        answer = _Answer(given or own_id, send)
         scope["root_path"] = _root_path(replica)
         context = _RequestContext(
             route=route, request_id=answer.request_id, app_name=names.app_name, cancel_on_parent_request_cancel=True,
-            _client=format_client_address(scope.get("client")),
+            _client=format_client_address(scope.get("client")), _internal_request_id=own_id,
         )  # fmt: skip
         _serve_request_context.set(context)
         error: BaseException | None = None
-        await replica._semaphore.acquire()
-        metrics.inc_num_ongoing_requests(_DIRECT)
-        try:
-            await self._app(scope, receive, answer.send)
-            if not answer.is_whole or answer.status == _CLIENT_LEFT:
-                answer.status, error = _CLIENT_LEFT, asyncio.CancelledError()
-        except asyncio.CancelledError as cancelled:
-            error = cancelled
-        except Exception as failed:
-            error = failed
-            logger.exception("Request failed.")
-        finally:
-            metrics.dec_num_ongoing_requests(_DIRECT)
-            replica._semaphore.release()
+        async with _place(replica):
+            try:
+                await self._app(scope, receive, answer.send)
+                if not answer.is_whole or answer.status == _CLIENT_LEFT:
+                    answer.status, error = _CLIENT_LEFT, asyncio.CancelledError()
+            except asyncio.CancelledError as cancelled:
+                error = cancelled
+            except Exception as failed:
+                error = failed
+                logger.exception("Request failed.")
         latency_ms = 1e3 * (time.time() - began)
         metrics.record_request_metrics(
             route=route, latency_ms=latency_ms, is_error=error is not None,
@@ -139,6 +138,20 @@ class _Answer:
         elif not message.get("more_body", False):
             self.is_whole = True
         return self._send(message)
+
+
+@asynccontextmanager
+async def _place(replica: Any) -> AsyncIterator[None]:
+    """One of ``max_ongoing_requests``, and one more in Serve's counts."""
+    await replica._semaphore.acquire()
+    try:
+        replica._metrics_manager.inc_num_ongoing_requests(_DIRECT)
+        try:
+            yield
+        finally:
+            replica._metrics_manager.dec_num_ongoing_requests(_DIRECT)
+    finally:
+        replica._semaphore.release()
 
 
 def _root_path(replica: Any) -> str:
