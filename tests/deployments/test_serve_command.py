@@ -419,6 +419,7 @@ def test_haproxy_gets_the_configuration_with_its_side_doors_closed_its_limits_an
         "    tcp-request connection track-sc0 src\n"
         "    tcp-request connection reject if { sc0_conn_cur gt 750 }\n"
         "    http-request del-header X-Forwarded-For if { src 127.0.0.0/8 ::1 }\n"
+        "    http-response del-header X-Bireme-Room\n"
         "listen stats\n  bind 127.0.0.1:8404\n"
     )
 
