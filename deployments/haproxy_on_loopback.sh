@@ -49,8 +49,12 @@ if [ -n "$config" ]; then
     if ! grep -q '^ *use_backend ' "$config"; then
         sed -i '/^backend default_backend/,/return/ s/return status 404/return status 503 hdr Retry-After 1/' "$config.new"
     fi
-    awk -f "${0%/*}/haproxy_packing.awk" "$config.new" >"$config"
-    rm -f -- "$config.new"
+    # Where there is no awk, requests are spread as Serve has it.
+    if awk -f "${0%/*}/haproxy_packing.awk" "$config.new" >"$config.packed"; then
+        mv "$config.packed" "$config.new"
+    fi
+    rm -f -- "$config.packed"
+    mv "$config.new" "$config"
 fi
 if [ -d "${BIREME_HAPROXY_PIDS:-}" ]; then
     # Each change of the configuration starts a new process, and so does each death: names of those that have ended go.

@@ -20,7 +20,9 @@ function finish_backend(    k, name, own, limit, bound, answered, rules, local) 
             answered = "if { srv_name " name " } { var(txn.bireme_open) -m found }"
             print "    http-response set-var(" limit ") var(txn.bireme_limit) " answered
             print "    http-response set-var(" bound ") " own ",add(txn.bireme_limit),sub(txn.bireme_open) " answered
+            # One may always be on its way there: only its answer tells that there is room again.
             rules[k] = "    use-server " name " if { " own ",sub(" limit ") lt 0 } { " own ",sub(" bound ") lt 0 }"
+            rules[k] = rules[k] " or { " own ",sub(" limit ") lt 0 } { " own " lt 1 }"
         }
         for (local = 1; local >= 0; local--)
             for (k = 1; k <= num_servers; k++)

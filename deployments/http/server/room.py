@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http import httptools_impl
 
+from cluster.process.run_queue import run_queue_wait
 from cluster.scaling.packing import PACKING, next_limit
 from deployments.http.server.direct_writes import WritingCycle
 from deployments.start.serve_environment import haproxy_is_ours, haproxy_is_used
@@ -19,26 +20,31 @@ ROOM_HEADER = b"x-bireme-room"
 _LOOK_S = 1.0
 
 
+def busy_time() -> float:
+    """Seconds of CPU time of this process, and those that the calling thread has waited for a core."""
+    return time.process_time() + (run_queue_wait() or 0.0)
+
+
 class Room:
     """Counts the open requests of this process. What they take it looks at when an answer begins: nobody hears it before.
 
     Args:
-        most: it has room for no more, whatever they take.
-        now, cpu_time: clocks; seconds.
+        most: it has room for no more, whatever they take; but for one, from whose answer it is heard that there is more.
+        now, busy: clocks; seconds. Both are asked on the event loop's thread alone.
     """
 
     def __init__(
         self,
         most: Callable[[], int],
         now: Callable[[], float] = time.monotonic,
-        cpu_time: Callable[[], float] = time.process_time,
+        busy: Callable[[], float] = busy_time,
     ) -> None:
-        self._most, self._now, self._cpu_time = most, now, cpu_time
+        self._most, self._now, self._busy = most, now, busy
         self._limit = PACKING.first
         self._num_open = 0
         # Seconds of open requests, until the last change of their number; and all three when the limit was looked at.
         self._open_s, self._changed = 0.0, now()
-        self._looked = self._open_s, self._changed, cpu_time()
+        self._looked = self._open_s, self._changed, busy()
 
     def change(self, begun: int) -> None:
         """So many requests have begun; -1: one has ended."""
@@ -50,7 +56,7 @@ class Room:
         now = self._now()
         if now - self._looked[1] >= _LOOK_S:
             self._look(now)
-        return ROOM_HEADER, b"%d/%d" % (min(self._limit, self._most()), self._num_open)
+        return ROOM_HEADER, b"%d/%d" % (max(1, min(self._limit, self._most())), self._num_open)
 
     def _count_until(self, now: float) -> None:
         self._open_s += self._num_open * (now - self._changed)
@@ -58,9 +64,10 @@ class Room:
 
     def _look(self, now: float) -> None:
         self._count_until(now)
-        (open_s, since, cpu_s), self._looked = self._looked, (self._open_s, now, self._cpu_time())
+        (open_s, since, busy_s), self._looked = self._looked, (self._open_s, now, self._busy())
         lasted = now - since
-        self._limit = next_limit(self._limit, (self._open_s - open_s) / lasted, (self._looked[2] - cpu_s) / lasted)
+        num_open, busy = (self._open_s - open_s) / lasted, (self._looked[2] - busy_s) / lasted
+        self._limit = next_limit(self._limit, num_open, busy, lasted)
 
 
 class RoomCycle(WritingCycle):
@@ -93,6 +100,7 @@ def count_requests() -> None:
 
 
 def tell_room(most: Callable[[], int]) -> None:
-    """Have this process, an ingress, say so where HAProxy knows what to do with it; never for more than ``most`` requests."""
-    if haproxy_is_used() and haproxy_is_ours():
+    """Have this process, an ingress, say so where HAProxy knows what to do with it, and the kernel tells whether it has the core
+    that it wants; never for more than ``most`` requests."""
+    if haproxy_is_used() and haproxy_is_ours() and run_queue_wait() is not None:
         RoomCycle.room = Room(most)

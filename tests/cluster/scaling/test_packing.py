@@ -25,7 +25,7 @@ def test_it_doubles_at_most_and_takes_away_only_what_does_not_fit(limit, num_ope
     after = next_limit(limit, num_open, share)
     assert after <= max(2 * limit, PACKING.first)
     assert after >= 1
-    assert after >= min(limit, PACKING.aim * num_open / share if share else limit)
+    assert after >= min(limit * 0.9, PACKING.aim * num_open / share if share else limit)
 
 
 @given(limits, opens, shares, st.floats(1, 4))
@@ -34,14 +34,27 @@ def test_the_same_requests_for_more_cores_never_make_more_room(limit, num_open, 
     assert next_limit(limit, num_open, told * times) <= next_limit(limit, num_open, told)
 
 
-@given(limits, opens, shares, st.floats(1, 4))
-def test_more_requests_for_the_same_cores_never_make_less(limit, num_open, share, times):
-    assert next_limit(limit, num_open * times, share) >= next_limit(limit, num_open, share)
+@given(limits, st.floats(1, 1e4), shares, st.floats(1, 4))
+def test_more_requests_for_the_same_cores_make_no_less_but_for_what_is_forgotten(limit, num_open, share, times):
+    assert next_limit(limit, num_open * times, share) >= 0.9 * next_limit(limit, num_open, share)
 
 
 @given(limits, st.floats(0, 1e4), st.floats(0, PACKING.telling, exclude_max=True))
 def test_what_the_process_takes_by_itself_takes_no_room_away(limit, num_open, share):
-    assert next_limit(limit, num_open, share) >= max(limit, PACKING.first)
+    assert next_limit(limit, num_open, share) >= max(0.9 * limit, PACKING.first)
+
+
+@given(limits, st.floats(0, 0.99), shares)
+def test_what_an_idle_process_takes_says_nothing_of_requests(limit, num_open, share):
+    assert next_limit(limit, num_open, share) >= 0.9 * limit
+
+
+def test_what_was_learned_of_many_is_forgotten_where_few_are():
+    limit = 2000.0
+    for _ in range(60):
+        limit = next_limit(limit, 20, 0.05)
+    assert 2 * 20 <= limit <= 4 * 20
+    assert next_limit(2000, 0, 0.01, lasted_s=600) == PACKING.first, "after ten minutes of nothing"
 
 
 @given(limits, shares, st.data())
@@ -57,6 +70,19 @@ def test_where_more_come_than_fit_it_comes_to_rest_at_the_aim(cost, begin):
     for _ in range(40):
         limit = next_limit(limit, limit, min(1.0, cost * limit))
     assert limit == pytest.approx(PACKING.aim / cost, rel=0.01)
+
+
+@pytest.mark.parametrize("core", [0.3, 0.5])
+def test_one_whose_core_others_use_is_full_when_its_part_is(core):
+    cost, seen = 0.02, []
+    limit = PACKING.first
+    for _ in range(100):
+        wants = cost * limit
+        is_full = wants > core
+        limit = next_limit(limit, limit, core + (1 - core) if is_full else wants)
+        seen.append(limit)
+    assert max(seen[20:]) <= 2 * core / cost, "where it knew of the CPU time alone it would double for ever"
+    assert min(seen[20:]) >= 0.5 * core / cost
 
 
 class Simulated:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator
@@ -102,12 +103,14 @@ class Proxied:
     def opened(self) -> list[int]:
         return [ingress.num_open for ingress in self.ingresses]
 
-    def configure(self) -> str:
+    def configure(self, **environment: str) -> str:
         """What the script makes of Serve's configuration."""
         servers = [SERVER.format(number=k, host=one.host, port=one.port) for k, one in enumerate(self.ingresses)]
         self._file.write_text(CONFIG.format(front=self.front, servers="\n".join(servers)))
         command = [str(HAPROXY_ON_LOOPBACK), "-f", str(self._file)]
-        subprocess.run(command, env={**os.environ, "BIREME_HAPROXY": "/bin/true"}, check=True, timeout=20)
+        subprocess.run(
+            command, env={**os.environ, "BIREME_HAPROXY": "/bin/true", **environment}, check=True, timeout=20
+        )
         return self._file.read_text()
 
     @contextlib.asynccontextmanager
@@ -298,3 +301,30 @@ async def test_one_ingress_and_what_mirrors_it_are_left_alone(tmp_path):
         text = running.configure()
         assert "use-server" not in text and "proc." not in text
         assert (tmp_path / "haproxy.cfg").read_text().count("X-Bireme-Room") == 1
+
+
+async def test_without_awk_requests_are_spread_as_serve_has_it(tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("grep", "head", "mv", "rm", "sed"):
+        found = shutil.which(tool)
+        assert found
+        (tools / tool).symlink_to(found)
+    async with proxied(tmp_path, Ingress(), Ingress()) as running:
+        text = running.configure(PATH=str(tools))
+        assert "use-server" not in text and text.count("server INGRESS-") == 3
+        assert "http-response del-header X-Bireme-Room" in text
+        assert not [*tmp_path.glob("haproxy.cfg.*")]
+
+
+async def test_one_that_seems_full_of_others_requests_is_asked_one_at_a_time(tmp_path):
+    first, second = Ingress(limit=8), Ingress(limit=8)
+    async with proxied(tmp_path, first, second) as running:
+        await running.let_all_be_known()
+        first.others = 9
+        await running.ask_one_by_one(4)
+        assert running.opened == [1, 3], "it is full, and one is with it"
+        await running.let_go()
+        first.others = 0
+        await running.ask_one_by_one(5)
+        assert running.opened == [5, 0], "the first answer told that it is not"

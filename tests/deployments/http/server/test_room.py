@@ -55,6 +55,8 @@ def test_it_follows_what_the_requests_of_the_last_second_took():
         room.change(-1)
     clocks.pass_by(2.0, 0.4)
     assert said(room) == (7, 4)
+    clocks.pass_by(1.0, 0.8)
+    assert said(room) == (3, 4), "half of it was no CPU time, but a wait for a core: more would wait longer"
     clocks.pass_by(30.0, 0.01)
     assert said(room) == (PACKING.first, 4), "what next to nothing is taken by"
 
@@ -63,7 +65,7 @@ def test_there_is_no_room_for_more_than_it_may_hold():
     clocks = Clocks()
     room = clocks.room()
     for clocks.most in (5, 0, 40):
-        assert said(room) == (min(clocks.most, PACKING.first), 0)
+        assert said(room) == (max(1, min(clocks.most, PACKING.first)), 0)
 
 
 def test_requests_count_as_long_as_they_are_open():
