@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 from actors.scheduling.sequence import Sequence
 from cluster.outputs import PlainTokens
@@ -25,8 +25,8 @@ SOURCE = Path(__file__).with_suffix(".cc")
 _RUNNING, _PREEMPTING = RequestState.RUNNING, RequestState.PREEMPTING
 
 
-class StepRows(Protocol):
-    """The loops over a step's rows."""
+class PythonRows:
+    """The loops over a step's rows; ``step_rows.cc`` has functions of the same names."""
 
     def plan_rows(
         self,
@@ -48,57 +48,6 @@ class StepRows(Protocol):
             owners: slot to sequence; filled.
             not_plain: filled with those that sample, and not plainly.
         """
-        ...
-
-    def rows_with_new_blocks(
-        self, scheduled: dict[int, int], owners: dict[int, Sequence], block_size: int
-    ) -> list[Sequence]:
-        """Those of ``scheduled`` that have computed a block which is not registered."""
-        ...
-
-    def saved_rows(
-        self, request_ids: dict[int, str], goes_on: list[bool], tokens: list[int]
-    ) -> tuple[list[int], list[int], list[int]]:
-        """Slots of ``request_ids`` that have a token and go on, their tokens, and the other slots.
-
-        Args:
-            goes_on, tokens: by slot.
-        """
-        ...
-
-    def accept_rows(
-        self,
-        slots: list[int],
-        tokens: list[int],
-        owners: dict[int, Sequence],
-        plain: dict[str, PlainTokens],
-        none: Callable[[], PlainTokens],
-    ) -> tuple[int, list[int]]:
-        """Append each token to its sequence, and to what its subscriber is told, unless the request has left.
-
-        Returns how many were, and the indices in ``slots`` of those that were not, as theirs is the first token of its attempt.
-
-        Args:
-            plain: subscriber to tokens; filled, with what ``none`` makes where it has none yet.
-        """
-        ...
-
-
-class PythonRows:
-    """Row by row."""
-
-    def plan_rows(
-        self,
-        rows: list[Sequence],
-        start: int,
-        block_size: int,
-        scheduled: dict[int, int],
-        request_ids: dict[int, str],
-        owners: dict[int, Sequence],
-        sampling: list[int],
-        not_plain: list[Sequence],
-    ) -> int:
-        """As ``StepRows``."""
         for index in range(start, len(rows)):
             sequence = rows[index]
             if sequence.state is not _RUNNING or sequence.will_have_finished:
@@ -118,14 +67,18 @@ class PythonRows:
     def rows_with_new_blocks(
         self, scheduled: dict[int, int], owners: dict[int, Sequence], block_size: int
     ) -> list[Sequence]:
-        """As ``StepRows``."""
+        """Those of ``scheduled`` that have computed a block which is not registered."""
         rows = (owners[slot] for slot in scheduled)
         return [s for s in rows if s.num_computed_tokens >= (s.num_registered_blocks + 1) * block_size]
 
     def saved_rows(
         self, request_ids: dict[int, str], goes_on: list[bool], tokens: list[int]
     ) -> tuple[list[int], list[int], list[int]]:
-        """As ``StepRows``."""
+        """Slots of ``request_ids`` that have a token and go on, their tokens, and the other slots.
+
+        Args:
+            goes_on, tokens: by slot.
+        """
         plain = [slot for slot in request_ids if goes_on[slot]]
         return plain, [tokens[slot] for slot in plain], [slot for slot in request_ids if not goes_on[slot]]
 
@@ -137,7 +90,13 @@ class PythonRows:
         plain: dict[str, PlainTokens],
         none: Callable[[], PlainTokens],
     ) -> tuple[int, list[int]]:
-        """As ``StepRows``."""
+        """Append each token to its sequence, and to what its subscriber is told, unless the request has left.
+
+        Returns how many were, and the indices in ``slots`` of those that were not, as theirs is the first token of its attempt.
+
+        Args:
+            plain: subscriber to tokens; filled, with what ``none`` makes where it has none yet.
+        """
         accepted, first = 0, []
         for at, (slot, token) in enumerate(zip(slots, tokens)):
             sequence = owners[slot]
@@ -160,7 +119,7 @@ class PythonRows:
 
 
 @functools.cache
-def step_rows() -> StepRows:
+def step_rows() -> PythonRows:
     """``step_rows.cc`` where there is a compiler, or was when the cache was filled; else Python."""
     try:
         native = load_extension(SOURCE)
@@ -168,4 +127,4 @@ def step_rows() -> StepRows:
     except (OpBuildError, ImportError, OSError, TypeError) as error:
         logger.warning("rows of a step are planned and accepted one by one by Python, which is slower: %s", error)
         return PythonRows()
-    return cast(StepRows, native)
+    return cast(PythonRows, native)
