@@ -29,7 +29,7 @@ from actors.scheduling.step_plan import PromptLogprobs, SamplingNeeds, SlotInser
 from actors.scheduling.step_rows import step_rows
 from actors.scheduling.waiting_queue import WaitingQueue
 from cluster.errors import InvalidRequestError, OverloadedError
-from cluster.outputs import FINISH_ABORT, NO_TOKEN, PREEMPTED, PlainTokens, StepOutput, TokenDelta
+from cluster.outputs import FINISH_ABORT, NO_TOKEN, PREEMPTED, StepOutput, TokenDelta
 from cluster.request import EngineRequest, RequestState
 
 _State = RequestState
@@ -245,8 +245,6 @@ class Scheduler:
                 if output.token == NO_TOKEN:
                     if output.slot in plan.sampling:
                         raise SchedulerError(f"step {plan.step}: slot {output.slot} was to sample and did not")
-                elif output.finish_reason is None and output.logprobs is None:
-                    self._accept_plain([output.slot], [output.token], owners, step)
                 else:
                     self._accept(sequence, output, step)
         return step
@@ -443,7 +441,7 @@ class Scheduler:
     # Saved results.
 
     def _accept_plain(self, slots: list[int], tokens: list[int], owners: dict[int, Sequence], step: StepOutput) -> None:
-        num_accepted, first = self._rows.accept_rows(slots, tokens, owners, step.plain, PlainTokens.none)
+        num_accepted, first = self._rows.accept_rows(slots, tokens, owners, step.plain)
         self.num_generated_tokens += num_accepted
         for index in first:
             sequence = owners[slots[index]]

@@ -15,6 +15,7 @@ PyTypeObject* sequence_type;
 PyTypeObject* request_type;
 PyObject* running;
 PyObject* preempting;
+PyObject* no_tokens;  // makes a subscriber's four lists
 
 struct Field {
   PyTypeObject** type;
@@ -160,11 +161,11 @@ PyObject* saved_rows(PyObject*, PyObject* args) {
 }
 
 // A new reference to the subscriber's four lists.
-PyObject* lists_of(PyObject* plain, PyObject* name, PyObject* none) {
+PyObject* lists_of(PyObject* plain, PyObject* name) {
   PyObject* lists = PyDict_GetItemWithError(plain, name);
   if (lists != nullptr) {
     Py_INCREF(lists);
-  } else if (!PyErr_Occurred() && (lists = PyObject_CallNoArgs(none)) != nullptr && PyDict_SetItem(plain, name, lists) != 0) {
+  } else if (!PyErr_Occurred() && (lists = PyObject_CallNoArgs(no_tokens)) != nullptr && PyDict_SetItem(plain, name, lists) != 0) {
     Py_CLEAR(lists);
   }
   bool is_right = lists != nullptr && PyTuple_Check(lists) && PyTuple_GET_SIZE(lists) == 4;
@@ -177,9 +178,8 @@ PyObject* lists_of(PyObject* plain, PyObject* name, PyObject* none) {
 }
 
 PyObject* accept_rows(PyObject*, PyObject* args) {
-  PyObject *slots, *tokens, *owners, *plain, *none;
-  if (!PyArg_ParseTuple(args, "O!O!O!O!O", &PyList_Type, &slots, &PyList_Type, &tokens, &PyDict_Type, &owners, &PyDict_Type, &plain,
-                        &none)) {
+  PyObject *slots, *tokens, *owners, *plain;
+  if (!PyArg_ParseTuple(args, "O!O!O!O!", &PyList_Type, &slots, &PyList_Type, &tokens, &PyDict_Type, &owners, &PyDict_Type, &plain)) {
     return nullptr;
   }
   if (PyList_GET_SIZE(slots) != PyList_GET_SIZE(tokens)) {
@@ -211,7 +211,7 @@ PyObject* accept_rows(PyObject*, PyObject* args) {
     }
     if (name != whose) {
       Py_XDECREF(lists);
-      lists = lists_of(plain, name, none);
+      lists = lists_of(plain, name);
       if (lists == nullptr) break;
       whose = name;
     }
@@ -231,7 +231,7 @@ PyObject* accept_rows(PyObject*, PyObject* args) {
 }
 
 PyObject* bind(PyObject*, PyObject* args) {
-  if (!PyArg_ParseTuple(args, "O!O!OO", &PyType_Type, &sequence_type, &PyType_Type, &request_type, &running, &preempting)) {
+  if (!PyArg_ParseTuple(args, "O!O!OOO", &PyType_Type, &sequence_type, &PyType_Type, &request_type, &running, &preempting, &no_tokens)) {
     return nullptr;
   }
   for (Field* field : kFields) {
@@ -241,11 +241,12 @@ PyObject* bind(PyObject*, PyObject* args) {
   Py_INCREF(request_type);
   Py_INCREF(running);
   Py_INCREF(preempting);
+  Py_INCREF(no_tokens);
   Py_RETURN_NONE;
 }
 
 PyMethodDef functions[] = {
-    {"bind", bind, METH_VARARGS, "Classes of sequences and requests, and two states; to be called first."},
+    {"bind", bind, METH_VARARGS, "Classes of sequences and requests, two states, and what makes a subscriber's lists; to be called first."},
     {"plan_rows", plan_rows, METH_VARARGS, nullptr},
     {"rows_with_new_blocks", rows_with_new_blocks, METH_VARARGS, nullptr},
     {"saved_rows", saved_rows, METH_VARARGS, nullptr},

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -88,14 +87,13 @@ class PythonRows:
         tokens: list[int],
         owners: dict[int, Sequence],
         plain: dict[str, PlainTokens],
-        none: Callable[[], PlainTokens],
     ) -> tuple[int, list[int]]:
         """Append each token to its sequence, and to what its subscriber is told, unless the request has left.
 
         Returns how many were, and the indices in ``slots`` of those that were not, as theirs is the first token of its attempt.
 
         Args:
-            plain: subscriber to tokens; filled, with what ``none`` makes where it has none yet.
+            plain: subscriber to tokens; filled.
         """
         accepted, first = 0, []
         for at, (slot, token) in enumerate(zip(slots, tokens)):
@@ -109,7 +107,7 @@ class PythonRows:
             sequence.token_ids.append(token)
             lists = plain.get(request.subscriber)
             if lists is None:
-                lists = plain[request.subscriber] = none()
+                lists = plain[request.subscriber] = PlainTokens.none()
             lists.request_ids.append(request.request_id)
             lists.attempts.append(request.attempt)
             lists.indices.append(index)
@@ -123,7 +121,7 @@ def step_rows() -> PythonRows:
     """``step_rows.cc`` where there is a compiler, or was when the cache was filled; else Python."""
     try:
         native = load_extension(SOURCE)
-        native.bind(Sequence, EngineRequest, _RUNNING, _PREEMPTING)
+        native.bind(Sequence, EngineRequest, _RUNNING, _PREEMPTING, PlainTokens.none)
     except (OpBuildError, ImportError, OSError, TypeError) as error:
         logger.warning("rows of a step are planned and accepted one by one by Python, which is slower: %s", error)
         return PythonRows()

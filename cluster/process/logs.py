@@ -21,10 +21,12 @@ _IS_PLAIN = re.compile(rf"[A-Za-z0-9{re.escape(_PLAIN)}]*")
 def log_value(value: object) -> str:
     """``value`` as one word of a log line. All but letters, digits and ``-._~:/+@,%`` is percent-encoded; what is longer than
     MAX_VALUE_CHARS characters is cut."""
-    text = value if isinstance(value, bytes) else str(value)
-    if isinstance(text, str) and len(text) <= MAX_VALUE_CHARS and _IS_PLAIN.fullmatch(text):
-        return text  # as nearly all are, of which a request has a dozen
-    raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    raw = value
+    if not isinstance(raw, bytes):
+        text = str(value)
+        if len(text) <= MAX_VALUE_CHARS and _IS_PLAIN.fullmatch(text):
+            return text  # as nearly all are, of which a request has a dozen
+        raw = text.encode("utf-8", "surrogatepass")
     return quote(raw[:MAX_VALUE_CHARS], safe=_PLAIN)[:MAX_VALUE_CHARS]
 
 

@@ -88,7 +88,7 @@ def test_tokens_are_accepted_alike(native, rows, data):
     for loops in (native, PythonRows()):
         own = copy.deepcopy(rows)
         plain = {"b": PlainTokens(["old"], [1], [2], [3])}
-        said = loops.accept_rows(slots, tokens, {s.slot: s for s in own}, plain, PlainTokens.none)
+        said = loops.accept_rows(slots, tokens, {s.slot: s for s in own}, plain)
         assert all(type(lists) is PlainTokens for lists in plain.values())
         outcomes.append((said, list(plain.items()), [seen(sequence) for sequence in own]))
     assert outcomes[0] == outcomes[1]
@@ -112,14 +112,14 @@ def test_what_is_no_sequence_is_refused(native):
     with pytest.raises(TypeError, match="needs a EngineRequest, got nothing"):
         native.plan_rows([sequence], 0, BLOCK_SIZE, *filled)
     with pytest.raises(KeyError):
-        native.accept_rows([5], [1], {}, {}, PlainTokens.none)
+        native.accept_rows([5], [1], {}, {})
     with pytest.raises(ValueError, match="as many tokens as slots"):
-        native.accept_rows([5], [], {}, {}, PlainTokens.none)
+        native.accept_rows([5], [], {}, {})
     running = Sequence(request, 0)
     running.state = RequestState.RUNNING
     running.token_ids.append(1)
     with pytest.raises(TypeError, match="four lists"):
-        native.accept_rows([0], [1], {0: running}, {}, lambda: ([], []))
+        native.accept_rows([0], [1], {0: running}, {"": ([], [])})
     with pytest.raises(IndexError, match="slot 2"):
         native.saved_rows({2: "r"}, [True], [1])
 
@@ -138,7 +138,7 @@ def test_references_are_given_back(native):
         assert native.plan_rows([sequence], 0, 1, scheduled, request_ids, owners, sampling, not_plain) == 1
         assert native.rows_with_new_blocks(scheduled, owners, 1) == [sequence]
         slots, tokens, _ = native.saved_rows(request_ids, [True] * 401, [token] * 401)
-        assert native.accept_rows(slots, tokens, owners, plain, PlainTokens.none) == (1, [])
+        assert native.accept_rows(slots, tokens, owners, plain) == (1, [])
         for lists in plain[""]:
             lists.clear()
         del sequence.token_ids[6:]
