@@ -103,19 +103,21 @@ class EventStream(Response):
                     events = self._plain_event(index, texts[index])
                 else:
                     events = await large_requests.build(self._client, answer.num_values(texts), self._events, texts)
+                if generation.finished:
+                    break
                 if events:
                     self._has_written = True
                     await _send_body(send, events)
-                if generation.finished:
-                    break
+                    events = b""
                 generation.take, generation.lanes = self._pass_on, self._lanes
                 texts = await generation.read()
                 generation.take = generation.lanes = None
                 if self._sending is not None:
                     await self._sending
                     self._sending = None
+            # What was made last leaves with the end.
             usage = answer.usage_chunk()
-            tail = encode_events([usage]) if usage is not None else b""
+            tail = events + (encode_events([usage]) if usage is not None else b"")
         except ApiError as error:
             tail = encode_events([error.body()])
         finally:

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import gc
 import json
+import logging
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,10 +82,95 @@ async def test_events_in_the_middle_pass_no_send_and_are_chunks_in_order():
             await asyncio.sleep(0.001)
         engines.deliver([65 + (_NUM_TOKENS - 1) % 26], FINISH_LENGTH)
         rest = await asyncio.wait_for(reader.read(), 20)
-    # The header, the first token, the last one, the end.
-    assert [len(texts(body)) for body in sends.bodies] == [0, 1, 1, 0]
+    # The header, the first token, the last one with the end.
+    assert [len(texts(body)) for body in sends.bodies] == [0, 1, 1]
     assert texts(rest) == "".join(chr(98 + number % 26) for number in range(1, _NUM_TOKENS))
     assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+class Notes:
+    """A transport that notes what is written."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.write = self.written.append
+        self.close = self.abort = lambda: self.written.append(b"closed")
+        self.is_closing = lambda: b"closed" in self.written
+        self.get_extra_info = lambda name: None
+        self.get_write_buffer_size = lambda: 0
+
+    async def answer(self, app: Any, method: str = "POST", **flow: Any) -> list[bytes]:
+        """What is written for one request: what else the event loop does meanwhile is a turn."""
+        flow = SimpleNamespace(write_paused=False, resume_reading=lambda: None, **flow)
+        cycle = httptools_impl.RequestResponseCycle(
+            scope={"method": method, "http_version": "1.1"}, transport=self, flow=flow,
+            logger=logging.getLogger(__name__), access_logger=None, access_log=False, default_headers=[],
+            message_event=asyncio.Event(), expect_100_continue=False, keep_alive=method != "HEAD", on_response=lambda: None,
+        )  # fmt: skip
+
+        async def noting(scope, receive, send):
+            await app(cycle, send)
+
+        await cycle.run_asgi(noting)
+        await asyncio.sleep(0)
+        return self.written
+
+
+def _start(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def _body(body: bytes, more_body: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more_body}
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+async def test_a_head_leaves_with_what_follows_it():
+    async def app(cycle, send):
+        await send(_start())
+        await send(_body(b"a", more_body=True))
+        await send(_body(b"b"))
+
+    assert await Notes().answer(app) == [HEAD + b"1\r\na\r\n", b"1\r\nb\r\n0\r\n\r\n"]
+
+
+async def test_a_head_that_nothing_follows_does_not_wait():
+    async def app(cycle, send):
+        await send(_start())
+        await asyncio.sleep(0)
+        cycle.transport.write(b"seen, ")
+        await send(_body(b"a"))
+
+    assert await Notes().answer(app) == [HEAD, b"seen, ", b"1\r\na\r\n0\r\n\r\n"]
+
+
+async def test_what_is_written_past_send_comes_behind_the_head():
+    async def app(cycle, send):
+        await send(_start())
+        assert cycle.write(b"a")
+        await send(_body(b"b"))
+
+    assert await Notes().answer(app) == [HEAD, b"1\r\na\r\n", b"1\r\nb\r\n0\r\n\r\n"]
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST"])
+async def test_a_connection_is_closed_behind_the_head(method):
+    async def app(cycle, send):
+        await send(_start((b"connection", b"close"), (b"content-length", b"0")))
+        await send(_body(b""))
+
+    head = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    assert await Notes().answer(app, method) == [head, b"closed"]
+
+
+async def test_an_answer_that_fails_after_its_head_closes_the_connection():
+    async def app(cycle, send):
+        await send(_start())
+        raise LookupError
+
+    assert await Notes().answer(app) == [HEAD, b"closed"]
 
 
 async def test_who_reads_slowly_gets_the_rest_through_send():
