@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.deployments.conformance import page  # noqa: E402 (the script runs without an installed package)
+from tests.deployments.whole_application.conformance import page  # noqa: E402 (the script runs without an installed package)
 
 if __name__ == "__main__":
     (ROOT / "docs" / "conformance.md").write_text(page(), encoding="utf-8")

@@ -1,6 +1,6 @@
 """What the documentation says is so: its tables match the code, its files and commands exist.
 
-Blocks that need a server run in tests/deployments/test_readme.py.
+Blocks that need a server run in tests/deployments/whole_application/test_readme.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cluster import __version__
 from cluster.config import Autoscaling, LLMConfig
 from cluster.observability import metrics as metrics_module
 from deployments.start.app_arguments import AppArguments
-from tests.deployments import conformance
+from tests.deployments.whole_application import conformance
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGURE = (ROOT / "docs/configure.md").read_text(encoding="utf-8")
@@ -235,6 +235,6 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_the_readme_is_a_front_door() -> None:
-    test = str(ROOT / "tests/deployments/test_serve_command.py")
+    test = str(ROOT / "tests/deployments/whole_application/test_serve_command.py")
     assert shown_block("README.md", test) in shown_block("docs/terminal.md", test), "two samples of one start"
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 170

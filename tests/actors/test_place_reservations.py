@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.place_reservations import RESERVED_FOR_S, PlaceReservations
-from tests.deployments.routing.test_balance_timing import JumpingLoop
+from tests.jumping_loop import JumpingLoop
 
 names = st.sampled_from("ab")
 events = st.lists(

@@ -7,11 +7,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http import httptools_impl
-
 from deployments.http.body_writer import offer_body_writer
 from deployments.http.server.http_1_0 import UnchunkedCycle
-from deployments.native.step_writer import Outlet, native_module, step_writer
+from deployments.native.step_writer import Outlet, step_writer
 
 
 class WritingCycle(UnchunkedCycle):
@@ -115,10 +113,3 @@ class _BehindHead:
         """Write what waits."""
         if self._head and not self.is_closing():
             self.write(b"")
-
-
-def write_directly() -> None:
-    """Make this process's HTTP servers do so; call it before a connection is made."""
-    native_module()  # compiled and loaded before anybody waits
-    # The protocol looks for it by this name.
-    vars(httptools_impl)["RequestResponseCycle"] = WritingCycle

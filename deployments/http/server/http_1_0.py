@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from uvicorn.protocols.http import httptools_impl
-
-_Cycle = httptools_impl.RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
-class UnchunkedCycle(_Cycle):
+class UnchunkedCycle(RequestResponseCycle):
     """Uvicorn's way from a request to its answer; 0.54 sends chunks to any client, and HAProxy passes them on."""
 
     _until_close = False
@@ -23,9 +21,3 @@ class UnchunkedCycle(_Cycle):
             self.chunked_encoding = False
             self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
-
-
-def answer_http_1_0() -> None:
-    """Make this process's HTTP servers do so; call it before a connection is made."""
-    # The protocol looks for it by this name.
-    vars(httptools_impl)["RequestResponseCycle"] = UnchunkedCycle

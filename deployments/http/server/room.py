@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http import httptools_impl
-
 from cluster.process.run_queue import run_queue_wait
 from cluster.scaling.packing import PACKING, next_limit
 from deployments.http.server.direct_writes import WritingCycle
@@ -91,12 +89,6 @@ class RoomCycle(WritingCycle):
         if message["type"] == "http.response.start" and (room := self.room) is not None:
             message = {**message, "headers": [*message.get("headers", ()), room.header()]}
         await super().send(message)
-
-
-def count_requests() -> None:
-    """Let this process's HTTP servers count; call it before a connection is made."""
-    # The protocol looks for it by this name.
-    vars(httptools_impl)["RequestResponseCycle"] = RoomCycle
 
 
 def tell_room(most: Callable[[], int]) -> None:

@@ -6,13 +6,13 @@ Serve imports ``set_up_http_servers`` by the name that ``serve_environment`` giv
 from __future__ import annotations
 
 from starlette.middleware import Middleware
+from uvicorn.protocols.http import httptools_impl
 
-from deployments.http.server.direct_writes import write_directly
 from deployments.http.server.door import HttpDoor
 from deployments.http.server.header_timeout import limit_header_time
-from deployments.http.server.http_1_0 import answer_http_1_0
 from deployments.http.server.local_socket import listen_beside_ports
-from deployments.http.server.room import count_requests
+from deployments.http.server.room import RoomCycle
+from deployments.native.step_writer import native_module
 from deployments.start.direct_addresses import keep_addresses_direct
 
 
@@ -23,9 +23,15 @@ def set_up_http_servers() -> list[Middleware]:
         What Serve is to put around the requests it takes.
     """
     keep_addresses_direct()
-    answer_http_1_0()
-    write_directly()
-    count_requests()
+    install_cycle()
     limit_header_time()
     listen_beside_ports()
     return [Middleware(HttpDoor)]
+
+
+def install_cycle() -> None:
+    """Have this process's HTTP servers answer with the last of our cycles, which is all of them: ``RoomCycle`` is a
+    ``WritingCycle``, and that an ``UnchunkedCycle``."""
+    native_module()  # compiled and loaded before anybody waits
+    # The protocol looks for it by this name.
+    vars(httptools_impl)["RequestResponseCycle"] = RoomCycle

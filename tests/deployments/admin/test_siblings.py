@@ -12,7 +12,7 @@ from cluster.api_errors import ApiError
 from deployments.admin import siblings
 from deployments.admin.siblings import Happened, Siblings
 from deployments.ray_private.serve import answers_of_each
-from tests.deployments.routing.test_balance_timing import JumpingLoop
+from tests.jumping_loop import JumpingLoop
 from tests.waiting import until
 
 

@@ -19,7 +19,7 @@ from deployments.answers.event_stream import encode_events
 from deployments.http.keys import ApiKeys
 from deployments.openai_api.answers.answer import OpenAiResponse
 from tests.deployments.answers.test_slow_answers import Connection, SlowEngines, answered, serving
-from tests.deployments.http.server.test_http_1_0 import listening
+from tests.deployments.http.server.listening import listening
 from tests.deployments.openai_api.test_service import byte_tokenizer
 from tests.sse_readers import DECODERS, READERS, SPLITTERS, Reader
 from tests.waiting import until
@@ -245,8 +245,10 @@ async def test_the_openai_client_reads_a_stream_whose_engine_pauses(engines, res
     tokens = byte_tokenizer().encode(TEXT)
     text = ""
     async with (
-        listening(engines) as port,
-        AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0, timeout=20) as client,
+        listening(serving(engines).__serve_build_asgi_app__()) as served,
+        AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{served.port}/v1", api_key="unused", max_retries=0, timeout=20
+        ) as client,
     ):
         stream = await client.completions.create(
             model="m", prompt="x", max_tokens=60, stream=True, extra_headers={"Bireme-Resumable": resumable}

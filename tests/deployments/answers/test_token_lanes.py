@@ -26,6 +26,7 @@ from deployments.answers.chunk_template import ChunkTemplate
 from deployments.answers.token_lanes import TokenLanes, encoded
 from deployments.http.keys import ApiKeys
 from deployments.http.server.direct_writes import WritingCycle
+from deployments.http.server.set_up import install_cycle
 from deployments.metrics.request_events import RequestEvents
 from deployments.native import step_writer
 from deployments.native.step_writer import LoopStepWriter, native_module, one_step
@@ -130,7 +131,8 @@ class Served:
 
 @pytest.fixture(autouse=True)
 def cycle(monkeypatch) -> None:
-    monkeypatch.setattr(httptools_impl, "RequestResponseCycle", WritingCycle)
+    monkeypatch.setattr(httptools_impl, "RequestResponseCycle", httptools_impl.RequestResponseCycle)
+    install_cycle()
     assert native_module() is not None
 
 

@@ -1,4 +1,5 @@
-"""``bireme autoscale``: what it shows, what it refuses, and how it finds the server. A running one is in test_autoscaling.py."""
+"""``bireme autoscale``: what it shows, what it refuses, and how it finds the server. One that runs is in
+``whole_application/test_autoscaling.py``."""
 
 from __future__ import annotations
 

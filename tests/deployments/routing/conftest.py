@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
 
 from deployments.routing.router.engine_choices import EngineChoices
+from tests.engines import write_tiny_model
 
 
 @pytest.fixture
@@ -22,3 +24,9 @@ def choices() -> EngineChoices:
     made = EngineChoices()
     made.set_engines({"e": "f"})
     return made
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """Folder of the random two-layer model."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))

@@ -12,21 +12,14 @@ from cluster.request import EngineRequest, RequestKey
 from deployments.routing import shared_calls
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.waiting.turns import Turns
+from tests.deployments.routing.local_answers import Answer, expected
 from tests.deployments.routing.local_engines import LocalHandle, LocalRunner, attach, local_client, start_runner
-from tests.deployments.routing.test_balancer import Answer, expected
-from tests.engines import write_tiny_model
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("this_node")
 
 NUM_REQUESTS = 12
 FAULTS = ("none", "killed", "drained", "killed with its requests unread", "clients leave")
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory):
-    """Folder of the random two-layer model."""
-    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
 class LocalSender:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -24,30 +23,10 @@ from cluster.scaling.inputs import MAX_LOAD_AGE_S
 from deployments.routing import balancer, token_streams
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStream
+from tests.jumping_loop import JumpingLoop
 
 BOUND_S = 0.5
 MESSAGE_S = 0.01  # of a word, a call and its answer each
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """Never waits: where it would, its clock is later."""
-
-    def __init__(self) -> None:
-        super().__init__(_Jumps(self))
-        self.now = 1000.0
-
-    def time(self) -> float:
-        return self.now
-
-
-class _Jumps(selectors.DefaultSelector):
-    def __init__(self, loop: JumpingLoop) -> None:
-        super().__init__()
-        self._of = loop
-
-    def select(self, timeout: float | None = None) -> Any:
-        self._of.now += timeout or 0.0
-        return super().select(0)
 
 
 class Remote:

@@ -12,13 +12,9 @@ import pytest
 from actors import delta_stream, place_reservations
 from actors.engine.loop import _QUEUE_LOOK_S
 from actors.place_reservations import RESERVED_FOR_S
-from cluster.api_errors import ApiError
 from cluster.grammar import REGEX, Grammar
-from cluster.journal import JournalEntry
-from cluster.outputs import TokenDelta
 from cluster.routing.lines import open_to_arrival
 from cluster.routing.policies import least_tokens
-from cluster.sampling_params import SamplingParams
 from cluster.scaling.balance import MIN_WAIT_S, SAME_TIME_S, Move, moves
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
 from deployments.metrics.request_events import ATTEMPTS, HANDOVERS, MOVES
@@ -27,52 +23,15 @@ from deployments.routing.engine_client import EngineClient
 from deployments.routing.router import engine_choices
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.waiting import arrival_line
+from tests.deployments.routing.local_answers import Answer, expected, start_many
 from tests.deployments.routing.local_engines import LocalRunner, attach, local_client, start_runner
-from tests.engines import make_engine, request, write_tiny_model
+from tests.engines import write_tiny_model
 from tests.waiting import until
 
-MAX_TOKENS, STEP_S = 30, 0.01
+STEP_S = 0.01
 
 
 pytestmark = pytest.mark.usefixtures("this_node")
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory):
-    """Folder of the random two-layer model."""
-    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
-
-
-class Answer:
-    """What a client gets of one sequence."""
-
-    def __init__(self, client: EngineClient, name: str, prompt: list[int], grammar: Grammar | None = None) -> None:
-        self.prompt = prompt
-        self.tokens: list[int] = []
-        self.first_at: float | None = None
-        self.ended: asyncio.Future[ApiError | None] = asyncio.get_running_loop().create_future()
-        params = SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, temperature=1.0, seed=7, grammar=grammar)
-        entry = JournalEntry(name, prompt, params, client.subscriber)
-        self.submission = client.submit(entry, self._deliver, self.ended.set_result)
-
-    def _deliver(self, delta: TokenDelta) -> None:
-        self.first_at = self.first_at or time.monotonic()
-        self.tokens += delta.token_ids
-        if delta.finish_reason is not None:
-            self.ended.set_result(None)
-
-
-def start_many(client: EngineClient, count: int, prefix: str = "r") -> list[Answer]:
-    return [Answer(client, f"{prefix}{number}", [number % 100 + 1] * 5) for number in range(count)]
-
-
-def expected(folder, answers: list[Answer]) -> list[list[int]]:
-    """Each alone."""
-    engine = make_engine(folder)
-    params = {"max_tokens": MAX_TOKENS, "ignore_eos": True, "temperature": 1.0, "seed": 7}
-    outputs = [engine.generate([request(str(n), a.prompt, **params)])[str(n)] for n, a in enumerate(answers)]
-    engine.close()
-    return [[token for delta in deltas for token in delta.token_ids] for deltas in outputs]
 
 
 def num_waiting(runner: LocalRunner) -> int:

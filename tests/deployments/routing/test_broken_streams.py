@@ -10,9 +10,8 @@ import pytest
 from ray.exceptions import RayError
 
 from cluster.outputs import PlainTokens
+from tests.deployments.routing.local_answers import MAX_TOKENS, expected, start_many
 from tests.deployments.routing.local_engines import LocalRunner, RemoteStream, local_client, start_runner
-from tests.deployments.routing.test_balancer import MAX_TOKENS, expected, start_many
-from tests.engines import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("this_node")
 
@@ -44,9 +43,8 @@ class BreakingStream(RemoteStream):
             yield asyncio.sleep(0, message)
 
 
-async def test_plain_tokens_that_were_on_a_stream_through_ray_come_once_when_it_is_attached_again(tmp_path):
-    folder = write_tiny_model(tmp_path)
-    runner = await start_runner(folder, "first", 0.01)
+async def test_plain_tokens_that_were_on_a_stream_through_ray_come_once_when_it_is_attached_again(tiny_model):
+    runner = await start_runner(tiny_model, "first", 0.01)
     stream = runner.attach = BreakingStream(runner, times=2)
     client, _ = local_client({"first": runner})
     answers = start_many(client, 4)
@@ -54,6 +52,6 @@ async def test_plain_tokens_that_were_on_a_stream_through_ray_come_once_when_it_
     assert len(stream.resumed) == 3 and stream.num_lost > 0
     assert all(0 < index < MAX_TOKENS for resume in stream.resumed[1:2] for index in resume.values())
     assert all(answer.submission.entry.attempt == 0 for answer in answers), "the engine went on"
-    assert [answer.tokens for answer in answers] == expected(folder, answers)
+    assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
     await client.close()
     await runner.actor.shutdown()

@@ -17,11 +17,13 @@ from uvicorn.protocols.http import httptools_impl
 from cluster.outputs import FINISH_LENGTH
 from deployments.http.body_writer import body_writer
 from deployments.http.eager import begin
-from deployments.http.server.direct_writes import write_directly
 from deployments.native.step_writer import one_step
 from tests.deployments.answers.test_slow_answers import SlowEngines
-from tests.deployments.http.server.test_http_1_0 import listening, request
+from tests.deployments.http.server.listening import listening
+from tests.deployments.http.server.test_http_1_0 import ingress, request
 from tests.waiting import until
+
+pytestmark = pytest.mark.usefixtures("our_cycle")
 
 _NUM_TOKENS = 40
 
@@ -45,18 +47,12 @@ class Sends:
         return noting
 
 
-@pytest.fixture(autouse=True)
-def cycle(monkeypatch) -> None:
-    monkeypatch.setattr(httptools_impl, "RequestResponseCycle", httptools_impl.RequestResponseCycle)
-    write_directly()
-
-
 @contextlib.asynccontextmanager
 async def streaming(version: str = "1.1"):
     """An answer that has begun: its engine, its reader, and what passed ``send``."""
     engines, sends = SlowEngines(), Sends()
-    async with listening(engines, sends.around) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with listening(sends.around(ingress(engines))) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         options = {"prompt": "x", "stream": True, "max_tokens": _NUM_TOKENS}
         writer.write(b"".join(request(version, options, "Connection: close")))
         await until(lambda: hasattr(engines, "deliver"), 20)

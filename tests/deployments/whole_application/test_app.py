@@ -19,7 +19,7 @@ from cluster.client import AsyncClient
 from cluster.client.errors import AuthenticationError, BadRequestError, NotFoundError
 from cluster.config import DEFAULT_MODEL
 from tests.deployments.conftest import ALIAS, KEYS, App, wait_for
-from tests.deployments.strangers import files_with
+from tests.deployments.whole_application.strangers import files_with
 from tests.served_device import lasting
 
 CHAT = [{"role": "user", "content": "Name the capital of France."}]

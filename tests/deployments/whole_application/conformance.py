@@ -309,9 +309,9 @@ def page() -> str:
     lines = [
         "# What works, and what is refused with which error",
         "",
-        "Written by `python docs/make_conformance_page.py` from `tests/deployments/conformance.py`; a test sends each row to",
-        "a server. Fields stand beside the least that their endpoint takes. Every error has OpenAI's shape, with the field at",
-        "fault in `param`.",
+        "Written by `python docs/make_conformance_page.py` from `tests/deployments/whole_application/conformance.py`; a test",
+        "sends each row to a server. Fields stand beside the least that their endpoint takes. Every error has OpenAI's shape,",
+        "with the field at fault in `param`.",
     ]
     for title, rows in SECTIONS.items():
         lines += ["", f"## {title}", "| feature | request | verdict |", "|---|---|---|"]
