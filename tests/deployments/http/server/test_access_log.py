@@ -49,7 +49,10 @@ def test_a_line_for_each_request_goes_to_who_listens(tmp_path, family):
 
 
 def test_who_only_sends_to_that_port_does_not_listen(tmp_path):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as log, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as log,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+    ):
         log.bind(("127.0.0.1", 0))
         target = log.getsockname()
         one.connect(target)
