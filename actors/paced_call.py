@@ -17,7 +17,7 @@ class PacedCall:
     """
 
     def __init__(
-        self, function: Callable[[], None], each_s: float, on_loop: Callable[[Callable[[], None]], None]
+        self, function: Callable[[], None], each_s: float, on_loop: Callable[[Callable[[], None]], object]
     ) -> None:
         self._function = function
         self._each_s = each_s
@@ -32,6 +32,10 @@ class PacedCall:
         if not self._is_awake:
             self._is_awake = True
             self._on_loop(self._woken)
+
+    def now(self) -> None:
+        """Call it for once without waiting; on the loop."""
+        self._function()
 
     def _woken(self) -> None:
         # The timer looks, too, and two who asked at the same time both wake the loop.

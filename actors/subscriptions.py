@@ -33,7 +33,7 @@ class Subscriptions:
         self,
         subscriber_of: Callable[[RequestKey], str | None],
         ask_to_read: Callable[[], None],
-        on_loop: Callable[[Callable[[], None]], None],
+        on_loop: Callable[[Callable[[], None]], object],
     ) -> None:
         self._streams: dict[str, SubscriberStream] = {}
         self._subscriber_of = subscriber_of

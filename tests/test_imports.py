@@ -37,7 +37,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "scaling": {""},
     },
     "actors": {
-        "": {"engine", "model_files"},
+        "": {"engine", "model_files", "requests"},
+        "requests": set(),
         "engine": {"runner", "models", "model_files", "device", "scheduling", "structured_output", "text"},
         "runner": {"models", "device", "scheduling", "structured_output"},
         "models": {"layers", "device"},

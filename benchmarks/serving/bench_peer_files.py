@@ -32,7 +32,7 @@ class Sender(RunnerActor):
     """A runner that has the default model's files and loads nothing."""
 
     def offer(self) -> None:
-        self._files.offer(resolve_model(self._config.model))
+        self.starting.files.offer(resolve_model(self.config.model))
 
     async def node_id(self) -> str:
         return ray.get_runtime_context().get_node_id()

@@ -33,9 +33,9 @@ class StreamingRunner(RunnerActor):
 
     def __init__(self, config: EngineConfig, engine_id: str, stages: StartStages | None = None) -> None:
         adopted()
-        super().__init__(config, engine_id, stages)
+        super().__init__(config, engine_id, stages, self._peers, self._exit_soon)
         self._socket = TokenSocket(self)
-        self._calls = CallSocket(self.generate, self._ahead.take, self._abort)
+        self._calls: CallSocket | None = None
         self._replica_clock = SilenceClock()
         self._replica: PeerProcess | None = None
         self._guard: asyncio.Task | None = None
@@ -43,18 +43,19 @@ class StreamingRunner(RunnerActor):
     def __repr__(self) -> str:
         """What Ray's dashboard calls the actor, and its logs at the terminal."""
         gpus = [str(gpu) for gpu in ray.get_gpu_ids()]
-        return f"runner {model_label(self._config)} {'gpu' + '+'.join(gpus) if gpus else 'cpu'}"
+        return f"runner {model_label(self.config)} {'gpu' + '+'.join(gpus) if gpus else 'cpu'}"
 
     async def start(self) -> EngineInfo:
         """As RunnerActor; opens the sockets too."""
         info = await super().start()
         await self._socket.open()
+        self._calls = CallSocket(self.generate, self.serving.requests.ahead.take, self.serving.requests.abort)
         await self._calls.open(self._call_path)
         return info
 
     def _peers(self) -> Peers:
         name = ray.get_runtime_context().get_actor_name()
-        return RayPeers(name.removesuffix(self._engine_id), self._engine_id)
+        return RayPeers(name.removesuffix(self.engine_id), self.engine_id)
 
     async def ping(self, replica_pid: int) -> int:
         """A sign of life of the engine replica, and one in return: this process's id. Raises when the engine hangs.
@@ -70,16 +71,16 @@ class StreamingRunner(RunnerActor):
         return os.getpid()
 
     async def _watch_replica(self, replica: PeerProcess) -> None:
-        while self._replica_clock.tick() <= self._config.hang_timeout_s:
+        while self._replica_clock.tick() <= self.config.hang_timeout_s:
             if replica.has_ended():
-                logger.error("the replica of %s has ended; so does its runner", self._engine_id)
-                self._after_engine_death()
+                logger.error("the replica of %s has ended; so does its runner", self.engine_id)
+                self._exit_soon()
                 return
             await asyncio.sleep(TICK_S)
-        logger.error("the replica of %s hangs; both processes end", self._engine_id)
+        logger.error("the replica of %s hangs; both processes end", self.engine_id)
         with contextlib.suppress(ProcessLookupError):
             os.kill(replica.pid, signal.SIGKILL)
-        self._after_engine_death()
+        self._exit_soon()
 
     async def stats(self) -> dict:
         """As RunnerActor; also this node's address and the name of its log's file; the replica's process id, 0 before
@@ -108,7 +109,7 @@ class StreamingRunner(RunnerActor):
         """Path of the socket for calls, on this node."""
         return self._call_path
 
-    def _after_engine_death(self) -> None:
+    def _exit_soon(self) -> None:
         # What was put on streams and replies still leaves; then Ray tells every caller that the actor died.
         asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
 
@@ -116,6 +117,7 @@ class StreamingRunner(RunnerActor):
         """As RunnerActor; closes the sockets too."""
         if self._guard is not None:
             self._guard.cancel()
-        self._calls.close()
+        if self._calls is not None:
+            self._calls.close()
         await self._socket.close()
         await super().shutdown()

@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from actors.place_reservations import RESERVED_FOR_S
+from actors.requests.place_reservations import RESERVED_FOR_S
 from cluster.outputs import EngineLoad, PlacesKept
 from cluster.process.logs import Seldom, log_fields
 from cluster.scaling.balance import LINE_SHARE, MOST_OF_A_LINE, BalanceView, Move, line_moves, moves

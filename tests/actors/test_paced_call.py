@@ -43,6 +43,18 @@ async def test_the_first_who_asks_is_heard_at_once_and_the_others_together():
     assert len(called_at) == 3 and woken.count == 2
 
 
+async def test_who_cannot_wait_is_heard_at_once_and_the_others_when_it_is_time():
+    called_at: list[float] = []
+    call = PacedCall(lambda: called_at.append(time.monotonic()), 0.3, Woken())
+    call.ask()
+    await asyncio.sleep(0)
+    call.ask()
+    call.now()
+    assert len(called_at) == 2
+    await until(lambda: len(called_at) == 3, 10)
+    assert called_at[2] - called_at[0] >= 0.299
+
+
 async def test_no_asking_is_lost_and_none_makes_it_come_more_often():
     """Threads change wherever they can; each waits for a call after its own asking."""
     num_calls = [0]

@@ -7,18 +7,19 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import pytest
 
-from actors.engine_actor import RunnerActor
-from cluster.config import EngineConfig
-from cluster.outputs import ENGINE_LEAVES, FINISH_LENGTH, EngineLoad, PlainTokens, StepOutput, StreamItem, TokenDelta
+from actors.paced_call import PacedCall
+from actors.requests.live_requests import LiveRequest, LiveRequests
+from actors.serving_engine import ServingEngine
+from actors.subscriptions import Subscriptions
+from cluster.outputs import FINISH_LENGTH, EngineLoad, PlainTokens, StepOutput, StreamItem, TokenDelta
 from cluster.process.silence_clock import SilenceClock
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
+from tests.actors.idle_loop import IdleLoop, serve
 
 
 class Listener:
@@ -54,20 +55,20 @@ class Listener:
         return said
 
 
-def new_actor() -> RunnerActor:
-    actor = RunnerActor(EngineConfig(model="m", load_format="dummy"), "engine")
-    actor._loop, actor._info = asyncio.get_running_loop(), cast(Any, SimpleNamespace(fingerprint="f"))
-    actor._engine_loop = cast(Any, SimpleNamespace(take_queue_time=lambda _: 0.0))
-    return actor
+@pytest.fixture
+async def serving() -> AsyncIterator[ServingEngine]:
+    made = serve(IdleLoop())
+    yield made
+    await made.close()
 
 
 def open_request(
-    actor: RunnerActor, request_id: str = "a", subscriber: str = "ingress", token_ids: list[int] | None = None
-) -> asyncio.Future:
-    done: asyncio.Future = actor._loop.create_future()
-    live = actor._live.open(EngineRequest(request_id, [1], SamplingParams(), subscriber=subscriber), done)
-    live.follow(token_ids or [1])
-    return done
+    live: LiveRequests, request_id: str = "a", subscriber: str = "ingress", token_ids: list[int] | None = None
+) -> LiveRequest:
+    done: asyncio.Future = asyncio.get_running_loop().create_future()
+    opened = live.open(EngineRequest(request_id, [1], SamplingParams(), subscriber=subscriber), done)
+    opened.follow(token_ids or [1])
+    return opened
 
 
 @pytest.fixture
@@ -81,10 +82,10 @@ def short_turns() -> Iterator[None]:
 
 @pytest.mark.usefixtures("short_turns")
 @pytest.mark.parametrize("seed", range(5))
-async def test_who_attaches_while_tokens_are_said_misses_none_and_gets_none_twice(seed):
-    actor, rng, num_tokens = new_actor(), random.Random(seed), 3000
+async def test_who_attaches_while_tokens_are_said_misses_none_and_gets_none_twice(serving, seed):
+    rng, num_tokens = random.Random(seed), 3000
     token_ids = [1]
-    done = open_request(actor, token_ids=token_ids)
+    done = open_request(serving.live, token_ids=token_ids).done
 
     def engine() -> None:
         for index in range(num_tokens - 1):
@@ -94,21 +95,21 @@ async def test_who_attaches_while_tokens_are_said_misses_none_and_gets_none_twic
                 output.plain["ingress"] = PlainTokens(["a"], [0], [index], [index + 5])
             else:
                 output = StepOutput([TokenDelta("a", 0, index, [index + 5])])
-            actor._subscriptions.publish(output)
+            serving.subscriptions.publish(output)
         token_ids.append(4)
-        actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, num_tokens - 1, [4], None, FINISH_LENGTH)]))
+        serving.subscriptions.publish(StepOutput([TokenDelta("a", 0, num_tokens - 1, [4], None, FINISH_LENGTH)]))
 
     thread = threading.Thread(target=engine)
     got: list[tuple[int, int]] = []
     listener = Listener()
-    actor.subscribe("ingress", {"a": 0}, listener)
+    serving.news.subscribe("ingress", {"a": 0}, listener)
     thread.start()
     while not done.done():
         await asyncio.sleep(rng.choice((0, 0, 0.0003)))
         before, listener = listener, Listener()
-        with actor._subscriptions._lock:  # what an ingress has had when its stream breaks
+        with serving.subscriptions._lock:  # what an ingress has had when its stream breaks
             got += before.tokens()
-            actor.subscribe("ingress", {"a": len(got)}, listener)
+            serving.news.subscribe("ingress", {"a": len(got)}, listener)
         assert before.is_closed
     thread.join()
     # An answer's last word is said again to who asks what follows it.
@@ -116,77 +117,71 @@ async def test_who_attaches_while_tokens_are_said_misses_none_and_gets_none_twic
     assert got == [(i, i + 5) for i in range(num_tokens - 1)] + [(num_tokens - 1, 4)]
     assert listener.is_flushed
     assert (await done).num_tokens == num_tokens
-    actor.subscribe("ingress", {"a": 0}, again := Listener())
+    serving.news.subscribe("ingress", {"a": 0}, again := Listener())
     assert again.tokens() == got, "the books have all of it"
 
 
 async def test_plain_tokens_wake_no_loop_until_many_are_unread():
-    actor = new_actor()
-    open_request(actor)
-    actor.subscribe("ingress", {}, Listener())
     woken: list[int] = []
-    actor._subscriptions._ask_to_read = lambda: woken.append(len(actor._subscriptions._unread))
-    actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, 0, [5])]))
+    subscriptions = Subscriptions(lambda key: "ingress", lambda: woken.append(num_said), lambda function: None)
+    subscriptions.open("ingress", Listener(), list)
+    num_said = 1
+    subscriptions.publish(StepOutput([TokenDelta("a", 0, 0, [5])]))
     assert woken == [1]
     for index in range(1, 128):
         assert woken == [1]
         output = StepOutput()
         output.plain["ingress"] = PlainTokens(["a"], [0], [index], [5])
-        actor._subscriptions.publish(output)
+        num_said += 1
+        subscriptions.publish(output)
     assert woken == [1, 128]
 
 
 async def test_steps_that_say_more_wake_the_loop_once_and_are_read_together():
-    actor = new_actor()
-    done = open_request(actor)
-    actor.subscribe("ingress", {}, Listener())
-    woken: list[None] = []
-    on_loop = actor._call_on_loop
-    actor._keeping_up._on_loop = lambda function: [woken.append(None), on_loop(function)]  # type: ignore[func-returns-value]
-    actor._is_well = lambda: False  # type: ignore[method-assign]  # nothing but the books
+    loop, live, woken = asyncio.get_running_loop(), LiveRequests(), []
+
+    def on_loop(function: Callable[[], None]) -> None:
+        woken.append(function)
+        loop.call_soon_threadsafe(function)
+
+    def read() -> None:
+        for at, output in subscriptions.take():
+            for delta in output.deltas:
+                live.deliver(delta, at=at)
+
+    subscriptions = Subscriptions(live.subscriber, PacedCall(read, 0.01, on_loop).ask, on_loop)
+    opened = open_request(live)
     for index in range(50):
         finish = FINISH_LENGTH if index == 49 else None
-        await asyncio.to_thread(
-            actor._subscriptions.publish, StepOutput([TokenDelta("a", 0, index, [5], None, finish)])
-        )
+        await asyncio.to_thread(subscriptions.publish, StepOutput([TokenDelta("a", 0, index, [5], None, finish)]))
     said_by = time.monotonic()
     await asyncio.sleep(0.02)
-    assert (await asyncio.wait_for(done, 5)).num_tokens == 50
+    assert (await asyncio.wait_for(opened.done, 5)).num_tokens == 50
     assert len(woken) <= 2
-    first_at = actor._live._of["a", 0].first_at
-    assert first_at is not None and first_at < said_by, "as the engine said it, not as it was read"
+    assert opened.first_at is not None and opened.first_at < said_by, "as the engine said it, not as it was read"
 
 
-async def test_what_nobody_asked_for_is_said_to_nobody():
-    actor = new_actor()
-    open_request(actor, "a", "one")
+async def test_what_nobody_asked_for_is_said_to_nobody(serving):
+    open_request(serving.live, "a", "one")
     one, other = Listener(), Listener()
-    actor.subscribe("one", {}, one)
-    actor.subscribe("other", {}, other)
-    actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, 0, [5]), TokenDelta("unknown", 0, 0, [6])]))
+    serving.news.subscribe("one", {}, one)
+    serving.news.subscribe("other", {}, other)
+    serving.subscriptions.publish(StepOutput([TokenDelta("a", 0, 0, [5]), TokenDelta("unknown", 0, 0, [6])]))
     assert one.tokens() == [(0, 5)] and one.is_flushed and not other.said
-    actor.unsubscribe("one", one)
-    actor._subscriptions.publish(StepOutput([TokenDelta("a", 0, 1, [5])]))
+    serving.news.unsubscribe("one", one)
+    serving.subscriptions.publish(StepOutput([TokenDelta("a", 0, 1, [5])]))
     assert one.tokens() == [(0, 5)]
 
 
-async def test_a_stream_that_cannot_say_something_ends_alone(caplog):
-    actor = new_actor()
-    open_request(actor, "a", "one")
-    open_request(actor, "b", "other")
+async def test_a_stream_that_cannot_say_something_ends_alone(serving, caplog):
+    open_request(serving.live, "a", "one")
+    open_request(serving.live, "b", "other")
     broken, other = Listener(), Listener()
-    actor.subscribe("one", {}, broken)
-    actor.subscribe("other", {}, other)
+    serving.news.subscribe("one", {}, broken)
+    serving.news.subscribe("other", {}, other)
     broken.put = lambda items: 1 / 0  # type: ignore[method-assign, assignment]
     said = StepOutput([TokenDelta("a", 0, 0, [5]), TokenDelta("b", 0, 0, [6])])
-    await asyncio.to_thread(actor._subscriptions.publish, said)
+    await asyncio.to_thread(serving.subscriptions.publish, said)
     assert other.tokens() == [(0, 6)]
     await asyncio.sleep(0)
     assert broken.is_closed and not other.is_closed and "ZeroDivisionError" in caplog.text
-
-
-async def test_who_attaches_to_an_engine_that_leaves_is_told():
-    actor = new_actor()
-    actor._draining = cast(Any, SimpleNamespace())
-    actor.subscribe("ingress", {}, listener := Listener())
-    assert listener.said == [ENGINE_LEAVES] and listener.is_flushed

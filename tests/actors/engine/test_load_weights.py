@@ -183,7 +183,7 @@ async def test_damage_found_at_the_first_moment_ends_the_engine(golden, folder, 
     monkeypatch.setattr(load_weights, "check_later", lambda file: lambda fail: fail(damaged))
     actor = RunnerActor(config, "engine")
     await actor.start()
-    await until(lambda: actor._engine_loop.error is not None, 10)
+    await until(lambda: actor.serving.engine_loop.error is not None, 10)
     with pytest.raises(EngineDeadError, match="damaged"):
         await actor.check_health()
     await actor.shutdown()

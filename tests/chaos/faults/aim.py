@@ -10,10 +10,10 @@ import os
 import signal
 from typing import Any
 
-# Where each phase shows: attribute of the engine, or with a dot before it of the runner; method, and whether the signal comes
+# Where each phase shows: attribute of the engine, or with a dot before it of what serves it; method, and whether the signal comes
 # after the call.
 _PLACES = {
-    "ahead": ("._ahead", "begin", True),
+    "ahead": (".requests", "begin", True),
     "queued": ("", "add_request", True),
     "prefill": ("executor", "execute_model_overlap", False),
     "decode": ("executor", "execute_model_overlap", False),
@@ -39,9 +39,9 @@ def arm(actor: Any, phase: str, number: int, pid: int, once: str = "") -> None:
     Of several runners that are given the same path ``once``, the first makes the file there and sends its signal, and no other.
     """
     disarm(actor)
-    engine = actor._engine_loop._engine
+    engine = actor.serving.engine
     part, method, after = _PLACES[phase]
-    owner = getattr(actor, part[1:]) if part.startswith(".") else getattr(engine, part) if part else engine
+    owner = getattr(actor.serving, part[1:]) if part.startswith(".") else getattr(engine, part) if part else engine
     call = getattr(owner, method)
 
     def aimed(*args: Any, **options: Any) -> Any:
@@ -58,7 +58,7 @@ def arm(actor: Any, phase: str, number: int, pid: int, once: str = "") -> None:
     setattr(owner, method, aimed)
     _armed.append((owner, method))
     if phase == "handover":
-        actor._loop.create_task(_hand_over(actor, number, pid))
+        asyncio.get_running_loop().create_task(_hand_over(actor, number, pid))
 
 
 def _is_first(path: str) -> bool:
@@ -71,7 +71,7 @@ def _is_first(path: str) -> bool:
 
 def arm_start(stage: str, actor: Any) -> int:
     """Kill this runner, whose engine starts, when the stage has ended; its process id, or 0 if that stage is over."""
-    stages = actor._stages
+    stages = actor.starting.stages
     if stage in stages._ends:
         return 0
     end = stages.end

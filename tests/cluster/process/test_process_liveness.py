@@ -188,7 +188,7 @@ async def test_an_engine_hands_over_before_its_node_is_gone_however_long_it_may_
 
 async def test_a_runner_ends_when_its_replica_has_ended(child, monkeypatch):
     ended = asyncio.Event()
-    monkeypatch.setattr(StreamingRunner, "_after_engine_death", lambda self: ended.set())
+    monkeypatch.setattr(StreamingRunner, "_exit_soon", lambda self: ended.set())
     runner = StreamingRunner(EngineConfig(model="x", hang_timeout_s=60.0), "engine-1")
     assert await runner.ping(child.pid) == os.getpid()
     await asyncio.sleep(0.6)

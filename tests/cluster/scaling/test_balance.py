@@ -57,7 +57,7 @@ def test_a_place_stays_open_only_when_nobody_could_move(engines):
 
 class Crowd:
     """Engines whose load stays as it is, and ingresses that decide one after the other from words of different age. Engines grant
-    each place once, as ``actors.place_reservations`` and the scheduler do."""
+    each place once, as ``actors.requests.place_reservations`` and the scheduler do."""
 
     def __init__(self, slots: int, running: list[int], lines: list[list[int]], num_ingresses: int) -> None:
         self.slots, self.running, self.lines = (

@@ -17,7 +17,7 @@ from cluster.outputs import AttachRequired, GenerateReply, NotAdmitted, NotBegun
 from cluster.request import EngineRequest
 from deployments.replica.frames import LENGTH, MAX_REQUEST_BYTES, UnusableSocketError, encode_request
 from deployments.replica.runner_calls import CallSocket, RunnerCalls, RunnerFailure
-from tests.actors.test_engine_actor import Subscriber, subscribed, told
+from tests.actors.subscriber import Subscriber, subscribed, told
 from tests.waiting import until
 
 
@@ -47,7 +47,7 @@ class Linked:
     def __init__(self, actor: RunnerActor, folder: str) -> None:
         self.actor = actor
         self.handle = Handle(actor)
-        self.socket = CallSocket(actor.generate, actor._ahead.take, actor._abort)
+        self.socket = CallSocket(actor.generate, actor.serving.requests.ahead.take, actor.serving.requests.abort)
         self.path = os.path.join(folder, "c")
         self.calls = RunnerCalls(self.handle)
         self.lost: list[str] = []
@@ -74,7 +74,7 @@ async def linked():
 
 async def test_replies_come_as_generate_gives_them(linked):
     unheard = await linked.calls.generate(subscribed("a", [3]))
-    assert unheard == AttachRequired("engine-1", None, linked.actor._info.fingerprint)
+    assert unheard == AttachRequired("engine-1", None, linked.actor.serving.info.fingerprint)
     stream = Subscriber(linked.actor)
     await asyncio.sleep(0)
     assert told(await linked.calls.generate(subscribed("a", [3, 4], max_tokens=5, ignore_eos=True))) == (5, "length")
@@ -107,13 +107,13 @@ async def test_errors_come_with_their_class_and_fields(linked):
         asyncio.create_task(linked.calls.generate(subscribed(f"r{i}", [i], max_tokens=200, ignore_eos=True)))
         for i in range(4)
     ]
-    await until(lambda: linked.actor._live.num_unfinished == 4, 10)
+    await until(lambda: linked.actor.serving.live.num_unfinished == 4, 10)
     with pytest.raises(StaleAttemptError):
         await linked.calls.generate(subscribed("r0", [0]))
     with pytest.raises(OverloadedError):
         await linked.calls.generate(subscribed("r5", [5]))
     assert [told(await call) for call in running] == [(200, "length")] * 4
-    linked.actor._live.open = None  # what no request should do to a runner
+    linked.actor.serving.live.open = None  # what no request should do to a runner
     with pytest.raises(RunnerFailure, match="TypeError"):
         await linked.calls.generate(subscribed("broken", [1]))
 
@@ -124,7 +124,7 @@ async def test_who_goes_is_aborted_also_in_the_moment_of_the_call(linked):
     call = asyncio.create_task(linked.calls.generate(subscribed("a", [3], max_tokens=400, ignore_eos=True)))
     await stream.wait_for("a", 2)
     call.cancel()
-    await until(lambda: not list(linked.actor._live.unfinished()), 10)
+    await until(lambda: not list(linked.actor.serving.live.unfinished()), 10)
 
     at_once = asyncio.create_task(linked.calls.generate(subscribed("b", [3], max_tokens=400, ignore_eos=True)))
     await asyncio.sleep(0)
@@ -173,8 +173,8 @@ async def test_many_calls_and_ends_in_any_order_leave_nothing_behind(linked, see
             assert isinstance(error, OverloadedError)
 
     await asyncio.gather(*(one(f"r{i}") for i in range(40)))
-    await until(lambda: not list(linked.actor._live.unfinished()), 10)
-    assert not linked.calls._waiting and not linked.socket._running and not linked.actor._ahead._waiting
+    await until(lambda: not list(linked.actor.serving.live.unfinished()), 10)
+    assert not linked.calls._waiting and not linked.socket._running and not linked.actor.serving.requests.ahead._waiting
     await linked.actor.check_integrity()
 
 
@@ -182,7 +182,7 @@ async def test_a_runner_that_is_gone_is_told_of_once_and_all_calls_end(linked):
     Subscriber(linked.actor)
     await asyncio.sleep(0)
     waiting = [asyncio.create_task(linked.calls.generate(subscribed(f"r{i}", [i], max_tokens=400))) for i in range(2)]
-    await until(lambda: linked.actor._live.num_unfinished == 2, 10)
+    await until(lambda: linked.actor.serving.live.num_unfinished == 2, 10)
     linked.calls._connection.transport.abort()  # as the kernel does with the sockets of a process that ends
     for call in waiting:
         with pytest.raises(EngineDeadError, match="has ended"):
@@ -214,9 +214,9 @@ async def test_what_does_not_fit_into_a_frame_goes_through_ray(linked):
     cut = subscribed("cut", [3], max_tokens=400)
     cut.priority = 1 << 80
     call = asyncio.create_task(linked.calls.generate(cut))
-    await until(lambda: linked.actor._live.num_unfinished == 1, 10)
+    await until(lambda: linked.actor.serving.live.num_unfinished == 1, 10)
     call.cancel()
-    await until(lambda: not list(linked.actor._live.unfinished()), 10)
+    await until(lambda: not list(linked.actor.serving.live.unfinished()), 10)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class LocalRunner:
     def kill(self) -> None:
         """Its process is gone: calls fail, those under way too, and its streams end."""
         self.is_dead = True
-        self.actor._fail_all(RuntimeError("killed"))
+        self.actor.serving.fail(RuntimeError("killed"))
 
 
 async def start_runner(folder: Path, engine_id: str, step_s: float = 0.0, **settings: Any) -> LocalRunner:
@@ -85,7 +85,7 @@ async def start_runner(folder: Path, engine_id: str, step_s: float = 0.0, **sett
     )
     actor = RunnerActor(config, engine_id)
     await actor.start()
-    model = actor._engine_loop._engine.executor.model
+    model = actor.serving.engine.executor.model
     forward = model.forward
     model.forward = lambda *args: (time.sleep(step_s), forward(*args))[1]
     return LocalRunner(actor)
@@ -108,13 +108,13 @@ class LocalReplies:
         self._handle = handle
         self._runner = handle.runners[followed.engine_id]
         self._engine_id = followed.engine_id
-        ahead = self._runner.actor._ahead
+        ahead = self._runner.actor.serving.requests.ahead
         self._running = {key: ahead.take(key) for key in followed.keys}
 
     def cancel(self) -> None:
         for key, running in self._running.items():
             if running is not None:
-                self._runner.actor._abort(key)
+                self._runner.actor.serving.requests.abort(key)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         self._runner.check_alive()
@@ -158,9 +158,7 @@ class LocalHandle:
         self.choices.set_engines({known: self.fingerprint(known) for known in self.runners})
 
     def fingerprint(self, engine_id: str) -> str:
-        info = self.runners[engine_id].actor._info
-        assert info is not None
-        return info.fingerprint
+        return self.runners[engine_id].actor.serving.info.fingerprint
 
     async def _generate(self, request: EngineRequest, fingerprint: str, last_resort: bool) -> Any:
         alive = [known for known, runner in self.runners.items() if not runner.is_dead]

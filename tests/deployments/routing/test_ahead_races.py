@@ -76,7 +76,7 @@ async def engines(folder, step_s: float) -> tuple[EngineClient, LocalHandle, dic
         assert stream is not None
         senders[name] = LocalSender(runner, client.subscriber)
         stream.reached(0, cast(Any, senders[name]))
-    await until(lambda: all(len(runner.actor._subscriptions) for runner in runners.values()), 10)
+    await until(lambda: all(len(runner.actor.serving.subscriptions) for runner in runners.values()), 10)
     return client, handle, senders
 
 
@@ -120,7 +120,7 @@ async def test_whatever_happens_between_a_request_and_its_call_answers_are_those
         assert all(answer.submission.entry.attempt == 0 for answer in answers)
     for runner in handle.runners.values():
         if not runner.is_dead:
-            await until(lambda: not list(runner.actor._live.unfinished()), 10)  # noqa: B023 (awaited here)
+            await until(lambda: not list(runner.actor.serving.live.unfinished()), 10)  # noqa: B023 (awaited here)
             assert (await runner.actor.check_integrity())["num_requests_running"] == 0
     await until(lambda: not client.choices._chosen and not len(client._shared), 10)
     await client.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.delta_stream import HEARTBEAT_S, DeltaStream
-from actors.engine_actor import RunnerActor
 from actors.scheduling.queue_state import QueueState
-from cluster.config import EngineConfig
 from cluster.outputs import AttachRequired, EngineLoad, PlacesKept
 from cluster.request import EngineRequest
 from cluster.sampling_params import SamplingParams
@@ -23,6 +20,7 @@ from cluster.scaling.inputs import MAX_LOAD_AGE_S
 from deployments.routing import balancer, token_streams
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.token_streams import TokenStream
+from tests.actors.idle_loop import IdleLoop, serve
 from tests.jumping_loop import JumpingLoop
 
 BOUND_S = 0.5
@@ -201,49 +199,39 @@ def test_a_stream_that_ends_before_its_next_word_takes_its_claims_with_it(ends):
     assert run_jumping(moves_of) == [4, 4]
 
 
-class LongStep:
+class LongStep(IdleLoop):
     """The loop of an engine whose four slots are taken, in a step that takes long: it looks at nothing that comes meanwhile."""
 
-    computes_prefill = False
-
     def __init__(self, now: Callable[[], float]) -> None:
-        self.queue, self.queue_times = QueueState(num_running=4), ((), 0.0)
+        super().__init__(QueueState(num_running=4))
         self._now, self.began_at = now, now()
 
     @property
-    def queue_age_s(self) -> float:
+    def queue_age_s(self) -> float:  # type: ignore[override]
         return max(0.0, self._now() - self.began_at)
-
-    def call(self, function: Any) -> Future:
-        return Future()
-
-    def post(self, function: Any, failed: Any) -> None:
-        pass
 
 
 async def time_until_counted(num_before: int, after_s: float) -> float:
     """Seconds from a request that comes to a full engine through one ingress until another ingress leaves it its place: there are
     as many open places elsewhere as requests wait. So many waited before; the stream began ``after_s`` before."""
     loop = asyncio.get_running_loop()
-    actor = RunnerActor(EngineConfig(model="m", load_format="dummy", max_num_seqs=4), "full")
-    actor._loop, actor._info = loop, cast(Any, SimpleNamespace(fingerprint="f"))
     step = LongStep(loop.time)
-    actor._engine_loop, actor._is_ready_for_grammars = cast(Any, step), lambda: True
+    serving = serve(step, "full", max_num_seqs=4)
     choices = EngineChoices(loop.time)
     choices.set_engines({"full": "f", "other": "f"})
     another = DeltaStream()
     for name, stream in (("one", DeltaStream()), ("another", another)):
-        actor._subscriptions.open(name, stream, list)
+        serving.subscriptions.open(name, stream, list)
 
     async def pump() -> None:
-        async for items in another.messages(lambda: True, lambda: actor._load_for("another")):
+        async for items in another.messages(lambda: True, lambda: serving.news.load_for("another")):
             await asyncio.sleep(MESSAGE_S)
             for item in items:
                 choices.announced("full", item, item.told_after_s)  # type: ignore[arg-type, union-attr]
             choices.announced("other", EngineLoad(9, 9, open_places=num_before + 1))
 
     def come(name: str) -> asyncio.Task:
-        return loop.create_task(actor.generate(EngineRequest(name, [1], SamplingParams(), subscriber="one")))
+        return loop.create_task(serving.requests.generate(EngineRequest(name, [1], SamplingParams(), subscriber="one")))
 
     tasks = [loop.create_task(pump()), *(come(f"before{n}") for n in range(num_before))]
     await asyncio.sleep(2 * HEARTBEAT_S + after_s)
@@ -258,6 +246,7 @@ async def time_until_counted(num_before: int, after_s: float) -> float:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    await serving.close()
     return took_s
 
 

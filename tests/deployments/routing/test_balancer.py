@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors import delta_stream, place_reservations
+from actors import delta_stream
 from actors.engine.loop import _QUEUE_LOOK_S
-from actors.place_reservations import RESERVED_FOR_S
+from actors.requests import place_reservations
+from actors.requests.place_reservations import RESERVED_FOR_S
 from cluster.grammar import REGEX, Grammar
 from cluster.routing.lines import open_to_arrival
 from cluster.routing.policies import least_tokens
@@ -35,11 +36,11 @@ pytestmark = pytest.mark.usefixtures("this_node")
 
 
 def num_waiting(runner: LocalRunner) -> int:
-    return len(runner.actor._engine_loop._engine.scheduler.waiting)
+    return len(runner.actor.serving.engine.scheduler.waiting)
 
 
 def num_running(runner: LocalRunner) -> int:
-    return len(runner.actor._engine_loop._engine.scheduler.running)
+    return len(runner.actor.serving.engine.scheduler.running)
 
 
 async def test_a_new_engine_takes_those_who_wait_within_half_a_second(tiny_model, monkeypatch):
@@ -106,7 +107,7 @@ async def test_a_freed_place_is_taken_by_who_waits_elsewhere_within_half_a_secon
     client, handle = local_client({"first": first, "second": second})
     handle.policy = lambda _, engines, __: [e for e in engines if e.engine_id == "second"]
     there = start_many(client, 4, "there")
-    await until(lambda: len(second.actor._engine_loop._engine.scheduler.running) == 4, 5)
+    await until(lambda: len(second.actor.serving.engine.scheduler.running) == 4, 5)
     handle.policy = None
     answers = start_many(client, 8)
     await until(lambda: num_waiting(first) == 4, 5)
@@ -188,7 +189,7 @@ async def test_several_ingresses_do_not_overshoot_together(tiny_model):
         await asyncio.sleep(STEP_S / 4)
     assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
     assert longest <= 4
-    scheduler = second.actor._engine_loop._engine.scheduler
+    scheduler = second.actor.serving.engine.scheduler
     moved = [one for _, handle in clients for one in handle.sent if one[3]]
     assert len(moved) >= 8 and scheduler.num_reserved == 0
     assert max(Counter(name for name, *_ in moved).values()) == 1
@@ -208,7 +209,7 @@ async def test_a_place_that_is_lost_on_the_way_loses_no_request(tiny_model, monk
     await asyncio.sleep(0.15)
     handle.add("second", second)
     attach(client, handle, "second")
-    await until(lambda: any(one[3] for one in handle.sent) or len(second.actor._live), 10)
+    await until(lambda: any(one[3] for one in handle.sent) or len(second.actor.serving.live), 10)
     await second.actor.drain(0.0)
     assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * 8
     assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
@@ -251,7 +252,7 @@ async def test_an_engine_that_dies_within_a_move_loses_no_request(tiny_model, ki
     assert dies.is_dead and granted[0] > 0
     assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
     # What was kept for requests that came in another way is given up, or in two seconds by itself.
-    await until(lambda: not stays.actor._engine_loop._engine.scheduler.num_reserved, 10)
+    await until(lambda: not stays.actor.serving.engine.scheduler.num_reserved, 10)
     await client.close()
     await stays.actor.check_integrity()
     for runner in (first, second):
@@ -261,7 +262,7 @@ async def test_an_engine_that_dies_within_a_move_loses_no_request(tiny_model, ki
 async def test_an_ingress_that_dies_within_a_move_leaves_no_place_reserved(tiny_model):
     """Between the promise of places and the call that gives requests up: nobody brings them, and nobody gives the places back."""
     first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
-    scheduler = second.actor._engine_loop._engine.scheduler
+    scheduler = second.actor.serving.engine.scheduler
     (dying, handle), (other, others_handle) = [local_client({"first": first}) for _ in range(2)]
     lost = start_many(dying, 8, "lost")
     await until(lambda: num_waiting(first) == 4, 5)
@@ -287,7 +288,7 @@ async def test_an_ingress_that_dies_within_a_move_leaves_no_place_reserved(tiny_
     assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
     await until(lambda: not scheduler.num_reserved, 5 * RESERVED_FOR_S)
     assert not any(answer.ended.done() for answer in lost)
-    await until(lambda: not any(runner.actor._engine_loop._engine.has_work() for runner in (first, second)), 30)
+    await until(lambda: not any(runner.actor.serving.engine.has_work() for runner in (first, second)), 30)
     for task in dying._balancer._tasks:
         task.cancel()
     await other.close()
@@ -306,7 +307,7 @@ async def test_places_that_are_granted_late_are_used_or_given_back_at_once(tiny_
     answers = start_many(client, 12)
     await until(lambda: num_waiting(first) == 8, 5)
     await asyncio.sleep(0.15)
-    reserve, scheduler = second.actor.reserve, second.actor._engine_loop._engine.scheduler
+    reserve, scheduler = second.actor.reserve, second.actor.serving.engine.scheduler
     granted: list[int] = []
 
     async def answer_late(*args):
@@ -320,7 +321,7 @@ async def test_places_that_are_granted_late_are_used_or_given_back_at_once(tiny_
     handle.add("second", second)
     attach(client, handle, "second")
     await until(lambda: granted, 10)
-    await until(lambda: len(second.actor._live), 10)
+    await until(lambda: len(second.actor.serving.live), 10)
     assert await asyncio.wait_for(asyncio.gather(*(answer.ended for answer in answers)), 60) == [None] * 12
     assert granted == [4]
     await until(lambda: not scheduler.num_reserved, 5)
@@ -368,7 +369,7 @@ async def test_those_who_wait_in_several_full_engines_stand_in_one_line(tiny_mod
         for number, (client, handle) in enumerate(clients):
             handle.policy = lambda _, engines, __: [e for e in engines if e.engine_id == name]
             answers.extend(start_many(client, 2, f"{what}{number}-"))
-        await until(lambda: len(runners[name].actor._live) >= 4, 5)
+        await until(lambda: len(runners[name].actor.serving.live) >= 4, 5)
 
     for name in runners:
         await come_to(name, f"runs in {name}")
@@ -380,7 +381,7 @@ async def test_those_who_wait_in_several_full_engines_stand_in_one_line(tiny_mod
     if fits:
         await until(lambda: num_waiting(runners["old"]) == 8, 5)
         print(f"all stood in one line {time.monotonic() - came_at:.3f} s after the younger ones had come")
-        line = [one.request.request_id for one in list(runners["old"].actor._engine_loop._engine.scheduler.waiting)]
+        line = [one.request.request_id for one in list(runners["old"].actor.serving.engine.scheduler.waiting)]
         assert line == [a.submission.entry.request_id for a in answers[8:]], "in the order in which they came"
     while not all(answer.ended.done() for answer in answers):
         longest = max(longest, *map(num_waiting, runners.values()))
@@ -402,7 +403,7 @@ async def test_those_who_wait_in_several_full_engines_stand_in_one_line(tiny_mod
 def note_passes(runners: list[LocalRunner], earlier: list[Answer]) -> list[str]:
     """Ids of requests that begin where they were sent, from now on, though one of ``earlier`` waits for which there is no place
     then: open ones, and ones that are kept for it."""
-    schedulers = [runner.actor._engine_loop._engine.scheduler for runner in runners]
+    schedulers = [runner.actor.serving.engine.scheduler for runner in runners]
     ids, passed = {answer.submission.entry.request_id for answer in earlier}, []
 
     def note(scheduler, admit):
@@ -477,7 +478,7 @@ async def test_no_later_arrival_takes_a_place_where_the_queues_of_full_engines_a
         attach(other, others_handle, name)
     await until(lambda: [s.load is not None and s.load.free for s in other.streams] == [0, 8], 5)
     later = start_many(other, 4, "later")
-    assert len(other._arrivals) == 4 and not len(second.actor._live)
+    assert len(other._arrivals) == 4 and not len(second.actor.serving.live)
     handle.add("second", second)
     attach(client, handle, "second")
     answers = waiting + later
@@ -522,7 +523,7 @@ async def test_a_slow_engine_does_not_hold_up_the_moves_of_others(tiny_model, sl
             handle.add(name, runners[name])
             attach(client, handle, name)
     await until(lambda: asked, 5)
-    scheduler = runners["free"].actor._engine_loop._engine.scheduler
+    scheduler = runners["free"].actor.serving.engine.scheduler
     await until(lambda: len(scheduler.running), 5)
     took_s = time.monotonic() - asked[0]
     print(f"somebody began there {took_s:.3f} s after the slow engine was asked")
@@ -531,7 +532,7 @@ async def test_a_slow_engine_does_not_hold_up_the_moves_of_others(tiny_model, sl
     assert [answer.tokens for answer in answers] == expected(tiny_model, answers)
     await client.close()
     for runner in runners.values():
-        await until(lambda runner=runner: not runner.actor._engine_loop._engine.scheduler.num_reserved, 10)
+        await until(lambda runner=runner: not runner.actor.serving.engine.scheduler.num_reserved, 10)
         await runner.actor.check_integrity()
         await runner.actor.shutdown()
 
@@ -542,10 +543,10 @@ async def test_who_waits_under_a_grammar_moves_when_the_new_engine_is_ready_for_
     settings = {"tokenizer": str(smollm2_source.path)}
     first, second = [await start_runner(folder, name, STEP_S * 10, **settings) for name in ("first", "second")]
     client, handle = local_client({"first": first})
-    await asyncio.to_thread(first.actor._get_ready_for_grammars)
-    assert first.actor._is_ready_for_grammars() and not second.actor._is_ready_for_grammars()
+    await asyncio.to_thread(first.actor.serving.engine.get_ready_for_grammars)
+    assert first.actor.serving.engine.is_ready_for_grammars and not second.actor.serving.engine.is_ready_for_grammars
     running = start_many(client, 4, "running")
-    await until(lambda: len(first.actor._engine_loop._engine.scheduler.running) == 4, 5)
+    await until(lambda: len(first.actor.serving.engine.scheduler.running) == 4, 5)
     digits = Grammar(REGEX, "[0-9]{4,8}")
     masked, plain = Answer(client, "masked", [3] * 5, grammar=digits), Answer(client, "plain", [4] * 5)
     await until(lambda: num_waiting(first) == 2, 10)
@@ -564,7 +565,7 @@ async def test_who_waits_under_a_grammar_moves_when_the_new_engine_is_ready_for_
     moved_to = {name: engine for name, _, engine, moved in handle.sent if moved}
     assert moved_to["plain"] == "second"
     assert len(asked) == 1
-    await until(second.actor._is_ready_for_grammars, 60)
+    await until(lambda: second.actor.serving.engine.is_ready_for_grammars, 60)
     assert plain.first_at < masked.first_at
     await client.close()
     for runner in (first, second):

@@ -133,8 +133,8 @@ async def test_a_runner_records_what_it_runs_and_gives_up_in_time(tiny_model):
     empty = json.loads(await runner.record_timeline(5, timeout_s=0.1))
     assert empty["otherData"]["steps"] == 0
     recording = asyncio.create_task(runner.record_timeline(5, timeout_s=20))
-    await until(lambda: runner._engine_loop._engine.timeline is not None, 5)
-    runner._engine_loop.submit(request("a", [1, 2, 3], max_tokens=20))
+    await until(lambda: runner.serving.engine.timeline is not None, 5)
+    runner.serving.engine_loop.submit(request("a", [1, 2, 3], max_tokens=20))
     trace = json.loads(await recording)
     check_structure(trace)
     assert trace["otherData"]["steps"] == 5

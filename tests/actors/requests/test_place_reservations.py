@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.place_reservations import RESERVED_FOR_S, PlaceReservations
+from actors.requests.place_reservations import RESERVED_FOR_S, PlaceReservations
 from tests.jumping_loop import JumpingLoop
 
 names = st.sampled_from("ab")

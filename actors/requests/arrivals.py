@@ -34,6 +34,7 @@ class Arrivals:
         num_tokens: of all.
         num_unexpected: those for which no place is kept.
         num_movable: those that could move to a place elsewhere.
+        num_taken: how many the engine has taken since the start; counted on the engine's thread.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class Arrivals:
         self.num_tokens = 0
         self.num_unexpected = 0
         self.num_movable = 0
+        self.num_taken = 0
 
     def __len__(self) -> int:
         return len(self._of)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors import live_requests
-from actors.live_requests import LiveRequest, LiveRequests
+from actors.requests import live_requests
+from actors.requests.live_requests import LiveRequest, LiveRequests
 from cluster.errors import StaleAttemptError
 from cluster.outputs import FINISH_MOVE, GenerateReply, PlainTokens, TokenDelta, TokenLogprobs
 from cluster.request import EngineRequest
