@@ -125,7 +125,7 @@ class LiveRequests:
 
     def __init__(self) -> None:
         self._of: dict[RequestKey, LiveRequest] = {}
-        # By subscriber, the last step's; all before it were of the same requests, or are in their books.
+        # By subscriber, the last step's; what those before it said of other requests is noted with these.
         self._plain: dict[str, PlainTokens] = {}
         self._attempts: dict[str, int] = {}
         self.num_unfinished = self.num_tokens = self.num_ended = 0
@@ -194,12 +194,23 @@ class LiveRequests:
 
     def deliver_plain(self, subscriber: str, tokens: PlainTokens) -> None:
         """In one step the engine says a token each of requests of ``subscriber``, which have not ended and follow the engine's
-        lists. It is noted with each request when the next step is of others, or somebody looks."""
+        lists. It is noted with a request when a step comes without it, or somebody looks: of all others that step says more."""
         last = self._plain.get(subscriber)
         if last is not None and (last.request_ids != tokens.request_ids or last.attempts != tokens.attempts):
-            self._note(last)
+            self._note_left(last, tokens)
         self._plain[subscriber] = tokens
         self.num_tokens += len(tokens.token_ids)
+
+    def _note_left(self, last: PlainTokens, now: PlainTokens) -> None:
+        """Note what ``last`` says of requests that ``now`` says nothing of: where requests begin and end out of step, of hundreds
+        one or two."""
+        attempt = last.attempts[0] if last.attempts else 0
+        if last.attempts.count(attempt) < len(last.attempts) or now.attempts.count(attempt) < len(now.attempts):
+            self._note(last)  # to tell them apart by both would take as long
+            return
+        left = list(set(last.request_ids).difference(now.request_ids))
+        indices = [last.indices[last.request_ids.index(request_id)] for request_id in left]
+        self._note(PlainTokens(left, [attempt] * len(left), indices, []))
 
     def _note(self, tokens: PlainTokens) -> None:
         for key, index in zip(zip(tokens.request_ids, tokens.attempts), tokens.indices):

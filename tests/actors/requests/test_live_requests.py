@@ -7,7 +7,7 @@ import pickle
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.requests import live_requests
@@ -193,6 +193,75 @@ async def _told_again(begun, steps, looks, ended, reason) -> None:
         unfinished = [name for name in said if name not in finished]
         assert live.num_tokens == sum(3 + begun + len(said[name]) for name in unfinished)
     check(0)
+
+
+class NotesEachRow(LiveRequests):
+    """Notes each token with its request at once."""
+
+    def deliver_plain(self, subscriber: str, tokens: PlainTokens) -> None:
+        self._note(tokens)
+        self.num_tokens += len(tokens.token_ids)
+
+
+KEYS = st.sampled_from([(name, attempt) for name in "abcd" for attempt in (0, 0, 1)])
+STEPS = st.one_of(
+    st.tuples(st.just("plain"), st.lists(KEYS, unique=True)),
+    st.tuples(st.just("plain"), st.lists(KEYS, unique_by=lambda key: key[0])),
+    st.tuples(st.sampled_from(["open", "delta", "length", FINISH_MOVE, "drop"]), KEYS),
+    st.tuples(st.just("look"), st.integers(0, 9)),
+)
+
+
+@given(steps=st.lists(STEPS, max_size=60))
+@settings(max_examples=400)
+def test_what_is_noted_late_is_as_if_each_token_were_noted_at_once(steps):
+    """Requests leave steps because they end, are dropped, are preempted or say more than a token, and come again."""
+    asyncio.run(_play_twice(steps))
+
+
+async def _play_twice(steps) -> None:
+    both = LiveRequests(), NotesEachRow()
+    lists: dict[tuple[str, int], list[int]] = {}  # the engine's, of those that have not ended: prompt and answer
+
+    def agree(wanted: int) -> None:
+        late, at_once = ([list(live.missing("s", dict.fromkeys("abcd", wanted))) for _ in range(2)] for live in both)
+        assert late == at_once
+
+    begin = [("open", (name, attempt)) for name in "abcd" for attempt in (0, 1) if attempt == 0 or name in "ab"]
+    for kind, what in [*begin, *steps]:
+        if kind == "plain":
+            keys = [key for key in what if key in lists]
+            names, attempts = [list(part) for part in zip(*keys, strict=True)] if keys else ([], [])
+            indices = [len(lists[key]) - 3 for key in keys]
+            for key, index in zip(keys, indices, strict=True):
+                lists[key].append(index)
+            for live in both:
+                live.deliver_plain("s", PlainTokens(names, attempts, indices, indices))
+        elif kind == "look":
+            agree(what)
+        elif kind == "open":
+            if what not in both[0] and what[1] > both[0].newest_attempt(what[0]):
+                lists[what] = [1, 1, 1]
+                for live in both:
+                    live.open(request(*what), future()).follow(lists[what])
+        elif kind == "drop":
+            lists.pop(what, None)
+            for live in both:
+                live.drop(what)
+        elif what in lists:
+            index = len(lists[what]) - 3
+            lists[what].append(index)
+            for live in both:
+                live.deliver(TokenDelta(*what, index, [index], finish_reason=None if kind == "delta" else kind))
+            if kind != "delta":
+                del lists[what]
+        counts = [(live.num_unfinished, live.num_tokens, live.num_ended, len(live)) for live in both]
+        assert counts[0] == counts[1]
+        assert both[0].num_tokens == sum(map(len, lists.values()))
+        assert [one.num_said for one in both[0]._of.values() if one.finished_at] == [
+            one.num_said for one in both[1]._of.values() if one.finished_at
+        ]
+    agree(0)
 
 
 async def test_a_long_answer_is_few_objects():
