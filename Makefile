@@ -24,7 +24,7 @@ serve: setup ## set everything up and serve the default model
 	@exec $(BIN)/bireme serve $(CONFIG)
 
 test: prepare ## set everything up and run all tests
-	@scripts/test.sh $(PYTEST_ARGS)
+	@$(BIN)/python scripts/test.py $(PYTEST_ARGS)
 
 versions: setup ## a short pass with Python 3.10 and NumPy 1.26, and with 3.12, where they are installed
 	@$(BIN)/python scripts/versions.py

@@ -8,8 +8,9 @@
 # address has at most $BIREME_MAX_CONNECTIONS_PER_ADDRESS connections (three quarters of all; 0: as many as there are). Ray Serve
 # has no option for any of them. What http_options.host says about the API stays. Servers of this machine are reached by
 # their sockets in $BIREME_HTTP_SOCKETS, where they have one; not in a folder whose name sed and grep would read otherwise.
-# A line for each request goes to the log of $RAY_SERVE_HAPROXY_LOG_TARGET (127.0.0.1:514) only if somebody on this machine listens there when
-# the configuration changes: to send it to nobody costs a fifth of a request. Metrics are told elsewhere.
+# Its log (requests, servers that come and go), which Serve has it send by UDP to port 514 of this machine, goes there only if somebody listens
+# when the configuration changes: sent to nobody it is a fifth of what HAProxy takes for a request. With $RAY_SERVE_HAPROXY_LOG_TARGET it goes
+# there in any case. Metrics are told elsewhere.
 # Few requests go to few ingresses (haproxy_packing.awk); what ingresses say for it no client sees.
 # Its process id goes into $BIREME_HAPROXY_PIDS, by which the run folder's janitor finds it: HAProxy outlives a Ray that is killed.
 set -eu
@@ -31,10 +32,10 @@ if [ -n "$config" ]; then
         table="\\n    $table\\n    tcp-request connection reject if { sc0_conn_cur gt $most }"
     fi
     silent=
-    port=$(sed -n '/^global/,/^defaults/ s/^ *log 127[.]0[.]0[.]1:\([0-9]\{1,5\}\) .*/\1/p' "$config" | head -n 1)
-    if [ -n "$port" ] && [ -r /proc/net/udp ]; then
+    port=$(sed -n '/^global/,/^defaults/ s/^ *log 127[.]0[.]0[.]1:\([1-9][0-9]\{0,4\}\) .*/\1/p' "$config" | head -n 1)
+    if [ -z "${RAY_SERVE_HAPROXY_LOG_TARGET:-}" ] && [ -n "$port" ] && [ -r /proc/net/udp ]; then
         listens=" [0-9A-F]*:$(printf %04X "$port") [0-9A-F]*:0000 "
-        grep -qs "$listens" /proc/net/udp /proc/net/udp6 || silent='/^global/,/^defaults/ { /^ *log 127[.]0[.]0[.]1:/d; }'
+        grep -qs "$listens" /proc/net/udp /proc/net/udp6 || silent="/^global/,/^defaults/ { /^ *log 127[.]0[.]0[.]1:$port /d; }"
     fi
     reached=
     sockets=${BIREME_HTTP_SOCKETS:-/nowhere}

@@ -1,4 +1,4 @@
-"""HAProxy's own log of requests goes to who listens, and to nobody else."""
+"""HAProxy's own log goes to who listens, or where it was told to go."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ frontend http_frontend
     log global
     log /tmp/metrics.sock len 8192 format rfc5424 local1 debug
 """
+
+
+@pytest.fixture(autouse=True)
+def as_serve_has_it(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_SERVE_HAPROXY_LOG_TARGET", raising=False)
 
 
 def _as_started(folder: Path, target: str) -> str:
@@ -58,3 +63,8 @@ def test_who_only_sends_to_that_port_does_not_listen(tmp_path):
         one.connect(target)
         log.close()
         assert "local0" not in _as_started(tmp_path, f"127.0.0.1:{target[1]}")
+
+
+def test_who_names_a_place_for_it_has_it_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_LOG_TARGET", "127.0.0.1:5140")
+    assert "log 127.0.0.1:5140 local0 info" in _as_started(tmp_path, "127.0.0.1:5140")
