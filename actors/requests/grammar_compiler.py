@@ -70,21 +70,26 @@ class GrammarCompiler:
         aborted: Callable[[], None],
         failed: Callable[[BaseException], None],
     ) -> None:
-        key = request.request_id, request.attempt
-        is_aborted = self._aborted[key]
         try:
-            try:
-                compiling = asyncio.get_running_loop().run_in_executor(self._thread, self._compile_grammar, request)
-                try:
-                    await asyncio.wait((compiling, is_aborted), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    compiling.cancel()  # what is over stays, what runs goes on, what waits is not wanted any more
-            finally:
-                # Who aborts it from here on finds it where ``compiled`` has put it.
-                del self._aborted[key]
-            if is_aborted.done():
+            compiling = await self._compile(request)
+            if compiling is None:
                 aborted()
             else:
                 compiled(compiling.result())
         except Exception as error:
             failed(error)
+
+    async def _compile(self, request: EngineRequest) -> asyncio.Future[object] | None:
+        """The compilation, which is over; None if ``abort`` came before that."""
+        key = request.request_id, request.attempt
+        is_aborted = self._aborted[key]
+        try:
+            compiling = asyncio.get_running_loop().run_in_executor(self._thread, self._compile_grammar, request)
+            try:
+                await asyncio.wait((compiling, is_aborted), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                compiling.cancel()  # what is over stays, what runs goes on, what waits is not wanted any more
+        finally:
+            # Who aborts it from here on finds it where ``compiled`` has put it.
+            del self._aborted[key]
+        return None if is_aborted.done() else compiling

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Collection
 from typing import Any
 
 from ray.serve._private.common import RequestMetadata, RequestProtocol
@@ -90,17 +89,16 @@ class DirectRequests:
             _client=format_client_address(scope.get("client")), _internal_request_id=own_id,
         )  # fmt: skip
         _serve_request_context.set(context)
-        error: BaseException | None = None
-        async with _place(replica):
+        # One of ``max_ongoing_requests``, and one more in Serve's counts.
+        await replica._semaphore.acquire()
+        try:
+            metrics.inc_num_ongoing_requests(_DIRECT)
             try:
-                await self._app(scope, receive, answer.send)
-                if not answer.is_whole or answer.status == _CLIENT_LEFT:
-                    answer.status, error = _CLIENT_LEFT, asyncio.CancelledError()
-            except asyncio.CancelledError as cancelled:
-                error = cancelled
-            except Exception as failed:
-                error = failed
-                logger.exception("Request failed.")
+                error = await self._answer(scope, receive, answer)
+            finally:
+                metrics.dec_num_ongoing_requests(_DIRECT)
+        finally:
+            replica._semaphore.release()
         latency_ms = 1e3 * (time.time() - began)
         metrics.record_request_metrics(
             route=route, latency_ms=latency_ms, is_error=error is not None,
@@ -112,6 +110,20 @@ class DirectRequests:
                 deployment_name=names.name, latency_ms=latency_ms, is_error=answer.status[0] in "45",
                 status_code=answer.status,
             )  # fmt: skip
+
+    async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> BaseException | None:
+        """Have the application answer; what of it Serve counts as an error."""
+        try:
+            await self._app(scope, receive, answer.send)
+        except asyncio.CancelledError as cancelled:
+            return cancelled
+        except Exception as failed:
+            logger.exception("Request failed.")
+            return failed
+        if answer.is_whole and answer.status != _CLIENT_LEFT:
+            return None
+        answer.status = _CLIENT_LEFT
+        return asyncio.CancelledError()
 
 
 class _Answer:
@@ -138,20 +150,6 @@ class _Answer:
         elif not message.get("more_body", False):
             self.is_whole = True
         return self._send(message)
-
-
-@asynccontextmanager
-async def _place(replica: Any) -> AsyncIterator[None]:
-    """One of ``max_ongoing_requests``, and one more in Serve's counts."""
-    await replica._semaphore.acquire()
-    try:
-        replica._metrics_manager.inc_num_ongoing_requests(_DIRECT)
-        try:
-            yield
-        finally:
-            replica._metrics_manager.dec_num_ongoing_requests(_DIRECT)
-    finally:
-        replica._semaphore.release()
 
 
 def _root_path(replica: Any) -> str:
