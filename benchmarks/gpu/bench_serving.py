@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.gpu.memory import memory_text
 from benchmarks.gpu.targets import HTTP_RATIO, verdict
 from benchmarks.serving.loads import closed_loop
+from benchmarks.serving.process_cpu import cpu_by_name
 from benchmarks.serving.served_app import ServedApp
 from cluster.bench.load import Load
 from cluster.bench.processes import LoadProcesses, Result
@@ -33,7 +34,6 @@ from cluster.bench.summary import Targets, summarise
 CLIENT_PROCESSES = 4
 LEAVER_SHARE = 0.1
 TEMPERATURE = 0.8
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def load(app: ServedApp, options: argparse.Namespace, seconds: float, seed: int) -> Load:
@@ -47,21 +47,6 @@ def load(app: ServedApp, options: argparse.Namespace, seconds: float, seed: int)
         for request in whole.requests
     )
     return replace(whole, requests=requests, prompts=PromptKind(False, seed, 100, options.vocab_size))
-
-
-def processor_seconds() -> dict[str, float]:
-    """CPU seconds so far of Ray's named workers and the proxy on this machine, by name."""
-    seconds: dict[str, float] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            stat = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it ended in between
-            continue
-        if name.startswith("ray::") or "haproxy" in name.split(" ")[0]:
-            key = name.split(" ")[0].rpartition("/")[2].rpartition(":")[2].rpartition(".")[0] or name.split(" ")[0]
-            seconds[key] = seconds.get(key, 0.0) + (int(stat[11]) + int(stat[12])) / _TICKS
-    return seconds
 
 
 def totals(app: ServedApp) -> dict[str, float]:
@@ -83,7 +68,7 @@ def measure(app: ServedApp, options: argparse.Namespace) -> tuple[Result, dict[s
     with LoadProcesses(min(CLIENT_PROCESSES, options.clients)) as clients:
         clients.start(load(app, options, options.warm_up, 100))
         clients.result()
-        before, cpu_before, started = totals(app), processor_seconds(), time.monotonic()
+        before, cpu_before, started = totals(app), cpu_by_name(), time.monotonic()
         tracing = threading.Timer(options.seconds / 2, record_timeline, (app, options.trace))
         if options.trace:
             tracing.start()
@@ -92,7 +77,7 @@ def measure(app: ServedApp, options: argparse.Namespace) -> tuple[Result, dict[s
         if options.trace:
             tracing.join()
         duration = time.monotonic() - started
-        after, cpu_after = totals(app), processor_seconds()
+        after, cpu_after = totals(app), cpu_by_name()
     counters = {name: after[name] - before[name] for name in after}
     cpu = {name: value - cpu_before.get(name, 0.0) for name, value in cpu_after.items()}
     return result, counters, cpu, duration

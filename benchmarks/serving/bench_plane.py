@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving.loads import Tokens, checked, closed_loop
-from benchmarks.serving.process_cpu import cpu_seconds
+from benchmarks.serving.process_cpu import cpu_by_kind
 from benchmarks.serving.served_app import ServedApp, settings_config
 from cluster.bench.processes import LoadProcesses, Result
 
@@ -58,9 +58,9 @@ class Row:
 
 def idle_cpu(app: ServedApp, seconds: float) -> Counter[str]:
     """CPU seconds a second, by kind, while nobody asks for anything."""
-    before = cpu_seconds(app.process_group)
+    before = cpu_by_kind(app.process_group)
     time.sleep(seconds)
-    return Counter({kind: (spent - before[kind]) / seconds for kind, spent in cpu_seconds(app.process_group).items()})
+    return Counter({kind: (spent - before[kind]) / seconds for kind, spent in cpu_by_kind(app.process_group).items()})
 
 
 def measure(
@@ -75,9 +75,9 @@ def measure(
     _seeds.append(len(_seeds))
     clients.start(closed_loop(app, streams, tokens, seed=_seeds[-1], seconds=_RAMP_S + seconds))
     time.sleep(_RAMP_S)
-    before, begin = cpu_seconds(app.process_group), time.perf_counter()
+    before, begin = cpu_by_kind(app.process_group), time.perf_counter()
     shares = _engine_shares(app, seconds)
-    after, end = cpu_seconds(app.process_group), time.perf_counter()
+    after, end = cpu_by_kind(app.process_group), time.perf_counter()
     result, lasted = checked(clients.result()), end - begin
     cpu = Counter({kind: after[kind] - before[kind] - idle[kind] * lasted for kind in after})
     cpu["client"] = sum(result.cpu_shares) * lasted

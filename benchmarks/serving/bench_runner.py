@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import statistics
 import threading
 import time
@@ -23,6 +22,7 @@ from typing import Annotated, Any
 import ray
 import typer
 
+from benchmarks.serving.process_cpu import cpu_seconds, thread_cpu_seconds
 from cluster.config import EngineConfig
 from cluster.outputs import PlainTokens, StreamItem, TokenDelta
 from cluster.request import EngineRequest
@@ -31,8 +31,6 @@ from deployments.replica.runner_calls import RunnerCalls
 from deployments.replica.streaming_runner import StreamingRunner
 from deployments.replica.token_listener import RequestSender, listen
 from deployments.routing.shared_calls import FOLLOW_AFTER_S
-
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class MeasuredRunner(StreamingRunner):
@@ -113,15 +111,6 @@ class Load:
         return ended
 
 
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def _thread_cpu_s(pid: int, thread: int) -> float:
-    return int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0]) / 1e9
-
-
 def _thread_waits(pid: int, thread: int) -> int:
     """How often it gave its core up because it had to wait."""
     status = Path(f"/proc/{pid}/task/{thread}/status").read_text()
@@ -152,11 +141,13 @@ async def _measure(
     costs: dict[int, list[tuple[float, float]]] = {answer: [] for answer in answers}
     for _ in range(rounds):
         for answer in answers:
-            began, before, own = time.monotonic(), _cpu_s(pid), time.process_time()
-            parts = {name: (_thread_cpu_s(pid, thread), _thread_waits(pid, thread)) for name, thread in threads.items()}
+            began, before, own = time.monotonic(), cpu_seconds(pid), time.process_time()
+            parts = {
+                name: (thread_cpu_seconds(pid, thread), _thread_waits(pid, thread)) for name, thread in threads.items()
+            }
             tokens, messages = load.num_tokens, load.num_messages
             ended = await load.run(clients, answer, seconds, answer * step_ms / 1000 if apart else 0.0)
-            wall, spent, own = time.monotonic() - began, _cpu_s(pid) - before, time.process_time() - own
+            wall, spent, own = time.monotonic() - began, cpu_seconds(pid) - before, time.process_time() - own
             costs[answer].append((spent / ended, own / ended))
             tokens_per_s, per_token_us = (load.num_tokens - tokens) / wall, 1e6 * spent / ended / answer
             print(
@@ -164,7 +155,7 @@ async def _measure(
                 f"= {per_token_us:5.1f} µs a token, this process {1e3 * own / ended:6.3f} ms, "
                 f"{(load.num_messages - messages) / wall:,.0f} messages/s; "
                 + ", ".join(
-                    f"{name} {1e6 * (_thread_cpu_s(pid, thread) - parts[name][0]) / ended:.0f} µs and "
+                    f"{name} {1e6 * (thread_cpu_seconds(pid, thread) - parts[name][0]) / ended:.0f} µs and "
                     f"{(_thread_waits(pid, thread) - parts[name][1]) / ended:.1f} waits a request"
                     for name, thread in threads.items()
                 ),

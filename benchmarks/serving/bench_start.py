@@ -9,7 +9,6 @@ until it has written its own. ``--config ray_configs/llama_8b_gpu.yaml`` measure
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import tempfile
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.serving.loads import checked, closed_loop
+from benchmarks.serving.process_cpu import cpu_seconds
 from benchmarks.serving.served_app import ServedApp, settings_config
 from cluster.bench.processes import LoadProcesses
 from cluster.observability.start_stages import STAGES
@@ -75,7 +75,7 @@ def _round(app: ServedApp, clients: LoadProcesses, warm_spares: int, number: int
     first = checked(clients.result()).samples[0].ttft
     (engine,) = app.engines()
     seconds = engine["start"]["seconds"]
-    of_processes = sum(_cpu_seconds(pid) for pid in (engine["pid"], engine["replica_pid"]))
+    of_processes = sum(cpu_seconds(pid) for pid in (engine["pid"], engine["replica_pid"]))
     return {**seconds, _DECISION: max(0.0, first - sum(seconds.values())), _TOTAL: first, _CPU: of_processes}
 
 
@@ -92,12 +92,6 @@ def _stay_until_kept(app: ServedApp, clients: LoadProcesses) -> None:
         clients.start(load)
         checked(clients.result())
     print(f"weights were kept {time.monotonic() - started:.1f} s after the first answer", flush=True)
-
-
-def _cpu_seconds(pid: int) -> float:
-    """That the process has used since it began."""
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _wait_until_none(app: ServedApp, warm_spares: int) -> None:
