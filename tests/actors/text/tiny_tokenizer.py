@@ -1,10 +1,16 @@
-"""GGUF metadata of a byte-level tokenizer small enough to reason about."""
+"""Tokenizers small enough to reason about: one of bytes, with the GGUF metadata it is built from, and a SentencePiece one."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from tokenizers import pre_tokenizers
+
+from actors.text.gguf_tokenizer import build_tokenizer
+from actors.text.tokenizer import Tokenizer, TokenizerParts
+from tests.conftest import GOLDEN
 
 SPECIAL = ["<s>", "</s>", "<|im_end|>"]
 
@@ -24,3 +30,14 @@ def byte_level_metadata(pre: str, **changes: Any) -> dict[str, Any]:
         "tokenizer.ggml.eos_token_id": len(tokens) - 2,
         **changes,
     }
+
+
+def byte_tokenizer(template: str = "{{ messages[0].content }}") -> Tokenizer:
+    backend = build_tokenizer(byte_level_metadata("gpt-2"), Path("tiny"))
+    return Tokenizer(TokenizerParts(backend, chat_template=template), "tiny")
+
+
+def sentencepiece_tokenizer() -> Tokenizer:
+    metadata = json.loads((GOLDEN / "sentencepiece.json").read_text(encoding="utf-8"))["metadata"]
+    backend = build_tokenizer(metadata, Path("sentencepiece"))
+    return Tokenizer(TokenizerParts(backend, chat_template="{{ messages[0].content }}"), "sentencepiece")

@@ -18,9 +18,10 @@ from deployments.answers import event_stream
 from deployments.answers.event_stream import encode_events
 from deployments.http.keys import ApiKeys
 from deployments.openai_api.answers.answer import OpenAiResponse
-from tests.deployments.answers.test_slow_answers import Connection, SlowEngines, answered, serving
+from tests.actors.text.tiny_tokenizer import byte_tokenizer
 from tests.deployments.http.server.listening import listening
-from tests.deployments.openai_api.test_service import byte_tokenizer
+from tests.deployments.ingress_without_ray import Connection, answered, serving
+from tests.deployments.played_engines import SlowEngines
 from tests.sse_readers import DECODERS, READERS, SPLITTERS, Reader
 from tests.waiting import until
 
@@ -131,7 +132,7 @@ async def test_events_that_are_written_at_once_are_those_that_are_built_whole(
     monkeypatch.setattr("deployments.openai_api.answers.answer.time.time", lambda: 1e9)
     monkeypatch.setattr("deployments.openai_api.service.time.time", lambda: 1e9)
     # Some of these are parts of characters, which have no text of their own.
-    monkeypatch.setattr("tests.deployments.answers.test_slow_answers.ApiKeys", lambda keys: keys_of_one_secret)
+    monkeypatch.setattr("tests.deployments.ingress_without_ray.ApiKeys", lambda keys: keys_of_one_secret)
     keys_of_one_secret, is_plain = ApiKeys([]), OpenAiResponse.is_plain
     tokens, at_once, bodies = byte_tokenizer().encode(TEXT), [], []
     for quick, congested in ((False, False), (True, False), (True, True)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from types import SimpleNamespace
 
 import pytest
 from starlette.applications import Starlette
@@ -12,71 +11,15 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from cluster.api_errors import ApiError, unavailable
-from cluster.outputs import FINISH_LENGTH, TokenDelta
+from cluster.outputs import FINISH_LENGTH
 from deployments import ingress
 from deployments.answers import event_stream, whole_answer
-from deployments.answers.request_line import RequestLines
 from deployments.http.body import read_body
 from deployments.http.keys import ApiKeys
-from deployments.ingress import OpenAiIngress
-from deployments.openai_api.requests.sampling import ModelLimits
-from deployments.openai_api.service import OpenAiService
-from deployments.routing.router.engine_choices import EngineChoices
-from deployments.routing.waiting.turns import Turns
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK
-from tests.deployments.openai_api.test_service import Engines, byte_tokenizer
+from tests.deployments.ingress_without_ray import Connection, answered, serving
+from tests.deployments.played_engines import SlowEngines
 from tests.waiting import until
-
-
-class SlowEngines(Engines):
-    """Engines that say nothing until the test does."""
-
-    def __init__(self) -> None:
-        super().__init__([])
-
-    def submit(self, entry, deliver, fail):
-        self.fail = fail
-        self.submission = SimpleNamespace(is_admitted=False)
-        num_delivered = 0
-
-        def deliver_next(tokens, end=None):
-            nonlocal num_delivered
-            if num_delivered and len(tokens) == 1 and end is None:  # as nearly all come
-                self.submission.deliver_token(num_delivered, tokens[0])
-            else:
-                deliver(TokenDelta(entry.request_id, 0, num_delivered, tokens, None, end))
-            num_delivered += len(tokens)
-
-        self.deliver = deliver_next
-        return self.submission
-
-
-class Connection:
-    """The server's side of one HTTP exchange: ``events`` are the ASGI messages that were sent."""
-
-    def __init__(self, path: str, body: dict) -> None:
-        headers = [(b"content-type", b"application/json")]
-        self.scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
-        self.events: list[dict] = []
-        self._pieces = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
-
-    async def receive(self) -> dict:
-        if self._pieces:
-            return self._pieces.pop(0)
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    async def send(self, event: dict) -> None:
-        self.events.append(event)
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(event["body"] for event in self.events[1:])
-
-    @property
-    def is_complete(self) -> bool:
-        return bool(self.events) and not self.events[-1].get("more_body", True)
-
 
 # Of a proxy of which nothing is known: whole answers that take long begin with spaces.
 BEHIND_A_PROXY = (b"via", b"1.1 somewhere")
@@ -89,27 +32,6 @@ def engines(monkeypatch) -> SlowEngines:
     monkeypatch.setattr(ingress, "_STATUS_PATIENCE_S", 0.1)
     monkeypatch.setattr(ingress, "_STREAM_STATUS_PATIENCE_S", 0.1)
     return SlowEngines()
-
-
-def serving(engines: Engines) -> OpenAiIngress:
-    """An ingress without Ray around it."""
-    tokenizer = byte_tokenizer()
-    made = object.__new__(OpenAiIngress)
-    made._turns = Turns()
-    made._keys = ApiKeys([])
-    made._config = SimpleNamespace(max_prompt_bytes=200_000, max_choices=4, allowed_origins=[])
-    made._service = OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), 4)
-    made._starting = made._expected = None
-    made._choices = EngineChoices()
-    made._lines = RequestLines("m")
-    return made
-
-
-async def answered(engines: SlowEngines, connection: Connection) -> asyncio.Task:
-    app = serving(engines).__serve_build_asgi_app__()
-    task = asyncio.create_task(app(connection.scope, connection.receive, connection.send))
-    await until(lambda: hasattr(engines, "deliver"), 20)
-    return task
 
 
 async def test_a_silent_stream_that_can_be_taken_up_is_kept_alive_with_comments(engines):

@@ -37,8 +37,9 @@ from deployments.routing.departures import Departures
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.submission import Submission
 from deployments.routing.submissions import Submissions
-from tests.deployments.answers.test_slow_answers import serving
-from tests.deployments.openai_api.test_service import Engines, byte_tokenizer, sentencepiece_tokenizer
+from tests.actors.text.tiny_tokenizer import byte_tokenizer, sentencepiece_tokenizer
+from tests.deployments.ingress_without_ray import serving
+from tests.deployments.played_engines import Engines
 from tests.waiting import until
 
 TOKENIZERS = {"bytes": byte_tokenizer(), "sentencepiece": sentencepiece_tokenizer()}

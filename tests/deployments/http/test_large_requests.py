@@ -15,8 +15,9 @@ from deployments.http.connection import ClientGoneError, Peer
 from deployments.http.large_requests import LargeRequests, large_requests
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import Caller, OpenAiService
-from tests.deployments.answers.test_slow_answers import Connection, serving
-from tests.deployments.openai_api.test_service import Engines, byte_tokenizer
+from tests.actors.text.tiny_tokenizer import byte_tokenizer
+from tests.deployments.ingress_without_ray import Connection, serving
+from tests.deployments.played_engines import Engines
 
 DEAR = 10**6
 

@@ -35,7 +35,7 @@ from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
 from deployments.routing.waiting.turns import Turns
 from tests.deployments.openai_api.points import point_of
-from tests.deployments.openai_api.test_service import Engines
+from tests.deployments.played_engines import Engines
 
 MAX_MODEL_LEN, MAX_CHOICES = 8192, 128
 MAX_BYTES = default_body_bytes(MAX_MODEL_LEN, MAX_CHOICES)

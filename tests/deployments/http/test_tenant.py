@@ -14,8 +14,8 @@ from cluster.config import LLMConfig
 from cluster.tenant import NOBODY, own_secret, tenant_of
 from deployments.http.keys import ApiKeys, key_digest
 from deployments.llm import build_openai_app
-from tests.deployments.answers.test_slow_answers import Connection, serving
-from tests.deployments.openai_api.test_service import Engines
+from tests.deployments.ingress_without_ray import Connection, serving
+from tests.deployments.played_engines import Engines
 
 SECRET = b"s" * 32
 KEYS = ["first-key", "second-key"]

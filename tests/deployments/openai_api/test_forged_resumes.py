@@ -14,8 +14,8 @@ from cluster.outputs import TokenDelta
 from deployments.http.keys import ApiKeys
 from deployments.metrics.request_events import RequestEvents
 from deployments.openai_api.answers.event_ids import EventIds, ResumePoint
-from tests.deployments.answers.test_slow_answers import Connection, serving
-from tests.deployments.openai_api.test_service import Engines
+from tests.deployments.ingress_without_ray import Connection, serving
+from tests.deployments.played_engines import Engines
 from tests.waiting import until
 
 KEYS = ApiKeys(["first-key", "second-key"])

@@ -3,67 +3,23 @@
 from __future__ import annotations
 
 import datetime
-import json
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from actors.text.gguf_tokenizer import build_tokenizer
-from actors.text.tokenizer import Tokenizer, TokenizerParts
+from actors.text.tokenizer import Tokenizer
 from cluster.api_errors import ApiError
-from cluster.outputs import FINISH_LENGTH, TokenDelta, TokenLogprobs
+from cluster.outputs import TokenLogprobs
 from cluster.tenant import tenant_of
-from deployments.metrics.ingress_metrics import IngressMetrics
 from deployments.metrics.request_events import RequestEvents
 from deployments.openai_api.answers.text_offsets import prompt_offsets
 from deployments.openai_api.requests.chat_prompt import ChatPrompts
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import Caller, OpenAiService
-from tests.actors.text.tiny_tokenizer import byte_level_metadata
-from tests.conftest import GOLDEN
+from tests.actors.text.tiny_tokenizer import byte_tokenizer, sentencepiece_tokenizer
 from tests.deployments.openai_api.points import point_of
-
-
-def sentencepiece_tokenizer() -> Tokenizer:
-    metadata = json.loads((GOLDEN / "sentencepiece.json").read_text(encoding="utf-8"))["metadata"]
-    backend = build_tokenizer(metadata, Path("sentencepiece"))
-    return Tokenizer(TokenizerParts(backend, chat_template="{{ messages[0].content }}"), "sentencepiece")
-
-
-def byte_tokenizer(template: str = "{{ messages[0].content }}") -> Tokenizer:
-    backend = build_tokenizer(byte_level_metadata("gpt-2"), Path("tiny"))
-    return Tokenizer(TokenizerParts(backend, chat_template=template), "tiny")
-
-
-class Engines:
-    """Stands where the EngineClient is: every sequence gets the same tokens at once, and log-probabilities if asked for.
-
-    Args:
-        entry: what every token's and every prompt token's log-probabilities are.
-    """
-
-    subscriber = "test"
-
-    def __init__(self, token_ids: list[int], entry: TokenLogprobs | None = None) -> None:
-        self.metrics = IngressMetrics()
-        self._token_ids = token_ids
-        self._entry = entry or TokenLogprobs(-1.0, 1, [0], [-1.0])
-
-    def check_room(self, num_sequences, tenant=""):
-        pass
-
-    def submit(self, entry, deliver, fail):
-        logprobs = None if entry.params.logprobs is None else [self._entry] * len(self._token_ids)
-        num_prompt = len(entry.prompt_token_ids)
-        of_prompt = None if entry.params.prompt_logprobs is None else [None, *[self._entry] * (num_prompt - 1)]
-        delta = TokenDelta(entry.request_id, entry.attempt, 0, self._token_ids, logprobs, FINISH_LENGTH)
-        deliver(delta._replace(prompt_logprobs=of_prompt))
-        return SimpleNamespace(entry=entry)
-
-    def cancel(self, submission):
-        pass
+from tests.deployments.played_engines import Engines
 
 
 @pytest.mark.parametrize("kind", ["completion", "chat"])

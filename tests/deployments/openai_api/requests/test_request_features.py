@@ -11,7 +11,8 @@ from cluster.api_errors import ApiError
 from deployments.openai_api.requests.chat_prompt import ChatPrompts
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import Caller, OpenAiService
-from tests.deployments.openai_api.test_service import Engines, byte_tokenizer, sentencepiece_tokenizer
+from tests.actors.text.tiny_tokenizer import byte_tokenizer, sentencepiece_tokenizer
+from tests.deployments.played_engines import Engines
 
 CHATML = (
     "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + '</s>' }}{% endfor %}"

@@ -19,8 +19,9 @@ from deployments.openai_api.requests.sampling import ModelLimits, sampling_param
 from deployments.openai_api.requests.sampling_defaults import SamplingDefaults, sampling_defaults
 from deployments.openai_api.service import Caller, OpenAiService
 from tests.actors.model_files.gguf_writer import random_tensors, tensor_shapes, write_gguf
+from tests.actors.text.tiny_tokenizer import byte_tokenizer
 from tests.deployments.openai_api.points import point_of
-from tests.deployments.openai_api.test_service import Engines, byte_tokenizer
+from tests.deployments.played_engines import Engines
 from tests.engines import write_tiny_model
 
 FILE = {
