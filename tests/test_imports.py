@@ -52,6 +52,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "deployments": {
         "": {
             "commands",
+            "endpoints",
             "openai_api",
             "answers",
             "http",
@@ -76,6 +77,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             "ray_private",
         },
         "simulator": set(),
+        "endpoints": {"openai_api", "answers", "http", "admin", "routing", "spares", "metrics", "ray_private"},
         "offline": {"openai_api", "answers", "routing", "metrics", "start"},
         "admin": {"routing", "replica", "spares", "ray_private"},
         "openai_api": {"answers", "http", "parsers", "routing", "metrics"},

@@ -22,6 +22,11 @@ def internal_error() -> Response:
     return error_response(ApiError(500, "internal error; the server's log has the details", code="internal_error"))
 
 
+def departed() -> ApiError:
+    """For nobody, mostly. Where a proxy lost the way to a client that is still there, it asks again: nothing was begun."""
+    return ApiError(499, "the client has left before its answer began", code="request_lost")
+
+
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error_response(error)

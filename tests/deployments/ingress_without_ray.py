@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from types import SimpleNamespace
 
 from starlette.types import ASGIApp
 
+from deployments.admin.siblings import Siblings
 from deployments.answers.request_line import RequestLines
+from deployments.endpoints.application import IngressApplication
+from deployments.endpoints.generating import GeneratingEndpoints
+from deployments.endpoints.model_endpoints import ModelEndpoints
+from deployments.endpoints.model_service import ModelService
+from deployments.endpoints.operator_endpoints import OperatorEndpoints
 from deployments.http.keys import ApiKeys
-from deployments.ingress import OpenAiIngress
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
-from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.waiting.turns import Turns
 from tests.actors.text.tiny_tokenizer import byte_tokenizer
 from tests.deployments.played_engines import Engines, SlowEngines
 from tests.waiting import until
+
+MAX_CHOICES = 4
 
 
 class Connection:
@@ -47,23 +52,34 @@ class Connection:
         return bool(self.events) and not self.events[-1].get("more_body", True)
 
 
-def serving(engines: Engines) -> OpenAiIngress:
-    """An ingress without Ray around it."""
+def service_of(engines: Engines) -> OpenAiService:
+    """Of a model "m" that takes 64 tokens."""
     tokenizer = byte_tokenizer()
-    made = object.__new__(OpenAiIngress)
-    made._turns = Turns()
-    made._keys = ApiKeys([])
-    made._config = SimpleNamespace(max_prompt_bytes=200_000, max_choices=4, allowed_origins=[])
-    made._service = OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), 4)
-    made._starting = made._expected = None
-    made._choices = EngineChoices()
-    made._lines = RequestLines("m")
-    return made
+    return OpenAiService(engines, tokenizer, "m", ModelLimits(64, tokenizer.vocab_size), MAX_CHOICES)
 
 
-def application(engines: Engines) -> ASGIApp:
-    """As Serve has it answer."""
-    return serving(engines).__serve_build_asgi_app__()
+def application_of(
+    service: OpenAiService,
+    keys: ApiKeys | None = None,
+    max_prompt_bytes: int | None = 200_000,
+    max_choices: int = MAX_CHOICES,
+) -> ASGIApp:
+    """As Serve has it answer, with everything that needs no engine client."""
+    model = ModelService(max_choices, max_prompt_bytes)
+    model.known(service)
+    endpoints = IngressApplication(
+        GeneratingEndpoints(model, Turns(), RequestLines("m")),
+        ModelEndpoints(model),
+        OperatorEndpoints(model, lambda: None, lambda: False, Siblings(), None, block_size=16),
+        keys or ApiKeys([]),
+        "refuse",
+    )
+    return endpoints.build()
+
+
+def application(engines: Engines, keys: ApiKeys | None = None) -> ASGIApp:
+    """The same in front of these engines."""
+    return application_of(service_of(engines), keys)
 
 
 async def answered(engines: SlowEngines, connection: Connection) -> asyncio.Task:

@@ -64,7 +64,7 @@ def ask_ingresses(question: Callable[[Any], _Found]) -> list[_Found]:
 
 def _known_engines(replica: Any) -> tuple[int, set[str] | None]:
     ingress = replica._replica_impl._user_callable_wrapper._callable
-    is_ready = ingress is not None and ingress._service is not None
+    is_ready = ingress is not None and ingress._model.now is not None
     return os.getpid(), set(ingress._client.choices.engines) if is_ready else None
 
 

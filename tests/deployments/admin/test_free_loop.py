@@ -15,8 +15,9 @@ from cluster.sampling_params import SamplingParams
 from deployments.admin import cluster_status
 from deployments.admin.metrics_text import metrics_text
 from deployments.admin.node_metrics import NodeMetrics
-from deployments.admin.siblings import Happened
-from deployments.ingress import OpenAiIngress
+from deployments.admin.siblings import Happened, Siblings
+from deployments.endpoints.model_service import ModelService
+from deployments.endpoints.operator_endpoints import OperatorEndpoints
 from deployments.routing.token_streams import TokenStream
 from tests.deployments.routing.scripted_engine import Client, Engine
 
@@ -79,11 +80,10 @@ async def agent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-def ingress_of(client: Client) -> OpenAiIngress:
-    made = object.__new__(OpenAiIngress)
-    made._client, made._service = client, SimpleNamespace(model_id="m")  # type: ignore[assignment]
-    made._config = SimpleNamespace(block_size=16)  # type: ignore[assignment]
-    return made
+def endpoints_of(client: Client) -> OperatorEndpoints:
+    model = ModelService(max_choices=1)
+    model.known(cast(Any, SimpleNamespace(model_id="m")))
+    return OperatorEndpoints(model, lambda: client, lambda: False, Siblings(), None, block_size=16)
 
 
 async def test_metrics_hold_up_nobody():
@@ -91,12 +91,12 @@ async def test_metrics_hold_up_nobody():
     server = await asyncio.start_server(agent, "127.0.0.1", 0)
     node = NodeMetrics()
     node._url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/metrics"
-    ingress = ingress_of(client)
-    await metrics_text(node, ingress._vllm_families().text, None)  # imports what it needs
+    endpoints = endpoints_of(client)
+    await metrics_text(node, endpoints.vllm_families().text, None)  # imports what it needs
     looks = []
     for _ in range(5):
         passes = Passes()
-        text = await metrics_text(node, ingress._vllm_families().text, None)
+        text = await metrics_text(node, endpoints.vllm_families().text, None)
         looks.append(passes.stop())
     longest_s = min(looks)  # what holds the loop up does so each time; a collection of garbage, or a busy machine, once
     assert b"vllm:num_requests_running" in text and text.endswith(NODE_TEXT[-50:])

@@ -20,7 +20,7 @@ from deployments.http.keys import ApiKeys
 from deployments.openai_api.answers.answer import OpenAiResponse
 from tests.actors.text.tiny_tokenizer import byte_tokenizer
 from tests.deployments.http.server.listening import listening
-from tests.deployments.ingress_without_ray import Connection, answered, serving
+from tests.deployments.ingress_without_ray import Connection, answered, application
 from tests.deployments.played_engines import SlowEngines
 from tests.sse_readers import DECODERS, READERS, SPLITTERS, Reader
 from tests.waiting import until
@@ -246,7 +246,7 @@ async def test_the_openai_client_reads_a_stream_whose_engine_pauses(engines, res
     tokens = byte_tokenizer().encode(TEXT)
     text = ""
     async with (
-        listening(serving(engines).__serve_build_asgi_app__()) as served,
+        listening(application(engines)) as served,
         AsyncOpenAI(
             base_url=f"http://127.0.0.1:{served.port}/v1", api_key="unused", max_retries=0, timeout=20
         ) as client,
@@ -303,7 +303,7 @@ async def test_silence_grows_only_where_nothing_was_promised(engines, monkeypatc
 async def test_a_wrong_header_is_refused_by_name(engines, header):
     connection = Connection("/v1/completions", {"prompt": "x", "stream": True})
     connection.scope["headers"].append((RESUMABLE[0], header))
-    await serving(engines).__serve_build_asgi_app__()(connection.scope, connection.receive, connection.send)
+    await application(engines)(connection.scope, connection.receive, connection.send)
     error = json.loads(connection.body)["error"]
     assert (connection.events[0]["status"], error["param"]) == (400, "bireme-resumable")
     assert "0 or 1" in error["message"]

@@ -12,12 +12,12 @@ from starlette.routing import Route
 
 from cluster.api_errors import ApiError, unavailable
 from cluster.outputs import FINISH_LENGTH
-from deployments import ingress
 from deployments.answers import event_stream, whole_answer
+from deployments.endpoints import generating
 from deployments.http.body import read_body
 from deployments.http.keys import ApiKeys
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK
-from tests.deployments.ingress_without_ray import Connection, answered, serving
+from tests.deployments.ingress_without_ray import Connection, answered, application
 from tests.deployments.played_engines import SlowEngines
 from tests.waiting import until
 
@@ -29,8 +29,8 @@ BEHIND_A_PROXY = (b"via", b"1.1 somewhere")
 def engines(monkeypatch) -> SlowEngines:
     monkeypatch.setattr(event_stream, "_KEEP_ALIVE_S", 0.02)
     monkeypatch.setattr(whole_answer, "_HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(ingress, "_STATUS_PATIENCE_S", 0.1)
-    monkeypatch.setattr(ingress, "_STREAM_STATUS_PATIENCE_S", 0.1)
+    monkeypatch.setattr(generating, "_STATUS_PATIENCE_S", 0.1)
+    monkeypatch.setattr(generating, "_STREAM_STATUS_PATIENCE_S", 0.1)
     return SlowEngines()
 
 
@@ -157,7 +157,7 @@ async def test_spaces_come_only_where_a_client_may_leave_unnoticed(engines, monk
 async def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error(engines):
     connection = Connection("/v1/completions", {"prompt": "x"})
     connection._pieces = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
-    app = serving(engines).__serve_build_asgi_app__()
+    app = application(engines)
     await app(connection.scope, connection.receive, connection.send)
     assert connection.events[0]["status"] == 499
     assert json.loads(connection.body)["error"]["code"] == "request_lost"
@@ -183,9 +183,7 @@ def routes_of(app: Starlette) -> list[Route]:
 @pytest.mark.parametrize("prefix", ["", "/small"])
 async def test_every_route_but_health_and_ping_asks_for_the_key(engines, prefix):
     """Whatever routes there are; and paths that only look like the open ones are not open."""
-    made = serving(engines)
-    made._keys = ApiKeys(["the key"])
-    app = made.__serve_build_asgi_app__()
+    app = application(engines, ApiKeys(["the key"]))
     paths = [route.path.replace("{model_id:path}", "m") for route in routes_of(app._app._app)]
     assert "/health" in paths
     assert len(paths) > 5

@@ -24,7 +24,6 @@ from cluster.outputs import FINISH_LENGTH, PlainTokens, TokenDelta
 from deployments.answers import event_stream, token_lanes
 from deployments.answers.chunk_template import ChunkTemplate
 from deployments.answers.token_lanes import TokenLanes, encoded
-from deployments.http.keys import ApiKeys
 from deployments.http.server.direct_writes import WritingCycle
 from deployments.http.server.set_up import install_cycle
 from deployments.metrics.request_events import RequestEvents
@@ -38,7 +37,7 @@ from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.submission import Submission
 from deployments.routing.submissions import Submissions
 from tests.actors.text.tiny_tokenizer import byte_tokenizer, sentencepiece_tokenizer
-from tests.deployments.ingress_without_ray import serving
+from tests.deployments.ingress_without_ray import application_of
 from tests.deployments.played_engines import Engines
 from tests.waiting import until
 
@@ -101,10 +100,8 @@ class Served:
     """An ingress's side of one connection, and the client's."""
 
     def __init__(self, engines: Scripted, tokenizer: Any) -> None:
-        made = serving(engines)
-        made._service = OpenAiService(engines, tokenizer, "m", ModelLimits(100_000, tokenizer.vocab_size), 4)
-        made._keys = ApiKeys([])
-        self.config = uvicorn.Config(made.__serve_build_asgi_app__(), lifespan="off", log_config=None)
+        service = OpenAiService(engines, tokenizer, "m", ModelLimits(100_000, tokenizer.vocab_size), 4)
+        self.config = uvicorn.Config(application_of(service), lifespan="off", log_config=None)
         self.config.load()
         self.got = bytearray()
 

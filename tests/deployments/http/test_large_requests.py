@@ -16,7 +16,7 @@ from deployments.http.large_requests import LargeRequests, large_requests
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import Caller, OpenAiService
 from tests.actors.text.tiny_tokenizer import byte_tokenizer
-from tests.deployments.ingress_without_ray import Connection, serving
+from tests.deployments.ingress_without_ray import Connection, application_of, service_of
 from tests.deployments.played_engines import Engines
 
 DEAR = 10**6
@@ -122,8 +122,8 @@ async def test_what_work_raises_is_raised():
 async def test_the_body_of_a_client_that_has_left_is_not_read(monkeypatch):
     """It leaves while its body waits for a thread, on which the same client's earlier one is worked."""
     ended, read = threading.Event(), []
-    made = serving(Engines([65]))
-    monkeypatch.setattr(made._service, "_completion", lambda *_: read.append(1))
+    service = service_of(Engines([65]))
+    monkeypatch.setattr(service, "_completion", lambda *_: read.append(1))
     before = asyncio.ensure_future(large_requests.prepare("10.1.1.1", DEAR, ended.wait, 60))
     await settled()
     connection = Connection("/v1/completions", {"prompt": "x" * 150_000})
@@ -131,9 +131,7 @@ async def test_the_body_of_a_client_that_has_left_is_not_read(monkeypatch):
     connection._pieces.append({"type": "http.disconnect"})
     try:
         # The answer, to nobody, comes before the body's turn.
-        await asyncio.wait_for(
-            made.__serve_build_asgi_app__()(connection.scope, connection.receive, connection.send), 20
-        )
+        await asyncio.wait_for(application_of(service)(connection.scope, connection.receive, connection.send), 20)
     finally:
         ended.set()
     await before

@@ -23,17 +23,15 @@ import pytest
 from actors.text.chat_template import ChatTemplate
 from cluster.outputs import FINISH_LENGTH, TokenDelta, TokenLogprobs
 from deployments.answers.event_stream import EventStream
-from deployments.answers.request_line import RequestLines
 from deployments.answers.whole_answer import WholeAnswer
 from deployments.http.body import default_body_bytes
 from deployments.http.keys import ApiKeys
 from deployments.http.large_requests import large_requests
-from deployments.ingress import OpenAiIngress
 from deployments.metrics.request_events import RequestEvents
 from deployments.openai_api.answers.event_ids import EventIds, ResumePoint
 from deployments.openai_api.requests.sampling import ModelLimits
 from deployments.openai_api.service import OpenAiService
-from deployments.routing.waiting.turns import Turns
+from tests.deployments.ingress_without_ray import application_of
 from tests.deployments.openai_api.points import point_of
 from tests.deployments.played_engines import Engines
 
@@ -81,16 +79,9 @@ def tokenizer(smollm2_tokenizer):
 def application(tokenizer, num_tokens: int = 2):
     engines = Engines([100] * num_tokens, ENTRY)
     engines.events = RequestEvents()
-    made = object.__new__(OpenAiIngress)
-    made._turns = Turns()
-    made._keys = OPEN
-    made._config = SimpleNamespace(max_prompt_bytes=None, max_choices=MAX_CHOICES, allowed_origins=[])
-    made._service = OpenAiService(
-        engines, tokenizer, "m", ModelLimits(MAX_MODEL_LEN, tokenizer.vocab_size), MAX_CHOICES
-    )
-    made._starting = None
-    made._lines = RequestLines("m")
-    return made.__serve_build_asgi_app__()
+    limits = ModelLimits(MAX_MODEL_LEN, tokenizer.vocab_size)
+    service = OpenAiService(engines, tokenizer, "m", limits, MAX_CHOICES)
+    return application_of(service, OPEN, None, MAX_CHOICES)
 
 
 async def ask(app, path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, bytes]:

@@ -14,7 +14,7 @@ from cluster.config import LLMConfig
 from cluster.tenant import NOBODY, own_secret, tenant_of
 from deployments.http.keys import ApiKeys, key_digest
 from deployments.llm import build_openai_app
-from tests.deployments.ingress_without_ray import Connection, serving
+from tests.deployments.ingress_without_ray import Connection, application
 from tests.deployments.played_engines import Engines
 
 SECRET = b"s" * 32
@@ -68,12 +68,10 @@ class Recorded(Engines):
 
 
 async def ask(engines: Engines, keys: ApiKeys, key: str | None, body: dict) -> None:
-    made = serving(engines)
-    made._keys = keys
     connection = Connection("/v1/completions", {"prompt": "x", "max_tokens": 1, **body})
     if key is not None:
         connection.scope["headers"].append((b"authorization", bearer(key).encode()))
-    await made.__serve_build_asgi_app__()(connection.scope, connection.receive, connection.send)
+    await application(engines, keys)(connection.scope, connection.receive, connection.send)
     assert connection.events[0]["status"] == 200
 
 

@@ -14,7 +14,7 @@ from cluster.outputs import TokenDelta
 from deployments.http.keys import ApiKeys
 from deployments.metrics.request_events import RequestEvents
 from deployments.openai_api.answers.event_ids import EventIds, ResumePoint
-from tests.deployments.ingress_without_ray import Connection, serving
+from tests.deployments.ingress_without_ray import Connection, application_of, service_of
 from tests.deployments.played_engines import Engines
 from tests.waiting import until
 
@@ -68,10 +68,9 @@ class Server:
 
     def __init__(self) -> None:
         self.engines = HoldingEngines()
-        ingress = serving(self.engines)
-        ingress._keys = KEYS
-        self.live = ingress._service._live
-        self._app = ingress.__serve_build_asgi_app__()
+        service = service_of(self.engines)
+        self.live = service._live
+        self._app = application_of(service, KEYS)
         self.tasks: list[asyncio.Task] = []
 
     def ask(

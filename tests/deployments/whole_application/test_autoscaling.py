@@ -31,10 +31,11 @@ from cluster.scaling.fleet import FleetInputs
 from cluster.scaling.ingresses import IngressRule
 from cluster.scaling.ingresses import decide as ingresses_wanted
 from cluster.scaling.inputs import MAX_LOAD_AGE_S
-from deployments import ingress, llm
+from deployments import llm
 from deployments.autoscaling.decision_file import file_name
 from deployments.autoscaling.serve_options import autoscaling_config, ingress_autoscaling_config
 from deployments.cli import app as bireme
+from deployments.endpoints import model_service
 from deployments.ingress import OpenAiIngress
 from deployments.llm import build_openai_app
 from deployments.ray_private.serve import session_logs
@@ -207,7 +208,7 @@ class Impatient(OpenAiIngress):
     """Where there is to be an engine, it answers 503 after a second without one instead of after half a minute."""
 
     async def start(self) -> None:
-        ingress._LOADING_PATIENCE_S = 1.0  # in the ingress's process
+        model_service._LOADING_PATIENCE_S = 1.0  # in the ingress's process
         await super().start()
 
 

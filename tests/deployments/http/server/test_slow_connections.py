@@ -24,7 +24,7 @@ from deployments.start import serve_environment
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
 from tests.deployments.conftest import wait_for
 from tests.deployments.http.server.listening import listening
-from tests.deployments.ingress_without_ray import serving
+from tests.deployments.ingress_without_ray import application_of, service_of
 from tests.deployments.played_engines import Engines
 
 LIMIT_S = 1.0
@@ -91,8 +91,7 @@ async def test_a_body_that_never_ends_is_answered_and_ends_its_connection(monkey
     """The API itself behind a socket, with one second in place of its minute."""
     assert 10 <= body.BODY_TIMEOUT_S <= 120
     monkeypatch.setattr(body, "BODY_TIMEOUT_S", LIMIT_S)
-    ingress = serving(Engines([65]))
-    async with listening(ingress.__serve_build_asgi_app__()) as served:
+    async with listening(application_of(service_of(Engines([65])))) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         head = (
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"

@@ -1,0 +1,1 @@
+"""What an ingress answers: its paths, what each does, and the application around them."""
