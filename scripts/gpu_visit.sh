@@ -143,7 +143,7 @@ part_h() {
 part_i() {
     # TEST_SITE: a folder with pytest-asyncio, where it is not installed.
     limited INT 240 i-deployments env PYTHONPATH="${TEST_SITE:+$TEST_SITE:}$PYTHONPATH" "${pytest[@]}" -o asyncio_mode=auto -o filterwarnings=ignore \
-        --durations=5 tests/deployments/whole_application/test_{app,crowd,chat_command,readme,autoscaling}.py \
+        --durations=5 tests/deployments/whole_application/test_{app,crowd,chat_command,readme,autoscaling_{spares,from_zero,ingresses,objectives}}.py \
         tests/deployments/{openai_api/test_resume,metrics/test_metrics,admin/test_timeline,replica/test_token_socket}.py || status=1
     tests_of i-deployments
 }

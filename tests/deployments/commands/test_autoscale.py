@@ -1,5 +1,5 @@
 """``bireme autoscale``: what it shows, what it refuses, and how it finds the server. One that runs is in
-``whole_application/test_autoscaling.py``."""
+``whole_application/test_autoscaling_objectives.py``."""
 
 from __future__ import annotations
 
