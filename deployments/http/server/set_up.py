@@ -11,6 +11,7 @@ from uvicorn.protocols.http import httptools_impl
 from deployments.http.server.door import HttpDoor
 from deployments.http.server.header_timeout import limit_header_time
 from deployments.http.server.local_socket import listen_beside_ports
+from deployments.http.server.pipelining import tell_who_is_answered
 from deployments.http.server.room import RoomCycle
 from deployments.native.step_writer import native_module
 from deployments.start.direct_addresses import keep_addresses_direct
@@ -25,6 +26,7 @@ def set_up_http_servers() -> list[Middleware]:
     keep_addresses_direct()
     install_cycle()
     limit_header_time()
+    tell_who_is_answered()
     listen_beside_ports()
     return [Middleware(HttpDoor)]
 
