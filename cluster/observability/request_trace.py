@@ -10,6 +10,7 @@ from typing import Any
 # In the order in which they are passed. The engine's stand between those of the ingress, which sees its tokens later.
 MARKS = {
     "received": "the ingress has the request",
+    "begun": "its turn has come",
     "prepared": "read, checked, encoded",
     "sent": "sent to an engine, or given to Serve's handle",
     "replica": "the engine replica has it",

@@ -88,9 +88,9 @@ class IngressRule(NamedTuple):
         most: bound, beside that of the cores.
     """
 
-    full: float = 0.8
-    aim: float = 0.6
-    rest: float = 0.45
+    full: float = 0.65
+    aim: float = 0.5
+    rest: float = 0.38
     hold_s: float = 180.0
     max_age_s: float = 10.0
     most: int = MOST_INGRESSES

@@ -21,7 +21,7 @@ class PackingRule(NamedTuple):
         half_life_s: of a bound, down to twice what is open: what others cost has been forgotten by then.
     """
 
-    aim: float = 0.7
+    aim: float = 0.55
     telling: float = 0.1
     first: float = 16.0
     half_life_s: float = 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -71,13 +72,16 @@ class GeneratingEndpoints:
 
     async def _begin(self, request: Request, start: Start) -> tuple[Peer, bool, tuple[Generation, OpenAiResponse]]:
         service = await self._model.ready()
+        came = time.monotonic()
         await self._turns.begin()
+        waited_s = time.monotonic() - came
         max_bytes = self._model.max_body_bytes
         tenant, last_event_id = request.state.tenant, request.headers.get(LAST_EVENT_ID_HEADER)
         resumable = wants_event_ids(request.headers.get(RESUMABLE_HEADER), last_event_id)
         peer = Peer.of(request.scope, request.receive, tenant)
         trace_id = trace_id_of(request.headers.get("traceparent"))
-        caller = Caller(tenant, peer, service.resume_point(last_event_id, tenant), resumable, trace_id, request_id())
+        resumed = service.resume_point(last_event_id, tenant)
+        caller = Caller(tenant, peer, resumed, resumable, trace_id, request_id(), waited_s)
         max_bytes += max_resume_bytes(caller.resumed, self._model.max_choices, service.limits.max_model_len)
         # The words that client libraries know an overflow by.
         hint = f"This model's maximum context length is {service.limits.max_model_len} tokens"

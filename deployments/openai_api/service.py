@@ -72,6 +72,7 @@ class Caller(NamedTuple):
         resumable: events of a stream get ids.
         trace_id: of the trace that it is part of; empty if its client has none.
         x_request_id: under which logs know the request.
+        waited_s: for its turn to begin, which counts as time of the answer.
     """
 
     tenant: Tenant = NOBODY
@@ -80,6 +81,7 @@ class Caller(NamedTuple):
     resumable: bool = True
     trace_id: str = ""
     x_request_id: str = ""
+    waited_s: float = 0.0
 
 
 _ANYBODY = Caller()
@@ -170,7 +172,7 @@ class OpenAiService:
         return await self._start(self._chat, body, caller)
 
     async def _start(self, prepare: _Prepare, body: Any, caller: Caller) -> tuple[Generation, OpenAiResponse]:
-        received = time.monotonic()
+        received, begun = time.monotonic() - caller.waited_s, time.time()
         if isinstance(body, bytearray) and len(body) > SMALL_BYTES:
             peer = caller.peer
             preparing = large_requests.prepare(peer.name, len(body), prepare, body, caller, received)
@@ -180,7 +182,7 @@ class OpenAiService:
         resume, answer.request.resume = answer.request.resume, None
         prepared = time.time()
         for choice in generation.choices:
-            choice.entry.marks["prepared"] = prepared
+            choice.entry.marks |= {"begun": begun, "prepared": prepared}
         generation.start()
         self.traces.begin((answer.id, caller.trace_id, caller.x_request_id), caller.tenant, list(generation.choices))
         generation.when_closed.append(lambda: self._lines.when_over(answer.id, caller.x_request_id, generation.choices))

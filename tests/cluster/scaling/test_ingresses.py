@@ -76,7 +76,7 @@ def test_what_is_missing_or_stale_holds(state, running, target, age_s):
 
 def test_one_that_is_full_gets_another_where_there_are_cores_for_it():
     assert decide(told(0.0, [0.95]), IngressState()).target == 2
-    assert decide(told(0.0, [0.79]), IngressState()).target == 1
+    assert decide(told(0.0, [RULE.full - 0.01]), IngressState()).target == 1
     assert decide(told(0.0, [0.95], most=1), IngressState()).target == 1
     assert decide(told(0.0, [0.95], most=None), IngressState()).target == 1, "no engine is known"
     assert decide(told(0.0, [0.95], target=2), IngressState()).target == 2, "one that starts is waited for"

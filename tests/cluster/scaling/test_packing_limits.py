@@ -162,8 +162,8 @@ def simulated(load: Callable[[int], float], seconds: int, seed: int, cost: float
 @pytest.mark.parametrize("cost", [0.002, 0.01])
 def test_a_load_that_grows_gets_another_ingress_when_it_got_one_before(cost):
     packed, alike = simulated(lambda second: second / 200, 700, 1, cost)
-    assert packed.counts[-1] == alike.counts[-1] >= 5
-    assert np.sum(np.array(packed.counts) != np.array(alike.counts)) <= 40, "seconds"
+    assert min(packed.counts[-1], alike.counts[-1]) >= 5
+    assert np.max(np.abs(np.array(packed.counts) - np.array(alike.counts))) <= 1
 
 
 @given(st.floats(0.1, 3.0), st.sampled_from([0.002, 0.01, 0.05]), st.integers(0, 100))
@@ -179,9 +179,9 @@ def test_a_load_that_stays_has_as_many_as_before_and_fills_the_first(load, cost,
 
 
 def test_a_load_that_falls_leaves_as_few_as_before():
-    packed, alike = simulated(lambda second: 3.0 if second < 200 else 0.6, 900, 1, 0.01)
+    packed, alike = simulated(lambda second: 3.0 if second < 200 else 0.5, 900, 1, 0.01)
     assert packed.counts == alike.counts
     assert packed.counts[-1] == 2 < max(packed.counts)
     first, second = np.mean(packed.shares[-100:], axis=0)
-    assert first == pytest.approx(0.6, abs=0.05)
+    assert first == pytest.approx(0.5, abs=0.05)
     assert second < 0.02, "what is left of it"

@@ -44,16 +44,16 @@ def test_it_follows_what_the_requests_of_the_last_second_took():
     for _ in range(14):
         room.change(1)
     assert said(room) == (PACKING.first, 14)
-    clocks.pass_by(0.5, 0.7)
+    clocks.pass_by(0.5, 0.99 * PACKING.aim)
     assert said(room) == (PACKING.first, 14), "half a second says little"
-    clocks.pass_by(0.5, 0.7)
+    clocks.pass_by(0.5, 0.99 * PACKING.aim)
     assert said(room) == (14, 14), "as many as take what is aimed at"
     for _ in range(10):
         room.change(-1)
     clocks.pass_by(2.0, 0.4)
-    assert said(room) == (7, 4)
+    assert said(room) == (int(PACKING.aim * 4 / 0.4), 4)
     clocks.pass_by(1.0, 0.8)
-    assert said(room) == (3, 4), "half of it was no CPU time, but a wait for a core: more would wait longer"
+    assert said(room) == (int(PACKING.aim * 4 / 0.8), 4), "half of it was a wait for a core: more would wait longer"
     clocks.pass_by(30.0, 0.01)
     assert said(room) == (PACKING.first, 4), "what next to nothing is taken by"
 
@@ -73,7 +73,7 @@ def test_requests_count_as_long_as_they_are_open():
     room.change(-20)
     clocks.pass_by(0.5, 0.0)
     # Ten on average, for half a core.
-    assert said(room) == (14, 0)
+    assert said(room) == (int(PACKING.aim * 10 / 0.5), 0)
 
 
 async def application(scope, receive, send) -> None:
