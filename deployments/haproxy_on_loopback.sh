@@ -8,6 +8,8 @@
 # address has at most $BIREME_MAX_CONNECTIONS_PER_ADDRESS connections (three quarters of all; 0: as many as there are). Ray Serve
 # has no option for any of them. What http_options.host says about the API stays. Servers of this machine are reached by
 # their sockets in $BIREME_HTTP_SOCKETS, where they have one; not in a folder whose name sed and grep would read otherwise.
+# Who has sent nothing in that time is left without a word: clients that connect ahead would take a 408 for the answer to what they
+# send next.
 # Its log (requests, servers that come and go), which Serve has it send by UDP to port 514 of this machine, goes there only if somebody listens
 # when the configuration changes: sent to nobody it is a fifth of what HAProxy takes for a request. With $RAY_SERVE_HAPROXY_LOG_TARGET it goes
 # there in any case. Metrics are told elsewhere.
@@ -48,7 +50,7 @@ if [ -n "$config" ]; then
             rm -f -- "$socket" # of a server that was killed
         fi
     done
-    sed -e "/^defaults/,/mode http/ s/^ *mode http\$/&\\n    timeout http-request ${header}s\\n    option forwardfor/" \
+    sed -e "/^defaults/,/mode http/ s/^ *mode http\$/&\\n    timeout http-request ${header}s\\n    option forwardfor\n    option http-ignore-probes/" \
         -e "/^frontend http_frontend/,/bind/ s/^ *bind .*/&$table$claims$told/" \
         -e '/^frontend prometheus/,/bind/ s/bind [*]\{0,1\}:/bind 127.0.0.1:/' \
         -e '/^ *option splice-request *$/d' \

@@ -311,7 +311,8 @@ def page() -> str:
         "",
         "Written by `python docs/make_conformance_page.py` from `tests/deployments/whole_application/conformance.py`; a test",
         "sends each row to a server. Fields stand beside the least that their endpoint takes. Every error has OpenAI's shape,",
-        "with the field at fault in `param`.",
+        "with the field at fault in `param`. What cannot be read as an HTTP request never gets so far",
+        "([http.md](http.md#what-a-client-may-send-and-hold)).",
     ]
     for title, rows in SECTIONS.items():
         lines += ["", f"## {title}", "| feature | request | verdict |", "|---|---|---|"]

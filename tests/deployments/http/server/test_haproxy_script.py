@@ -55,7 +55,8 @@ def test_haproxy_gets_the_configuration_with_its_side_doors_closed_its_limits_an
     assert _start("-db", "-f", str(config), "-sf", "1 2") == f"-db -f {config} -sf 1 2\n"
     assert config.read_text() == (
         "global\n    stats socket /run/a mode 600 level admin\n    maxconn 1000\n"
-        "defaults\n    mode http\n    timeout http-request 10s\n    option forwardfor\n    option splice-response\n"
+        "defaults\n    mode http\n    timeout http-request 10s\n    option forwardfor\n"
+        "    option http-ignore-probes\n    option splice-response\n"
         "frontend prometheus\n    bind 127.0.0.1:9101\n"
         "frontend http_frontend\n    bind *:8000\n"
         "    stick-table type ipv6 size 100k expire 10m store conn_cur\n"

@@ -132,6 +132,11 @@ def crowded(tmp_path) -> Iterator[int]:
         yield port
 
 
+def test_a_connection_that_sends_nothing_is_closed_without_an_answer_to_nothing(crowded):
+    with socket.create_connection(("127.0.0.1", crowded), timeout=20) as connection:
+        assert connection.recv(4096) == b""
+
+
 def is_well(port: int, source: str = "127.0.0.1") -> bool:
     transport = httpx.HTTPTransport(local_address=source)
     with httpx.Client(transport=transport, timeout=20, trust_env=False) as client:
