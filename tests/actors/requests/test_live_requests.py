@@ -303,3 +303,40 @@ async def test_a_wait_counts_from_the_ingress_for_who_waited_elsewhere_and_from_
     waits = {name: live.wait_s((name, one.attempt)) for name, one in asked.items()}
     assert 5 <= waits.pop("elsewhere") < 5 + 1
     assert all(0 <= wait < 1 for wait in waits.values()) and live.wait_s(("none", 0)) == 0
+
+
+@pytest.mark.parametrize("num_left", [0, 1, 8, 9, 60])
+async def test_of_whoever_leaves_a_step_what_it_said_is_noted(num_left):
+    live, names = LiveRequests(), [f"{i:02}" for i in range(60)]
+    for i, name in enumerate(names):
+        live.open(request(name, 0), future()).follow([1] * 3 + list(range(100)))
+        live.deliver(TokenDelta(name, 0, 0, list(range(i))))
+    live.deliver_plain("s", PlainTokens(names, [0] * 60, list(range(60)), list(range(60))))
+    stay = names[num_left:] + ["other"]
+    live.deliver_plain(
+        "s", PlainTokens(stay, [0] * len(stay), list(range(num_left + 1, 60 + 1)) + [0], [7] * len(stay))
+    )
+    noted = {name for i, name in enumerate(names) if live._of[name, 0].num_said == i + 1}
+    assert noted == set(names[:num_left])
+
+
+async def test_that_many_leave_a_step_costs_a_few_comparisons_each():
+    compared = 0
+
+    class Name(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    live, count = LiveRequests(), 1000
+    names = [f"{i:04}" for i in range(count)]
+    for name in names:
+        live.open(request(name, 0), future()).follow([1, 1, 1, 5])
+    live.deliver_plain("s", PlainTokens([Name(name) for name in names], [0] * count, [0] * count, [5] * count))
+    live.deliver_plain("s", PlainTokens(["other"], [0], [0], [5]))
+    assert all(one.num_said == 1 for one in live._of.values())
+    assert count <= compared <= 20 * count
