@@ -7,26 +7,23 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from actors.requests.ended_answers import EndedAnswers, Said
 from cluster.errors import StaleAttemptError
 from cluster.observability.request_trace import wall_clock
 from cluster.outputs import FINISHES_ELSEWHERE, GenerateReply, PlainTokens, TokenDelta
 from cluster.request import EngineRequest, RequestKey
 
-# A finished answer is kept this long, so that an ingress whose stream broke can fetch the end of it.
-RETENTION_S = 60.0
-# What follows the tokens of a delta that says nothing else.
-_NO_MORE = TokenDelta("", 0, 0, [])[4:]
 # To look for a row in a list of rows takes as long as an eighth of making a dict of them.
 _FEW = 8
 
 
 @dataclass(slots=True, eq=False)
 class LiveRequest:
-    """A request inside the actor, or one that ended lately.
+    """A request inside the actor.
 
     Attributes:
         done: resolved with the reply to whoever asked.
-        came_at, first_at, finished_at: of ``time.monotonic``; ``first_at`` is of its first token.
+        came_at, first_at: of ``time.monotonic``; ``first_at`` is of its first token.
         waited_s: for a slot; None before it has one.
         deltas: all that its engine said about it but plain tokens.
         num_said: tokens of its answer that its engine has said, or that it came with; lags behind while plain ones come.
@@ -40,7 +37,6 @@ class LiveRequest:
     num_said: int = field(init=False)
     waited_s: float | None = None
     first_at: float | None = None
-    finished_at: float | None = None
     grammar: object = None
     _tokens: Sequence[int] = ()
     _first: int = 0  # in ``_tokens``, of the answer
@@ -72,33 +68,11 @@ class LiveRequest:
         self.deltas.append(delta)
         self.num_said = max(self.num_said, delta.index + len(delta.token_ids))
 
-    def keep_answer(self) -> None:
-        """Its engine says nothing more."""
-        begun = len(self.request.output_token_ids)
-        self._tokens, self._first = self._tokens[self._first + begun : self._first + self.num_said], -begun
-
-    def said_from(self, index: int) -> list[TokenDelta]:
-        """What was said of tokens from ``index`` on, of each one by one, and how it ended."""
-        said: list[TokenDelta] = []
-        position = max(index, len(self.request.output_token_ids))
-        for delta in self.deltas:
-            end = delta.index + len(delta.token_ids)
-            if end <= index and not delta.finish_reason:
-                continue
-            said += self._plain(position, delta.index)
-            if delta[4:] == _NO_MORE:
-                said += self._one_by_one(max(index, delta.index), delta.token_ids[max(0, index - delta.index) :])
-            else:
-                said.append(delta)
-            position = max(position, end)
-        return said + self._plain(position, self.num_said)
-
-    def _plain(self, start: int, end: int) -> list[TokenDelta]:
-        return self._one_by_one(start, self._tokens[self._first + start : self._first + end]) if start < end else []
-
-    def _one_by_one(self, index: int, tokens: Sequence[int]) -> list[TokenDelta]:
-        request_id, attempt = self.key
-        return [TokenDelta(request_id, attempt, index + i, [token]) for i, token in enumerate(tokens)]
+    @property
+    def said(self) -> Said:
+        """What its engine has said."""
+        num_begun = len(self.request.output_token_ids)
+        return Said(*self.key, self.deltas, num_begun, self.num_said, self._tokens, self._first)
 
     @property
     def marks(self) -> dict[str, float]:
@@ -120,30 +94,36 @@ class LiveRequests:
     """One key set: a request is opened, told of, and dropped in one place. Belongs to one event loop.
 
     Attributes:
-        num_unfinished, num_tokens: requests that have not ended, and their tokens of prompt and answer so far.
+        num_tokens: of prompt and answer so far, of requests that have not ended.
         num_ended: since the start.
         idle: set while no request is unfinished.
     """
 
     def __init__(self) -> None:
-        self._of: dict[RequestKey, LiveRequest] = {}
+        self._of: dict[RequestKey, LiveRequest] = {}  # those that have not ended
+        self._ended = EndedAnswers()
         # By subscriber, the last step's; what those before it said of other requests is noted with these.
         self._plain: dict[str, PlainTokens] = {}
         self._attempts: dict[str, int] = {}
-        self.num_unfinished = self.num_tokens = self.num_ended = 0
+        self.num_tokens = self.num_ended = 0
         self.idle = asyncio.Event()
         self.idle.set()
 
     def __contains__(self, key: RequestKey) -> bool:
-        return key in self._of
+        return key in self._of or key in self._ended
 
     def __len__(self) -> int:
+        return len(self._of) + len(self._ended)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that have not ended."""
         return len(self._of)
 
     def subscriber(self, key: RequestKey) -> str | None:
-        """Whose request it is; None if it is not here."""
+        """Whose request it is; None if it is not here. Any thread may ask."""
         live = self._of.get(key)
-        return None if live is None else live.request.subscriber
+        return self._ended.subscriber(key) if live is None else live.request.subscriber
 
     def newest_attempt(self, request_id: str) -> int:
         """-1 if the request is not here."""
@@ -159,11 +139,10 @@ class LiveRequests:
         newest = self.newest_attempt(request.request_id)
         if request.attempt < newest:
             raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is older than attempt {newest}")
-        if key in self._of:
+        if key in self:
             raise StaleAttemptError(f"attempt {request.attempt} of {request.request_id} is already here")
         live = self._of[key] = LiveRequest(request, done, time.monotonic())
         self._attempts[request.request_id] = request.attempt
-        self.num_unfinished += 1
         self.num_tokens += live.num_tokens
         self.idle.clear()
         return live
@@ -188,8 +167,7 @@ class LiveRequests:
             live.first_at = time.monotonic() if at is None else at
         if live.waited_s is None and waited_s is not None:
             live.waited_s = waited_s(delta.request_id)
-        if live.finished_at is None:
-            self.num_tokens += len(delta.token_ids)
+        self.num_tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             self._end(live, delta, delta.finish_reason)
         return live
@@ -231,13 +209,15 @@ class LiveRequests:
 
     def _end(self, live: LiveRequest, delta: TokenDelta, finish_reason: str) -> None:
         """``delta`` is the engine's last word."""
-        self._finish(live)
+        if finish_reason not in FINISHES_ELSEWHERE:
+            self._ended.add(live.request.subscriber, live.said)  # first, as another thread asks whose it is
+        self._take_out(live)
         self.num_ended += 1
         if not live.done.done():
             num_tokens = delta.index + len(delta.token_ids)
             live.done.set_result(GenerateReply(num_tokens, finish_reason, marks=live.marks))
         if finish_reason in FINISHES_ELSEWHERE:
-            self.drop((delta.request_id, delta.attempt))
+            self._forget_attempt(live.key)
 
     def fail_all(self, error: BaseException) -> None:
         """Nothing more will be said about any of them."""
@@ -247,7 +227,7 @@ class LiveRequests:
     def unfinished(self, subscriber: str | None = None) -> Iterable[tuple[RequestKey, LiveRequest]]:
         """Those that have not ended, of all subscribers or of one."""
         for key, live in self._of.items():
-            if live.finished_at is None and subscriber in (None, live.request.subscriber):
+            if subscriber in (None, live.request.subscriber):
                 yield key, live
 
     def missing(self, subscriber: str, wanted: dict[str, int]) -> Iterable[list[TokenDelta]]:
@@ -257,14 +237,20 @@ class LiveRequests:
             wanted: request id to the index of the next token wanted.
         """
         self._note_all()
-        for live in self._of.values():
-            index = wanted.get(live.request.request_id)
-            if index is not None and live.request.subscriber == subscriber:
-                yield live.said_from(index)
+        for request_id, index in wanted.items():
+            # Who asks has opened the newest attempt, and follows no older one.
+            key = request_id, self.newest_attempt(request_id)
+            live = self._of.get(key)
+            if live is None:
+                missed = self._ended.following(key, subscriber, index)
+            else:
+                missed = live.said.following(index) if live.request.subscriber == subscriber else []
+            if missed:
+                yield missed
 
     def wait_s(self, key: RequestKey | None) -> float:
-        """How long its client has waited for it, in seconds, in other engines, too; 0 if it is not here. Of an answer that others
-        have begun: for how long it has been here."""
+        """How long its client has waited for it, in seconds, in other engines, too; 0 if it is not here or has ended. Of an
+        answer that others have begun: for how long it has been here."""
         live = None if key is None else self._of.get(key)
         if live is None:
             return 0.0
@@ -276,28 +262,26 @@ class LiveRequests:
         """Nobody will ask for it again."""
         live = self._of.get(key)
         if live is None:
-            return
-        if live.finished_at is None:
+            self._ended.discard(key)
+        else:
             self._note_all()
-        del self._of[key]
-        self._finish(live)
-        if self._attempts.get(key[0]) == key[1]:
-            del self._attempts[key[0]]
+            self._take_out(live)
+        self._forget_attempt(key)
 
     def drop_old(self) -> None:
         """Drop the answers that ended more than ``RETENTION_S`` ago."""
         self._note_all()  # also of subscribers that are gone
-        before = time.monotonic() - RETENTION_S
-        for key in [k for k, live in self._of.items() if live.finished_at and live.finished_at < before]:
+        for key in self._ended.old():
             self.drop(key)
 
-    def _finish(self, live: LiveRequest) -> None:
-        if live.finished_at is not None:
-            return
-        live.finished_at = time.monotonic()
+    def _forget_attempt(self, key: RequestKey) -> None:
+        if self._attempts.get(key[0]) == key[1]:
+            del self._attempts[key[0]]
+
+    def _take_out(self, live: LiveRequest) -> None:
+        """It has not ended so far, and all that was said of it is noted."""
+        del self._of[live.key]
         live.grammar = None
-        live.keep_answer()
-        self.num_unfinished -= 1
         self.num_tokens -= live.num_tokens
-        if not self.num_unfinished:
+        if not self._of:
             self.idle.set()

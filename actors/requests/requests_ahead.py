@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
-from actors.requests.live_requests import RETENTION_S
+from actors.requests.ended_answers import RETENTION_S
 from cluster.outputs import AttachRequired, GenerateReply, NotAdmitted
 from cluster.request import RequestKey
 

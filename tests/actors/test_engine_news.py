@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from actors import delta_stream
-from actors.requests import live_requests
+from actors.requests import ended_answers
 from cluster.errors import InvalidRequestError
-from cluster.outputs import ENGINE_LEAVES, EngineLoad
+from cluster.outputs import ENGINE_LEAVES, FINISH_HANDOVER, EngineLoad, TokenDelta
 from tests.actors.idle_loop import IdleLoop, serve
 from tests.actors.subscriber import Subscriber, slow_down, subscribed
 from tests.engines import deltas_in
@@ -31,13 +31,38 @@ async def test_a_broken_stream_resumes_from_an_index(actor):
     assert second.of("a")[-1].finish_reason == "length"
 
 
+async def test_an_ended_answer_whose_words_are_gone_is_continued_as_it_would_have_been(actor, monkeypatch):
+    params = {"max_tokens": 40, "temperature": 1.0, "seed": 5, "ignore_eos": True}
+    undisturbed = Subscriber(actor)
+    await asyncio.sleep(0)
+    await actor.generate(subscribed("twin", [7, 7], **params))
+    await undisturbed.wait_for("twin", 40)
+    expected = [token for delta in undisturbed.of("twin") for token in delta.token_ids]
+    monkeypatch.setattr(ended_answers, "MAX_KEPT_BYTES", 0)
+    call = asyncio.create_task(actor.generate(subscribed("a", [7, 7], **params)))
+    await undisturbed.wait_for("a", 5)
+    undisturbed.task.cancel()
+    had = [token for delta in undisturbed.of("a") for token in delta.token_ids]
+    await call  # finishes while nobody listens
+    again = Subscriber(actor, {"a": len(had)})
+    await again.wait_for("a", 1)
+    assert again.of("a") == [TokenDelta("a", 0, len(had), [], finish_reason=FINISH_HANDOVER)]
+    request = subscribed("a", [7, 7], attempt=1, **params)
+    request.output_token_ids = had
+    await actor.generate(request)
+    await again.wait_for("a", 1 + 40 - len(had))
+    said = [delta for delta in again.of("a") if delta.attempt == 1]
+    assert len(had) < 40 and [delta.index for delta in said] == list(range(len(had), 40))
+    assert had + [token for delta in said for token in delta.token_ids] == expected
+
+
 async def test_an_answer_that_ended_long_ago_is_forgotten_though_nobody_asks_for_anything(actor, monkeypatch):
     stream = Subscriber(actor)
     await asyncio.sleep(0)
     await actor.generate(subscribed("a", [1], ignore_eos=True))
     await stream.wait_for("a", 8)
     assert ("a", 0) in actor.serving.live, "its subscriber may yet lose the stream"
-    monkeypatch.setattr(live_requests, "RETENTION_S", 0.2)
+    monkeypatch.setattr(ended_answers, "RETENTION_S", 0.2)
     await until(lambda: not len(actor.serving.live), 10)
     assert actor.serving.live.newest_attempt("a") == -1
 

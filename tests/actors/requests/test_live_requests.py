@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.requests import live_requests
+from actors.requests import ended_answers
 from actors.requests.live_requests import LiveRequest, LiveRequests
 from cluster.errors import StaleAttemptError
 from cluster.outputs import FINISH_MOVE, GenerateReply, PlainTokens, TokenDelta, TokenLogprobs
@@ -62,13 +62,12 @@ async def _play(events) -> None:
             index = num_said.get(key, 0)
             num_said[key] = index + 2
             found = live.deliver(TokenDelta(name, attempt, index, [7, 8], finish_reason=value))
-            assert (found is not None) == (key in remembered)
-            if key in tokens:
+            assert (found is not None) == (key in tokens)
+            if found is not None:
                 tokens[key] += 2
-            if value is not None and key in remembered:
+            if value is not None and found is not None:
                 ended += 1
-                tokens.pop(key, None)
-                assert found is not None
+                del tokens[key]
                 assert isinstance(await found.done, GenerateReply)
                 if value == FINISH_MOVE:
                     remembered.discard(key)
@@ -113,7 +112,7 @@ def test_what_was_said_is_told_again_token_by_token(said, begun, wanted, ends):
     for delta in deltas:
         live.remember(delta)
     assert pickle.dumps(deltas) == sent, "what is on its way to a subscriber is not touched"
-    told = live.said_from(wanted)
+    told = live.said.following(wanted)
     assert all(d.index + len(d.token_ids) > wanted or d.finish_reason for d in told)
     by_token = {d.index + i: (t, d.logprobs and d.logprobs[i]) for d in told for i, t in enumerate(d.token_ids)}
     expected = {d.index + i: (t, d.logprobs and d.logprobs[i]) for d in deltas for i, t in enumerate(d.token_ids)}
@@ -258,9 +257,8 @@ async def _play_twice(steps) -> None:
         counts = [(live.num_unfinished, live.num_tokens, live.num_ended, len(live)) for live in both]
         assert counts[0] == counts[1]
         assert both[0].num_tokens == sum(map(len, lists.values()))
-        assert [one.num_said for one in both[0]._of.values() if one.finished_at] == [
-            one.num_said for one in both[1]._of.values() if one.finished_at
-        ]
+        late, at_once = ({key: one.words for key, one in live._ended._kept.items()} for live in both)
+        assert late == at_once, "who ended"
     agree(0)
 
 
@@ -273,7 +271,7 @@ async def test_a_long_answer_is_few_objects():
         live.deliver_plain("s", PlainTokens(["a"], [0], [index], [index]))
     live.deliver(TokenDelta("a", 0, 999, [999], finish_reason="length"))
     assert len(kept.deltas) == 2
-    said = kept.said_from(0)
+    (said,) = live.missing("s", {"a": 0})
     assert [(d.index, d.token_ids) for d in said] == [(i, [i]) for i in range(1000)]
 
 
@@ -284,7 +282,7 @@ async def test_only_answers_that_ended_long_ago_are_dropped(monkeypatch):
     live.deliver(TokenDelta("a", 0, 0, [1], finish_reason="length"))
     live.drop_old()
     assert ("a", 0) in live
-    monkeypatch.setattr(live_requests, "RETENTION_S", -1.0)
+    monkeypatch.setattr(ended_answers, "RETENTION_S", -1.0)
     live.drop_old()
     assert [key for key in (("a", 0), ("b", 0)) if key in live] == [("b", 0)]
     assert live.newest_attempt("a") == -1
@@ -340,3 +338,25 @@ async def test_that_many_leave_a_step_costs_a_few_comparisons_each():
     live.deliver_plain("s", PlainTokens(["other"], [0], [0], [5]))
     assert all(one.num_said == 1 for one in live._of.values())
     assert count <= compared <= 20 * count
+
+
+async def test_who_comes_back_costs_what_it_asks_for_and_not_what_ended(monkeypatch):
+    live, asked = LiveRequests(), []
+    for number in range(50):
+        live.open(request(str(number), 0), future())
+        live.deliver(TokenDelta(str(number), 0, 0, [number], finish_reason="length"))
+    live.open(request("live", 0), future())
+    following = ended_answers.EndedAnswers.following
+    monkeypatch.setattr(ended_answers.EndedAnswers, "following", lambda *a: asked.append(a[1]) or following(*a))
+    missing = list(live.missing("s", {"7": 0, "live": 0, "unknown": 3}))
+    assert [[d.token_ids for d in deltas] for deltas in missing] == [[[7]]]
+    assert asked == [("7", 0), ("unknown", -1)]
+    assert [key for key, _ in live.unfinished()] == [("live", 0)]
+
+
+async def test_of_an_attempt_that_was_opened_anew_the_newest_is_told():
+    live = LiveRequests()
+    for attempt in range(2):
+        live.open(request("a", attempt), future())
+        live.deliver(TokenDelta("a", attempt, 0, [attempt], finish_reason="length"))
+    assert [[d.attempt for d in deltas] for deltas in live.missing("s", {"a": 0})] == [[1]]
