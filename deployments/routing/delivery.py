@@ -36,7 +36,8 @@ class Delivery:
             submission = of(request_id)
             if submission is not None and submission.stream is stream and not submission.is_troubled:
                 entry = submission.entry
-                if entry.fingerprint and entry.accept_token(attempt, index, token):
+                # The first one changes more.
+                if index and entry.fingerprint and entry.accept_token(attempt, index, token):
                     submission.deliver_token(index, token)
                     continue
             try:
@@ -85,6 +86,8 @@ class Delivery:
             submission.end_attempt(EngineLost(stream.engine_id, ABORTED))
 
     def _deliver(self, stream: TokenStream, new: TokenDelta, submission: Submission) -> None:
+        if not new.index:
+            self._submissions.begun(submission)
         submission.entry.fingerprint = of_answer(stream.fingerprint, submission.entry.params.is_masked)
         if submission.lost_at is not None and new.token_ids:
             self._events.recovered(new.request_id, time.monotonic() - submission.lost_at)

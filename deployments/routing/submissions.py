@@ -16,17 +16,59 @@ from deployments.routing.token_streams import TokenStream
 logger = logging.getLogger("ray.serve")
 
 
+class CountedByTenant:
+    """A set of submissions, counted by tenant as they come and go: who asks for the counts need not look at each."""
+
+    def __init__(self) -> None:
+        self._members: set[Submission] = set()
+        self._counts: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, submission: object) -> bool:
+        return submission in self._members
+
+    def __iter__(self) -> Iterator[Submission]:
+        return iter(list(self._members))
+
+    @property
+    def by_tenant(self) -> dict[str, int]:
+        """How many each tenant has that has any; a copy."""
+        return self._counts.copy()  # in one go: this thread may not be its own
+
+    def add(self, submission: Submission) -> None:
+        """It is in this state now; safe to call again."""
+        if submission not in self._members:
+            self._members.add(submission)
+            tenant = submission.entry.tenant
+            self._counts[tenant] = self._counts.get(tenant, 0) + 1
+
+    def discard(self, submission: Submission) -> None:
+        """It is not, or not any more."""
+        if submission in self._members:
+            self._members.remove(submission)
+            tenant = submission.entry.tenant
+            left = self._counts[tenant] - 1
+            if left:
+                self._counts[tenant] = left
+            else:
+                del self._counts[tenant]
+
+
 class Submissions:
     """Belongs to one event loop; others may only look.
 
     Attributes:
         journal: an entry each.
         unplaced: those that no engine is known to have.
+        to_begin: those without a token.
     """
 
     def __init__(self, choices: EngineChoices) -> None:
         self.journal = RequestJournal()
-        self.unplaced: set[Submission] = set()
+        self.unplaced = CountedByTenant()
+        self.to_begin = CountedByTenant()
         self._choices = choices
         self._by_id: dict[str, Submission] = {}
         # Of two or more none was alone there.
@@ -48,6 +90,8 @@ class Submissions:
         self.journal.open(submission.entry)
         self._by_id[submission.entry.request_id] = submission
         self.unplaced.add(submission)
+        if not submission.entry.next_index:
+            self.to_begin.add(submission)
         if submission.entry.attempt:
             # An answer that a client takes up.
             self._choices.left_engine(submission.entry.request_id)
@@ -58,6 +102,7 @@ class Submissions:
         self._by_id.pop(submission.entry.request_id, None)
         self.journal.close(submission.entry.request_id)
         self.unplaced.discard(submission)
+        self.to_begin.discard(submission)
         self._choices.close(submission.entry.request_id)
 
     def on(self, stream: TokenStream) -> list[Submission]:
@@ -84,6 +129,10 @@ class Submissions:
             entry, waited_s = submission.entry, time.monotonic() - submission.lost_at
             what = log_fields(request=entry.request_id, engine=stream.engine_id, attempt=entry.attempt)
             logger.info("event=taken %s seconds=%.2f", what, waited_s)
+
+    def begun(self, submission: Submission) -> None:
+        """Its first token came."""
+        self.to_begin.discard(submission)
 
     def displace(self, submission: Submission) -> None:
         """The next attempt begins; no engine is known to have it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from cluster.outputs import EngineLoad
@@ -61,16 +60,15 @@ class EngineRooms:
             rooms = [idle_room]
         num_booked, refused = len(self._submissions.unplaced) + elsewhere, None
         if tenant:
-            live = list(self._submissions)
-            unplaced = Counter(submission.entry.tenant for submission in list(self._submissions.unplaced))
-            to_begin = Counter(submission.entry.tenant for submission in live if submission.entry.next_index == 0)
+            unplaced, to_begin = self._submissions.unplaced.by_tenant, self._submissions.to_begin.by_tenant
             num_slots = len(rooms) * (idle_room.free - idle_room.max_queued)
-            free_slots = max(0, num_slots - (len(live) - to_begin.total()))
-            refused = share_refusal(to_begin[tenant], num_sequences, rooms, free_slots, self._max_queue_share)
+            free_slots = max(0, num_slots - (len(self._submissions) - len(self._submissions.to_begin)))
+            refused = share_refusal(to_begin.get(tenant, 0), num_sequences, rooms, free_slots, self._max_queue_share)
             if refused is None and num_sequences == 1 and streams:
                 # The engine knows exactly. What is announced counts what other keys have sent beyond their shares.
                 return
-            num_booked = num_booked_for(tenant, unplaced, to_begin - unplaced, rooms, self._max_queue_share) + elsewhere
+            waiting = {key: max(0, to_begin.get(key, 0) - count) for key, count in unplaced.items()}
+            num_booked = num_booked_for(tenant, unplaced, waiting, rooms, self._max_queue_share) + elsewhere
         # Without an engine there is no slot: all of them wait.
         limits = rooms if streams else [idle_room._replace(max_queued=idle_room.free)]
         refused = refused or refusal(limits, num_booked, num_sequences, ends_per_s)

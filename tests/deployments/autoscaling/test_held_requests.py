@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,8 @@ from deployments.autoscaling import held_requests
 from deployments.autoscaling.held_requests import HeldByOthers, HeldRequests
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.router.engine_choices import EngineChoices
+from deployments.routing.submission import Submission
+from deployments.routing.submissions import CountedByTenant
 from tests.deployments.autoscaling.test_store_thread import Entries
 from tests.waiting import until
 
@@ -49,17 +53,23 @@ def client(free: int = 7, max_queued: int = 5, max_engines: int = 3) -> EngineCl
     return EngineClient(None, EngineChoices(), 3, idle_room=room, max_engines=max_engines)  # type: ignore[arg-type]
 
 
+class Held:
+    """A sequence, as far as it is counted."""
+
+    entry = SimpleNamespace(tenant="")
+
+
 def room_of(ingress: EngineClient) -> int:
     """Requests of one sequence that it would take, one by one."""
     taken = 0
     with contextlib.suppress(ApiError):
         while True:
             ingress.check_room(1)
-            ingress._submissions.unplaced.add(taken)  # type: ignore[arg-type]
+            ingress._submissions.unplaced.add(cast(Submission, Held()))
             taken += 1
     with pytest.raises(ApiError, match="requests are waiting"):
         ingress.check_room(1)
-    ingress._submissions.unplaced.clear()
+    ingress._submissions.unplaced = CountedByTenant()
     return taken
 
 
@@ -110,7 +120,7 @@ def test_the_bound_is_exact_over_all_ingresses(slots, queued, max_engines, num_i
         with contextlib.suppress(ApiError):
             one.check_room(count)
             for _ in range(count):
-                one._submissions.unplaced.add(object())  # type: ignore[arg-type]
+                one._submissions.unplaced.add(cast(Submission, Held()))
             held[name] += count
             assert before == 0 if is_large else sum(held.values()) <= total
     # One by one they fill it to the last place.

@@ -18,6 +18,8 @@ from cluster.sampling_params import SamplingParams
 from deployments.answers.generation import Generation
 from deployments.routing.engine_client import EngineClient
 from deployments.routing.router.engine_choices import EngineChoices
+from deployments.routing.submission import Submission
+from deployments.routing.submissions import CountedByTenant
 from deployments.routing.waiting import place_line
 from tests.deployments.routing.scripted_engine import Client, Engine, answer, choice, sent
 from tests.waiting import until
@@ -147,12 +149,12 @@ async def test_while_all_engines_are_gone_as_many_requests_wait_as_they_took():
     client = Client(Engine(), choices=choices, idle_room=EngineLoad(free=2, max_queued=2), max_engines=1)
 
     def num_taken() -> int:
-        client._submissions.unplaced.clear()
+        unplaced = client._submissions.unplaced = CountedByTenant()
         with contextlib.suppress(ApiError):
-            while len(client._submissions.unplaced) < 100:
+            while len(unplaced) < 100:
                 client.check_room(1)
-                client._submissions.unplaced.add(len(client._submissions.unplaced))
-        return len(client._submissions.unplaced)
+                unplaced.add(Submission(answer(1), lambda _: None, lambda _: None))
+        return len(unplaced)
 
     assert num_taken() == 2
     choices.set_engines({"a": "f", "b": "f", "c": "f"})

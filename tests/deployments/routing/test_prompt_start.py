@@ -16,7 +16,8 @@ from cluster.outputs import AttachRequired, EngineLoad
 from deployments.routing import prompt_start
 from deployments.routing.prompt_start import PromptStart
 from deployments.routing.router.engine_choices import EngineChoices
-from tests.deployments.routing.scripted_engine import Client, Engine
+from deployments.routing.submission import Submission
+from tests.deployments.routing.scripted_engine import Client, Engine, answer
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("this_node")
@@ -123,7 +124,7 @@ async def test_a_client_hurries_while_a_request_has_no_engine_to_go_to():
         expected.append(1)
 
     client = Client(Engine(), look=controller.look, expect=expect)
-    client._submissions.unplaced.add("a request")
+    client._submissions.unplaced.add(Submission(answer(1), lambda _: None, lambda _: None))
     client._prompt_start.hurry()
     await until(lambda: controller.looks > 1 and expected == [1], 10)
     client.choices.set_engines({"e": "f"})
