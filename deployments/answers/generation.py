@@ -65,14 +65,28 @@ class Generation:
             ApiError: 429, the engines have no room for all of them; none was submitted.
         """
         has_begun = any(choice.entry.attempt for choice in self.choices)
+        self._count_arrivals()
         if not has_begun:
-            self._client.check_room(self._num_open, self.choices[0].entry.tenant)
+            try:
+                self._client.check_room(self._num_open, self.choices[0].entry.tenant)
+            except ApiError:
+                self.close()
+                raise
         for choice in self.choices:
             if choice.output.finish_reason is None:
                 choice.submission = self._client.submit(choice.entry, partial(self._put, choice), self.fail)
                 choice.submission.deliver_token = partial(self.put_token, choice)
         if len(self.choices) > 1:
             self.accept()
+
+    def _count_arrivals(self) -> None:
+        num_prompt_tokens = 0
+        for choice in self.choices:
+            if choice.output.finish_reason is None:
+                choice.times.is_counted = True
+                num_prompt_tokens += len(choice.entry.prompt_token_ids)
+        if self._num_open:
+            self._client.metrics.count_arrivals(self._num_open, num_prompt_tokens)
 
     def accept(self) -> None:
         """From now on the sequences wait for room in a full queue; none of them is refused any more."""

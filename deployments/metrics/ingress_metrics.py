@@ -19,7 +19,7 @@ _ARRIVALS_MEMORY_S = 2.0
 
 
 class IngressMetrics:
-    """The metrics of one ingress replica.
+    """The metrics of one ingress replica. Every method belongs to its event loop.
 
     Attributes:
         totals: the same for vLLM's names.
@@ -63,12 +63,17 @@ class IngressMetrics:
             if target is not None:
                 target.target_s = seconds
 
-    def count_arrival(self, num_prompt_tokens: int) -> None:
-        """A sequence was asked for."""
-        self._num_arrived += 1
-        self._arrivals.add(1)
+    def count_arrivals(self, num_sequences: int, num_prompt_tokens: int) -> None:
+        """Sequences were asked for, with prompts of so many tokens together. Each of them ends (``count_end``)."""
+        self._num_arrived += num_sequences
+        self._arrivals.add(num_sequences)
         self._arrived_tokens.add(num_prompt_tokens)
-        self._received.inc()
+        self._received.inc(num_sequences)
+
+    def count_refused(self, num_sequences: int, num_prompt_tokens: int) -> None:
+        """Such sequences were asked for when there was no room."""
+        self.count_arrivals(num_sequences, num_prompt_tokens)
+        self.count_end(FINISH_ABORT, num_sequences)
 
     def count_params(self, max_tokens: int, num_choices: int) -> None:
         """A prompt came, with what its request asks for."""
@@ -111,10 +116,10 @@ class IngressMetrics:
         """A sequence is submitted again because of ``outcome``, whose type is the cause: EngineLost is ``engine_lost``."""
         self._attempts.inc(1, {"cause": _snake_case(type(outcome).__name__)})
 
-    def count_end(self, finish_reason: str) -> None:
-        """A sequence is over."""
-        self._requests.inc(1, {"finish_reason": finish_reason})
-        self.totals.ended[finish_reason] += 1
+    def count_end(self, finish_reason: str, num_sequences: int = 1) -> None:
+        """Sequences are over."""
+        self._requests.inc(num_sequences, {"finish_reason": finish_reason})
+        self.totals.ended[finish_reason] += num_sequences
 
     def observe_engine(self, scheduled: float, first_step: float, ended: float) -> None:
         """An engine has answered a sequence; seconds since 1970, the last by this machine's clock."""
@@ -150,10 +155,11 @@ class IngressMetrics:
 
 
 class SequenceTimes:
-    """When one sequence's tokens came.
+    """When one sequence's tokens came. Any thread may make one; the rest belongs to the event loop.
 
     Attributes:
         received: when its request came in.
+        is_counted: its arrival is, so that its end is, too.
         ended: how it ended; empty before.
         first, last: when the first token and the last delta came; ``first`` is None before.
 
@@ -161,11 +167,11 @@ class SequenceTimes:
         num_prompt_tokens: of its prompt.
     """
 
-    __slots__ = ("_metrics", "_num_prompt_tokens", "ended", "first", "last", "received")
+    __slots__ = ("_metrics", "_num_prompt_tokens", "ended", "first", "is_counted", "last", "received")
 
     def __init__(self, metrics: IngressMetrics, received: float, num_prompt_tokens: int = 0) -> None:
-        metrics.count_arrival(num_prompt_tokens)
         self.received = received
+        self.is_counted = False
         self._metrics = metrics
         self._num_prompt_tokens = num_prompt_tokens
         self.first: float | None = None
@@ -190,8 +196,8 @@ class SequenceTimes:
             self._metrics.observe(self.received, self.first, self.last, num_tokens, self._num_prompt_tokens)
 
     def given_up(self, failed: bool) -> None:
-        """The request is over; a sequence that is not, failed or was left by its client."""
-        if not self.ended:
+        """The request is over; a sequence that is not, failed, was refused or was left by its client."""
+        if self.is_counted and not self.ended:
             self.ended = FINISH_ERROR if failed else FINISH_ABORT
             self._metrics.count_end(self.ended)
             if self.first is None:

@@ -90,6 +90,15 @@ _NAME_CHARS = 64
 _Prepare = Callable[[Any, Caller, float], "tuple[Generation, OpenAiResponse]"]
 
 
+class _NoRoomError(Exception):
+    """Sequences were refused while their request was prepared, be it on another thread, where nothing is counted."""
+
+    def __init__(self, error: ApiError, num_sequences: int, num_prompt_tokens: int) -> None:
+        self.error = error
+        self.num_sequences = num_sequences
+        self.num_prompt_tokens = num_prompt_tokens
+
+
 class OpenAiService:
     """Starts generations for validated requests.
 
@@ -173,12 +182,20 @@ class OpenAiService:
 
     async def _start(self, prepare: _Prepare, body: Any, caller: Caller) -> tuple[Generation, OpenAiResponse]:
         received, begun = time.monotonic() - caller.waited_s, time.time()
-        if isinstance(body, bytearray) and len(body) > SMALL_BYTES:
-            peer = caller.peer
-            preparing = large_requests.prepare(peer.name, len(body), prepare, body, caller, received)
-            generation, answer = await while_connected(peer.receive, preparing)
-        else:
-            generation, answer = prepare(body, caller, received)
+        metrics = self._client.metrics
+        try:
+            if isinstance(body, bytearray) and len(body) > SMALL_BYTES:
+                peer = caller.peer
+                preparing = large_requests.prepare(peer.name, len(body), prepare, body, caller, received)
+                generation, answer = await while_connected(peer.receive, preparing)
+            else:
+                generation, answer = prepare(body, caller, received)
+        except _NoRoomError as refused:
+            metrics.count_refused(refused.num_sequences, refused.num_prompt_tokens)
+            raise refused.error from None
+        num_choices = answer.request.n
+        for choice in generation.choices[::num_choices]:
+            metrics.count_params(choice.entry.params.max_tokens, num_choices)
         resume, answer.request.resume = answer.request.resume, None
         prepared = time.time()
         for choice in generation.choices:
@@ -363,13 +380,16 @@ class OpenAiService:
         else:
             # ``Generation.start`` asks again and decides, where the sequences are submitted at once and so have their places:
             # until then others may come, as this runs on another thread for large requests. What is refused now costs no work.
-            self._client.check_room(len(prompts) * request.n, tenant.id)
+            num_sequences = len(prompts) * request.n
+            try:
+                self._client.check_room(num_sequences, tenant.id)
+            except ApiError as error:
+                raise _NoRoomError(error, num_sequences, request.n * sum(map(len, prompts))) from None
         choices: list[Choice] = []
         bad_seqs = bad_token_seqs(request.bad_words, self._tokenizer)
         for prompt_ids in prompts:
             first = sampling_params(request, len(prompt_ids), seed, self.limits, bad_seqs, grammar, marks)
             check_prompt_logprobs(prompts, request.n, first.prompt_logprobs, self.limits)
-            self._client.metrics.count_params(first.max_tokens, request.n)
             for i in range(request.n):
                 params = first.with_seed(engine_seed(seed + i)) if i else first
                 entry = JournalEntry(

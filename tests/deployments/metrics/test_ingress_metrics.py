@@ -13,10 +13,17 @@ from deployments.metrics.metrics_export import GatheredCounter
 
 
 def answered(metrics: IngressMetrics, first_s: float, per_token_s: float, num_tokens: int = 5) -> None:
+    metrics.count_arrivals(1, 7)
     times = SequenceTimes(metrics, 100.0, num_prompt_tokens=7)
     times.first = 100.0 + first_s
     times.last = times.first + per_token_s * (num_tokens - 1)
     times.finished("length", num_tokens)
+
+
+def asked(metrics: IngressMetrics, received: float) -> SequenceTimes:
+    times = SequenceTimes(metrics, received)
+    times.is_counted = True
+    return times
 
 
 def test_answers_are_counted_by_whether_they_were_within_their_targets():
@@ -37,11 +44,11 @@ def test_answers_are_counted_by_whether_they_were_within_their_targets():
 
 def test_an_answer_that_never_began_missed_its_target_unless_its_client_left_before():
     metrics, now = IngressMetrics(ttft_target_s=10.0), time.monotonic()
-    SequenceTimes(metrics, now).given_up(failed=False)
+    asked(metrics, now).given_up(failed=False)
     assert metrics.load(0, 0).ttft[:2] == (0, 0)
-    SequenceTimes(metrics, now - 20).given_up(failed=False)
-    SequenceTimes(metrics, now).given_up(failed=True)
-    begun = SequenceTimes(metrics, now)
+    asked(metrics, now - 20).given_up(failed=False)
+    asked(metrics, now).given_up(failed=True)
+    begun = asked(metrics, now)
     begun.arrived(True)
     begun.given_up(failed=False)
     assert metrics.load(0, 0).ttft[:2] == (0, 2)
