@@ -167,6 +167,10 @@ class RequestsOfACall:
 class CallOfRequests:
     """One call of ``handle``'s that stands for several requests, in Serve's counts of what the handle has under way, for scaling.
 
+    Not in what Serve's router remembers of the replica's queue: the replica says that anew with each call that it takes, with all
+    the requests of others, and Serve takes one off at the end of each, so that it stays too long until the next. That decides
+    only whether Serve asks the replica before it sends a request there, not where a request goes: each rank has one replica.
+
     Args:
         replica: unique id of the replica that the call goes to.
         count: of the requests, at least one.
