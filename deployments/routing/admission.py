@@ -66,6 +66,12 @@ def share_refusal(
     )
 
 
+def places_of_a_key(rooms: Sequence[EngineLoad], share: float) -> int:
+    """So many of its sequences that have no token yet are not beyond its ``share``: as long as all keys together have no more,
+    ``num_booked_for`` is what all of them have on their way."""
+    return sum(_share_of(room, share) + max(0, room.free - room.max_queued) for room in rooms)
+
+
 def num_booked_for(
     tenant: str, unplaced: Mapping[str, int], waiting: Mapping[str, int], rooms: Sequence[EngineLoad], share: float
 ) -> int:
@@ -77,7 +83,7 @@ def num_booked_for(
         waiting: sequences of each key that engines have and that have no token yet.
         rooms: what each engine that may be chosen said last.
     """
-    places = sum(_share_of(room, share) + max(0, room.free - room.max_queued) for room in rooms)
+    places = places_of_a_key(rooms, share)
     of_others = (min(count, max(0, places - waiting.get(key, 0))) for key, count in unplaced.items() if key != tenant)
     return unplaced.get(tenant, 0) + sum(of_others)
 

@@ -37,6 +37,10 @@ class CountedByTenant:
         """How many each tenant has that has any; a copy."""
         return self._counts.copy()  # in one go: this thread may not be its own
 
+    def of(self, tenant: str) -> int:
+        """How many that tenant has."""
+        return self._counts.get(tenant, 0)
+
     def add(self, submission: Submission) -> None:
         """It is in this state now; safe to call again."""
         if submission not in self._members:

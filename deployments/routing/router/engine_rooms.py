@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cluster.outputs import EngineLoad
 from cluster.scaling.hold import HoldShare
-from deployments.routing.admission import num_booked_for, refusal, share_refusal
+from deployments.routing.admission import num_booked_for, places_of_a_key, refusal, share_refusal
 from deployments.routing.router.engine_choices import EngineChoices
 from deployments.routing.submission import Submission
 from deployments.routing.submissions import Submissions
@@ -60,15 +60,17 @@ class EngineRooms:
             rooms = [idle_room]
         num_booked, refused = len(self._submissions.unplaced) + elsewhere, None
         if tenant:
-            unplaced, to_begin = self._submissions.unplaced.by_tenant, self._submissions.to_begin.by_tenant
+            unplaced, to_begin = self._submissions.unplaced, self._submissions.to_begin
             num_slots = len(rooms) * (idle_room.free - idle_room.max_queued)
-            free_slots = max(0, num_slots - (len(self._submissions) - len(self._submissions.to_begin)))
-            refused = share_refusal(to_begin.get(tenant, 0), num_sequences, rooms, free_slots, self._max_queue_share)
+            free_slots = max(0, num_slots - (len(self._submissions) - len(to_begin)))
+            refused = share_refusal(to_begin.of(tenant), num_sequences, rooms, free_slots, self._max_queue_share)
             if refused is None and num_sequences == 1 and streams:
                 # The engine knows exactly. What is announced counts what other keys have sent beyond their shares.
                 return
-            waiting = {key: max(0, to_begin.get(key, 0) - count) for key, count in unplaced.items()}
-            num_booked = num_booked_for(tenant, unplaced, waiting, rooms, self._max_queue_share) + elsewhere
+            if max(len(unplaced), len(to_begin)) > places_of_a_key(rooms, self._max_queue_share):
+                on_way = unplaced.by_tenant
+                waiting = {key: max(0, to_begin.of(key) - count) for key, count in on_way.items()}
+                num_booked = num_booked_for(tenant, on_way, waiting, rooms, self._max_queue_share) + elsewhere
         # Without an engine there is no slot: all of them wait.
         limits = rooms if streams else [idle_room._replace(max_queued=idle_room.free)]
         refused = refused or refusal(limits, num_booked, num_sequences, ends_per_s)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.outputs import EngineLoad
-from deployments.routing.admission import EndRate, num_booked_for, refusal, share_refusal
+from deployments.routing.admission import EndRate, num_booked_for, places_of_a_key, refusal, share_refusal
 
 
 @pytest.mark.parametrize(
@@ -88,3 +90,17 @@ def test_the_rate_of_ends_follows_the_engine():
     assert rate.per_s == pytest.approx(4, rel=0.1)
     time[0] += 60
     assert rate.per_s < 0.02
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.integers(1, 9)),
+    st.dictionaries(st.sampled_from("abcd"), st.integers(1, 9)),
+    st.lists(st.builds(EngineLoad, st.integers(-4, 12), st.integers(0, 12)), min_size=1, max_size=3),
+    st.floats(0.1, 1.0),
+)
+def test_while_all_keys_have_less_than_one_may_have_all_that_is_on_its_way_takes_places(
+    unplaced, to_begin, rooms, share
+):
+    if max(sum(unplaced.values()), sum(to_begin.values())) <= places_of_a_key(rooms, share):
+        waiting = {key: max(0, to_begin.get(key, 0) - count) for key, count in unplaced.items()}
+        assert num_booked_for("a", unplaced, waiting, rooms, share) == sum(unplaced.values())

@@ -98,6 +98,9 @@ class Recounted:
         to_begin = Counter(one.entry.tenant for one in live if not one.entry.output_token_ids)
         unplaced = Counter(one.entry.tenant for one in live if one in self.submissions.unplaced)
         assert self.submissions.to_begin.by_tenant == to_begin
+        assert {tenant: self.submissions.to_begin.of(tenant) for tenant in TENANTS} == {
+            tenant: to_begin[tenant] for tenant in TENANTS
+        }
         assert self.submissions.unplaced.by_tenant == unplaced
         assert len(self.submissions.unplaced) == unplaced.total(), "of nobody who is over"
         assert all((one in self.submissions.unplaced) == (one.stream is None) for one in live)
