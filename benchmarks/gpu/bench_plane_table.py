@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -320,7 +319,7 @@ class Table:
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"{len(app.engines())} of {engines} engines came")
                 time.sleep(0.25)
-            idle: Counter[str] = idle_cpu(app, _IDLE_S)
+            idle = idle_cpu(app, _IDLE_S)
             rows = []
             if settles:
                 _settle(name, app, clients, *max(loads))

@@ -3,7 +3,8 @@
     python -m benchmarks.serving.bench_plane [--streams 1 64 128 512] [--engines 1] [--ingresses 1] [--step-ms 5] [--json FILE]
 
 Clients are a closed loop. Each number of streams is measured with long and with short answers: the two tell CPU time per token
-from CPU time per request. Shared cores disturb waits, and hardly CPU time.
+from CPU time per request, where it is more than what idle processes use in one window and not in another ("too few" where it is
+not). Shared cores disturb waits, and hardly CPU time.
 """
 
 from __future__ import annotations
@@ -22,16 +23,40 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving.loads import Tokens, checked, closed_loop
-from benchmarks.serving.process_cpu import cpu_by_kind
+from benchmarks.serving.process_cpu import clock_step_s, cpu_by_kind
 from benchmarks.serving.served_app import ServedApp, settings_config
 from cluster.bench.processes import LoadProcesses, Result
 
-KINDS = ("proxy", "ingress", "replica", "runner", "client")
+# What is shown of each load: kinds of processes.
+_SHOWN = {kind: (kind,) for kind in ("proxy", "ingress", "replica", "runner", "client")} | {
+    "proxy + ingress": ("proxy", "ingress")
+}
 _RAMP_S = 1.5
 # Engines are asked one after the other, so a window is much longer than that takes.
 _WINDOW_S = 2.0
+_IDLE_WINDOWS = 3
 # No load repeats the prompts of another.
 _seeds: list[int] = []
+
+
+@dataclass(frozen=True)
+class Idle:
+    """What processes use while nobody asks for anything.
+
+    Attributes:
+        cpu: CPU seconds a second, by kind.
+        spread_s: CPU seconds by which windows of ``window_s`` differed, by kind.
+        step_s: what the clock cannot tell apart.
+    """
+
+    cpu: Counter[str]
+    spread_s: dict[str, float]
+    window_s: float
+    step_s: float
+
+    def noise_s(self, kind: str, seconds: float) -> float:
+        """CPU seconds that say nothing in a window of so many: what comes now and then differs by the root of its number."""
+        return self.step_s + self.spread_s.get(kind, 0.0) * (seconds / self.window_s) ** 0.5
 
 
 @dataclass
@@ -41,7 +66,8 @@ class Row:
     Attributes:
         tokens_per_s, chunks_per_s, answers_per_s: what came to the clients.
         first_ms, gap_ms: p50 and p95.
-        cpu_us: microseconds of CPU time a second, by kind of process.
+        cpu_us: microseconds of CPU time a second, by kind of process, more than idle ones use.
+        noise_us: of these, what may be no work of this load.
         engine_shares: the least and the most that an engine made in two seconds, of what all made on average; 1 for one engine.
     """
 
@@ -53,14 +79,24 @@ class Row:
     first_ms: tuple[float, float]
     gap_ms: tuple[float, float]
     cpu_us: dict[str, float]
+    noise_us: dict[str, float]
     engine_shares: tuple[float, float]
 
 
-def idle_cpu(app: ServedApp, seconds: float) -> Counter[str]:
-    """CPU seconds a second, by kind, while nobody asks for anything."""
-    before = cpu_by_kind(app.process_group)
-    time.sleep(seconds)
-    return Counter({kind: (spent - before[kind]) / seconds for kind, spent in cpu_by_kind(app.process_group).items()})
+def idle_cpu(app: ServedApp, seconds: float) -> Idle:
+    """What they use in ``seconds``, in which nobody must ask for anything."""
+    window_s = seconds / _IDLE_WINDOWS
+    seen, moments = [cpu_by_kind(app.process_group)], [time.perf_counter()]
+    for _ in range(_IDLE_WINDOWS):
+        time.sleep(window_s)
+        seen.append(cpu_by_kind(app.process_group))
+        moments.append(time.perf_counter())
+    spent = {kind: np.diff([cpu[kind] for cpu in seen]) for kind in seen[-1]}
+    lasted = moments[-1] - moments[0]
+    return Idle(
+        Counter({kind: float(windows.sum()) / lasted for kind, windows in spent.items()}),
+        {kind: float(np.ptp(windows)) for kind, windows in spent.items()}, lasted / _IDLE_WINDOWS, clock_step_s(),
+    )  # fmt: skip
 
 
 def measure(
@@ -69,7 +105,7 @@ def measure(
     streams: int,
     tokens: tuple[Tokens, Tokens],
     seconds: float,
-    idle: Counter[str],
+    idle: Idle,
 ) -> Row:
     """One load, of which ``seconds`` count; what processes take while they are ``idle`` does not."""
     _seeds.append(len(_seeds))
@@ -79,14 +115,15 @@ def measure(
     shares = _engine_shares(app, seconds)
     after, end = cpu_by_kind(app.process_group), time.perf_counter()
     result, lasted = checked(clients.result()), end - begin
-    cpu = Counter({kind: after[kind] - before[kind] - idle[kind] * lasted for kind in after})
+    cpu = Counter({kind: after[kind] - before[kind] - idle.cpu[kind] * lasted for kind in after})
     cpu["client"] = sum(result.cpu_shares) * lasted
     first, gaps, chunks, answers = _between(result, begin, end)
     whole = [sample for sample in result.samples if sample.is_whole]
     tokens_a_chunk = sum(s.output_tokens for s in whole) / max(1, sum(len(s.arrivals) for s in whole))
     return Row(
         streams, round(np.mean(tokens[1])), chunks * tokens_a_chunk / lasted, chunks / lasted, answers / lasted,
-        _quantiles_ms(first), _quantiles_ms(gaps), {kind: 1e6 * spent / lasted for kind, spent in cpu.items()}, shares,
+        _quantiles_ms(first), _quantiles_ms(gaps), {kind: 1e6 * spent / lasted for kind, spent in cpu.items()},
+        {kind: 1e6 * idle.noise_s(kind, lasted) / lasted for kind in cpu}, shares,
     )  # fmt: skip
 
 
@@ -130,13 +167,20 @@ def _quantiles_ms(seconds: np.ndarray) -> tuple[float, float]:
     return 1e3 * float(p50), 1e3 * float(p95)
 
 
-def costs(long: Row, short: Row) -> dict[str, tuple[float, float]]:
-    """CPU microseconds (of a token, of a request) by kind: both loads cost the sum of the two."""
+def costs(long: Row, short: Row) -> dict[str, tuple[float | None, float | None]]:
+    """CPU microseconds (of a token, of a request) by kind, both loads cost the sum of the two; None: not more than noise."""
     loads = np.array([[row.tokens_per_s, row.tokens_per_s / row.answer_tokens] for row in (long, short)])
+    shares = np.linalg.inv(loads)  # of each load in the cost of a token, and in that of a request
     found = {}
-    for kind in KINDS:
-        token_us, request_us = np.linalg.solve(loads, [row.cpu_us.get(kind, 0.0) for row in (long, short)])
-        found[kind] = float(token_us), float(request_us)
+    for name, kinds in _SHOWN.items():
+        cpu, noise = (
+            np.array([sum(of.get(kind, 0.0) for kind in kinds) for of in both])
+            for both in ((long.cpu_us, short.cpu_us), (long.noise_us, short.noise_us))
+        )
+        token, request = (
+            float(cost) if cost > error else None for cost, error in zip(shares @ cpu, np.abs(shares) @ noise)
+        )
+        found[name] = token, request
     return found
 
 
@@ -152,13 +196,12 @@ def report(rows: list[tuple[Row, Row]]) -> list[str]:
             f"| {long.streams} | {long.tokens_per_s:,.0f} | {merged:.2f} | {long.first_ms[0]:.1f}, {long.first_ms[1]:.1f} "
             f"| {long.gap_ms[0]:.1f}, {long.gap_ms[1]:.1f} | {long.engine_shares[0]:.2f} to {long.engine_shares[1]:.2f} |"
         )
-    shown = [*KINDS, "proxy + ingress"]
-    lines += ["", f"| streams | µs a token: {' | '.join(shown)} | µs a request: {' | '.join(shown)} |"]
-    lines.append("|" + "---|" * (1 + 2 * len(shown)))
+    shown = " | ".join(_SHOWN)
+    lines += ["", f"| streams | µs a token: {shown} | µs a request: {shown} |"]
+    lines.append("|" + "---|" * (1 + 2 * len(_SHOWN)))
     for long, short in rows:
-        found = costs(long, short)
-        both = [*found.values(), tuple(map(sum, zip(found["proxy"], found["ingress"])))]
-        cells = [f"{value[part]:,.0f}" for part in (0, 1) for value in both]
+        values = [value[part] for part in (0, 1) for value in costs(long, short).values()]
+        cells = ["too few" if value is None else f"{value:,.0f}" for value in values]
         lines.append(f"| {long.streams} | {' | '.join(cells)} |")
     return lines
 
@@ -200,7 +243,7 @@ def main() -> None:
     app = ServedApp(settings_config(settings(options)), options.log)
     clients = LoadProcesses(options.clients)
     try:
-        idle = idle_cpu(app, options.seconds)
+        idle = idle_cpu(app, _IDLE_WINDOWS * options.seconds)
         rounds = [
             [
                 tuple(

@@ -27,7 +27,7 @@ class Result:
 
     Attributes:
         begin, end: of the run, of ``time.perf_counter``.
-        cpu_shares: CPU time over wall time, one a process.
+        cpu_shares: CPU time of each process, of the whole run's time: one that has no stream is over at once.
         is_stopped: whether it was ended before its time.
     """
 
@@ -42,6 +42,19 @@ class Result:
     def seconds(self) -> float:
         """From the beginning to the last byte, or to where the run was cut."""
         return self.end - self.begin
+
+
+def together(parts: list[Seen], is_stopped: bool = False) -> Result:
+    """What each process saw, as one run."""
+    begin, end = min(part.begin for part in parts), max(part.end for part in parts)
+    return Result(
+        [sample for part in parts for sample in part.samples],
+        begin,
+        end,
+        [part.cpu_s / (end - begin) if end > begin else 0.0 for part in parts],
+        [error for part in parts for error in part.warm_up_errors],
+        is_stopped,
+    )
 
 
 class ProcessDiedError(RuntimeError):
@@ -115,15 +128,7 @@ class LoadProcesses:
                     progress[number] = message
             if show is not None:
                 show(Progress(*(sum(values) for values in zip(*(vars(part).values() for part in progress)))))
-        parts = [seen[number] for number in sorted(seen)]
-        return Result(
-            [sample for part in parts for sample in part.samples],
-            min(part.begin for part in parts),
-            max(part.end for part in parts),
-            [part.cpu_s / max(1e-9, part.end - part.begin) for part in parts],
-            [error for part in parts for error in part.warm_up_errors],
-            self._is_stopped,
-        )
+        return together([seen[number] for number in sorted(seen)], self._is_stopped)
 
     def stop(self) -> None:
         """End the run now; ``result`` has what there is."""

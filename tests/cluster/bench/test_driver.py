@@ -15,7 +15,7 @@ from cluster.bench.driver import Driver, Seen
 from cluster.bench.lengths import Lengths
 from cluster.bench.load import Load
 from cluster.bench.plan import Shape, make_requests
-from cluster.bench.processes import Result
+from cluster.bench.processes import Result, together
 from cluster.bench.prompts import PromptKind
 from cluster.bench.summary import Targets, summarise
 from tests.cluster.bench.small_server import DONE, serving, text, tokens, usage
@@ -47,6 +47,17 @@ NO_TARGETS = Targets()
 
 def figures(seen: Seen, targets: Targets = NO_TARGETS) -> dict[str, Any]:
     return summarise(Result(seen.samples, seen.begin, seen.end, [0.0]), targets)
+
+
+def test_a_process_without_a_stream_has_used_next_to_nothing():
+    with serving(lambda body: [0.05, text(), usage(1), DONE]) as server:
+        whole = load(server.url, {"count": 4}, streams=1)
+        seen = [run(whole.share(number, 2)) for number in range(2)]
+    assert [len(part.samples) for part in seen] == [2, 0]
+    busy, without = together(seen).cpu_shares
+    assert 0.0 < busy < 1.0
+    assert 0.0 <= without < 0.1
+    assert together([seen[1]]).cpu_shares == [0.0], "a run of no time at all"
 
 
 def test_a_closed_loop_has_its_streams_and_its_times():
