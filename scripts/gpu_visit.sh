@@ -202,7 +202,7 @@ part_n() {
     local options=(--device "$device" --logs "$logs" --json "$logs/n-plane.json")
     [ -n "${TOKENIZER:-}" ] && options+=(--tokenizer "$TOKENIZER")
     limited INT 480 n-plane "$python" -m benchmarks.gpu.bench_plane_table "${options[@]}" || status=1
-    say n-plane 48 '^\| |cores$|tokens of each engine|in all$'
+    say n-plane 52 '^\| |cores$|tokens of each engine|in all$'
     options=(--seconds 3 --step-ms 10 --json "$logs/n-hops.json")
     [ "$device" = cpu ] && options+=(--streams 1 8 --seconds 1)
     limited INT 120 n-hops "$python" -m benchmarks.serving.bench_plane "${options[@]}" || status=1

@@ -1,7 +1,7 @@
 """What stands around engines on a GPU machine: HTTP beside in process, two engines beside one, engines that compute nothing.
 
     python -m benchmarks.gpu.bench_plane_table [--gpus N] [--models 135M 8B nothing] [--spread 0.5] [--tokenizer FILE]
-                                               [--json FILE]
+                                               [--ingresses 8] [--json FILE]
 
 Random weights of the sizes of Llama-3.1-8B and SmolLM2-135M, prompts of token ids, greedy answers that ignore the end of text,
 closed loops of clients. Answers of one length let the clients of an engine in process keep step, so that all prompts are
@@ -204,7 +204,7 @@ class Table:
         first, *rows = self._served(model, 1, 1, loads)
         inside_first, *inside = windows or [{}] * (1 + len(rows))
         self._first_token(f"{model.name}, 1 client, 512 prompt tokens", first, inside_first, 6.0, model.first_ms)
-        self._first_token(f"{model.name}, {rows[0].streams} clients, 256 prompt tokens", rows[0], inside[0], 15.0, None)
+        self._first_tokens(model.name, rows, inside)
         for row, window, wanted in zip(rows, inside, model.shares, strict=True):
             self._beside_in_process(model.name, row, window, wanted)
         return rows[0]
@@ -213,8 +213,7 @@ class Table:
         """The same loads behind as many ingresses as their CPU use asks for, which is what there is without a setting."""
         _, *inside = windows or [{}] * (1 + len(model.streams))
         rows = self._served(model, 1, None, [(streams, self._streams, model.seconds) for streams in model.streams])
-        what = f"{model.name}, ingresses as needed, {rows[0].streams} clients, 256 prompt tokens"
-        self._first_token(what, rows[0], inside[0], 15.0, None)
+        self._first_tokens(f"{model.name}, ingresses as needed", rows, inside)
         for row, window, wanted in zip(rows, inside, model.shares, strict=True):
             self._beside_in_process(f"{model.name}, ingresses as needed", row, window, wanted)
         return rows[0]
@@ -241,11 +240,19 @@ class Table:
                 )
             before = before or row
 
+    def _first_tokens(self, name: str, rows: list[Row], windows: list[dict[str, float]]) -> None:
+        """Of each number of clients; what is wanted is said of the first."""
+        for number, (row, window) in enumerate(zip(rows, windows, strict=True)):
+            what = f"{name}, {row.streams} clients, {_STREAMS[0]} prompt tokens"
+            self._first_token(what, row, window, None if number else 15.0, None)
+
     def _first_token(
-        self, what: str, row: Row, window: dict[str, float], more_ms: float, at_most_ms: float | None
+        self, what: str, row: Row, window: dict[str, float], more_ms: float | None, at_most_ms: float | None
     ) -> None:
         over = f", {row.first_ms[0] - window['first_ms']:+.1f} beside in process" if window else ""
-        wanted = f"≤ +{more_ms:.0f} ms" + (f", ≤ {at_most_ms:.0f} ms" if at_most_ms else "")
+        wanted = ", ".join(
+            f"≤ {sign}{most_ms:.0f} ms" for sign, most_ms in (("+", more_ms), ("", at_most_ms)) if most_ms is not None
+        )
         self._add(f"{what}: first token", f"{row.first_ms[0]:.1f} ms (p95 {row.first_ms[1]:.1f}){over}", wanted)
 
     def _costs(self, name: str, row: Row) -> None:
@@ -375,7 +382,7 @@ def main() -> None:
         default=0.0,
         help="share by which answers of many streams are shorter or longer, 0 to 0.9",
     )
-    parser.add_argument("--ingresses", type=int, default=6, help="of the sixteen engines that compute nothing")
+    parser.add_argument("--ingresses", type=int, default=8, help="of the sixteen engines that compute nothing")
     parser.add_argument(
         "--tokenizer", default=DEFAULT_MODEL, help="a tokenizer.json, where the default model is not at hand"
     )
