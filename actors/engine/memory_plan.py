@@ -76,7 +76,15 @@ def gpu_pool_bytes(
 
 
 def expected_max_model_len(config: EngineConfig, model_limit: int) -> int:
-    """Longest sequence, where a device has memory for it."""
+    """Longest sequence, where a device has memory for it.
+
+    Raises:
+        ConfigError: the setting exceeds the model's limit.
+    """
+    if config.max_model_len is not None and config.max_model_len > model_limit:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, this model allows at most {model_limit}", "max_model_len"
+        )
     return config.max_model_len or min(model_limit, DEFAULT_MAX_MODEL_LEN)
 
 
@@ -102,12 +110,9 @@ def size_kv_cache(
             "num_kv_blocks" if config.num_kv_blocks else "kv_cache_memory_gb",
         )
     capacity = num_blocks * config.block_size
+    expected = expected_max_model_len(config, model_limit)
     if config.max_model_len is None:
-        return min(expected_max_model_len(config, model_limit), capacity), num_blocks
-    if config.max_model_len > model_limit:
-        raise ConfigError(
-            f"max_model_len is {config.max_model_len}, this model allows at most {model_limit}", "max_model_len"
-        )
+        return min(expected, capacity), num_blocks
     if config.max_model_len > capacity:
         raise ConfigError(
             f"max_model_len is {config.max_model_len}, but the KV cache holds {capacity} tokens ({num_blocks} blocks of "

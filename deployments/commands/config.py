@@ -86,17 +86,21 @@ def _planned(
 ) -> Planned:
     """The application with the plan of one of its engines."""
     # What reads models takes longer to load than a list of commands may take to show.
+    from actors.device.compute_type import compute_dtype
     from actors.engine.memory_plan import plan_memory
     from actors.model_files.config import load_model_config
     from actors.model_files.source import resolve_model
     from actors.model_files.weight_format import kinds_in_use
     from actors.models.gpu_limits import check_gpu_model
+    from deployments.openai_api.requests.sampling_defaults import sampling_defaults
 
     ApiKeys.configured(config.api_keys, config.api_keys_file)
     # As dummy weights: of a model that is not here yet, its configuration is all that is fetched.
     source = resolve_model(config.model, load_format="dummy", tokenizer=config.tokenizer)
     model = load_model_config(source)
+    sampling_defaults(config, source)
     gpu = _gpu(config, gpus, gpu_gib)
+    compute_dtype(config, gpu is not None)
     if gpu is not None:
         check_gpu_model(model)
     free, total = gpu or (usable_memory(), usable_memory())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,7 @@ from cluster.errors import BiremeError
 from cluster.outputs import ServedModel
 from cluster.terminal.app import app, console, errors
 from deployments.commands.completion import SettingsCommand, complete_settings
+from deployments.commands.serving.one_machine import check_one_machine
 from deployments.commands.serving.start_view import StartView
 from deployments.commands.serving.start_watcher import StartWatcher
 from deployments.commands.setting_flags import TAKES_SETTINGS, say_accepted, with_setting_flags
@@ -43,6 +45,9 @@ from deployments.start.serve_environment import LOOPBACK_CLUSTER, apply_serve_en
 from deployments.supervision.server import run_server
 from deployments.supervision.supervisor import supervised
 from gpu_ops.build import OpBuildError
+
+if TYPE_CHECKING:
+    from actors.model_files.source import ModelSource
 
 LOCAL = "local"
 
@@ -81,13 +86,9 @@ def serve(
     supervisor = supervised()
     view = StartView(sys.stdout.fileno())
     try:
-        check_temporary_folder()
-        check_descriptors()
         config = serve_config(settings or [], host, port, say=say_accepted)
         configured = configured_models(config)
         models = [settings for _, settings in configured]
-        if address == LOCAL:
-            check_listening(str(config["http_options"]["host"]), config["http_options"]["port"])
         if address != LOCAL and any(map(has_keys, config["applications"])):
             raise BiremeError(f"api_keys: the nodes of a cluster would learn them from Ray Serve's logs; {OTHER_WAYS}")
         if address != LOCAL:
@@ -96,16 +97,14 @@ def serve(
         # A file of keys lies on the nodes of a cluster, not here.
         for model in models:
             ApiKeys.configured(model.api_keys, model.api_keys_file if address == LOCAL else None)
+        if address == LOCAL:
+            check_one_machine(configured)
+        check_temporary_folder()
+        check_descriptors()
         base = ray_base() if address == LOCAL else None
         check_connection_limits()
-        if address == LOCAL and any(model.device == "gpu" for model in models):
-            from deployments.ray_private.serve import gpus_of_this_machine
-            from deployments.replica.gpu_placement import ClusterGpus, runner_num_gpus
-
-            gpus = ClusterGpus(gpus_of_this_machine())
-            for model in models:
-                if model.device == "gpu":
-                    runner_num_gpus(model, gpus)
+        if address == LOCAL:
+            check_port(config["http_options"], models)
         view.begin("set-up")
         served, *_ = [prepare(model) for model in models]
         folder = make_run_folder()
@@ -130,21 +129,40 @@ def serve(
         raise typer.Exit(1) from None
 
 
+def check_port(http: Mapping[str, Any], models: list[LLMConfig]) -> None:
+    """Raise BiremeError if nothing can listen there; where settings do not fit their model, that, which is mended first. For it
+    configurations alone are fetched."""
+    from actors.model_files.source import resolve_model
+
+    try:
+        check_listening(str(http["host"]), http["port"])
+    except BiremeError:
+        for model in models:
+            _look_into(model, resolve_model(model.model, load_format="dummy", tokenizer=model.tokenizer))
+        raise
+
+
 def prepare(config: LLMConfig) -> ServedModel:
     """Build the ops, fetch the model and look into it, where a person can watch and an error is one line; what is served then."""
-    from actors.engine.memory_plan import expected_max_model_len
-    from actors.model_files.config import load_model_config
     from actors.model_files.source import model_of
     from actors.text.tokenizer import load_tokenizer
-    from deployments.openai_api.requests.sampling_defaults import sampling_defaults
     from deployments.start.prepare import prepare_model, prepare_ops
 
     prepare_ops(console)
     if config.load_format == "auto":
         prepare_model(console, config.model)
     source = model_of(config)
-    model = load_model_config(source)
     load_tokenizer(source)
+    return _look_into(config, source)
+
+
+def _look_into(config: LLMConfig, source: ModelSource) -> ServedModel:
+    """What is served of these files. Raises a BiremeError where the settings do not fit them."""
+    from actors.engine.memory_plan import expected_max_model_len
+    from actors.model_files.config import load_model_config
+    from deployments.openai_api.requests.sampling_defaults import sampling_defaults
+
+    model = load_model_config(source)
     sampling_defaults(config, source)
     max_model_len = expected_max_model_len(config, model.max_position_embeddings)
     return ServedModel(config.model_id or source.name, max_model_len, model.vocab_size)

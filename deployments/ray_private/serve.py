@@ -107,6 +107,11 @@ def gpus_of_this_machine() -> int:
     return manager.get_current_node_num_accelerators() if visible is None else len(visible)
 
 
+def gpu_type_of_this_machine() -> str | None:
+    """As Ray's resource ``accelerator_type`` would have it; None if Ray does not know."""
+    return get_accelerator_manager_for_resource("GPU").get_current_node_accelerator_type()
+
+
 def possible_gpus() -> float:
     """GPUs that an autoscaler says it could start; 0 where none told. Ray Data asks so, too."""
     return float((state.get_max_resources_from_cluster_config() or {}).get("GPU", 0))

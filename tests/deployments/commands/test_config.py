@@ -80,6 +80,19 @@ def test_settings_that_do_not_fit_the_model_are_refused_in_one_line(folder):
     assert (shown.exit_code, shown.stderr) == (1, "Error: --gpu-gib: device is cpu\n")
 
 
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        (["dtype=bfloat16", "device=cpu"], "dtype: the CPU computes in float32, got bfloat16; allowed here: auto, float32\n"),
+        (["dtype=float32", "--gpu-gib", "80"], "dtype: a GPU computes in bfloat16 or float16, got float32; allowed here: auto, "),
+        (["generation_config=/nonexist", "device=cpu"], "generation_config is '/nonexist'; allowed: auto, none, or a directory "),
+    ],
+)  # fmt: skip
+def test_what_the_device_or_the_disk_does_not_have_is_refused_as_a_server_would(folder, settings, error):
+    result = CliRunner().invoke(app, ["config", "check", folder, *settings])
+    assert (result.exit_code, result.stderr.startswith(f"Error: {error}")) == (1, True), result.stderr
+
+
 def shown(*arguments: str) -> list[str]:
     result = CliRunner().invoke(app, ["config", "check", *arguments], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output

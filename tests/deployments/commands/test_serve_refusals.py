@@ -37,6 +37,8 @@ def test_what_prevents_serving_is_one_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused = run_serve("--port", str(port), "--address", "local")
+        unfit = run_serve("--port", str(port), "--address", "local", "--max-model-len", "100k")
+    assert unfit.stderr.startswith("Error: max_model_len is 100000, this model allows at most ")
     assert (refused.returncode, refused.stderr) == (
         1,
         f"Error: port {port} is taken on this machine; choose another with --port\n",
@@ -56,6 +58,23 @@ def test_keys_that_others_would_see_are_refused_by_name_with_what_to_do(tmp_path
     with pytest.raises(BiremeError, match=r"is not YAML: .* in line 2, column 29") as caught:
         serve_config([str(file)])
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        (["--dtype", "float16", "--device", "cpu"], "dtype: the CPU computes in float32, got float16; allowed here: auto, "),
+        (["dtype=bfloat16"], "dtype: the CPU computes in float32, got bfloat16; allowed here: auto, float32"),
+        (["device=gpu", "runner_num_gpus=1", "dtype=float32"], "runner_num_gpus is 1, and Ray finds no GPU on this machine"),
+        (["accelerator_type=H100"], "accelerator_type is H100, and Ray finds no GPU on this machine"),
+        (["runner_num_cpus=256"], "runner_num_cpus is 256 and Ray counts "),
+        (["num_replicas=1000000"], "deployment_config.num_replicas is 1000000 and Ray counts "),
+    ],
+)  # fmt: skip
+def test_what_no_machine_of_this_kind_can_have_is_refused_before_ray_starts(settings, error):
+    refused = run_serve("--address", "local", *settings, "--port", str(free_port()), CUDA_VISIBLE_DEVICES="")
+    assert (refused.returncode, refused.stderr.startswith(f"Error: {error}")) == (1, True), refused.stderr
+    assert "set-up" not in refused.stdout
 
 
 def test_a_file_of_keys_that_others_may_read_prevents_serving_in_one_line(tmp_path):
