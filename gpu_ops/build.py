@@ -6,6 +6,7 @@ differ, and the cache may lie on a shared disk. A lock file makes concurrent fir
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -189,10 +190,7 @@ def build(progress: Progress | None = None) -> Path:
             if not target.exists():
                 _compile(target, progress)
     except OSError as error:  # a disk that is full or read-only
-        raise OpBuildError(
-            f"native ops cannot be written to {target.parent}: {error.strerror or error}; set BIREME_CACHE to a folder of "
-            "your own with 100 MB free"
-        ) from None
+        raise _unwritable(target.parent, error) from None
     return target
 
 
@@ -221,10 +219,18 @@ def build_library(source: Path, for_python: bool = False) -> Path:
         _run([compiler(), *flags, str(source), "-o", str(partial)])
         partial.rename(target)
     except OSError as error:
-        raise OpBuildError(f"{target.parent}: {error.strerror or error}") from None
+        raise _unwritable(target.parent, error) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that is none, which is an error of its own by then
+            partial.unlink(missing_ok=True)
     return target
+
+
+def _unwritable(folder: Path, error: OSError) -> OpBuildError:
+    return OpBuildError(
+        f"native ops cannot be written to {folder}: {error.strerror or error}; set BIREME_CACHE to a folder of your own with "
+        "100 MB free"
+    )
 
 
 def _refuse_others(path: Path) -> None:
@@ -269,7 +275,8 @@ def _compile(target: Path, progress: Progress | None) -> None:
                 _run([*flags, *own_includes, "-c", str(source), "-o", str(partial)])
                 partial.rename(obj)
             finally:
-                partial.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
         done += 1
         if progress:
             progress(source.name, done, len(sources))

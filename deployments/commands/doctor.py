@@ -22,7 +22,7 @@ from cluster.process.trusted_path import other_writer
 from cluster.terminal.app import app, console, print_wrapped
 from deployments.commands.config import gpu_memory
 from deployments.commands.models import size_text
-from deployments.start.preflight import check_descriptors, check_listening, check_temporary_folder
+from deployments.start.preflight import check_cache, check_descriptors, check_listening, check_temporary_folder
 from deployments.start.ray_session import ray_base
 from deployments.start.serve_config import DEFAULT_HOST, DEFAULT_PORT
 from gpu_ops.build import OpBuildError, library_path
@@ -175,6 +175,7 @@ def _shared_memory() -> str:
 
 
 def _cache() -> str:
+    check_cache()
     folder = cache_dir()
     if (fault := other_writer(folder)) is not None:
         raise BiremeError(f"{fault}; take that away, or set BIREME_CACHE to a folder of your own")

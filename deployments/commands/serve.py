@@ -23,6 +23,7 @@ from deployments.http.keys import ApiKeys
 from deployments.http.server.header_timeout import check_connection_limits
 from deployments.start.app_arguments import OTHER_WAYS, SettingsError
 from deployments.start.preflight import (
+    check_cache,
     check_cluster,
     check_descriptors,
     check_listening,
@@ -101,6 +102,7 @@ def serve(
             check_one_machine(configured)
         check_temporary_folder()
         check_descriptors()
+        check_cache()
         base = ray_base() if address == LOCAL else None
         check_connection_limits()
         if address == LOCAL:

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Mapping
 
 from cluster.errors import BiremeError
+from cluster.process.cache import cache_dir
+from cluster.process.trusted_path import make_folder
 
 _CONNECT_S = 2.0
 _FEWEST_DESCRIPTORS = 1024
@@ -37,6 +39,20 @@ def check_temporary_folder(environment: Mapping[str, str] = os.environ) -> None:
         raise BiremeError(
             f"TMPDIR={folder} cannot be written to: {error.strerror}; make it writable, or unset TMPDIR"
         ) from None
+
+
+def check_cache() -> None:
+    """Raise BiremeError if the folder of what is downloaded and built is none, and cannot be made. One that is read-only may hold
+    all that is needed."""
+    folder = cache_dir()
+    try:
+        make_folder(folder)
+        why = None if folder.is_dir() else "it is no folder"
+    except OSError as error:
+        why = f"it cannot be made: {error.strerror}"
+    if why is not None:
+        named = f"BIREME_CACHE={folder}" if os.environ.get("BIREME_CACHE") else f"the cache {folder}"
+        raise BiremeError(f"{named}: {why}; set BIREME_CACHE to a folder of your own that can be written to")
 
 
 def check_listening(host: str, port: int) -> None:

@@ -13,8 +13,10 @@ import pytest
 
 from bireme.__main__ import PACKAGES
 from cluster.errors import BiremeError
-from deployments.start.preflight import check_cluster, check_listening, check_temporary_folder
+from deployments.native import frame_writer
+from deployments.start.preflight import check_cache, check_cluster, check_listening, check_temporary_folder
 from deployments.start.serve_environment import free_port
+from gpu_ops.build import OpBuildError, build_library
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -92,6 +94,21 @@ def test_a_temporary_folder_that_is_none_is_one_line(tmp_path):
     check_temporary_folder({})
 
 
+def test_a_cache_that_is_no_folder_is_one_line_that_names_the_variable(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    for folder, why in ((file, "it is no folder"), (file / "below", "it cannot be made: Not a directory")):
+        error = f"BIREME_CACHE={folder}: {why}; set BIREME_CACHE to a folder of your own"
+        assert serve_error("--port", str(free_port()), BIREME_CACHE=str(folder)).startswith(f"Error: {error}")
+        monkeypatch.setenv("BIREME_CACHE", str(folder))
+        with pytest.raises(BiremeError, match="set BIREME_CACHE"):
+            check_cache()
+        with pytest.raises(OpBuildError, match=f"cannot be written to {folder}.*set BIREME_CACHE"):
+            build_library(frame_writer.SOURCE)
+    monkeypatch.setenv("BIREME_CACHE", str(tmp_path / "new" / "cache"))
+    check_cache()
+
+
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize("way", ["PYTHONPATH", "folder"])
 def test_another_package_of_our_name_is_named_with_its_path(tmp_path, name, way):
@@ -112,6 +129,7 @@ def test_another_package_of_our_name_is_named_with_its_path(tmp_path, name, way)
 def test_too_few_descriptors_are_one_line_with_what_to_do():
     script = """
 import resource, sys
+from deployments.native import frame_writer
 from deployments.start.preflight import check_descriptors
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
 check_descriptors()
