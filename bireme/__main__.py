@@ -29,7 +29,9 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 def main() -> None:
     """Run the command in ``sys.argv``. A server is watched by a process that has imported next to nothing."""
     serves = sys.argv[1:2] == ["serve"]
-    fault = another_package() or (package_of_this_folder() if serves else None)
+    # Paddle and Ray's workers cannot be started from a folder that is gone.
+    fault = folder_is_gone() if serves or sys.argv[1:2] == ["doctor"] else None
+    fault = fault or another_package() or (package_of_this_folder() if serves else None)
     if fault is not None:
         sys.exit(f"Error: {fault}")
     if serves:
@@ -48,6 +50,15 @@ def app_of(arguments: list[str]) -> Any:
         importlib.import_module(module)
         from cluster.terminal.app import app
     return app
+
+
+def folder_is_gone() -> str | None:
+    """What to say where the folder that the command is called in was removed; None if it is there."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the folder of this shell was removed, or may not be looked at; change to another (cd)"
+    return None
 
 
 def another_package() -> str | None:

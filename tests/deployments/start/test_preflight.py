@@ -126,6 +126,17 @@ def test_another_package_of_our_name_is_named_with_its_path(tmp_path, name, way)
     assert (ran.returncode, ran.stderr.count("\n"), ran.stderr[: len(start)]) == (1, 1, start)
 
 
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_a_folder_that_was_removed_is_one_line(tmp_path, command):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f"rmdir {gone} && exec {sys.executable} -m bireme {command}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(["sh", "-c", script], cwd=gone, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (1, "", 1), ran.stderr
+    assert ran.stderr.startswith("Error: the folder of this shell was removed")
+
+
 def test_too_few_descriptors_are_one_line_with_what_to_do():
     script = """
 import resource, sys
