@@ -58,6 +58,23 @@ def proxy_note(url: str) -> str:
     return ""
 
 
+def proxy_of_others(url: str) -> str:
+    """What to do that other programs, curl and openai among them, reach ``url`` without a proxy, in a sentence; empty if they do.
+    Those of this project ask none for loopback addresses."""
+    parsed = httpx.URL(url)
+    hosts = [parsed.host, *(["localhost"] if _is_loopback(parsed.host) and parsed.host != "localhost" else [])]
+    missing = [host for host in hosts if not proxy_bypass(host)]
+    for variable in _names(parsed.scheme, "all"):
+        if missing and os.environ.get(variable):
+            present = ",".join(dict.fromkeys(os.environ[name] for name in _names("no") if os.environ.get(name)))
+            value = ",".join([*([present] if present else []), *missing])
+            return (
+                f"the proxy in {variable} is asked by curl, openai and others for a server at {parsed.host}: "
+                f"export no_proxy={value}"
+            )
+    return ""
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from actors.model_files.kept import kept_models
-from cluster.client.proxies import proxy_note
+from cluster.client.proxies import proxy_of_others
 from cluster.errors import BiremeError
 from cluster.process.cache import cache_dir
 from cluster.process.trusted_path import other_writer
@@ -24,6 +24,7 @@ from deployments.commands.config import gpu_memory
 from deployments.commands.models import size_text
 from deployments.start.preflight import check_cache, check_descriptors, check_listening, check_temporary_folder
 from deployments.start.ray_session import ray_base
+from deployments.start.ready_line import url_host
 from deployments.start.serve_config import DEFAULT_HOST, DEFAULT_PORT
 from gpu_ops.build import OpBuildError, library_path
 
@@ -45,12 +46,20 @@ else:
 """
 
 
+# Of a line, and its colour. FAULT: a server would not start, or not do what it should.
+OK, WARN, FAULT = ("ok", "green"), ("warn", "yellow"), ("FAULT", "red")
+
+
 class Finding(NamedTuple):
-    """One line of the report; ``is_fault``: a server would not start, or not do what it should."""
+    """One line of the report."""
 
     what: str
     found: str
-    is_fault: bool = False
+    sign: tuple[str, str] = OK
+
+
+class _Doubt(BiremeError):
+    """A server would run, and a person should know this."""
 
 
 def findings(host: str, port: int) -> list[Finding]:
@@ -66,14 +75,14 @@ def findings(host: str, port: int) -> list[Finding]:
         ("Ray's folder", _ray_folder),
         ("shared memory", _shared_memory),
         ("cache", _cache),
-        ("proxies", lambda: _proxies(f"http://{host}:{port}")),
+        ("proxies", lambda: _proxies(f"http://{url_host(host)}:{port}")),
     ]
     found = []
     for what, look in looks:
         try:
             found.append(Finding(what, look()))
         except (BiremeError, OpBuildError) as error:
-            found.append(Finding(what, str(error), True))
+            found.append(Finding(what, str(error), WARN if isinstance(error, _Doubt) else FAULT))
     return found
 
 
@@ -85,10 +94,10 @@ def doctor(
     """Look at everything that a server needs here. Exit code 1 if something is wrong; its line says what to do."""
     found = findings(host, port)
     for finding in found:
-        sign, style = ("FAULT", "red") if finding.is_fault else ("ok", "green")
+        sign, style = finding.sign
         console.print(f"{sign:5}", style=style, end=" ", highlight=False)
         print_wrapped(f"{finding.what}: {finding.found}", 6, begun=6)
-    if any(finding.is_fault for finding in found):
+    if any(finding.sign == FAULT for finding in found):
         raise typer.Exit(1)
 
 
@@ -199,4 +208,6 @@ def _check_room(folder: Path, least: int, remedy: str) -> int:
 
 
 def _proxies(url: str) -> str:
-    return proxy_note(url).lstrip("; ") or "none that clients of this machine would go through"
+    if note := proxy_of_others(url):
+        raise _Doubt(note)
+    return "none that clients of this machine would go through"

@@ -19,7 +19,7 @@ from deployments.commands import doctor
 from deployments.commands.autoscale import _head
 from deployments.start.run_files import past_sessions
 from deployments.start.run_files.past_sessions import FollowedLogs, visible
-from deployments.start.serve_environment import SERVE_ENVIRONMENT
+from deployments.start.serve_environment import SERVE_ENVIRONMENT, free_port
 
 ENGINE = "engine-0123456789ab"
 
@@ -177,7 +177,30 @@ def test_doctor_looks_for_room_where_ray_and_models_are_kept(monkeypatch, tmp_pa
     assert any(line.startswith("FAULT cache: ") and "4.0 MB are free" in line for line in faults)
     with monkeypatch.context() as readable:
         readable.setattr(doctor.os, "access", lambda path, mode: False)
-        assert f"{tmp_path} cannot be written; make room (bireme rm), or set BIREME_CACHE" in run("doctor").output
+        assert f"{tmp_path}/cache cannot be written; make room (bireme rm), or set BIREME_CACHE" in run("doctor").output
+
+
+@pytest.mark.parametrize(
+    ("variables", "remedy"),
+    [
+        ({}, None),
+        ({"http_proxy": "http://127.0.0.1:9"}, "no_proxy=127.0.0.1,localhost"),
+        ({"ALL_PROXY": "http://127.0.0.1:9", "NO_PROXY": "localhost"}, "no_proxy=localhost,127.0.0.1"),
+        ({"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}, None),
+        ({"https_proxy": "http://127.0.0.1:9"}, None),
+    ],
+)
+def test_doctor_warns_of_a_proxy_that_others_ask_for_this_machine(monkeypatch, variables, remedy):
+    for kind in ("http", "https", "all", "no"):
+        for name in (f"{kind}_proxy", f"{kind}_proxy".upper()):
+            monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(doctor, "_PADDLE", "print('3.0\\ncpu')")
+    shown = run("doctor", "--host", "0.0.0.0", "--port", str(free_port()))
+    (line,) = [line for line in shown.output.splitlines() if " proxies: " in line]
+    assert line.split()[0] == ("ok" if remedy is None else "warn")
+    assert remedy is None or line.endswith(f": export {remedy}")
 
 
 def test_env_is_what_serve_sets_as_a_shell_reads_it(monkeypatch):
