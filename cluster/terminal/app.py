@@ -66,13 +66,13 @@ app = typer.Typer(
     help="Bireme: large language models on Paddle and Ray.",
 )
 # Programs read lines: where nobody looks, none is broken.
-_UNBROKEN = 100_000
+UNBROKEN = 100_000
 
 
 def _console(to_stderr: bool) -> Console:
     stream = sys.stderr if to_stderr else sys.stdout
     is_seen = stream.isatty() or "COLUMNS" in os.environ
-    return Console(stderr=to_stderr, width=None if is_seen else _UNBROKEN)
+    return Console(stderr=to_stderr, width=None if is_seen else UNBROKEN)
 
 
 console = _console(to_stderr=False)

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from cluster.terminal.app import UNBROKEN
+
 _NAME_WIDTH = 28
 _CLEAR = "\r\x1b[K"
 _SPINNER = "|/-\\"
@@ -44,10 +46,13 @@ class StartView:
 
     @property
     def columns(self) -> int:
-        """Of the terminal that is written to, now; stdout may be a file by then. COLUMNS in the environment comes first."""
+        """Of the terminal that is written to, now; stdout may be a file by then. COLUMNS in the environment comes first. Of
+        what is no terminal so many that no line is broken."""
         given = os.environ.get("COLUMNS", "")
         if columns := self._given_columns or (int(given) if given.isdecimal() else 0):
             return columns
+        if not os.isatty(self._output):
+            return UNBROKEN
         with contextlib.suppress(OSError):
             columns = os.get_terminal_size(self._output).columns
         return columns or shutil.get_terminal_size().columns  # a terminal may not know

@@ -70,6 +70,16 @@ def test_where_nothing_can_move_a_stage_is_one_line_when_it_ends(written):
     assert text() == "  Ray                             2.5 s\n"
 
 
+def test_what_no_terminal_shows_is_unbroken_unless_a_width_is_given(written, monkeypatch):
+    file, _ = written
+    monkeypatch.delenv("COLUMNS", raising=False)
+    rows = {"dashboard": f"http://127.0.0.1:8265, token: cat /{'folder/' * 30}auth_token"}
+    _, line, _ = ready_block(rows, StartView(file).columns)
+    assert rows["dashboard"] in line
+    monkeypatch.setenv("COLUMNS", "60")
+    assert StartView(file).columns == 60
+
+
 @pytest.mark.parametrize("columns", [20, 60, 200])
 def test_what_moves_fits_into_the_terminal_and_is_gone_before_a_line(written, columns):
     clock, (file, text) = Clock(), written
