@@ -22,7 +22,13 @@ from cluster.process.trusted_path import other_writer
 from cluster.terminal.app import app, console, print_wrapped
 from deployments.commands.config import gpu_memory
 from deployments.commands.models import size_text
-from deployments.start.preflight import check_cache, check_descriptors, check_listening, check_temporary_folder
+from deployments.start.preflight import (
+    OwnServerError,
+    check_cache,
+    check_descriptors,
+    check_port,
+    check_temporary_folder,
+)
 from deployments.start.ray_session import ray_base
 from deployments.start.ready_line import url_host
 from deployments.start.serve_config import DEFAULT_HOST, DEFAULT_PORT
@@ -154,7 +160,10 @@ def _ops() -> str:
 
 
 def _port(host: str, port: int) -> str:
-    check_listening(host, port)
+    try:
+        check_port(host, port, ray_base())
+    except OwnServerError as error:
+        raise _Doubt(error.message) from None
     return f"{port} of {host} is free"
 
 

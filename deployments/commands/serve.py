@@ -6,6 +6,7 @@ import glob
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,7 +27,7 @@ from deployments.start.preflight import (
     check_cache,
     check_cluster,
     check_descriptors,
-    check_listening,
+    check_port,
     check_temporary_folder,
 )
 from deployments.start.ray_session import keep_ray_private, ray_base, ray_leftovers
@@ -105,8 +106,8 @@ def serve(
         check_cache()
         base = ray_base() if address == LOCAL else None
         check_connection_limits()
-        if address == LOCAL:
-            check_port(config["http_options"], models)
+        if base is not None:
+            check_port_last(config["http_options"], base, models)
         view.begin("set-up")
         served, *_ = [prepare(model) for model in models]
         folder = make_run_folder()
@@ -131,13 +132,13 @@ def serve(
         raise typer.Exit(1) from None
 
 
-def check_port(http: Mapping[str, Any], models: list[LLMConfig]) -> None:
+def check_port_last(http: Mapping[str, Any], base: Path, models: list[LLMConfig]) -> None:
     """Raise BiremeError if nothing can listen there; where settings do not fit their model, that, which is mended first. For it
     configurations alone are fetched."""
     from actors.model_files.source import resolve_model
 
     try:
-        check_listening(str(http["host"]), http["port"])
+        check_port(str(http["host"]), http["port"], base)
     except BiremeError:
         for model in models:
             _look_into(model, resolve_model(model.model, load_format="dummy", tokenizer=model.tokenizer))

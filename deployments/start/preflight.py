@@ -8,13 +8,23 @@ import resource
 import socket
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 from cluster.errors import BiremeError
 from cluster.process.cache import cache_dir
 from cluster.process.trusted_path import make_folder
+from deployments.start.run_files.past_sessions import server_on
 
 _CONNECT_S = 2.0
 _FEWEST_DESCRIPTORS = 1024
+
+
+class PortTakenError(BiremeError):
+    """Somebody listens there already."""
+
+
+class OwnServerError(PortTakenError):
+    """It is a server of this user's."""
 
 
 def check_descriptors() -> None:
@@ -68,14 +78,31 @@ def check_listening(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            message = f"port {port} is taken on this machine; choose another with --port"
-        elif error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            raise PortTakenError(f"port {port} is taken on this machine; choose another with --port") from None
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             message = f"host {host!r} is no address of this machine; choose another with --host"
         else:
             message = (
                 f"nothing can listen on port {port} of {host!r}: {error.strerror}; choose others with --host and --port"
             )
         raise BiremeError(message) from None
+
+
+def check_port(host: str, port: int, base: Path) -> None:
+    """As ``check_listening``; says so if it is a server of this user's that listens there.
+
+    Args:
+        base: below which its Ray keeps its sessions.
+    """
+    try:
+        check_listening(host, port)
+    except PortTakenError:
+        if (pid := server_on(port, base)) is None:
+            raise
+        raise OwnServerError(
+            f"port {port} is taken by a Bireme server of yours that runs (process {pid}); end it with Ctrl-C in its terminal or "
+            f"`kill {pid}`, or choose another with --port"
+        ) from None
 
 
 def check_cluster(address: str, has_key_file: bool, environment: Mapping[str, str] = os.environ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cluster.errors import BiremeError
-from cluster.process.process_age import process_age_s
+from cluster.process.process_age import parent_process, process_age_s
 from cluster.process.process_liveness import has_ended
 
 # What a proxy of Ray Serve says when it starts; HAProxy, which is in front then, says it last.
@@ -80,6 +80,15 @@ def api_port(session: Path) -> int | None:
         except OSError:  # it was removed meanwhile
             continue
     return int(ports[-1]) if ports else None
+
+
+def server_on(port: int, base: Path) -> int | None:
+    """Process to signal of this user's server whose API listens on ``port``; None if no session below ``base`` is of one."""
+    for session in sessions(base):
+        found = _SESSION.fullmatch(session.name)
+        if found is not None and is_running(session) and api_port(session) == port:
+            return parent_process(int(found[2]))  # bireme serve is two: the other takes signals
+    return None
 
 
 def on_port(found: list[Path], port: int | None) -> list[Path]:

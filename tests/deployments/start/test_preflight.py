@@ -14,7 +14,15 @@ import pytest
 from bireme.__main__ import PACKAGES
 from cluster.errors import BiremeError
 from deployments.native import frame_writer
-from deployments.start.preflight import check_cache, check_cluster, check_listening, check_temporary_folder
+from deployments.start.preflight import (
+    OwnServerError,
+    PortTakenError,
+    check_cache,
+    check_cluster,
+    check_listening,
+    check_port,
+    check_temporary_folder,
+)
 from deployments.start.serve_environment import free_port
 from gpu_ops.build import OpBuildError, build_library
 
@@ -49,6 +57,20 @@ def test_a_port_is_taken_where_the_server_would_listen_and_nowhere_else():
             with pytest.raises(BiremeError, match=f"port {port} is taken"):
                 check_listening(host, port)
         check_listening("127.0.0.2", port)
+
+
+def test_a_port_that_a_server_of_ones_own_has_is_told_with_how_to_end_it(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortTakenError) as caught:
+            check_port("127.0.0.1", port, tmp_path)
+        assert not isinstance(caught.value, OwnServerError)
+        began = time.strftime("session_%Y-%m-%d_%H-%M-%S_000000", time.localtime())
+        logs = tmp_path / "ray" / f"{began}_{os.getpid()}" / "logs" / "serve"
+        logs.mkdir(parents=True)
+        (logs / "proxy_1.log").write_text(f"INFO proxy 1 -- HAProxy starting on node ab (HTTP port: {port}).\n")
+        with pytest.raises(OwnServerError, match=rf"\(process {os.getppid()}\); .*`kill {os.getppid()}`, .* --port"):
+            check_port("127.0.0.1", port, tmp_path)
 
 
 def test_a_cluster_that_does_not_answer_is_one_line_after_two_seconds_at_most():
