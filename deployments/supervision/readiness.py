@@ -9,6 +9,7 @@ from typing import Any
 from cluster.errors import CANNOT_SERVE
 
 _LAST_ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Exit|Interrupt)\b(?:\(\w+\))?: .*)$")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_CHARACTERS = 600
 
 
@@ -18,7 +19,7 @@ def what_failed(applications: Mapping[str, Any]) -> str | None:
     faults = []
     for name, application in applications.items():
         errors = [
-            f"{deployment}: {_last_error(found.message)}"
+            f"{deployment}: {last_error(found.message)}"
             for deployment, found in application.deployments.items()
             if found.status in ("DEPLOY_FAILED", "UNHEALTHY") or CANNOT_SERVE in found.message
         ]
@@ -26,7 +27,7 @@ def what_failed(applications: Mapping[str, Any]) -> str | None:
             CANNOT_SERVE in found.message for found in application.deployments.values()
         )
         if application.status == "DEPLOY_FAILED" or is_hopeless:
-            faults.append(f"application {name} did not start: {'; '.join(errors) or _last_error(application.message)}")
+            faults.append(f"application {name} did not start: {'; '.join(errors) or last_error(application.message)}")
     return "; ".join(faults) or None
 
 
@@ -39,7 +40,7 @@ def not_ready(applications: Mapping[str, Any]) -> str | None:
         if application.status == "RUNNING":
             continue
         states = [
-            f"{deployment}: {_replicas(found)}{f' ({_last_error(found.message)})' if found.message else ''}"
+            f"{deployment}: {_replicas(found)}{f' ({last_error(found.message)})' if found.message else ''}"
             for deployment, found in application.deployments.items()
             if found.status != "HEALTHY"
         ]
@@ -67,7 +68,9 @@ def _replicas(deployment: Any) -> str:
     return ", ".join(f"{count} {str(state).lower()}" for state, count in counts.items()) or "no replica yet"
 
 
-def _last_error(message: str) -> str:
+def last_error(message: str) -> str:
     """The last error that a traceback names; a message without one as it is, in one line."""
-    found = [match.group(1) for line in message.splitlines() if (match := _LAST_ERROR.match(line.strip()))]
-    return (found[-1] if found else " ".join(message.split()))[:_MOST_CHARACTERS]
+    found = [
+        match.group(1) for line in _COLOUR.sub("", message).splitlines() if (match := _LAST_ERROR.match(line.strip()))
+    ]
+    return (found[-1] if found else " ".join(_COLOUR.sub("", message).split()))[:_MOST_CHARACTERS]

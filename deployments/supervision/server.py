@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Any, NoReturn, Protocol
 
 from cluster.errors import BiremeError
-from deployments.supervision.readiness import not_ready, out_of_time, what_failed
+from deployments.supervision.readiness import last_error, not_ready, out_of_time, what_failed
 from deployments.supervision.stages import RUNNING, STARTING, Supervised
 
 _POLL_S = 0.25
@@ -30,6 +30,9 @@ class Watcher(Protocol):
 
     def ready(self) -> None:
         """Requests are answered from now on."""
+
+    def known_cause(self, error: Exception) -> str | None:
+        """A sentence for a person that says all of ``error``; None if there is more to it."""
 
     def failed(self, reason: str) -> list[str]:
         """Nothing follows but these last words."""
@@ -81,8 +84,9 @@ def run_server(
         _leave(watcher.failed(str(error)))
     except Exception as error:
         traceback.print_exc()
-        what = str(error).strip().splitlines() or [""]
-        _leave(watcher.failed(f"the server failed: {type(error).__name__}: {what[0]}"))
+        if (cause := watcher.known_cause(error)) is not None:
+            _leave(watcher.failed(cause)[:1])  # what the log tells of it is no more
+        _leave(watcher.failed(f"the server failed: {type(error).__name__}: {last_error(str(error))}"))
     _leave([], 0)
 
 

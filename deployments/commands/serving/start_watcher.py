@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from deployments.commands.serving.ready_block import device_row, memory_row, rea
 from deployments.commands.serving.server_log import ServerLog
 from deployments.commands.serving.start_view import StartView
 from deployments.http.keys import API_KEY_VARIABLE
+from deployments.start.preflight import PortTakenError, check_listening
 from deployments.start.ready_line import curl, url_host
 
+# Of HAProxy, and of Serve's own proxy.
+_CANNOT_LISTEN = re.compile(r"listeners|[Ff]ailed to bind|[Cc]annot bind|[Aa]ddress already in use")
 # An engine that is ready answers in milliseconds.
 _FIGURES_S = 2.0
 _NOT_KNOWN = "known once an engine runs"
@@ -60,6 +65,10 @@ class StartWatcher:
         self._engines.look()
         self._engines.show(self._view)
 
+    def known_cause(self, error: Exception) -> str | None:
+        """As ``Watcher``: the port, which was free when the start began, is somebody else's by now."""
+        return taken_meanwhile(self._config["http_options"], error)
+
     def failed(self, reason: str) -> list[str]:
         """As ``Watcher``."""
         self.log.give_back()
@@ -104,6 +113,17 @@ class StartWatcher:
             rows["dashboard"] = f"http://{address}" + (f", token: cat {token}" if token.is_file() else "")
         rows["log"] = str(self.log.path)
         return rows
+
+
+def taken_meanwhile(http: Mapping[str, Any], error: Exception) -> str | None:
+    """That the server's port is taken, if ``error`` is of a proxy that cannot listen; else None."""
+    if _CANNOT_LISTEN.search(str(error)) is None:
+        return None
+    try:
+        check_listening(str(http["host"]), http["port"])
+    except PortTakenError as taken:
+        return f"{taken.message}; it was free when this start began"
+    return None
 
 
 def _dashboard() -> str:

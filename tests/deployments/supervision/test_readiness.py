@@ -18,7 +18,7 @@ from ray.serve.schema import (
 )
 
 from deployments.start.serve_environment import free_port
-from deployments.supervision.readiness import not_ready, out_of_time, what_failed
+from deployments.supervision.readiness import last_error, not_ready, out_of_time, what_failed
 from tests.deployments.supervision.signals import ROOT
 
 TRACEBACK = """The deployment failed to start 1 times in a row. Error:
@@ -32,6 +32,12 @@ def application(status: str, deployment_status: str, message: str = "", **replic
     trigger = DeploymentStatusTrigger.UNSPECIFIED
     deployment = DeploymentStatusOverview(DeploymentStatus(deployment_status), trigger, replicas, message)
     return ApplicationStatusOverview(ApplicationStatus(status), "", 0.0, {"LLMServer": deployment})
+
+
+def test_the_last_error_of_a_traceback_has_no_colours():
+    message = "\x1b[36mray::Proxy.ready()\x1b[39m (pid=1)\n  File x\n\x1b[31mRuntimeError: it\x1b[0m failed\n"
+    assert last_error(message) == "RuntimeError: it failed"
+    assert last_error("\x1b[36ma\x1b[39m\nb") == "a b"
 
 
 def test_a_failed_application_is_named_with_its_last_error():
