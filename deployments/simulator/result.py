@@ -22,10 +22,12 @@ class Result:
         attainment: share of the requests within both objectives.
         ttft_attainment, tpot_attainment: within each.
         engine_hours: paid, starts and drains included.
+        peak_engines: most that were paid for at once.
         ttft_s, tpot_ms: percentiles by name (p50, p95, p99).
         engines: (second, engines paid for) where that changes, or in windows.
         attained: share of the requests within both objectives among those that came in each of equal parts of the time.
         num_lost: engines that were lost to events.
+        span_s: seconds that were paid for: until the last answer, or the end of the recording if that is later.
     """
 
     requests: float
@@ -40,6 +42,7 @@ class Result:
     engines: list[tuple[float, int]] = field(default_factory=list)
     num_lost: int = 0
     attained: list[float] = field(default_factory=list)
+    span_s: float = 0.0
 
 
 def percentiles(values: Array, weights: Array | None = None) -> dict[str, float]:

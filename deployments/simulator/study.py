@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -106,27 +105,35 @@ class Study:
         scaler: Scaler | None = None,
         progress: Progress = lambda share: None,
         initial: int | None = None,
+        until_s: float = 0.0,
     ) -> Result:
-        """Of ``scaler``, by default the policy, with ``initial`` engines, by default as many as the first requests need."""
+        """Of ``scaler``, by default the policy, with ``initial`` engines, by default as many as the first requests need.
+
+        Args:
+            until_s: second until which the fleet is there, if single requests have their answers before. Rates end with the
+                recording.
+        """
         scaler, first = scaler or PolicyScaler(self.settings), self.initial if initial is None else initial
         if self.load.rates is not None:
             return simulate_rates(self.load, self.settings, scaler, first, progress, self.events)
         make = ExactEngine if self.fidelity == "exact" else FluidEngine
-        return simulate_requests(self.load, self.settings, scaler, first, progress, self.events, make)
+        return simulate_requests(self.load, self.settings, scaler, first, progress, self.events, make, until_s=until_s)
 
-    def smallest_fixed_fleet(self, enough: int, progress: Progress = lambda share: None) -> int | None:
-        """The fewest engines that reach the share if their number never changes, by halving; None if more than twice ``enough``
-        would be needed."""
-        fewest, most = max(1, math.floor(self.bound.mean_engines)), max(2 * enough, 1)
-        runs = itertools.count(1)
+    def smallest_fixed_fleet(self, enough: int, progress: Progress = lambda share: None) -> Result | None:
+        """The fewest engines, not fewer than ``min_replicas``, that reach the share if their number never changes, by halving;
+        None if more than twice ``enough`` would be needed."""
+        # Its mean says nothing of how few are enough: a loose objective leaves work until after the last request.
+        fewest = max(1, self.settings.policy.min_replicas)
+        most = max(2 * enough, fewest)
+        runs: dict[int, Result] = {}
 
         def reaches(count: int) -> bool:
-            result = self.run(Schedule([count], self.bound.bin_s), initial=count)
-            progress(min(1.0, next(runs) / max(1, most - fewest + 1).bit_length()))
-            return result.attainment >= self.settings.policy.slo_share
+            runs[count] = self.run(Schedule([count], self.bound.bin_s), initial=count)
+            progress(min(1.0, len(runs) / (most - fewest + 1).bit_length()))
+            return runs[count].attainment >= self.settings.policy.slo_share
 
         found = fewest + bisect_left(range(fewest, most + 1), True, key=reaches)
-        return found if found <= most else None
+        return runs[found] if found <= most else None
 
     def others(self) -> dict[str, Scaler]:
         """What the policy is compared with, by name. Queue targets are the requests that an engine holds at its objective."""

@@ -13,7 +13,7 @@ class Machines:
         ready: engines that serve.
         starting: when each will serve.
         leaving: when each will have gone; others go on with what it has in this model.
-        paid_s, peak, num_starts, num_lost: engine-seconds so far; most engines; starts; engines that were lost.
+        paid_s, peak, num_starts, num_lost: engine-seconds so far; most engines paid for at once; starts; engines that were lost.
     """
 
     def __init__(self, initial: int, settings: SimulatorSettings, rng: np.random.Generator) -> None:
@@ -41,8 +41,8 @@ class Machines:
         engines = self.ready + sum((dt - late) / dt for late in due)
         self.ready += len(due)
         self.paid_s += self.size * dt + sum(min(at - now, dt) for at in self.leaving)
+        self.peak = max(self.peak, self.size + len(self.leaving))
         self.leaving = [at for at in self.leaving if at > now + dt]
-        self.peak = max(self.peak, self.size)
         return engines
 
     def resize(self, wanted: int, now: float, drain_s: float) -> float:

@@ -219,6 +219,7 @@ class _Answers:
             [(float(i * dt), int(self._paid[i])) for i in range(0, count, every)],
             machines.num_lost,
             shares_over_time((np.arange(count) + 0.5) * dt, ttft_ok * tpot_ok, weights, self._load.duration_s),
+            count * dt,
         )
 
     def _tpot_s(self) -> Array:

@@ -62,7 +62,7 @@ class Fleet:
         leaving: that finish what they have.
         starting: when each will serve.
         held: requests that no engine has.
-        paid_s, peak, num_starts, num_lost: engine-seconds so far; most engines; starts; engines that were lost.
+        paid_s, peak, num_starts, num_lost: engine-seconds so far; most engines paid for at once; starts; engines that were lost.
         sizes: (second, engines ready or starting) where that changed.
 
     Args:
@@ -106,7 +106,9 @@ class Fleet:
         for engine in (*self._busy.values(), *self.leaving):
             engine.advance(then)
         self._busy = {name: engine for name, engine in self._busy.items() if engine.num_requests}
-        self.paid_s += (len(self.ready) + len(self.leaving) + len(self.starting)) * (then - now)
+        num_paid = self.size + len(self.leaving)
+        self.paid_s += num_paid * (then - now)
+        self.peak = max(self.peak, num_paid)
         for engine in [engine for engine in self.leaving if not engine.num_requests]:
             self._gone(engine)
         if self._settings.balance:
@@ -221,7 +223,6 @@ class Fleet:
 
     def _changed(self, now: float) -> None:
         self.sizes.append((now, self.size))
-        self.peak = max(self.peak, self.size)
 
     def _leave(self, engines: Sequence[Engine]) -> None:
         names = {engine.name for engine in engines}

@@ -32,6 +32,7 @@ def simulate_requests(
     events: Sequence[Event] = (),
     make: MakeEngine = FluidEngine,
     ran_before: bool = True,
+    until_s: float = 0.0,
 ) -> Result:
     """Run ``scaler`` on single requests until the last has its answer.
 
@@ -41,13 +42,14 @@ def simulate_requests(
         events: what happens besides, in order of time.
         make: an engine; its fidelity is that of the simulation.
         ran_before: the rates of what comes are known when the recording begins, as of a service that has been running.
+        until_s: second until which the fleet is there in any case.
     """
     answers = Answers(load, settings)
     fleet = Fleet(settings, answers, make, initial)
     arriving, controller, rates = _Arriving(load), _Controller(scaler, initial), _Rates(load, ran_before)
     coming = deque(events)
     now = 0.0
-    while answers.num_ended < len(load.at) or now < load.duration_s:
+    while answers.num_ended < len(load.at) or now < max(load.duration_s, until_s):
         while coming and coming[0].at <= now:
             event = coming.popleft()
             if event.event == "controller_restart":
@@ -61,7 +63,7 @@ def simulate_requests(
         now += _TICK_S
         controller.tick(now, fleet, arriving, rates, answers)
         progress(arriving.share)
-    return _result(load, settings, answers, fleet)
+    return _result(load, settings, answers, fleet, now)
 
 
 class _Arriving:
@@ -146,7 +148,7 @@ class _Controller:
         self._target = self._decided = target
 
 
-def _result(load: Arrivals, settings: SimulatorSettings, answers: Answers, fleet: Fleet) -> Result:
+def _result(load: Arrivals, settings: SimulatorSettings, answers: Answers, fleet: Fleet, span_s: float) -> Result:
     policy, ttft, tpot = settings.policy, answers.ttft_s, answers.tpot_s
     ttft_ok, tpot_ok = ttft <= policy.slo_ttft_s, tpot <= policy.slo_tpot_ms / 1e3
     return Result(
@@ -162,4 +164,5 @@ def _result(load: Arrivals, settings: SimulatorSettings, answers: Answers, fleet
         fleet.sizes,
         fleet.num_lost,
         shares_over_time(load.at, ttft_ok & tpot_ok, np.ones(len(load.at)), load.duration_s),
+        span_s,
     )
