@@ -60,43 +60,25 @@ def requests_of(file: BinaryIO) -> Iterator[BatchLine]:
     return (parse_line(line) for line in file if line.strip())
 
 
-class Done(NamedTuple):
-    """What a file of results holds: so many, and how many of them are errors."""
-
-    num_results: int
-    num_errors: int
-
-
-def num_done(requests: Path, output: Path) -> Done:
-    """What ``output`` holds of a run before; half a line at its end, where that was interrupted, is cut off.
+def check_names(file: Path) -> int:
+    """How many requests a file has.
 
     Raises:
-        BiremeError: the results are those of other requests.
+        BiremeError: two have the same name, by which nobody could tell their results apart.
     """
-    done = end = num_errors = 0
-    with open(requests, "rb") as asked, open(output, "r+b") as found:
-        wanted = requests_of(asked)
-        for line in found:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                result = json.loads(line)
-                custom_id, is_error = result["custom_id"], _is_error(result)
-            except (ValueError, KeyError, TypeError):
-                raise _others(output, done) from None
-            request = next(wanted, None)
-            if request is None or request.custom_id != custom_id:
-                raise _others(output, done)
-            done, end = done + 1, end + len(line)
-            num_errors += is_error
-        found.truncate(end)
-    return Done(done, num_errors)
-
-
-def _others(output: Path, done: int) -> BiremeError:
-    return BiremeError(
-        f"{output}: line {done + 1} is no result of these requests; name another file with -o, or remove it"
-    )
+    lines: dict[str, int] = {}
+    total = 0
+    with open(file, "rb") as requests:
+        for number, line in enumerate(requests, 1):
+            if not line.strip():
+                continue
+            total += 1
+            custom_id = parse_line(line).custom_id
+            if custom_id is None:
+                continue
+            if (first := lines.setdefault(custom_id, number)) != number:
+                raise BiremeError(f"{file}: line {number}: custom_id {custom_id!r} is that of line {first}, too")
+    return total
 
 
 class BatchRun:
@@ -138,7 +120,7 @@ class BatchRun:
                 result = await task
                 output.write(json.dumps(result, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
                 output.flush()
-                self._written(_is_error(result), _num_tokens(result))
+                self._written(is_error(result), _num_tokens(result))
             await starting
         finally:
             left = [starting, *([task] if task else []), *(tasks.get_nowait() for _ in range(tasks.qsize()))]
@@ -178,9 +160,9 @@ def _line(request: BatchLine, response: Any = None, error: Any = None) -> dict[s
     }
 
 
-def _is_error(result: dict[str, Any]) -> bool:
+def is_error(result: dict[str, Any]) -> bool:
     return result["error"] is not None or result["response"]["status_code"] != 200
 
 
 def _num_tokens(result: dict[str, Any]) -> int:
-    return 0 if _is_error(result) else (result["response"]["body"].get("usage") or {}).get("completion_tokens", 0)
+    return 0 if is_error(result) else (result["response"]["body"].get("usage") or {}).get("completion_tokens", 0)

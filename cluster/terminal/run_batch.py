@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cluster.client import AsyncClient
 from cluster.client.base import DEFAULT_URL
-from cluster.client.batch_file import BatchRun, Done, num_done, requests_of
+from cluster.client.batch_file import BatchRun, check_names, requests_of
+from cluster.client.batch_results import Done, put_in_place, results_of
 from cluster.errors import BiremeError
 from cluster.terminal.app import ApiKey, Model, Url, app, console, errors, show_error
 
@@ -40,8 +42,8 @@ def run_batch(
 ) -> None:
     """Send all requests of a file, and write their results in the same order.
 
-    Interrupted, the same command goes on where it was. Exit code 1 if any line of the results is an error, also of a run
-    before, or the server is gone.
+    Interrupted, the same command goes on where it was; lines with errors it sends again, as they are by now. Exit code 1 if
+    any line of the results is an error, or the server is gone.
     """
     results = output or file.with_suffix(".results.jsonl")
     try:
@@ -63,17 +65,16 @@ def run_batch(
 
 def _run(file: Path, results: Path, concurrency: int, url: str, model: str | None, api_key: str | None) -> int:
     """How many lines of the results are errors."""
-    with open(file, "rb") as requests:
-        total = sum(1 for _ in requests_of(requests))
-    done, failed_before = num_done(file, results) if results.exists() else Done(0, 0)
-    if done:
-        note = f", {failed_before} of them with errors" if failed_before else ""
-        errors.print(f"{results}: {done} of {total} are done already{note}", highlight=False, markup=False)
+    total = check_names(file)
+    done = results_of(file, results) if results.exists() else Done(0)
+    if done.num_results:
+        note = f", {len(done.failed)} of them with errors: these are sent again" if done.failed else ""
+        errors.print(f"{results}: {done.num_results} of {total} are done already{note}", highlight=False, markup=False)
     start = time.monotonic()
     num_failed = num_tokens = num_written = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("requests", total=total, completed=done)
+        task = bar.add_task("requests", total=total, completed=done.num_results - len(done.failed))
 
         def written(is_error: bool, tokens: int) -> None:
             nonlocal num_failed, num_tokens, num_written
@@ -85,17 +86,27 @@ def _run(file: Path, results: Path, concurrency: int, url: str, model: str | Non
 
         async def run() -> None:
             async with AsyncClient(url, model=model, api_key=api_key) as client:
+                batch = BatchRun(client, concurrency, written)
+                if done.failed:
+                    await _send_again(batch, file, results, done.failed)
                 with open(file, "rb") as requests, open(results, "ab") as output:
-                    await BatchRun(client, concurrency, written).run(
-                        itertools.islice(requests_of(requests), done, None), output
-                    )
+                    await batch.run(itertools.islice(requests_of(requests), done.num_results, None), output)
 
         asyncio.run(run())
     seconds = time.monotonic() - start
-    before = f"; with those of before {failed_before + num_failed} errors" if failed_before else ""
     console.print(
-        f"{results}: {num_written} results, {num_failed} errors, {num_tokens} tokens in {seconds:.1f} s{before}",
+        f"{results}: {num_written} results, {num_failed} errors, {num_tokens} tokens in {seconds:.1f} s",
         highlight=False,
         markup=False,
     )
-    return failed_before + num_failed
+    return num_failed
+
+
+async def _send_again(batch: BatchRun, file: Path, results: Path, failed: tuple[int, ...]) -> None:
+    """The requests whose results are errors; what comes of an interrupted run is kept, too."""
+    places = set(failed)
+    with open(file, "rb") as requests, tempfile.TemporaryFile() as again:
+        try:
+            await batch.run((line for i, line in enumerate(requests_of(requests)) if i in places), again)
+        finally:
+            put_in_place(results, failed, again)

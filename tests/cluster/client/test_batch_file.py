@@ -1,4 +1,4 @@
-"""Batch files: which lines are requests, the order of results, how many are under way, and going on after an interruption."""
+"""Batch files: which lines are requests, the order of results, and how many are under way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.client.batch_file import BatchRun, num_done, parse_line, requests_of
+from cluster.client.batch_file import BatchRun, check_names, parse_line, requests_of
 from cluster.client.errors import BadRequestError, ClientError, RateLimitError
 from cluster.errors import BiremeError
 
@@ -84,18 +84,12 @@ async def test_a_server_that_is_gone_ends_the_run_after_whole_lines():
     assert len(asyncio.all_tasks()) == 1
 
 
-def test_an_interrupted_output_is_gone_on_with_and_another_is_refused(tmp_path):
-    requests, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    requests.write_bytes(b"\n".join(request(str(i)) for i in range(3)))
-    whole = (
-        b'{"custom_id": "0", "response": {"status_code": 200}, "error": null}\n'
-        b'{"custom_id": "1", "response": {"status_code": 400}, "error": null}\n'
-    )
-    output.write_bytes(whole + b'{"custom_')
-    assert num_done(requests, output) == (2, 1)
-    assert output.read_bytes() == whole
-    for other in (whole.splitlines(keepends=True)[1], b"something else\n", b"[]\n", output.read_bytes() * 2):
-        output.write_bytes(other)
-        with pytest.raises(BiremeError, match="is no result of these requests"):
-            num_done(requests, output)
-        assert output.read_bytes() == other
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_name_that_two_lines_have_is_refused_with_their_numbers(tmp_path, number):
+    lines = [request("a"), b"", request("b"), b"{", b"{"]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
+    assert check_names(tmp_path / "in.jsonl") == 4
+    lines[number - 1] = request("a")
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
+    with pytest.raises(BiremeError, match=f"line {number}: custom_id 'a' is that of line 1, too"):
+        check_names(tmp_path / "in.jsonl")
