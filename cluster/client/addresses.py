@@ -62,6 +62,10 @@ class Addresses:
         """Without what was learned."""
         return self._num_given
 
+    @property
+    def given(self) -> list[str]:
+        return self._all[: self._num_given]
+
     def __str__(self) -> str:
         return " and ".join(map(without_password, self._all))
 

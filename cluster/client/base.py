@@ -93,6 +93,21 @@ class ClientBase(ABC, Generic[Http]):
             return self._connect_timeout
         return _CONNECT_ELSEWHERE_S if self._addresses.num_given > 1 else _CONNECT_S
 
+    @property
+    def urls(self) -> list[str]:
+        """The addresses that were given."""
+        return self._addresses.given
+
+    @staticmethod
+    def _readiness(response: httpx.Response) -> str:
+        if response.status_code != 200:
+            return ""
+        try:
+            status = response.json()["status"]
+        except (ValueError, LookupError, TypeError):
+            return "ok"  # servers of other kinds say nothing more
+        return status if isinstance(status, str) and status else "ok"
+
     @abstractmethod
     def _opened(self, options: dict[str, Any]) -> Http:
         """HTTP client of the subclass's kind."""

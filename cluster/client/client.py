@@ -55,7 +55,11 @@ class Client(ClientBase[httpx.Client]):
 
     def health(self) -> bool:
         """Whether the server is ready for requests."""
-        return self._get("/health").status_code == 200
+        return bool(self.readiness())
+
+    def readiness(self) -> str:
+        """What the server says of itself: "ok", "asleep" where the next request starts an engine, "" while it is not ready."""
+        return self._readiness(self._get("/health"))
 
     def models(self) -> list[Model]:
         """The served models."""
@@ -168,7 +172,11 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
 
     async def health(self) -> bool:
         """Whether the server is ready for requests."""
-        return (await self._get("/health")).status_code == 200
+        return bool(await self.readiness())
+
+    async def readiness(self) -> str:
+        """What the server says of itself: "ok", "asleep" where the next request starts an engine, "" while it is not ready."""
+        return self._readiness(await self._get("/health"))
 
     async def models(self) -> list[Model]:
         """The served models."""

@@ -8,11 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.client import Client
 from cluster.client.addresses import without_password
 from cluster.client.api_types import Model
 from cluster.client.base import DEFAULT_URL
+from cluster.errors import BiremeError
 from cluster.observability.start_stages import start_line
 from cluster.terminal.app import ApiKey, Url, app, connected, console, print_wrapped
+
+_STATES = {"": "loading", "asleep": "asleep: no engine runs, and the next request starts one"}
+# For an address beside one that answers.
+_LOOK_S, _CONNECT_S = 5.0, 2.0
 
 
 @app.command()
@@ -21,27 +27,41 @@ def status(
     api_key: ApiKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object for programs.")] = False,
 ) -> None:
-    """Show whether the server is ready, its models, its engines and what they hold. Exit code 1 if it is not ready."""
+    """Show whether the server is ready, its models, its engines and what they hold. Exit code 1 if it is not ready.
+
+    Of several addresses it shows what the first says that answers, and of each of the others whether it does.
+    """
     with connected(url, None, api_key) as client:
-        where = without_password(client.url)
-        is_ready = client.health()
+        readiness = client.readiness()
+        is_ready, where = bool(readiness), without_password(client.url)
+        # Who was left for the next address is asked again, too: nobody else says what is wrong there.
+        others = [(without_password(other), _state_of(other, api_key)) for other in client.urls if other != client.url]
         models = client.models() if is_ready else []
         found = client.status() if is_ready else {}
     if as_json:
         rows = [{"id": model.id, "max_model_len": model.max_model_len} for model in models]
-        shown = {"url": where, "ready": is_ready, "models": rows, **found}
+        shown = {"url": where, "ready": is_ready, "asleep": readiness == "asleep", "models": rows, **found}
+        if others:
+            shown["other_urls"] = dict(others)
         console.print(json.dumps(shown, indent=2), highlight=False, markup=False, soft_wrap=True)
     else:
-        for line in _lines(where, is_ready, models, found):
+        first = [f"{where}: {_STATES.get(readiness, 'ready')}", *(f"{other}: {state}" for other, state in others)]
+        for line in (*first, *(_lines(models, found) if is_ready else ())):
             print_wrapped(line, len(line) - len(line.lstrip()) + 2, begun=len(line) - len(line.lstrip()))
     if not is_ready:
         raise typer.Exit(1)
 
 
-def _lines(where: str, is_ready: bool, models: list[Model], found: dict[str, Any]) -> Iterator[str]:
-    yield f"{where}: {'ready' if is_ready else 'loading'}"
-    if not is_ready:
-        return
+def _state_of(url: str, api_key: str | None) -> str:
+    """In words, of one of several addresses."""
+    try:
+        with Client(url, api_key=api_key, timeout=_LOOK_S, connect_timeout=_CONNECT_S) as client:
+            return _STATES.get(client.readiness(), "ready")
+    except BiremeError as error:
+        return f"no answer: {error.message}"
+
+
+def _lines(models: list[Model], found: dict[str, Any]) -> Iterator[str]:
     for model in models:
         yield f"  {model.id} (up to {model.max_model_len} tokens)"
     for deployment, states in found["replicas"].items():
