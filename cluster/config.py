@@ -39,6 +39,11 @@ ReasoningParser = Literal[
 ]
 
 
+def _fault(says: str) -> PydanticCustomError:
+    """Of settings together, which are looked at outside of what words the faults of each: without pydantic's own prefix."""
+    return PydanticCustomError("value_error", "{says}", {"says": says})
+
+
 class Settings(BaseModel):
     """Settings that say in this project's words what is wrong with them."""
 
@@ -228,7 +233,7 @@ class EngineConfig(Settings):
     @model_validator(mode="after")
     def _budget_covers_every_slot(self) -> EngineConfig:
         if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError(
+            raise _fault(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs ({self.max_num_seqs}): "
                 "every running sequence decodes one token a step"
             )
@@ -290,7 +295,7 @@ class Autoscaling(Settings):
     @model_validator(mode="after")
     def _ordered(self) -> Autoscaling:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas ({self.min_replicas}) must be at most max_replicas ({self.max_replicas})")
+            raise _fault(f"min_replicas ({self.min_replicas}) must be at most max_replicas ({self.max_replicas})")
         return self
 
 
@@ -458,14 +463,14 @@ class LLMConfig(EngineConfig):
     @model_validator(mode="after")
     def _keys_of_one_kind(self) -> LLMConfig:
         if self.api_keys and self.api_keys_file is not None:
-            raise ValueError("api_keys and api_keys_file: give one of them")
+            raise _fault("api_keys and api_keys_file: give one of them")
         return self
 
     @model_validator(mode="after")
     def _one_way_to_scale(self) -> LLMConfig:
         given = [name for name in ("num_replicas", "autoscaling_config") if name in self.deployment_config]
         if self.autoscaling is not None and given:
-            raise ValueError(
+            raise _fault(
                 f"autoscaling and deployment_config.{given[0]} both say how many engines there are: give one of them"
             )
         return self

@@ -102,6 +102,14 @@ def test_every_error_of_every_setting_is_in_own_words():
             "max_num_seq is no setting; did you mean max_num_seqs?; allowed: accelerator_type, allowed_",
         ),
         ({"swap_spice": 3}, "swap_spice is no setting; allowed: accelerator_type, allowed_"),
+        (
+            {"max_num_seqs": 64, "max_num_batched_tokens": 16},
+            "max_num_batched_tokens (16) must be at least max_num_seqs (64): every running sequence",
+        ),
+        (
+            {"autoscaling": {"min_replicas": 5, "max_replicas": 2}},
+            "autoscaling: min_replicas (5) must be at most max_replicas (2)",
+        ),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size is no setting: an engine computes on one device"),
         (
             {"max_num_seqs": 0, "dtype": "int4"},
