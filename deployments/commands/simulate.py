@@ -196,11 +196,18 @@ def _settings(file: Path | None) -> SimulatorSettings:
         for found in (given, policy):
             if isinstance(costs := found.get("costs"), dict):
                 found["costs"] = _costs(costs, file)
-        return msgspec.convert({**default, **given, "policy": policy}, SimulatorSettings)
+        settings = msgspec.convert({**default, **given, "policy": policy}, SimulatorSettings)
     except OSError as error:
         raise BiremeError(f"{file}: {error.strerror}", "--config") from None
     except (msgspec.MsgspecError, TypeError) as error:
         raise BiremeError(f"{file}: {error}", "--config") from None
+    lowest, highest = settings.policy.min_replicas, settings.policy.max_replicas
+    if not 0 <= lowest <= highest:
+        raise BiremeError(
+            f"{file}: policy.min_replicas ({lowest}) must be at least 0 and at most policy.max_replicas ({highest})",
+            "--config",
+        )
+    return settings
 
 
 def _costs(given: dict[str, Any], file: Path) -> list[Any]:

@@ -53,7 +53,7 @@ class Study:
         part: (second of the recording to begin at, seconds that are taken or None).
 
     Raises:
-        BiremeError: the recording cannot be read, or is too much for the exact fidelity.
+        BiremeError: the recording cannot be read, is too much for the exact fidelity, or ends before an event.
     """
 
     def __init__(
@@ -83,6 +83,12 @@ class Study:
                 f"{self.load.count:,.0f} requests are too many for the exact fidelity, which takes {MOST_EXACT_REQUESTS:,}: "
                 "take a part of the recording (--begin, --seconds) or fewer engines (--engines-mean)",
                 "--fidelity",
+            )
+        late = [event for event in events if event.at > self.load.duration_s]
+        if late:
+            raise BiremeError(
+                f"{late[0].event} at {late[0].at:g} s: what is simulated of the recording ends at {self.load.duration_s:g} s",
+                "--event",
             )
         self.bound: Bound = lower_bound(self.load, settings)
         policy = settings.policy

@@ -86,6 +86,23 @@ def test_a_setting_that_is_none_is_named(tmp_path):
     assert found.exit_code == 1 and "slots is no setting" in found.output
 
 
+@pytest.mark.parametrize("bounds", [(5, 2), (-1, 2)])
+def test_bounds_that_no_fleet_keeps_are_refused(tmp_path, bounds):
+    lowest, highest = bounds
+    (tmp_path / "settings.json").write_text(json.dumps({"policy": {"min_replicas": lowest, "max_replicas": highest}}))
+    with pytest.raises(BiremeError, match=rf"policy.min_replicas \({lowest}\) must be at least 0 and at most .*\(2\)"):
+        _settings(tmp_path / "settings.json")
+
+
+@pytest.mark.parametrize(("at", "code"), [(20, 0), (600, 1)])
+def test_an_event_behind_the_end_of_the_recording_is_refused(tmp_path, at, code):
+    (tmp_path / "trace").write_text(azure(1.0, 30))
+    command = ["simulate", str(tmp_path / "trace"), "--event", f"at={at} event=death", "--json"]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == code
+    assert ("death at 600 s: what is simulated of the recording ends at 2" in found.stderr) == bool(code)
+
+
 def test_a_plan_names_its_costs(tmp_path):
     (tmp_path / "trace").write_text(azure(4.0, 120))
     command = ["plan", str(tmp_path / "trace"), "--slo", "ttft_s=3", "--price", "2", "--json"]
