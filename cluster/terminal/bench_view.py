@@ -50,7 +50,9 @@ def warnings(run: dict[str, Any]) -> list[str]:
     if run["warm_up_errors"]:
         found.append(f"{run['warm_up_errors']} warm-up requests failed")
     if run["unfinished"] > run["completed"]:
-        found.append("most answers were cut at the end, and count nowhere; raise --max-seconds")
+        # What was ended by hand would not have gone on for longer with more time.
+        advice = "let it run for longer" if run["stopped"] else "raise --max-seconds"
+        found.append(f"most answers were cut at the end, and count nowhere; {advice}")
     busiest = max(run["client_cpu_shares"], default=0.0)
     if busiest > _BUSY:
         found.append(

@@ -193,6 +193,8 @@ class ChatCompletionRequest(GenerationRequest, TemplatedChat):
 
     place = CHAT
 
+    # Nothing is echoed of a conversation, so that an answer has a token at least.
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

@@ -69,25 +69,39 @@ def test_text_is_as_long_as_it_should_be_for_the_server_that_counts_it():
     assert "800 prompt tokens" in ran.stdout or "801 prompt tokens" in ran.stdout, ran.stdout
 
 
+def interrupted(num_asked: int, server: Any, *options: str) -> tuple[int, str, str]:
+    """A run that is ended as a terminal does it when the server has so many requests: exit status, output, errors."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "bench", "--url", server.url, *options],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while len(server.bodies) < num_asked and time.monotonic() < deadline:
+        time.sleep(0.02)
+    # To all processes.
+    os.killpg(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    return running.returncode, out, err
+
+
 def test_ctrl_c_shows_what_there_is_so_far(tmp_path: Path):
     file = tmp_path / "run.json"
     with serving(lambda body: tokens(body) if len(server.bodies) < 7 else [text(), 30]) as server:
-        options = ["--url", server.url, "--num-prompts", "50", "--max-concurrency", "1", "--json", str(file)]
-        running = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, "bench", *options],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 30
-        while len(server.bodies) < 7 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        # As a terminal does it: to all processes.
-        os.killpg(running.pid, signal.SIGINT)
-        out, err = running.communicate(timeout=30)
-    assert running.returncode == 130, err
+        options = ["--num-prompts", "50", "--max-concurrency", "1", "--json", str(file)]
+        code, out, err = interrupted(7, server, *options)
+    assert code == 130, err
     assert "4 requests in" in out, out + err
     assert "1 cut at the end" in out
     assert json.loads(file.read_text())["stopped"] is True
     assert "Traceback" not in err
+
+
+def test_a_run_that_was_stopped_is_not_told_to_take_more_time():
+    with serving(lambda body: [text(), 30]) as server:
+        code, out, err = interrupted(3, server, "--num-prompts", "3", "--num-warmups", "0")
+    assert (code, "3 cut at the end" in out) == (130, True), out + err
+    assert "let it run for longer" in err
+    assert "--max-seconds" not in err
 
 
 def test_a_run_that_was_too_short_for_its_answers_says_so():
