@@ -59,12 +59,13 @@ def runner_num_gpus(config: LLMConfig, gpus: ClusterGpus) -> float:
         _check_type(config, gpus)
         return 1.0
     if config.device == "gpu":
-        seen = (
-            f"Ray sees {gpus.nodes} nodes and no GPU on any" if gpus.nodes else "this machine has none that Ray finds"
-        )
+        if gpus.nodes:
+            raise SettingsError(
+                f"device: gpu, but Ray sees {gpus.nodes} nodes and no GPU on any; use device: auto or cpu, connect to a cluster "
+                "with GPUs, or set runner_num_gpus: 1 to wait for a node with one"
+            )
         raise SettingsError(
-            f"device: gpu, but {seen}; use device: auto or cpu, connect to a cluster with GPUs, or set runner_num_gpus: 1 "
-            "to wait for a node with one"
+            "device: gpu, but this machine has none that Ray finds; use device: auto or cpu, or connect to a cluster with GPUs"
         )
     return 0.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 from deployments.routing.waiting.turns import Turns
 from tests.deployments.ingress_without_ray import Connection, application_of, service_of
@@ -26,8 +27,7 @@ async def test_the_wait_for_a_turn_counts(monkeypatch):
     await app(connection.scope, connection.receive, connection.send)
     assert connection.events[0]["status"] == 200
     await until(lambda: sum(engines.metrics.totals.whole.counts) == 1, 20)
-    (name,) = {name for _, name in service.traces._traces if name.startswith("cmpl-")}
-    (sequence,) = service.traces.of(name, "")["sequences"]
+    (sequence,) = service.traces.of(json.loads(connection.body)["id"], "")["sequences"]
     hops = {hop["name"]: hop["took_ms"] for hop in sequence["hops"]}
     assert list(hops)[:3] == ["received", "begun", "prepared"]
     assert 900 * WAITED_S <= hops["begun"] < 900 * WAITED_S * 20
