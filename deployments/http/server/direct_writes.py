@@ -9,6 +9,7 @@ from typing import Any
 
 from deployments.http.body_writer import offer_body_writer
 from deployments.http.server.http_1_0 import UnchunkedCycle
+from deployments.http.server.pipelining import note_answered
 from deployments.native.step_writer import Outlet, step_writer
 
 
@@ -22,6 +23,7 @@ class WritingCycle(UnchunkedCycle):
 
     async def run_asgi(self, app: Any) -> None:
         """Have ``app`` answer the request."""
+        note_answered(self)
         # Under TLS bytes are the transport's alone.
         is_plain = self.transport.get_extra_info("ssl_object") is None
         sock = self.transport.get_extra_info("socket") if is_plain else None

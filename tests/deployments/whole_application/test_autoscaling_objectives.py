@@ -17,6 +17,8 @@ import pytest
 import ray
 import yaml
 from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
 from cluster.config import Autoscaling
@@ -70,6 +72,8 @@ def by_objectives(app: App, tmp_path):
     wait_for(lambda: health(found)[0] == 200, 60, "the application is not ready")
     yield found
     serve.delete("objectives")
+    # What was given in a file stays known to Serve, and a controller that comes back would deploy it again.
+    _get_global_client().deploy_apps(ServeDeploySchema(applications=[]))
 
 
 def engine_ids(app: App) -> set[str]:

@@ -95,6 +95,7 @@ class Notes:
         self.is_closing = lambda: b"closed" in self.written
         self.get_extra_info = lambda name: None
         self.get_write_buffer_size = lambda: 0
+        self.get_protocol = SimpleNamespace
 
     async def answer(self, app: Any, method: str = "POST", **flow: Any) -> list[bytes]:
         """What is written for one request: what else the event loop does meanwhile is a turn."""

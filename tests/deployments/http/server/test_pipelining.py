@@ -23,8 +23,7 @@ HALF = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\
 
 @pytest.fixture
 def telling(monkeypatch) -> None:
-    for name in ("connection_lost", "_start_asgi_task"):
-        monkeypatch.setattr(HttpToolsProtocol, name, vars(HttpToolsProtocol)[name])
+    monkeypatch.setattr(HttpToolsProtocol, "connection_lost", vars(HttpToolsProtocol)["connection_lost"])
     tell_who_is_answered()
     tell_who_is_answered()  # as well as once
 
