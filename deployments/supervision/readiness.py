@@ -70,7 +70,6 @@ def _replicas(deployment: Any) -> str:
 
 def last_error(message: str) -> str:
     """The last error that a traceback names; a message without one as it is, in one line."""
-    found = [
-        match.group(1) for line in _COLOUR.sub("", message).splitlines() if (match := _LAST_ERROR.match(line.strip()))
-    ]
-    return (found[-1] if found else " ".join(_COLOUR.sub("", message).split()))[:_MOST_CHARACTERS]
+    plain = _COLOUR.sub("", message)
+    found = [match.group(1) for line in plain.splitlines() if (match := _LAST_ERROR.match(line.strip()))]
+    return (found[-1] if found else " ".join(plain.split()))[:_MOST_CHARACTERS]

@@ -135,14 +135,6 @@ def serve(monkeypatch) -> Iterator[Callable[..., Server]]:
             server.server_close()
 
 
-@pytest.fixture
-def dead() -> Iterator[str]:
-    """An address at which nobody listens, kept from being given to anybody else."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-
-
 def blocking(urls: str | list[str], method: str, *arguments: Any, **options: Any) -> tuple[Any, str]:
     with Client(urls, timeout=10) as client:
         found = getattr(client, method)(*arguments, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,14 +46,6 @@ def server(health: bytes, status: int = 200) -> Iterator[str]:
         thread.join()
 
 
-@pytest.fixture
-def nowhere() -> Iterator[str]:
-    """An address where nobody listens, and nobody else will."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-
-
 def shown(*arguments: str):
     return CliRunner(env={"COLUMNS": "300"}).invoke(app, ["status", *arguments])
 
@@ -80,19 +71,19 @@ def test_the_first_line_is_the_servers_state(health, status, said, code):
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_an_address_that_does_not_answer_is_named_beside_one_that_does(nowhere, is_first):
+def test_an_address_that_does_not_answer_is_named_beside_one_that_does(dead, is_first):
     with server(b'{"status": "ok"}') as url, server(b"", 503) as loading:
-        given = [nowhere, url, loading] if is_first else [url, loading, nowhere]
+        given = [dead, url, loading] if is_first else [url, loading, dead]
         found = shown("--url", ",".join(given))
         lines = found.stdout.splitlines()
         assert (lines[0], found.exit_code) == (f"{url}: ready", 0)
         assert f"{loading}: loading" in lines[1:3]
-        assert any(line.startswith(f"{nowhere}: no answer: ") for line in lines[1:3])
+        assert any(line.startswith(f"{dead}: no answer: ") for line in lines[1:3])
         others = json.loads(shown("--url", ",".join(given), "--json").stdout)["other_urls"]
-        assert others[loading] == "loading" and others[nowhere].startswith("no answer")
+        assert others[loading] == "loading" and others[dead].startswith("no answer")
 
 
-def test_if_nobody_answers_that_is_an_error(nowhere):
-    found = shown("--url", f"{nowhere},{nowhere}/v1")
+def test_if_nobody_answers_that_is_an_error(dead):
+    found = shown("--url", f"{dead},{dead}/v1")
     assert (found.exit_code, found.stdout) == (1, "")
     assert found.stderr.startswith("Error:")

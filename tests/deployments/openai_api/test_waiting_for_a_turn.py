@@ -31,5 +31,5 @@ async def test_the_wait_for_a_turn_counts(monkeypatch):
     hops = {hop["name"]: hop["took_ms"] for hop in sequence["hops"]}
     assert list(hops)[:3] == ["received", "begun", "prepared"]
     assert 900 * WAITED_S <= hops["begun"] < 900 * WAITED_S * 20
-    assert hops["prepared"] < hops["begun"] * 20
+    assert hops["prepared"] < hops["begun"]
     assert engines.metrics.totals.first_token.total >= 0.9 * WAITED_S

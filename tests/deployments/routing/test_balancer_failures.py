@@ -11,7 +11,7 @@ from actors.requests import place_reservations
 from actors.requests.place_reservations import RESERVED_FOR_S
 from deployments.routing import balancer
 from deployments.routing.engine_client import EngineClient
-from tests.deployments.routing.crowded_engines import STEP_S, num_waiting
+from tests.deployments.routing.crowded_engines import STEP_S, crowd, num_waiting
 from tests.deployments.routing.local_answers import Answer, expected, start_many
 from tests.deployments.routing.local_engines import attach, local_client, start_runner
 from tests.waiting import until
@@ -21,11 +21,7 @@ pytestmark = pytest.mark.usefixtures("this_node")
 
 async def test_a_place_that_is_lost_on_the_way_loses_no_request(tiny_model, monkeypatch):
     """The target promises places and is gone when the requests come."""
-    first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
-    client, handle = local_client({"first": first})
-    answers = start_many(client, 8)
-    await until(lambda: num_waiting(first) == 4, 5)
-    await asyncio.sleep(0.15)
+    first, second, [(client, handle)], answers = await crowd(tiny_model, 1)
     handle.add("second", second)
     attach(client, handle, "second")
     await until(lambda: any(one[3] for one in handle.sent) or len(second.actor.serving.live), 10)
@@ -41,11 +37,7 @@ async def test_a_place_that_is_lost_on_the_way_loses_no_request(tiny_model, monk
 @pytest.mark.parametrize("killed", ["target", "source"])
 async def test_an_engine_that_dies_within_a_move_loses_no_request(tiny_model, killed):
     """Between the promise of places and the requests that are to have them."""
-    first, second = [await start_runner(tiny_model, name, STEP_S) for name in ("first", "second")]
-    client, handle = local_client({"first": first})
-    answers = start_many(client, 8)
-    await until(lambda: num_waiting(first) == 4, 5)
-    await asyncio.sleep(0.15)
+    first, second, [(client, handle)], answers = await crowd(tiny_model, 1)
     dies, stays = (second, first) if killed == "target" else (first, second)
     granted: list[int] = []
     reserve = second.actor.reserve
